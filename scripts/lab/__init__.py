@@ -1,0 +1,1 @@
+"""Network namespaces in which VELA is demonstrated, tested and measured. Standard library only."""

@@ -1,0 +1,350 @@
+"""velad in a namespace: its configuration, its readiness, its status, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from lab.counters import Expectation, Wanted
+from lab.errors import LabError
+from lab.namespace import Namespace
+from lab.resource import Resource
+from lab.waiting import eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+READY_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 15.0
+VELACTL_TIMEOUT_S = 15.0
+COUNTED_TIMEOUT_S = 5.0
+LOG_TAIL_LINES = 40
+
+CONTROL_SOCKET = "velad.sock"
+_DAEMON_TABLE = re.compile(r"^\[daemon\][ \t]*(#.*)?$", re.MULTILINE)
+
+recent: list[Velad] = []
+"""Every one made since the list was last cleared: what a failed test shows the logs of."""
+
+
+class Velad(Resource):
+    """One velad. A context: started and ready inside, stopped on leaving.
+
+    config is TOML; the keys that name files are added to its [daemon] table.
+    Everything it writes is in directory: a temporary one, removed at the end,
+    unless one is given.
+    """
+
+    def __init__(
+        self, namespace: Namespace, config: str, *, name: str = "", directory: Path | None = None
+    ) -> None:
+        self.namespace = namespace
+        self.name = name or namespace.name
+        self._own_directory = directory is None
+        self.directory = directory or Path(tempfile.mkdtemp(prefix="vela-lab-"))
+        self.config_path = self.directory / "vela.toml"
+        self.control_socket = self.directory / CONTROL_SOCKET
+        self.log_path = self.directory / "velad.log"
+        self.process: subprocess.Popen[str] | None = None
+        self._notify: socket.socket | None = None
+        self._last_log = ""
+        self.configure(config)
+        recent.append(self)
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process id; LabError if it does not run."""
+        if self.process is None:
+            raise LabError(f"velad {self.name} does not run")
+        return self.process.pid
+
+    def configure(self, config: str) -> None:
+        """Write the configuration; a running velad sees it when told to reload."""
+        self.config_path.write_text(with_files(config, self.directory))
+
+    def start(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Start it and wait until it says READY=1 (sd_notify).
+
+        Raises LabError, with the end of its log, if it exits or is not ready in time.
+        """
+        self.launch()
+        self.await_ready(timeout_s)
+
+    def launch(self) -> None:
+        """Start it; await_ready() is to follow."""
+        notify_path = self.directory / "notify.sock"
+        notify_path.unlink(missing_ok=True)
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(notify_path))
+        command, env = entry_point("velad", "vela.supervisor.cli")
+        env["NOTIFY_SOCKET"] = str(notify_path)
+        with self.log_path.open("ab") as log:
+            self.process = self.namespace.popen(
+                *command, "--config", str(self.config_path), stdout=log, stderr=log, env=env
+            )
+
+    def await_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until it is ready; see start()."""
+        assert self.process is not None
+        assert self._notify is not None
+        deadline = time.monotonic() + timeout_s
+        exited = os.pidfd_open(self.process.pid)
+        try:
+            poll = select.poll()
+            poll.register(self._notify, select.POLLIN)
+            poll.register(exited, select.POLLIN)
+            while True:
+                left_ms = max(0.0, deadline - time.monotonic()) * 1000
+                ready = [fd for fd, _ in poll.poll(left_ms)]
+                if self._notify.fileno() in ready:
+                    if b"READY=1" in self._notify.recv(4096).split(b"\n"):
+                        return
+                elif exited in ready:
+                    status = self.process.wait()
+                    raise self._error(f"exited with status {status} before it was ready")
+                else:
+                    raise self._error(f"not ready after {timeout_s:g} s")
+        finally:
+            os.close(exited)
+            self._close_notify()
+
+    def _close_notify(self) -> None:
+        if self._notify is not None:
+            self._notify.close()
+            self._notify = None
+
+    def control(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run velactl against it. Raises LabError if that fails and check is set."""
+        done = velactl(self.control_socket, *argv)
+        if check and done.returncode:
+            said = done.stderr.strip() or done.stdout.strip()
+            raise self._error(f"velactl {' '.join(argv)}: exit status {done.returncode}: {said}")
+        return done
+
+    def status(self) -> dict[str, Any]:
+        """Return what `velactl status --json` says, without the time that velactl takes to start.
+
+        LabError if velad does not answer.
+        """
+        try:
+            return self._ask_status()
+        except (OSError, ValueError) as err:
+            raise self._error(f"does not answer: {err}") from err
+
+    def _ask_status(self) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            asking.settimeout(VELACTL_TIMEOUT_S)
+            asking.connect(str(self.control_socket))
+            asking.sendall(b'{"command": "status"}\n')
+            with asking.makefile() as answers:
+                answer: dict[str, Any] = json.loads(answers.readline())
+        return answer
+
+    def circuit(self, name: str) -> dict[str, Any]:
+        """Return one circuit's entry of the status."""
+        for entry in self.status()["circuits"]:
+            if entry["name"] == name:
+                found: dict[str, Any] = entry
+                return found
+        raise self._error(f"has no circuit {name}")
+
+    def counted(self, circuit: str, **wanted: Wanted) -> dict[str, Any]:
+        """Return the circuit's counters as soon as they have come to what is wanted.
+
+        See lab.counters. Raises LabError, with those last seen, if they do not
+        in time; at once if one exceeds what is wanted.
+        """
+        expectation = Expectation(wanted)
+
+        def counters(status: dict[str, Any]) -> dict[str, Any]:
+            (entry,) = (one for one in status["circuits"] if one["name"] == circuit)
+            found: dict[str, Any] = entry["counters"]
+            return found
+
+        def decided(status: dict[str, Any]) -> bool:
+            seen = counters(status)
+            return expectation.is_exceeded(seen) or expectation.is_reached(seen)
+
+        what = f"{circuit} to count {expectation}"
+        seen = counters(self.wait_for(decided, COUNTED_TIMEOUT_S, what))
+        if expectation.is_exceeded(seen):
+            raise self._error(f"waited for {what}; it is more: {json.dumps(seen)}")
+        return seen
+
+    def worker_pid(self, circuit: str) -> int:
+        """Return the process id of a circuit's worker, as soon as there is one."""
+
+        def pid(status: dict[str, Any]) -> int:
+            for entry in status["circuits"]:
+                if entry["name"] == circuit and entry["worker"]:
+                    return int(entry["worker"]["pid"] or 0)
+            return 0
+
+        status = self.wait_for(lambda status: pid(status) != 0, 5.0, f"a worker of {circuit}")
+        return pid(status)
+
+    def wait_for(
+        self, predicate: Callable[[dict[str, Any]], bool], timeout_s: float, what: str = ""
+    ) -> dict[str, Any]:
+        """Return the first status of which predicate is true.
+
+        Raises LabError, with the last status, if there is none in time; at
+        once if velad ends.
+        """
+        seen: dict[str, Any] = {}
+
+        def met() -> bool:
+            nonlocal seen
+            try:
+                seen = self.status()
+            except LabError:
+                if self.process is None or self.process.poll() is not None:
+                    awaited = what or "its status"
+                    raise self._error(f"ended while waiting for {awaited}") from None
+                raise
+            return predicate(seen)
+
+        try:
+            eventually(met, timeout_s, what or "a status")
+        except LabError as err:
+            raise LabError(f"{err}\nlast status: {json.dumps(seen)}") from err
+        return seen
+
+    def wait_for_state(self, circuit: str, *states: str, timeout_s: float = 10.0) -> dict[str, Any]:
+        """Return the circuit's entry as soon as it is in one of the states."""
+
+        def entries(status: dict[str, Any]) -> list[dict[str, Any]]:
+            return [one for one in status["circuits"] if one["name"] == circuit]
+
+        status = self.wait_for(
+            lambda status: any(one["state"] in states for one in entries(status)),
+            timeout_s,
+            f"circuit {circuit} to be {' or '.join(states)}",
+        )
+        return entries(status)[0]
+
+    def detach(self) -> None:
+        """Let it run on, and keep its files, after this process ends."""
+        self.process = None
+        self._own_directory = False
+
+    def reload(self) -> None:
+        """Send SIGHUP."""
+        os.kill(self.pid, signal.SIGHUP)
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Send SIGTERM and return the exit status; negative, the signal that ended it.
+
+        Raises LabError if it has to be killed.
+        """
+        if self.process is None:
+            raise LabError(f"velad {self.name} does not run")
+        self.process.terminate()
+        try:
+            return self._reap(timeout_s)
+        except subprocess.TimeoutExpired as err:
+            self.kill()
+            raise self._error(f"did not stop within {timeout_s:g} s of SIGTERM") from err
+
+    def kill(self) -> None:
+        """Send SIGKILL and wait; its workers are then the kernel's to end."""
+        if self.process is not None:
+            self.process.kill()
+            self._reap(STOP_TIMEOUT_S)
+
+    def _reap(self, timeout_s: float) -> int:
+        assert self.process is not None
+        status = self.process.wait(timeout_s)
+        self.process = None
+        return status
+
+    def close(self) -> None:
+        """Stop it if it runs, and remove its directory if that was made here."""
+        self._close_notify()
+        try:
+            if self.process is not None:
+                self.stop()
+        finally:
+            self._last_log = self.log()
+            if self._own_directory:
+                shutil.rmtree(self.directory, ignore_errors=True)
+
+    def log(self) -> str:
+        """Return all it wrote to stderr so far; also after it was closed."""
+        try:
+            return self.log_path.read_text(errors="replace")
+        except FileNotFoundError:
+            return self._last_log
+
+    def log_tail(self) -> str:
+        """Return the log's last lines."""
+        return "\n".join(self.log().splitlines()[-LOG_TAIL_LINES:]) or "(empty)"
+
+    def _error(self, what: str) -> LabError:
+        error = LabError(f"velad {self.name}: {what}")
+        error.add_note(f"its log ends:\n{self.log_tail()}")
+        return error
+
+
+@contextmanager
+def started_together(*velads: Velad) -> Iterator[None]:
+    """All of them, in about the time that one takes; where none has to be there before another."""
+    with ExitStack() as stack:
+        for velad in velads:
+            stack.callback(velad.close)
+        for velad in velads:
+            velad.launch()
+        for velad in velads:
+            velad.await_ready()
+        yield
+
+
+def with_files(config: str, directory: Path) -> str:
+    """Return the TOML text with the keys that name files, below directory, in [daemon]."""
+    added = (
+        f"control_socket = {json.dumps(str(directory / CONTROL_SOCKET))}\n"
+        f"state_directory = {json.dumps(str(directory / 'state'))}"
+    )
+    header = _DAEMON_TABLE.search(config)
+    if header is None:
+        return f"[daemon]\n{added}\n\n{config}"
+    return f"{config[: header.end()]}\n{added}{config[header.end() :]}"
+
+
+def velactl(control_socket: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run velactl on a control socket; a Unix socket is reached across namespaces."""
+    command, env = entry_point("velactl", "vela.supervisor.velactl")
+    line = [*command, "--socket", str(control_socket), *argv]
+    try:
+        return subprocess.run(
+            line,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=VELACTL_TIMEOUT_S,
+            env=env,
+        )
+    except subprocess.TimeoutExpired as err:
+        raise LabError(f"velactl {' '.join(argv)}: no answer in {VELACTL_TIMEOUT_S:g} s") from err
+
+
+def entry_point(script: str, module: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command and environment of an installed script, or of this source tree's."""
+    env = dict(os.environ)
+    installed = Path(sys.executable).with_name(script)
+    if installed.exists():
+        return [str(installed)], env
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    code = f"import sys; from {module} import main; sys.exit(main())"
+    return [sys.executable, "-c", code], env

@@ -1,0 +1,140 @@
+"""What is measured of a tunnel: TCP, the rate of frames, the round trip, many circuits at once.
+
+Figures are known by keys whose endings say the unit; A to B is "ab".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from lab.blast import ETHERNET_HEADER, blast_across
+from lab.cpu import cpu_used
+from lab.errors import LabError
+from lab.load import CONGESTION_CONTROL, iperf3, ping
+from lab.program import Program
+from lab.rate_search import GROWTH, Effort, highest_rate
+from lab.streams import concurrent_streams
+from lab.tunnels.tunnel import Segment
+
+Figures = dict[str, float]
+
+FRAME_CHECK = 4
+# Of Ethernet, with the frame check that neither Linux nor a tunnel carries
+# (RFC 2544, section 9.1); beside these, the largest that each tunnel carries.
+FRAME_SIZES = (64, 512)
+FULL = "full"
+
+FIRST_RATE_PER_S = 20000.0
+# The last round's rate is a good guess for this one's.
+GUESS = 0.9
+GUESS_GROWTH = 1.2
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is done in one round."""
+
+    seconds: int
+    """Of each TCP run."""
+    streams: int = 4
+    """At once, in the run of several."""
+    pings: int = 300
+    ping_interval_s: float = 0.003
+    effort: Effort = field(default_factory=Effort)
+    circuits: tuple[int, ...] = (1, 2, 8, 64)
+
+
+@dataclass(slots=True)
+class Bench:
+    """The tools of all measurements."""
+
+    scale: Scale
+    blast: Program
+    streams: Program
+    _rates: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Rates of frames found before, by B's address and size."""
+
+    def tcp(self, segment: Segment) -> Figures:
+        """One stream, first from A to B, then from B to A."""
+        return self._tcp(segment, 1)
+
+    def tcp_streams(self, segment: Segment) -> Figures:
+        """Several streams at once, first from A to B, then from B to A."""
+        return self._tcp(segment, self.scale.streams)
+
+    def _tcp(self, segment: Segment, streams: int) -> Figures:
+        figures: Figures = {}
+        for direction, reverse in (("ab", False), ("ba", True)):
+            with cpu_used(segment.forwarders) as cpu:
+                run = iperf3(
+                    segment.b.namespace,
+                    segment.a.namespace,
+                    segment.b.address,
+                    seconds=self.scale.seconds,
+                    streams=streams,
+                    reverse=reverse,
+                    congestion_control=CONGESTION_CONTROL,
+                )
+            gigabytes = run.received_bits_per_s * run.seconds / 8e9
+            key = f"tcp_{streams}_{direction}"
+            figures[f"{key}_mbit_per_s"] = run.received_bits_per_s / 1e6
+            figures[f"{key}_retransmits"] = float(run.retransmits)
+            if gigabytes:
+                figures[f"{key}_machine_s_per_gb"] = cpu.machine_s / gigabytes
+            if gigabytes and segment.forwarders:
+                figures[f"{key}_forwarders_s_per_gb"] = cpu.processes_s / gigabytes
+                figures[f"{key}_forwarder_cores"] = cpu.processes_s / run.seconds / 2
+        return figures
+
+    def udp(self, segment: Segment) -> Figures:
+        """The highest rate of frames with less than 1 % loss, from A to B."""
+        figures: Figures = {}
+        sizes = {str(size): size - FRAME_CHECK for size in FRAME_SIZES}
+        sizes[FULL] = segment.mtu + ETHERNET_HEADER
+        for name, frame in sizes.items():
+            known = self._rates.get((segment.b.address, name))
+            start, growth = (known * GUESS, GUESS_GROWTH) if known else (FIRST_RATE_PER_S, GROWTH)
+            with blast_across(self.blast, segment, frame) as blast:
+                found = highest_rate(blast.trial, start, self.scale.effort, growth)
+            self._rates[segment.b.address, name] = found.delivered_per_s
+            key = f"udp_{name}"
+            millions = found.received / 1e6
+            figures[f"{key}_frames_per_s"] = found.delivered_per_s
+            figures[f"{key}_loss"] = found.loss
+            figures[f"{key}_machine_s_per_million"] = found.machine_cpu_s / millions
+            figures[f"{key}_generator_s_per_million"] = found.generator_cpu_s / millions
+            if segment.forwarders:
+                figures[f"{key}_forwarders_s_per_million"] = found.forwarders_cpu_s / millions
+        return figures
+
+    def rtt(self, segment: Segment) -> Figures:
+        """The round trip while nothing else happens."""
+        pings = ping(
+            segment.a.namespace,
+            segment.b.address,
+            count=self.scale.pings,
+            interval_s=self.scale.ping_interval_s,
+        )
+        if not pings.rtt_ms:
+            raise LabError(f"{segment.b.address} answered no ping")
+        return {
+            "rtt_p50_us": percentile(pings.rtt_ms, 50) * 1e3,
+            "rtt_p99_us": percentile(pings.rtt_ms, 99) * 1e3,
+            "rtt_lost": float(pings.lost),
+        }
+
+    def circuits(self, segments: list[Segment]) -> Figures:
+        """TCP over the first of them, the first two, and so on: a stream each at the same time."""
+        figures: Figures = {}
+        for count in self.scale.circuits:
+            shares = concurrent_streams(self.streams, segments[:count], self.scale.seconds)
+            figures[f"circuits_{count}_mbit_per_s"] = shares.total / 1e6
+            figures[f"circuits_{count}_jain"] = shares.fairness
+            figures[f"circuits_{count}_min_to_max"] = shares.least_to_most
+        return figures
+
+
+def percentile(values: tuple[float, ...], percent: float) -> float:
+    """Return the smallest of the values that at least percent of them do not exceed."""
+    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]

@@ -1,0 +1,47 @@
+"""Processes as /proc shows them: which one a number means, and who belongs to a session."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot, or None if there is none.
+
+    Together with the number it tells a process from a later one of that number.
+    """
+    try:
+        text = Path("/proc", str(pid), "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # proc_pid_stat(5): field 22; the second one, in parentheses, may hold anything.
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def running_members(session: int) -> list[int]:
+    """Return those that have not ended: of some, only the exit status is left to be taken.
+
+    Where their parent is gone that is init's to do, and it may take its time.
+    """
+    return [pid for pid in session_members(session) if not _has_ended(pid)]
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        text = Path("/proc", str(pid), "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return text.rpartition(")")[2].split()[0] in ("Z", "X")
+
+
+def session_members(session: int) -> list[int]:
+    """Return the processes of a session, known by its leader's process id."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(ProcessLookupError):
+                if os.getsid(int(entry.name)) == session:
+                    found.append(int(entry.name))
+    return found

@@ -1,0 +1,35 @@
+"""All tunnels that can be measured, by name."""
+
+from __future__ import annotations
+
+from lab.tunnels.direct import direct
+from lab.tunnels.fastd import fastd
+from lab.tunnels.kernel import gretap, vxlan
+from lab.tunnels.many import Circuits, many_vela, many_vxlan
+from lab.tunnels.openvpn import openvpn
+from lab.tunnels.socat import socat
+from lab.tunnels.tinc import tinc
+from lab.tunnels.tunnel import Tunnel
+from lab.tunnels.vela import vela
+
+VXLAN = "kernel vxlan"
+FASTD = "fastd null"
+ENGINES = ("native", "python")
+
+TUNNELS: dict[str, Tunnel] = {
+    "no tunnel": direct,
+    **{f"vela {engine}": vela(engine) for engine in ENGINES},
+    VXLAN: vxlan,
+    "kernel gretap": gretap,
+    FASTD: fastd,
+    "openvpn": openvpn,
+    "tinc": tinc,
+    "socat": socat,
+}
+"""By the names that tables show, in their order."""
+
+CIRCUITS: dict[str, Circuits] = {
+    **{f"vela {engine}": many_vela(engine) for engine in ENGINES},
+    VXLAN: many_vxlan,
+}
+"""Those of which many are measured at once."""

@@ -1,0 +1,92 @@
+"""VELA itself: circuits as two ends of this version agree on them, with whatever both can do."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from lab.daemon import Velad, entry_point, with_files
+from lab.topology import TwoRouters
+from lab.tunnels.tunnel import (
+    End,
+    Segment,
+    Tunnel,
+    UnavailableError,
+    await_whole_packets,
+    ends,
+    port,
+)
+
+UP_TIMEOUT_S = 20.0
+OVERHEAD = 20 + 8 + 1  # IPv4, UDP, circuit id; docs/protocol.md
+
+
+def vela(engine: str) -> Tunnel:
+    """Return the tunnel of one circuit with that engine."""
+
+    @contextmanager
+    def tunnel(routers: TwoRouters, number: int) -> Iterator[Segment]:
+        with vela_circuits(engine, [ends(routers, number, "vela")], port(number)) as segments:
+            yield segments[0]
+
+    return tunnel
+
+
+@contextmanager
+def vela_circuits(
+    engine: str, pairs: list[tuple[End, End]], udp_port: int
+) -> Iterator[list[Segment]]:
+    """Circuits 1, 2, ... between one velad at each end, one for each pair of ends."""
+    configs = [_config(engine, pairs, udp_port, own) for own in (0, 1)]
+    _need_engine(pairs[0][0], configs[0])
+    with ExitStack() as stack:
+        routers = [end.router for end in pairs[0]]
+        velads = [
+            stack.enter_context(Velad(router.namespace, config))
+            for router, config in zip(routers, configs, strict=True)
+        ]
+        for velad in velads:
+            velad.wait_for(_all_up, UP_TIMEOUT_S, "all circuits to be up")
+        workers = [
+            [velad.worker_pid(pair[own].interface) for own, velad in enumerate(velads)]
+            for pair in pairs
+        ]
+        segments = [
+            Segment(*pair, routers[0].underlay.mtu - OVERHEAD, tuple(pids))
+            for pair, pids in zip(pairs, workers, strict=True)
+        ]
+        for segment in segments:
+            await_whole_packets(segment)
+        yield segments
+
+
+def _all_up(status: dict[str, Any]) -> bool:
+    return all(circuit["state"] == "up" for circuit in status["circuits"])
+
+
+def _config(engine: str, pairs: list[tuple[End, End]], udp_port: int, own: int) -> str:
+    text = [f'[daemon]\nengine = "{engine}"\nport = {udp_port}\n']
+    for circuit_id, pair in enumerate(pairs, start=1):
+        end, other = pair[own], pair[1 - own]
+        text.append(
+            f"[circuits.{end.interface}]\n"
+            f'id = {circuit_id}\nremote = "{other.router.ipv4}:{udp_port}"\n'
+            f'addresses = ["{end.address}/24"]\n'
+        )
+    return "".join(text)
+
+
+def _need_engine(end: End, config: str) -> None:
+    """Raise UnavailableError, with what velad says, if it refuses the configuration."""
+    with tempfile.TemporaryDirectory(prefix="vela-lab-") as directory:
+        path = Path(directory, "vela.toml")
+        path.write_text(with_files(config, path.parent))
+        command, env = entry_point("velad", "vela.supervisor.cli")
+        line = (*command, "--config", str(path), "--check")
+        done = end.namespace.run(*line, check=False, env=env)
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip()
+        raise UnavailableError(f"velad: {said.replace(str(path), path.name)}")

@@ -1,0 +1,358 @@
+"""All circuits of a daemon, and all who want some: the file, commands, other machines."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+import structlog
+
+from vela.affinity import allowed_cpus, least_loaded
+from vela.circuit import (
+    CircuitConfig,
+    Config,
+    Encapsulation,
+    Endpoint,
+    IPAddress,
+    PeerConfig,
+    Remote,
+)
+from vela.config import parse_circuits
+from vela.errors import ConfigError, DeviceError, VelaError
+from vela.key import load_key
+from vela.negotiation import CircuitRequested, CloseReason, RejectCode
+from vela.supervisor.circuit import Circuit, Origin, State
+from vela.supervisor.kept import Kept
+from vela.supervisor.negotiated import NegotiatedCircuit
+from vela.supervisor.negotiator import Negotiator
+from vela.supervisor.occupancy import Occupancy
+from vela.supervisor.pseudowire import Services
+from vela.supervisor.static import StaticCircuit
+from vela.supervisor.status import CircuitStatus
+from vela.supervisor.store import Store, Stored, StoredCircuit
+
+# Between the first steps of circuits at start: a remote that sets up its ends
+# takes about as long for each, and must not be asked again before it comes to it.
+START_INTERVAL_S = 0.005
+
+
+class Circuits:
+    """Every circuit by name, whether of the configuration, of a command, or of another machine."""
+
+    def __init__(self, config: Config, services: Services, negotiator: Negotiator) -> None:
+        self._config = config
+        self._services = services
+        self._negotiator = negotiator
+        self._circuits: dict[str, Circuit] = {}
+        self._occupancy = Occupancy(config.daemon, self._circuits)
+        store = Store(config.daemon.state_directory)
+        self._kept = Kept(store, services.loop, self._circuits)
+        self._log = structlog.get_logger()
+
+    def set_up(self) -> None:
+        """Create the configuration's circuits, and those that were kept.
+
+        Raises VelaError where one of the configuration cannot be had; one
+        that was kept is left out then, with an error in the log.
+        """
+        stored = self._kept.load(self._config.daemon)
+        for config in self._config.circuits:
+            self._create(config, Origin.CONFIG)
+        left_out = []
+        for kept in stored.circuits:
+            try:
+                self._check_kept(kept)
+                self._create(kept.config, kept.origin, named_by_peer=kept.named_by_peer)
+            except VelaError as err:
+                left_out.append(kept)
+                self._log.error(
+                    "kept_circuit_not_started", circuit=kept.config.name, error=str(err)
+                )
+        for name in stored.disabled & self._circuits.keys():
+            self._circuits[name].disable()
+        self._kept.set_absent(
+            Stored(tuple(left_out), frozenset(stored.disabled - self._circuits.keys()))
+        )
+
+    def start(self) -> None:
+        """Let all look for their remotes, one after the other."""
+        self._start_next(deque(self._circuits.values()))
+
+    def _start_next(self, waiting: deque[Circuit]) -> None:
+        while waiting:
+            circuit = waiting.popleft()
+            # It may have gone, or been started by a command, meanwhile.
+            if self._circuits.get(circuit.name) is circuit and circuit.idle:
+                circuit.start()
+                self._services.loop.call_later(START_INTERVAL_S, lambda: self._start_next(waiting))
+                return
+
+    def close(self) -> None:
+        """Take all down; other ends are told that they come back."""
+        self._kept.close()
+        # First, as the kernel takes 20 ms for the end of each interface.
+        for circuit in self._circuits.values():
+            if isinstance(circuit, NegotiatedCircuit):
+                circuit.say_goodbye(CloseReason.STOPPING)
+        for circuit in self._circuits.values():
+            circuit.close()
+        self._circuits.clear()
+
+    def __len__(self) -> int:
+        return len(self._circuits)
+
+    def check(self) -> None:
+        """Look after all; to be called once a second."""
+        for circuit in self._circuits.values():
+            circuit.check()
+
+    def status(self) -> tuple[CircuitStatus, ...]:
+        return tuple(circuit.status() for circuit in self._circuits.values())
+
+    def silent_toward(self, circuit_id: int, address: IPAddress) -> str:
+        return self._occupancy.silent_toward(circuit_id, address)
+
+    def set_up_by_others(self) -> int:
+        return sum(circuit.origin is Origin.PEER for circuit in self._circuits.values())
+
+    def reload(self, config: Config) -> None:
+        """Take over what changed; circuits that did not are not touched.
+
+        The negotiator knows the policy already.
+        """
+        self._config = config
+        self._apply_policy()
+        wanted = {circuit.name: circuit for circuit in config.circuits}
+        for name, circuit in tuple(self._circuits.items()):
+            if circuit.origin is Origin.CONFIG and wanted.get(name) != circuit.config:
+                # The other end keeps it where it only changes.
+                stays = name in wanted and _is_same_circuit(wanted[name], circuit.config)
+                self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
+        for name, each in wanted.items():
+            if name in self._circuits:
+                continue
+            try:
+                self._occupancy.check_free(each)
+                circuit = self._create(each, Origin.CONFIG)
+            except VelaError as err:
+                self._log.error("circuit_not_started", circuit=name, error=str(err))
+            else:
+                circuit.start()
+
+    def add(self, name: str, settings: Mapping[str, object]) -> Circuit:
+        """Set up a circuit at run time, on both machines; it outlives restarts.
+
+        settings is a table as under [circuits]; without an id the next free
+        one toward that remote is taken. Raises VelaError, and then there is
+        none.
+        """
+        if name in self._circuits:
+            raise ConfigError(f"there is a circuit {name} already")
+        table = dict(settings)
+        if "id" not in table:
+            table["id"] = self._occupancy.free_id(str(table.get("remote", "")))
+        (config,) = parse_circuits({name: table}, self._config.daemon, "velactl add")
+        self._occupancy.check_free(config)
+        circuit = self._create(config, Origin.COMMAND)
+        try:
+            self._kept.save()
+        except DeviceError:
+            self._remove(circuit, CloseReason.DELETED)
+            raise
+        circuit.start()
+        return circuit
+
+    def delete(self, name: str) -> None:
+        """Take a circuit down for good, on both machines. Raises VelaError."""
+        circuit = self._find(name)
+        if circuit.origin is Origin.CONFIG:
+            raise ConfigError(f"{name} is in the configuration file; remove it there, and reload")
+        if circuit.origin is Origin.PEER and circuit.state is State.UP:
+            raise ConfigError(f"{name} was set up by {circuit.config.remote}; delete it there")
+        self._remove(circuit, CloseReason.DELETED)
+        self._kept.save()
+
+    def disable(self, name: str) -> None:
+        """Let a circuit carry nothing until enable(), across restarts, too. Raises VelaError."""
+        circuit = self._find(name)
+        if not circuit.disabled:
+            circuit.disable()
+            self._kept.save()
+
+    def enable(self, name: str) -> None:
+        """Undo disable(). Raises VelaError."""
+        circuit = self._find(name)
+        if circuit.disabled:
+            circuit.enable()
+            circuit.start()
+            self._kept.save()
+
+    def on_requested(self, requested: CircuitRequested) -> None:
+        """Set up what another machine asks for, and the policy allows; or refuse it."""
+        offer, log = requested.offer, self._log.bind(by=str(requested.source))
+        policy = self._negotiator.policy
+        if policy is None:
+            return
+        try:
+            name = offer.interface or self._occupancy.free_name(policy.config.interfaces)
+            config = _config_for(requested, name, self._services.port)
+            self._make_way(config)
+            self._occupancy.check_free(config)
+        except VelaError as err:
+            log.warning("circuit_refused", circuit_id=requested.circuit_id, error=str(err))
+            self._negotiator.reject(requested, RejectCode.CONFLICT, _from_here(err))
+            return
+        try:
+            self._create(
+                config, Origin.PEER, named_by_peer=offer.interface is not None, start=requested
+            )
+            self._kept.save_in_time()
+        except VelaError as err:
+            log.error("circuit_not_set_up", circuit=name, error=str(err))
+            failed = self._circuits.get(name)
+            if failed is not None:
+                self._remove(failed, None)
+            self._negotiator.reject(requested, RejectCode.FAILED, _from_here(err))
+            return
+
+    def _find(self, name: str) -> Circuit:
+        circuit = self._circuits.get(name)
+        if circuit is None:
+            raise ConfigError(f"there is no circuit {name}")
+        return circuit
+
+    def _create(
+        self,
+        config: CircuitConfig,
+        origin: Origin,
+        *,
+        named_by_peer: bool = False,
+        start: CircuitRequested | None = None,
+    ) -> Circuit:
+        cpu = config.cpu
+        if cpu is None:
+            own = [each.cpu for each in self._circuits.values()]
+            cpu = least_loaded(allowed_cpus(), own)
+        # The original VELA knows no handshake.
+        if not config.autoconfigure or config.encapsulation is Encapsulation.IP:
+            circuit: Circuit = StaticCircuit(config, self._services, cpu, origin)
+        else:
+            negotiated = NegotiatedCircuit(
+                config,
+                self._services,
+                cpu,
+                origin,
+                offer=_offer_of(config, named_by_peer) if origin is Origin.PEER else config.peer,
+                key=self._key_for(config, origin),
+                negotiator=self._negotiator,
+                deleted=self._on_deleted,
+                offer_changed=self._on_offer_changed,
+            )
+            circuit = negotiated
+            if start is not None:
+                try:
+                    negotiated.accept(start)
+                except VelaError:
+                    negotiated.close(None)
+                    raise
+        self._circuits[config.name] = circuit
+        return circuit
+
+    def _key_for(self, config: CircuitConfig, origin: Origin) -> bytes | None:
+        if origin is not Origin.PEER and config.key_file is not None:
+            return load_key(config.key_file)
+        return self._negotiator.key
+
+    def _remove(self, circuit: Circuit, reason: CloseReason | None) -> None:
+        """Take a circuit down; the other end is told why, unless reason is None."""
+        if isinstance(circuit, NegotiatedCircuit):
+            circuit.close(reason)
+        else:
+            circuit.close()
+        del self._circuits[circuit.name]
+
+    def _check_kept(self, kept: StoredCircuit) -> None:
+        """Raises ConfigError where a circuit that was kept may be no more."""
+        if kept.origin is Origin.PEER:
+            policy = self._negotiator.policy
+            if policy is None:
+                raise ConfigError("another machine set it up, and there is no [autoconfigure]")
+            refused = policy.judge_offer(_offer_of(kept.config, kept.named_by_peer))
+            if refused is not None:
+                raise ConfigError(refused.text)
+        self._occupancy.check_free(kept.config)
+
+    def _apply_policy(self) -> None:
+        """End what others set up and may not any more; let the rest go on under the new terms."""
+        policy = self._negotiator.policy
+        for circuit in tuple(self._circuits.values()):
+            if circuit.origin is not Origin.PEER or not isinstance(circuit, NegotiatedCircuit):
+                continue
+            if policy is None or policy.judge_offer(circuit.offer) is not None:
+                self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
+                self._remove(circuit, CloseReason.STOPPING)
+                self._kept.try_save()
+            else:
+                circuit.set_terms(policy, self._negotiator.key)
+
+    def _make_way(self, config: CircuitConfig) -> None:
+        """Remove what the same machine set up here before, when it had another address."""
+        other = self._circuits.get(config.name)
+        if (
+            other is not None
+            and other.origin is Origin.PEER
+            and other.state is not State.UP
+            and other.config.id == config.id
+            and self._negotiator.key is not None
+        ):
+            self._log.info("circuit_moved", circuit=config.name, remote=str(config.remote))
+            self._remove(other, None)
+
+    def _on_deleted(self, circuit: NegotiatedCircuit) -> None:
+        self._log.info("circuit_deleted_by_peer", circuit=circuit.name)
+        self._remove(circuit, CloseReason.DELETED)
+        self._kept.try_save()
+
+    def _on_offer_changed(self, circuit: NegotiatedCircuit) -> None:
+        """Forget the circuit: the other end then asks for it anew, as it wants it now."""
+        self._log.info("circuit_changed_by_peer", circuit=circuit.name)
+        self._remove(circuit, None)
+        self._kept.try_save()
+
+
+def _is_same_circuit(one: CircuitConfig, other: CircuitConfig) -> bool:
+    """Tell whether the other end knows both as one: docs/protocol.md, section 1."""
+    return (one.id, one.remote) == (other.id, other.remote) and one.autoconfigure
+
+
+def _config_for(requested: CircuitRequested, name: str, port: int) -> CircuitConfig:
+    """Return the circuit that a remote asks for; port is the local listening one."""
+    offer, description = requested.offer, requested.description
+    return CircuitConfig(
+        name=name,
+        id=requested.circuit_id,
+        remote=_remote_of(requested.source, description.port, port),
+        addresses=offer.addresses,
+        bridge=offer.bridge,
+        mac=offer.mac,
+        keepalive=description.keepalive_ms / 1000,
+    )
+
+
+def _from_here(err: VelaError) -> str:
+    """Return an error of this machine, on one line, for the operator of the other one."""
+    return f"on the other end, {str(err).splitlines()[0]}"
+
+
+def _remote_of(source: Endpoint, listens_on: int, port: int) -> Remote:
+    return Remote(str(source.address), None if listens_on == port else listens_on)
+
+
+def _offer_of(config: CircuitConfig, named_by_peer: bool) -> PeerConfig:
+    """Return what the other end wanted here, from what came of it."""
+    return PeerConfig(
+        interface=config.name if named_by_peer else None,
+        addresses=config.addresses,
+        bridge=config.bridge,
+        mac=config.mac,
+    )

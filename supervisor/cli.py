@@ -1,0 +1,70 @@
+"""velad's command line: arguments in, exit status out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from vela import __version__
+from vela.config import load_config
+from vela.errors import ConfigError, VelaError
+from vela.log import configure
+from vela.supervisor.daemon import Daemon, check_machine
+
+EXIT_OK = 0
+EXIT_REFUSED = 1  # by the machine: privileges, devices, ports, names in use
+EXIT_CONFIG = 2  # by the configuration, or the command line
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run velad until it is told to stop. Return its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        config = load_config(arguments.config)
+        check_machine(arguments.config, config)
+    except ConfigError as err:
+        print(err, file=sys.stderr)
+        return EXIT_CONFIG
+    if arguments.check:
+        print(f"{arguments.config}: no mistakes, {len(config.circuits)} circuits")
+        return EXIT_OK
+    configure(config.daemon.log_level, config.daemon.log_format)
+    try:
+        if os.geteuid() != 0:
+            raise VelaError("it must be started as root, to make interfaces; workers run as others")
+        daemon = Daemon(arguments.config, config)
+    except (VelaError, OSError) as err:
+        print(f"velad: {err}", file=sys.stderr)
+        return EXIT_REFUSED
+    daemon.run()
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="velad",
+        description="Carry Ethernet between hosts over UDP: one interface for each circuit.",
+        epilog="Signals: TERM and INT stop it; HUP makes it read the file again, and circuits that "
+        "did not change lose nothing. Exit status: 0 stopped; 1 the machine refused something; "
+        "2 mistakes in the configuration.",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path("/etc/vela.toml"),
+        metavar="FILE",
+        help="the configuration (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only tell whether the configuration has mistakes; nothing is changed",
+    )
+    parser.add_argument("--version", action="version", version=f"velad {__version__}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

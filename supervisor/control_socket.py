@@ -1,0 +1,212 @@
+"""The Unix socket that velactl talks to: one JSON object a line, a request and its reply."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import structlog
+
+from vela.errors import DeviceError, VelaError
+from vela.supervisor.loop import EventLoop
+
+MAX_REQUEST = 65536  # bytes; commands are short
+MAX_UNSENT = 4 << 20  # bytes; a status of 255 circuits takes 300 000
+MAX_CLIENTS = 64
+BACKLOG = 16
+
+_TIMEVAL = struct.Struct("@ll")  # include/uapi/asm-generic/socket.h, SO_SNDTIMEO
+
+Reply = Mapping[str, object]
+Handler = Callable[[Mapping[str, object]], Reply]
+
+
+class ControlSocket:
+    """Serves requests with a handler, one at a time; a slow client holds nobody up."""
+
+    def __init__(self, loop: EventLoop, path: Path, handler: Handler) -> None:
+        """Bind path. Raises DeviceError where another velad serves it, or it cannot be made."""
+        self._loop = loop
+        self._path = path
+        self._handler = handler
+        self._clients: dict[int, _Client] = {}
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._bind()
+        except OSError as err:
+            self._listener.close()
+            raise DeviceError(f"control socket {path}: {_reason(err)}") from err
+        except DeviceError:
+            self._listener.close()
+            raise
+        self._listener.listen(BACKLOG)
+        loop.watch(self._listener.fileno(), self._on_connection)
+
+    def close(self) -> None:
+        for client in tuple(self._clients.values()):
+            self._drop(client)
+        self._loop.unwatch(self._listener.fileno())
+        self._listener.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+    def _bind(self) -> None:
+        # Only root, whatever the umask: what is said here changes interfaces.
+        before = os.umask(0o177)
+        try:
+            try:
+                self._listener.bind(str(self._path))
+            except OSError as err:
+                if err.errno != errno.EADDRINUSE:
+                    raise
+                self._remove_stale()
+                self._listener.bind(str(self._path))
+        finally:
+            os.umask(before)
+
+    def _remove_stale(self) -> None:
+        """Remove what a velad that was killed left behind."""
+        # A connection to a file of another kind is refused, too.
+        if not stat.S_ISSOCK(self._path.lstat().st_mode):
+            raise DeviceError(f"control socket {self._path}: something else is there: no socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(self._path))
+            except ConnectionRefusedError:
+                self._path.unlink()
+                return
+            except OSError as err:
+                raise DeviceError(
+                    f"control socket {self._path}: something else is there: {err}"
+                ) from err
+        raise DeviceError(f"control socket {self._path}: another velad answers there")
+
+    def _on_connection(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return  # it went away again
+        if len(self._clients) >= MAX_CLIENTS:
+            connection.close()
+            return
+        connection.setblocking(False)
+        client = _Client(connection)
+        self._clients[connection.fileno()] = client
+        self._loop.watch(connection.fileno(), lambda: self._on_readable(client))
+
+    def _on_readable(self, client: _Client) -> None:
+        try:
+            data = client.connection.recv(MAX_REQUEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop(client)
+            return
+        if not data:
+            client.ended = True
+            self._send(client)
+            return
+        *lines, rest = bytes(client.received + data).split(b"\n")
+        if len(rest) > MAX_REQUEST:
+            self._drop(client)
+            return
+        client.received = rest
+        for line in lines:
+            client.unsent += json.dumps(self._answer(line)).encode() + b"\n"
+            if not self._send(client):
+                return
+
+    def _send(self, client: _Client) -> bool:
+        """Send what the client takes now, the rest when it takes more; False: it is dropped."""
+        try:
+            while client.unsent:
+                del client.unsent[: client.connection.send(client.unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop(client)
+            return False
+        if len(client.unsent) > MAX_UNSENT or (client.ended and not client.unsent):
+            self._drop(client)
+            return False
+        self._loop.watch_writable(
+            client.connection.fileno(),
+            None if client.ended else lambda: self._on_readable(client),
+            (lambda: self._send(client)) if client.unsent else None,
+        )
+        return True
+
+    def _answer(self, line: bytes) -> Reply:
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise ValueError("a request is an object")
+        except (ValueError, RecursionError) as err:
+            return {"error": f"not a request: {err}"}
+        try:
+            return self._handler(request)
+        except VelaError as err:
+            return {"error": str(err)}
+        except Exception:
+            # A bug; circuits go on, and whoever mends it needs to see where.
+            structlog.get_logger().exception("command_failed", request=request)
+            return {"error": "an internal error, which velad's log tells more of"}
+
+    def _drop(self, client: _Client) -> None:
+        del self._clients[client.connection.fileno()]
+        self._loop.unwatch(client.connection.fileno())
+        client.connection.close()
+
+
+class _Client:
+    """A connection, what has come of a request, and what of the replies has not gone yet."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.received = b""
+        self.unsent = bytearray()
+        self.ended = False
+        """Nothing more comes from it; it may still wait for replies."""
+
+
+def ask(path: Path, request: Mapping[str, object], timeout_s: float) -> Mapping[str, object]:
+    """Send a request to the velad behind path, and return its reply; blocks.
+
+    Raises VelaError: nobody there, no answer in time, or the error it answers.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        # Not settimeout() yet: where many connect at once, it makes connect() fail, not wait.
+        seconds, fraction = divmod(timeout_s, 1)
+        wait = _TIMEVAL.pack(int(seconds), int(fraction * 1_000_000))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
+        try:
+            connection.connect(str(path))
+            connection.settimeout(timeout_s)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as file:
+                line = file.readline()
+        except (TimeoutError, BlockingIOError) as err:
+            raise VelaError(f"velad did not answer on {path} within {timeout_s:g} s") from err
+        except (FileNotFoundError, ConnectionRefusedError) as err:
+            raise VelaError(f"no velad is running at {path}") from err
+        except OSError as err:
+            raise VelaError(f"{path}: {_reason(err)}") from err
+    if not line.endswith(b"\n"):
+        raise VelaError(f"velad at {path} ended before it had answered")
+    reply: Mapping[str, object] = json.loads(line)
+    if "error" in reply:
+        raise VelaError(str(reply["error"]))
+    return reply
+
+
+def _reason(err: OSError) -> str:
+    # A path that is too long has no errno.
+    return os.strerror(err.errno) if err.errno else str(err)

@@ -1,0 +1,288 @@
+"""velad as a whole: what a configuration becomes, and how it goes away again."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from vela import __version__
+from vela.affinity import allowed_cpus
+from vela.circuit import Config, DaemonConfig
+from vela.config import load_config
+from vela.confinement import find_user
+from vela.counters import CounterSlab
+from vela.engine import LoadedEngine, load_engine
+from vela.errors import ConfigError, VelaError
+from vela.key import load_key
+from vela.supervisor.burst import Burst
+from vela.supervisor.circuits import Circuits
+from vela.supervisor.control_socket import ControlSocket, Reply
+from vela.supervisor.keeper import CHECK_INTERVAL_S
+from vela.supervisor.loop import EventLoop
+from vela.supervisor.names import Names
+from vela.supervisor.negotiator import Negotiator
+from vela.supervisor.netlink import Netlink
+from vela.supervisor.notify import READY, STOPPING, notify
+from vela.supervisor.pseudowire import FORK_INTERVAL_S, Services
+from vela.supervisor.reception import Reception
+from vela.supervisor.status import DaemonStatus, document
+from vela.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_cookie
+
+# A minute; what little there is takes 5 ms to collect.
+CHECKS_BETWEEN_COLLECTIONS = 60
+
+_MACHINE_ID = Path("/etc/machine-id")
+
+
+class Daemon:
+    """Everything between start and stop. Made whole, or not at all."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        """Set up all that config asks for.
+
+        Raises VelaError, or OSError where the kernel has no more of something;
+        then nothing is left.
+        """
+        self._path = path
+        self._config = config
+        self._log = structlog.get_logger()
+        # Now and then by _check(): one at any moment could hold up a worker's restart.
+        gc.disable()
+        self._checks = 0
+        _raise_descriptor_limit()
+        self._loop = EventLoop()
+        self._started = self._loop.now()
+        user = find_user(config.daemon.user)
+        with ExitStack() as undo:
+            groups = _listen(config.daemon)
+            for group in groups:
+                undo.callback(group.close)
+            _warn_of_clipped_buffers(groups)
+            _warn_of_idle_keys(config)
+            netlink = Netlink()
+            undo.callback(netlink.close)
+            self._reception = Reception(self._loop, groups)
+            names = Names(self._loop, user)
+            undo.callback(names.close)
+            self._negotiator = Negotiator(
+                self._loop,
+                self._reception,
+                names,
+                lambda requested: self._circuits.on_requested(requested),
+                lambda: self._circuits.set_up_by_others(),
+                lambda circuit_id, address: self._circuits.silent_toward(circuit_id, address),
+            )
+            self._set_policy(config)
+            services = Services(
+                loop=self._loop,
+                netlink=netlink,
+                reception=self._reception,
+                names=names,
+                forks=Burst(self._loop, FORK_INTERVAL_S),
+                counters=CounterSlab(),
+                engine=_load_engine(config.daemon),
+                user=user,
+                port=config.daemon.port,
+                identity=_identity(),
+            )
+            self._circuits = Circuits(config, services, self._negotiator)
+            undo.callback(self._circuits.close)
+            control_socket = ControlSocket(
+                self._loop, config.daemon.control_socket, self._on_request
+            )
+            undo.callback(control_socket.close)
+            self._circuits.set_up()
+            self._undo = undo.pop_all()
+
+    def run(self) -> None:
+        """Carry circuits until SIGTERM or SIGINT, then take everything down."""
+        loop = self._loop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.on_signal(number, loop.stop)
+        loop.on_signal(signal.SIGHUP, self._on_hangup)
+        self._circuits.start()
+        self._check()
+        notify(READY)
+        self._log.info(
+            "daemon_started",
+            version=__version__,
+            listen=[str(group) for group in self._reception.groups],
+            circuits=len(self._circuits),
+        )
+        loop.run()
+        notify(STOPPING)
+        self._undo.close()
+        self._log.info("daemon_stopped")
+
+    def status(self) -> DaemonStatus:
+        return DaemonStatus(
+            version=__version__,
+            pid=os.getpid(),
+            uptime_seconds=round(self._loop.now() - self._started, 3),
+            listen=tuple(str(group) for group in self._reception.groups),
+            rx_dropped=self._reception.dropped() | self._negotiator.dropped(),
+            circuits=self._circuits.status(),
+        )
+
+    def reload(self) -> None:
+        """Take over what changed in the file. Raises ConfigError, and then nothing has changed."""
+        config = load_config(self._path)
+        check_machine(self._path, config)
+        if config.daemon != self._config.daemon:
+            self._log.warning("daemon_section_needs_restart")
+            config = replace(config, daemon=self._config.daemon)
+        if config.autoconfigure != self._config.autoconfigure:
+            self._set_policy(config)
+        self._config = config
+        self._circuits.reload(config)
+        self._log.info("configuration_reloaded", circuits=len(self._circuits))
+
+    def _on_request(self, request: Mapping[str, object]) -> Reply:
+        """Do what velactl asks for. Raises VelaError."""
+        circuits = self._circuits
+        match request:
+            case {"command": "status"}:
+                reply: Reply = document(self.status())
+                return reply
+            case {"command": "reload"}:
+                self.reload()
+            case {"command": "add", "circuit": str(name), "settings": dict(settings)}:
+                added = circuits.add(name, settings)
+                return {"circuit": name, "id": added.config.id}
+            case {"command": "delete", "circuit": str(name)}:
+                circuits.delete(name)
+            case {"command": "down", "circuit": str(name)}:
+                circuits.disable(name)
+            case {"command": "up", "circuit": str(name)}:
+                circuits.enable(name)
+            case _:
+                raise VelaError(f"velad does not understand {request}")
+        return {}
+
+    def _set_policy(self, config: Config) -> None:
+        autoconfigure = config.autoconfigure
+        key = None
+        if autoconfigure is not None and autoconfigure.key_file is not None:
+            key = load_key(autoconfigure.key_file)
+        self._negotiator.set_policy(autoconfigure, key)
+
+    def _check(self) -> None:
+        self._circuits.check()
+        self._checks += 1
+        if self._checks % CHECKS_BETWEEN_COLLECTIONS == 0:
+            gc.collect()
+        self._loop.call_later(CHECK_INTERVAL_S, self._check)
+
+    def _on_hangup(self) -> None:
+        try:
+            self.reload()
+        except ConfigError as err:
+            self._log.error("configuration_rejected", error=str(err))
+
+
+def check_machine(path: Path, config: Config) -> None:
+    """Check what only this machine can tell. Raises ConfigError with all mistakes, a line each."""
+    mistakes = []
+    try:
+        find_user(config.daemon.user)
+    except ConfigError as err:
+        mistakes.append(f"{path}: daemon.user: {err}; name one that exists")
+    keys = [(f"circuits.{circuit.name}", circuit.key_file) for circuit in config.circuits]
+    if config.autoconfigure is not None:
+        keys.append(("autoconfigure", config.autoconfigure.key_file))
+    for table, key_file in keys:
+        try:
+            if key_file is not None:
+                load_key(key_file)
+        except ConfigError as err:
+            mistakes.append(f"{path}: {table}.key_file: {err}")
+    try:
+        load_engine(config.daemon.engine)
+    except ConfigError as err:
+        mistakes.append(f"{path}: daemon.engine: {err}")
+    allowed = allowed_cpus()
+    mistakes.extend(
+        f"{path}: circuits.{circuit.name}.cpu: velad may not use CPU {circuit.cpu}; "
+        f"it may use {', '.join(map(str, allowed))}"
+        for circuit in config.circuits
+        if circuit.cpu is not None and circuit.cpu not in allowed
+    )
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def _listen(config: DaemonConfig) -> tuple[ReceiveGroup, ...]:
+    """Bind all listening addresses, or none."""
+    # "::" takes IPv4 too, unless an address of that family is named as well.
+    only_ipv6 = any(address.version == 4 for address in config.listen)
+    groups: list[ReceiveGroup] = []
+    try:
+        for address in config.listen:
+            group = ReceiveGroup(address, config.port, only_ipv6=only_ipv6)
+            groups.append(group)
+    except VelaError:
+        for group in groups:
+            group.close()
+        raise
+    return tuple(groups)
+
+
+def _load_engine(config: DaemonConfig) -> LoadedEngine:
+    engine = load_engine(config.engine)
+    if engine.fallback:
+        structlog.get_logger().error(
+            "native_engine_missing",
+            reason=engine.fallback,
+            consequence="the Python engine carries frames, at a tenth of the rate",
+            advice='build the package with a C compiler, or write engine = "python"',
+        )
+    return engine
+
+
+def _warn_of_clipped_buffers(groups: tuple[ReceiveGroup, ...]) -> None:
+    for group in groups:
+        if group.receive_buffer < RECEIVE_BUFFER:
+            structlog.get_logger().warning(
+                "receive_buffer_clipped",
+                listen=str(group),
+                wanted_bytes=RECEIVE_BUFFER,
+                granted_bytes=group.receive_buffer,
+                advice="raise net.core.rmem_max",
+            )
+
+
+def _warn_of_idle_keys(config: Config) -> None:
+    """Tell which keys that are set have no effect in this version."""
+    idle = [
+        f"circuits.{circuit.name}.{key}"
+        for circuit in config.circuits
+        for key, hook in (("up", circuit.up), ("down", circuit.down))
+        if hook is not None
+    ]
+    if config.daemon.metrics is not None:
+        idle.append("daemon.metrics")
+    if idle:
+        structlog.get_logger().warning("keys_without_effect", keys=idle, version=__version__)
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as this process may: a circuit takes six."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _identity() -> tuple[str, ...]:
+    """Return what tells this machine, and this network namespace on it, from all others."""
+    try:
+        machine = _MACHINE_ID.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        machine = os.uname().nodename
+    return machine, str(namespace_cookie())

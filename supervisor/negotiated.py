@@ -1,0 +1,257 @@
+"""A circuit that both ends agree on by the handshake, and know to be up or down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from vela.circuit import CircuitConfig, Encapsulation, Endpoint, PeerConfig
+from vela.encapsulation import Elision
+from vela.errors import DeviceError, VelaError
+from vela.negotiation import (
+    Agreed,
+    Agreement,
+    Capability,
+    CircuitRequested,
+    Closed,
+    CloseReason,
+    Description,
+    Down,
+    Event,
+    OfferChanged,
+    Policy,
+    RejectCode,
+    Rejected,
+    ResolveWanted,
+    Session,
+    Unanswered,
+    Up,
+)
+from vela.supervisor.circuit import Circuit, Origin, State
+from vela.supervisor.conversation import Conversation
+from vela.supervisor.negotiator import Negotiator
+from vela.supervisor.pseudowire import PROVISIONAL_MTU, Path, Profile, Services
+
+CircuitHandler = Callable[["NegotiatedCircuit"], None]
+
+
+class NegotiatedCircuit(Circuit):
+    """Has its carrier while each end hears that the other one hears it."""
+
+    def __init__(
+        self,
+        config: CircuitConfig,
+        services: Services,
+        cpu: int,
+        origin: Origin,
+        *,
+        offer: PeerConfig,
+        key: bytes | None,
+        negotiator: Negotiator,
+        deleted: CircuitHandler,
+        offer_changed: CircuitHandler,
+    ) -> None:
+        """Create the interface. Raises DeviceError, and then there is none.
+
+        offer is what the remote shall get; of a circuit that the remote set
+        up, what it wanted here. deleted is called when the other end deleted
+        such a circuit, offer_changed when it wants it otherwise.
+        """
+        super().__init__(config, services, cpu, origin)
+        self.offer = offer
+        self._key = key
+        self._negotiator = negotiator
+        self._deleted = deleted
+        self._offer_changed = offer_changed
+        self._path: Path | None = None
+        self._agreement: Agreement | None = None
+        self._is_up = self._was_up = False
+        self._conversation = self._converse()
+
+    def start(self) -> None:
+        super().start()
+        self._session.start(self._conversation.now())
+        self._conversation.pump()
+
+    def accept(self, requested: CircuitRequested) -> None:
+        """Begin with what a remote asked for, in place of start(). Raises VelaError."""
+        self._started = True
+        now = self._conversation.now()
+        # Known before it is spoken of, so that both ends agree at once.
+        self._path = self._choose((requested.source.address,))
+        self._session.set_local(self._describe(self._path), now)
+        self._session.accept(requested, now)
+        self._conversation.pump()
+        self._refresh_later(failed=False)
+
+    def close(self, reason: CloseReason | None = CloseReason.STOPPING) -> None:
+        """Take everything down here; tell the other end whether it is for good, or nothing."""
+        if reason is None:
+            self._conversation.forget()
+        else:
+            self.say_goodbye(reason)
+        super().close()
+
+    def say_goodbye(self, reason: CloseReason) -> None:
+        """Tell the other end, ahead of close()."""
+        if not self.disabled:
+            self._conversation.leave(reason)
+
+    def disable(self) -> None:
+        super().disable()
+        self._is_up = False
+        self._agreement = None
+        self._conversation.leave(CloseReason.STOPPING)
+
+    def enable(self) -> None:
+        super().enable()
+        self._conversation = self._converse()
+
+    def set_terms(self, policy: Policy, key: bytes | None) -> None:
+        """Take over what others may set up here, and under which key, from now on."""
+        if key != self._key:
+            self._key = key
+            if not self.disabled:
+                self.disable()
+                self.enable()
+                self.start()
+        self._session.policy = policy
+
+    @property
+    def _session(self) -> Session:
+        return self._conversation.session
+
+    def _converse(self) -> Conversation:
+        session = Session(
+            self.config.id,
+            self._describe(self._path),
+            remote=self._path.endpoint if self._path else None,
+            key=self._key,
+            cookies=self._negotiator.cookies,
+            randomness=self._negotiator.randomness,
+            offer=self.offer,
+            policy=self._negotiator.policy if self.origin is Origin.PEER else None,
+        )
+        return Conversation(session, self._services.loop, self._negotiator, self._on_event)
+
+    def _on_path(self, path: Path) -> None:
+        self._path = path
+        now = self._conversation.now()
+        self._conversation.expect_from(path.sources)
+        self._session.set_local(self._describe(path), now)
+        self._session.set_remote(path.endpoint, now)
+        if not self._was_up and self._state in (State.RESOLVING, State.DOWN, State.FAILED):
+            self._become(State.CONNECTING)
+        if self._state is State.FAILED:
+            self._attach()
+        self._conversation.pump()
+
+    def _on_no_path(self, reason: str) -> None:
+        # One that is up goes down by itself, when it hears nothing any more.
+        if not self._is_up:
+            self._become(State.DOWN, reason)
+
+    def _rtt_ms(self) -> float | None:
+        rtt_s = self._session.rtt_s
+        return None if rtt_s is None else round(rtt_s * 1000, 3)
+
+    def _last_heard_seconds(self) -> float | None:
+        at = self._session.last_heard_at
+        return None if at is None else round(self._conversation.now() - at, 3)
+
+    def _describe(self, path: Path | None) -> Description:
+        """Return what this end says of itself. Raises ConfigError where the path is too narrow."""
+        capabilities = Capability(0)
+        if self.config.encapsulation is Encapsulation.AUTO:
+            capabilities |= Capability.ELISION
+        if self._services.engine.offloads:
+            capabilities |= Capability.NATIVE_ENGINE
+            # They are left in elided packets only.
+            if Capability.ELISION in capabilities:
+                capabilities |= Capability.CHECKSUM_OFFLOAD
+        return Description(
+            mac=self._wire.local_mac,
+            mtu=(self.config.mtu or PROVISIONAL_MTU) if path is None else self._own_mtu(path),
+            capabilities=capabilities,
+            port=self._services.port,
+            keepalive_ms=round(self.config.keepalive * 1000),
+            own=Endpoint(path.route.source, self._services.port) if path else None,
+        )
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Agreed(agreement):
+                self._agreement = agreement
+                self._attach()
+            case Up():
+                self._is_up = self._was_up = True
+                self._attach()
+            case Down(reason):
+                self._is_up = False
+                self._show_carrier(False)
+                self._become(State.DOWN, reason)
+            case Unanswered(reason):
+                self._become(State.DOWN if self._was_up else State.CONNECTING, reason)
+            case Rejected(RejectCode.DISABLED, reason):
+                self._become(State.DOWN, reason)
+            case Rejected(RejectCode.NO_SUCH_CIRCUIT, _) if self.origin is Origin.PEER:
+                # It was deleted there while this end could not be told.
+                self._deleted(self)
+            case Rejected(_, reason):
+                self._become(State.REJECTED, reason)
+            case ResolveWanted():
+                self._refresh()
+            case OfferChanged():
+                self._offer_changed(self)
+            case Closed(by_remote):
+                self._on_closed(by_remote)
+            case _:
+                pass
+
+    def _on_closed(self, by_remote: bool) -> None:
+        self._is_up = False
+        self._show_carrier(False)
+        if self.origin is Origin.PEER:
+            self._deleted(self)
+            return
+        # This end still wants it, and asks for it again.
+        self._become(State.DOWN, "the other end deleted it" if by_remote else "closed")
+        self._session.start(self._conversation.now())
+
+    def _show_carrier(self, carrier: bool) -> None:
+        try:
+            self._wire.set_carrier(carrier)
+        except DeviceError as err:
+            self._log.error("carrier_not_set", error=str(err))
+
+    def _attach(self) -> None:
+        """Carry frames as agreed; the carrier is there once it is up."""
+        agreement, remote = self._agreement, self._session.remote
+        if agreement is None or remote is None:
+            return
+        # A translated port is the one that leads back.
+        port = remote.port if agreement.nat else agreement.remote_port
+        try:
+            path = self._path_to(Endpoint(remote.address, port))
+            profile = Profile(
+                mtu=agreement.mtu,
+                elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
+                remote_mac=agreement.remote_mac,
+                leave_checksums=agreement.elision and agreement.checksum_offload,
+                source_port=path.group.port if agreement.nat else self._source_port(path),
+            )
+            self._wire.attach(path, profile)
+        except VelaError as err:
+            self._show_carrier(False)
+            self._become(State.FAILED, str(err))
+            return
+        if self._is_up:
+            self._show_carrier(True)
+            self._become(State.UP)
+
+    def _path_to(self, endpoint: Endpoint) -> Path:
+        """Return the way to where the session's remote is. Raises DeviceError."""
+        path = self._path
+        if path is None or path.endpoint.address != endpoint.address:
+            path = self._choose((endpoint.address,))
+        return replace(path, endpoint=endpoint, sources=(endpoint.address,))

@@ -1,0 +1,152 @@
+"""Links, addresses and bridges by netlink. The only importer of pyroute2."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+from pyroute2.netlink.rtnl import RTM_NEWADDR, RTM_SETLINK
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
+from vela.circuit import IPInterface
+from vela.errors import DeviceError
+
+_IFF_UP = 0x1  # include/uapi/linux/if.h
+_IFF_NOARP = 0x80
+_IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h
+_SIOCGIFMTU = 0x8921  # include/uapi/linux/sockios.h
+_IFREQ_MTU = struct.Struct("=16si20x")  # struct ifreq, 64 bit
+
+# include/uapi/linux/netlink.h
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
+_NLMSG_ERROR = 2
+_REPLY = struct.Struct("=IHHIIi")  # struct nlmsghdr, then the error
+_LARGEST_REPLY = 65536
+
+# Frames that wait in the TAP while a worker is replaced, or is busy.
+QUEUE_LENGTH = 1000
+
+
+class Netlink:
+    """One netlink socket for all interfaces. What the kernel refuses becomes a DeviceError.
+
+    The messages are pyroute2's, the socket is our own: its engine takes five
+    times as long for a request, which hundreds of circuits feel.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def bring_up(
+        self,
+        name: str,
+        addresses: Iterable[IPInterface],
+        *,
+        arp: bool,
+        super_frame_limit: int | None = None,
+    ) -> None:
+        """Set an interface up with these addresses.
+
+        Without arp no neighbour is ever asked for: for remotes that only know
+        IP packets (a TUN), every destination is reached by sending it there.
+        super_frame_limit: the largest frame, in bytes, that is still to be cut
+        into segments.
+        """
+        attributes = [("IFLA_TXQLEN", QUEUE_LENGTH)]
+        if super_frame_limit is not None:
+            attributes.append(("IFLA_GSO_MAX_SIZE", super_frame_limit))
+        index = self._set_link(
+            name,
+            "set it up",
+            *attributes,
+            flags=_IFF_UP | (0 if arp else _IFF_NOARP),
+            change=_IFF_UP | _IFF_NOARP,
+        )
+        for address in addresses:
+            message = ifaddrmsg()
+            message["family"] = socket.AF_INET if address.version == 4 else socket.AF_INET6
+            message["prefixlen"] = address.network.prefixlen
+            message["index"] = index
+            # The other end's address is the operator's to choose, and one
+            # second of detecting duplicates is one of no connection.
+            message["flags"] = _IFA_F_NODAD if address.version == 6 else 0
+            message["attrs"] = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
+            self._request(
+                message,
+                RTM_NEWADDR,
+                _NLM_F_CREATE | _NLM_F_EXCL,
+                f"{name}: cannot add address {address}",
+            )
+
+    def limit_super_frames(self, name: str, size: int) -> None:
+        """Let no frame that is still to be cut into segments be larger than size bytes."""
+        self._set_link(name, "limit its super-frames", ("IFLA_GSO_MAX_SIZE", size))
+
+    def join_bridge(self, name: str, bridge: str) -> int:
+        """Make an interface a port of a bridge; return the bridge's MTU before that, in bytes."""
+        master, mtu = self._index(bridge), self._mtu(bridge)
+        self._set_link(name, f"join it to {bridge}", ("IFLA_MASTER", master))
+        return mtu
+
+    def _set_link(
+        self, name: str, what: str, *attributes: tuple[str, int], flags: int = 0, change: int = 0
+    ) -> int:
+        """Set attributes of an interface, and its flags that are in change; return its index.
+
+        Raises DeviceError, saying what could not be done.
+        """
+        link = ifinfmsg()
+        link["index"] = index = self._index(name)
+        link["flags"], link["change"] = flags, change
+        link["attrs"] = list(attributes)
+        self._request(link, RTM_SETLINK, 0, f"{name}: cannot {what}")
+        return index
+
+    def _index(self, name: str) -> int:
+        try:
+            return socket.if_nametoindex(name)
+        except OSError as err:
+            raise DeviceError(f"{name}: there is no interface of this name") from err
+
+    def _mtu(self, name: str) -> int:
+        request = _IFREQ_MTU.pack(name.encode(), 0)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            try:
+                reply = fcntl.ioctl(asking, _SIOCGIFMTU, request)
+            except OSError as err:
+                raise DeviceError(f"{name}: cannot read its MTU: {err.strerror}") from err
+        mtu: int = _IFREQ_MTU.unpack(reply)[1]
+        return mtu
+
+    def _request(self, message: Any, kind: int, flags: int, failure: str) -> None:
+        """Send a message, and wait for the kernel's word on it; rtnetlink(7) answers at once."""
+        self._sequence += 1
+        header = message["header"]
+        header["type"] = kind
+        header["flags"] = _NLM_F_REQUEST | _NLM_F_ACK | flags
+        header["sequence_number"] = self._sequence
+        message.encode()
+        try:
+            self._socket.send(message.data)
+            while True:
+                reply = self._socket.recv(_LARGEST_REPLY)
+                _, answer, _, sequence, _, error = _REPLY.unpack_from(reply)
+                if answer == _NLMSG_ERROR and sequence == self._sequence:
+                    break
+        except OSError as err:
+            raise DeviceError(f"{failure}: {os.strerror(err.errno or errno.EIO)}") from err
+        if error:
+            raise DeviceError(f"{failure}: {os.strerror(-error)}")

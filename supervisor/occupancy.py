@@ -1,0 +1,113 @@
+"""What the circuits of a daemon have that only one can have, and what of that is free."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from vela.address import parse_interface_name, parse_remote
+from vela.circuit import (
+    MAX_CIRCUIT_ID,
+    MIN_CIRCUIT_ID,
+    CircuitConfig,
+    DaemonConfig,
+    IPAddress,
+    PeerConfig,
+    Remote,
+)
+from vela.config import format_circuit, parse_circuits, remote_identity
+from vela.errors import ConfigError
+from vela.supervisor.circuit import Circuit, Origin, State
+
+# Numbers, for interfaces that nobody named.
+NAMES_TRIED = 4096
+_WILDCARDS = re.compile(r"[*?]+")
+
+
+class Occupancy:
+    """Names, ids, addresses, MACs and ports, as the circuits there are at each moment have them."""
+
+    def __init__(self, daemon: DaemonConfig, circuits: Mapping[str, Circuit]) -> None:
+        self._daemon = daemon
+        self._circuits = circuits
+
+    def check_free(self, config: CircuitConfig) -> None:
+        """Raises ConfigError where another circuit has what only one can have."""
+        if config.name in self._circuits:
+            raise ConfigError(f"there is a circuit {config.name} already")
+        others = {
+            name: format_circuit(each.config)
+            for name, each in self._circuits.items()
+            if _may_collide(each.config, config)
+        }
+        for each in others.values():
+            # What others get is theirs to judge.
+            each.pop("peer", None)
+        parse_circuits(
+            others | {config.name: format_circuit(replace(config, peer=PeerConfig()))},
+            self._daemon,
+            config.name,
+        )
+
+    def free_id(self, remote: str) -> int:
+        """Return the lowest circuit id that is free toward a remote. Raises ConfigError: none."""
+        try:
+            wanted = parse_remote(remote)
+        except ValueError:
+            wanted = Remote(remote)  # refused soon, with its other mistakes
+        taken = {
+            each.config.id
+            for each in self._circuits.values()
+            if remote_identity(each.config.remote) == remote_identity(wanted)
+        }
+        for number in range(MIN_CIRCUIT_ID, MAX_CIRCUIT_ID + 1):
+            if number not in taken:
+                return number
+        raise ConfigError(f"all {MAX_CIRCUIT_ID} circuit ids toward {remote} are taken")
+
+    def free_name(self, pattern: str) -> str:
+        """Return an interface name that the pattern allows and that nothing here has.
+
+        Raises ConfigError where none is found.
+        """
+        for number in range(NAMES_TRIED):
+            name = _WILDCARDS.sub(str(number), pattern, count=1)
+            name = _WILDCARDS.sub("", name)
+            if name in self._circuits or not fnmatchcase(name, pattern):
+                continue
+            parse_interface_name(name)
+            try:
+                socket.if_nametoindex(name)
+            except OSError:
+                return name
+        raise ConfigError(f"no interface name that fits {pattern!r} is free; name one that is")
+
+    def silent_toward(self, circuit_id: int, address: IPAddress) -> str:
+        """Say why a circuit that there is does not answer this address; empty: there is none."""
+        for circuit in self._circuits.values():
+            if circuit.config.id != circuit_id:
+                continue
+            if circuit.disabled and circuit.leads_to(address):
+                return f"{circuit.name} was taken down on the other end"
+            if _is_unsettled(circuit):
+                return f"{circuit.name} is still being resolved on the other end"
+        return ""
+
+
+def _is_unsettled(circuit: Circuit) -> bool:
+    """Tell whether a circuit that this end wants does not know its remote's address yet."""
+    return circuit.origin is not Origin.PEER and circuit.state is State.RESOLVING
+
+
+def _may_collide(one: CircuitConfig, other: CircuitConfig) -> bool:
+    """Tell cheaply whether it is worth a closer look: a host may ask for 255 circuits at once."""
+    return (
+        one.id == other.id
+        or (one.mac is not None and one.mac == other.mac)
+        or (isinstance(one.source_port, int) and one.source_port == other.source_port)
+        # As numbers, whatever their family: ten times as fast as addresses are.
+        or not {int(each) for each in one.addresses}.isdisjoint(map(int, other.addresses))
+    )

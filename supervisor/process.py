@@ -1,0 +1,115 @@
+"""The one place that forks: children by pidfd, their exit statuses in words."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+EXIT_BROKEN = 70  # sysexits.h, EX_SOFTWARE
+
+_DEFAULT = (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
+_IGNORED = (signal.SIGINT, signal.SIGHUP)
+# All that may have handlers here. Not simply all there are: Python makes an object of each of
+# them on every change of the mask, which took a third of the time of a fork.
+_HANDLED = frozenset(_DEFAULT + _IGNORED)
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended: with a code, or by a signal."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"exit status {self.code}"
+        try:
+            return signal.Signals(self.signal).name
+        except ValueError:
+            return f"signal {self.signal}"
+
+
+class Child:
+    """A forked process. Its pidfd becomes readable when it has ended."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; safe against reuse of its pid until reap()."""
+        signal.pidfd_send_signal(self.pidfd, number)
+
+    def reap(self) -> ExitStatus:
+        """Take its exit status, waiting for the end if need be, and close the pidfd."""
+        result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        assert result is not None
+        os.close(self.pidfd)
+        if result.si_code == os.CLD_EXITED:
+            return ExitStatus(code=result.si_status)
+        return ExitStatus(signal=result.si_status)
+
+
+def fork(body: Callable[[], None], descriptors: Iterable[int]) -> Child:
+    """Run body in a child that has only these descriptors and the standard ones.
+
+    The child begins with SIGTERM as by default, and SIGINT and SIGHUP, which
+    a terminal sends to the whole group, ignored. It never returns into the
+    caller's frames: when body returns or raises, it ends. Raises OSError
+    where there can be no more processes or descriptors.
+    """
+    if len(os.listdir("/proc/self/task")) != 1:
+        raise RuntimeError("a process with threads must not fork")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Until the child has its own dispositions, a signal to it would run our handlers.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    # What exists now is never looked at by a child's collector, so never copied for it.
+    gc.freeze()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _be_child(body, descriptors, before)
+        try:
+            return Child(pid)
+        except OSError:  # no descriptor left for its pidfd
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _be_child(body: Callable[[], None], descriptors: Iterable[int], mask: Iterable[int]) -> None:
+    status = EXIT_BROKEN
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in _DEFAULT:
+            signal.signal(number, signal.SIG_DFL)
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        _close_all_but({0, 1, 2, *descriptors})
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        body()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def _close_all_but(kept: set[int]) -> None:
+    low = 0
+    for fd in sorted(kept):
+        # Not where the range is empty: closerange(0, 0) closes everything (CPython 3.11).
+        if low < fd:
+            os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))

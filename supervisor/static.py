@@ -1,0 +1,39 @@
+"""A circuit that both ends are configured for: no handshake, nobody tells whether it is up."""
+
+from __future__ import annotations
+
+from vela.circuit import Encapsulation
+from vela.encapsulation import Elision
+from vela.supervisor.circuit import Circuit, State
+from vela.supervisor.pseudowire import Path, Profile
+
+
+class StaticCircuit(Circuit):
+    """Carries frames as soon as the remote's address is known."""
+
+    def _on_path(self, path: Path) -> None:
+        profile = Profile(
+            mtu=self._own_mtu(path),
+            elision=self._elision,
+            remote_mac=self.config.peer.mac,
+            leave_checksums=self._elision is Elision.KNOWN and self.config.peer.checksum_offload,
+            source_port=self._source_port(path),
+        )
+        self._wire.attach(path, profile)
+        self._wire.set_carrier(True)
+        self._become(State.UNMONITORED)
+
+    def _on_no_path(self, reason: str) -> None:
+        self._wire.detach()
+        self._wire.set_carrier(False)
+        self._become(State.DOWN, reason)
+
+    @property
+    def _elision(self) -> Elision:
+        match self.config.encapsulation:
+            case Encapsulation.IP:
+                return Elision.ALWAYS
+            case Encapsulation.AUTO if self.config.peer.mac is not None:
+                return Elision.KNOWN
+            case _:
+                return Elision.NEVER

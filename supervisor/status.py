@@ -1,0 +1,87 @@
+"""What velad tells of itself: the records behind `velactl status --json`, in its key names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+from vela.counters import RX_DROPPED, TX_DROPPED, Counters, Slot
+
+
+def document(value: object) -> Any:
+    """Return a record as what JSON can say; dataclasses.asdict copies too, and takes four times."""
+    if is_dataclass(value):
+        names = value.__dataclass_fields__
+        return {name: document(getattr(value, name)) for name in names}
+    if isinstance(value, tuple):
+        return [document(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    pid: int | None
+    cpu: int
+    engine: str
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class CounterStatus:
+    tx_frames: int
+    tx_bytes: int
+    rx_frames: int
+    rx_bytes: int
+    tx_elided: int
+    rx_elided: int
+    tx_fragmented: int
+    tx_errors: int
+    tx_dropped: Mapping[str, int]
+    rx_dropped: Mapping[str, int]
+
+    @classmethod
+    def of(cls, counters: Counters) -> CounterStatus:
+        total = counters.total
+        return cls(
+            tx_frames=total(Slot.TX_FRAMES),
+            tx_bytes=total(Slot.TX_BYTES),
+            rx_frames=total(Slot.RX_FRAMES),
+            rx_bytes=total(Slot.RX_BYTES),
+            tx_elided=total(Slot.TX_ELIDED),
+            rx_elided=total(Slot.RX_ELIDED),
+            tx_fragmented=total(Slot.TX_FRAGMENTED),
+            tx_errors=total(Slot.TX_ERRORS),
+            tx_dropped={reason: total(slot) for reason, slot in TX_DROPPED.items()},
+            rx_dropped={reason: total(slot) for reason, slot in RX_DROPPED.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitStatus:
+    name: str
+    id: int
+    origin: str
+    state: str
+    reason: str
+    remote: str
+    remote_address: str | None
+    remote_port: int
+    family: str | None
+    mtu: int
+    encapsulation: str
+    elision: bool
+    rtt_ms: float | None
+    last_heard_seconds: float | None
+    worker: WorkerStatus | None
+    counters: CounterStatus
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    version: str
+    pid: int
+    uptime_seconds: float
+    listen: tuple[str, ...]
+    rx_dropped: Mapping[str, int]
+    circuits: tuple[CircuitStatus, ...]

@@ -1,0 +1,89 @@
+"""What tests share: the network lab, and what a failed or a silently skipped test must show."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from functools import cache
+
+import pytest
+
+from lab import daemon, namespace
+from lab.topology import TwoRouters, two_routers
+
+MARKER = "needs_net_admin"
+_selected = pytest.StashKey[list[str]]()
+_ran = pytest.StashKey[list[str]]()
+
+
+@cache
+def _unavailable() -> str | None:
+    return namespace.unavailable()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--copy-bytes",
+        type=int,
+        default=4_000_000,
+        metavar="BYTES",
+        help="how much each test of tests/test_copying.py copies at a time (%(default)s)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_selected] = []
+    config.stash[_ran] = []
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    marked = [item.nodeid for item in session.items if item.get_closest_marker(MARKER)]
+    session.config.stash[_selected] = marked
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    daemon.recent.clear()
+    if item.get_closest_marker(MARKER) and (reason := _unavailable()):
+        pytest.skip(f"{item.name} needs network namespaces: {reason}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call" and not report.skipped and item.get_closest_marker(MARKER):
+        item.config.stash[_ran].append(item.nodeid)
+    if report.failed:
+        for velad in daemon.recent:
+            report.sections.append((f"log of velad {velad.name}", velad.log()))
+    return report
+
+
+def _silently_skipped(config: pytest.Config) -> bool:
+    """Whether not one of the tests that need root ran where they could have."""
+    required = os.geteuid() == 0 or os.environ.get("CI") == "true"
+    return required and bool(config.stash[_selected]) and not config.stash[_ran]
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    config = session.config
+    if exitstatus == 0 and not config.option.collectonly and _silently_skipped(config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if not config.option.collectonly and _silently_skipped(config):
+        count = len(config.stash[_selected])
+        terminalreporter.section(f"all {count} {MARKER} tests were skipped", red=True)
+        terminalreporter.line("as root, or where CI=true, that is a failure")
+
+
+@pytest.fixture
+def routers() -> Iterator[TwoRouters]:
+    """Two routers joined by a cable of MTU 1500."""
+    with two_routers() as both:
+        yield both

@@ -1,0 +1,444 @@
+/* Fuzzes frames TAP to UDP: what is sent must give the receiver what the kernel itself would have cut
+ * and completed. Settings and frames come from the input, errors of sockets too.
+ *
+ * Input: two bytes of settings, then records; see shapes.h and take_record(). */
+#define _GNU_SOURCE
+#include "../../vela/native/egress.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../vela/native/counters.h"
+#include "model.h"
+#include "shapes.h"
+
+enum { ID = 7, RECORDS = 80, OCTETS = 150000 };
+
+static const uint8_t local_mac[6] = {0x02, 0, 0x5e, 0x10, 0, 1};
+static const uint8_t remote_mac[6] = {0x02, 0, 0x5e, 0x10, 0, 2};
+
+/* How sending fails. */
+enum failure {
+	FAILS_NEVER,
+	FAILS_MTU,         /* EINVAL for segments above a size */
+	FAILS_SIZE,        /* EMSGSIZE likewise */
+	FAILS_OFFLOAD,     /* EIO for segments */
+	FAILS_ONCE,        /* ECONNREFUSED now and then, never twice */
+	FAILS_INTERRUPTED, /* EINTR now and then */
+	FAILS_LARGE,       /* EMSGSIZE for every datagram above a size */
+	FAILURES,
+};
+
+static struct {
+	struct egress egress;
+	uint64_t counters[WORKER_SLOTS];
+	enum failure failure;
+	unsigned calls, refused;
+	size_t too_large; /* segments of this size were refused */
+	struct list frames; /* to be read from the TAP, with their virtio headers */
+	size_t next;
+	struct list sent, received, expected;
+	uint64_t fragmented, lost, elided, errors, not_ip;
+} test;
+
+/* Of all inputs, to show that what is tried does happen. */
+static struct {
+	uint64_t frames, cut, segmented, left;
+} total;
+
+static void sum_up(void)
+{
+	fprintf(stderr, "reached: frames %llu, cut %llu, sent segmented %llu, checksums left %llu\n",
+		(unsigned long long)total.frames, (unsigned long long)total.cut,
+		(unsigned long long)total.segmented, (unsigned long long)total.left);
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+	(void)argc;
+	(void)argv;
+	atexit(sum_up);
+	return 0;
+}
+
+ssize_t __wrap_preadv2(int fd, const struct iovec *pieces, int count, off_t offset, int flags)
+{
+	(void)flags;
+	ENSURE(fd == test.egress.tap_fd && count == 1 && offset == -1);
+	if (test.failure == FAILS_INTERRUPTED && ++test.calls % 3 == 0) {
+		errno = EINTR;
+		return -1;
+	}
+	if (test.next == test.frames.count) {
+		errno = EAGAIN;
+		return -1;
+	}
+	const struct item *item = &test.frames.items[test.next++];
+	size_t length = item->length < pieces->iov_len ? item->length : pieces->iov_len;
+	memcpy(pieces->iov_base, item->data, length);
+	return (ssize_t)length;
+}
+
+static int refuse(int error)
+{
+	errno = error;
+	return -1;
+}
+
+/* Not to be tried again with segments of this size. */
+static int refuse_segments(int error, size_t size)
+{
+	ENSURE(size < test.too_large);
+	test.too_large = size;
+	return refuse(error);
+}
+
+static size_t segment_size(const struct msghdr *message)
+{
+	const struct cmsghdr *control = message->msg_controllen ? CMSG_FIRSTHDR(message) : NULL;
+	uint16_t size;
+
+	if (control == NULL)
+		return 0;
+	ENSURE(control->cmsg_level == IPPROTO_UDP && control->cmsg_type == 103);
+	ENSURE(control->cmsg_len == CMSG_LEN(sizeof(size)));
+	memcpy(&size, CMSG_DATA(control), sizeof(size));
+	ENSURE(size > 0);
+	return size;
+}
+
+/* See net/ipv4/udp.c, udp_sendmsg and udp_send_skb. */
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
+{
+	size_t length = 0, size = segment_size(message);
+	bool lost = false;
+
+	ENSURE(fd == test.egress.send_fd && flags == 0);
+	ENSURE((message->msg_name != NULL) == (test.egress.destination_length > 0));
+	test.calls++;
+	for (size_t i = 0; i < message->msg_iovlen; i++)
+		length += message->msg_iov[i].iov_len;
+	ENSURE(length > 0 && length <= 65507);
+	if (size)
+		ENSURE(size <= test.egress.datagram_limit && length > size && length <= 64 * size);
+	switch (test.failure) {
+	case FAILS_MTU:
+	case FAILS_SIZE:
+		if (size > 1000)
+			return refuse_segments(test.failure == FAILS_MTU ? EINVAL : EMSGSIZE, size);
+		break;
+	case FAILS_OFFLOAD:
+		if (size)
+			return refuse_segments(EIO, 0);
+		break;
+	case FAILS_ONCE:
+		if (test.calls % 2)
+			return refuse(ECONNREFUSED);
+		break;
+	case FAILS_INTERRUPTED:
+		if (test.calls % 3 == 0)
+			return refuse(EINTR);
+		break;
+	case FAILS_LARGE:
+		/* Each is tried twice. */
+		if ((size ? size : length) > 900) {
+			if (size || ++test.refused % 2)
+				return refuse(EMSGSIZE);
+			lost = true;
+		}
+		break;
+	default:
+		break;
+	}
+	uint8_t *data = keep(length), *at = data;
+	for (size_t i = 0; i < message->msg_iovlen; i++) {
+		memcpy(at, message->msg_iov[i].iov_base, message->msg_iov[i].iov_len);
+		at += message->msg_iov[i].iov_len;
+	}
+	for (size_t start = 0; start < length; start += size ? size : length) {
+		size_t left = length - start;
+		list_add(&test.sent, data + start, size && size < left ? size : left);
+	}
+	total.segmented += size > 0;
+	if (!size && !lost)
+		test.fragmented += length > test.egress.datagram_limit;
+	test.lost += lost;
+	return lost ? refuse(EMSGSIZE) : (ssize_t)length;
+}
+
+static bool can_be_elided(const uint8_t *frame, size_t length)
+{
+	unsigned type = read16(frame + 12);
+
+	if (test.egress.encapsulation.elision == ELISION_NEVER)
+		return false;
+	if (test.egress.encapsulation.elision == ELISION_KNOWN &&
+	    (memcmp(frame, remote_mac, 6) != 0 || memcmp(frame + 6, local_mac, 6) != 0))
+		return false;
+	return (type == 0x0800 && is_packet(frame + 14, length - 14, 4)) ||
+	       (type == 0x86dd && is_packet(frame + 14, length - 14, 6));
+}
+
+/* Whether a receiver would complete its checksum; found says where that is. */
+static bool looks_left(const uint8_t *frame, size_t length, struct anatomy *found)
+{
+	if (!test.egress.leave_checksums || test.egress.encapsulation.elision != ELISION_KNOWN)
+		return false;
+	return can_be_elided(frame, length) && dissect(frame + 14, length - 14, found) &&
+	       read16(frame + 14 + found->field) == found->pseudo;
+}
+
+static void expect(const uint8_t *frame, size_t length, const struct todo *todo)
+{
+	struct anatomy found;
+	size_t before = test.expected.count;
+	bool unfinished = todo->flags & 1, super = todo->kind != 0;
+
+	if (length < 14 || length > 14 + 8 + 65535 ||
+	    (super ? ip_offset(frame, length) == 0 : length > test.egress.encapsulation.frame_limit)) {
+		test.errors++;
+		return;
+	}
+	uint8_t *copy = keep(length);
+	memcpy(copy, frame, length);
+	bool looks = looks_left(copy, length, &found);
+	bool leave = looks && unfinished && todo->start == 14 + found.transport &&
+		     todo->start + todo->offset == 14 + found.field;
+	if (!super && unfinished) {
+		if (!complete(copy, length, todo->start, todo->offset)) {
+			test.errors++;
+			return;
+		}
+		if (!leave)
+			looks = looks_left(copy, length, &found);
+	}
+	bool elided = can_be_elided(copy, length) && (leave || !looks);
+	if (!elided && test.egress.encapsulation.elision == ELISION_ALWAYS) {
+		test.not_ip++;
+		return;
+	}
+	if (!super) {
+		list_add(&test.expected, copy, length);
+	} else {
+		bool escaped = copy[0] / 16 == 4 || copy[0] / 16 == 6;
+		size_t room = elided ? 512 + 13 : escaped ? 510 : 511;
+		if (!cut(copy, length, todo, room, &test.expected) ||
+		    test.expected.items[before].length > test.egress.encapsulation.frame_limit) {
+			test.expected.count = before;
+			test.errors++;
+			return;
+		}
+		total.cut++;
+	}
+	for (size_t i = before; elided && i < test.expected.count; i++) {
+		/* What the receiver puts there. */
+		memcpy(test.expected.items[i].data, remote_mac, 6);
+		memcpy(test.expected.items[i].data + 6, local_mac, 6);
+		test.elided++;
+		/* Where a guest gave not the sum of the pseudo-header, a segment may by chance look left
+		 * when it is finished. */
+		struct item *item = &test.expected.items[i];
+		if (super && !leave && test.egress.leave_checksums &&
+		    test.egress.encapsulation.elision == ELISION_KNOWN)
+			complete_left(item->data + 14, item->length - 14);
+	}
+}
+
+static void add_record(const uint8_t *virtio, const uint8_t *frame, size_t length)
+{
+	uint8_t *record = keep(10 + length);
+
+	memcpy(record, virtio, 10);
+	memcpy(record + 10, frame, length);
+	list_add(&test.frames, record, 10 + length);
+}
+
+/* A record: what it is and how many bytes of it are changed; then that. */
+static void take_record(struct input *input)
+{
+	static uint8_t frame[SHAPE_MAX + 64];
+	uint8_t virtio[10] = {0};
+	unsigned what = take8(input);
+	size_t length;
+
+	if ((what & 7) == 0) {
+		length = take16(input) + (what & 0x80 ? 64 : 0);
+		memset(frame, (int)(what >> 3 & 1), length);
+		for (size_t i = 0; i < 10; i++)
+			virtio[i] = (uint8_t)take8(input);
+		for (size_t i = 0; i < length && i < 64; i++)
+			frame[i] = (uint8_t)take8(input);
+	} else {
+		struct shape shape = shape_take(input);
+		size_t transport;
+		uint16_t words[4] = {0};
+		bool super = what & 1, unfinished = super || what & 2;
+		if (super)
+			words[1] = (uint16_t)take16(input);
+		/* Some thousand segments are enough. */
+		if (super && words[1] < 64 && shape.payload > 1500)
+			shape.payload %= 1500;
+		if (unfinished && shape.checksum == CHECKSUM_RIGHT)
+			shape.checksum = CHECKSUM_LEFT;
+		length = shape_write(&shape, remote_mac, local_mac, frame, &transport);
+		if (unfinished) {
+			virtio[0] = 1;
+			virtio[1] = super ? (shape.tcp ? (shape.ipv6 ? 4 : 1) : 5) : 0;
+			if (super && shape.tcp && shape.flags & 0x80)
+				virtio[1] |= 0x80;
+			words[2] = (uint16_t)transport;
+			words[3] = shape.tcp ? 16 : 6;
+			memcpy(virtio + 2, words, sizeof(words));
+		}
+	}
+	for (unsigned i = 0; i < (what >> 4 & 3); i++) {
+		size_t at = take16(input) % (10 + length);
+		uint8_t change = (uint8_t)take8(input);
+		if (at < 10)
+			virtio[at] ^= change;
+		else
+			frame[at - 10] ^= change;
+	}
+	add_record(virtio, frame, length);
+	struct item *record = &test.frames.items[test.frames.count - 1];
+	if ((what & 0x47) == 0x40 && record->length > what >> 3)
+		record->length = what >> 3;
+}
+
+/* By the buffer that all frames of a batch share. */
+static void drive_batches(void)
+{
+	size_t batches = 0;
+
+	while (test.next < test.frames.count) {
+		ENSURE(egress_batch(&test.egress) == 0);
+		ENSURE(++batches <= RECORDS);
+	}
+	ENSURE(test.counters[EGRESS_PROGRESS] == batches);
+}
+
+/* Each frame in memory of its own, with not a byte more than it needs. */
+static void drive_frames(void)
+{
+	uint8_t *memory[RECORDS];
+	size_t count = test.frames.count;
+
+	for (size_t i = 0; i < count; i++) {
+		const struct item *item = &test.frames.items[i];
+		struct virtio_header header = {0};
+		memory[i] = NULL;
+		if (item->length < test.egress.virtio_header)
+			continue;
+		size_t length = item->length - test.egress.virtio_header;
+		memcpy(&header, item->data, test.egress.virtio_header);
+		memory[i] = malloc(HEADROOM + length);
+		memcpy(memory[i] + HEADROOM, item->data + test.egress.virtio_header, length);
+		egress_frame(&test.egress, memory[i] + HEADROOM, length, &header);
+	}
+	egress_flush(&test.egress);
+	for (size_t i = 0; i < count; i++)
+		free(memory[i]);
+}
+
+static void receive(void)
+{
+	struct encapsulation receiver;
+
+	encapsulation_init(&receiver, ID, remote_mac, local_mac, ELISION_KNOWN,
+			   test.egress.encapsulation.frame_limit);
+	for (size_t i = 0; i < test.sent.count; i++) {
+		const struct item *datagram = &test.sent.items[i];
+		struct frame frame;
+		ENSURE(datagram->data[0] == ID);
+		ENSURE(decapsulate(&receiver, datagram->data, datagram->length, &frame) == FRAME);
+		struct item *whole = list_add(&test.received, frame.link, frame.link_length);
+		memcpy(keep(frame.rest_length), frame.rest, frame.rest_length);
+		whole->length += frame.rest_length;
+		test.elided -= frame.elided;
+		if (test.egress.encapsulation.elision == ELISION_KNOWN &&
+		    test.egress.leave_checksums && frame.elided)
+			whole->left = complete_left(whole->data + 14, whole->length - 14);
+		total.left += whole->left;
+	}
+	ENSURE(test.elided == 0);
+}
+
+static void ensure_counted(uint64_t elided)
+{
+	uint64_t octets = 0;
+
+	for (size_t i = 0; i < test.expected.count; i++)
+		octets += test.expected.items[i].length;
+	ENSURE(test.counters[TX_FRAMES] == test.expected.count);
+	ENSURE(test.counters[TX_BYTES] == octets);
+	ENSURE(test.counters[TX_ELIDED] == elided);
+	ENSURE(test.counters[TX_ERRORS] == test.errors + test.lost);
+	ENSURE(test.counters[TX_NOT_IP] == test.not_ip);
+	ENSURE(test.counters[TX_FRAGMENTED] == test.fragmented);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	static const enum elision elisions[4] = {ELISION_KNOWN, ELISION_KNOWN, ELISION_NEVER,
+						 ELISION_ALWAYS};
+	static const size_t frame_limits[8] = {1485, 9014, 65505, 1514, 60, 14, 1298, 4000};
+	static const size_t datagram_limits[4] = {1472, 65507, 8972, 100};
+	static struct list *const lists[] = {&test.frames, &test.sent, &test.received, &test.expected};
+	struct input input = {data, size};
+	unsigned settings = take8(&input), more = take8(&input);
+	struct egress *egress = &test.egress;
+	size_t octets = 0;
+
+	forget(lists, sizeof(lists) / sizeof(lists[0]));
+	memset(test.counters, 0, sizeof(test.counters));
+	test.failure = (enum failure)((more >> 3 & 7) % FAILURES);
+	test.calls = test.refused = 0;
+	test.too_large = SIZE_MAX;
+	test.next = 0;
+	test.fragmented = test.lost = test.elided = test.errors = test.not_ip = 0;
+
+	memset(egress, 0, sizeof(*egress));
+	encapsulation_init(&egress->encapsulation, ID, local_mac, remote_mac,
+			   elisions[settings & 3], frame_limits[more & 7]);
+	egress->tap_fd = 1000;
+	egress->send_fd = 1001;
+	egress->leave_checksums = settings & 4;
+	egress->virtio_header = settings & 8 ? 0 : sizeof(struct virtio_header);
+	egress->destination_length = settings & 16 ? sizeof(struct sockaddr_in) : 0;
+	egress->datagram_limit = datagram_limits[more >> 6];
+	egress->counters = test.counters;
+
+	while (input.left && test.frames.count < RECORDS && octets < OCTETS) {
+		take_record(&input);
+		octets += test.frames.items[test.frames.count - 1].length;
+	}
+	for (size_t i = 0; i < test.frames.count; i++) {
+		const struct item *item = &test.frames.items[i];
+		static const uint8_t nothing[10];
+		size_t header = egress->virtio_header;
+		if (item->length < header) {
+			test.errors += settings & 32 ? 0 : 1;
+			continue;
+		}
+		const struct todo todo = todo_of(header ? item->data : nothing);
+		expect(item->data + header, item->length - header, &todo);
+	}
+	uint64_t elided = test.elided;
+
+	ENSURE(egress_init(egress));
+	if (settings & 32)
+		drive_frames();
+	else
+		drive_batches();
+	egress_free(egress);
+
+	ENSURE(test.sent.count == test.expected.count);
+	receive();
+	ensure_same(&test.received, &test.expected);
+	ensure_counted(elided);
+	total.frames += test.frames.count;
+	return 0;
+}

@@ -1,0 +1,232 @@
+#!/usr/bin/env python3
+"""Writes the seeds of tests/fuzz/corpus: shapes of real traffic, as the fuzzers read it."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import product
+from pathlib import Path
+
+CORPUS = Path(__file__).parent / "corpus"
+
+RIGHT, LEFT, WRONG, NONE, ONES, ZERO = range(6)
+ACK, PSH_ACK, ECE_ACK, CWR_ACK, FIN_ACK = 0x10, 0x18, 0x50, 0x90, 0x11
+
+BATCH, FRAMES = 0, 32
+LEAVE, PLAIN_TAP, ADDRESSED = 4, 8, 16
+NEVER, ALWAYS = 2, 3
+
+
+def word(value: int) -> bytes:
+    return value.to_bytes(2, "big")
+
+
+def shape(
+    payload: int,
+    *,
+    ipv6: bool = False,
+    udp: bool = False,
+    address: int = 0,
+    tags: int = 0,
+    options: tuple[int, int] = (0, 0),
+    flags: int = ACK,
+    identification: int = 0x1234,
+    checksum: int = RIGHT,
+    padded: bool = False,
+    fill: int = 7,
+) -> bytes:
+    """As shape_take() in shapes.c reads it. options: eights of bytes of IP's, fours of TCP's."""
+    kind = ipv6 | udp << 1 | address << 2 | 0xC0
+    more = checksum << 4 | (8 | tags if tags else 0) | padded << 7
+    following = b""
+    if options[0]:
+        kind |= 0x10
+        following += bytes([options[0]])
+    if options[1]:
+        kind |= 0x20
+        following += bytes([options[1]])
+    # Don't fragment, and 64 hops.
+    following += bytes([flags]) + word(identification) + b"\x02\x40"
+    return bytes([kind, more]) + following + bytes([fill]) + word(payload)
+
+
+def super_frame(segment: int, own: bytes, patches: bytes = b"") -> bytes:
+    return bytes([1 | len(patches) // 3 << 4]) + own + word(segment) + patches
+
+
+def unfinished(own: bytes, patches: bytes = b"") -> bytes:
+    return bytes([2 | len(patches) // 3 << 4]) + own + patches
+
+
+def finished(own: bytes) -> bytes:
+    return b"\x04" + own
+
+
+def flow(
+    own: bytes,
+    count: int,
+    *,
+    joined: bool = True,
+    complete: bool = False,
+    last: tuple[int, int] | None = None,
+) -> bytes:
+    """last: payload of the last one, and by which flags it differs."""
+    what = 2 | joined << 4 | complete << 5
+    if last is None:
+        return bytes([what]) + own + bytes([count - 1])
+    return bytes([what | 0x40]) + own + bytes([count - 1]) + word(last[0]) + bytes([last[1]])
+
+
+def damaged(own: bytes, count: int, which: int, at: int, change: int, *, mended: bool) -> bytes:
+    what = 2 | 0x18 | mended << 7
+    return bytes([what]) + own + bytes([count - 1, which]) + word(at) + bytes([change])
+
+
+def egress() -> dict[str, bytes]:
+    seeds = {}
+    links = ((0, 0), (0, 1), (0, 2), (0, 3), (2, 0))
+    for ipv6, udp, (tags, address) in product((False, True), (False, True), links):
+        own = shape(9000, ipv6=ipv6, udp=udp, tags=tags, address=address, flags=PSH_ACK)
+        name = f"{'udp' if udp else 'tcp'}{6 if ipv6 else 4}-tags{tags}-address{address}"
+        leave = LEAVE if tags == 0 else 0
+        seeds[f"super-{name}"] = bytes([leave, 1]) + super_frame(1388, own)
+        single = shape(1000, ipv6=ipv6, udp=udp, tags=tags, address=address)
+        seeds[f"single-{name}"] = bytes([FRAMES | leave, 0]) + unfinished(single)
+    seeds["flags"] = b"\0\1" + super_frame(1000, shape(5000, flags=0xFF))
+    for failure in range(7):
+        own = shape(20000, options=(0, 3))
+        seeds[f"failure-{failure}"] = bytes([FRAMES, failure << 3 | 1]) + super_frame(1388, own) * 2
+        small = finished(shape(950)) * 3 + finished(shape(10)) * 3
+        if failure:
+            seeds[f"failure-small-{failure}"] = bytes([BATCH, failure << 3 | 1 | 0xC0]) + small
+    for mode in (NEVER, ALWAYS):
+        mixed = finished(shape(100)) + super_frame(500, shape(2000)) + unfinished(shape(40, tags=1))
+        seeds[f"elision-{mode}"] = bytes([mode, 0]) + mixed
+    seeds["plain-tap"] = bytes([PLAIN_TAP | ADDRESSED, 0]) + finished(shape(1000)) * 20
+    seeds["looks-left"] = bytes([LEAVE, 0]) + finished(shape(100, checksum=LEFT))
+    seeds["many-segments"] = b"\0\1" + super_frame(100, shape(30000, fill=0))
+    seeds["largest"] = b"\0\2" + super_frame(1400, shape(65535)) * 2 + finished(shape(65535))
+    seeds["ip-options"] = b"\0\1" + super_frame(1000, shape(3000, options=(5, 10)))
+    seeds["extension-headers"] = b"\0\1" + super_frame(
+        1000, shape(3000, options=(3, 10), ipv6=True)
+    )
+    seeds["no-payload"] = b"\0\0" + super_frame(1000, shape(0))
+    seeds["padded"] = bytes([LEAVE, 0]) + unfinished(shape(4, padded=True))
+    seeds["fragment"] = b"\0\0" + finished(shape(40, identification=0x2000))
+    # The checksum's place (bytes 6 to 9 of the virtio header) as a hostile guest may name it.
+    for at, change in ((6, 0x22), (6, 0xFF), (7, 0xFF), (8, 0xFF), (9, 0xFF), (1, 3), (4, 0xFF)):
+        patch = word(at) + bytes([change])
+        seeds[f"hostile-single-{at}-{change}"] = b"\0\0" + unfinished(shape(300), patch)
+        seeds[f"hostile-super-{at}-{change}"] = b"\0\0" + super_frame(1000, shape(3000), patch)
+    # As large as frames may be, and one byte more.
+    for size in (1431, 1432):
+        seeds[f"limit-super-{size}"] = b"\0\0" + super_frame(size, shape(4000))
+        seeds[f"limit-single-{size}"] = b"\0\0" + unfinished(shape(size - 1))
+    # All of one stay in use while the other, the largest, is read.
+    largest = super_frame(1637, shape(65480)) + super_frame(1637, shape(65535))
+    seeds["two-largest"] = b"\0\2" + largest
+    # Finished, and still said not to be: what comes of it looks left. 6: as RIGHT, and stays so.
+    seeds["finished-twice"] = bytes([LEAVE, 0]) + unfinished(shape(100, checksum=6))
+    # Room for a segment's head: 512 bytes of a datagram, and 8 more.
+    for eights in (55, 56):
+        own = shape(3000, ipv6=True, options=(eights, 1))
+        seeds[f"head-{eights}"] = b"\0\2" + super_frame(1000, own)
+    seeds["tcp-header-cut-off"] = b"\0\0" + super_frame(1000, shape(0), word(56) + b"\xa0")
+    # TCP, says the virtio header, of what is UDP.
+    seeds["hostile-kind"] = bytes([LEAVE, 0]) + super_frame(
+        1000, shape(3000, udp=True), word(1) + b"\4"
+    )
+    seeds["raw"] = b"\0\0" + b"\0" + word(60) + bytes(10) + b"\xff" * 12 + b"\x08\x06" + bytes(46)
+    seeds["cut-off"] = b"\0\0" + b"\x80" + word(65535) + bytes(10) + b"\xff" * 12
+    seeds["cut-shorter"] = b"\0\0" + b"\x40\0\x20" + bytes(42) + finished(shape(9))
+    # More than one batch.
+    seeds["batches"] = b"\0\0" + b"\x04\0\0\x07\0\x20" * 75
+    return seeds
+
+
+def ingress() -> dict[str, bytes]:
+    seeds = {}
+    for ipv6, udp, tags, joined in product((False, True), (False, True), (0, 1, 2), (False, True)):
+        name = (
+            f"{'udp' if udp else 'tcp'}{6 if ipv6 else 4}-tags{tags}-{'gro' if joined else 'each'}"
+        )
+        own = shape(1300, ipv6=ipv6, udp=udp, tags=tags)
+        seeds[f"flow-{name}"] = b"\0\0" + flow(own, 12, joined=joined, last=(100, 0))
+        if not joined:
+            continue
+        own = shape(400, ipv6=ipv6, udp=udp, tags=tags, address=2, options=(0, 3))
+        seeds[f"complete-{name}"] = bytes([FRAMES, 0]) + flow(own, 5, last=(400, 8))
+    for kind in (RIGHT, LEFT, WRONG, NONE, ONES, ZERO):
+        for udp in (False, True):
+            own = shape(500, udp=udp, checksum=kind)
+            for leave in (0, LEAVE) if kind == LEFT else (0,):
+                name = f"checksum-{kind}-{'udp' if udp else 'tcp'}-{'left' if leave else 'own'}"
+                seeds[name] = bytes([leave, 0]) + flow(own, 6) + flow(shape(500), 3)
+    for failure in range(1, 7):
+        both = flow(shape(700), 5) + flow(shape(700, udp=True), 5)
+        asked = b"\x01\x14" + b"\x21\x14"
+        seeds[f"failure-{failure}"] = bytes([ADDRESSED, failure << 3]) + (both + asked) * 2
+    # Of the third of six: class, identification, hops, sequence, flags, window, checksum, ...
+    for at in (15, 22, 45, 49, 60):
+        for mended in (False, True) if at == 60 else (True,):
+            own = shape(300)
+            seeds[f"damage-{at}-{'mended' if mended else 'wrong'}"] = b"\0\0" + damaged(
+                own, 6, 2, at, 1, mended=mended
+            )
+    for at, change in ((14, 1), (21, 1), (24, 1), (34, 1), (38, 1), (46, 0x10)):
+        for udp in (False, True) if at < 46 else (False,):
+            name = f"damage-{at}-{change}-{'udp' if udp else 'tcp'}"
+            own = shape(300, udp=udp)
+            seeds[name] = b"\0\0" + damaged(own, 4, 1, at, change, mended=at != 24)
+    # PSH, ECE, CWR and URG in the midst, and at the beginning.
+    for which, change in ((0, 0x08), (0, 0x40), (1, 0x08), (1, 0x40), (1, 0x20)):
+        seeds[f"flags-{which}-{change:02x}"] = b"\0\0" + damaged(
+            shape(300), 4, which, 47, change, mended=True
+        )
+    # Another source, another VLAN.
+    for name, own, at in (
+        ("source", shape(300, address=2), 11),
+        ("vlan", shape(300, tags=1), 15),
+        ("second-tag", shape(300, tags=2), 19),
+    ):
+        seeds[f"other-{name}"] = b"\0\0" + damaged(own, 4, 1, at, 1, mended=True)
+    short = flow(shape(300, udp=True), 3, last=(100, 0))
+    after = flow(shape(100, udp=True, identification=0x1237), 2)
+    seeds["after-a-short-one"] = b"\0\0" + short + after
+    larger = flow(shape(200, udp=True, identification=0x1237), 2)
+    left = shape(300, udp=True, checksum=LEFT)
+    for complete in (False, True):
+        following = shape(300, udp=True, checksum=LEFT, identification=0x1236)
+        both = flow(left, 2, complete=complete) + flow(following, 2, complete=not complete)
+        seeds[f"left-and-{'elided' if complete else 'complete'}"] = bytes([LEAVE, 0]) + both
+    for flags in (CWR_ACK, FIN_ACK, ECE_ACK, 0x30, 0x12, 0x14, 0x00):
+        seeds[f"all-flags-{flags:02x}"] = b"\0\0" + flow(shape(300, flags=flags), 3)
+    seeds["larger-one"] = b"\0\0" + flow(shape(100, udp=True), 3) + larger
+    seeds["limit"] = b"\0\0" + flow(shape(1431), 2) + flow(shape(1432), 2)
+    seeds["long"] = b"\0\0" + flow(shape(100), 70)
+    seeds["largest"] = b"\0\2" + flow(shape(32000), 3) + flow(shape(65400), 1)
+    seeds["wrapped"] = b"\0\0" + flow(shape(1000, identification=0xFFFE), 6)
+    seeds["plain-tap"] = bytes([PLAIN_TAP, 0]) + flow(shape(200), 6)
+    seeds["short"] = b"\0\0" + b"\x08" + word(1) + b"\x07" + b"\0" + word(0)
+    seeds["reserved"] = b"\0\0" + b"\x08" + word(30) + b"\x07\x43"
+    seeds["malformed"] = (
+        b"\0\0" + b"\x08" + word(30) + b"\x07\x45\0\0\xff" + b"\x08" + word(30) + b"\x07\x60"
+    )
+    seeds["escaped"] = b"\0\0" + flow(shape(100, address=1, tags=1), 3)
+    seeds["others"] = b"\0\0" + b"\x10" + word(30) + b"\x09\x45" + flow(shape(10), 2)
+    seeds["verification"] = b"\0\0" + b"\x01\x10\x21\x10\x81\x10\x03\x01\x02"
+    seeds["empty-payload"] = b"\0\0" + flow(shape(0), 3) + flow(shape(5, padded=True), 3)
+    return seeds
+
+
+def main() -> None:
+    for direction, seeds in (("egress", egress()), ("ingress", ingress())):
+        folder = CORPUS / direction
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name, seed in seeds.items():
+            (folder / name).write_bytes(seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""vela.affinity: which CPU, and that a pinned child alone is pinned."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from vela.affinity import allowed_cpus, least_loaded, pin
+from vela.supervisor.process import fork
+
+
+@pytest.mark.parametrize(
+    ("cpus", "own", "expected"),
+    [
+        ([0, 1, 2], [], 0),
+        ([0, 1, 2], [0], 1),
+        ([0, 1, 2], [0, 1, 2, 0], 1),
+        ([2, 1], [1, 2], 1),
+        ([3], [3, 3, 3], 3),
+        ([0, 1], [7, 7, 7, 0], 1),
+    ],
+)
+def test_least_loaded_is_the_lowest_of_those_with_fewest(
+    cpus: list[int], own: list[int], expected: int
+) -> None:
+    assert least_loaded(cpus, own) == expected
+
+
+def test_255_circuits_spread_evenly() -> None:
+    in_use: list[int] = []
+    for _ in range(255):
+        in_use.append(least_loaded((0, 1, 2, 3), in_use))
+
+    assert sorted(in_use.count(cpu) for cpu in range(4)) == [63, 64, 64, 64]
+
+
+def test_pin_in_a_child_pins_the_child_alone() -> None:
+    before = os.sched_getaffinity(0)
+    assert allowed_cpus() == tuple(sorted(before))
+    cpu = max(before)
+
+    def body() -> None:
+        pin(cpu)
+        os._exit(0 if os.sched_getaffinity(0) == {cpu} else 1)
+
+    assert fork(body, ()).reap().code == 0
+    assert os.sched_getaffinity(0) == before
+
+
+def test_pin_to_a_cpu_that_is_not_there_raises() -> None:
+    with pytest.raises((OSError, ValueError)):
+        pin(100_000)

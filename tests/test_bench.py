@@ -1,0 +1,424 @@
+"""The benchmark: what it measures is what it says, all of it works, and nothing of it stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from lab.blast import Trial, blast_across
+from lab.capture import Capture
+from lab.cpu import cpu_used
+from lab.daemon import ROOT
+from lab.errors import LabError
+from lab.load import iperf3, ping
+from lab.machine import Machine
+from lab.measurements import percentile
+from lab.namespace import existing, prefix
+from lab.program import Program
+from lab.rate_search import Effort, highest_rate
+from lab.regimes import Regime, shaped_rate, tcp_ceiling
+from lab.results import Results
+from lab.streams import Shares, concurrent_streams
+from lab.tables import Table, tables
+from lab.topology import TwoRouters
+from lab.tunnels.catalogue import CIRCUITS, TUNNELS
+from lab.tunnels.direct import direct
+from lab.tunnels.tunnel import UnavailableError, fragments_made, need_program
+
+needs_net_admin = pytest.mark.needs_net_admin
+BENCH = [sys.executable, "-m", "lab.bench"]
+
+
+def environment(temporary: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "TMPDIR": str(temporary)}
+
+
+def processes_that_name(path: Path) -> list[str]:
+    """Return the command lines in which a path occurs: configurations are named there."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if os.fsencode(path) in line:
+            found.append(line.replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+@needs_net_admin
+@pytest.mark.timeout(240)
+def test_bench_quick_shows_writes_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    temporary, output = tmp_path / "temporary", tmp_path / "output"
+    temporary.mkdir()
+    chosen = [f"--tunnel={name}" for name in ("vela python", "kernel vxlan")]
+    with subprocess.Popen(
+        [*BENCH, "--quick", *chosen, f"--output={output}"],
+        env=environment(temporary),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        shown, said = running.communicate(timeout=200)
+
+    assert running.returncode == 0, said
+    titles = [line for line in shown.splitlines() if line.startswith("Frames as on a wire: ")]
+    assert [title.partition(": ")[2] for title in titles] == [
+        "One TCP stream",
+        "UDP with less than 1 % loss, thousand frames/s",
+        "Round trip, µs",
+        "A TCP stream on each of many circuits at once",
+    ]
+    assert shown.count("\nvela python ") == shown.count("\nkernel vxlan ") == 4
+    found = json.loads((output / "results.json").read_text())
+    assert (found["skipped"], found["failures"]) == ({}, [])
+    assert found["machine"]["cpus"] == len(os.sched_getaffinity(0))
+    tunnels = found["regimes"]["wire"]
+    assert {name: entry["mtu"] for name, entry in tunnels.items()} == {
+        "vela python": 1471,
+        "kernel vxlan": 1450,
+    }
+    for entry in tunnels.values():
+        for key in (
+            "tcp_1_ba_mbit_per_s",
+            "udp_full_frames_per_s",
+            "rtt_p99_us",
+            "circuits_2_jain",
+        ):
+            assert entry["figures"][key]["rounds"] == [entry["figures"][key]["median"]]
+            assert entry["figures"][key]["median"] > 0
+        assert entry["figures"]["udp_64_loss"]["median"] < 0.01
+    assert tunnels["kernel vxlan"]["figures"]["rtt_p50_us"]["relative_to"] == {"kernel vxlan": 1.0}
+    bars = ElementTree.parse(output / "plot.svg").findall(".//{*}line")
+    assert len(bars) == 2 * 8  # no four streams in a quick run
+    assert "| vela python |" in (output / "table.md").read_text()
+    assert [name for name in existing() if name.startswith(prefix(running.pid))] == []
+    assert list(temporary.iterdir()) == []
+    assert processes_that_name(temporary) == []
+
+
+@needs_net_admin
+def test_bench_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
+    temporary, output = tmp_path / "temporary", tmp_path / "output"
+    temporary.mkdir()
+    chosen = [f"--tunnel={name}" for name in ("vela python", "socat")]
+    with subprocess.Popen(
+        [*BENCH, "--seconds=20", "--measurement=tcp", *chosen, f"--output={output}"],
+        env=environment(temporary),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if line == "bench: socat is up\n":
+                break
+        assert len(processes_that_name(temporary)) >= 2
+        running.send_signal(signal.SIGINT)
+        rest = running.stderr.read()
+
+    assert rest == "bench: interrupted by SIGINT\n"
+    assert running.returncode == 130
+    assert [name for name in existing() if name.startswith(prefix(running.pid))] == []
+    assert list(temporary.iterdir()) == []
+    assert processes_that_name(temporary) == []
+    assert not output.exists()
+
+
+@needs_net_admin
+@pytest.mark.parametrize("name", [name for name in TUNNELS if name != "no tunnel"])
+def test_tunnel_of_its_mtu_fills_the_cable_and_no_more(routers: TwoRouters, name: str) -> None:
+    try:
+        with TUNNELS[name](routers, 7) as segment, Capture(routers.a.underlay) as capture:
+            pings = ping(
+                segment.a.namespace, "10.220.7.2", size=segment.mtu, dont_fragment=True, count=1
+            )
+            full = capture.wait_for(lambda packet: packet.outgoing and len(packet.data) >= 1514)
+            sizes = [len(packet.data) for packet in capture.packets()]
+            forwards_itself = not segment.forwarders
+            interfaces = [end.interface for end in segment.ends]
+    except UnavailableError as err:
+        pytest.skip(str(err))
+
+    assert pings.lost == 0
+    assert len(full.data) == max(sizes, default=1514) == 14 + 1500
+    assert forwards_itself == name.startswith("kernel")
+    for router, interface in zip((routers.a, routers.b), interfaces, strict=True):
+        assert fragments_made(router.namespace) == 0
+        shown = router.namespace.run("ip", "link", "show", "dev", interface, check=False)
+        assert shown.returncode == 1
+
+
+@needs_net_admin
+def test_streams_at_once_each_carry_their_own(routers: TwoRouters) -> None:
+    with CIRCUITS["kernel vxlan"](routers, 30, 3) as segments, Program("streams") as streams:
+        shares = concurrent_streams(streams, segments, 0.3)
+
+    assert len({segment.b.address for segment in segments}) == 3
+    assert len(shares.bits_per_s) == 3
+    assert min(shares.bits_per_s) > 0
+
+
+@needs_net_admin
+def test_blast_sends_single_frames_of_that_size_at_that_rate(routers: TwoRouters) -> None:
+    with (
+        Program("blast") as program,
+        direct(routers, 1) as segment,
+        blast_across(program, segment, 60) as blast,
+        Capture(routers.b.underlay) as capture,
+    ):
+        tried = blast.trial(1000, 0.2)
+        # What else there is is not IPv4: ARP, and what IPv6 says when an interface is new.
+        sizes = [
+            len(packet.data)
+            for packet in capture.packets()
+            if not packet.outgoing and packet.data[12:14] == b"\x08\x00"
+        ]
+
+    # The machine may pause; arrears are not made up for beyond a batch.
+    assert 100 <= tried.sent <= 201
+    assert tried.received == tried.sent
+    assert sizes == [60] * tried.sent
+    assert (tried.loss, tried.reordered) == (0, 0)
+    assert 0.2 <= tried.sending_s <= tried.seconds
+
+
+@needs_net_admin
+def test_blast_counts_what_a_full_queue_drops(routers: TwoRouters) -> None:
+    routers.a.underlay.set_rate("1mbit", burst="2kb", latency="1ms")
+    with (
+        Program("blast") as program,
+        direct(routers, 1) as segment,
+        blast_across(program, segment, 60) as blast,
+    ):
+        tried = blast.trial(10_000, 0.3)
+
+    # 1 Mbit/s carries 2083 frames of 480 bits a second.
+    assert 0.5 < tried.loss < 0.9
+    assert tried.received < 0.3 * 2083 + 2 * 2048 / 60 + 40
+
+
+@needs_net_admin
+def test_blast_of_a_frame_above_the_mtu_is_refused(routers: TwoRouters) -> None:
+    with (
+        Program("blast") as program,
+        direct(routers, 1) as segment,
+        pytest.raises(LabError, match=r"frames of 1515 bytes .* MTU of 1500"),
+        blast_across(program, segment, 1515),
+    ):
+        pass
+
+
+@needs_net_admin
+def test_regime_gigabit_carries_no_more_than_a_gigabit_wire(routers: TwoRouters) -> None:
+    Regime.GIGABIT.apply(routers)
+    limited = iperf3(routers.b.namespace, routers.a.namespace, "10.201.0.2", seconds=1)
+    Regime.WIRE.apply(routers)
+    qdisc = routers.a.namespace.run("tc", "qdisc", "show", "dev", "eth0").stdout
+
+    # 0.2 % of a second is the bucket's; without what the wire adds it would be 1.6 % more.
+    assert 400e6 < limited.received_bits_per_s < 1.01 * tcp_ceiling(1500, 1500)
+    assert "tbf" not in qdisc
+
+
+def test_program_that_is_missing_makes_a_tunnel_unavailable() -> None:
+    with pytest.raises(UnavailableError, match="the program unheard-of is not installed"):
+        need_program("unheard-of")
+
+
+@pytest.mark.parametrize(
+    ("mtu", "mbit_per_s"),
+    # 1538 bytes of wire carry mtu - 52 of payload.
+    [(1471, 922.6), (1462, 916.8), (1450, 909.0), (1500, 941.5)],
+)
+def test_tcp_ceiling_of_a_gigabit_wire(mtu: int, mbit_per_s: float) -> None:
+    assert round(tcp_ceiling(1500, mtu) / 1e6, 1) == mbit_per_s
+
+
+def test_shaped_rate_leaves_out_what_only_the_wire_adds() -> None:
+    assert round(shaped_rate(1500)) == 984395319  # 10^9 * 1514 / 1538
+
+
+def tunnel_model(
+    capacity: float, sender: float = 1e9, collapse: float = 0.0
+) -> Callable[[float, float], Trial]:
+    """A tunnel without queues; each frame above its capacity costs it collapse others."""
+
+    def trial(rate: float, seconds: float) -> Trial:
+        sent = min(rate, sender) * seconds
+        above = max(0.0, min(rate, sender) - capacity) * seconds
+        received = max(0.0, sent - above * (1 + collapse))
+        return Trial(rate, round(sent), round(received), 0, seconds, seconds)
+
+    return trial
+
+
+@pytest.mark.parametrize("start", [100, 20_000, 3_000_000])
+@pytest.mark.parametrize("collapse", [0, 0.5, 5])
+def test_highest_rate_is_found_from_any_guess(start: float, collapse: float) -> None:
+    found = highest_rate(tunnel_model(50_000, collapse=collapse), start, Effort(tolerance=0.02))
+
+    assert found.loss < 0.01
+    assert 49_000 <= found.delivered_per_s <= 50_000
+
+
+def test_highest_rate_of_a_sender_at_its_own_limit_is_that_limit() -> None:
+    found = highest_rate(tunnel_model(1e9, sender=80_000), 1000, Effort())
+
+    assert found.sent_per_s == 80_000
+    assert found.offered_per_s < 300_000  # 1000 * 1.6**12: asked for more twice in vain
+
+
+def test_highest_rate_is_given_up_where_everything_is_lost() -> None:
+    with pytest.raises(LabError, match="100% lost"):
+        highest_rate(tunnel_model(0, collapse=0), 20_000, Effort())
+
+
+def test_highest_rate_is_confirmed_by_a_longer_trial() -> None:
+    brief, lasting = tunnel_model(50_000), tunnel_model(40_000)
+    tried = []
+
+    def trial(rate: float, seconds: float) -> Trial:
+        tried.append(seconds)
+        return (brief if seconds < 1 else lasting)(rate, seconds)
+
+    found = highest_rate(trial, 20_000, Effort(trial_s=0.25, confirmation_s=1.0))
+
+    assert found.loss < 0.01
+    assert 38_000 <= found.delivered_per_s <= 40_000
+    assert tried[0] == 0.25
+    assert tried[-1] == 1.0
+
+
+def test_highest_rate_is_not_limited_by_a_pause_of_the_machine() -> None:
+    tunnel = tunnel_model(50_000)
+    tried = []
+
+    def trial(rate: float, seconds: float) -> Trial:
+        tried.append(rate)
+        found = tunnel(rate, seconds)
+        return replace(found, received=round(found.received * 0.9)) if len(tried) == 2 else found
+
+    found = highest_rate(trial, 10_000, Effort(tolerance=0.02))
+
+    assert tried[1] == tried[2] == 16_000
+    assert found.delivered_per_s >= 49_000
+
+
+def test_cpu_used_counts_a_process_and_the_machine() -> None:
+    with cpu_used([os.getpid()]) as cpu:
+        before = time.process_time()
+        while time.process_time() < before + 0.1:
+            pass
+
+    # /proc counts in ticks of 10 ms.
+    assert 0.08 <= cpu.processes_s < 1
+    assert cpu.machine_s >= 0.08
+
+
+def test_cpu_used_of_a_process_that_ends_is_refused() -> None:
+    def measured() -> None:
+        with subprocess.Popen(["sleep", "60"]) as sleeping, cpu_used([sleeping.pid]):
+            sleeping.kill()
+            sleeping.wait()
+
+    with pytest.raises(LabError, match="has ended"):
+        measured()
+
+
+def test_trial_counts_no_queue_as_rate() -> None:
+    # 1000 sent in one second, but the last arrived after two.
+    tried = Trial(1000, sent=1000, received=998, reordered=0, sending_s=1.0, seconds=2.0)
+
+    assert tried.delivered_per_s == 499
+    assert round(tried.loss, 4) == 0.002
+
+
+@pytest.mark.parametrize(("percent", "value"), [(50, 50.0), (99, 99.0), (100, 100.0), (0.5, 1.0)])
+def test_percentile_is_one_of_the_values(percent: float, value: float) -> None:
+    assert percentile(tuple(float(n) for n in range(100, 0, -1)), percent) == value
+
+
+def test_shares_of_unequal_circuits() -> None:
+    shares = Shares((3.0, 1.0))
+
+    assert shares.total == 4
+    assert shares.fairness == 0.8  # 16 / (2 * 10)
+    assert round(shares.least_to_most, 3) == 0.333
+
+
+MACHINE = Machine("a CPU", 2, 8 << 30, "Linux", "3.11", 0.0, {})
+
+
+def results() -> Results:
+    found = Results(
+        MACHINE,
+        started="2026-01-01T00:00:00+00:00",
+        settings={"rounds": 3, "circuits": (1,), "streams": 4},
+        underlay_mtu=1500,
+        references=("kernel vxlan",),
+    )
+    for vela, vxlan in ((800, 400), (900, 450), (100, 460)):
+        found.add(Regime.GIGABIT, "vela native", 1471, {"tcp_1_ab_mbit_per_s": vela})
+        found.add(Regime.GIGABIT, "kernel vxlan", 1450, {"tcp_1_ab_mbit_per_s": vxlan})
+    return found
+
+
+def test_tables_show_medians_ratios_and_the_share_of_the_ceiling() -> None:
+    assert tables(results()) == [
+        Table(
+            "A wire of 1 Gbit/s: One TCP stream",
+            ("tunnel", "A→B Mbit/s", "/ vxlan", "of ceiling"),
+            (
+                ("vela native", "800", "1.78", "86.7%"),  # of 922.6
+                ("kernel vxlan", "450", "1.00", "49.5%"),  # of 909.0
+            ),
+        )
+    ]
+
+
+def test_results_as_json_have_every_round_and_the_ratio_of_medians() -> None:
+    document = replace(results(), skipped={"kernel gretap": "none"}).document()
+
+    entry = document["regimes"]["gigabit"]["vela native"]
+    assert entry["figures"]["tcp_1_ab_mbit_per_s"] == {
+        "rounds": [800, 900, 100],
+        "median": 800,
+        "relative_to": {"kernel vxlan": 800 / 450},
+    }
+    assert document["skipped"] == {"kernel gretap": "none"}
+
+
+def test_table_in_markdown_aligns_numbers_to_the_right() -> None:
+    table = Table("Speed", ("tunnel", "Mbit/s"), (("vela", "800"),))
+
+    assert table.markdown() == ("**Speed**\n\n| tunnel | Mbit/s |\n| --- | ---: |\n| vela | 800 |")
+    assert table.text() == "Speed\ntunnel  Mbit/s\nvela       800"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rounds", "0"], "rounds and seconds are at least 1"),
+        (["--tunnel", "hyperspace"], "invalid choice: 'hyperspace'"),
+        (["--regime", "vacuum"], "invalid choice: 'vacuum'"),
+    ],
+)
+def test_bench_with_a_mistaken_argument_is_refused(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*BENCH, *arguments], env=environment(tmp_path), capture_output=True, text=True
+    )
+
+    assert done.returncode == 2
+    assert said in done.stderr

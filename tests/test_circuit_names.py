@@ -1,0 +1,202 @@
+"""Circuits to remotes that are given by name, with a real name server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.autoconfigured import asking, ends, interfaces, policy
+from lab.circuit import (
+    ADDRESSES_A,
+    ADDRESSES_B,
+    MAC_A,
+    MAC_B,
+    NAME,
+    circuit_table,
+)
+from lab.daemon import Velad
+from lab.dnsmasq import name_server
+from lab.load import ping
+from lab.topology import TwoRouters
+
+pytestmark = pytest.mark.needs_net_admin
+
+HOST = "router2.example.net"
+BOTH = f"{HOST},10.201.0.2,fd00:201::2"
+
+
+@pytest.fixture
+def named(routers: TwoRouters, tmp_path: Path) -> TwoRouters:
+    """Two routers, of which A asks a name server of its own at 127.0.0.1."""
+    resolv_conf = tmp_path / "resolv.conf"
+    resolv_conf.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+    routers.a.namespace.resolv_conf = resolv_conf
+    return routers
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Path:
+    """A directory whose files a name server reads as they appear."""
+    directory = tmp_path / "hosts"
+    directory.mkdir()
+    return directory
+
+
+def velad_a(routers: TwoRouters, **settings: str) -> Velad:
+    table = circuit_table(HOST, mac=MAC_A, peer_mac=MAC_B, addresses=list(ADDRESSES_A), **settings)
+    return Velad(routers.a.namespace, table)
+
+
+@pytest.fixture(params=["ipv4", "ipv6"])
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def b(named: TwoRouters, family: str) -> Iterator[Velad]:
+    """The other end, which knows A by its address of the family."""
+    remote = named.a.ipv4 if family == "ipv4" else named.a.ipv6
+    table = circuit_table(remote, mac=MAC_B, peer_mac=MAC_A, addresses=list(ADDRESSES_B))
+    with Velad(named.b.namespace, table) as velad:
+        velad.wait_for_state(NAME, "unmonitored")
+        yield velad
+
+
+ADDRESS_AND_MTU = {"ipv4": ("10.201.0.2", 1471), "ipv6": ("fd00:201::2", 1451)}
+
+
+def crosses(routers: TwoRouters, mtu: int) -> bool:
+    """Tell whether full-size packets of both IP versions are answered."""
+    return all(
+        ping(routers.a.namespace, address, count=2, size=mtu, dont_fragment=True).received == 2
+        for address in ("172.16.16.2", "fd00:16::2")
+    )
+
+
+def test_name_with_both_families_is_reached_over_the_one_asked_for(
+    named: TwoRouters, b: Velad, family: str
+) -> None:
+    address, mtu = ADDRESS_AND_MTU[family]
+    with name_server(named.a.namespace, BOTH), velad_a(named, family=family) as a:
+        circuit = a.wait_for_state(NAME, "unmonitored")
+
+        assert circuit["remote"] == HOST
+        assert circuit["remote_address"] == address
+        assert circuit["family"] == family
+        assert circuit["mtu"] == mtu
+        assert crosses(named, mtu)
+
+
+def test_name_with_one_family_is_reached_over_that(
+    named: TwoRouters, b: Velad, family: str
+) -> None:
+    address, mtu = ADDRESS_AND_MTU[family]
+    with name_server(named.a.namespace, f"{HOST},{address}"), velad_a(named) as a:
+        circuit = a.wait_for_state(NAME, "unmonitored")
+
+        assert (circuit["remote_address"], circuit["mtu"]) == (address, mtu)
+        assert crosses(named, mtu)
+
+
+@pytest.mark.parametrize("family", ["ipv4"], indirect=True)
+def test_name_without_an_address_of_the_family_is_waited_for(
+    named: TwoRouters, b: Velad, hosts: Path
+) -> None:
+    with (
+        name_server(named.a.namespace, f"{HOST},fd00:201::2", hosts=hosts),
+        velad_a(named, family="ipv4") as a,
+    ):
+        a.wait_for(
+            lambda status: status["circuits"][0]["reason"] == f"{HOST}: it has no IPv4 address",
+            5,
+            "the reason",
+        )
+        circuit = a.circuit(NAME)
+        assert (circuit["state"], circuit["remote_address"]) == ("resolving", None)
+
+        (hosts / "router2").write_text(f"10.201.0.2 {HOST}\n")
+        circuit = a.wait_for_state(NAME, "unmonitored")
+
+        assert (circuit["remote_address"], circuit["reason"]) == ("10.201.0.2", "")
+        assert crosses(named, 1471)
+
+
+def test_name_that_appears_later_brings_the_circuit_up_by_itself(
+    named: TwoRouters, b: Velad, family: str, hosts: Path
+) -> None:
+    address, mtu = ADDRESS_AND_MTU[family]
+    with name_server(named.a.namespace, hosts=hosts), velad_a(named) as a:
+        a.wait_for(
+            lambda status: status["circuits"][0]["reason"] == f"{HOST}: there is no such name",
+            5,
+            "the reason",
+        )
+        circuit = a.circuit(NAME)
+        assert (circuit["state"], circuit["worker"]) == ("resolving", None)
+
+        (hosts / "router2").write_text(f"{address} {HOST}\n")
+        # Asked again after 1, 2, 4 seconds.
+        circuit = a.wait_for_state(NAME, "unmonitored", timeout_s=10)
+
+        assert (circuit["remote_address"], circuit["reason"]) == (address, "")
+        assert circuit["mtu"] == mtu
+        assert crosses(named, mtu)
+
+
+@pytest.mark.parametrize("family", ["ipv4"], indirect=True)
+def test_name_server_that_appears_later_brings_the_circuit_up_by_itself(
+    named: TwoRouters, b: Velad
+) -> None:
+    with velad_a(named, family="ipv4") as a:
+        a.wait_for(
+            lambda status: (
+                status["circuits"][0]["reason"] == f"{HOST}: no name server gave an answer"
+            ),
+            5,
+            "the reason",
+        )
+        assert a.circuit(NAME)["state"] == "resolving"
+
+        with name_server(named.a.namespace, BOTH):
+            circuit = a.wait_for_state(NAME, "unmonitored", timeout_s=10)
+
+            assert circuit["remote_address"] == "10.201.0.2"
+            assert crosses(named, 1471)
+
+
+def test_names_with_both_families_at_both_ends_meet(named: TwoRouters) -> None:
+    """Each end may choose either family, and must hear the other one on both."""
+    a, b = named.a.namespace, named.b.namespace
+    b.resolv_conf = a.resolv_conf
+    table_b = circuit_table(
+        "router1.example.net", mac=MAC_B, peer_mac=MAC_A, addresses=list(ADDRESSES_B)
+    )
+    with (
+        name_server(a, BOTH),
+        name_server(b, "router1.example.net,10.201.0.1,fd00:201::1"),
+        velad_a(named) as velad,
+        Velad(b, table_b) as velad_b,
+    ):
+        for each in (velad, velad_b):
+            assert each.wait_for_state(NAME, "unmonitored")["reason"] == ""
+
+        # What fits both families.
+        assert crosses(named, 1451)
+
+
+def test_circuit_that_is_being_resolved_is_not_set_up_once_more_by_its_remote(
+    named: TwoRouters, hosts: Path
+) -> None:
+    config_a = policy() + asking(HOST)
+    config_b = asking(
+        named.a.ipv4, addresses=list(ADDRESSES_B), peer={"interface": "vela5", "addresses": []}
+    )
+    with name_server(named.a.namespace, hosts=hosts), ends(named, config_a, config_b) as both:
+        refused = both.b.wait_for_state(NAME, "down")
+        (resolving,) = both.a.status()["circuits"]
+
+        assert refused["reason"] == "vela0 is still being resolved on the other end"
+        assert (resolving["name"], resolving["state"]) == ("vela0", "resolving")
+        assert interfaces(named.a.namespace) == {"lo", "eth0", "vela0"}

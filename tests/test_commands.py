@@ -1,0 +1,442 @@
+"""velactl's commands that change circuits, on two running machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from lab.autoconfigured import (
+    Ends,
+    addresses,
+    asking,
+    circuit,
+    ends,
+    interfaces,
+    policy,
+    wait_until_up,
+)
+from lab.circuit import NAME
+from lab.daemon import Velad, velactl
+from lab.link import Interface
+from lab.load import ping
+from lab.topology import TwoRouters
+from lab.waiting import eventually
+
+pytestmark = pytest.mark.needs_net_admin
+
+ADD = (
+    *("add", "vela7", "--remote", "10.201.0.2", "--keepalive", "0.2"),
+    *("--address", "10.9.0.1/30", "--peer-address", "10.9.0.2/30"),
+    *("--peer-interface", "vela7"),
+)
+TAKEN_DOWN = "vela0 was taken down on the other end"
+NETWORKS = ["10.9.0.0/16", "172.16.0.0/12", "fd00::/8"]
+
+
+def stored(velad: Velad) -> dict[str, object]:
+    document = json.loads((velad.directory / "state" / "circuits.json").read_text())
+    found: dict[str, object] = document["circuits"]
+    return found
+
+
+def carriers(both: Ends, name: str) -> list[bool]:
+    return [Interface(velad.namespace, name).carrier for velad in both]
+
+
+def refused(velad: Velad, *argv: str) -> str:
+    """Return the one line with which velactl fails; the status has the same circuits after it."""
+    before = [(entry["name"], entry["state"]) for entry in velad.status()["circuits"]]
+    made = interfaces(velad.namespace)
+    done = velad.control(*argv, check=False)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("velactl: ")
+    assert done.stderr.count("\n") == 1
+    assert [(entry["name"], entry["state"]) for entry in velad.status()["circuits"]] == before
+    assert interfaces(velad.namespace) == made
+    return done.stderr.removeprefix("velactl: ").rstrip("\n")
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_added_circuit_carries_frames_outlives_restarts_and_is_deleted_on_both(
+    routers: TwoRouters, first: str
+) -> None:
+    with ends(routers, "", policy(networks=NETWORKS)) as both:
+        done = both.a.control(*ADD)
+        added = time.monotonic()
+        assert done.stdout == "vela7: id 1, toward 10.201.0.2\n"
+        wait_until_up(both, a="vela7", b="vela7")
+        assert time.monotonic() - added < 1.0
+        assert ping(routers.a.namespace, "10.9.0.2", count=2, interval_s=0.2).received == 2
+        assert [velad.circuit("vela7")["origin"] for velad in both] == ["command", "peer"]
+
+        order = (both.a, both.b) if first == "a" else (both.b, both.a)
+        for velad in order:
+            assert velad.stop() == 0
+        for velad in order:
+            velad.start()
+        wait_until_up(both, a="vela7", b="vela7", timeout_s=3)
+        assert ping(routers.a.namespace, "10.9.0.2", count=2, interval_s=0.2).received == 2
+
+        both.a.control("delete", "vela7")
+        assert interfaces(routers.a.namespace) == {"lo", "eth0"}
+        both.b.wait_for(lambda status: not status["circuits"], 2, "its end to go")
+        assert interfaces(routers.b.namespace) == {"lo", "eth0"}
+        assert [stored(velad) for velad in both] == [{}, {}]
+
+
+def test_deleted_circuit_can_be_added_again_at_once(routers: TwoRouters) -> None:
+    with ends(routers, "", policy(networks=NETWORKS)) as both:
+        for _ in range(3):
+            both.a.control(*ADD)
+            wait_until_up(both, a="vela7", b="vela7", timeout_s=4)
+            both.a.control("delete", "vela7")
+            both.b.wait_for(lambda status: not status["circuits"], 2, "its end to go")
+
+
+def test_circuit_deleted_while_the_other_end_was_away_goes_when_it_is_back(
+    routers: TwoRouters,
+) -> None:
+    with ends(routers, policy(), policy(networks=NETWORKS)) as both:
+        both.a.control(*ADD)
+        wait_until_up(both, a="vela7", b="vela7")
+        assert both.b.stop() == 0
+        both.a.control("delete", "vela7")
+
+        both.b.start()
+
+        eventually(lambda: "vela7" not in interfaces(routers.b.namespace), 10, "vela7 to go on b")
+        eventually(lambda: stored(both.b) == {}, 10, "vela7 to be forgotten on b")
+
+
+def test_added_circuits_get_the_next_free_id(routers: TwoRouters) -> None:
+    config = asking(routers.b.ipv4, id=2)
+    with ends(routers, config, policy(networks=NETWORKS)) as both:
+        said = [
+            both.a.control("add", f"vela{number}", "--remote", "10.201.0.2").stdout
+            for number in (7, 8)
+        ]
+        both.a.control("delete", "vela7")
+        said.append(both.a.control("add", "vela9", "--remote", "10.201.0.2").stdout)
+        other = both.a.control("add", "vela10", "--remote", "10.201.0.9").stdout
+
+        assert said == [
+            "vela7: id 1, toward 10.201.0.2\n",
+            "vela8: id 3, toward 10.201.0.2\n",
+            "vela9: id 1, toward 10.201.0.2\n",
+        ]
+        assert other == "vela10: id 1, toward 10.201.0.9\n"
+
+
+def test_added_circuit_gets_an_id_that_a_remote_written_otherwise_does_not_have(
+    routers: TwoRouters,
+) -> None:
+    with ends(routers, asking("fd00:201::2"), "") as both:
+        done = both.a.control("add", "vela7", "--remote", "[FD00:201:0::2]:48621")
+
+        assert done.stdout == "vela7: id 2, toward [FD00:201:0::2]:48621\n"
+
+
+@pytest.mark.parametrize("with_policy", [False, True], ids=["asks only", "may be asked"])
+def test_circuit_taken_down_is_disabled_here_and_down_there_until_up(
+    routers: TwoRouters, with_policy: bool
+) -> None:
+    policy_a = policy() if with_policy else ""
+    with circuit(routers, policy_a=policy_a) as both:
+        both.a.control("down", NAME)
+
+        entry = both.a.circuit(NAME)
+        assert (entry["state"], entry["worker"]) == ("disabled", None)
+        entry = both.b.wait_for_state(NAME, "down", timeout_s=2)
+        assert entry["reason"] == "the other end is stopping"
+        assert carriers(both, NAME) == [False, False]
+        # Its requests to resume change nothing.
+        said = TAKEN_DOWN if with_policy else "no answer from 10.201.0.1:48621: "
+        both.b.wait_for(lambda status: status["circuits"][0]["reason"].startswith(said), 6, said)
+        assert both.b.circuit(NAME)["state"] == "down"
+
+        both.a.stop()
+        both.a.start()
+        assert both.a.circuit(NAME)["state"] == "disabled"
+        assert carriers(both, NAME) == [False, False]
+
+        both.a.control("up", NAME)
+        wait_until_up(both, timeout_s=3)
+        assert carriers(both, NAME) == [True, True]
+        assert ping(routers.a.namespace, "172.16.16.2", count=2, interval_s=0.2).received == 2
+
+
+def test_circuit_taken_down_by_the_responder_says_so_to_the_initiator(
+    routers: TwoRouters,
+) -> None:
+    with circuit(routers) as both:
+        both.b.control("down", NAME)
+
+        assert both.b.circuit(NAME)["state"] == "disabled"
+        entry = both.a.wait_for(
+            lambda status: status["circuits"][0]["reason"] == TAKEN_DOWN, 4, "a refusal"
+        )["circuits"][0]
+        assert entry["state"] == "down"
+        assert carriers(both, NAME) == [False, False]
+        assert interfaces(routers.b.namespace) == {"lo", "eth0", "vela0"}
+
+        both.b.control("up", NAME)
+        wait_until_up(both, timeout_s=6)
+
+
+def test_commands_that_cannot_be_done_say_why_and_change_nothing(routers: TwoRouters) -> None:
+    with ends(routers, asking(routers.b.ipv4), policy()) as both:
+        wait_until_up(both)
+        a, b = both
+        to = ("--remote", "10.201.0.2")
+
+        for command in ("delete", "up", "down", "status"):
+            assert refused(a, command, "vela9") == "there is no circuit vela9"
+        assert refused(a, "add", "vela0", *to) == "there is a circuit vela0 already"
+        assert refused(a, "add", "eth0", *to) == "eth0: an interface of this name exists already"
+        assert refused(a, "delete", "vela0") == (
+            "vela0 is in the configuration file; remove it there, and reload"
+        )
+        assert refused(b, "delete", "vela0") == "vela0 was set up by 10.201.0.1; delete it there"
+        assert refused(a, "add", "vela9", *to, "--address", "10.9.0.1") == (
+            "velactl add: circuits.vela9.addresses[0]: '10.9.0.1' has no prefix length; "
+            "'10.9.0.1/NN' would be right"
+        )
+        assert refused(a, "add", "vela9", *to, "--id", "256") == (
+            "velactl add: circuits.vela9.id: 256 is outside 1..255"
+        )
+        assert refused(a, "add", "vela9", *to, "--id", "1") == (
+            "vela9: circuits.vela9.id: 1 toward 10.201.0.2 is taken by circuits.vela0.id; "
+            "another one would be right"
+        )
+        assert refused(a, "add", "vela9", "--remote", "10.201.0") == (
+            "velactl add: circuits.vela9.remote: '10.201.0' is no address; "
+            "one such as '192.0.2.1' or '2001:db8::1' would be right"
+        )
+        assert refused(a, "add", "vela9", *to, "--bridge", "br9") == (
+            "br9: there is no interface of this name"
+        )
+        assert refused(a, "add", "vela9", *to, "--key-file", "/nonexistent/key") == (
+            "/nonexistent/key cannot be read: No such file or directory; create it"
+        )
+        assert "vela9" not in a.log()
+
+
+def test_circuits_of_others_are_back_before_the_peer_has_spoken(routers: TwoRouters) -> None:
+    with circuit(routers) as both:
+        both.a.stop()
+        # It is merely down: kept.
+        both.b.wait_for_state(NAME, "down", timeout_s=2)
+        assert set(stored(both.b)) == {NAME}
+        both.b.stop()
+        assert interfaces(routers.b.namespace) == {"lo", "eth0"}
+
+        both.b.start()
+
+        entry = both.b.circuit(NAME)
+        assert entry["state"] in ("resolving", "connecting", "down")
+        assert (entry["origin"], entry["id"]) == ("peer", 1)
+        assert addresses(routers.b.namespace, NAME) == {"172.16.16.2/30", "fd00:16::2/64"}
+        assert carriers_of(both.b) is False
+
+        both.a.start()
+        wait_until_up(both, timeout_s=3)
+
+
+def carriers_of(velad: Velad) -> bool:
+    return Interface(velad.namespace, NAME).carrier
+
+
+def test_responder_that_restarts_brings_its_circuits_back_by_itself(routers: TwoRouters) -> None:
+    with circuit(routers, keepalive=5.0) as both:
+        both.b.kill()
+        both.b.start()
+        started = time.monotonic()
+        wait_until_up(both, timeout_s=3)
+
+        assert time.monotonic() - started < 2.0
+
+
+def test_circuit_removed_from_the_file_goes_on_both_ends_and_others_stay(
+    routers: TwoRouters,
+) -> None:
+    other = asking(
+        routers.b.ipv4,
+        name="vela1",
+        id=2,
+        addresses=["172.16.17.1/30"],
+        peer={"addresses": ["172.16.17.2/30"]},
+    )
+    with ends(routers, asking(routers.b.ipv4) + other, policy()) as both:
+        wait_until_up(both)
+        wait_until_up(both, a="vela1", b="vela1")
+        workers = [velad.worker_pid("vela1") for velad in both]
+
+        both.a.configure(other)
+        both.a.reload()
+
+        both.b.wait_for(lambda status: len(status["circuits"]) == 1, 3, "the circuit to go")
+        assert interfaces(routers.a.namespace) == {"lo", "eth0", "vela1"}
+        assert interfaces(routers.b.namespace) == {"lo", "eth0", "vela1"}
+        eventually(lambda: set(stored(both.b)) == {"vela1"}, 5, "the circuit to be forgotten")
+        assert [velad.worker_pid("vela1") for velad in both] == workers
+        assert [velad.circuit("vela1")["state"] for velad in both] == ["up", "up"]
+
+
+def test_changed_address_for_the_other_end_is_changed_there(routers: TwoRouters) -> None:
+    def config(address: str) -> str:
+        other = asking(
+            routers.b.ipv4,
+            name="vela1",
+            id=2,
+            addresses=["172.16.17.1/30"],
+            peer={"addresses": ["172.16.17.2/30"]},
+        )
+        return asking(routers.b.ipv4, peer={"addresses": [address]}) + other
+
+    with ends(routers, config("172.16.16.2/30"), policy()) as both:
+        wait_until_up(both)
+        wait_until_up(both, a="vela1", b="vela1")
+        workers = [velad.worker_pid("vela1") for velad in both]
+
+        both.a.configure(config("172.16.20.2/30"))
+        both.a.control("reload")
+
+        eventually(
+            lambda: (
+                NAME in interfaces(routers.b.namespace)
+                and addresses(routers.b.namespace, NAME) == {"172.16.20.2/30"}
+            ),
+            5,
+            "the new address",
+        )
+        wait_until_up(both, timeout_s=5)
+        assert [velad.worker_pid("vela1") for velad in both] == workers
+
+
+def test_changed_name_for_the_other_end_is_changed_there(routers: TwoRouters) -> None:
+    with circuit(routers) as both:
+        both.a.configure(asking(routers.b.ipv4, peer={"interface": "vela9"}))
+        both.a.control("reload")
+
+        both.b.wait_for_state("vela9", "up", timeout_s=5)
+        assert interfaces(routers.b.namespace) == {"lo", "eth0", "vela9"}
+        eventually(lambda: set(stored(both.b)) == {"vela9"}, 5, "the new name to be kept")
+
+
+def test_changed_id_replaces_the_circuit_on_the_other_end(routers: TwoRouters) -> None:
+    with circuit(routers) as both:
+        both.a.configure(asking(routers.b.ipv4, id=2))
+        both.a.control("reload")
+
+        both.b.wait_for(
+            lambda status: (
+                [(each["id"], each["state"]) for each in status["circuits"]] == [(2, "up")]
+            ),
+            5,
+            "id 2",
+        )
+        assert both.a.wait_for_state(NAME, "up")["id"] == 2
+
+
+def test_changed_remote_takes_the_circuit_from_the_former_one(routers: TwoRouters) -> None:
+    with circuit(routers) as both:
+        both.a.configure(asking("10.201.0.99"))
+        both.a.control("reload")
+
+        both.b.wait_for(lambda status: not status["circuits"], 3, "its end to go")
+        assert interfaces(routers.b.namespace) == {"lo", "eth0"}
+
+
+def test_state_file_that_makes_no_sense_is_set_aside(routers: TwoRouters) -> None:
+    with circuit(routers) as both:
+        both.b.stop()
+        path = both.b.directory / "state" / "circuits.json"
+        damaged = path.read_text()[:-20]
+        path.write_text(damaged)
+
+        both.b.start()
+
+        assert both.b.control("status").returncode == 0
+        assert "state_unreadable" in both.b.log()
+        assert (path.parent / "circuits.json.unreadable").read_text() == damaged
+        # The initiator asks for it again.
+        wait_until_up(both, timeout_s=4)
+        assert set(stored(both.b)) == {NAME}
+
+
+def test_add_without_a_place_to_keep_it_is_refused_and_leaves_nothing(
+    routers: TwoRouters,
+) -> None:
+    with ends(routers, "", policy(networks=NETWORKS)) as both:
+        state = both.a.directory / "state"
+        state.write_text("in the way")
+
+        assert refused(both.a, *ADD) == (f"{state}: something is there that is no directory")
+        assert both.b.status()["circuits"] == []
+
+        state.unlink()
+        both.a.control(*ADD)
+        wait_until_up(both, a="vela7", b="vela7")
+
+
+def test_full_state_directory_keeps_what_was_there(routers: TwoRouters, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8192", "vlab-state", str(state)], check=True
+    )
+    try:
+        with Velad(routers.a.namespace, "", directory=tmp_path) as velad:
+            velad.control("add", "vela7", "--remote", "10.201.0.9")
+            before = stored(velad)
+            (state / "other").write_bytes(bytes(4096))
+
+            said = refused(velad, "add", "vela8", "--remote", "10.201.0.9")
+
+            assert said == f"{state}/circuits.json: No space left on device"
+            assert stored(velad) == before
+            assert {each.name for each in state.iterdir()} == {"circuits.json", "other"}
+            (state / "other").unlink()
+            velad.control("add", "vela8", "--remote", "10.201.0.9")
+            assert set(stored(velad)) == {"vela7", "vela8"}
+    finally:
+        subprocess.run(["umount", str(state)], check=True)
+
+
+def test_velad_killed_while_circuits_are_added_leaves_a_whole_file(routers: TwoRouters) -> None:
+    with Velad(routers.a.namespace, "") as velad:
+        for round_number in range(3):
+            added = []
+            for number in range(6):
+                name = f"vela{round_number}x{number}"
+                if number == 5:
+                    # Killed while, or right after, this one is saved.
+                    os.kill(velad.pid, signal.SIGKILL)
+                done = velactl(velad.control_socket, "add", name, "--remote", "10.201.0.9")
+                if done.returncode == 0:
+                    added.append(name)
+            velad.kill()
+            kept = stored(velad)
+            assert set(added) <= set(kept)
+
+            velad.start()
+            assert {entry["name"] for entry in velad.status()["circuits"]} == set(kept)
+            assert "state_unreadable" not in velad.log()
+
+
+def test_help_names_every_command() -> None:
+    done = velactl(Path("/nonexistent"), "--help")
+
+    assert done.returncode == 0
+    for command in ("status", "add", "delete", "up", "down", "reload"):
+        assert f"\n    {command} " in done.stdout
+    done = velactl(Path("/nonexistent"), "add", "--help")
+    assert "--peer-address ADDRESS/LENGTH" in done.stdout
+    assert "default: the next free one" in done.stdout

@@ -1,0 +1,967 @@
+"""Every rule of the configuration file: what is taken, what is refused and in which words."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import fields
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from vela.circuit import (
+    AutoconfigureConfig,
+    CircuitConfig,
+    Config,
+    DaemonConfig,
+    Encapsulation,
+    Endpoint,
+    Engine,
+    PeerConfig,
+    Remote,
+    SourcePort,
+)
+from vela.config import load_config, parse_config
+from vela.errors import ConfigError
+from vela.mtu import Family
+
+EXAMPLE = Path(__file__).parent.parent / "config" / "vela.toml"
+EXAMPLE_TEXT = EXAMPLE.read_text()
+# What a person does to the example: take the "#" away before a key.
+UNCOMMENTED = re.sub(r"(?m)^# ([a-z_]+ = )", r"\1", EXAMPLE_TEXT)
+MINIMAL = '[circuits.vela0]\nid = 1\nremote = "192.0.2.9"\n'
+
+
+def error_of(text: str) -> ConfigError | None:
+    try:
+        parse_config(text, "f")
+    except ConfigError as err:
+        return err
+    return None
+
+
+def mistakes_in(text: str) -> list[str]:
+    """Return the mistakes of a text, without the file's name; none: an empty list."""
+    error = error_of(text)
+    if error is None:
+        return []
+    assert all(line.startswith("f: ") for line in str(error).split("\n"))
+    assert str(error) == "\n".join(error.mistakes)
+    return [mistake.removeprefix("f: ") for mistake in error.mistakes]
+
+
+def only_mistake_in(text: str) -> str:
+    (mistake,) = mistakes_in(text)
+    return mistake
+
+
+def circuit_with(line: str, *, remote: str = "192.0.2.9", name: str = "vela0", id: int = 1) -> str:
+    return f'[circuits.{name}]\nid = {id}\nremote = "{remote}"\n{line}\n'
+
+
+def peer_with(line: str, *, remote: str = "192.0.2.9", name: str = "vela0", id: int = 1) -> str:
+    return circuit_with(f"[circuits.{name}.peer]\n{line}", remote=remote, name=name, id=id)
+
+
+def remote_of(text: str) -> Remote:
+    return parse_config(circuit_with("", remote=text), "f").circuits[0].remote
+
+
+def test_config_empty_is_all_defaults() -> None:
+    assert parse_config("", "f") == Config(
+        daemon=DaemonConfig(
+            listen=(IPv6Address("::"),),
+            port=48621,
+            control_socket=Path("/run/vela/velad.sock"),
+            state_directory=Path("/var/lib/vela"),
+            user="nobody",
+            engine=Engine.AUTO,
+            log_level="info",
+            log_format="console",
+            metrics=None,
+        ),
+        autoconfigure=None,
+        circuits=(),
+    )
+
+
+def test_config_autoconfigure_table_empty_is_its_defaults() -> None:
+    assert parse_config("[autoconfigure]\n", "f").autoconfigure == AutoconfigureConfig(
+        accept=True,
+        sources=(),
+        key_file=None,
+        networks=(),
+        bridges=(),
+        interfaces="vela*",
+        max_circuits=64,
+    )
+
+
+def test_config_every_key_set_is_in_the_records() -> None:
+    config = parse_config(
+        """
+[daemon]
+listen = ["192.0.2.1", "2001:db8:0::1"]
+port = 1
+control_socket = "/s"
+state_directory = "/d"
+user = "vela"
+engine = "python"
+log_level = "debug"
+log_format = "json"
+metrics = "[::1]:9486"
+[autoconfigure]
+accept = false
+from = ["192.0.2.0/24", "192.0.2.7", "2001:db8::7", "Router1.example.net"]
+key_file = "/k"
+networks = ["172.16.0.0/12", "fd00::/8"]
+bridges = ["br-lan"]
+interfaces = "v[ab]?"
+max_circuits = 0
+[circuits.vela0]
+id = 255
+remote = "[2001:db8::9]:65535"
+family = "ipv6"
+addresses = ["172.16.16.1/30", "fd00:16::1/64"]
+bridge = "br0"
+mtu = 1280
+mac = "02:00:5E:10:00:01"
+encapsulation = "ethernet"
+source_port = 65535
+cpu = 0
+keepalive = 1
+autoconfigure = true
+key_file = "/k0"
+up = "/u"
+down = "/d"
+[circuits.vela0.peer]
+interface = "vela1"
+addresses = ["172.16.16.2/30"]
+bridge = "br1"
+mac = "02:00:5e:10:00:02"
+checksum_offload = true
+""",
+        "f",
+    )
+
+    assert config == Config(
+        daemon=DaemonConfig(
+            listen=(IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")),
+            port=1,
+            control_socket=Path("/s"),
+            state_directory=Path("/d"),
+            user="vela",
+            engine=Engine.PYTHON,
+            log_level="debug",
+            log_format="json",
+            metrics=Endpoint(IPv6Address("::1"), 9486),
+        ),
+        autoconfigure=AutoconfigureConfig(
+            accept=False,
+            sources=(
+                IPv4Network("192.0.2.0/24"),
+                IPv4Network("192.0.2.7/32"),
+                IPv6Network("2001:db8::7/128"),
+                "Router1.example.net",
+            ),
+            key_file=Path("/k"),
+            networks=(IPv4Network("172.16.0.0/12"), IPv6Network("fd00::/8")),
+            bridges=("br-lan",),
+            interfaces="v[ab]?",
+            max_circuits=0,
+        ),
+        circuits=(
+            CircuitConfig(
+                name="vela0",
+                id=255,
+                remote=Remote("2001:db8::9", 65535),
+                family=Family.IPV6,
+                addresses=(IPv4Interface("172.16.16.1/30"), IPv6Interface("fd00:16::1/64")),
+                bridge="br0",
+                mtu=1280,
+                mac=b"\x02\x00\x5e\x10\x00\x01",
+                encapsulation=Encapsulation.ETHERNET,
+                source_port=65535,
+                cpu=0,
+                keepalive=1.0,
+                autoconfigure=True,
+                key_file=Path("/k0"),
+                up=Path("/u"),
+                down=Path("/d"),
+                peer=PeerConfig(
+                    interface="vela1",
+                    addresses=(IPv4Interface("172.16.16.2/30"),),
+                    bridge="br1",
+                    mac=b"\x02\x00\x5e\x10\x00\x02",
+                    checksum_offload=True,
+                ),
+            ),
+        ),
+    )
+
+
+def test_circuit_minimal_has_defaults() -> None:
+    (circuit,) = parse_config(MINIMAL, "f").circuits
+
+    assert circuit == CircuitConfig(name="vela0", id=1, remote=Remote("192.0.2.9"))
+    assert circuit.mtu is None
+    assert circuit.source_port is SourcePort.AUTO
+    assert circuit.keepalive == 5.0
+    assert circuit.autoconfigure
+
+
+def test_example_as_shipped_is_accepted() -> None:
+    config = load_config(EXAMPLE)
+
+    assert config.daemon == DaemonConfig()
+    assert [circuit.name for circuit in config.circuits] == ["vela0"]
+
+
+def test_example_as_shipped_names_no_file_of_the_operator() -> None:
+    config = load_config(EXAMPLE)
+
+    assert config.autoconfigure is not None
+    assert config.autoconfigure.key_file is None
+    circuit = config.circuits[0]
+    assert (circuit.key_file, circuit.up, circuit.down) == (None, None, None)
+
+
+def test_example_uncommented_sets_every_key_there_is() -> None:
+    parse_config(UNCOMMENTED, "f")
+    tables = tomllib.loads(UNCOMMENTED)
+
+    def names(record: type, *, without: set[str]) -> set[str]:
+        return {field.name for field in fields(record)} - without
+
+    assert set(tables["daemon"]) == names(DaemonConfig, without=set())
+    assert set(tables["autoconfigure"]) == names(AutoconfigureConfig, without={"sources"}) | {
+        "from"
+    }
+    circuit = tables["circuits"]["vela0"]
+    assert set(circuit) == names(CircuitConfig, without={"name"})
+    assert set(circuit["peer"]) == names(PeerConfig, without=set())
+
+
+def test_mistakes_in_all_tables_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(
+            "[daemon]\nport = 0\n[autoconfigure]\naccept = 1\n[circuits.vela0]\nid = 0\n",
+            "/etc/vela.toml",
+        )
+
+    assert str(caught.value).split("\n") == [
+        "/etc/vela.toml: daemon.port: 0 is outside 1..65535",
+        "/etc/vela.toml: autoconfigure.accept: 1 is a whole number; true or false would be right",
+        "/etc/vela.toml: circuits.vela0.id: 0 is outside 1..255",
+        "/etc/vela.toml: circuits.vela0.remote: is missing; "
+        "a host's name or address would be right",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("[deamon]\n", "deamon: is an unknown table; did you mean 'daemon'?"),
+        ("[daemon]\nPort = 1\n", "daemon.Port: is an unknown key; did you mean 'port'?"),
+        (
+            circuit_with("adresses = []"),
+            "circuits.vela0.adresses: is an unknown key; did you mean 'addresses'?",
+        ),
+        (
+            peer_with("zzz = 1"),
+            "circuits.vela0.peer.zzz: is an unknown key; known: interface, addresses, bridge, mac, "
+            "checksum_offload",
+        ),
+        ("xyzzy = 1\n", "xyzzy: is an unknown key; known: daemon, autoconfigure, circuits"),
+        ('"a b" = 1\n', '"a b": is an unknown key; known: daemon, autoconfigure, circuits'),
+    ],
+)
+def test_key_unknown_is_reported_with_the_closest(text: str, mistake: str) -> None:
+    assert only_mistake_in(text) == mistake
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("circuits = 3\n", "circuits: 3 is a whole number; a table"),
+        ("daemon = true\n", "daemon: true is a truth value; a table"),
+        ("[[circuits]]\nid = 1\n", "circuits: this is a list; a table"),
+        ("[circuits]\nvela0 = 3\n", "circuits.vela0: 3 is a whole number; a table"),
+        (circuit_with('peer = "x"'), "circuits.vela0.peer: 'x' is a string; a table"),
+        ("[daemon]\nport = true\n", "daemon.port: true is a truth value; a whole number"),
+        ("[daemon]\nport = 1.0\n", "daemon.port: 1.0 is a number with a fraction; a whole number"),
+        ('[daemon]\nport = "1"\n', "daemon.port: '1' is a string; a whole number"),
+        ("[daemon]\nport = 1979-05-27\n", "daemon.port: this is a date or time; a whole number"),
+        ("[daemon]\nuser = 5\n", "daemon.user: 5 is a whole number; a string"),
+        ("[daemon]\nuser = {}\n", "daemon.user: this is a table; a string"),
+        ('[daemon]\nlisten = "::"\n', "daemon.listen: '::' is a string; a list"),
+        ("[daemon]\nlisten = [1]\n", "daemon.listen[0]: 1 is a whole number; a string"),
+        ("[daemon]\nengine = 1\n", "daemon.engine: 1 is a whole number; 'auto' or 'native'"),
+        (circuit_with("keepalive = true"), "circuits.vela0.keepalive: true is a truth value"),
+        (circuit_with('keepalive = "5"'), "circuits.vela0.keepalive: '5' is a string; a number"),
+        (circuit_with("autoconfigure = 1"), "circuits.vela0.autoconfigure: 1 is a whole number"),
+        (circuit_with("mtu = true"), "circuits.vela0.mtu: true is a truth value; 'auto' or a"),
+        (circuit_with("cpu = false"), "circuits.vela0.cpu: false is a truth value; 'auto' or"),
+        (circuit_with("cpu = [1]"), "circuits.vela0.cpu: this is a list; 'auto' or"),
+        (circuit_with("cpu = 1.5"), "circuits.vela0.cpu: 1.5 is a number with a fraction"),
+        (circuit_with("source_port = true"), "circuits.vela0.source_port: true is a truth value"),
+    ],
+)
+def test_value_of_wrong_type_is_reported(text: str, mistake: str) -> None:
+    assert only_mistake_in(text).startswith(mistake)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "port = 0",
+        "port = 65536",
+        "port = -1",
+        "listen = []",
+        'listen = ["localhost"]',
+        'listen = ["[::]:48621"]',
+        'listen = ["::", "0::0"]',
+        'listen = ["224.0.0.1"]',
+        'listen = ["ff02::1"]',
+        'listen = ["fe80::1"]',
+        'listen = ["::1%lo"]',
+        'listen = ["::ffff:192.0.2.1"]',
+        'control_socket = "run/velad.sock"',
+        'control_socket = ""',
+        f'control_socket = "/{"x" * 107}"',
+        'state_directory = "lib"',
+        'state_directory = "/a\\u0000b"',
+        'state_directory = "/a\\U0000d800"',
+        'user = ""',
+        'user = " "',
+        'engine = "fast"',
+        'log_level = "INFO"',
+        'log_format = "xml"',
+        'metrics = "127.0.0.1"',
+        'metrics = ":9486"',
+        'metrics = "127.0.0.1:"',
+        'metrics = "127.0.0.1:0"',
+        'metrics = "127.0.0.1:65536"',
+        'metrics = "::1:9486"',
+        'metrics = "[::1]9486"',
+        'metrics = "example.net:9486"',
+    ],
+)
+def test_daemon_value_out_of_range_is_one_mistake(line: str) -> None:
+    key = line.split(" ")[0]
+
+    assert re.match(rf"daemon\.{key}(\[\d\])?: ", only_mistake_in(f"[daemon]\n{line}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        ("localhost:1", Endpoint(IPv4Address("127.0.0.1"), 1)),
+        ("0.0.0.0:9486", Endpoint(IPv4Address("0.0.0.0"), 9486)),
+        ("[::]:65535", Endpoint(IPv6Address("::"), 65535)),
+    ],
+)
+def test_metrics_endpoint_is_parsed(text: str, endpoint: Endpoint) -> None:
+    assert parse_config(f'[daemon]\nmetrics = "{text}"\n', "f").daemon.metrics == endpoint
+
+
+def test_control_socket_of_107_bytes_is_accepted() -> None:
+    path = "/" + "x" * 106
+
+    config = parse_config(f'[daemon]\ncontrol_socket = "{path}"\n', "f")
+
+    assert config.daemon.control_socket == Path(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'accept = "yes"',
+        'from = ["192.0.2.1/24"]',
+        'from = ["192.0.2.0/33"]',
+        'from = ["192.0.2.0/255.255.255.0"]',
+        'from = ["2001:db8::/129"]',
+        'from = ["fe80::1%eth0"]',
+        'from = ["-bad.example.net"]',
+        'from = ["10.1"]',
+        'from = [""]',
+        'from = ["192.0.2.1", "192.0.2.1/32"]',
+        'networks = ["example.net"]',
+        'networks = ["172.16.0.1/12"]',
+        'bridges = ["br/lan"]',
+        'bridges = ["br0", "br0"]',
+        'interfaces = ""',
+        'interfaces = "ve la*"',
+        'interfaces = "../*"',
+        'interfaces = "sixteen-letters-"',
+        "max_circuits = -1",
+        "max_circuits = 1.5",
+        'key_file = "key"',
+    ],
+)
+def test_autoconfigure_value_out_of_range_is_one_mistake(line: str) -> None:
+    key = line.split(" ")[0]
+
+    mistake = only_mistake_in(f"[autoconfigure]\n{line}\n")
+
+    assert re.match(rf"autoconfigure\.{key}(\[\d\])?: ", mistake)
+
+
+def test_network_with_host_bits_is_reported_with_the_network() -> None:
+    assert only_mistake_in('[autoconfigure]\nfrom = ["192.0.2.1/24"]\n') == (
+        "autoconfigure.from[0]: 192.0.2.1/24 has bits set after its prefix; "
+        "192.0.2.0/24 would be right"
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'family = "inet"',
+        'addresses = ["172.16.16.1"]',
+        'addresses = ["172.16.16.1/33"]',
+        'addresses = ["172.16.16.1/255.255.255.252"]',
+        'addresses = ["172.16.16.1/"]',
+        'addresses = ["172.16.16.0/30"]',
+        'addresses = ["172.16.16.3/30"]',
+        'addresses = ["172.16.16.1/0"]',
+        'addresses = ["fd00:16::/64"]',
+        'addresses = ["fd00:16::1/129"]',
+        'addresses = ["224.0.0.1/24"]',
+        'addresses = ["ff02::1/64"]',
+        'addresses = ["0.0.0.0/32"]',
+        'addresses = ["::/128"]',
+        'addresses = ["127.0.0.1/8"]',
+        'addresses = ["::ffff:192.0.2.1/120"]',
+        'addresses = ["fe80::1%eth0/64"]',
+        'addresses = ["172.16.16.1/30", "172.16.16.1/24"]',
+        'bridge = ""',
+        'bridge = "vela0"',
+        "mtu = 67",
+        "mtu = 65488",
+        'mtu = "1400"',
+        'mac = "02:00:5e:10:00"',
+        'mac = "03:00:5e:10:00:01"',
+        'mac = "00:00:00:00:00:00"',
+        'mac = "02-00-5e-10-00-01"',
+        'encapsulation = "IP"',
+        'source_port = "any"',
+        "source_port = 0",
+        "source_port = 65536",
+        'cpu = "0"',
+        "cpu = -1",
+        "cpu = 8192",
+        "keepalive = 0",
+        "keepalive = 0.09",
+        "keepalive = -5.0",
+        "keepalive = 3600.1",
+        "keepalive = nan",
+        "keepalive = inf",
+        'key_file = "key"',
+        'up = "up.sh"',
+        'down = ""',
+    ],
+)
+def test_circuit_value_out_of_range_is_one_mistake(line: str) -> None:
+    key = line.split(" ")[0]
+
+    mistake = only_mistake_in(circuit_with(line))
+
+    assert re.match(rf"circuits\.vela0\.{key}(\[\d\])?: ", mistake)
+
+
+@pytest.mark.parametrize(
+    ("address", "mistake"),
+    [
+        ("172.16.16.1", "'172.16.16.1' has no prefix length; '172.16.16.1/NN' would be right"),
+        (
+            "172.16.16.1/255.255.255.252",
+            "'172.16.16.1/255.255.255.252' has no valid prefix length; 1..32 would be right",
+        ),
+        ("fd00::1/129", "'fd00::1/129' has no valid prefix length; 1..128 would be right"),
+        (
+            "172.16.16.0/30",
+            "172.16.16.0/30 is the subnet's own address; a host's address in it is meant",
+        ),
+        (
+            "172.16.16.3/30",
+            "172.16.16.3/30 is the subnet's broadcast; a host's address in it is meant",
+        ),
+    ],
+)
+def test_circuit_address_is_refused_with_what_would_be_right(address: str, mistake: str) -> None:
+    text = circuit_with(f'addresses = ["{address}"]')
+
+    assert only_mistake_in(text) == f"circuits.vela0.addresses[0]: {mistake}"
+
+
+def test_network_prefix_as_netmask_is_reported_with_the_range() -> None:
+    assert only_mistake_in('[autoconfigure]\nfrom = ["192.0.2.0/255.255.255.0"]\n') == (
+        "autoconfigure.from[0]: '192.0.2.0/255.255.255.0' has no valid prefix length; "
+        "0..32 would be right"
+    )
+
+
+def test_interface_pattern_longer_than_a_name_is_accepted() -> None:
+    config = parse_config('[autoconfigure]\ninterfaces = "vela[0-9][0-9][0-9]"\n', "f")
+
+    assert config.autoconfigure is not None
+    assert config.autoconfigure.interfaces == "vela[0-9][0-9][0-9]"
+
+
+def test_value_of_great_length_is_cut_in_the_message() -> None:
+    mistake = only_mistake_in(f'[daemon]\nengine = "{"x" * 61}"\n')
+
+    assert mistake.startswith(f"daemon.engine: '{'x' * 60}'... is unknown here; ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'addresses = ["172.16.16.0/31", "172.16.16.3/31", "172.16.16.4/32"]',
+        'addresses = ["fd00:16::/127", "fd00:17::/128", "fd00:18::ffff/112"]',
+        'bridge = "br0"\naddresses = ["172.16.16.1/30"]',
+        "mtu = 68",
+        "mtu = 65487",
+        'mtu = 1280\naddresses = ["fd00:16::1/64"]',
+        'mtu = 1279\naddresses = ["172.16.16.1/30"]',
+        'mtu = "auto"\naddresses = ["fd00:16::1/64"]',
+        'source_port = "listen"',
+        "source_port = 1",
+        "keepalive = 0.1",
+        "keepalive = 3600",
+        'encapsulation = "ip"',
+        "cpu = 8191",
+    ],
+)
+def test_circuit_value_at_the_edge_is_accepted(line: str) -> None:
+    assert mistakes_in(circuit_with(line)) == []
+
+
+@pytest.mark.parametrize("value", ["0", "256", "-1"])
+def test_circuit_id_outside_its_range_is_reported(value: str) -> None:
+    text = f'[circuits.vela0]\nid = {value}\nremote = "192.0.2.9"\n'
+
+    assert only_mistake_in(text) == f"circuits.vela0.id: {value} is outside 1..255"
+
+
+def test_circuit_without_id_and_remote_has_two_mistakes() -> None:
+    assert mistakes_in("[circuits.vela0]\n") == [
+        "circuits.vela0.id: is missing; a number of 1..255 would be right",
+        "circuits.vela0.remote: is missing; a host's name or address would be right",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a", "fifteen-letters", "vela.1", "eth0@x", "~"])
+def test_circuit_name_that_linux_takes_is_accepted(name: str) -> None:
+    (circuit,) = parse_config(circuit_with("", name=f'"{name}"'), "f").circuits
+
+    assert circuit.name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "lo", "all", "default", "sixteen-letters-", "a/b", "a b", "a:b", "tap%d", "é"],
+)
+def test_circuit_name_that_linux_refuses_is_reported(name: str) -> None:
+    mistake = only_mistake_in(
+        f'[circuits]\n"{name}" = {{id = 1, remote = "192.0.2.9"}}\n'
+        if name
+        else '[circuits]\n"" = {id = 1, remote = "192.0.2.9"}\n'
+    )
+
+    assert mistake.startswith("circuits.")
+
+
+@pytest.mark.parametrize(
+    ("text", "remote"),
+    [
+        ("router2.example.net", Remote("router2.example.net")),
+        ("Router2.example.net.:1", Remote("Router2.example.net.", 1)),
+        ("my_host", Remote("my_host")),
+        ("1and1.example", Remote("1and1.example")),
+        ("192.0.2.9", Remote("192.0.2.9")),
+        ("192.0.2.9:65535", Remote("192.0.2.9", 65535)),
+        ("2001:DB8:0::9", Remote("2001:db8::9")),
+        ("[2001:db8::9]", Remote("2001:db8::9")),
+        ("[2001:db8::9]:48621", Remote("2001:db8::9", 48621)),
+        ("169.254.1.1", Remote("169.254.1.1")),
+        ("127.0.0.1", Remote("127.0.0.1")),
+        ("a" * 63 + ".example", Remote("a" * 63 + ".example")),
+    ],
+)
+def test_remote_in_each_notation_is_parsed(text: str, remote: Remote) -> None:
+    assert remote_of(text) == remote
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("192.0.2.9:1", IPv4Address("192.0.2.9")), ("[::1]:1", IPv6Address("::1")), ("a.b", None)],
+)
+def test_remote_address_is_known_for_literals_only(
+    text: str, address: IPv4Address | IPv6Address | None
+) -> None:
+    assert remote_of(text).address == address
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "is empty"),
+        (":48621", "neither an address nor"),
+        ("router2:", "port"),
+        ("router2:0", "port"),
+        ("router2:65536", "port"),
+        ("router2:+1", "port"),
+        ("router2:\u0661", "port"),
+        ("[2001:db8::9", "malformed"),
+        ("[2001:db8::9]48621", "malformed"),
+        ("[2001:db8::9]:", "port"),
+        ("[192.0.2.9]:1", "malformed"),
+        ("[router2]:1", "malformed"),
+        ("2001:db8::9::1", "is no address"),
+        ("-a.example", "neither an address nor"),
+        ("a-.example", "neither an address nor"),
+        ("a..example", "neither an address nor"),
+        (".", "neither an address nor"),
+        ("a b", "neither an address nor"),
+        ("http://router2", "port"),
+        ("a" * 64, "neither an address nor"),
+        ("a." * 127 + "a", "255 characters"),
+        ("bücher.example", "xn--"),
+        ("192.0.2.256", "is no address"),
+        ("192.0.2.09", "is no address"),
+        ("10.1", "is no address"),
+        ("0x7f000001", "is no address"),
+        ("3232235777", "is no address"),
+        ("192.0.2.0/24", "neither an address nor"),
+        ("fe80::1%eth0", "zone"),
+        ("[fe80::1%eth0]:1", "zone"),
+        ("fe80::1", "zone"),
+        ("0.0.0.0", "no host's address"),
+        ("[::]:1", "no host's address"),
+        ("224.0.0.1", "multicast"),
+        ("ff02::1", "multicast"),
+        ("255.255.255.255", "broadcast"),
+        ("::ffff:192.0.2.9", "write 192.0.2.9"),
+        ("[::ffff:c000:209]:1", "write 192.0.2.9"),
+    ],
+)
+def test_remote_that_cannot_be_reached_is_reported(text: str, part: str) -> None:
+    mistake = only_mistake_in(circuit_with("", remote=text))
+
+    assert mistake.startswith("circuits.vela0.remote: ")
+    assert part in mistake
+
+
+@pytest.mark.parametrize(
+    ("listen", "remote", "family", "key"),
+    [
+        ("::", "192.0.2.9", "ipv6", "remote"),
+        ("::", "2001:db8::9", "ipv4", "remote"),
+        ("0.0.0.0", "2001:db8::9", "any", "remote"),
+        ("2001:db8::1", "192.0.2.9", "any", "remote"),
+        ("0.0.0.0", "router2", "ipv6", "family"),
+        ("::1", "router2", "ipv4", "family"),
+    ],
+)
+def test_remote_of_a_family_that_is_not_there_is_reported(
+    listen: str, remote: str, family: str, key: str
+) -> None:
+    text = f'[daemon]\nlisten = ["{listen}"]\n' + circuit_with(
+        f'family = "{family}"', remote=remote
+    )
+
+    assert only_mistake_in(text).startswith(f"circuits.vela0.{key}: ")
+
+
+@pytest.mark.parametrize(
+    ("listen", "remote"),
+    [("::", "192.0.2.9"), ("::", "2001:db8::9"), ("0.0.0.0", "192.0.2.9"), ("0.0.0.0", "router2")],
+)
+def test_remote_of_a_family_that_is_there_is_accepted(listen: str, remote: str) -> None:
+    text = f'[daemon]\nlisten = ["{listen}"]\n' + circuit_with("", remote=remote)
+
+    assert mistakes_in(text) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("router2.example.net", "ROUTER2.example.net."),
+        ("router2.example.net", "router2.example.net:48622"),
+        ("2001:db8::9", "[2001:0DB8:0::9]:1"),
+    ],
+)
+def test_circuit_id_twice_toward_one_remote_is_reported(first: str, second: str) -> None:
+    text = circuit_with("", remote=first) + circuit_with("", remote=second, name="vela1")
+
+    assert re.fullmatch(
+        r"circuits\.vela1\.id: 1 toward .* is taken by circuits\.vela0\.id; "
+        "another one would be right",
+        only_mistake_in(text),
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("source_port", "source_port = 50000"),
+        ("mac", 'mac = "02:00:5e:10:00:01"'),
+        ("addresses", 'addresses = ["172.16.16.1/30"]'),
+        ("addresses", 'addresses = ["fd00:16::1/64"]'),
+    ],
+)
+def test_circuit_value_that_another_one_has_is_reported(key: str, line: str) -> None:
+    text = circuit_with(line) + circuit_with(line, remote="192.0.2.10", name="vela1")
+
+    mistake = only_mistake_in(text)
+
+    assert mistake.startswith(f"circuits.vela1.{key}: ")
+    assert f"taken by circuits.vela0.{key};" in mistake
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("interface", 'interface = "vela9"'),
+        ("mac", 'mac = "02:00:5e:10:00:02"'),
+        ("addresses", 'addresses = ["172.16.16.2/30"]'),
+    ],
+)
+def test_peer_value_twice_on_one_remote_is_reported(key: str, line: str) -> None:
+    here, there = "192.0.2.9", "192.0.2.10"
+
+    same = peer_with(line, remote=here) + peer_with(line, remote=here, name="vela1", id=2)
+    other = peer_with(line, remote=here) + peer_with(line, remote=there, name="vela1", id=2)
+
+    assert only_mistake_in(same).startswith(f"circuits.vela1.peer.{key}: ")
+    assert mistakes_in(other) == []
+
+
+def test_circuits_with_equal_id_toward_different_remotes_are_accepted() -> None:
+    text = circuit_with("") + circuit_with("", remote="192.0.2.10", name="vela1")
+
+    assert len(parse_config(text, "f").circuits) == 2
+
+
+def test_link_local_address_on_two_circuits_is_accepted() -> None:
+    line = 'addresses = ["fe80::1/64"]'
+    text = circuit_with(line) + circuit_with(line, remote="192.0.2.10", name="vela1")
+
+    assert mistakes_in(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (circuit_with('mtu = 1279\naddresses = ["fd00:16::1/64"]'), "mtu"),
+        (peer_with('addresses = ["fd00:16::1/64"]').replace("id = 1", "id = 1\nmtu = 68"), "mtu"),
+        (circuit_with('encapsulation = "ip"\nbridge = "br0"'), "encapsulation"),
+        (
+            peer_with('bridge = "br0"').replace("id = 1", 'id = 1\nencapsulation = "ip"'),
+            "encapsulation",
+        ),
+        (circuit_with("source_port = 48621"), "source_port"),
+        ("[daemon]\nport = 7\n" + circuit_with("source_port = 7"), "source_port"),
+        (
+            circuit_with(
+                'mac = "02:00:5e:10:00:01"\n[circuits.vela0.peer]\nmac = "02:00:5E:10:00:01"'
+            ),
+            "peer.mac",
+        ),
+        (
+            circuit_with(
+                'addresses = ["10.0.0.1/30"]\n[circuits.vela0.peer]\naddresses = ["10.0.0.1/24"]'
+            ),
+            "peer.addresses",
+        ),
+    ],
+)
+def test_circuit_values_that_contradict_are_one_mistake(text: str, key: str) -> None:
+    assert only_mistake_in(text).startswith(f"circuits.vela0.{key}: ")
+
+
+def test_peer_of_static_circuit_without_effect_is_accepted() -> None:
+    text = circuit_with(
+        'autoconfigure = false\nmtu = 100\nencapsulation = "ip"\naddresses = ["10.0.0.1/30"]\n'
+        '[circuits.vela0.peer]\nbridge = "br0"\naddresses = ["10.0.0.1/30", "fd00::1/64"]'
+    )
+
+    assert mistakes_in(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[daemon]\nport = 1\nport = 2\n", "line 3: this key is there twice"),
+        (MINIMAL + MINIMAL, "line 4: the table or key 'vela0' is there twice"),
+        ('[daemon]\r\nlisten = ["::", 1]\r\n', "line 2: the list mixes types; items that are"),
+        ("[daemon]\nuser = nobody\n", "line 2: this is no value; a string in quotes"),
+        ("[daemon]\nengine = x1\n", "line 2: this is no value; a string in quotes"),
+        ('[daemon]\nlisten = ["::" "::1"]\n', "line 2: something follows a string's closing"),
+        ("[daemon]\nport: 5\n", "line 2, column 5: Found invalid character in key name"),
+        ('[daemon]\nuser = "nobody\n', "line 2, column 15: Unbalanced quotes"),
+        ("# 1\ncircuits = 3\n[circuits.a]\nid = 1\n", "line 3: is not TOML (TypeError in toml)"),
+        ("# 1\na={b=1\n# 3\n", "line 2: is not TOML (IndexError in toml)"),
+    ],
+)
+def test_syntax_error_is_one_line_with_its_place(text: str, message: str) -> None:
+    assert only_mistake_in(text).startswith(message)
+
+
+def test_syntax_error_message_has_neither_newlines_nor_surrogates() -> None:
+    mistake = only_mistake_in('["\\n\ud800\u2028"]\n["\\n\ud800\u2028"]\n')
+
+    assert mistake.isprintable()
+
+
+def test_number_of_five_thousand_digits_is_reported() -> None:
+    text = f"[daemon]\nlisten = [0x{'f' * 5000}]\n"
+
+    assert only_mistake_in(text).startswith("daemon.listen[0]: this is a whole number; ")
+
+
+def test_load_config_file_is_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "vela.toml"
+    path.write_bytes(b"\xef\xbb\xbf[daemon]\r\nport = 7\r\n")
+
+    assert load_config(path).daemon.port == 7
+
+
+def test_load_config_mistake_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "vela.toml"
+    path.write_text("[daemon]\nport = 0\n")
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+
+    assert str(caught.value) == f"{path}: daemon.port: 0 is outside 1..65535"
+
+
+def test_load_config_not_utf8_is_reported_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "vela.toml"
+    path.write_bytes(b'[daemon]\nuser = "\xff"\n')
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+
+    assert str(caught.value) == f"{path}: line 2, column 9: is not UTF-8"
+
+
+def test_load_config_missing_file_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "vela.toml"
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+
+    assert str(caught.value) == f"{path}: cannot be read: No such file or directory"
+
+
+def test_load_config_directory_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path)
+
+    assert str(caught.value) == f"{tmp_path}: cannot be read: Is a directory"
+
+
+def test_load_config_endless_file_is_reported() -> None:
+    with pytest.raises(ConfigError, match=r"/dev/zero: is larger than 1048576 bytes"):
+        load_config(Path("/dev/zero"))
+
+
+def test_load_config_path_with_nul_is_reported() -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(Path("/a\0b"))
+
+
+# Set VELA_FUZZ to a number of examples to search longer.
+FUZZ = settings(
+    max_examples=int(os.environ.get("VELA_FUZZ", "200")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+SYNTAX = "[]{}=,.\"'\\#\n\r \t-+_01TZ\0\ud800\u2028\u00e9x"
+ESCAPES = ['"""', "'''", "\\u", "\\U0000d800"]
+VALUES = "0x 1e9 nan inf true false 1979-05-27 10:00:00 :: % / daemon circuits vela0 peer listen id"
+TOML_PIECES = st.sampled_from([*SYNTAX, *ESCAPES, *VALUES.split()])
+STRINGS = st.text() | st.sampled_from(["::", "1.2.3.4/0", "[::1%a]:1", "a:1", "0x", "auto", "/"])
+SCALARS = STRINGS | st.integers() | st.floats() | st.booleans()
+
+
+def parses_or_reports(text: str) -> None:
+    assert all(mistake.isprintable() for mistake in mistakes_in(text))
+
+
+@FUZZ
+@given(st.text())
+def test_config_of_any_text_raises_nothing_but_config_error(text: str) -> None:
+    parses_or_reports(text)
+
+
+@FUZZ
+@given(st.lists(TOML_PIECES).map("".join))
+@example("a=1\r")
+@example("a=" + "[" * 5000)
+def test_config_of_toml_pieces_raises_nothing_but_config_error(text: str) -> None:
+    parses_or_reports(text)
+
+
+@FUZZ
+@given(st.data())
+def test_config_of_mutated_example_raises_nothing_but_config_error(data: st.DataObject) -> None:
+    lines = [line for line in UNCOMMENTED.splitlines() if line and not line.startswith("#")]
+    index = data.draw(st.integers(0, len(lines) - 1))
+    line = lines[index]
+    start = data.draw(st.integers(0, len(line)))
+    end = data.draw(st.integers(start, len(line)))
+    lines[index] = line[:start] + data.draw(st.lists(TOML_PIECES).map("".join)) + line[end:]
+
+    parses_or_reports("\n".join(lines) + "\n")
+
+
+@FUZZ
+@given(st.data())
+def test_config_of_any_value_raises_nothing_but_config_error(data: st.DataObject) -> None:
+    def written(value: object) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, str):
+            return '"' + "".join(f"\\U{ord(character):08x}" for character in value) + '"'
+        return str(value)
+
+    lines = [line for line in UNCOMMENTED.splitlines() if line and not line.startswith("#")]
+    keys = [index for index, line in enumerate(lines) if " = " in line]
+    index = data.draw(st.sampled_from(keys))
+    kind = data.draw(st.sampled_from([STRINGS, st.integers(), st.floats(), SCALARS]))
+    value = data.draw(
+        kind.map(written) | st.lists(kind.map(written)).map(", ".join).map("[{}]".format)
+    )
+    lines[index] = lines[index].partition(" = ")[0] + " = " + value
+
+    parses_or_reports("\n".join(lines) + "\n")
+
+
+def test_peer_with_more_addresses_than_fit_one_message_is_a_mistake() -> None:
+    addresses = ", ".join(f'"10.9.{number}.1/24"' for number in range(33))
+    text = (
+        '[circuits.vela0]\nid = 1\nremote = "192.0.2.9"\n'
+        f"[circuits.vela0.peer]\naddresses = [{addresses}]\n"
+    )
+
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "f")
+
+    assert str(caught.value) == "f: circuits.vela0.peer.addresses: has 33 items; 32 fit one message"

@@ -1,0 +1,353 @@
+"""vela.supervisor.control_socket: a real socket in a real loop, and clients of all kinds."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from vela.errors import DeviceError, VelaError
+from vela.supervisor.control_socket import MAX_CLIENTS, MAX_REQUEST, MAX_UNSENT, ControlSocket, ask
+from vela.supervisor.loop import EventLoop
+
+TIMEOUT_S = 10.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "velad.sock"
+
+
+@pytest.fixture
+def loop() -> Iterator[EventLoop]:
+    yield EventLoop()
+    signal.set_wakeup_fd(-1)
+
+
+class Server:
+    """A control socket, served in a thread for as long as a test talks to it."""
+
+    def __init__(self, loop: EventLoop, path: Path) -> None:
+        self._loop = loop
+        self.path = path
+        self.requests = 0
+        self.control = ControlSocket(loop, path, self._handle)
+
+    def _handle(self, request: Mapping[str, object]) -> Mapping[str, object]:
+        self.requests += 1
+        match request:
+            case {"fail": str(text)}:
+                raise VelaError(text)
+            case {"bug": True}:
+                raise ZeroDivisionError
+            case {"fill": int(size)}:
+                return {"filling": "x" * size}
+        return {"echo": request}
+
+    def connect(self) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        made.connect(str(self.path))  # which a timeout would let fail where the backlog is full
+        made.settimeout(TIMEOUT_S)
+        return made
+
+    def run(self, client: Callable[[], object], busy_s: float = 0.0) -> None:
+        """Serve while client, in another thread, does its work; what it raises is raised here."""
+        failures: list[BaseException] = []
+        ready, done = os.pipe()
+
+        def work() -> None:
+            try:
+                client()
+            except BaseException as err:
+                failures.append(err)
+            finally:
+                os.close(done)
+
+        self._loop.watch(ready, self._loop.stop)
+        thread = threading.Thread(target=work)
+        thread.start()
+        self._loop.call_soon(lambda: time.sleep(busy_s))
+        try:
+            self._loop.run()
+        finally:
+            thread.join()
+            self._loop.unwatch(ready)
+            os.close(ready)
+        if failures:
+            raise failures[0]
+
+
+@pytest.fixture
+def server(loop: EventLoop, path: Path) -> Iterator[Server]:
+    made = Server(loop, path)
+    yield made
+    made.control.close()
+
+
+def read_line(connection: socket.socket) -> object:
+    received = b""
+    while not received.endswith(b"\n"):
+        data = connection.recv(65536)
+        assert data, f"closed after {received[:100]!r}"
+        received += data
+    return json.loads(received)
+
+
+def wait_for_close(connection: socket.socket) -> None:
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+
+
+def test_request_gets_its_reply_and_an_error_its_text(server: Server) -> None:
+    def client() -> None:
+        assert ask(server.path, {"command": "status"}, TIMEOUT_S) == {"echo": {"command": "status"}}
+        with pytest.raises(VelaError, match="no such circuit"):
+            ask(server.path, {"fail": "no such circuit"}, TIMEOUT_S)
+
+    server.run(client)
+
+
+def test_request_that_meets_a_bug_is_told_so_and_the_next_is_answered(server: Server) -> None:
+    def client() -> None:
+        with pytest.raises(VelaError, match="an internal error"):
+            ask(server.path, {"bug": True}, TIMEOUT_S)
+        assert ask(server.path, {"command": "status"}, TIMEOUT_S) == {"echo": {"command": "status"}}
+
+    server.run(client)
+
+
+def test_socket_is_roots_alone_whatever_the_umask(loop: EventLoop, path: Path) -> None:
+    before = os.umask(0)
+    try:
+        control = ControlSocket(loop, path, lambda request: request)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert os.umask(0) == 0
+        control.close()
+    finally:
+        os.umask(before)
+    assert not path.exists()
+
+
+def test_socket_that_a_killed_velad_left_is_replaced(loop: EventLoop, path: Path) -> None:
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
+        stale.bind(str(path))
+
+    server = Server(loop, path)
+
+    server.run(lambda: ask(path, {}, TIMEOUT_S))
+    server.control.close()
+
+
+def test_second_velad_is_refused_and_the_first_serves_on(server: Server) -> None:
+    with pytest.raises(DeviceError, match="another velad answers there"):
+        ControlSocket(EventLoop(), server.path, lambda request: request)
+
+    signal.set_wakeup_fd(-1)
+    server.run(lambda: ask(server.path, {}, TIMEOUT_S))
+
+
+def test_file_that_is_no_socket_is_left_alone(loop: EventLoop, path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("precious")
+
+    with pytest.raises(DeviceError, match="something else is there"):
+        ControlSocket(loop, path, lambda request: request)
+
+    assert path.read_text() == "precious"
+
+
+def test_path_that_cannot_be_says_why(loop: EventLoop, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 200)
+    with pytest.raises(DeviceError, match="too long"):
+        ControlSocket(loop, long, lambda request: request)
+    (tmp_path / "file").touch()
+    with pytest.raises(DeviceError, match=r"velad.sock: (Not a directory|File exists)"):
+        ControlSocket(loop, tmp_path / "file" / "velad.sock", lambda request: request)
+    (tmp_path / "velad.sock").mkdir()
+    with pytest.raises(DeviceError, match="something else is there"):
+        ControlSocket(loop, tmp_path / "velad.sock", lambda request: request)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        b"status",
+        b"[]",
+        b"null",
+        b'"status"',
+        b"\xff\xfe\x00",
+        b"{" * 60000,
+        b"[" * 60000,
+        b"9" * 6000,
+        b'{"command": ',
+        b"GET / HTTP/1.1\r",
+    ],
+)
+def test_garbage_is_answered_and_what_follows_is_served(server: Server, garbage: bytes) -> None:
+    def client() -> None:
+        with server.connect() as connection:
+            connection.sendall(garbage + b"\n")
+            reply = read_line(connection)
+            assert isinstance(reply, dict)
+            assert str(reply["error"]).startswith("not a request: ")
+            connection.sendall(b"{}\n")
+            assert read_line(connection) == {"echo": {}}
+
+    server.run(client)
+    assert server.requests == 1
+
+
+def test_request_in_pieces_and_several_in_one_are_answered_in_order(server: Server) -> None:
+    def client() -> None:
+        with server.connect() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            for byte in b'{"a": 1}\n':
+                connection.sendall(bytes([byte]))
+            assert read_line(connection) == {"echo": {"a": 1}}
+            connection.sendall(b'{"b": 2}\n{"c": 3}\n{"d"')
+            with connection.makefile("rb") as replies:
+                assert json.loads(replies.readline()) == {"echo": {"b": 2}}
+                assert json.loads(replies.readline()) == {"echo": {"c": 3}}
+                connection.sendall(b": 4}\n")
+                assert json.loads(replies.readline()) == {"echo": {"d": 4}}
+
+    server.run(client)
+
+
+def test_request_without_end_is_cut_off(server: Server) -> None:
+    def client() -> None:
+        with server.connect() as connection:
+            try:
+                for _ in range(MAX_REQUEST // 1024 + 2):
+                    connection.sendall(b"x" * 1024)
+            except OSError:
+                pass
+            wait_for_close(connection)
+
+    server.run(client)
+    server.run(lambda: ask(server.path, {}, TIMEOUT_S))
+
+
+def test_slow_reader_gets_all_of_a_large_reply_and_holds_nobody_up(server: Server) -> None:
+    size = MAX_UNSENT - 1000
+
+    def client() -> None:
+        with server.connect() as slow:
+            slow.sendall(json.dumps({"fill": size}).encode() + b"\n")
+            for _ in range(3):
+                assert ask(server.path, {"n": 1}, TIMEOUT_S) == {"echo": {"n": 1}}
+            assert read_line(slow) == {"filling": "x" * size}
+
+    server.run(client)
+
+
+def test_reader_that_never_reads_is_dropped_before_it_fills_memory(server: Server) -> None:
+    """All requests come in one piece: replies must not pile up behind the first of them."""
+    request = json.dumps({"fill": 1 << 20}).encode() + b"\n"
+    in_one_piece = MAX_REQUEST // len(request)
+
+    def client() -> None:
+        with server.connect() as deaf:
+            deaf.sendall(request * in_one_piece)
+            poll = select.poll()
+            poll.register(deaf, 0)
+            assert poll.poll(TIMEOUT_S * 1000), "it is still served"
+
+    server.run(client)
+    assert in_one_piece > 3000
+    assert server.requests <= 16
+    server.run(lambda: ask(server.path, {}, TIMEOUT_S))
+
+
+def test_clients_that_leave_at_any_moment_leave_nothing_behind(server: Server) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+
+    def client() -> None:
+        for moment in range(30):
+            with server.connect() as connection:
+                connection.sendall([b"", b'{"a"', b'{"fill": 3000000}\n'][moment % 3])
+        ask(server.path, {}, TIMEOUT_S)
+
+    server.run(client)
+    server.run(lambda: time.sleep(0.05))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_more_clients_than_there_is_room_for_are_turned_away(server: Server) -> None:
+    def client() -> None:
+        with ExitStack() as stack:
+            connections = [stack.enter_context(server.connect()) for _ in range(MAX_CLIENTS)]
+            connections[-1].sendall(b"{}\n")
+            read_line(connections[-1])
+            with server.connect() as one_too_many:
+                wait_for_close(one_too_many)
+            connections[0].sendall(b"{}\n")
+            assert read_line(connections[0]) == {"echo": {}}
+            connections[1].close()
+            connections[0].sendall(b"{}\n")
+            read_line(connections[0])
+            assert ask(server.path, {}, TIMEOUT_S) == {"echo": {}}
+
+    server.run(client)
+
+
+def test_client_that_ends_its_side_still_gets_the_whole_reply(server: Server) -> None:
+    """As socat and nc do at the end of their input."""
+
+    def client() -> None:
+        with server.connect() as connection:
+            connection.sendall(b'{"fill": 3000000}\n')
+            connection.shutdown(socket.SHUT_WR)
+            assert read_line(connection) == {"filling": "x" * 3_000_000}
+
+    server.run(client)
+
+
+def test_ask_of_nobody_says_so(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(VelaError, match=f"no velad is running at {path}"):
+        ask(path, {}, TIMEOUT_S)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
+        stale.bind(str(tmp_path / "stale"))
+    with pytest.raises(VelaError, match="no velad is running at"):
+        ask(tmp_path / "stale", {}, TIMEOUT_S)
+
+
+def test_ask_of_one_that_does_not_answer_ends_in_time(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf:
+        deaf.bind(str(tmp_path / "deaf"))
+        deaf.listen()
+        with pytest.raises(VelaError, match=r"did not answer on .* within 0.1 s"):
+            ask(tmp_path / "deaf", {}, 0.1)
+
+
+def test_ask_by_many_at_once_is_answered_to_all(server: Server) -> None:
+    """More than the backlog holds, while velad is busy with something else."""
+
+    def one(answers: list[object]) -> None:
+        answers.append(ask(server.path, {}, TIMEOUT_S))
+
+    def client() -> None:
+        answers: list[object] = []
+        threads = [threading.Thread(target=one, args=(answers,)) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [{"echo": {}}] * 40
+
+    server.run(client, busy_s=0.2)

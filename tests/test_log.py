@@ -1,0 +1,94 @@
+"""vela.log: one write for each line, so that lines of several processes never mix."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+
+def writes(code: str, unbuffered: bool) -> list[bytes]:
+    """Run code with a stderr that keeps writes apart, and return them."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    env = os.environ | {"PYTHONUNBUFFERED": "1" if unbuffered else ""}
+    with ours, theirs:
+        subprocess.run(
+            [sys.executable, "-c", code], stderr=theirs.fileno(), check=True, env=env, timeout=30
+        )
+        theirs.close()
+        found = []
+        while data := ours.recv(1 << 20):
+            found.append(data)
+    return found
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_each_event_is_one_write(log_format: str, unbuffered: bool) -> None:
+    code = f"""
+import structlog
+from vela.log import configure
+configure("info", {log_format!r})
+log = structlog.get_logger().bind(circuit="vela0")
+log.debug("not_shown")
+log.info("circuit_started", remote="192.0.2.9", text="x" * 20000)
+log.warning("worker_exited")
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("worker_crashed")
+"""
+    found = writes(code, unbuffered)
+
+    assert len(found) == 3
+    assert all(each.endswith(b"\n") for each in found)
+    for each, event in zip(
+        found, (b"circuit_started", b"worker_exited", b"worker_crashed"), strict=True
+    ):
+        assert event in each
+        assert b"vela0" in each
+    assert b"ZeroDivisionError" in found[2]
+    assert b"\x1b[" not in b"".join(found)
+
+
+def test_line_that_cannot_be_written_is_lost_and_nothing_else() -> None:
+    code = """
+import structlog
+from vela.log import configure
+configure("info", "console")
+structlog.get_logger().info("daemon_started")
+print("still here")
+"""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, timeout=30
+        )
+
+    assert done.stdout == b"still here\n"
+
+
+def test_json_is_an_object_a_line_with_level_and_time() -> None:
+    code = """
+import structlog
+from vela.log import configure
+configure("warning", "json")
+log = structlog.get_logger()
+log.info("not_shown")
+log.warning("worker_exited", circuit="vela0", uptime_s=12.4, text="two\\nlines")
+"""
+    (line,) = writes(code, unbuffered=False)
+
+    assert line.count(b"\n") == 1
+    entry = json.loads(line)
+    assert entry.pop("timestamp").endswith("Z")
+    assert entry == {
+        "level": "warning",
+        "event": "worker_exited",
+        "circuit": "vela0",
+        "uptime_s": 12.4,
+        "text": "two\nlines",
+    }

@@ -1,0 +1,203 @@
+"""vela.supervisor.loop: timers, descriptors and signals on a real selector."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from vela.supervisor.loop import EventLoop
+
+
+@pytest.fixture
+def loop() -> Iterator[EventLoop]:
+    made = EventLoop()
+    # A test that would wait for ever ends, and fails.
+    made.call_later(20.0, lambda: pytest.fail("the loop was not stopped"))
+    yield made
+    signal.set_wakeup_fd(-1)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_timers_fire_in_order_of_time_then_of_making(loop: EventLoop) -> None:
+    fired: list[str] = []
+    loop.call_later(0.03, loop.stop)
+    loop.call_later(0.02, lambda: fired.append("late"))
+    loop.call_later(0.01, lambda: fired.append("early"))
+    for name in "abc":
+        loop.call_soon(partial(fired.append, name))
+
+    loop.run()
+
+    assert fired == ["a", "b", "c", "early", "late"]
+
+
+def test_timer_never_fires_before_its_time(loop: EventLoop) -> None:
+    start = time.monotonic()
+    loop.call_later(0.05, loop.stop)
+
+    loop.run()
+
+    assert 0.05 <= time.monotonic() - start < 5
+
+
+def test_timer_cancelled_by_one_due_at_the_same_time_does_not_fire(loop: EventLoop) -> None:
+    fired: list[str] = []
+    loop.call_soon(lambda: second.cancel())
+    second = loop.call_soon(lambda: fired.append("cancelled"))
+    third = loop.call_soon(lambda: fired.append("third"))
+    fourth = loop.call_soon(loop.stop)
+
+    loop.run()
+    third.cancel()
+    fourth.cancel()
+
+    assert fired == ["third"]
+
+
+def test_timer_that_sets_itself_again_leaves_descriptors_their_turn(
+    loop: EventLoop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    def again() -> None:
+        loop.call_soon(again)
+
+    again()
+    loop.watch(pair[0].fileno(), loop.stop)
+    pair[1].send(b"x")
+
+    loop.run()
+
+
+def test_descriptor_unwatched_by_an_earlier_callback_is_not_called(loop: EventLoop) -> None:
+    pairs = [socket.socketpair() for _ in range(2)]
+    called: list[int] = []
+
+    def first_come(index: int) -> None:
+        called.append(index)
+        loop.unwatch(pairs[0][0].fileno())
+        loop.unwatch(pairs[1][0].fileno())
+        loop.call_later(0.02, loop.stop)
+
+    for index, (ours, theirs) in enumerate(pairs):
+        loop.watch(ours.fileno(), partial(first_come, index))
+        theirs.send(b"x")
+
+    loop.run()
+
+    assert len(called) == 1
+    for each in (*pairs[0], *pairs[1]):
+        each.close()
+
+
+def test_descriptor_number_used_again_within_a_round_gets_no_old_event(loop: EventLoop) -> None:
+    """Both are readable; whichever is first replaces the other by a socket with nothing in it."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    fresh: list[socket.socket] = []
+    called: list[str] = []
+
+    def replace_other(index: int) -> None:
+        number = pairs[1 - index][0].fileno()
+        loop.unwatch(number)
+        fresh.extend(socket.socketpair())
+        os.dup2(fresh[0].fileno(), number)
+        loop.watch(number, lambda: called.append("stale"))
+        loop.unwatch(pairs[index][0].fileno())
+        loop.call_later(0.02, loop.stop)
+
+    for index, (ours, theirs) in enumerate(pairs):
+        loop.watch(ours.fileno(), partial(replace_other, index))
+        theirs.send(b"x")
+
+    loop.run()
+
+    assert called == []
+    for each in (*pairs[0], *pairs[1], *fresh):
+        each.close()
+
+
+def test_writable_is_called_only_while_asked_for(
+    loop: EventLoop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    fd = pair[0].fileno()
+    called: list[str] = []
+
+    def read() -> None:
+        called.append("readable")
+        loop.stop()
+
+    def write() -> None:
+        called.append("writable")
+        loop.watch_writable(fd, read, None)
+        pair[1].send(b"x")
+
+    loop.watch(fd, read)
+    loop.watch_writable(fd, read, write)
+
+    loop.run()
+
+    assert called == ["writable", "readable"]
+
+
+def test_writable_is_not_called_once_readable_has_unwatched(
+    loop: EventLoop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    fd = pair[0].fileno()
+    called: list[str] = []
+
+    def read() -> None:
+        loop.unwatch(fd)
+        loop.call_later(0.02, loop.stop)
+
+    loop.watch(fd, read)
+    loop.watch_writable(fd, read, lambda: called.append("writable"))
+    pair[1].send(b"x")
+
+    loop.run()
+
+    assert called == []
+
+
+def test_signal_ends_a_wait_at_once(loop: EventLoop) -> None:
+    """By the wake-up pipe: a handler alone would be seen only at the next timeout (PEP 475)."""
+    before = signal.getsignal(signal.SIGUSR1)
+    sent: list[float] = []
+
+    def send() -> None:
+        time.sleep(0.1)  # until the loop waits
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    loop.on_signal(signal.SIGUSR1, loop.stop)
+    sender = threading.Thread(target=send)
+    try:
+        sender.start()
+        loop.run()
+        seen = time.monotonic()
+    finally:
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+
+    # The next timer is 20 s away.
+    assert seen - sent[0] < 2.0
+
+
+def test_signal_before_the_loop_runs_is_not_lost(loop: EventLoop) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    loop.on_signal(signal.SIGUSR1, loop.stop)
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        loop.run()
+    finally:
+        signal.signal(signal.SIGUSR1, before)

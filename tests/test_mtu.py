@@ -1,0 +1,85 @@
+"""vela.mtu against tables computed by hand from docs/protocol.md, section 3.2."""
+
+from __future__ import annotations
+
+import pytest
+
+from vela.errors import ConfigError
+from vela.mtu import (
+    OVERHEAD,
+    Family,
+    datagram_limit,
+    frame_limit,
+    super_frame_limit,
+    tap_mtu,
+)
+
+
+def test_overhead_is_29_bytes_on_ipv4_and_49_on_ipv6() -> None:
+    assert OVERHEAD == {Family.IPV4: 29, Family.IPV6: 49}
+
+
+@pytest.mark.parametrize(
+    ("underlay", "on_ipv4", "on_ipv6"),
+    [
+        (1280, 1251, 1231),
+        (1492, 1463, 1443),
+        (1500, 1471, 1451),
+        (9000, 8971, 8951),
+        # The largest that leaves room for a tagged and escaped frame in one
+        # datagram: 65507 - 1 - 1 - 14 - 4.
+        (65535, 65487, 65486),
+        (65536, 65487, 65487),
+        (97, 68, None),
+        (117, 88, 68),
+        (96, None, None),
+    ],
+)
+def test_tap_mtu_is_what_the_overhead_leaves(
+    underlay: int, on_ipv4: int | None, on_ipv6: int | None
+) -> None:
+    for family, expected in ((Family.IPV4, on_ipv4), (Family.IPV6, on_ipv6)):
+        if expected is not None:
+            assert tap_mtu(underlay, family) == expected
+        else:
+            with pytest.raises(ConfigError, match=f"an underlay MTU of {underlay} leaves"):
+                tap_mtu(underlay, family)
+
+
+@pytest.mark.parametrize(
+    ("underlay", "on_ipv4", "on_ipv6"),
+    [(1500, 1472, 1452), (9000, 8972, 8952), (65535, 65507, 65487), (65536, 65507, 65487)],
+)
+def test_datagram_limit_is_without_the_outer_headers(
+    underlay: int, on_ipv4: int, on_ipv6: int
+) -> None:
+    assert datagram_limit(underlay, Family.IPV4) == on_ipv4
+    assert datagram_limit(underlay, Family.IPV6) == on_ipv6
+
+
+@pytest.mark.parametrize(
+    ("mtu", "expected"),
+    [
+        (1471, 44 * 1419 + 321),  # 44 * 1472 = 64768, 45 * 1472 = 66240
+        (1451, 45 * 1399 + 321),  # 45 * 1452 = 65340
+        (8971, 7 * 8919 + 321),  # 7 * 8972 = 62804
+        (1280, 51 * 1228 + 321),  # 51 * 1281 = 65331
+        (68, 64 * 16 + 321),  # no more than 64 in a send
+        (65487, 65535),
+    ],
+)
+def test_super_frame_limit_makes_as_many_segments_as_one_send_takes(
+    mtu: int, expected: int
+) -> None:
+    assert super_frame_limit(mtu) == expected
+
+
+def test_frame_limit_has_room_for_one_tag() -> None:
+    assert frame_limit(1471) == 1489
+
+
+@pytest.mark.parametrize("underlay", [1280, 1500, 9000])
+@pytest.mark.parametrize("family", list(Family))
+def test_full_packet_whose_header_is_elided_just_fits(underlay: int, family: Family) -> None:
+    # circuit id + packet
+    assert 1 + tap_mtu(underlay, family) == datagram_limit(underlay, family)

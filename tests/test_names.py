@@ -1,0 +1,120 @@
+"""vela.supervisor.names: a real helper process, also one that is killed or stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from vela.confinement import User, find_user
+from vela.mtu import Family
+from vela.resolver import Answer
+from vela.supervisor.loop import EventLoop
+from vela.supervisor.names import Names
+
+TIMEOUT_S = 20.0
+
+
+def children() -> set[int]:
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+class Asker:
+    """Names on a loop, and the helper's process id."""
+
+    def __init__(self) -> None:
+        before = children()
+        self.loop = EventLoop()
+        user = find_user("nobody") if os.geteuid() == 0 else User(os.getuid(), os.getgid())
+        self.names = Names(self.loop, user)
+        (self.helper,) = children() - before
+        self.answers: list[Answer] = []
+
+    def ask(self, host: str, family: Family | None = None) -> None:
+        self.names.ask(host, family, self.answers.append)
+
+    def wait_for(self, count: int) -> list[Answer]:
+        expired = self.loop.call_later(TIMEOUT_S, self.loop.stop)
+
+        def look() -> None:
+            if len(self.answers) >= count:
+                self.loop.stop()
+            else:
+                self.loop.call_later(0.01, look)
+
+        self.loop.call_soon(look)
+        self.loop.run()
+        expired.cancel()
+        assert len(self.answers) == count, self.answers
+        return self.answers
+
+
+@pytest.fixture
+def asker() -> Iterator[Asker]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    made = Asker()
+    yield made
+    made.names.close()
+    signal.set_wakeup_fd(-1)
+
+
+def test_address_is_its_own_answer_but_not_within_the_call(asker: Asker) -> None:
+    asker.ask("192.0.2.9")
+    asker.ask("2001:db8::9", Family.IPV6)
+    assert asker.answers == []
+
+    assert asker.wait_for(2) == [
+        Answer("192.0.2.9", None, (ip_address("192.0.2.9"),), None),
+        Answer("2001:db8::9", Family.IPV6, (ip_address("2001:db8::9"),), None),
+    ]
+
+
+def test_name_is_answered_to_all_who_ask(asker: Asker) -> None:
+    for _ in range(3):
+        asker.ask("localhost", Family.IPV4)
+
+    assert (
+        asker.wait_for(3)
+        == [Answer("localhost", Family.IPV4, (ip_address("127.0.0.1"),), None)] * 3
+    )
+
+
+def test_name_too_long_is_answered_with_an_error(asker: Asker) -> None:
+    asker.ask("x" * 1000)
+
+    (answer,) = asker.wait_for(1)
+    assert answer.addresses == ()
+    assert "longer than a host name can be" in str(answer.error)
+
+
+def test_helper_that_is_killed_is_replaced_and_asked_again(asker: Asker) -> None:
+    # Stopped, so that the question is open when it is killed.
+    os.kill(asker.helper, signal.SIGSTOP)
+    asker.ask("localhost", Family.IPV4)
+    os.kill(asker.helper, signal.SIGKILL)
+
+    assert asker.wait_for(1)[0].addresses == (ip_address("127.0.0.1"),)
+    assert asker.helper not in children()
+
+
+def test_name_asked_while_there_is_no_helper_is_answered_by_the_next(asker: Asker) -> None:
+    os.kill(asker.helper, signal.SIGKILL)
+    asker.ask("127.0.0.2")
+    asker.wait_for(1)
+    asker.loop.call_later(0.1, lambda: asker.ask("localhost", Family.IPV4))
+
+    assert asker.wait_for(2)[1].addresses == (ip_address("127.0.0.1"),)
+
+
+def test_closed_names_leave_no_process(asker: Asker) -> None:
+    other = Asker()
+    assert other.helper in children()
+
+    other.names.close()
+
+    assert other.helper not in children()

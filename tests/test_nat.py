@@ -1,0 +1,107 @@
+"""An initiator behind a router that translates its addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from lab.autoconfigured import Ends, asking, policy, wait_until_up
+from lab.capture import Capture, Packet
+from lab.circuit import NAME
+from lab.daemon import Velad
+from lab.headers import datagram
+from lab.link import Interface, veth
+from lab.load import ping
+from lab.namespace import Namespace
+
+pytestmark = pytest.mark.needs_net_admin
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """A (10.202.0.1), behind a NAT that B (10.201.0.2) sees as 10.201.0.1."""
+
+    a: Namespace
+    nat: Namespace
+    b: Namespace
+    inside: Interface
+    """A's."""
+    outside: Interface
+    """The NAT's, toward B."""
+
+
+@pytest.fixture(params=["", "to :40000-40099"], ids=["same port", "other port"])
+def translated(request: pytest.FixtureRequest) -> Iterator[Translated]:
+    with Namespace("a") as a, Namespace("nat") as nat, Namespace("b") as b:
+        inside, gateway = veth(a, "eth0", nat, "lan0")
+        outside, far = veth(nat, "wan0", b, "eth0")
+        inside.add_address("10.202.0.1/24")
+        gateway.add_address("10.202.0.254/24")
+        outside.add_address("10.201.0.1/24")
+        far.add_address("10.201.0.2/24")
+        a.run("ip", "route", "add", "default", "via", "10.202.0.254")
+        nat.sysctl("net/ipv4/ip_forward", 1)
+        nat.run(
+            "nft",
+            "-f",
+            "-",
+            stdin=(
+                "table ip nat {\n chain post {\n"
+                "  type nat hook postrouting priority srcnat;\n"
+                f'  oifname "wan0" meta l4proto udp masquerade {request.param}\n'
+                " }\n}\n"
+            ),
+        )
+        yield Translated(a, nat, b, inside, outside)
+
+
+def ports_of_frames(packets: list[Packet], sender: str) -> set[tuple[int, int]]:
+    """Return the source and destination ports of the sender's frames of circuit 1."""
+    found = [datagram(packet.data) for packet in packets]
+    return {
+        (each.udp.source_port, each.udp.destination_port)
+        for each in found
+        if each is not None and each.udp.payload[:1] == b"\x01" and str(each.ip.source) == sender
+    }
+
+
+def test_circuit_through_a_nat_sends_frames_from_the_listening_port(
+    translated: Translated,
+) -> None:
+    with (
+        Velad(translated.b, policy()) as b,
+        Capture(translated.inside) as capture,
+        Velad(translated.a, asking("10.201.0.2")) as a,
+    ):
+        wait_until_up(Ends(a, b))
+
+        for source, address in (
+            (translated.a, "172.16.16.2"),
+            (translated.b, "172.16.16.1"),
+            (translated.a, "fd00:16::2"),
+            (translated.b, "fd00:16::1"),
+        ):
+            pings = ping(source, address, count=3, size=1471, dont_fragment=True, interval_s=0.2)
+            assert pings.received == 3, pings.output
+
+        packets = capture.packets()
+        assert ports_of_frames(packets, "10.202.0.1") == {(48621, 48621)}
+        assert ports_of_frames(packets, "10.201.0.2") == {(48621, 48621)}
+        assert b.circuit(NAME)["remote_address"] == "10.201.0.1"
+        assert [velad.circuit(NAME)["state"] for velad in (a, b)] == ["up", "up"]
+
+
+def test_responder_that_restarts_is_found_again_through_a_nat(translated: Translated) -> None:
+    with (
+        Velad(translated.b, policy()) as b,
+        Velad(translated.a, asking("10.201.0.2")) as a,
+    ):
+        wait_until_up(Ends(a, b))
+
+        b.kill()
+        b.start()
+
+        wait_until_up(Ends(a, b), timeout_s=4)
+        assert ping(translated.a, "172.16.16.2", count=2, interval_s=0.2).received == 2

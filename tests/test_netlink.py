@@ -1,0 +1,122 @@
+"""vela.supervisor.netlink: links, addresses and bridges, in namespaces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from ipaddress import ip_interface
+from typing import Any
+
+import pytest
+
+from lab.namespace import Namespace
+from vela.errors import DeviceError
+from vela.supervisor.netlink import Netlink
+from vela.tap import Tap
+
+pytestmark = pytest.mark.needs_net_admin
+
+MAC = bytes.fromhex("02005e100001")
+ADDRESSES = (ip_interface("172.16.16.1/30"), ip_interface("fd00:16::1/64"))
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    """With duplicate address detection on, as on a real machine."""
+    with Namespace("netlink") as made:
+        made.sysctl("net/ipv6/conf/default/accept_dad", 1)
+        with made.entered():
+            tap = Tap("vela0", MAC, 1471)
+        tap.set_carrier(True)
+        yield made
+        tap.close()
+
+
+@pytest.fixture
+def netlink(namespace: Namespace) -> Iterator[Netlink]:
+    with namespace.entered():
+        made = Netlink()
+        with closing(made):
+            yield made
+
+
+def link(namespace: Namespace, name: str) -> dict[str, Any]:
+    shown = namespace.run("ip", "-json", "address", "show", "dev", name).stdout
+    found: dict[str, Any] = json.loads(shown)[0]
+    return found
+
+
+def super_frame_limit(namespace: Namespace) -> int:
+    shown = namespace.run("ip", "-json", "-details", "link", "show", "dev", "vela0").stdout
+    limit: int = json.loads(shown)[0]["gso_max_size"]
+    return limit
+
+
+def test_super_frames_are_limited_from_the_start_and_later(
+    namespace: Namespace, netlink: Netlink
+) -> None:
+    assert super_frame_limit(namespace) == 65536
+
+    netlink.bring_up("vela0", (), arp=True, super_frame_limit=62757)
+    assert super_frame_limit(namespace) == 62757
+
+    netlink.limit_super_frames("vela0", 62754)
+    assert super_frame_limit(namespace) == 62754
+    with pytest.raises(DeviceError, match=r"^vela0: cannot limit its super-frames: "):
+        netlink.limit_super_frames("vela0", 1 << 24)
+
+
+def test_bring_up_gives_addresses_that_are_usable_at_once(
+    namespace: Namespace, netlink: Netlink
+) -> None:
+    netlink.bring_up("vela0", ADDRESSES, arp=True)
+
+    shown = link(namespace, "vela0")
+    own = [each for each in shown["addr_info"] if each["scope"] == "global"]
+    assert [(each["local"], each["prefixlen"]) for each in own] == [
+        ("172.16.16.1", 30),
+        ("fd00:16::1", 64),
+    ]
+    assert not any(each.get("tentative") for each in own)
+    assert {"UP", "LOWER_UP"} <= set(shown["flags"])
+    assert "NOARP" not in shown["flags"]
+    assert shown["txqlen"] == 1000
+
+
+def test_bring_up_without_arp_asks_nobody(namespace: Namespace, netlink: Netlink) -> None:
+    netlink.bring_up("vela0", (), arp=False)
+
+    assert "NOARP" in link(namespace, "vela0")["flags"]
+
+
+def test_address_that_is_there_already_is_an_error_that_names_it(netlink: Netlink) -> None:
+    with pytest.raises(DeviceError) as caught:
+        netlink.bring_up("vela0", ADDRESSES[:1] * 2, arp=True)
+
+    assert str(caught.value) == "vela0: cannot add address 172.16.16.1/30: File exists"
+
+
+def test_interface_that_is_not_there_is_an_error_that_names_it(netlink: Netlink) -> None:
+    with pytest.raises(DeviceError) as caught:
+        netlink.bring_up("vela9", (), arp=True)
+
+    assert str(caught.value) == "vela9: there is no interface of this name"
+
+
+def test_join_bridge_makes_a_port_and_tells_the_mtu_before(
+    namespace: Namespace, netlink: Netlink
+) -> None:
+    namespace.run("ip", "link", "add", "br-lan", "mtu", "1500", "type", "bridge")
+
+    assert netlink.join_bridge("vela0", "br-lan") == 1500
+    assert link(namespace, "vela0")["master"] == "br-lan"
+
+
+def test_join_bridge_of_what_is_none_is_an_error(namespace: Namespace, netlink: Netlink) -> None:
+    with pytest.raises(DeviceError, match=r"^vela0: cannot join it to lo: "):
+        netlink.join_bridge("vela0", "lo")
+    with pytest.raises(DeviceError, match=r"^br9: there is no interface of this name$"):
+        netlink.join_bridge("vela0", "br9")
+
+    assert "master" not in link(namespace, "vela0")

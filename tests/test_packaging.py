@@ -1,0 +1,36 @@
+"""The source distribution: whole, so that an installation from it has the native data path."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+
+
+def test_source_distribution_holds_all_that_the_extension_is_built_from(tmp_path: Path) -> None:
+    for name in SOURCES:
+        shutil.copy(ROOT / name, tmp_path)
+    for folder in ("vela", "supervisor"):
+        ignored = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=ignored)
+
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "sdist"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+
+    (archive,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        held = {Path(*Path(name).parts[1:]) for name in packed.getnames()}
+    wanted = {Path("vela/_dataplane.c"), Path("vela/_dataplane.pyi"), Path("supervisor/daemon.py")}
+    wanted |= {path.relative_to(ROOT) for path in (ROOT / "vela" / "native").iterdir()}
+    assert len(wanted) > 10
+    assert wanted <= held

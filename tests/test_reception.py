@@ -1,0 +1,221 @@
+"""vela.supervisor.reception: real groups and datagrams, steered and past the steering."""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from ipaddress import ip_address
+
+import pytest
+
+from vela.circuit import IPAddress
+from vela.encapsulation import REBUILD_ROOM
+from vela.mtu import Family
+from vela.supervisor.loop import EventLoop
+from vela.supervisor.reception import STEER_INTERVAL_S, CircuitIdTaken, Claim, DropReason, Reception
+from vela.underlay import ReceiveGroup
+
+UDP_SEGMENT = 103  # include/uapi/linux/udp.h
+TIMEOUT_S = 5.0
+FOUR, SIX = ip_address("127.0.0.1"), ip_address("::1")
+
+
+class Circuit:
+    """A receiver that keeps what it is given."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.delivered: list[bytes] = []
+
+    def deliver(self, data: bytearray, start: int, end: int) -> None:
+        assert start >= REBUILD_ROOM
+        self.delivered.append(bytes(data[start:end]))
+
+
+class Network:
+    """A reception with one group of both families, and senders."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::", 0))
+            self.port: int = probe.getsockname()[1]
+        self.loop = EventLoop()
+        self.group = ReceiveGroup(ip_address("::"), self.port, only_ipv6=False)
+        self.reception = Reception(self.loop, [self.group])
+        stack.callback(self.group.close)
+        self._senders: dict[IPAddress, socket.socket] = {}
+
+    def claim(
+        self, circuit: Circuit, circuit_id: int, *sources: IPAddress, settle: bool = True
+    ) -> Claim:
+        made = self.reception.claim(circuit, circuit_id, sources, self.group)
+        if settle:
+            self.turn()
+        return made
+
+    def send(self, source: IPAddress, datagram: bytes, segment: int | None = None) -> None:
+        sender = self._senders.get(source)
+        if sender is None:
+            family = socket.AF_INET if source.version == 4 else socket.AF_INET6
+            sender = self._stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            sender.bind((str(source), 0))
+            self._senders[source] = sender
+        ancillary = []
+        if segment is not None:
+            ancillary = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", segment))]
+        sender.sendmsg([datagram], ancillary, 0, (str(source), self.port))
+
+    def turn(self) -> None:
+        """Let the loop do what is to be done; on loopback what was sent is there already."""
+        self.loop.call_later(STEER_INTERVAL_S + 0.02, self.loop.stop)
+        self.loop.run()
+
+    def dropped(self) -> dict[DropReason, int]:
+        counts = self.reception.dropped()
+        return {reason: counts[reason.value] for reason in DropReason if counts[reason.value]}
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    with ExitStack() as stack:
+        yield Network(stack)
+    signal.set_wakeup_fd(-1)
+
+
+def queued(claim: Claim) -> list[bytes]:
+    received = []
+    while select.select([claim.socket], [], [], 0)[0]:
+        received.append(claim.socket.recv(2048))
+    return received
+
+
+def test_datagrams_come_to_the_claim_of_their_source_and_id(network: Network) -> None:
+    circuits = [Circuit("vela0"), Circuit("vela1"), Circuit("vela2")]
+    first = network.claim(circuits[0], 1, FOUR)
+    second = network.claim(circuits[1], 2, FOUR)
+    third = network.claim(circuits[2], 1, SIX)
+    for source in (FOUR, SIX):
+        for circuit_id in (1, 2):
+            network.send(source, bytes([circuit_id]) + str(source).encode())
+    network.turn()
+
+    assert queued(first) == [b"\x01127.0.0.1"]
+    assert queued(second) == [b"\x02127.0.0.1"]
+    assert queued(third) == [b"\x01::1"]
+    assert network.dropped() == {DropReason.UNKNOWN_CIRCUIT: 1}
+    assert [circuit.delivered for circuit in circuits] == [[], [], []]
+
+
+def test_what_no_circuit_claims_is_counted_by_reason(network: Network) -> None:
+    network.claim(Circuit("vela0"), 1, FOUR)
+    for datagram in (b"", b"\x00", b"\x00 control", b"\x02 unknown", b"\xff"):
+        network.send(FOUR, datagram)
+    network.turn()
+
+    assert network.dropped() == {
+        DropReason.EMPTY: 1,
+        DropReason.CONTROL: 2,
+        DropReason.UNKNOWN_CIRCUIT: 2,
+    }
+
+
+def test_datagram_ahead_of_the_steering_is_delivered_all_the_same(network: Network) -> None:
+    circuit = Circuit("vela0")
+    network.send(FOUR, b"\x01 before the claim")
+    claim = network.claim(circuit, 1, FOUR, settle=False)
+    network.send(FOUR, b"\x01 before the steering")
+    network.turn()
+
+    assert circuit.delivered == [b"\x01 before the claim", b"\x01 before the steering"]
+    assert queued(claim) == []
+    network.send(FOUR, b"\x01 behind it")
+    assert queued(claim) == [b"\x01 behind it"]
+
+
+def test_merged_datagrams_of_several_circuits_come_to_each(network: Network) -> None:
+    """All of one burst arrive as one (UDP GRO), at the socket of the first: the supervisor's."""
+    one, two = Circuit("vela0"), Circuit("vela1")
+    network.claim(one, 1, FOUR, settle=False)
+    network.claim(two, 2, FOUR, settle=False)
+    network.send(FOUR, b"\x01aa\x02bb\x09cc\x00dd\x01e", segment=3)
+    network.turn()
+
+    assert one.delivered == [b"\x01aa", b"\x01e"]
+    assert two.delivered == [b"\x02bb"]
+    assert network.dropped() == {DropReason.UNKNOWN_CIRCUIT: 1, DropReason.CONTROL: 1}
+
+
+def test_id_that_another_circuit_has_of_one_of_the_addresses_is_refused(network: Network) -> None:
+    other = ip_address("127.0.0.2")
+    network.claim(Circuit("vela0"), 1, FOUR)
+
+    with pytest.raises(CircuitIdTaken) as caught:
+        network.claim(Circuit("vela1"), 1, other, FOUR)
+
+    assert str(caught.value) == "circuit id 1 of 127.0.0.1 is vela0's already"
+    # Nothing of it is left: the other address is free.
+    network.claim(Circuit("vela2"), 1, other)
+
+
+def test_withdrawn_claim_gets_nothing_and_its_socket_serves_the_next(network: Network) -> None:
+    old, new = Circuit("old"), Circuit("new")
+    claim = network.claim(old, 1, FOUR)
+    network.send(FOUR, b"\x01 unread")
+    index = claim.index
+
+    network.reception.withdraw(claim)
+    # Before the steering has changed the socket is not for anybody else.
+    assert network.claim(Circuit("meanwhile"), 5, FOUR, settle=False).index != index
+    network.turn()
+    network.send(FOUR, b"\x01 too late")
+    network.turn()
+    assert network.dropped() == {DropReason.UNKNOWN_CIRCUIT: 1}
+
+    again = network.claim(new, 1, FOUR)
+    assert again.index == index
+    assert queued(again) == []
+    network.send(FOUR, b"\x01 for the new one")
+    assert queued(again) == [b"\x01 for the new one"]
+
+
+def test_all_255_ids_of_an_address_can_be_claimed_and_given_back(network: Network) -> None:
+    claims = [
+        network.claim(Circuit(f"vela{number}"), number, FOUR, settle=False)
+        for number in range(1, 256)
+    ]
+    network.turn()
+    for number in range(1, 256):
+        network.send(FOUR, bytes([number]))
+    assert [queued(claim) for claim in claims] == [[bytes([number])] for number in range(1, 256)]
+
+    for claim in claims:
+        network.reception.withdraw(claim)
+    network.turn()
+    network.send(FOUR, b"\x07")
+    network.turn()
+    assert network.dropped() == {DropReason.UNKNOWN_CIRCUIT: 1}
+
+
+def test_group_for_a_family_is_the_one_that_hears_it(network: Network) -> None:
+    assert network.reception.group_for(Family.IPV4) is network.group
+    assert network.reception.group_for(Family.IPV6) is network.group
+
+
+def test_datagrams_that_found_the_queue_full_are_counted(network: Network) -> None:
+    network.group.control_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sent = 200
+    for _ in range(sent):
+        network.send(FOUR, b"\x09" * 500)
+    network.turn()
+    # The next one that finds room tells of those before it.
+    network.send(FOUR, b"\x09")
+    network.turn()
+
+    dropped = network.dropped()
+    assert dropped[DropReason.OVERFLOW] > 100
+    assert dropped[DropReason.OVERFLOW] + dropped[DropReason.UNKNOWN_CIRCUIT] == sent + 1

@@ -1,0 +1,701 @@
+"""A circuit's session over a link that loses, reorders, duplicates and delays, and its rules."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Interface, ip_address
+
+import pytest
+from simulated_link import (
+    CIRCUIT,
+    KEY,
+    LOCAL1,
+    LOCAL2,
+    OFFER,
+    POLICY,
+    ROUTER1,
+    ROUTER2,
+    Link,
+    Weather,
+    agreed_values,
+    both_active,
+    one_sided,
+)
+
+from vela.agreement import (
+    Agreed,
+    Agreement,
+    CircuitRequested,
+    Closed,
+    Down,
+    OfferChanged,
+    ProbeAnswered,
+    Rejected,
+    ResolveWanted,
+    Unanswered,
+    Up,
+)
+from vela.circuit import Endpoint
+from vela.control import (
+    CloseReason,
+    Confirm,
+    Keepalive,
+    MessageType,
+    Reject,
+    RejectCode,
+    decode,
+    encode,
+    read_header,
+)
+from vela.cookie import Cookies
+from vela.session import _TABLE, Input, Session, State
+
+SEEDS_AT_ONCE = 100
+BATCHES = 10
+QUIET = Weather()
+Make = Callable[[int], Link]
+AGREED1 = Agreement(
+    local_mac=LOCAL1.mac,
+    remote_mac=LOCAL2.mac,
+    mtu=1400,
+    elision=True,
+    checksum_offload=False,
+    keepalive_s=1.0,
+    remote_port=48621,
+    remote_native=False,
+    nat=False,
+)
+AGREED2 = replace(AGREED1, local_mac=LOCAL2.mac, remote_mac=LOCAL1.mac, remote_native=True)
+
+
+def up_link(link: Link) -> tuple[Session, Session]:
+    """Bring a quiet link up and return both sessions."""
+    link.boot()
+    link.run(link.now + 1)
+    return sessions(link)
+
+
+def sessions(link: Link) -> tuple[Session, Session]:
+    first, second = (machine.session for machine in link.machines)
+    assert first is not None
+    assert second is not None
+    return first, second
+
+
+def transitions(link: Link, since: float) -> list[object]:
+    return [
+        event
+        for machine in link.machines
+        for at, event in machine.events
+        if at >= since and isinstance(event, Up | Down | Closed)
+    ]
+
+
+def storm(link: Link) -> None:
+    """Lose, reorder, duplicate, delay; restart either side at any moment."""
+    dice = link.randomness
+    link.weather = Weather(
+        loss=dice.uniform(0, 0.5),
+        duplication=0.3,
+        shortest_delay=0.001,
+        longest_delay=dice.choice((0.01, 0.3, 1.5)),
+    )
+    link.boot()
+    for _ in range(dice.randrange(4)):
+        link.run(link.now + dice.uniform(0, 5))
+        machine = dice.choice(link.machines)
+        machine.boot(link.now)
+        link.collect(machine)
+    link.run(link.now + dice.uniform(0, 5))
+
+
+@pytest.mark.parametrize("make", [one_sided, both_active])
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_session_after_any_storm_is_one_and_stays_up(make: Make, batch: int) -> None:
+    for seed in range(batch * SEEDS_AT_ONCE, (batch + 1) * SEEDS_AT_ONCE):
+        link = make(seed)
+        storm(link)
+        link.weather = QUIET
+
+        link.run(link.now + 6)
+        settled = link.now
+        first, second = sessions(link)
+        found = first.session_id, transitions(link, settled)
+        link.run(settled + 6)
+
+        said = f"seed {seed}"
+        assert link.machines[0].up, said
+        assert link.machines[1].up, said
+        assert (agreed_values(link.machines[0]), agreed_values(link.machines[1])) == (
+            AGREED1,
+            AGREED2,
+        ), said
+        assert first.session_id == second.session_id == found[0], said
+        assert transitions(link, settled) == [], said
+        assert link.answered_replays == [], said
+
+
+def test_session_on_a_clean_link_is_up_after_two_round_trips() -> None:
+    link = one_sided(1)
+
+    link.boot()
+    link.run(link.now + 0.0051)  # REQUEST, ACKNOWLEDGE, CONFIRM, 2 of KEEPALIVE: 1 ms each
+
+    first, second = link.machines
+    assert [event for _, event in first.events] == [Agreed(AGREED1), Up()]
+    assert [event for _, event in second.events] == [Agreed(AGREED2), Up()]
+    assert [requested.offer for requested in second.requested] == [OFFER]
+    assert [read_header(data).type for _, _, data in link.log] == [
+        MessageType.REQUEST,
+        MessageType.ACKNOWLEDGE,
+        MessageType.CONFIRM,
+        MessageType.KEEPALIVE,  # so that router 1 is up
+        MessageType.KEEPALIVE,  # so that router 2 is
+        MessageType.KEEPALIVE,  # so that router 1 knows
+    ]
+
+
+def test_session_that_is_up_keeps_the_smaller_interval_and_knows_the_round_trip() -> None:
+    link = one_sided(2)
+    up_link(link)
+    before = len(link.log)
+
+    link.run(link.now + 60)
+
+    # Intervals of 0.9 to 1 s on each end.
+    assert 120 <= len(link.log) - before <= 134
+    first, second = sessions(link)
+    assert first.rtt_s == pytest.approx(0.002, abs=0.0005)
+    assert second.rtt_s == pytest.approx(0.002, abs=0.0005)
+
+
+@pytest.mark.parametrize("make", [one_sided, both_active])
+@pytest.mark.parametrize("deaf", [{ROUTER1}, {ROUTER2}, {ROUTER1, ROUTER2}])
+def test_session_cut_is_down_within_four_intervals_and_back_within_two_seconds(
+    make: Make, deaf: set[Endpoint]
+) -> None:
+    for seed in range(20):
+        link = make(seed)
+        up_link(link)
+        link.run(link.now + link.randomness.uniform(5, 7))
+
+        cut, link.deaf = link.now, set(deaf)
+        link.run(cut + 4.01)
+        assert not any(machine.up for machine in link.machines), f"seed {seed}"
+        link.run(cut + 30)
+        link.deaf = set()
+        link.run(cut + 32)
+
+        assert all(machine.up for machine in link.machines), f"seed {seed}"
+        for machine in link.machines:
+            assert [type(event) for event in machine.since(cut, (Up, Down))] == [Down, Up]
+
+
+def test_session_cut_for_a_day_asks_seldom_and_heals_within_its_longest_pause() -> None:
+    link = one_sided(3)
+    up_link(link)
+    link.deaf = {ROUTER1, ROUTER2}
+    link.run(link.now + 86400)
+    before = len(link.log)
+
+    link.run(link.now + 3600)
+
+    # Every 24 to 30 s from each end.
+    assert 2 * 120 <= len(link.log) - before <= 2 * 150
+    link.deaf = set()
+    link.run(link.now + 31)
+    assert all(machine.up for machine in link.machines)
+
+
+@pytest.mark.parametrize("make", [one_sided, both_active])
+@pytest.mark.parametrize("which", [0, 1])
+def test_machine_restarted_is_up_again_within_a_second(make: Make, which: int) -> None:
+    link = make(4)
+    up_link(link)
+
+    for _ in range(10):
+        before = sessions(link)[1 - which].session_id
+        link.run(link.now + link.randomness.uniform(0, 3))
+        link.machines[which].boot(link.now)
+        link.collect(link.machines[which])
+        link.run(link.now + 1)
+
+        first, second = sessions(link)
+        assert all(machine.up for machine in link.machines)
+        assert first.session_id == second.session_id != before
+    assert len(link.machines[1].requested) == (make is one_sided)
+
+
+def test_circuit_forgotten_by_the_responder_is_set_up_again() -> None:
+    link = one_sided(5)
+    up_link(link)
+    second = link.machines[1]
+
+    second.kept = None
+    second.boot(link.now)
+    link.run(link.now + 1.1)  # until the next keepalive shows it
+
+    assert all(machine.up for machine in link.machines)
+    assert [requested.offer for requested in second.requested] == [OFFER, OFFER]
+
+
+@pytest.mark.parametrize("make", [one_sided, both_active])
+def test_recorded_messages_replayed_in_any_order_change_nothing(make: Make) -> None:
+    for seed in range(30):
+        link = make(seed)
+        storm(link)
+        link.weather = QUIET
+        link.run(link.now + 6)
+        before, at = sessions(link)[0].session_id, link.now
+        recorded = [(source, data) for when, source, data in link.log]
+        link.randomness.shuffle(recorded)
+
+        for source, data in recorded[:300]:
+            target = link.machines[source == ROUTER1]
+            target.receive(data, source, link.now)
+            for answer in target.sent():
+                assert read_header(answer.data).type is MessageType.ACKNOWLEDGE, f"seed {seed}"
+                assert read_header(data).type is MessageType.REQUEST, f"seed {seed}"
+                assert len(answer.data) <= len(data)
+            link.run(link.now + 0.01)
+
+        assert sessions(link)[0].session_id == before, f"seed {seed}"
+        assert transitions(link, at) == [], f"seed {seed}"
+
+
+def test_replayed_messages_after_the_circuit_was_deleted_set_nothing_up() -> None:
+    link = one_sided(6)
+    first, _ = up_link(link)
+    first.close(CloseReason.DELETED, link.now)
+    link.collect(link.machines[0])
+    link.run(link.now + 1)
+    second = link.machines[1]
+    assert second.session is None
+
+    for _, source, data in list(link.log):
+        if source == ROUTER1:
+            second.receive(data, source, link.now)
+
+    assert second.session is None
+    assert len(second.requested) == 1
+
+
+def test_close_for_good_ends_both_and_is_repeated_until_it_arrives() -> None:
+    link = one_sided(7)
+    first, _ = up_link(link)
+    link.deaf = {ROUTER2}
+
+    first.close(CloseReason.DELETED, link.now)
+    link.collect(link.machines[0])
+    link.run(link.now + 0.5)
+    link.deaf = set()
+    link.run(link.now + 0.5)
+
+    assert link.machines[0].events[-1][1] == Closed(by_remote=False)
+    assert link.machines[1].events[-1][1] == Closed(by_remote=True)
+    assert [machine.session for machine in link.machines] == [None, None]
+
+
+def test_close_is_answered_with_one_so_that_it_is_sent_once() -> None:
+    link = one_sided(27)
+    first, _ = up_link(link)
+    before = len(link.log)
+
+    first.close(CloseReason.DELETED, link.now)
+    link.collect(link.machines[0])
+    link.run(link.now + 0.003)
+
+    assert link.machines[0].events[-1][1] == Closed(by_remote=False)
+    assert [(source, data[2]) for _, source, data in link.log[before:]] == [
+        (ROUTER1, MessageType.CLOSE),
+        (ROUTER2, MessageType.CLOSE),
+    ]
+
+
+def test_close_of_a_stopping_machine_is_down_at_once_and_heals_when_it_is_back() -> None:
+    link = one_sided(8)
+    first, _ = up_link(link)
+
+    first.close(CloseReason.STOPPING, link.now)
+    link.collect(link.machines[0])
+    link.run(link.now + 0.1)
+    assert link.machines[1].since(0, Down) == [Down("the other end is stopping")]
+    link.run(link.now + 20)
+    link.machines[0].boot(link.now)
+    link.collect(link.machines[0])
+    link.run(link.now + 1)
+
+    assert all(machine.up for machine in link.machines)
+
+
+def test_request_of_nobody_answered_is_told_once_and_the_name_looked_up() -> None:
+    link = one_sided(9)
+    link.deaf = {ROUTER2}
+    link.boot()
+
+    link.run(link.now + 10)
+
+    said = [event for _, event in link.machines[0].events]
+    assert [event.reason for event in said if isinstance(event, Unanswered)] == [
+        "no answer from 192.0.2.2:48621: no velad there, a firewall between, "
+        "or its autoconfigure does not list this machine or has another key"
+    ]
+    assert ResolveWanted() in said
+
+
+def test_keys_that_differ_leave_both_silent() -> None:
+    link = one_sided(10)
+    link.machines[1].key = b"another"
+    link.boot()
+
+    link.run(link.now + 5)
+
+    assert link.machines[1].refused >= 5
+    assert not link.machines[1].requested
+    assert {source for _, source, _ in link.log} == {ROUTER1}
+
+
+@pytest.mark.parametrize(
+    ("config", "offer", "code", "words"),
+    [
+        ({"accept": False}, {}, 1, "accept is false"),
+        ({}, {"addresses": (IPv4Interface("10.0.0.2/30"),)}, 2, "10.0.0.2/30 lies in none"),
+        ({}, {"addresses": (IPv4Interface("172.16.0.2/8"),)}, 2, "172.16.0.2/8 lies in none"),
+        ({}, {"bridge": "br-wan"}, 3, "'br-wan' is none of autoconfigure.bridges"),
+        ({}, {"interface": "eth7"}, 4, "'eth7' does not match"),
+        ({"max_circuits": 0}, {}, 5, "max_circuits is 0"),
+        ({}, {"mac": LOCAL1.mac}, 6, "cannot have one MAC"),
+    ],
+)
+def test_request_that_violates_the_policy_is_rejected_in_words(
+    config: dict[str, object], offer: dict[str, object], code: int, words: str
+) -> None:
+    link = one_sided(11)
+    first, second = link.machines
+    assert first.offer is not None
+    first.offer = replace(first.offer, **offer)  # type: ignore[arg-type]
+    second.policy = replace(POLICY, config=replace(POLICY.config, **config))  # type: ignore[arg-type]
+    link.boot()
+
+    link.run(link.now + 1)
+
+    [rejected] = first.since(0, Rejected)
+    assert isinstance(rejected, Rejected)
+    assert rejected.code == code
+    assert words in rejected.reason
+    assert second.session is None
+
+
+def test_rejected_request_is_tried_again_and_heals() -> None:
+    link = one_sided(12)
+    first, second = link.machines
+    second.policy = replace(POLICY, config=replace(POLICY.config, accept=False))
+    link.boot()
+    link.run(link.now + 5)
+    assert first.session is not None
+    assert first.session.state is State.REJECTED
+
+    second.responder.policy = second.policy = POLICY
+    link.run(link.now + 30)
+
+    assert first.up
+    assert second.up
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_offer_changed_reaches_the_other_end_if_policy_allows(lost: bool) -> None:
+    link = one_sided(13)
+    up_link(link)
+    first, second = link.machines
+    offer = replace(OFFER, addresses=(IPv4Interface("172.16.16.6/30"),))
+
+    second.boot(link.now)  # both restart, and the kept settings are old
+    first.offer = offer
+    first.boot(link.now)
+    link.collect(second)
+    if lost:  # its first REQUEST, so that the resumption would be there before it
+        assert len(first.sent()) == 1
+    link.collect(first)
+    link.run(link.now + 2)
+
+    assert first.up
+    assert second.since(0, OfferChanged) == [OfferChanged(offer)]
+
+
+def test_offer_changed_against_the_policy_is_rejected_and_the_kept_one_stays() -> None:
+    link = one_sided(14)
+    up_link(link)
+    first, second = link.machines
+
+    first.offer = replace(OFFER, bridge="br-wan")
+    first.boot(link.now)
+    link.collect(first)
+    link.run(link.now + 1)
+
+    [rejected] = first.since(0, Rejected)
+    assert isinstance(rejected, Rejected)
+    assert rejected.code == RejectCode.BRIDGE
+    assert second.since(0, OfferChanged) == []
+
+
+def test_resumed_circuit_that_its_owner_has_no_more_is_rejected() -> None:
+    link = one_sided(15)
+    up_link(link)
+    first, second = link.machines
+    first.offer, first.policy = None, POLICY
+    first.boot(link.now)
+    second.boot(link.now)
+    link.collect(second)
+
+    link.run(link.now + 1)
+
+    assert first.session is None
+    [rejected] = second.since(0, Rejected)
+    assert isinstance(rejected, Rejected)
+    assert rejected.code == RejectCode.NO_SUCH_CIRCUIT
+
+
+def test_mtu_changed_at_one_end_is_agreed_at_once_without_going_down() -> None:
+    link = one_sided(16)
+    first, second = up_link(link)
+    at = link.now
+
+    first.set_local(replace(LOCAL1, mtu=1300), at)
+    link.collect(link.machines[0])
+    link.run(at + 0.01)
+
+    assert first.agreement == replace(AGREED1, mtu=1300)
+    assert second.agreement == replace(AGREED2, mtu=1300)
+    assert transitions(link, at) == []
+
+
+def test_address_translated_on_the_way_is_noticed_by_both() -> None:
+    link = one_sided(17)
+    link.machines[0].local = replace(LOCAL1, own=Endpoint(ip_address("10.1.1.1"), 48621))
+
+    first, second = up_link(link)
+
+    assert first.agreement == replace(AGREED1, nat=True)
+    assert second.agreement == replace(AGREED2, nat=True)
+
+
+def test_probe_is_answered_with_its_size_and_no_more_bytes() -> None:
+    link = one_sided(18)
+    first, _ = up_link(link)
+    before = len(link.log)
+
+    assert first.probe(1472, link.now)
+    link.collect(link.machines[0])
+    link.run(link.now + 0.01)
+
+    assert link.machines[0].events[-1][1] == ProbeAnswered(1472)
+    probe, reply = (data for _, _, data in link.log[before:])
+    assert len(probe) == 1472
+    assert len(reply) <= 1472
+
+
+@pytest.mark.parametrize("state", ["requesting", "up"])
+def test_session_answers_no_forgery_with_more_than_it_got(state: str) -> None:
+    """An attacker off the path knows no nonce; without a key nothing else holds it back."""
+    link = one_sided(19, key=None)
+    dice = random.Random(19)
+    if state == "up":
+        up_link(link)
+        recorded = [data for _, source, data in link.log if source == ROUTER2]
+    else:
+        other = one_sided(20, key=None)
+        up_link(other)
+        recorded = [data for _, _, data in other.log]
+        link.deaf = {ROUTER2}
+        link.boot()
+    machine = link.machines[0]
+    assert machine.session is not None
+    was, sent, got = machine.session.state, 0, 0
+
+    for _ in range(2000):
+        data = bytearray(dice.choice(recorded))
+        data[4:20] = dice.randbytes(8) + (bytes(8) if data[2] == 1 else dice.randbytes(8))
+        machine.receive(bytes(data), ROUTER2, link.now)
+        answers = sum(len(answer.data) for answer in machine.sent())
+        assert answers <= len(data)
+        sent, got = sent + answers, got + len(data)
+
+    assert machine.session.state is was
+    assert sent <= got
+    assert sent <= 10 * 60  # ten answers at once, of 44 bytes
+
+
+def test_restart_of_the_initiator_cannot_be_forged_from_elsewhere() -> None:
+    """The cookie went to the address that the REQUEST named, so a CONFIRM must guess it."""
+    link = one_sided(21, key=None)
+    _, second = up_link(link)
+    confirm = next(data for _, _, data in link.log if data[2] == MessageType.CONFIRM)
+    before = second.session_id
+
+    for nonce in range(1000):
+        forged = bytearray(confirm)
+        forged[4:20] = nonce.to_bytes(8) + random.Random(nonce).randbytes(8)
+        link.machines[1].receive(bytes(forged), ROUTER1, link.now)
+
+    assert link.machines[1].sent() == []
+    assert second.session_id == before
+    assert second.state is State.UP
+
+
+@pytest.mark.parametrize(
+    ("code", "nonce", "ahead"),
+    [
+        (RejectCode.NO_SUCH_SESSION, 1, 0),  # another nonce
+        (RejectCode.NO_SUCH_SESSION, 0, 1),  # answers what was never sent
+        (RejectCode.FAILED, 0, 0),  # nothing that can be said of a session that is up
+    ],
+)
+def test_reject_that_does_not_fit_tears_nothing_down(code: int, nonce: int, ahead: int) -> None:
+    link = one_sided(26, key=None)
+    first, _ = up_link(link)
+    sent = [data for _, source, data in link.log if source == ROUTER1][-1]
+    header = read_header(sent)
+    forged = Reject(
+        CIRCUIT, 0, header.sender_nonce ^ nonce, header.counter + ahead, code, "go away"
+    )
+
+    link.machines[0].receive(encode(forged, None), ROUTER2, link.now)
+
+    assert first.state is State.UP
+    assert first.ignored == 1
+    assert link.machines[0].sent() == []
+
+
+def test_own_request_reflected_is_ignored() -> None:
+    link = one_sided(22, key=KEY)
+    link.deaf = {ROUTER2}
+    link.boot()
+    machine = link.machines[0]
+
+    machine.receive(link.log[0][2], ROUTER2, link.now)
+
+    assert machine.sent() == []
+    assert machine.session is not None
+    assert machine.session.ignored == 1
+
+
+def test_message_to_or_from_nonce_zero_is_of_no_session() -> None:
+    link = one_sided(23, key=None)
+    up_link(link)
+    keepalive = decode(link.log[-1][2], None)
+    machine = link.machines[0]
+    machine.boot(link.now)
+    [request] = machine.sent()
+    nonce = read_header(request.data).sender_nonce
+
+    for sender, receiver in ((0, 0), (0, nonce), (nonce, 0), (nonce, nonce)):
+        forged = replace(keepalive, sender_nonce=sender, receiver_nonce=receiver, counter=2**63 - 1)
+        machine.receive(encode(forged, None), ROUTER2, link.now)
+
+    assert machine.sent() == []
+    assert machine.session is not None
+    assert machine.session.ignored == 4
+
+
+def test_session_is_up_only_when_the_other_end_says_that_it_hears() -> None:
+    dice = random.Random(0)
+    session = Session(
+        CIRCUIT,
+        LOCAL2,
+        remote=None,
+        key=None,
+        cookies=Cookies(dice),
+        randomness=dice,
+        policy=POLICY,
+    )
+    session.accept(CircuitRequested(ROUTER1, Confirm(CIRCUIT, 0x11, 0x22, 5, LOCAL1, OFFER)), 100.0)
+    assert [datagram.data[27] for datagram in session.datagrams_to_send()] == [6]
+
+    session.receive(Keepalive(CIRCUIT, 0x11, 0x22, 6, LOCAL1, 5, 0, None, False), ROUTER1, 100.1)
+    assert session.next_event() == Agreed(AGREED2)
+    assert session.next_event() is None
+    session.receive(Keepalive(CIRCUIT, 0x11, 0x22, 7, LOCAL1, 6, 0, None, False), ROUTER1, 100.2)
+
+    assert session.next_event() == Up()
+
+
+def test_confirm_with_the_last_counter_does_not_overflow() -> None:
+    dice = random.Random(0)
+    cookies = Cookies(dice)
+    session = Session(
+        CIRCUIT, LOCAL2, remote=None, key=None, cookies=cookies, randomness=dice, policy=POLICY
+    )
+    confirm = Confirm(CIRCUIT, 0x11, 0x22, 2**63 - 1, LOCAL1, OFFER)
+
+    session.accept(CircuitRequested(ROUTER1, confirm), 100.0)
+    session.handle_timer(100.5)
+
+    counters = [datagram.data[20:28].hex() for datagram in session.datagrams_to_send()]
+    assert counters == ["8000000000000000", "8000000000000001"]
+
+
+def test_request_from_port_zero_is_not_answered() -> None:
+    link = one_sided(25, key=None)
+    first, _ = up_link(link)
+    request = next(data for _, _, data in link.log if data[2] == MessageType.REQUEST)
+
+    for at, machine in zip((ROUTER2, ROUTER1), link.machines, strict=True):
+        machine.receive(request, Endpoint(at.address, 0), link.now)
+        assert machine.sent() == []
+    assert first.ignored == 1
+
+
+def quiet_session() -> Session:
+    dice = random.Random(0)
+    return Session(
+        CIRCUIT, LOCAL1, remote=ROUTER2, key=None, cookies=Cookies(dice), randomness=dice
+    )
+
+
+def test_table_has_every_message_that_a_state_can_be_sent() -> None:
+    anywhere = {Input.REQUEST, Input.CONFIRM}
+    in_session = {Input.KEEPALIVE, Input.CLOSE, Input.PROBE, Input.PROBE_REPLY, Input.REJECT}
+    accepted = {Input.CONFIRM_AGAIN}
+    possible = {
+        State.IDLE: anywhere,
+        State.REQUESTING: anywhere | {Input.ACKNOWLEDGE, Input.REJECT},
+        State.CONFIRMING: anywhere | in_session,
+        State.REJECTED: anywhere,
+        State.LINKED: anywhere | in_session | accepted,
+        State.UP: anywhere | in_session | accepted,
+        State.CLOSING: anywhere | in_session | accepted,
+        State.CLOSED: anywhere,
+    }
+    messages = anywhere | in_session | accepted | {Input.ACKNOWLEDGE}
+
+    for state in State:
+        found = {happened for where, happened in _TABLE if where is state} & messages
+        assert found == possible[state], state
+
+
+def test_pair_that_is_not_in_the_table_raises() -> None:
+    session = quiet_session()
+    session.start(0.0)
+
+    with pytest.raises(RuntimeError, match="START in REQUESTING"):
+        session.start(0.0)
+
+
+def test_session_without_a_remote_waits_for_one() -> None:
+    dice = random.Random(0)
+    session = Session(
+        CIRCUIT, LOCAL1, remote=None, key=None, cookies=Cookies(dice), randomness=dice
+    )
+    session.start(0.0)
+    session.handle_timer(0.0)
+    assert session.next_timer() is None
+    assert session.datagrams_to_send() == []
+
+    session.set_remote(ROUTER2, 10.0)
+    session.handle_timer(10.0)
+
+    [request] = session.datagrams_to_send()
+    assert request.remote == ROUTER2
+    assert len(request.data) == 320

@@ -1,0 +1,454 @@
+"""vela.steering: against a dict in an interpreter of classic BPF, and in the kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import random
+import select
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vela.circuit import IPAddress
+from vela.steering import AmbiguousRouteError, Route, steering_program
+
+SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h
+UDP_GRO = 104  # linux/udp.h
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+
+ADDRESSES_IN_COMMON: list[IPAddress] = [
+    IPv4Address("192.0.2.1"),
+    IPv4Address("192.0.2.2"),
+    IPv4Address("198.51.100.1"),
+    IPv4Address("0.0.0.0"),
+    IPv4Address("255.255.255.255"),
+    IPv6Address("2001:db8::1"),
+    IPv6Address("2001:db8::2"),
+    IPv6Address("2001:db8:0:1::1"),
+    IPv6Address("2001:db8::1:0:0:1"),
+    IPv6Address("::c000:201"),
+    IPv6Address("::"),
+]
+addresses: st.SearchStrategy[IPAddress] = (
+    st.sampled_from(ADDRESSES_IN_COMMON)
+    | st.builds(IPv4Address, st.integers(0, 2**32 - 1))
+    | st.builds(IPv6Address, st.integers(0, 2**128 - 1))
+)
+circuit_ids = st.integers(1, 255)
+
+
+@st.composite
+def route_sets(draw: st.DrawFn) -> list[Route]:
+    pairs = draw(st.lists(st.tuples(addresses, circuit_ids), unique_by=identity, max_size=80))
+    indices = draw(st.lists(st.integers(0, 65535), min_size=len(pairs), max_size=len(pairs)))
+    return [Route(*pair, index) for pair, index in zip(pairs, indices, strict=True)]
+
+
+def identity(pair: tuple[IPAddress, int]) -> tuple[IPAddress, int]:
+    source, circuit_id = pair
+    return (source.version == 6 and source.ipv4_mapped) or source, circuit_id
+
+
+def ip_header(source: IPAddress) -> bytes:
+    """RFC 791, section 3.1; RFC 8200, section 3. What is not looked at is 0xff."""
+    if source.version == 4:
+        return b"\x45" + b"\xff" * 11 + source.packed + b"\xff" * 4
+    return b"\x60" + b"\xff" * 7 + source.packed + b"\xff" * 16
+
+
+def run(program: bytes, header: bytes, payload: bytes) -> int:
+    """Interpret as linux/Documentation/networking/filter.rst says; reject what the kernel would."""
+    steps = list(struct.iter_unpack("HBBI", program))
+    accumulator = 0
+    memory: dict[int, int] = {}
+    position = 0
+    while True:
+        code, if_true, if_false, k = steps[position]
+        position += 1
+        match code:
+            case 0x20 | 0x30:  # ld [k], ldb [k]
+                size = 4 if code == 0x20 else 1
+                data, offset = (header, k - 0xFFF00000) if k >= 0xFFF00000 else (payload, k)
+                if offset + size > len(data):
+                    return 0
+                accumulator = int.from_bytes(data[offset : offset + size], "big")
+            case 0x60:  # ld M[k]
+                accumulator = memory[k]
+            case 0x02:  # st M[k]
+                memory[k] = accumulator
+            case 0x74:  # rsh #k
+                accumulator >>= k
+            case 0x05:  # ja
+                position += k
+            case 0x15:  # jeq #k
+                position += if_true if accumulator == k else if_false
+            case 0x35:  # jge #k
+                position += if_true if accumulator >= k else if_false
+            case 0x06:  # ret #k
+                return int(k)
+            case _:
+                raise AssertionError(f"unexpected instruction {code:#x}")
+
+
+def deliver(program: bytes, source: str | IPAddress, payload: bytes) -> int:
+    return run(program, ip_header(ip_address(source)), payload)
+
+
+def program_of(*routes: Route) -> bytes:
+    steering = steering_program(routes)
+    assert steering.left_out == ()
+    return steering.program
+
+
+def test_program_without_routes_returns_zero() -> None:
+    assert steering_program([]).program == struct.pack("HBBI", 0x06, 0, 0, 0)
+
+
+def test_program_of_one_ipv4_route_equals_hand_assembly() -> None:
+    program = program_of(Route(IPv4Address("192.0.2.1"), 7, 3))
+
+    assert program == b"".join(
+        struct.pack("HBBI", *step)
+        for step in [
+            (0x30, 0, 0, 0xFFF00000),  # ldb [net + 0]
+            (0x74, 0, 0, 4),  # rsh #4
+            (0x15, 1, 0, 4),  # jeq #4, next but one, next
+            (0x06, 0, 0, 0),  # ret #0
+            (0x30, 0, 0, 0),  # ldb [0]
+            (0x02, 0, 0, 1),  # st M[1]
+            (0x20, 0, 0, 0xFFF0000C),  # ld [net + 12]
+            (0x02, 0, 0, 0),  # st M[0]
+            (0x60, 0, 0, 0),  # ld M[0]
+            (0x15, 0, 2, 0xC0000201),  # jeq #192.0.2.1, next, miss
+            (0x60, 0, 0, 1),  # ld M[1]
+            (0x15, 1, 0, 7),  # jeq #7, hit, miss
+            (0x06, 0, 0, 0),  # miss: ret #0
+            (0x06, 0, 0, 3),  # hit: ret #3
+        ]
+    )
+
+
+@pytest.mark.parametrize("source", ["192.0.2.1", "2001:db8::1"])
+@pytest.mark.parametrize(
+    ("payload", "index"),
+    [(b"\x07", 3), (b"\x07\x45", 3), (b"\x00", 0), (b"\x08", 0), (b"", 0)],
+)
+def test_datagram_of_known_source_is_steered_by_its_circuit_id(
+    source: str, payload: bytes, index: int
+) -> None:
+    program = program_of(Route(ip_address(source), 7, 3))
+
+    assert deliver(program, source, payload) == index
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["192.0.2.0", "193.0.2.1", "2001:db8::", "2001:db8::1:0:1", "2001:db8:1::1", "::c000:201"],
+)
+def test_datagram_of_unknown_source_returns_zero(source: str) -> None:
+    program = program_of(
+        Route(IPv4Address("192.0.2.1"), 7, 3), Route(IPv6Address("2001:db8::1"), 7, 4)
+    )
+
+    assert deliver(program, source, b"\x07") == 0
+
+
+def test_packet_of_neither_family_returns_zero() -> None:
+    program = program_of(
+        Route(IPv4Address("192.0.2.1"), 7, 3), Route(IPv6Address("2001:db8::1"), 7, 4)
+    )
+
+    header = ip_header(IPv4Address("192.0.2.1"))
+
+    assert run(program, b"\x55" + header[1:], b"\x07") == 0
+
+
+def test_route_of_ipv4_mapped_source_catches_ipv4() -> None:
+    program = program_of(Route(IPv6Address("::ffff:192.0.2.1"), 7, 3))
+
+    assert deliver(program, "192.0.2.1", b"\x07") == 3
+
+
+def test_route_of_scoped_source_catches_its_address() -> None:
+    program = program_of(Route(IPv6Address("fe80::1%eth0"), 7, 3))
+
+    assert deliver(program, "fe80::1", b"\x07") == 3
+
+
+@pytest.mark.parametrize("second", ["192.0.2.1", "::ffff:192.0.2.1"])
+def test_two_routes_of_one_source_and_circuit_id_are_refused_by_name(second: str) -> None:
+    routes = [Route(IPv4Address("192.0.2.1"), 7, 3), Route(ip_address(second), 7, 4)]
+
+    with pytest.raises(AmbiguousRouteError) as caught:
+        steering_program(routes)
+
+    assert str(caught.value) == "circuit id 7 of 192.0.2.1 is claimed by the sockets 3 and 4"
+    assert [caught.value.first, caught.value.second] == routes
+
+
+@pytest.mark.parametrize(("circuit_id", "index"), [(0, 1), (256, 1), (1, -1), (1, 65536)])
+def test_route_out_of_range_is_refused(circuit_id: int, index: int) -> None:
+    with pytest.raises(ValueError, match="is no"):
+        Route(IPv4Address("192.0.2.1"), circuit_id, index)
+
+
+@given(route_sets(), st.lists(st.tuples(addresses, st.binary(max_size=3)), max_size=20))
+def test_program_agrees_with_a_dict(
+    routes: list[Route], strangers: list[tuple[IPAddress, bytes]]
+) -> None:
+    program = program_of(*routes)
+
+    expected = {identity((route.source, route.circuit_id)): route.index for route in routes}
+    packets = [(route.source, bytes([route.circuit_id, 0x45])) for route in routes]
+    packets += [(route.source, bytes([route.circuit_id ^ 1])) for route in routes]
+    for source, payload in packets + strangers:
+        source, circuit_id = identity((source, payload[0] if payload else 0))
+        assert deliver(program, source, payload) == expected.get((source, circuit_id), 0)
+
+
+def full_circuits() -> list[Route]:
+    return [Route(IPv6Address("2001:db8::1"), number, number) for number in range(1, 256)]
+
+
+def full_networks() -> list[Route]:
+    """255 /64s that differ in every word; all circuit ids."""
+    chance = random.Random(1)
+    return [Route(IPv6Address(chance.getrandbits(128)), n, n) for n in range(1, 256)]
+
+
+@pytest.mark.parametrize(
+    ("routes", "instructions"), [(full_circuits(), 600), (full_networks(), 2700)]
+)
+def test_program_of_255_routes_stays_small_and_exact(
+    routes: list[Route], instructions: int
+) -> None:
+    program = program_of(*routes)
+
+    assert len(program) <= 8 * instructions
+    for route in routes:
+        for circuit_id in {0, 1, route.circuit_id, route.circuit_id ^ 1}:
+            index = next(
+                (r.index for r in routes if (r.source, r.circuit_id) == (route.source, circuit_id)),
+                0,
+            )
+            assert deliver(program, route.source, bytes([circuit_id])) == index
+
+
+def test_routes_beyond_the_limit_are_left_out_last_first_and_return_zero() -> None:
+    routes = [
+        Route(IPv4Address(0xC0000200 + host), number, number)
+        for host in range(20)
+        for number in range(1, 256)
+    ]
+
+    steering = steering_program(routes)
+
+    fitting = len(routes) - len(steering.left_out)
+    assert 1500 < fitting < 4096
+    assert len(steering.program) <= 8 * 4096
+    assert steering.left_out == tuple(routes[fitting:])
+    for position, route in enumerate(routes):
+        expected = route.index if position < fitting else 0
+        assert deliver(steering.program, route.source, bytes([route.circuit_id])) == expected
+
+
+class Group:
+    """Dual-stack sockets of one reuseport group on one port; empty between deliveries."""
+
+    def __init__(self, size: int) -> None:
+        self._stack = ExitStack()
+        self.sockets: list[socket.socket] = []
+        self.port = 0
+        for _ in range(size):
+            sock = self._stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.setsockopt(socket.SOL_UDP, UDP_GRO, 1)
+            sock.bind(("::", self.port))
+            self.port = sock.getsockname()[1]
+            self.sockets.append(sock)
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def attach(self, program: bytes) -> None:
+        instructions = ctypes.create_string_buffer(program, len(program))
+        descriptor = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(instructions))
+        self.sockets[0].setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, descriptor)
+
+    def deliver(self, source: str, payload: bytes) -> int:
+        """Send from source to this host; return the index of the one socket that it reached."""
+        to = "::1" if ":" in source else "127.0.0.1"
+        family = socket.AF_INET6 if ":" in source else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as sender:
+            sender.bind((source, 0))
+            sender.sendto(payload, (to, self.port))
+        ready, _, _ = select.select(self.sockets, [], [], 5)
+        assert len(ready) == 1
+        assert ready[0].recv(2048) == payload
+        return self.sockets.index(ready[0])
+
+
+@contextmanager
+def group_of(size: int) -> Iterator[Group]:
+    group = Group(size)
+    try:
+        yield group
+    finally:
+        group.close()
+
+
+@given(st.lists(route_sets(), max_size=5))
+def test_kernel_accepts_every_program(sets: list[list[Route]]) -> None:
+    with group_of(1) as group:
+        for routes in sets:
+            group.attach(program_of(*routes))
+
+
+def test_kernel_delivers_to_exactly_the_right_socket() -> None:
+    routes = [
+        Route(IPv4Address("127.0.0.2"), 1, 1),
+        Route(IPv4Address("127.0.0.2"), 255, 2),
+        Route(IPv4Address("127.0.0.3"), 1, 3),
+        Route(IPv6Address("::1"), 1, 4),
+        Route(IPv6Address("::1"), 2, 5),
+    ]
+
+    with group_of(6) as group:
+        group.attach(program_of(*routes))
+        delivered = [
+            group.deliver(source, payload)
+            for source in ("127.0.0.2", "127.0.0.3", "127.0.0.4", "::1")
+            for payload in (b"", b"\x00", b"\x01", b"\x02\x45", b"\xff" * 1400)
+        ]
+
+    assert delivered == [0, 0, 1, 0, 2, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 5, 0]
+
+
+def test_kernel_follows_a_program_attached_again() -> None:
+    with group_of(3) as group:
+        group.attach(program_of(Route(IPv4Address("127.0.0.2"), 1, 1)))
+        before = [group.deliver("127.0.0.2", bytes([number])) for number in (1, 2)]
+        group.attach(
+            program_of(Route(IPv4Address("127.0.0.2"), 1, 2), Route(IPv4Address("127.0.0.2"), 2, 1))
+        )
+        after = [group.deliver("127.0.0.2", bytes([number])) for number in (1, 2)]
+
+    assert (before, after) == ([1, 0], [2, 1])
+
+
+def test_kernel_takes_the_longest_program() -> None:
+    routes = [
+        Route(IPv4Address(0x7F000002 + host), number, 1 + host)
+        for host in range(20)
+        for number in range(1, 256)
+    ]
+    steering = steering_program(routes)
+    *_, last = routes[: -len(steering.left_out)]
+
+    with group_of(21) as group:
+        group.attach(steering.program)
+        first = group.deliver("127.0.0.2", b"\x01")
+        end = group.deliver(str(last.source), bytes([last.circuit_id]))
+        beyond = group.deliver("127.0.0.21", b"\xff")
+
+    assert (first, end, beyond) == (1, last.index, 0)
+
+
+@contextmanager
+def namespace_with(addresses: list[IPv6Address]) -> Iterator[None]:
+    """Enter a new network namespace whose lo has the addresses; sockets made inside stay there."""
+    name = f"vstr{os.getpid()}"
+    libc = ctypes.CDLL(None, use_errno=True)
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        batch = [f"address add {address}/128 dev lo nodad" for address in addresses]
+        subprocess.run(
+            ["ip", "-n", name, "-batch", "-"],
+            input="\n".join(["link set lo up", *batch]),
+            text=True,
+            check=True,
+        )
+        with open("/proc/self/ns/net") as home, open(f"/run/netns/{name}") as inside:
+            assert libc.setns(inside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+            try:
+                yield
+            finally:
+                assert libc.setns(home.fileno(), CLONE_NEWNET) == 0
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+@pytest.mark.needs_net_admin
+def test_kernel_tells_ipv6_sources_apart_by_every_word() -> None:
+    # Each differs from the first in one word of 32 bits.
+    sources = [
+        IPv6Address(text)
+        for text in (
+            "2001:db8::1",
+            "2001:db9::1",
+            "2001:db8:0:1::1",
+            "2001:db8::1:0:1",
+            "2001:db8::2",
+        )
+    ]
+    stranger = IPv6Address("2001:db8::3")
+    routes = [Route(source, 9, index) for index, source in enumerate(sources, 1)]
+
+    with namespace_with([*sources, stranger]), group_of(6) as group:
+        group.attach(program_of(*routes))
+        delivered = [group.deliver(str(source), b"\x09\x45") for source in [*sources, stranger]]
+        other_id = [group.deliver(str(source), b"\x08") for source in sources]
+
+    assert delivered == [1, 2, 3, 4, 5, 0]
+    assert other_id == [0] * 5
+
+
+@pytest.mark.needs_net_admin
+def test_kernel_short_of_option_memory_takes_a_program_of_less_room() -> None:
+    routes = full_networks()
+    sources = [IPv6Address((0x2 << 124) | int(route.source) >> 4) for route in routes]
+    routes = [Route(source, n, n) for n, source in enumerate(sources, 1)]
+
+    with namespace_with(sources), group_of(256) as group:
+        limit = Path("/proc/sys/net/core/optmem_max")
+        if not limit.exists():
+            pytest.skip("this kernel has one optmem_max for all namespaces")
+        limit.write_text("20480")  # the default before Linux 6.8
+        with pytest.raises(OSError, match="memory") as caught:
+            group.attach(program_of(*routes))
+        steering = steering_program(routes, room=1024)
+        group.attach(steering.program)
+        delivered = [
+            group.deliver(str(route.source), bytes([route.circuit_id])) for route in routes
+        ]
+
+    fitting = len(routes) - len(steering.left_out)
+    assert caught.value.errno == errno.ENOMEM
+    assert fitting > 90
+    assert delivered == list(range(1, fitting + 1)) + [0] * len(steering.left_out)
+
+
+@pytest.mark.needs_net_admin
+def test_kernel_steers_255_ipv6_networks() -> None:
+    chance = random.Random(2)
+    sources = [IPv6Address((0x2 << 124) | chance.getrandbits(124)) for _ in range(255)]
+    routes = [Route(source, index, index) for index, source in enumerate(sources, 1)]
+
+    with namespace_with(sources), group_of(256) as group:
+        group.attach(program_of(*routes))
+        delivered = [
+            group.deliver(str(route.source), bytes([route.circuit_id])) for route in routes
+        ]
+
+    assert delivered == list(range(1, 256))

@@ -1,0 +1,147 @@
+"""circuits.json: what is read is what was saved, whatever becomes of the file meanwhile."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_interface
+from pathlib import Path
+
+import pytest
+
+from vela.circuit import CircuitConfig, DaemonConfig, PeerConfig, Remote
+from vela.errors import DeviceError
+from vela.supervisor.circuit import Origin
+from vela.supervisor.store import Store, Stored, StoredCircuit
+
+DAEMON = DaemonConfig()
+COMMANDED = StoredCircuit(
+    CircuitConfig(
+        name="vela7",
+        id=7,
+        remote=Remote("router9.example.net", 48622),
+        addresses=(ip_interface("10.9.0.1/30"), ip_interface("fd00:9::1/64")),
+        mac=bytes.fromhex("02005e100001"),
+        mtu=1400,
+        keepalive=0.5,
+        key_file=Path("/etc/vela/key"),
+        peer=PeerConfig(interface="vela1", addresses=(ip_interface("10.9.0.2/30"),), bridge="br0"),
+    ),
+    Origin.COMMAND,
+)
+OF_PEER = StoredCircuit(
+    CircuitConfig(name="vela0", id=1, remote=Remote("2001:db8::9"), bridge="br-lan"),
+    Origin.PEER,
+    named_by_peer=True,
+)
+STORED = Stored((COMMANDED, OF_PEER), frozenset({"vela0", "vela3"}))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "circuits.json"
+
+
+def test_store_that_was_never_saved_holds_nothing(path: Path) -> None:
+    assert Store(path.parent).load(DAEMON) == Stored()
+    assert not path.parent.exists()
+
+
+def test_store_returns_what_was_saved_last(path: Path) -> None:
+    Store(path.parent).save(Stored())
+    Store(path.parent).save(STORED)
+
+    assert Store(path.parent).load(DAEMON) == STORED
+    assert [each.name for each in path.parent.iterdir()] == ["circuits.json"]
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_store_ignores_a_file_that_was_not_finished(path: Path) -> None:
+    Store(path.parent).save(STORED)
+    path.with_suffix(".new").write_text('{"version": 1, "circ')
+
+    assert Store(path.parent).load(DAEMON) == STORED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\0" * 512,
+        b"\xff\xfe",
+        b"[]",
+        b"7",
+        b"[" * 100_000,
+        b'{"version": 1}',
+        b'{"version": 2, "circuits": {}, "disabled": []}',
+        b'{"version": 1, "circuits": [], "disabled": []}',
+        b'{"version": 1, "circuits": {}, "disabled": "vela0"}',
+        b'{"version": 1, "circuits": {"vela0": {}}, "disabled": []}',
+        b'{"version": 1, "circuits": {"vela0": 7}, "disabled": []}',
+        b'{"version": 1, "circuits": {"vela0": {"origin": "nobody", "named_by_peer": false, '
+        b'"settings": {"id": 1, "remote": "192.0.2.9"}}}, "disabled": []}',
+        b'{"version": 1, "circuits": {"vela0": {"origin": "peer", "named_by_peer": false, '
+        b'"settings": {"id": 256, "remote": "192.0.2.9"}}}, "disabled": []}',
+        b'{"version": 1, "circuits": {"vela0": {"origin": "peer", "named_by_peer": false, '
+        b'"settings": null}}, "disabled": []}',
+    ],
+)
+def test_store_sets_a_file_aside_that_makes_no_sense(
+    path: Path, text: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.parent.mkdir()
+    path.write_bytes(text)
+
+    assert Store(path.parent).load(DAEMON) == Stored()
+
+    assert "state_unreadable" in capsys.readouterr().out
+    assert not path.exists()
+    assert (path.parent / "circuits.json.unreadable").read_bytes() == text
+    Store(path.parent).save(STORED)
+    assert Store(path.parent).load(DAEMON) == STORED
+
+
+def test_store_cut_at_any_byte_is_whole_or_set_aside(path: Path) -> None:
+    store = Store(path.parent)
+    store.save(STORED)
+    text = path.read_bytes()
+    for length in range(len(text)):
+        path.write_bytes(text[:length])
+        # All but the last line's end is needed.
+        assert store.load(DAEMON) == (STORED if length == len(text) - 1 else Stored())
+
+
+def test_store_that_cannot_be_saved_keeps_what_was_there(path: Path) -> None:
+    store = Store(path.parent)
+    store.save(Stored((OF_PEER,)))
+    # What is in the way of the new file.
+    path.with_suffix(".new").mkdir()
+
+    with pytest.raises(DeviceError, match=r"circuits\.json: Is a directory$"):
+        store.save(STORED)
+
+    assert store.load(DAEMON) == Stored((OF_PEER,))
+
+
+def test_store_whose_directory_is_a_file_says_so(path: Path) -> None:
+    path.parent.write_text("in the way")
+
+    with pytest.raises(DeviceError, match=r"/state: something is there that is no directory$"):
+        Store(path.parent).save(STORED)
+    with pytest.raises(DeviceError, match=r"circuits\.json: Not a directory$"):
+        Store(path.parent).load(DAEMON)
+
+
+def test_store_is_readable_json(path: Path) -> None:
+    Store(path.parent).save(Stored((OF_PEER,), frozenset({"vela0"})))
+
+    assert json.loads(path.read_text()) == {
+        "version": 1,
+        "circuits": {
+            "vela0": {
+                "origin": "peer",
+                "named_by_peer": True,
+                "settings": {"id": 1, "remote": "2001:db8::9", "bridge": "br-lan"},
+            }
+        },
+        "disabled": ["vela0"],
+    }

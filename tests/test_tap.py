@@ -1,0 +1,127 @@
+"""vela.tap: real interfaces, in namespaces."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from lab.capture import Capture
+from lab.link import Interface
+from lab.namespace import Namespace
+from lab.waiting import eventually
+from vela.errors import DeviceError
+from vela.tap import Tap
+
+pytestmark = pytest.mark.needs_net_admin
+
+MAC = bytes.fromhex("02005e100001")
+FRAME = (b"\xff" * 6 + bytes.fromhex("02005e100002") + b"\x88\xb5").ljust(60, b"\xee")
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    with Namespace("tap") as made:
+        # Nobody but the test is to send anything.
+        made.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
+        yield made
+
+
+def make(namespace: Namespace, name: str = "vela0", mtu: int = 1471) -> Tap:
+    with namespace.entered():
+        return Tap(name, MAC, mtu)
+
+
+def links(namespace: Namespace) -> set[str]:
+    with namespace.entered():
+        return {name for _, name in socket.if_nameindex()}
+
+
+def shown(namespace: Namespace) -> str:
+    return namespace.run("ip", "link", "show", "vela0").stdout
+
+
+def test_tap_is_made_as_asked_and_gone_with_its_descriptor(namespace: Namespace) -> None:
+    tap = make(namespace)
+    interface = Interface(namespace, "vela0")
+
+    assert (interface.mac, interface.mtu, tap.mtu) == (MAC, 1471, 1471)
+    assert "UP" not in re.split(r"[<,>]", shown(namespace))
+    assert not os.get_inheritable(tap.fd)
+    assert os.get_blocking(tap.fd)
+
+    tap.close()
+    assert "vela0" not in links(namespace)
+
+
+def test_tap_carries_frames_as_they_are(namespace: Namespace) -> None:
+    """No packet information before them, in either direction (IFF_NO_PI)."""
+    interface = Interface(namespace, "vela0")
+    with closing(make(namespace)) as tap:
+        interface.set_up()
+        tap.set_carrier(True)
+        # A new carrier lets frames out only when the kernel's link watch has seen it.
+        eventually(lambda: "state UP" in shown(namespace), 5, "vela0 to be operational")
+        with Capture(interface) as seen, namespace.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind(("vela0", 0))
+            os.write(tap.fd, FRAME)
+            assert seen.wait_for(lambda packet: not packet.outgoing).data == FRAME
+
+            raw.send(FRAME)
+            assert select.select([tap.fd], [], [], 5)[0]
+            assert os.read(tap.fd, 2000) == FRAME
+
+
+def test_tap_shows_the_carrier_that_it_is_given(namespace: Namespace) -> None:
+    interface = Interface(namespace, "vela0")
+    with closing(make(namespace)) as tap:
+        interface.set_up()
+        assert not interface.carrier
+        tap.set_carrier(True)
+        assert interface.carrier
+        tap.set_carrier(False)
+        assert not interface.carrier
+
+
+def test_tap_of_a_name_that_exists_is_refused_and_left_alone(namespace: Namespace) -> None:
+    namespace.run("ip", "link", "add", "vela0", "type", "bridge")
+    namespace.run("ip", "tuntap", "add", "vela1", "mode", "tap")
+    with closing(make(namespace, "vela2")):
+        for name in ("vela0", "vela1", "vela2"):
+            with pytest.raises(DeviceError) as caught:
+                make(namespace, name)
+            assert str(caught.value) == f"{name}: an interface of this name exists already"
+
+    assert links(namespace) == {"lo", "vela0", "vela1"}
+
+
+@pytest.mark.parametrize("mtu", [67, 65522])
+def test_tap_with_an_mtu_that_the_kernel_refuses_leaves_nothing(
+    namespace: Namespace, mtu: int
+) -> None:
+    with pytest.raises(DeviceError, match=f"vela0: cannot set an MTU of {mtu}: "):
+        make(namespace, mtu=mtu)
+
+    assert links(namespace) == {"lo"}
+
+
+def test_tap_with_a_mac_that_the_kernel_refuses_leaves_nothing(namespace: Namespace) -> None:
+    with namespace.entered(), pytest.raises(DeviceError, match="vela0: cannot set its MAC: "):
+        Tap("vela0", b"\x01" + bytes(5), 1471)
+
+    assert links(namespace) == {"lo"}
+
+
+def test_tap_mtu_changes_while_it_is_in_use(namespace: Namespace) -> None:
+    with closing(make(namespace)) as tap, namespace.entered():
+        tap.set_mtu(8971)
+        assert (Interface(namespace, "vela0").mtu, tap.mtu) == (8971, 8971)
+
+        with pytest.raises(DeviceError):
+            tap.set_mtu(10)
+        assert tap.mtu == 8971

@@ -1,0 +1,258 @@
+"""vela.worker: a real worker, forked as velad does it, between a pair for the TAP and real UDP."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from lab.waiting import eventually
+from vela import worker
+from vela.circuit import Engine
+from vela.confinement import find_user
+from vela.counters import Counters, Slot
+from vela.dataplane import Attachment
+from vela.encapsulation import Elision
+from vela.engine import load_engine
+from vela.supervisor.keeper import HANG_AFTER_CHECKS, WorkerKeeper
+from vela.supervisor.loop import EventLoop
+from vela.supervisor.process import fork
+from vela.worker import WorkerTask
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+LOCAL = bytes.fromhex("02005e100001")
+REMOTE = bytes.fromhex("02005e100002")
+TIMEOUT_S = 10.0
+
+
+def frame(mark: int) -> bytes:
+    return (b"\xff" * 6 + LOCAL + b"\x88\xb5" + mark.to_bytes(4, "big")).ljust(60, b"\xee")
+
+
+class Circuit:
+    """A task, and in the test's hands all that is around its worker."""
+
+    def __init__(self, stack: ExitStack, engine: Engine) -> None:
+        self.host, self.tap = self._pair(stack)
+        self.supervisor, divert = self._pair(stack)
+        divert.setblocking(False)
+        self.remote = self._udp(stack)
+        self.receiving, sending = self._udp(stack), self._udp(stack)
+        sending.connect(self.remote.getsockname())
+        self.counters = Counters()
+        self.cpu = max(os.sched_getaffinity(0))
+        self.task = WorkerTask(
+            circuit="vela0",
+            engine=load_engine(engine),
+            attachment=Attachment(
+                circuit_id=7,
+                tap_fd=self.tap.fileno(),
+                receive_socket=self.receiving,
+                send_socket=sending,
+                destination=None,
+                divert_socket=divert,
+                local_mac=LOCAL,
+                remote_mac=REMOTE,
+                elision=Elision.KNOWN,
+                frame_limit=1489,
+                datagram_limit=1472,
+                counters=self.counters.worker,
+            ),
+            cpu=self.cpu,
+            user=find_user("nobody"),
+            supervisor_pid=os.getpid(),
+        )
+        self.remote.settimeout(TIMEOUT_S)
+        self.host.settimeout(TIMEOUT_S)
+
+    @staticmethod
+    def _pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return stack.enter_context(ours), stack.enter_context(theirs)
+
+    @staticmethod
+    def _udp(stack: ExitStack) -> socket.socket:
+        made = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        made.bind(("127.0.0.1", 0))
+        return made
+
+    def exchange(self, count: int) -> None:
+        """Let count frames cross in each direction, and see them arrive in order."""
+        for mark in range(count):
+            self.host.send(frame(mark))
+            self.remote.sendto(b"\x07" + frame(mark), self.receiving.getsockname())
+        for mark in range(count):
+            assert self.remote.recv(2048) == b"\x07" + frame(mark)
+            assert self.host.recv(2048) == frame(mark)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture(params=[Engine.PYTHON, Engine.NATIVE], ids=lambda engine: engine.value)
+def circuit(stack: ExitStack, request: pytest.FixtureRequest) -> Circuit:
+    return Circuit(stack, request.param)
+
+
+def test_worker_carries_both_ways_confined_pinned_and_with_nothing_else(circuit: Circuit) -> None:
+    child = fork(lambda: worker.run(circuit.task), circuit.task.descriptors)
+    try:
+        circuit.exchange(50)
+        # A batch is counted behind its sending.
+        totals = circuit.counters.total
+        eventually(
+            lambda: (totals(Slot.TX_FRAMES), totals(Slot.RX_FRAMES)) == (50, 50),
+            TIMEOUT_S,
+            "50 frames to be counted each way",
+        )
+
+        text = Path(f"/proc/{child.pid}/status").read_text()
+        status = dict(line.split(":", 1) for line in text.splitlines())
+        nobody = str(circuit.task.user.uid)
+        assert status["Uid"].split() == [nobody] * 4
+        assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+        assert status["NoNewPrivs"].strip() == "1"
+        assert status["Threads"].strip() == "2"
+        threads = [int(name) for name in os.listdir(f"/proc/{child.pid}/task")]
+        assert [os.sched_getscheduler(each) for each in threads] == [os.SCHED_BATCH] * 2
+        assert status["Cpus_allowed_list"].strip() == str(circuit.cpu)
+        opened = {int(name) for name in os.listdir(f"/proc/{child.pid}/fd")}
+        assert opened == {0, 1, 2, *circuit.task.descriptors}
+    finally:
+        child.signal(signal.SIGTERM)
+        ended = child.reap()
+
+    assert ended.signal == signal.SIGTERM
+
+
+def test_worker_whose_loop_breaks_ends_with_a_status_of_its_own(circuit: Circuit) -> None:
+    """In either thread; a broken direction must not leave half a circuit."""
+    circuit.tap.shutdown(socket.SHUT_RDWR)  # reads end at once with nothing, which is no error
+    child = fork(lambda: worker.run(circuit.task), circuit.task.descriptors[1:])
+
+    assert child.reap().code == 70
+
+
+def stop(pid: int) -> None:
+    """Stop a process, and wait until each of its threads has."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    eventually(
+        lambda: all("\nState:\tT" in (thread / "status").read_text() for thread in threads),
+        TIMEOUT_S,
+        f"process {pid} to stop",
+    )
+
+
+class Kept:
+    """A keeper on a loop that the test turns."""
+
+    def __init__(self, circuit: Circuit) -> None:
+        self.loop = EventLoop()
+        self.circuit = circuit
+        self.keeper = WorkerKeeper("vela0", self.loop, circuit.counters, pytest.fail)
+        self.keeper.start(circuit.task)
+
+    @property
+    def pid(self) -> int:
+        assert self.keeper.pid is not None
+        return self.keeper.pid
+
+    def turn_until_replaced(self, pid: int) -> None:
+        expired = self.loop.call_later(TIMEOUT_S, self.loop.stop)
+
+        def look() -> None:
+            if self.keeper.pid not in (None, pid):
+                self.loop.stop()
+            else:
+                self.loop.call_later(0.01, look)
+
+        look()
+        self.loop.run()
+        expired.cancel()
+        assert self.keeper.pid not in (None, pid), "no successor"
+
+
+@pytest.fixture
+def kept(circuit: Circuit) -> Iterator[Kept]:
+    made = Kept(circuit)
+    yield made
+    made.keeper.stop()
+    signal.set_wakeup_fd(-1)
+
+
+def test_keeper_replaces_a_killed_worker_and_what_waited_is_carried(kept: Kept) -> None:
+    kept.circuit.exchange(1)
+    killed = kept.pid
+    stop(killed)
+    for mark in range(20):
+        kept.circuit.host.send(frame(mark))
+    os.kill(killed, signal.SIGKILL)
+
+    kept.turn_until_replaced(killed)
+
+    assert [kept.circuit.remote.recv(2048) for _ in range(20)] == [
+        b"\x07" + frame(mark) for mark in range(20)
+    ]
+    kept.circuit.exchange(5)
+    assert kept.keeper.restarts == 1
+
+
+def test_keeper_stopped_leaves_no_worker_and_starts_none(kept: Kept) -> None:
+    worker_fd = os.pidfd_open(kept.pid)
+    kept.keeper.stop()
+
+    assert kept.keeper.pid is None
+    assert select.select([worker_fd], [], [], 0)[0]
+    os.close(worker_fd)
+    kept.loop.call_later(0.1, kept.loop.stop)
+    kept.loop.run()
+    assert kept.keeper.pid is None
+    assert kept.keeper.restarts == 0
+
+
+@pytest.mark.parametrize("direction", ["egress", "ingress"])
+def test_keeper_replaces_a_worker_that_hangs_while_frames_wait(kept: Kept, direction: str) -> None:
+    kept.circuit.exchange(1)
+    hung = kept.pid
+    stop(hung)
+    if direction == "egress":
+        kept.circuit.host.send(frame(1))
+    else:
+        kept.circuit.remote.sendto(b"\x07" + frame(1), kept.circuit.receiving.getsockname())
+    alive = os.pidfd_open(hung)
+
+    # The first look sees the progress made so far.
+    for _ in range(HANG_AFTER_CHECKS):
+        kept.keeper.check()
+        assert not select.select([alive], [], [], 0)[0]
+    kept.keeper.check()
+
+    kept.turn_until_replaced(hung)
+    os.close(alive)
+    if direction == "egress":
+        assert kept.circuit.remote.recv(2048) == b"\x07" + frame(1)
+    else:
+        assert kept.circuit.host.recv(2048) == frame(1)
+
+
+def test_keeper_leaves_a_worker_alone_that_has_nothing_to_do(kept: Kept) -> None:
+    kept.circuit.exchange(1)
+    idle = kept.pid
+    stop(idle)
+    for _ in range(3 * HANG_AFTER_CHECKS):
+        kept.keeper.check()
+    os.kill(idle, signal.SIGCONT)
+
+    kept.circuit.exchange(1)
+    assert kept.pid == idle

@@ -1,0 +1,139 @@
+"""What a worker is as a process: whom it runs as, where, with what in its hands, how large."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import statistics
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lab.daemon import Velad
+from lab.process import running_members
+from lab.topology import TwoRouters
+from lab.waiting import eventually
+
+pytestmark = pytest.mark.needs_net_admin
+
+CIRCUITS = 20
+
+
+def circuit(number: int, extra: str = "") -> str:
+    return (
+        f"[circuits.vela{number}]\nid = {number}\nremote = '10.201.0.2'\nautoconfigure = false\n"
+        f"{extra}\n"
+    )
+
+
+def proc_status(pid: int) -> dict[str, str]:
+    lines = Path("/proc", str(pid), "status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def pss_kb(pid: int) -> int:
+    lines = Path("/proc", str(pid), "smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def confined_workers(velad: Velad) -> dict[int, int]:
+    """Return CPU by pid, as the status names them, once all workers have confined themselves."""
+
+    def ready() -> dict[int, int]:
+        workers = [each["worker"] for each in velad.status()["circuits"]]
+        if any(worker is None or worker["pid"] is None for worker in workers):
+            return {}
+        pids = {worker["pid"]: worker["cpu"] for worker in workers}
+        # The second thread is started last of all.
+        threads = [proc_status(pid)["Threads"] for pid in pids]
+        return pids if set(threads) == {"2"} else {}
+
+    return eventually(ready, 15, "all workers to be ready")
+
+
+def test_workers_are_confined_and_hold_only_what_they_use(routers: TwoRouters) -> None:
+    nobody = pwd.getpwnam("nobody")
+    with Velad(routers.a.namespace, circuit(1) + circuit(2, "source_port = 'listen'")) as velad:
+        for pid in confined_workers(velad):
+            status = proc_status(pid)
+            assert status["Uid"].split() == [str(nobody.pw_uid)] * 4
+            assert status["Gid"].split() == [str(nobody.pw_gid)] * 4
+            assert status["Groups"] == ""
+            for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+                assert int(status[name], 16) == 0, name
+            assert status["NoNewPrivs"] == "1"
+
+            directory = Path("/proc", str(pid), "fd")
+            kinds = Counter(
+                os.readlink(directory / fd).partition(":")[0]
+                for fd in os.listdir(directory)
+                if int(fd) > 2
+            )
+            # Receiving, sending, to the supervisor; one less where it sends as it receives.
+            listens = velad.status()["circuits"][1]["worker"]["pid"] == pid
+            assert kinds == {"/dev/net/tun": 1, "socket": 2 if listens else 3}
+
+
+def test_worker_of_a_configured_user_runs_as_that_user(routers: TwoRouters) -> None:
+    user = pwd.getpwnam("daemon")
+    with Velad(routers.a.namespace, f"[daemon]\nuser = 'daemon'\n{circuit(1)}") as velad:
+        (pid,) = confined_workers(velad)
+
+        assert proc_status(pid)["Uid"].split() == [str(user.pw_uid)] * 4
+
+
+def test_workers_are_pinned_and_spread_evenly(
+    routers: TwoRouters, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    config = "".join(circuit(number) for number in range(1, CIRCUITS + 1))
+    with Velad(routers.a.namespace, config) as velad:
+        workers = confined_workers(velad)
+        pinned = {pid: os.sched_getaffinity(pid) for pid in workers}
+        sizes = [pss_kb(pid) for pid in workers]
+        supervisor = pss_kb(velad.pid)
+        load = Counter(workers.values())
+
+    with capsys.disabled():
+        print(
+            f"\n{CIRCUITS} circuits: proportional set size of a worker "
+            f"{statistics.median(sizes):.0f} kB (largest {max(sizes)}), "
+            f"supervisor {supervisor} kB, workers by CPU {dict(load)}"
+        )
+    assert pinned == {pid: {cpu} for pid, cpu in workers.items()}
+    assert sorted(load) == allowed[:CIRCUITS]
+    assert max(load.values()) - min(load.values()) <= 1
+
+
+def test_worker_runs_on_the_cpu_that_is_configured(routers: TwoRouters) -> None:
+    last = max(os.sched_getaffinity(0))
+    config = "".join(circuit(number, f"cpu = {last}") for number in (1, 2, 3))
+    with Velad(routers.a.namespace, config) as velad:
+        workers = confined_workers(velad)
+
+        assert list(workers.values()) == [last] * 3
+        assert [os.sched_getaffinity(pid) for pid in workers] == [{last}] * 3
+
+
+def test_workers_stay_within_the_cpus_that_velad_may_use(routers: TwoRouters) -> None:
+    allowed = os.sched_getaffinity(0)
+    last = max(allowed)
+    os.sched_setaffinity(0, {last})
+    try:
+        with Velad(routers.a.namespace, circuit(1) + circuit(2)) as velad:
+            workers = confined_workers(velad)
+
+            assert list(workers.values()) == [last] * 2
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_workers_end_with_their_supervisor(routers: TwoRouters) -> None:
+    with Velad(routers.a.namespace, circuit(1) + circuit(2)) as velad:
+        session, workers = velad.pid, confined_workers(velad)
+        assert set(workers) < set(running_members(session))
+
+        velad.kill()
+
+        eventually(lambda: not running_members(session), 1, "all to end", 0.002)

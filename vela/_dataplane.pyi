@@ -1,0 +1,24 @@
+from typing import final
+
+@final
+class DataPlane:
+    def __init__(
+        self,
+        *,
+        circuit_id: int,
+        tap_fd: int,
+        receive_fd: int,
+        send_fd: int,
+        divert_fd: int,
+        destination: tuple[str, int] | None,
+        local_mac: bytes,
+        remote_mac: bytes,
+        elision: int,
+        frame_limit: int,
+        datagram_limit: int,
+        virtio_header: bool,
+        leave_checksums: bool,
+        counters: memoryview,
+    ) -> None: ...
+    def egress(self) -> None: ...
+    def ingress(self) -> None: ...

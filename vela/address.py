@@ -1,0 +1,237 @@
+"""Addresses, remotes and names of hosts and interfaces: from text. Pure.
+
+Every parser raises ValueError with what is wrong and, after a semicolon, what would be right.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import (
+    AddressValueError,
+    IPv4Address,
+    IPv6Address,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
+
+from vela.circuit import Endpoint, IPAddress, IPInterface, IPNetwork, Remote
+
+MAX_PORT = 65535
+MAX_INTERFACE_NAME = 15  # IFNAMSIZ is 16 with the final NUL (linux/if.h)
+MAX_HOST_NAME = 253  # RFC 1035, section 2.3.4: 255 octets on the wire
+SHOWN_LENGTH = 60  # characters of a wrong value that a message repeats
+
+# RFC 1123, section 2.1, and the underscore that real zones hold.
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+# What inet_aton would take for an IPv4 address: "10.1", "0x7f000001".
+_NUMERIC_LABEL = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
+_DIGITS = re.compile(r"[0-9]{1,5}")
+# Printable ASCII but "/", ":" (alias names) and "%" (the kernel's numbering), see
+# dev_valid_name and __dev_alloc_name in net/core/dev.c.
+_INTERFACE_NAME = re.compile(r"[!-$&-.0-9;-~]+")
+# sysctl's own directories beside the interfaces' (net/ipv4/devinet.c, devinet_sysctl_register).
+_RESERVED_NAMES = frozenset({".", "..", "lo", "all", "default"})
+
+
+def shown(text: str) -> str:
+    """Return text in quotes, on one line, and cut where it is long."""
+    if len(text) > SHOWN_LENGTH:
+        return repr(text[:SHOWN_LENGTH]) + "..."
+    return repr(text)
+
+
+def parse_interface_name(text: str) -> str:
+    """Return text if Linux takes it as an interface's name."""
+    if not 1 <= len(text) <= MAX_INTERFACE_NAME:
+        raise ValueError(f"{shown(text)} has {len(text)} characters; 1..{MAX_INTERFACE_NAME} fit")
+    if not _INTERFACE_NAME.fullmatch(text):
+        raise ValueError(
+            f"{shown(text)} is no interface name; "
+            'printable ASCII without spaces, "/", ":" and "%" would be right'
+        )
+    if text in _RESERVED_NAMES:
+        raise ValueError(f"{shown(text)} is reserved by Linux; another name would be right")
+    return text
+
+
+def parse_interface_pattern(text: str) -> str:
+    """Return text if it is a shell pattern that an interface's name can match."""
+    if not _INTERFACE_NAME.fullmatch(text):
+        raise ValueError(f"{shown(text)} matches no interface name; try 'vela*'")
+    if not set(text) & set("*?["):
+        return parse_interface_name(text)
+    return text
+
+
+def parse_port(text: str) -> int:
+    """Return the number of a UDP or TCP port."""
+    if not _DIGITS.fullmatch(text) or not 1 <= int(text) <= MAX_PORT:
+        raise ValueError(f"port {shown(text)} is not one of 1..{MAX_PORT}")
+    return int(text)
+
+
+def parse_address(text: str) -> IPAddress:
+    """Return the address that an IPv4 or IPv6 literal stands for."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise ValueError(
+            f"{shown(text)} is no address; one such as '192.0.2.1' or '2001:db8::1' would be right"
+        ) from None
+    _refuse_odd_notation(address)
+    return address
+
+
+def parse_host_address(text: str) -> IPAddress:
+    """Return an address that one host can have, and that means the same on all its links."""
+    address = parse_address(text)
+    if address.is_unspecified:
+        raise ValueError(f"{address} is no host's address")
+    _refuse_group(address)
+    _refuse_link_local(address)
+    return address
+
+
+def parse_listen_address(text: str) -> IPAddress:
+    """Return an address to receive on; "::" and "0.0.0.0" stand for all."""
+    address = parse_address(text)
+    _refuse_group(address)
+    _refuse_link_local(address)
+    return address
+
+
+def parse_interface(text: str) -> IPInterface:
+    """Return an interface's own address with its prefix length, from "172.16.16.1/30"."""
+    host, slash, length = text.partition("/")
+    address = parse_address(host)
+    if not slash:
+        raise ValueError(f"{shown(text)} has no prefix length; '{text}/NN' would be right")
+    # ipaddress would take a netmask, and a host mask, too.
+    if not _DIGITS.fullmatch(length) or int(length) > address.max_prefixlen:
+        raise ValueError(
+            f"{shown(text)} has no valid prefix length; 1..{address.max_prefixlen} would be right"
+        )
+    interface = ip_interface(f"{address}/{int(length)}")
+    _refuse_group(address)
+    if address.is_unspecified or address.is_loopback:
+        raise ValueError(f"{text} is no address for an interface; one from your plan would be")
+    if interface.network.prefixlen == 0:
+        raise ValueError(f"{text} covers every destination; a longer prefix would be right")
+    # RFC 3021 and RFC 6164: in a subnet of two, both addresses are hosts.
+    if interface.network.num_addresses > 2:
+        if address == interface.network.network_address:
+            raise ValueError(f"{text} is the subnet's own address; a host's address in it is meant")
+        if address.version == 4 and address == interface.network.broadcast_address:
+            raise ValueError(f"{text} is the subnet's broadcast; a host's address in it is meant")
+    return interface
+
+
+def parse_network(text: str) -> IPNetwork:
+    """Return a network; a lone address is the network of that one host."""
+    host, slash, length = text.partition("/")
+    address = parse_address(host)
+    if not slash:
+        return ip_network(address)
+    if not _DIGITS.fullmatch(length) or int(length) > address.max_prefixlen:
+        raise ValueError(
+            f"{shown(text)} has no valid prefix length; 0..{address.max_prefixlen} would be right"
+        )
+    network = ip_network(f"{address}/{int(length)}", strict=False)
+    if network.network_address != address:
+        raise ValueError(f"{text} has bits set after its prefix; {network} would be right")
+    return network
+
+
+def parse_source(text: str) -> IPNetwork | str:
+    """Return who may ask: a network, or a host's name."""
+    if "/" in text or ":" in text or _ends_in_number(text):
+        return parse_network(text)
+    return parse_host_name(text)
+
+
+def parse_host_name(text: str) -> str:
+    """Return text if it is a host's name in ASCII; a final dot is allowed."""
+    name = text.removesuffix(".")
+    if not name.isascii():
+        raise ValueError(f"{shown(text)} is not ASCII; the name's 'xn--' form would be right")
+    if len(name) > MAX_HOST_NAME:
+        raise ValueError(f"{shown(text)} has {len(name)} characters; {MAX_HOST_NAME} at most fit")
+    if not all(_LABEL.fullmatch(label) for label in name.split(".")):
+        raise ValueError(
+            f"{shown(text)} is neither an address nor a host's name; "
+            "labels of letters, digits and inner hyphens, 1..63 each, would be right"
+        )
+    return text
+
+
+def parse_remote(text: str) -> Remote:
+    """Return a remote from a name or an address, with or without ":port"; IPv6 as "[v6]:port"."""
+    if not text:
+        raise ValueError("is empty; a host's name or address would be right")
+    host, port = _split_port(text)
+    if ":" in host or _ends_in_number(host):
+        return Remote(str(parse_host_address(host)), port)
+    return Remote(parse_host_name(host), port)
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """Return the address and port to serve on; the one name that is known is localhost."""
+    host, port = _split_port(text)
+    if port is None:
+        raise ValueError(f"{shown(text)} has no port; one such as '127.0.0.1:9486' would be right")
+    if host == "localhost":
+        return Endpoint(IPv4Address("127.0.0.1"), port)
+    return Endpoint(parse_listen_address(host), port)
+
+
+def _split_port(text: str) -> tuple[str, int | None]:
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        try:
+            IPv6Address(host)
+        except AddressValueError:
+            bracket = ""
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(
+                f"{shown(text)} is malformed; '[2001:db8::1]:48621' shows what would be right"
+            )
+        return host, parse_port(rest[1:]) if rest else None
+    if text.count(":") == 1:
+        host, _, port = text.partition(":")
+        return host, parse_port(port)
+    return text, None
+
+
+def _ends_in_number(host: str) -> bool:
+    """Say whether host can only be an address: no top-level domain is a number."""
+    return _NUMERIC_LABEL.fullmatch(host.removesuffix(".").rpartition(".")[2]) is not None
+
+
+def _refuse_odd_notation(address: IPAddress) -> None:
+    if address.version == 6:
+        if address.scope_id is not None:
+            raise ValueError(
+                f"{shown(str(address))} has a zone, which VELA does not carry; "
+                "a global or unique local address would be right"
+            )
+        if address.ipv4_mapped is not None:
+            raise ValueError(
+                f"{address} is an IPv4 address in disguise; write {address.ipv4_mapped}"
+            )
+
+
+def _refuse_group(address: IPAddress) -> None:
+    if address.is_multicast:
+        raise ValueError(f"{address} is a multicast address; a host's own would be right")
+    if address == IPv4Address("255.255.255.255"):
+        raise ValueError(f"{address} is the broadcast address; a host's own would be right")
+
+
+def _refuse_link_local(address: IPAddress) -> None:
+    # IPv4's 169.254.0.0/16 needs no zone to be sent to.
+    if address.version == 6 and address.is_link_local:
+        raise ValueError(
+            f"{address} is link-local and needs a zone, which VELA does not carry; "
+            "a global or unique local address would be right"
+        )

@@ -1,0 +1,157 @@
+"""Frame to datagram and back, in place, for one circuit. No I/O. docs/protocol.md, section 3."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from vela.checksum import finish_left, looks_left
+from vela.counters import Slot
+from vela.datagram import (
+    ESCAPE_BYTE,
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    KIND,
+    Kind,
+    ethernet_header,
+    is_ipv4_packet,
+    is_ipv6_packet,
+    needs_escape,
+)
+from vela.mtu import CIRCUIT_ID, ESCAPE, ETHERNET_HEADER
+
+HEADROOM = CIRCUIT_ID + ESCAPE
+"""Bytes that a buffer must have before a frame, for what goes before it on the wire."""
+
+REBUILD_ROOM = ETHERNET_HEADER - CIRCUIT_ID
+"""Bytes that a buffer must have before a datagram, for the Ethernet header put before its packet.
+
+They are overwritten, so datagrams that lie one behind the other are taken in order.
+"""
+
+
+class Elision(IntEnum):
+    """Which Ethernet headers a sender leaves out."""
+
+    NEVER = 0
+    KNOWN = 1  # those between the two TAPs' addresses
+    ALWAYS = 2  # all, and frames that are not IP are dropped
+
+
+class Dropped(Exception):
+    """A frame or datagram goes no further; slot counts the reason."""
+
+    def __init__(self, slot: Slot) -> None:
+        super().__init__(slot.name)
+        self.slot = slot
+
+
+class Verification(Exception):
+    """A datagram is no frame but an in-circuit verification (docs/protocol.md, section 5)."""
+
+
+class Encapsulator:
+    """Turns frames that a TAP gave into datagrams."""
+
+    def __init__(
+        self,
+        circuit_id: int,
+        local_mac: bytes,
+        remote_mac: bytes,
+        elision: Elision,
+        *,
+        leave_checksums: bool = False,
+    ) -> None:
+        """leave_checksums: the receiver takes elided packets that look so for unfinished."""
+        self._circuit_id = circuit_id
+        self._elision = elision
+        self._leave_checksums = leave_checksums
+        self._header_ipv4 = ethernet_header(remote_mac, local_mac, ETHERTYPE_IPV4)
+        self._header_ipv6 = ethernet_header(remote_mac, local_mac, ETHERTYPE_IPV6)
+
+    def encapsulate(self, data: bytearray, start: int, end: int) -> tuple[int, bool]:
+        """Write what goes before the frame at data[start:end], at least 14 bytes.
+
+        Return where the datagram starts (it ends where the frame does) and
+        whether the header was elided. Raises Dropped.
+        """
+        packet = start + ETHERNET_HEADER
+        if self._elision is Elision.KNOWN:
+            elide = (
+                data.startswith(self._header_ipv4, start) and is_ipv4_packet(data, packet, end)
+            ) or (data.startswith(self._header_ipv6, start) and is_ipv6_packet(data, packet, end))
+            if elide and self._leave_checksums:
+                # A finished one that looks unfinished must not be taken for that.
+                elide = not looks_left(data, packet, end)
+        elif self._elision is Elision.ALWAYS:
+            elide = (
+                data.startswith(ETHERTYPE_IPV4, packet - 2) and is_ipv4_packet(data, packet, end)
+            ) or (data.startswith(ETHERTYPE_IPV6, packet - 2) and is_ipv6_packet(data, packet, end))
+            if not elide:
+                raise Dropped(Slot.TX_NOT_IP)
+        else:
+            elide = False
+        if elide:
+            datagram = packet - CIRCUIT_ID
+        elif needs_escape(data[start]):
+            data[start - ESCAPE] = ESCAPE_BYTE
+            datagram = start - ESCAPE - CIRCUIT_ID
+        else:
+            datagram = start - CIRCUIT_ID
+        data[datagram] = self._circuit_id
+        return datagram, elide
+
+
+class Decapsulator:
+    """Turns datagrams of its circuit into frames that a TAP takes."""
+
+    def __init__(
+        self,
+        local_mac: bytes,
+        remote_mac: bytes,
+        frame_limit: int,
+        *,
+        leave_checksums: bool = False,
+    ) -> None:
+        """leave_checksums: the sender may leave those of elided packets unfinished."""
+        self._header_ipv4 = ethernet_header(local_mac, remote_mac, ETHERTYPE_IPV4)
+        self._header_ipv6 = ethernet_header(local_mac, remote_mac, ETHERTYPE_IPV6)
+        self._frame_limit = frame_limit
+        self._leave_checksums = leave_checksums
+
+    def decapsulate(self, data: bytearray, start: int, end: int) -> tuple[int, bool]:
+        """Find or rebuild the frame in the datagram at data[start:end].
+
+        Return where the frame starts (it ends where the datagram does), and
+        whether its header had been elided. Raises Dropped, and Verification
+        where there is no frame.
+        """
+        packet = start + CIRCUIT_ID
+        if packet >= end:
+            raise Dropped(Slot.RX_SHORT)
+        kind = KIND[data[packet]]
+        elided = False
+        if kind is Kind.IPV4:
+            if not is_ipv4_packet(data, packet, end):
+                raise Dropped(Slot.RX_MALFORMED)
+            frame, elided = packet - ETHERNET_HEADER, True
+            data[frame:packet] = self._header_ipv4
+        elif kind is Kind.IPV6:
+            if not is_ipv6_packet(data, packet, end):
+                raise Dropped(Slot.RX_MALFORMED)
+            frame, elided = packet - ETHERNET_HEADER, True
+            data[frame:packet] = self._header_ipv6
+        elif kind is Kind.ETHERNET:
+            frame = packet
+        elif kind is Kind.ESCAPED:
+            frame = packet + ESCAPE
+        elif kind is Kind.VERIFICATION:
+            raise Verification
+        else:
+            raise Dropped(Slot.RX_RESERVED)
+        if end - frame < ETHERNET_HEADER:
+            raise Dropped(Slot.RX_SHORT)
+        if end - frame > self._frame_limit:
+            raise Dropped(Slot.RX_OVERSIZED)
+        if elided and self._leave_checksums:
+            finish_left(data, packet, end)
+        return frame, elided

@@ -1,0 +1,30 @@
+"""Pre-shared keys: read from files that nobody else can read."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from vela.errors import ConfigError
+
+MIN_KEY, MAX_KEY = 16, 1024  # bytes; RFC 2104, section 3: shorter ones are weaker than the tag
+
+
+def load_key(path: Path) -> bytes:
+    """Return the key in a file, without white space around it.
+
+    Raises ConfigError if it cannot be read, if others than its owner can
+    read it, or if it is no key.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            data = file.read(MAX_KEY + 1)
+    except OSError as err:
+        raise ConfigError(f"{path} cannot be read: {err.strerror}; create it") from err
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"{path} is open to others (mode {mode:04o}); chmod 600 it")
+    key = data.strip()
+    if not MIN_KEY <= len(key) <= MAX_KEY:
+        raise ConfigError(f"{path} has a key of {len(key)} bytes; {MIN_KEY} to {MAX_KEY} are right")
+    return key

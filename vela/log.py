@@ -1,0 +1,49 @@
+"""Sets structlog up, once. Everything else only calls structlog.get_logger()."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+
+import structlog
+
+
+class _Lines:
+    """stderr, one write a line; a line that cannot be written, to a full disk say, is lost."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def msg(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
+    debug = info = warning = error = critical = exception = msg
+
+
+def configure(level: str, log_format: str) -> None:
+    """Log to stderr from this level ("info") on, as "console" lines or as "json".
+
+    One write per line, so that lines of several processes never mix.
+    """
+    renderer: structlog.typing.Processor
+    if log_format == "json":
+        renderer = structlog.processors.JSONRenderer()
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=_Lines,
+        cache_logger_on_first_use=True,
+    )

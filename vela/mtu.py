@@ -1,0 +1,82 @@
+"""Overhead sums, and the TAP MTU that follows from the underlay's. Pure. docs/protocol.md, 3.2."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from vela.errors import ConfigError
+
+IPV4_HEADER = 20  # RFC 791, section 3.1, without options
+IPV6_HEADER = 40  # RFC 8200, section 3
+UDP_HEADER = 8  # RFC 768
+TCP_HEADER = 20  # RFC 9293, section 3.1, without options
+CIRCUIT_ID = 1  # docs/protocol.md, section 2
+ETHERNET_HEADER = 14  # IEEE 802.3, 3.1.1: two addresses and the EtherType, no FCS
+VLAN_TAG = 4  # IEEE 802.1Q, 9.6
+ESCAPE = 1  # docs/protocol.md, section 3
+
+MAX_IP_PACKET = 65535  # RFC 791, total length; the same cap serves IPv6 without jumbograms
+MAX_UDP_PAYLOAD = MAX_IP_PACKET - IPV4_HEADER - UDP_HEADER
+
+_SEGMENTS_PER_SEND = 64
+_TCP_TIMESTAMPS = 12  # RFC 7323, appendix A: option and padding
+# What TCP sets aside for headers (MAX_TCP_HEADER + 1, include/net/tcp.h): 257 or 321.
+_TCP_RESERVE = 321
+
+MIN_TAP_MTU = 68  # RFC 791, section 3.2: every module must forward 68 bytes
+MIN_IPV6_MTU = 1280  # RFC 8200, section 5
+# The largest frame, complete, tagged and escaped, must still fit one datagram.
+MAX_TAP_MTU = MAX_UDP_PAYLOAD - CIRCUIT_ID - ESCAPE - ETHERNET_HEADER - VLAN_TAG
+
+
+class Family(Enum):
+    """The IP version of the underlay."""
+
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+
+
+IP_HEADER = {Family.IPV4: IPV4_HEADER, Family.IPV6: IPV6_HEADER}
+OVERHEAD = {family: header + UDP_HEADER + CIRCUIT_ID for family, header in IP_HEADER.items()}
+
+
+def tap_mtu(underlay_mtu: int, family: Family) -> int:
+    """Return the largest TAP MTU whose elided packets never fragment on the underlay.
+
+    Both in bytes; underlay_mtu includes the outer IP header. The inner
+    Ethernet header is elided (docs/protocol.md, 3.1), so it does not count.
+
+    Raises ConfigError if the result is below 68 (RFC 791, section 3.2).
+    """
+    mtu = min(underlay_mtu - OVERHEAD[family], MAX_TAP_MTU)
+    if mtu < MIN_TAP_MTU:
+        raise ConfigError(
+            f"an underlay MTU of {underlay_mtu} leaves {mtu} bytes; {MIN_TAP_MTU} are needed"
+        )
+    return mtu
+
+
+def datagram_limit(underlay_mtu: int, family: Family) -> int:
+    """Return the largest UDP payload, in bytes, that the underlay carries in one piece."""
+    return min(underlay_mtu, MAX_IP_PACKET) - IP_HEADER[family] - UDP_HEADER
+
+
+def super_frame_limit(mtu: int) -> int:
+    """Return how large a frame, in bytes, TCP is to hand to a TAP of this MTU, to be cut there.
+
+    So that its segments, full ones, are just as many as one send takes: 65507
+    bytes, 64 datagrams (UDP_MAX_SEGMENTS). The receiving kernel then joins just
+    these again (UDP GRO ends below 64 KiB), and one super-frame stays one.
+    """
+    segments = min(MAX_UDP_PAYLOAD // (mtu + CIRCUIT_ID), _SEGMENTS_PER_SEND)
+    payload = max(mtu - IPV4_HEADER - TCP_HEADER - _TCP_TIMESTAMPS, 1)
+    return min(segments * payload + _TCP_RESERVE, MAX_IP_PACKET)
+
+
+def frame_limit(mtu: int) -> int:
+    """Return the largest frame, in bytes, that a TAP of this MTU takes.
+
+    One VLAN tag comes on top of the MTU, as Linux bridges and veth allow
+    (net/core/dev.c, is_skb_forwardable).
+    """
+    return mtu + ETHERNET_HEADER + VLAN_TAG

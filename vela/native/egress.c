@@ -1,0 +1,297 @@
+/* Frames TAP to UDP. */
+#define _GNU_SOURCE
+#include "egress.h"
+
+#include <errno.h>
+#include <linux/udp.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checksum.h"
+#include "counters.h"
+
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103 /* include/uapi/linux/udp.h, Linux 4.18 */
+#endif
+
+bool egress_init(struct egress *self)
+{
+	self->buffer = malloc(EGRESS_BUFFER);
+	self->heads = malloc(RUN_MAX * sizeof(*self->heads));
+	if (self->buffer == NULL || self->heads == NULL) {
+		egress_free(self);
+		return false;
+	}
+	self->segment_limit = self->datagram_limit;
+	return true;
+}
+
+void egress_free(struct egress *self)
+{
+	free(self->buffer);
+	free(self->heads);
+	self->buffer = NULL;
+	self->heads = NULL;
+}
+
+/* Send a message to the remote. Returns 0, or what errno says. */
+static int send_to_remote(struct egress *self, struct msghdr *message)
+{
+	ssize_t sent;
+
+	message->msg_name = self->destination_length ? &self->destination : NULL;
+	message->msg_namelen = self->destination_length;
+	do
+		sent = sendmsg(self->send_fd, message, 0);
+	while (sent < 0 && errno == EINTR);
+	return sent < 0 ? errno : 0;
+}
+
+static int send_one(struct egress *self, struct datagram *datagram)
+{
+	struct msghdr message = {
+		.msg_iov = datagram->pieces,
+		.msg_iovlen = datagram->pieces[1].iov_len ? 2 : 1,
+	};
+
+	return send_to_remote(self, &message);
+}
+
+/* Send the run in one call, which the kernel cuts into datagrams. */
+static int send_segmented(struct egress *self)
+{
+	struct iovec pieces[2 * RUN_MAX];
+	size_t count = 0;
+	union {
+		char space[CMSG_SPACE(sizeof(uint16_t))];
+		struct cmsghdr align;
+	} control = {0};
+	struct msghdr message = {
+		.msg_iov = pieces,
+		.msg_control = control.space,
+		.msg_controllen = sizeof(control.space),
+	};
+	uint16_t size = (uint16_t)self->run[0].length;
+	struct cmsghdr *segment = CMSG_FIRSTHDR(&message);
+
+	segment->cmsg_level = IPPROTO_UDP;
+	segment->cmsg_type = UDP_SEGMENT;
+	segment->cmsg_len = CMSG_LEN(sizeof(size));
+	memcpy(CMSG_DATA(segment), &size, sizeof(size));
+	for (size_t i = 0; i < self->run_count; i++) {
+		pieces[count++] = self->run[i].pieces[0];
+		if (self->run[i].pieces[1].iov_len)
+			pieces[count++] = self->run[i].pieces[1];
+	}
+	message.msg_iovlen = count;
+	return send_to_remote(self, &message);
+}
+
+/* Send the run one by one; what cannot be sent is counted. */
+static void send_singly(struct egress *self)
+{
+	for (size_t i = 0; i < self->run_count; i++) {
+		struct datagram *datagram = &self->run[i];
+		/* A connected socket reports what ICMP said of an earlier datagram instead of sending
+		 * this one: so once more. */
+		if (send_one(self, datagram) && send_one(self, datagram))
+			self->counters[TX_ERRORS]++;
+		else if (datagram->length > self->datagram_limit)
+			self->counters[TX_FRAGMENTED]++;
+	}
+}
+
+void egress_flush(struct egress *self)
+{
+	int error = 0;
+
+	if (self->run_count == 0)
+		return;
+	size_t size = self->run[0].length;
+	bool segmented = self->run_count > 1 && size <= self->segment_limit;
+	if (segmented)
+		error = send_segmented(self);
+	/* Remembered, so that not every batch finds it out again: larger than the route's MTU, which
+	 * has become narrower, so these are fragmented, and count; or no checksum offload here;
+	 * net/ipv4/udp.c, udp_send_skb. */
+	if (error == EINVAL || error == EMSGSIZE)
+		self->segment_limit = self->datagram_limit = size - 1;
+	else if (error == EIO)
+		self->segment_limit = 0;
+	if (!segmented || error)
+		send_singly(self);
+	self->run_count = 0;
+	self->run_octets = 0;
+}
+
+/* Return the place of a datagram of this length; what cannot go with it was sent. */
+static struct datagram *append(struct egress *self, size_t length)
+{
+	if (self->run_count) {
+		size_t size = self->run[0].length;
+		bool single = length > self->segment_limit;
+		if (single != (size > self->segment_limit) || self->run_count == RUN_MAX ||
+		    (!single &&
+		     (length > size || self->run_octets + length > MAX_UDP_PAYLOAD)))
+			egress_flush(self);
+	}
+	struct datagram *datagram = &self->run[self->run_count++];
+	datagram->length = length;
+	self->run_octets += length;
+	return datagram;
+}
+
+/* Send the run at once if no datagram can be added. */
+static void settle(struct egress *self)
+{
+	size_t size = self->run[0].length;
+
+	if (self->run_count == RUN_MAX || self->run[self->run_count - 1].length < size ||
+	    self->run_octets + size > MAX_UDP_PAYLOAD)
+		egress_flush(self);
+}
+
+static void append_segments(struct egress *self, struct segmentation *segmentation)
+{
+	for (size_t left = segmentation_left(segmentation); left > 0; left--) {
+		size_t size = segmentation->head_length + segmentation_size(segmentation);
+		struct datagram *datagram = append(self, size);
+		uint8_t *head = self->heads[datagram - self->run];
+		const uint8_t *payload;
+		size_t length = segmentation_next(segmentation, head, &payload);
+		datagram->pieces[0] = (struct iovec){head, segmentation->head_length};
+		datagram->pieces[1] = (struct iovec){(void *)payload, length};
+		settle(self);
+	}
+}
+
+/* Tell whether the receiver would complete this frame's checksum, and describe where it is.
+ * docs/protocol.md, 3.5. */
+static bool looks_left(const struct egress *self, const uint8_t *frame, size_t length,
+		       struct transport *transport)
+{
+	const uint8_t *packet = frame + ETHERNET_HEADER;
+
+	return self->leave_checksums && self->encapsulation.elision == ELISION_KNOWN &&
+	       can_elide(&self->encapsulation, frame, length) &&
+	       find_transport(packet, length - ETHERNET_HEADER, transport) &&
+	       is_checksum_left(packet, transport);
+}
+
+/* Tell whether it is this checksum that is left to be done. */
+static bool is_to_be_finished(const struct virtio_header *header, const struct transport *transport)
+{
+	return header->flags & VIRTIO_NEEDS_CHECKSUM &&
+	       header->checksum_start == ETHERNET_HEADER + transport->offset &&
+	       header->checksum_offset == transport->checksum - transport->offset;
+}
+
+void egress_frame(struct egress *self, uint8_t *frame, size_t length,
+		  const struct virtio_header *header)
+{
+	uint64_t *counters = self->counters;
+	struct segmentation segmentation;
+	struct transport transport;
+	size_t network = 0;
+	uint8_t *datagram;
+
+	if (length < ETHERNET_HEADER || length > FRAME_MAX) {
+		counters[TX_ERRORS]++;
+		return;
+	}
+	bool super = header->gso_type != VIRTIO_GSO_NONE;
+	if (super)
+		network = network_offset(frame, length);
+	if (super ? network == 0 : length > self->encapsulation.frame_limit) {
+		counters[TX_ERRORS]++;
+		return;
+	}
+	bool unfinished = header->flags & VIRTIO_NEEDS_CHECKSUM;
+	bool looks = looks_left(self, frame, length, &transport);
+	bool leave = looks && is_to_be_finished(header, &transport);
+	/* Before all that depends on the frame's bytes: this may write to any of them, when the virtio
+	 * header is a hostile guest's. */
+	if (unfinished && !super && !leave) {
+		if (!finish_checksum(frame, length, header)) {
+			counters[TX_ERRORS]++;
+			return;
+		}
+		looks = looks_left(self, frame, length, &transport);
+	}
+	/* A finished one that looks left must not be taken for that: it travels complete. */
+	enum encapsulated how =
+		encapsulate(&self->encapsulation, frame, length, leave || !looks, &datagram);
+	if (how == NOT_IP) {
+		counters[TX_NOT_IP]++;
+		return;
+	}
+	/* Positions in the frame, as seen from the datagram: it begins before the frame, or in it. */
+	ptrdiff_t shift = frame - datagram;
+	size_t octets = length - (size_t)(datagram - frame);
+	if (!super) {
+		struct datagram *only = append(self, octets);
+		only->pieces[0] = (struct iovec){datagram, octets};
+		only->pieces[1] = (struct iovec){NULL, 0};
+		settle(self);
+		counters[TX_FRAMES]++;
+		counters[TX_BYTES] += length;
+		counters[TX_ELIDED] += how == ELIDED;
+		return;
+	}
+	ptrdiff_t start = (ptrdiff_t)header->checksum_start + shift;
+	if (!unfinished || start < 0 ||
+	    !segmentation_open(&segmentation, datagram, octets, network + (size_t)shift,
+			       (size_t)start, header, leave)) {
+		counters[TX_ERRORS]++;
+		return;
+	}
+	size_t head = segmentation.head_length - (size_t)shift; /* of each frame */
+	if (head + segmentation_size(&segmentation) > self->encapsulation.frame_limit) {
+		counters[TX_ERRORS]++;
+		return;
+	}
+	size_t count = segmentation_left(&segmentation);
+	counters[TX_FRAMES] += count;
+	counters[TX_BYTES] += count * head + segmentation.payload_length;
+	counters[TX_ELIDED] += how == ELIDED ? count : 0;
+	append_segments(self, &segmentation);
+}
+
+int egress_batch(struct egress *self)
+{
+	self->counters[EGRESS_PROGRESS]++;
+	for (int taken = 0; taken < BATCH; taken++) {
+		if (self->run_count == 0)
+			self->used = 0;
+		if (self->used + FRAME_OFFSET + FRAME_MAX + 1 > EGRESS_BUFFER) {
+			egress_flush(self);
+			self->used = 0;
+		}
+		uint8_t *frame = self->buffer + self->used + FRAME_OFFSET;
+		/* One byte more than a frame may have shows a frame that was cut off. */
+		struct iovec target = {frame - self->virtio_header,
+				       self->virtio_header + FRAME_MAX + 1};
+		ssize_t length;
+		do
+			length = preadv2(self->tap_fd, &target, 1, -1, taken ? RWF_NOWAIT : 0);
+		while (length < 0 && errno == EINTR);
+		if (length < 0) {
+			int error = errno;
+			egress_flush(self);
+			return error == EAGAIN ? 0 : error;
+		}
+		struct virtio_header header = {0};
+		if ((size_t)length < self->virtio_header) {
+			self->counters[TX_ERRORS]++;
+			continue;
+		}
+		memcpy(&header, frame - self->virtio_header, self->virtio_header);
+		size_t own = (size_t)length - self->virtio_header;
+		egress_frame(self, frame, own, &header);
+		/* Aligned, so that what is compared and summed is. */
+		self->used += (FRAME_OFFSET + own + 63) / 64 * 64;
+	}
+	egress_flush(self);
+	return 0;
+}

@@ -1,0 +1,274 @@
+/* Frames UDP to TAP. */
+#define _GNU_SOURCE
+#include "ingress.h"
+
+#include <errno.h>
+#include <linux/udp.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "counters.h"
+
+#ifndef UDP_GRO
+#define UDP_GRO 104 /* include/uapi/linux/udp.h, Linux 5.0 */
+#endif
+
+bool ingress_init(struct ingress *self)
+{
+	self->buffer = malloc((size_t)RECEIVE_SLOTS * RECEIVE_SLOT);
+	self->join_tcp = self->join_udp = self->virtio_header > 0;
+	self->train.count = 0;
+	self->train.leave_checksum = false;
+	return self->buffer != NULL;
+}
+
+void ingress_free(struct ingress *self)
+{
+	free(self->buffer);
+	self->buffer = NULL;
+}
+
+static bool write_pieces(struct ingress *self, const struct iovec *pieces, size_t count)
+{
+	ssize_t written;
+
+	do
+		written = writev(self->tap_fd, pieces, (int)count);
+	while (written < 0 && errno == EINTR);
+	return written >= 0;
+}
+
+/* Tell the kernel what is left to do to a single frame: nothing, or the checksum that its sender left
+ * to the outer one. */
+static void describe(const struct ingress *self, const struct frame *frame,
+		     struct virtio_header *header)
+{
+	struct transport transport;
+
+	if (!self->leave_checksums || !frame->elided ||
+	    !find_transport(frame->rest, frame->rest_length, &transport) ||
+	    !is_checksum_left(frame->rest, &transport))
+		return;
+	header->flags = VIRTIO_NEEDS_CHECKSUM;
+	header->checksum_start = (uint16_t)(ETHERNET_HEADER + transport.offset);
+	header->checksum_offset = (uint16_t)(transport.checksum - transport.offset);
+}
+
+static void write_frame(struct ingress *self, const struct frame *frame)
+{
+	struct virtio_header header = {0};
+	uint8_t head[sizeof(header) + ETHERNET_HEADER];
+	uint64_t *counters = self->counters;
+
+	if (self->virtio_header)
+		describe(self, frame, &header);
+	memcpy(head, &header, sizeof(header));
+	memcpy(head + sizeof(header), frame->link, ETHERNET_HEADER);
+	struct iovec pieces[2] = {
+		{head + sizeof(header) - self->virtio_header,
+		 self->virtio_header + ETHERNET_HEADER},
+		{(void *)frame->rest, frame->rest_length},
+	};
+	if (!write_pieces(self, pieces, 2)) {
+		/* EIO: the interface is down (drivers/net/tun.c, tun_get_user). */
+		counters[RX_INTERFACE_DOWN]++;
+		return;
+	}
+	counters[RX_FRAMES]++;
+	counters[RX_BYTES] += ETHERNET_HEADER + frame->rest_length;
+	counters[RX_ELIDED] += frame->elided;
+}
+
+/* Write two or more frames as one; false where the kernel takes no such one. */
+static bool write_joined(struct ingress *self, struct train *train)
+{
+	struct iovec pieces[1 + TRAIN_MAX];
+	uint64_t *counters = self->counters;
+
+	if (!write_pieces(self, pieces, train_join(train, pieces))) {
+		if (errno != EINVAL)
+			counters[RX_INTERFACE_DOWN] += train->count;
+		return errno != EINVAL;
+	}
+	counters[RX_FRAMES] += train->count;
+	for (size_t i = 0; i < train->count; i++) {
+		counters[RX_BYTES] += ETHERNET_HEADER + train->frames[i].rest_length;
+		counters[RX_ELIDED] += train->frames[i].elided;
+	}
+	return true;
+}
+
+void ingress_flush(struct ingress *self)
+{
+	struct train *train = &self->train;
+
+	if (train->count > 1 && !write_joined(self, train)) {
+		/* Remembered: an older kernel knows nothing of joined UDP (Linux 6.2). */
+		if (train->transport.tcp)
+			self->join_tcp = false;
+		else
+			self->join_udp = false;
+		for (size_t i = 0; i < train->count; i++)
+			write_frame(self, &train->frames[i]);
+	} else if (train->count == 1) {
+		write_frame(self, &train->frames[0]);
+	}
+	train->count = 0;
+}
+
+/* Give a datagram to the supervisor, which knows whose it is. */
+static void divert(struct ingress *self, const uint8_t *datagram, size_t length)
+{
+	if (send(self->divert_fd, datagram, length, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+		self->counters[RX_CONGESTED]++;
+}
+
+/* Answer an in-circuit echo request, in place. docs/protocol.md, section 5. */
+static void verify(struct ingress *self, uint8_t *datagram, size_t length)
+{
+	const struct sockaddr *remote = NULL;
+	int tries = 2; /* a connected socket first reports what ICMP said of an earlier datagram */
+
+	if (length < VERIFICATION_HEADER) {
+		self->counters[RX_SHORT]++;
+		return;
+	}
+	uint8_t *type = datagram + CIRCUIT_ID + 1;
+	switch (*type) {
+	case ECHO_REQUEST:
+		*type = ECHO_REPLY;
+		if (self->destination_length)
+			remote = (const struct sockaddr *)&self->destination;
+		while (tries-- && sendto(self->send_fd, datagram, length, 0, remote,
+					 self->destination_length) < 0)
+			;
+		self->counters[RX_VERIFICATIONS]++;
+		break;
+	case ECHO_REPLY:
+		divert(self, datagram, length);
+		break;
+	default:
+		self->counters[RX_RESERVED]++;
+	}
+}
+
+static void take_frame(struct ingress *self, const struct frame *frame)
+{
+	struct train *train = &self->train;
+
+	if (self->virtio_header == 0) {
+		write_frame(self, frame);
+		return;
+	}
+	if (train->count && train_add(train, frame)) {
+		if (!train->open)
+			ingress_flush(self);
+		return;
+	}
+	ingress_flush(self);
+	train->leave_checksum = self->leave_checksums && frame->elided;
+	train_start(train, frame);
+	if (train->open && !(train->transport.tcp ? self->join_tcp : self->join_udp))
+		train->open = false;
+	if (!train->open)
+		ingress_flush(self);
+}
+
+static void take_datagram(struct ingress *self, uint8_t *datagram, size_t length)
+{
+	struct frame frame;
+	uint64_t *counters = self->counters;
+
+	if (length && datagram[0] != self->encapsulation.circuit_id) {
+		/* UDP GRO joins datagrams of several circuits that share a sending port, and all come
+		 * here: docs/protocol.md, 3.4. */
+		divert(self, datagram, length);
+		return;
+	}
+	switch (decapsulate(&self->encapsulation, datagram, length, &frame)) {
+	case FRAME:
+		take_frame(self, &frame);
+		break;
+	case VERIFICATION:
+		verify(self, datagram, length);
+		break;
+	case TOO_SHORT:
+		counters[RX_SHORT]++;
+		break;
+	case RESERVED:
+		counters[RX_RESERVED]++;
+		break;
+	case OVERSIZED:
+		counters[RX_OVERSIZED]++;
+		break;
+	case MALFORMED:
+		counters[RX_MALFORMED]++;
+		break;
+	}
+}
+
+void ingress_datagrams(struct ingress *self, uint8_t *data, size_t length, size_t size)
+{
+	if (length == 0) {
+		self->counters[RX_SHORT]++;
+		return;
+	}
+	for (size_t start = 0; start < length; start += size) {
+		size_t left = length - start;
+		take_datagram(self, data + start, left < size ? left : size);
+	}
+}
+
+/* Return the size that the kernel says the joined datagrams of a message have; else length. */
+static size_t gro_size(struct msghdr *message, size_t length)
+{
+	for (struct cmsghdr *each = CMSG_FIRSTHDR(message); each; each = CMSG_NXTHDR(message, each)) {
+		if (each->cmsg_level == IPPROTO_UDP && each->cmsg_type == UDP_GRO) {
+			int size;
+			memcpy(&size, CMSG_DATA(each), sizeof(size));
+			return size > 0 ? (size_t)size : length;
+		}
+	}
+	return length;
+}
+
+int ingress_batch(struct ingress *self)
+{
+	struct mmsghdr messages[RECEIVE_SLOTS];
+	struct iovec targets[RECEIVE_SLOTS];
+	union {
+		char space[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} controls[RECEIVE_SLOTS];
+	size_t slots = self->bulk ? 1 : RECEIVE_SLOTS;
+	size_t octets = 0;
+	int count;
+
+	self->counters[INGRESS_PROGRESS]++;
+	for (size_t i = 0; i < slots; i++) {
+		targets[i] = (struct iovec){self->buffer + i * RECEIVE_SLOT, RECEIVE_SLOT};
+		messages[i].msg_hdr = (struct msghdr){
+			.msg_iov = &targets[i],
+			.msg_iovlen = 1,
+			.msg_control = controls[i].space,
+			.msg_controllen = sizeof(controls[i].space),
+		};
+	}
+	do
+		count = recvmmsg(self->receive_fd, messages, (unsigned int)slots, MSG_WAITFORONE, NULL);
+	while (count < 0 && errno == EINTR);
+	if (count < 0)
+		return errno;
+	for (int i = 0; i < count; i++) {
+		size_t length = messages[i].msg_len;
+		ingress_datagrams(self, targets[i].iov_base, length,
+				  gro_size(&messages[i].msg_hdr, length));
+		octets += length;
+	}
+	self->bulk = octets > BULK;
+	ingress_flush(self);
+	return 0;
+}

@@ -1,0 +1,314 @@
+"""Names to addresses, in a helper process, so that no name server holds up the supervisor.
+
+The supervisor forks a process that runs serve() and nothing else, and holds
+the other end of a SOCK_SEQPACKET pair in a Resolver. A message is one JSON
+object of at most MAX_MESSAGE bytes; neither side trusts the other's.
+"""
+
+from __future__ import annotations
+
+# getaddrinfo imports it with the first name, and a confined process may not be
+# able to read its file.
+import encodings.idna  # noqa: F401
+import json
+import queue
+import socket
+import threading
+from collections import deque
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from vela.circuit import IPAddress
+from vela.errors import ResolutionError, VelaError
+from vela.mtu import Family
+
+MAX_HOST = 320  # characters: RFC 1035, 2.3.4 allows 253; an address with its scope is shorter
+MAX_ADDRESSES = 32
+# bytes; JSON writes a character in at most 12, an address in fewer than 64,
+# and a host stands twice in an answer that is an error
+MAX_MESSAGE = 16384
+# Names looked up at once. Each dead one holds a thread for as long as
+# resolv.conf says: by default 10 s per name server (resolv.conf(5)).
+MAX_THREADS = 32
+
+_AF = {None: socket.AF_UNSPEC, Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+_VERSION = {Family.IPV4: 4, Family.IPV6: 6}
+_KIND = {None: "", Family.IPV4: "IPv4 ", Family.IPV6: "IPv6 "}
+
+
+class ResolverLostError(VelaError):
+    """The helper died, or answers nonsense: fork another, and restart() with its channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked for; equal questions are one."""
+
+    host: str
+    family: Family | None
+    """None: addresses of both families."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Either addresses, best first, or an error."""
+
+    host: str
+    family: Family | None
+    addresses: tuple[IPAddress, ...]
+    error: str | None
+    """A sentence for the operator."""
+
+
+def resolve(host: str, family: Family | None) -> tuple[IPAddress, ...]:
+    """Return the addresses of host, best first (RFC 6724, section 6); blocks.
+
+    AI_ADDRCONFIG is not set: it hides the IPv6 addresses of a name for as long
+    as only ::1 is configured here. Addresses without a route come last
+    without it, too (rule 1), and are there to be tried once the route is.
+    Changes of resolv.conf are followed, by glibc since 2.26.
+    At most MAX_ADDRESSES; unicast only, IPv4-mapped ones as IPv4, link-local
+    ones with the interface's number as their scope.
+
+    Raises ResolutionError, whose text is a sentence for the operator.
+    """
+    try:
+        if not host.isprintable():  # getaddrinfo would stop reading at a NUL
+            raise UnicodeError
+        found = socket.getaddrinfo(host, None, family=_AF[family], type=socket.SOCK_DGRAM)
+    except UnicodeError as err:
+        raise ResolutionError(f"{host!r} is not a host name") from err
+    except OSError as err:
+        raise ResolutionError(f"{host}: {_reason(err, family)}") from err
+
+    addresses = dict.fromkeys(_address(sockaddr) for *_, sockaddr in found)
+    usable = tuple(
+        address
+        for address in addresses
+        if not (address.is_unspecified or address.is_multicast)
+        and (family is None or address.version == _VERSION[family])
+    )
+    if not usable:
+        raise ResolutionError(f"{host}: it has no usable {_KIND[family]}address")
+    return usable[:MAX_ADDRESSES]
+
+
+def _reason(err: OSError, family: Family | None) -> str:
+    if not isinstance(err, socket.gaierror):
+        return f"the look-up failed: {err.strerror}"
+    match err.errno:
+        case socket.EAI_NONAME:
+            return "there is no such name"
+        case socket.EAI_NODATA | socket.EAI_ADDRFAMILY:
+            return f"it has no {_KIND[family]}address"
+        case socket.EAI_AGAIN:
+            return "no name server gave an answer"
+        case _:
+            return f"the look-up failed: {err.strerror}"
+
+
+def _address(
+    sockaddr: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes],
+) -> IPAddress:
+    address = ip_address(sockaddr[0])
+    if address.version == 6:
+        if address.ipv4_mapped:
+            return address.ipv4_mapped
+        if len(sockaddr) == 4 and sockaddr[3]:
+            return ip_address(f"{address}%{sockaddr[3]}")
+    return address
+
+
+def serve(channel: socket.socket) -> None:
+    """Answer questions until the other side closes the channel; the body of the helper.
+
+    Look-ups still under way then are left to end with the process: the
+    threads are daemons.
+    """
+    channel.setblocking(True)
+    questions: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
+    threads = 0
+    while message := channel.recv(MAX_MESSAGE + 1):
+        questions.put(_parse_question(message))
+        if threads < MAX_THREADS:
+            threading.Thread(target=_answer_all, args=(questions, channel), daemon=True).start()
+            threads += 1
+    for _ in range(threads):
+        questions.put(None)
+
+
+def _answer_all(questions: queue.SimpleQueue[Question | None], channel: socket.socket) -> None:
+    try:
+        while question := questions.get():
+            try:
+                addresses, error = resolve(question.host, question.family), None
+            except ResolutionError as err:
+                addresses, error = (), str(err)
+            answer = Answer(question.host, question.family, addresses, error)
+            channel.send(_format_answer(answer), socket.MSG_NOSIGNAL)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the supervisor is gone, as serve() sees too
+    except BaseException:
+        # A question without an answer would stay open forever: end the helper.
+        channel.shutdown(socket.SHUT_RDWR)
+        raise
+
+
+class Resolver:
+    """The supervisor's side. Never blocks.
+
+    Call receive() when the channel is readable, and while wants_write is
+    true when it is writable. After ResolverLostError it stays usable:
+    questions are kept until restart().
+    """
+
+    def __init__(self, channel: socket.socket) -> None:
+        """Take over the channel, one end of a SOCK_SEQPACKET pair."""
+        channel.setblocking(False)
+        self._channel = channel
+        # dicts, as sets that keep their order
+        self._open: dict[Question, None] = {}
+        self._unsent: deque[Question] = deque()
+
+    def fileno(self) -> int:
+        return self._channel.fileno()
+
+    def close(self) -> None:
+        """Close the channel; the helper ends."""
+        self._channel.close()
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether the channel was full, so that questions wait in here."""
+        return bool(self._unsent)
+
+    @property
+    def outstanding(self) -> tuple[Question, ...]:
+        """Questions without an answer so far, oldest first."""
+        return tuple(self._open)
+
+    def request(self, host: str, family: Family | None) -> None:
+        """Ask for the addresses of host, unless that is being asked already.
+
+        Raises ResolutionError if host is too long to be a name.
+        """
+        if len(host) > MAX_HOST:
+            raise ResolutionError(f"{host[:32]}... is longer than a host name can be")
+        question = Question(host, family)
+        if question not in self._open:
+            self._open[question] = None
+            self._unsent.append(question)
+            self._send()
+
+    def receive(self) -> list[Answer]:
+        """Return the answers that are there; send what the channel had no room for.
+
+        Raises ResolverLostError once all answers of a helper that ended have
+        been returned, and at once after a message that no helper would send;
+        what came just before that is then asked again, too.
+        """
+        self._send()
+        answers: list[Answer] = []
+        still_open = self._open.copy()
+        while True:
+            try:
+                message = self._channel.recv(MAX_MESSAGE + 1)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                # It ended with questions unread: told once, ahead of its answers.
+                continue
+            if not message:
+                if answers:
+                    break  # the end stays readable
+                raise ResolverLostError("the resolver process ended")
+            answer = _parse_answer(message)
+            question = Question(answer.host, answer.family)
+            if question not in still_open:
+                raise ResolverLostError("the resolver process answered what nobody asked")
+            del still_open[question]
+            answers.append(answer)
+        self._open = still_open
+        return answers
+
+    def restart(self, channel: socket.socket) -> None:
+        """Go on with another helper: take over its channel, ask it all that is outstanding."""
+        self._channel.close()
+        channel.setblocking(False)
+        self._channel = channel
+        self._unsent = deque(self._open)
+        self._send()
+
+    def _send(self) -> None:
+        while self._unsent:
+            try:
+                self._channel.send(_format_question(self._unsent[0]), socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                # receive() reports it, and restart() asks again.
+                self._unsent.clear()
+                return
+            self._unsent.popleft()
+
+
+def _format_question(question: Question) -> bytes:
+    family = question.family.value if question.family else None
+    return json.dumps({"host": question.host, "family": family}).encode()
+
+
+def _parse_question(message: bytes) -> Question:
+    match _parse_object(message):
+        case {"host": str(host), "family": None | str() as family, **rest} if not rest:
+            return Question(host, _parse_family(family))
+    raise ResolverLostError("a malformed question")
+
+
+def _format_answer(answer: Answer) -> bytes:
+    fields = {
+        "host": answer.host,
+        "family": answer.family.value if answer.family else None,
+        "addresses": [str(address) for address in answer.addresses],
+        "error": answer.error,
+    }
+    return json.dumps(fields).encode()
+
+
+def _parse_answer(message: bytes) -> Answer:
+    """Raise ResolverLostError unless message is an answer, whole and consistent."""
+    match _parse_object(message):
+        case {
+            "host": str(host),
+            "family": None | str() as family,
+            "addresses": list(texts),
+            "error": None | str() as error,
+            **rest,
+        } if not rest and len(texts) <= MAX_ADDRESSES and bool(texts) == (error is None):
+            try:
+                addresses = tuple(_parse_address(text) for text in texts)
+            except ValueError as err:
+                raise ResolverLostError("the resolver process sent no address") from err
+            return Answer(host, _parse_family(family), addresses, error)
+    raise ResolverLostError("the resolver process sent a malformed answer")
+
+
+def _parse_object(message: bytes) -> object:
+    if len(message) > MAX_MESSAGE:
+        raise ResolverLostError("a message to or from the resolver process is too long")
+    try:
+        return json.loads(message)
+    except (ValueError, RecursionError) as err:
+        raise ResolverLostError("a message to or from the resolver process is no JSON") from err
+
+
+def _parse_family(text: str | None) -> Family | None:
+    try:
+        return None if text is None else Family(text)
+    except ValueError as err:
+        raise ResolverLostError(f"{text!r} is no address family") from err
+
+
+def _parse_address(text: object) -> IPAddress:
+    if not isinstance(text, str):  # ip_address would take a number
+        raise ValueError(f"{text!r} is no address")
+    return ip_address(text)

@@ -1,0 +1,131 @@
+"""TAP interfaces: one descriptor each; the interface is gone when its last copy is closed.
+
+The only importer of pytun.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+
+import pytun
+
+from vela.errors import DeviceError
+
+_TUNSETCARRIER = 0x400454E2  # include/uapi/linux/if_tun.h, Linux 5.0
+_TUNSETOFFLOAD = 0x400454D0
+_TUNGETIFF = 0x800454D2
+_IFF_VNET_HDR = 0x4000  # pytun has no name for it
+
+# The same file's TUN_F_*, what a frame may be left unfinished of.
+_CHECKSUM, _TSO4, _TSO6, _TSO_ECN, _USO4, _USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+_TCP = _CHECKSUM | _TSO4 | _TSO6 | _TSO_ECN
+# From the best on; the kernel takes a set as a whole. UDP since Linux 6.2.
+_OFFLOADS = (_TCP | _USO4 | _USO6, _TCP, _CHECKSUM, 0)
+
+VIRTIO_HEADER = bytes(10)
+"""Before a frame with which nothing is left to do. include/uapi/linux/virtio_net.h."""
+_IFREQ_SIZE = 40  # struct ifreq, 64 bit
+_INT = struct.Struct("=i")
+
+
+class Tap:
+    """A TAP interface that did not exist before. Blocking."""
+
+    def __init__(self, name: str, mac: bytes, mtu: int, *, offloads: bool = False) -> None:
+        """Create the interface, down and without carrier; mtu in bytes.
+
+        With offloads a virtio header goes before each frame, and the kernel
+        leaves frames unfinished as far as it can; else they are as they are.
+
+        Raises DeviceError, and then there is no interface.
+        """
+        self.name = name
+        self.mac = mac
+        self.offloads = offloads
+        flags = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_TUN_EXCL
+        if offloads:
+            flags |= _IFF_VNET_HDR
+        try:
+            # IFF_TUN_EXCL: never take over an interface that somebody else made.
+            self._device = pytun.TunTapDevice(name, flags)
+        except pytun.Error as err:
+            # An OSError, but never one of its subclasses: pytun makes it itself.
+            if err.errno == errno.ENOENT:
+                raise DeviceError(
+                    f"{name}: no /dev/net/tun; load the kernel's tun module (modprobe tun)"
+                ) from err
+            if name in (link for _, link in socket.if_nameindex()):
+                raise DeviceError(f"{name}: an interface of this name exists already") from err
+            raise DeviceError(f"{name}: cannot create a TAP: {_reason(err)}") from err
+        try:
+            # pytun leaves its descriptor inheritable.
+            os.set_inheritable(self.fd, False)
+            self._set_mac(mac)
+            self.set_mtu(mtu)
+            self.set_carrier(False)
+            if offloads:
+                self._set_offloads()
+        except (OSError, DeviceError):
+            self.close()
+            raise
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that frames are read from and written to."""
+        fd: int = self._device.fileno()
+        return fd
+
+    def set_mtu(self, mtu: int) -> None:
+        """Set the interface's MTU, in bytes."""
+        try:
+            self._device.mtu = mtu
+        except pytun.Error as err:
+            raise DeviceError(f"{self.name}: cannot set an MTU of {mtu}: {_reason(err)}") from err
+        self.mtu = mtu
+
+    def set_carrier(self, carrier: bool) -> None:
+        """Let the interface show its link up or down to routing daemons and bridges."""
+        try:
+            fcntl.ioctl(self.fd, _TUNSETCARRIER, _INT.pack(carrier))
+        except OSError as err:
+            raise DeviceError(f"{self.name}: cannot set its carrier: {_reason(err)}") from err
+
+    def write(self, frame: memoryview) -> None:
+        """Give the kernel a complete frame. Raises OSError: EIO where the interface is down."""
+        os.writev(self.fd, (VIRTIO_HEADER, frame) if self.offloads else (frame,))
+
+    def exists(self) -> bool:
+        """Tell whether the interface is still there, under whatever name it has now."""
+        try:
+            fcntl.ioctl(self.fd, _TUNGETIFF, bytes(_IFREQ_SIZE))
+        except (OSError, ValueError):  # removed by somebody; closed by us
+            return False
+        return True
+
+    def _set_offloads(self) -> None:
+        for offloads in _OFFLOADS:
+            try:
+                fcntl.ioctl(self.fd, _TUNSETOFFLOAD, offloads)
+            except OSError as err:
+                refused = err
+            else:
+                return
+        raise DeviceError(f"{self.name}: cannot set its offloads: {_reason(refused)}")
+
+    def _set_mac(self, mac: bytes) -> None:
+        try:
+            self._device.hwaddr = mac
+        except pytun.Error as err:
+            raise DeviceError(f"{self.name}: cannot set its MAC: {_reason(err)}") from err
+
+    def close(self) -> None:
+        """Give up this copy of the descriptor."""
+        self._device.close()
+
+
+def _reason(err: OSError) -> str:
+    return os.strerror(err.errno) if err.errno else str(err)

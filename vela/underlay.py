@@ -1,0 +1,250 @@
+"""The UDP sockets: groups that circuits receive on, and one of its own that each sends from."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+
+from vela.circuit import Endpoint, IPAddress
+from vela.errors import DeviceError
+from vela.mtu import Family
+
+# include/uapi/asm-generic/socket.h; the socket module names none of them.
+_SO_ATTACH_FILTER = 26
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+_SO_ATTACH_REUSEPORT_CBPF = 51
+_SO_NETNS_COOKIE = 71
+SO_RXQ_OVFL = 40
+# include/uapi/linux/in.h, in6.h and udp.h.
+_IP_MTU_DISCOVER = 10
+_IP_PMTUDISC_WANT = 1
+_IP_MTU = 14
+_IPV6_MTU_DISCOVER = 23
+_IPV6_PMTUDISC_WANT = 1
+_IPV6_MTU = 24
+UDP_GRO = 104
+
+_SOCK_FPROG = struct.Struct("@HP")  # include/uapi/linux/filter.h
+_SOCK_FILTER_SIZE = 8
+_DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, nothing of the packet
+
+# What 1 Gbit/s of full-size datagrams needs while a worker is replaced (50 ms);
+# the kernel takes memory only for what is queued.
+RECEIVE_BUFFER = 8 << 20
+# 64 KiB batches under way; more would only be queueing delay.
+SEND_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What the kernel says of the way to a remote."""
+
+    source: IPAddress
+    mtu: int
+    """Bytes, outer IP header included; known narrow spots further on count."""
+
+
+class ReceiveGroup:
+    """The sockets of one listening address, which share its port (SO_REUSEPORT).
+
+    Index 0 is the supervisor's own. The kernel numbers sockets in the order
+    of their binding and moves the last one when one is closed, so none is
+    closed before the group is: what a circuit gives back, the next one gets.
+    """
+
+    def __init__(self, address: IPAddress, port: int, *, only_ipv6: bool) -> None:
+        """Bind the address; where it is an IPv6 one, IPv4 comes in too unless only_ipv6.
+
+        Raises DeviceError if the port is taken, or the address is not here.
+        """
+        self.address = address
+        self.port = port
+        self._only_ipv6 = only_ipv6
+        self._sockets: list[socket.socket] = []
+        self._free: list[int] = []
+        first = self._socket()
+        try:
+            # Bound before it shares: a second velad must not slip in.
+            first.bind((str(address), port))
+        except OSError as err:
+            first.close()
+            raise DeviceError(f"cannot listen on {self}: {os.strerror(err.errno or 0)}") from err
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        first.setblocking(False)
+        # Each datagram then tells how many before it found this socket full.
+        first.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
+        self._sockets.append(first)
+        # There is a group, and a program can be attached, from the second socket on.
+        self.release(self.acquire())
+
+    def __str__(self) -> str:
+        return str(Endpoint(self.address, self.port))
+
+    @property
+    def control_socket(self) -> socket.socket:
+        """The supervisor's, non-blocking: control messages, and all that no circuit claims."""
+        return self._sockets[0]
+
+    def serves(self, family: Family) -> bool:
+        """Tell whether datagrams of this family arrive here."""
+        if self.address.version == 4:
+            return family is Family.IPV4
+        return family is Family.IPV6 or (not self._only_ipv6 and self.address == IPv6Address("::"))
+
+    def acquire(self) -> int:
+        """Return the index of a socket for a circuit: blocking, and with nothing left in it."""
+        if self._free:
+            index = self._free.pop()
+            drain(self._sockets[index])
+            return index
+        added = self._socket()
+        try:
+            added.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            added.bind((str(self.address), self.port))
+        except OSError as err:
+            added.close()
+            raise DeviceError(f"cannot listen on {self}: {os.strerror(err.errno or 0)}") from err
+        self._sockets.append(added)
+        return len(self._sockets) - 1
+
+    def member(self, index: int) -> socket.socket:
+        return self._sockets[index]
+
+    def release(self, index: int) -> None:
+        """Take a socket back; the caller has steered datagrams away from it."""
+        self._free.append(index)
+
+    def steer(self, program: bytes) -> None:
+        """Let this classic BPF program choose the socket; it replaces the one before at once.
+
+        No privilege is needed, and a group keeps its program as sockets join
+        (Linux 4.5, commit 538950a1b752).
+        """
+        _attach(self._sockets[0], _SO_ATTACH_REUSEPORT_CBPF, program)
+
+    def close(self) -> None:
+        for each in self._sockets:
+            each.close()
+        self._sockets.clear()
+
+    def _socket(self) -> socket.socket:
+        opened = _udp_socket(self.address, only_ipv6=self._only_ipv6)
+        # All sockets of a group alike: which of them GRO looks at is the hash's choice.
+        opened.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        _set_buffer(opened, RECEIVE_BUFFER, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
+        _set_buffer(opened, SEND_BUFFER, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+        return opened
+
+    @property
+    def receive_buffer(self) -> int:
+        """Bytes that the kernel granted each socket, of RECEIVE_BUFFER."""
+        return _granted(self._sockets[0], socket.SO_RCVBUF)
+
+    def sockaddr(self, endpoint: Endpoint) -> tuple[str, int]:
+        """Return an endpoint in the form in which this group's sockets send to it."""
+        if self.address.version == 6 and endpoint.address.version == 4:
+            return f"::ffff:{endpoint.address}", endpoint.port
+        return str(endpoint.address), endpoint.port
+
+
+def open_send_socket(local: IPAddress, port: int, remote: Endpoint) -> socket.socket:
+    """Return a blocking socket bound to (local, port) and connected to remote; it receives nothing.
+
+    Raises OSError: EADDRINUSE where another socket has the port.
+    """
+    if local.version != remote.address.version:
+        # Dual stack: the listening address is "::", its IPv4 side 0.0.0.0.
+        local = ip_address("0.0.0.0")
+    opened = _udp_socket(local, only_ipv6=True)
+    try:
+        # What comes to this port is nobody's, and must not lie here unread.
+        _attach(opened, _SO_ATTACH_FILTER, _DROP_ALL)
+        opened.bind((str(local), port))
+        opened.connect((str(remote.address), remote.port))
+        _set_buffer(opened, SEND_BUFFER, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def find_route(local: IPAddress, remote: Endpoint) -> Route:
+    """Ask the kernel for the way from a listening address to a remote.
+
+    Raises OSError: ENETUNREACH where there is none.
+    """
+    if local.version != remote.address.version:
+        local = ip_address("0.0.0.0")
+    with _udp_socket(local, only_ipv6=True) as probe:
+        probe.bind((str(local), 0))
+        probe.connect((str(remote.address), remote.port))
+        if local.version == 4:
+            mtu = probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+        else:
+            mtu = probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+        return Route(ip_address(probe.getsockname()[0]), mtu)
+
+
+def set_send_buffer(sender: socket.socket) -> None:
+    """Give a socket room for what its reader has not come to yet."""
+    _set_buffer(sender, SEND_BUFFER, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+
+
+def drain(receiver: socket.socket) -> None:
+    """Throw away what is queued."""
+    try:
+        while True:
+            receiver.recv(1, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        pass
+
+
+def namespace_cookie() -> int:
+    """Return the kernel's number of this network namespace: 1 for the initial one.
+
+    Linux 5.14, commit e8b9eab99232; before it, 0.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            raw = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        except OSError:
+            return 0
+    return int.from_bytes(raw, "little")
+
+
+def _udp_socket(local: IPAddress, *, only_ipv6: bool) -> socket.socket:
+    family = socket.AF_INET if local.version == 4 else socket.AF_INET6
+    opened = socket.socket(family, socket.SOCK_DGRAM)
+    # What does not fit the path is fragmented here, on the kernel's own
+    # knowledge of it: docs/protocol.md, 3.1. Set against a system-wide default
+    # (net.ipv4.ip_no_pmtu_disc).
+    if family == socket.AF_INET6:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
+        opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_WANT)
+    opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_WANT)
+    return opened
+
+
+def _attach(opened: socket.socket, option: int, program: bytes) -> None:
+    """Hand a classic BPF program, an array of struct sock_filter, to the kernel."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = _SOCK_FPROG.pack(len(program) // _SOCK_FILTER_SIZE, ctypes.addressof(buffer))
+    opened.setsockopt(socket.SOL_SOCKET, option, fprog)
+
+
+def _set_buffer(opened: socket.socket, size: int, force: int, plain: int) -> None:
+    """Ask for size bytes; beyond the system's limit where the privilege is there."""
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, force, size)
+    except PermissionError:
+        opened.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
+def _granted(opened: socket.socket, option: int) -> int:
+    # The kernel doubles what is asked for, to have room for its own bookkeeping (socket(7)).
+    return opened.getsockopt(socket.SOL_SOCKET, option) // 2
