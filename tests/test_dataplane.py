@@ -26,6 +26,7 @@ from attached_plane import (
 )
 
 from lab.namespace import Namespace
+from lab.waiting import eventually
 from vela.counters import Slot
 from vela.encapsulation import Elision
 
@@ -313,6 +314,70 @@ def test_egress_where_the_kernel_cannot_segment_sends_one_by_one(
         assert circuit.counters.worker[Slot.TX_ERRORS] == 0
         assert circuit.counters.worker[Slot.TX_FRAMES] == 40
         assert circuit.counters.worker[Slot.TX_FRAGMENTED] == 20
+
+
+@pytest.mark.needs_net_admin
+def test_egress_on_a_route_that_is_wide_again_shares_a_send_again(
+    engine: str, stack: ExitStack
+) -> None:
+    namespace = stack.enter_context(Namespace("wide"))
+    with namespace.entered():
+        circuit = Circuit(stack, engine)
+        circuit.remote.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        large = [on_wire(broadcast(1000, mark)) for mark in range(4)]
+        frames = [datagram[1:] for datagram in large]
+        namespace.run("ip", "link", "set", "dev", "lo", "mtu", "800")
+        assert circuit.egress(*frames) == large
+        assert circuit.counters.worker[Slot.TX_FRAGMENTED] == 4
+
+        namespace.run("ip", "link", "set", "dev", "lo", "mtu", "65536")
+
+        eventually(lambda: circuit.egress(*frames) == [b"".join(large)], 10, "one send")
+        fragmented = circuit.counters.worker[Slot.TX_FRAGMENTED]
+        assert circuit.egress(*frames) == [b"".join(large)]
+        assert circuit.counters.worker[Slot.TX_FRAGMENTED] == fragmented
+
+
+@pytest.mark.needs_net_admin
+@pytest.mark.parametrize("said_mtu", [65535, 900])
+def test_egress_after_icmp_said_fragmentation_needed_does_what_the_route_is_then(
+    engine: str, stack: ExitStack, said_mtu: int
+) -> None:
+    """EMSGSIZE then comes for whatever is sent next, and may concern what nobody sends any more."""
+    namespace = stack.enter_context(Namespace("icmp"))
+    with namespace.entered():
+        circuit = Circuit(stack, engine)
+        circuit.remote.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        sender = circuit.attachment.send_socket
+        say_fragmentation_needed(sender.getsockname(), circuit.remote.getsockname(), said_mtu)
+        poll = select.poll()
+        poll.register(sender, 0)
+        ((_, pending),) = poll.poll(TIMEOUT_S * 1000)
+        assert pending & select.POLLERR
+
+        small = [on_wire(broadcast(60, mark)) for mark in range(4)]
+        large = [on_wire(broadcast(1000, mark)) for mark in range(4)]
+
+        assert circuit.egress(*(each[1:] for each in small)) == [b"".join(small)]
+        wide = said_mtu > 1000
+        assert circuit.egress(*(each[1:] for each in large)) == (
+            [b"".join(large)] if wide else large
+        )
+        assert circuit.counters.worker[Slot.TX_FRAGMENTED] == (0 if wide else 4)
+        assert circuit.counters.worker[Slot.TX_ERRORS] == 0
+
+
+def say_fragmentation_needed(sender: tuple[str, int], receiver: tuple[str, int], mtu: int) -> None:
+    """Send what a router would about a datagram of theirs (RFC 1191, section 4)."""
+    addresses = socket.inet_aton(sender[0]) + socket.inet_aton(receiver[0])
+    about = struct.pack("!BBHHHBBH", 0x45, 0, 1028, 1, 0x4000, 64, socket.IPPROTO_UDP, 0)
+    about += addresses + struct.pack("!HHHH", sender[1], receiver[1], 1008, 0)
+    message = bytearray(struct.pack("!BBHHH", 3, 4, 0, 0, mtu) + about)
+    sum_ = sum(struct.unpack(f"!{len(message) // 2}H", message))
+    sum_ = (sum_ & 0xFFFF) + (sum_ >> 16)
+    struct.pack_into("!H", message, 2, ~(sum_ + (sum_ >> 16)) & 0xFFFF)
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as router:
+        router.sendto(message, (sender[0], 0))
 
 
 @pytest.mark.needs_net_admin

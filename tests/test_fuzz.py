@@ -70,7 +70,7 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subp
 @pytest.mark.parametrize(
     ("direction", "what"),
     [
-        ("egress", {"frames", "cut", "sent segmented", "checksums left"}),
+        ("egress", {"frames", "cut", "sent segmented", "checksums left", "limits renewed"}),
         ("ingress", {"frames", "joined", "joined UDP", "checksums left"}),
     ],
 )

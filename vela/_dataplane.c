@@ -105,7 +105,7 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	egress->virtio_header = ingress->virtio_header =
 		virtio_header ? sizeof(struct virtio_header) : 0;
 	egress->leave_checksums = ingress->leave_checksums = leave_checksums;
-	egress->datagram_limit = (size_t)datagram_limit;
+	egress->route_limit = (size_t)datagram_limit;
 	egress->counters = ingress->counters = counters.buf;
 	if (!egress_init(egress) || !ingress_init(ingress)) {
 		PyErr_NoMemory();

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+import time
 
 from vela.counters import Slot
 from vela.datagram import ECHO_REPLY, ECHO_REQUEST, VERIFICATION_HEADER
@@ -18,7 +19,8 @@ from vela.encapsulation import (
     Encapsulator,
     Verification,
 )
-from vela.mtu import CIRCUIT_ID, ETHERNET_HEADER, MAX_UDP_PAYLOAD
+from vela.mtu import CIRCUIT_ID, ETHERNET_HEADER, MAX_UDP_PAYLOAD, Family, datagram_limit
+from vela.underlay import route_mtu
 
 UDP_SEGMENT = 103  # include/uapi/linux/udp.h; the socket module has no name for it
 _SEGMENT_SIZE = struct.Struct("=H")
@@ -32,7 +34,11 @@ BATCH = 64
 # The kernel's words for a batch that cannot be cut into datagrams here: larger
 # than the route's MTU, or none of any size; net/ipv4/udp.c, udp_send_skb.
 _TOO_LARGE = (errno.EINVAL, errno.EMSGSIZE)
-_NO_CHECKSUM_OFFLOAD = errno.EIO
+_NO_OFFLOAD = errno.EIO
+
+# For so long a refusal is remembered: routes become wider again, and one more costs a
+# system call.
+REFUSED_S = 2.0
 
 
 class PythonDataPlane:
@@ -47,7 +53,7 @@ class PythonDataPlane:
         self._divert_socket = attachment.divert_socket
         self._counters = attachment.counters
         self._frame_limit = attachment.frame_limit
-        self._datagram_limit = attachment.datagram_limit
+        self._route_limit = attachment.datagram_limit
         macs = (attachment.local_mac, attachment.remote_mac)
         leave = attachment.leave_checksums
         self._encapsulator = Encapsulator(
@@ -60,8 +66,11 @@ class PythonDataPlane:
         self._frame_views: list[memoryview] = []
         self._frame_targets: list[list[memoryview]] = []
         self._add_frame_buffer()
-        # Larger datagrams are sent one by one: see _send_run.
-        self._segment_limit = self._datagram_limit
+        # Larger datagrams are fragmented, as far as is known.
+        self._datagram_limit = self._route_limit
+        # Larger datagrams are sent one by one.
+        self._segment_limit = self._route_limit
+        self._refused_until = 0.0  # monotonic; 0: nothing is
 
         self._received = bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD)
         self._received_view = memoryview(self._received)
@@ -70,6 +79,8 @@ class PythonDataPlane:
     def egress(self) -> None:
         counters = self._counters
         counters[Slot.EGRESS_PROGRESS] += 1
+        if self._refused_until and self._refused_until <= time.monotonic():
+            self._renew_limits()
         datagrams: list[memoryview] = []
         octets = elided = 0
         taken = 0
@@ -131,35 +142,83 @@ class PythonDataPlane:
 
     def _send_run(self, run: list[memoryview], size: int) -> None:
         """Send datagrams of size bytes each; the last one may be shorter."""
-        if len(run) > 1:
-            segments = [(socket.IPPROTO_UDP, UDP_SEGMENT, _SEGMENT_SIZE.pack(size))]
+        if len(run) > 1 and self._send_segmented(run, size):
+            return
+        counters = self._counters
+        for datagram in run:
+            if not self._send_one(datagram):
+                counters[Slot.TX_ERRORS] += 1
+            elif len(datagram) > self._datagram_limit:
+                counters[Slot.TX_FRAGMENTED] += 1
+
+    def _send_segmented(self, run: list[memoryview], size: int) -> bool:
+        """Let the kernel cut one buffer into datagrams; False: nothing was sent."""
+        segments = [(socket.IPPROTO_UDP, UDP_SEGMENT, _SEGMENT_SIZE.pack(size))]
+        error = 0
+        for _ in range(2):
             try:
                 self._send_socket.sendmsg(run, segments, 0, self._destination)
             except OSError as err:
-                # Remembered, so that not every batch finds it out again.
-                if err.errno in _TOO_LARGE:
-                    # The route has become narrower: these are fragmented, and count.
-                    self._segment_limit = self._datagram_limit = size - 1
-                elif err.errno == _NO_CHECKSUM_OFFLOAD:
-                    self._segment_limit = 0
+                error = err.errno or 0
             else:
-                return
-        for datagram in run:
-            self._send_one(datagram)
+                return True
+            if self._refuses_segments(error, size):
+                break
+        self._limit_segments(error, size)
+        return False
 
-    def _send_one(self, datagram: memoryview) -> None:
+    def _refuses_segments(self, error: int, size: int) -> bool:
+        """Tell whether it is segments of this size that the kernel refuses.
+
+        If not, it reports what ICMP said of an earlier datagram (EMSGSIZE is
+        among that), instead of sending this.
+        """
+        return error == _NO_OFFLOAD or (error in _TOO_LARGE and size > self._ask_route_limit())
+
+    def _limit_segments(self, error: int, size: int) -> None:
+        """Remember a refusal, so that not every batch finds it out again."""
+        if error == _NO_OFFLOAD:
+            self._segment_limit = 0
+        elif error in _TOO_LARGE:
+            # The route has become narrower: larger ones are fragmented, and count.
+            limit = self._ask_route_limit()
+            if not 0 < limit < size:
+                limit = size - 1
+            self._segment_limit = self._datagram_limit = limit
+        else:
+            return
+        self._refused_until = time.monotonic() + REFUSED_S
+
+    def _renew_limits(self) -> None:
+        """Forget refusals that are old; what is known of the route stays true."""
+        limit = min(self._ask_route_limit() or self._route_limit, self._route_limit)
+        self._segment_limit = self._datagram_limit = limit
+        narrow = limit < self._route_limit
+        self._refused_until = time.monotonic() + REFUSED_S if narrow else 0.0
+
+    def _ask_route_limit(self) -> int:
+        """Return the largest datagram that the route takes in one piece, by what the kernel knows.
+
+        0 where it does not tell: of a socket that is not connected.
+        """
+        family = Family.IPV4 if self._send_socket.family == socket.AF_INET else Family.IPV6
         try:
-            self._send_socket.sendmsg((datagram,), (), 0, self._destination)
+            mtu = route_mtu(self._send_socket)
         except OSError:
-            # A connected socket reports what ICMP said of an earlier datagram
-            # instead of sending this one: so once more.
+            return 0
+        return max(datagram_limit(mtu, family), 0)
+
+    def _send_one(self, datagram: memoryview, flags: int = 0) -> bool:
+        """Send a datagram; False: the kernel would not."""
+        # A connected socket reports what ICMP said of an earlier datagram
+        # instead of sending this one: so once more.
+        for _ in range(2):
             try:
-                self._send_socket.sendmsg((datagram,), (), 0, self._destination)
+                self._send_socket.sendmsg((datagram,), (), flags, self._destination)
             except OSError:
-                self._counters[Slot.TX_ERRORS] += 1
-                return
-        if len(datagram) > self._datagram_limit:
-            self._counters[Slot.TX_FRAGMENTED] += 1
+                continue
+            return True
+        return False
 
     def ingress(self) -> None:
         counters = self._counters
@@ -209,7 +268,8 @@ class PythonDataPlane:
         message = start + CIRCUIT_ID + 1
         if self._received[message] == ECHO_REQUEST:
             self._received[message] = ECHO_REPLY
-            self._send_one(self._received_view[start:end])
+            # Frames are more urgent than an answer, which a full socket would have to wait for.
+            self._send_one(self._received_view[start:end], socket.MSG_DONTWAIT)
             counters[Slot.RX_VERIFICATIONS] += 1
         elif self._received[message] == ECHO_REPLY:
             self._divert(start, end)

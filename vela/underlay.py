@@ -183,11 +183,18 @@ def find_route(local: IPAddress, remote: Endpoint) -> Route:
     with _udp_socket(local, only_ipv6=True) as probe:
         probe.bind((str(local), 0))
         probe.connect((str(remote.address), remote.port))
-        if local.version == 4:
-            mtu = probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
-        else:
-            mtu = probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
-        return Route(ip_address(probe.getsockname()[0]), mtu)
+        return Route(ip_address(probe.getsockname()[0]), route_mtu(probe))
+
+
+def route_mtu(connected: socket.socket) -> int:
+    """Return the MTU, in bytes, of the route that a UDP socket is connected along.
+
+    The outer IP header counts, and so does what ICMP said of the path. Raises
+    OSError: ENOTCONN where it is not connected.
+    """
+    if connected.family == socket.AF_INET:
+        return connected.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+    return connected.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
 
 
 def set_send_buffer(sender: socket.socket) -> None:

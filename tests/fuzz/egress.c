@@ -38,6 +38,8 @@ static struct {
 	enum failure failure;
 	unsigned calls, refused;
 	size_t too_large; /* segments of this size were refused */
+	time_t refused_at, clock_s;
+	bool connected; /* getsockopt() tells of the route */
 	struct list frames; /* to be read from the TAP, with their virtio headers */
 	size_t next;
 	struct list sent, received, expected;
@@ -46,14 +48,17 @@ static struct {
 
 /* Of all inputs, to show that what is tried does happen. */
 static struct {
-	uint64_t frames, cut, segmented, left;
+	uint64_t frames, cut, segmented, left, renewed;
 } total;
 
 static void sum_up(void)
 {
-	fprintf(stderr, "reached: frames %llu, cut %llu, sent segmented %llu, checksums left %llu\n",
+	fprintf(stderr,
+		"reached: frames %llu, cut %llu, sent segmented %llu, checksums left %llu, "
+		"limits renewed %llu\n",
 		(unsigned long long)total.frames, (unsigned long long)total.cut,
-		(unsigned long long)total.segmented, (unsigned long long)total.left);
+		(unsigned long long)total.segmented, (unsigned long long)total.left,
+		(unsigned long long)total.renewed);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -88,12 +93,43 @@ static int refuse(int error)
 	return -1;
 }
 
-/* Not to be tried again with segments of this size. */
+/* Not to be tried again with segments of this size, for a while. */
 static int refuse_segments(int error, size_t size)
 {
-	ENSURE(size < test.too_large);
+	if (size >= test.too_large) {
+		ENSURE(test.clock_s >= test.refused_at + REFUSED_S);
+		total.renewed++;
+	}
 	test.too_large = size;
+	test.refused_at = test.clock_s;
 	return refuse(error);
+}
+
+/* The route takes 1000 bytes where segments of more are refused; else as many as it did. */
+int __wrap_getsockopt(int fd, int level, int option, void *value, socklen_t *length)
+{
+	bool narrow = test.failure == FAILS_MTU || test.failure == FAILS_SIZE;
+	int answer;
+
+	ENSURE(fd == test.egress.send_fd && *length == sizeof(answer));
+	if (level == SOL_SOCKET && option == SO_DOMAIN) {
+		answer = AF_INET;
+	} else {
+		ENSURE(level == IPPROTO_IP && option == IP_MTU);
+		if (!test.connected)
+			return refuse(ENOTCONN);
+		answer = 28 + (narrow ? 1000 : (int)test.egress.route_limit);
+	}
+	memcpy(value, &answer, sizeof(answer));
+	return 0;
+}
+
+/* Refusals grow old from batch to batch. */
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
+{
+	ENSURE(clock == CLOCK_MONOTONIC_COARSE);
+	*now = (struct timespec){.tv_sec = test.clock_s += REFUSED_S};
+	return 0;
 }
 
 static size_t segment_size(const struct msghdr *message)
@@ -123,7 +159,7 @@ ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
 		length += message->msg_iov[i].iov_len;
 	ENSURE(length > 0 && length <= 65507);
 	if (size)
-		ENSURE(size <= test.egress.datagram_limit && length > size && length <= 64 * size);
+		ENSURE(size <= test.egress.route_limit && length > size && length <= 64 * size);
 	switch (test.failure) {
 	case FAILS_MTU:
 	case FAILS_SIZE:
@@ -396,6 +432,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memset(test.counters, 0, sizeof(test.counters));
 	test.failure = (enum failure)((more >> 3 & 7) % FAILURES);
 	test.calls = test.refused = 0;
+	test.clock_s = test.refused_at = 0;
 	test.too_large = SIZE_MAX;
 	test.next = 0;
 	test.fragmented = test.lost = test.elided = test.errors = test.not_ip = 0;
@@ -408,7 +445,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	egress->leave_checksums = settings & 4;
 	egress->virtio_header = settings & 8 ? 0 : sizeof(struct virtio_header);
 	egress->destination_length = settings & 16 ? sizeof(struct sockaddr_in) : 0;
-	egress->datagram_limit = datagram_limits[more >> 6];
+	egress->route_limit = datagram_limits[more >> 6];
+	test.connected = egress->destination_length == 0;
 	egress->counters = test.counters;
 
 	while (input.left && test.frames.count < RECORDS && octets < OCTETS) {

@@ -29,6 +29,7 @@ enum failure {
 	FAILS_INTERRUPTED, /* EINTR now and then */
 	FAILS_DIVERTING,   /* EAGAIN: the supervisor is busy */
 	FAILS_ANSWERING,   /* ECONNREFUSED, once for each answer */
+	FAILS_MEMORY,      /* ENOMEM for all that is joined */
 	FAILURES,
 };
 
@@ -175,6 +176,11 @@ ssize_t __wrap_writev(int fd, const struct iovec *pieces, int count)
 			return refuse(EINVAL);
 		}
 		ensure_joined(&todo, &got);
+		if (test.failure == FAILS_DOWN || test.failure == FAILS_MEMORY) {
+			/* Each is to come by itself. */
+			test.written = before;
+			return refuse(test.failure == FAILS_DOWN ? EIO : ENOMEM);
+		}
 	} else {
 		ensure_whole(&todo, &got);
 	}
@@ -204,7 +210,7 @@ ssize_t __wrap_send(int fd, const void *data, size_t length, int flags)
 ssize_t __wrap_sendto(int fd, const void *data, size_t length, int flags,
 		      const struct sockaddr *remote, socklen_t remote_length)
 {
-	ENSURE(fd == test.ingress.send_fd && flags == 0);
+	ENSURE(fd == test.ingress.send_fd && flags == MSG_DONTWAIT);
 	ENSURE((remote != NULL) == (test.ingress.destination_length > 0));
 	ENSURE(remote_length == test.ingress.destination_length);
 	if (test.failure == FAILS_ANSWERING && ++test.calls % 2)

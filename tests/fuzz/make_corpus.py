@@ -139,8 +139,12 @@ def egress() -> dict[str, bytes]:
     seeds["raw"] = b"\0\0" + b"\0" + word(60) + bytes(10) + b"\xff" * 12 + b"\x08\x06" + bytes(46)
     seeds["cut-off"] = b"\0\0" + b"\x80" + word(65535) + bytes(10) + b"\xff" * 12
     seeds["cut-shorter"] = b"\0\0" + b"\x40\0\x20" + bytes(42) + finished(shape(9))
-    # More than one batch.
-    seeds["batches"] = b"\0\0" + b"\x04\0\0\x07\0\x20" * 75
+    # More than one batch; in few bytes, as the fuzzer takes 600.
+    seeds["batches"] = b"\0\0" + (b"\x04\0\0\x07" + word(32)) * 75
+    # Refused in the first, and again in the second, if the kernel does not tell of the route.
+    for name, connected in (("refused", 0), ("refused-addressed", ADDRESSED)):
+        larger = (b"\x04\0\0\x07" + word(1200)) * 75
+        seeds[name] = bytes([BATCH | connected, 1 << 3 | 3]) + larger
     return seeds
 
 
@@ -162,7 +166,7 @@ def ingress() -> dict[str, bytes]:
             for leave in (0, LEAVE) if kind == LEFT else (0,):
                 name = f"checksum-{kind}-{'udp' if udp else 'tcp'}-{'left' if leave else 'own'}"
                 seeds[name] = bytes([leave, 0]) + flow(own, 6) + flow(shape(500), 3)
-    for failure in range(1, 7):
+    for failure in range(1, 8):
         both = flow(shape(700), 5) + flow(shape(700, udp=True), 5)
         asked = b"\x01\x14" + b"\x21\x14"
         seeds[f"failure-{failure}"] = bytes([ADDRESSED, failure << 3]) + (both + asked) * 2

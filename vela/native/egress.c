@@ -23,7 +23,8 @@ bool egress_init(struct egress *self)
 		egress_free(self);
 		return false;
 	}
-	self->segment_limit = self->datagram_limit;
+	self->datagram_limit = self->segment_limit = self->route_limit;
+	self->refused_until = 0;
 	return true;
 }
 
@@ -102,6 +103,76 @@ static void send_singly(struct egress *self)
 	}
 }
 
+static time_t now_s(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	return now.tv_sec;
+}
+
+/* Return the largest datagram that the route takes in one piece, as the kernel knows it by now; 0 where
+ * it does not tell: of a socket that is not connected. */
+static size_t ask_route_limit(const struct egress *self)
+{
+	int domain, mtu;
+	socklen_t length = sizeof(int);
+
+	if (getsockopt(self->send_fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0)
+		return 0;
+	bool ipv4 = domain == AF_INET;
+	size_t headers = (ipv4 ? IPV4_HEADER : IPV6_HEADER) + UDP_HEADER;
+	length = sizeof(int);
+	if (getsockopt(self->send_fd, ipv4 ? IPPROTO_IP : IPPROTO_IPV6, ipv4 ? IP_MTU : IPV6_MTU, &mtu,
+		       &length) < 0 ||
+	    mtu < 0 || (size_t)mtu <= headers)
+		return 0;
+	return (size_t)mtu - headers;
+}
+
+/* Tell whether it is segments of this size that the kernel refuses, in net/ipv4/udp.c, udp_send_skb, and
+ * does not report what ICMP said of an earlier datagram, which can be EMSGSIZE, too. */
+static bool refuses_segments(const struct egress *self, int error, size_t size)
+{
+	switch (error) {
+	case EIO: /* no checksum offload, or IPsec */
+		return true;
+	case EINVAL:
+	case EMSGSIZE:
+		return size > ask_route_limit(self);
+	}
+	return false;
+}
+
+/* Remember a refusal, so that not every batch finds it out again. */
+static void limit_segments(struct egress *self, int error, size_t size)
+{
+	if (error == EIO) {
+		self->segment_limit = 0;
+	} else if (error == EINVAL || error == EMSGSIZE) {
+		/* The route has become narrower: larger ones are fragmented, and count. */
+		size_t limit = ask_route_limit(self);
+		if (limit == 0 || limit >= size)
+			limit = size - 1;
+		self->segment_limit = self->datagram_limit = limit;
+	} else {
+		return;
+	}
+	self->refused_until = now_s() + REFUSED_S;
+}
+
+/* Forget refusals that are old; what is known of the route stays true. */
+static void renew_limits(struct egress *self)
+{
+	if (self->refused_until == 0 || now_s() < self->refused_until)
+		return;
+	size_t limit = ask_route_limit(self);
+	if (limit == 0 || limit > self->route_limit)
+		limit = self->route_limit;
+	self->segment_limit = self->datagram_limit = limit;
+	self->refused_until = limit < self->route_limit ? now_s() + REFUSED_S : 0;
+}
+
 void egress_flush(struct egress *self)
 {
 	int error = 0;
@@ -110,30 +181,27 @@ void egress_flush(struct egress *self)
 		return;
 	size_t size = self->run[0].length;
 	bool segmented = self->run_count > 1 && size <= self->segment_limit;
-	if (segmented)
+	if (segmented) {
 		error = send_segmented(self);
-	/* Remembered, so that not every batch finds it out again: larger than the route's MTU, which
-	 * has become narrower, so these are fragmented, and count; or no checksum offload here;
-	 * net/ipv4/udp.c, udp_send_skb. */
-	if (error == EINVAL || error == EMSGSIZE)
-		self->segment_limit = self->datagram_limit = size - 1;
-	else if (error == EIO)
-		self->segment_limit = 0;
+		if (error && !refuses_segments(self, error, size))
+			error = send_segmented(self);
+		if (error)
+			limit_segments(self, error, size);
+	}
 	if (!segmented || error)
 		send_singly(self);
 	self->run_count = 0;
 	self->run_octets = 0;
 }
 
-/* Return the place of a datagram of this length; what cannot go with it was sent. */
+/* Return the place of a datagram of this length; what cannot go with it was sent. There is one, as
+ * settle() follows. */
 static struct datagram *append(struct egress *self, size_t length)
 {
 	if (self->run_count) {
 		size_t size = self->run[0].length;
 		bool single = length > self->segment_limit;
-		if (single != (size > self->segment_limit) || self->run_count == RUN_MAX ||
-		    (!single &&
-		     (length > size || self->run_octets + length > MAX_UDP_PAYLOAD)))
+		if (single != (size > self->segment_limit) || (!single && length > size))
 			egress_flush(self);
 	}
 	struct datagram *datagram = &self->run[self->run_count++];
@@ -261,6 +329,7 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 int egress_batch(struct egress *self)
 {
 	self->counters[EGRESS_PROGRESS]++;
+	renew_limits(self);
 	for (int taken = 0; taken < BATCH; taken++) {
 		if (self->run_count == 0)
 			self->used = 0;

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "encapsulation.h"
 #include "segmentation.h"
@@ -17,6 +18,9 @@ enum {
 	 * send (UDP_MAX_SEGMENTS, Linux 4.18). */
 	BATCH = 64,
 	RUN_MAX = 64,
+	/* Seconds for which a refusal of the kernel's is remembered: routes become wider again, and one more
+	 * costs a system call. */
+	REFUSED_S = 2,
 	MAX_UDP_PAYLOAD = MAX_IP_PACKET - IPV4_HEADER - UDP_HEADER,
 	/* Room before a frame: the virtio header, which is read and then overwritten. */
 	FRAME_OFFSET = 16,
@@ -39,8 +43,10 @@ struct egress {
 	int send_fd;
 	size_t virtio_header; /* bytes before each frame of the TAP, or 0 */
 	bool leave_checksums; /* the remote completes inner checksums; docs/protocol.md, 3.5 */
-	size_t datagram_limit;
-	size_t segment_limit; /* larger datagrams are sent one by one */
+	size_t route_limit;    /* the largest datagram that the route takes in one piece, as it was */
+	size_t datagram_limit; /* as it was last seen to be */
+	size_t segment_limit;  /* larger datagrams are sent one by one */
+	time_t refused_until;  /* when the limits are looked at again; 0: they are as they were */
 	struct sockaddr_storage destination;
 	socklen_t destination_length; /* 0: the socket is connected */
 	uint64_t *counters;

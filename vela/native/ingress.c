@@ -82,16 +82,17 @@ static void write_frame(struct ingress *self, const struct frame *frame)
 	counters[RX_ELIDED] += frame->elided;
 }
 
-/* Write two or more frames as one; false where the kernel takes no such one. */
+/* Write two or more frames as one; false where that did not go, and each by itself may. */
 static bool write_joined(struct ingress *self, struct train *train)
 {
 	struct iovec pieces[1 + TRAIN_MAX];
 	uint64_t *counters = self->counters;
 
 	if (!write_pieces(self, pieces, train_join(train, pieces))) {
-		if (errno != EINVAL)
-			counters[RX_INTERFACE_DOWN] += train->count;
-		return errno != EINVAL;
+		/* Remembered: an older kernel knows nothing of joined UDP (Linux 6.2). */
+		if (errno == EINVAL)
+			*(train->transport.tcp ? &self->join_tcp : &self->join_udp) = false;
+		return false;
 	}
 	counters[RX_FRAMES] += train->count;
 	for (size_t i = 0; i < train->count; i++) {
@@ -106,11 +107,6 @@ void ingress_flush(struct ingress *self)
 	struct train *train = &self->train;
 
 	if (train->count > 1 && !write_joined(self, train)) {
-		/* Remembered: an older kernel knows nothing of joined UDP (Linux 6.2). */
-		if (train->transport.tcp)
-			self->join_tcp = false;
-		else
-			self->join_udp = false;
 		for (size_t i = 0; i < train->count; i++)
 			write_frame(self, &train->frames[i]);
 	} else if (train->count == 1) {
@@ -131,6 +127,8 @@ static void verify(struct ingress *self, uint8_t *datagram, size_t length)
 {
 	const struct sockaddr *remote = NULL;
 	int tries = 2; /* a connected socket first reports what ICMP said of an earlier datagram */
+	/* Frames are more urgent than an answer, which a full socket would have to wait for. */
+	int flags = MSG_DONTWAIT;
 
 	if (length < VERIFICATION_HEADER) {
 		self->counters[RX_SHORT]++;
@@ -142,7 +140,7 @@ static void verify(struct ingress *self, uint8_t *datagram, size_t length)
 		*type = ECHO_REPLY;
 		if (self->destination_length)
 			remote = (const struct sockaddr *)&self->destination;
-		while (tries-- && sendto(self->send_fd, datagram, length, 0, remote,
+		while (tries-- && sendto(self->send_fd, datagram, length, flags, remote,
 					 self->destination_length) < 0)
 			;
 		self->counters[RX_VERIFICATIONS]++;
