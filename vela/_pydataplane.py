@@ -81,21 +81,22 @@ class PythonDataPlane:
         counters[Slot.EGRESS_PROGRESS] += 1
         if self._refused_until and self._refused_until <= time.monotonic():
             self._renew_limits()
+        frames, views, targets = self._frames, self._frame_views, self._frame_targets
+        tap_fd, frame_limit = self._tap_fd, self._frame_limit
+        encapsulate = self._encapsulator.encapsulate
         datagrams: list[memoryview] = []
         octets = elided = 0
         taken = 0
-        length = os.readv(self._tap_fd, self._frame_targets[taken])
+        length = os.readv(tap_fd, targets[taken])
         while True:
-            if ETHERNET_HEADER <= length <= self._frame_limit:
+            if ETHERNET_HEADER <= length <= frame_limit:
                 end = HEADROOM + length
                 try:
-                    start, is_elided = self._encapsulator.encapsulate(
-                        self._frames[taken], HEADROOM, end
-                    )
+                    start, is_elided = encapsulate(frames[taken], HEADROOM, end)
                 except Dropped as dropped:
                     counters[dropped.slot] += 1
                 else:
-                    datagrams.append(self._frame_views[taken][start:end])
+                    datagrams.append(views[taken][start:end])
                     octets += length
                     elided += is_elided
             else:
@@ -103,10 +104,10 @@ class PythonDataPlane:
             taken += 1
             if taken == BATCH:
                 break
-            if taken == len(self._frames):
+            if taken == len(frames):
                 self._add_frame_buffer()
             try:
-                length = os.preadv(self._tap_fd, self._frame_targets[taken], -1, os.RWF_NOWAIT)
+                length = os.preadv(tap_fd, targets[taken], -1, os.RWF_NOWAIT)
             except BlockingIOError:
                 break
         self._send_all(datagrams)

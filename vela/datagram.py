@@ -55,6 +55,11 @@ KIND = tuple(_kind(first) for first in range(256))
 """Kind by the value of the byte behind the circuit id."""
 
 
+_IPV4_HEADER_LENGTH = tuple(
+    (first & 0x0F) * 4 if first >> 4 == 4 else 0 for first in range(256)
+)  # by a packet's first byte; 0 if that is not IPv4's
+
+
 def needs_escape(first: int) -> bool:
     """Tell whether a complete frame that begins with this byte would be read as something else."""
     return KIND[first] is not Kind.ETHERNET
@@ -69,9 +74,9 @@ def is_ipv4_packet(data: Sequence[int], start: int, end: int) -> bool:
     """
     if end - start < IPV4_HEADER:
         return False
-    header = (data[start] & 0x0F) * 4
+    header = _IPV4_HEADER_LENGTH[data[start]]
     total = data[start + 2] << 8 | data[start + 3]
-    return data[start] >> 4 == 4 and IPV4_HEADER <= header <= total <= end - start
+    return IPV4_HEADER <= header <= total <= end - start
 
 
 def is_ipv6_packet(data: Sequence[int], start: int, end: int) -> bool:

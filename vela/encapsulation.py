@@ -19,6 +19,9 @@ from vela.datagram import (
 )
 from vela.mtu import CIRCUIT_ID, ESCAPE, ETHERNET_HEADER
 
+# Looking a member up in an enumeration takes as long as the rest of a comparison.
+_IPV4, _IPV6, _ETHERNET = Kind.IPV4, Kind.IPV6, Kind.ETHERNET
+
 HEADROOM = CIRCUIT_ID + ESCAPE
 """Bytes that a buffer must have before a frame, for what goes before it on the wire."""
 
@@ -63,7 +66,13 @@ class Encapsulator:
     ) -> None:
         """leave_checksums: the receiver takes elided packets that look so for unfinished."""
         self._circuit_id = circuit_id
-        self._elision = elision
+        # Chosen once: this runs for each frame.
+        self._can_elide = {
+            Elision.NEVER: self._can_elide_none,
+            Elision.KNOWN: self._can_elide_known,
+            Elision.ALWAYS: self._can_elide_any,
+        }[elision]
+        self._only_elided = elision is Elision.ALWAYS
         self._leave_checksums = leave_checksums
         self._header_ipv4 = ethernet_header(remote_mac, local_mac, ETHERTYPE_IPV4)
         self._header_ipv6 = ethernet_header(remote_mac, local_mac, ETHERTYPE_IPV6)
@@ -75,30 +84,38 @@ class Encapsulator:
         whether the header was elided. Raises Dropped.
         """
         packet = start + ETHERNET_HEADER
-        if self._elision is Elision.KNOWN:
-            elide = (
-                data.startswith(self._header_ipv4, start) and is_ipv4_packet(data, packet, end)
-            ) or (data.startswith(self._header_ipv6, start) and is_ipv6_packet(data, packet, end))
-            if elide and self._leave_checksums:
-                # A finished one that looks unfinished must not be taken for that.
-                elide = not looks_left(data, packet, end)
-        elif self._elision is Elision.ALWAYS:
-            elide = (
-                data.startswith(ETHERTYPE_IPV4, packet - 2) and is_ipv4_packet(data, packet, end)
-            ) or (data.startswith(ETHERTYPE_IPV6, packet - 2) and is_ipv6_packet(data, packet, end))
-            if not elide:
-                raise Dropped(Slot.TX_NOT_IP)
-        else:
-            elide = False
-        if elide:
+        if self._can_elide(data, start, end):
             datagram = packet - CIRCUIT_ID
-        elif needs_escape(data[start]):
+            data[datagram] = self._circuit_id
+            return datagram, True
+        if self._only_elided:
+            raise Dropped(Slot.TX_NOT_IP)
+        datagram = start - CIRCUIT_ID
+        if needs_escape(data[start]):
             data[start - ESCAPE] = ESCAPE_BYTE
-            datagram = start - ESCAPE - CIRCUIT_ID
-        else:
-            datagram = start - CIRCUIT_ID
+            datagram -= ESCAPE
         data[datagram] = self._circuit_id
-        return datagram, elide
+        return datagram, False
+
+    def _can_elide_none(self, data: bytearray, start: int, end: int) -> bool:
+        return False
+
+    def _can_elide_known(self, data: bytearray, start: int, end: int) -> bool:
+        packet = start + ETHERNET_HEADER
+        if data.startswith(self._header_ipv4, start):
+            elide = is_ipv4_packet(data, packet, end)
+        elif data.startswith(self._header_ipv6, start):
+            elide = is_ipv6_packet(data, packet, end)
+        else:
+            return False
+        # A finished one that looks unfinished must not be taken for that.
+        return elide and not (self._leave_checksums and looks_left(data, packet, end))
+
+    def _can_elide_any(self, data: bytearray, start: int, end: int) -> bool:
+        packet = start + ETHERNET_HEADER
+        if data.startswith(ETHERTYPE_IPV4, packet - 2):
+            return is_ipv4_packet(data, packet, end)
+        return data.startswith(ETHERTYPE_IPV6, packet - 2) and is_ipv6_packet(data, packet, end)
 
 
 class Decapsulator:
@@ -130,17 +147,17 @@ class Decapsulator:
             raise Dropped(Slot.RX_SHORT)
         kind = KIND[data[packet]]
         elided = False
-        if kind is Kind.IPV4:
+        if kind is _IPV4:
             if not is_ipv4_packet(data, packet, end):
                 raise Dropped(Slot.RX_MALFORMED)
             frame, elided = packet - ETHERNET_HEADER, True
             data[frame:packet] = self._header_ipv4
-        elif kind is Kind.IPV6:
+        elif kind is _IPV6:
             if not is_ipv6_packet(data, packet, end):
                 raise Dropped(Slot.RX_MALFORMED)
             frame, elided = packet - ETHERNET_HEADER, True
             data[frame:packet] = self._header_ipv6
-        elif kind is Kind.ETHERNET:
+        elif kind is _ETHERNET:
             frame = packet
         elif kind is Kind.ESCAPED:
             frame = packet + ESCAPE
