@@ -25,6 +25,7 @@ from vela.key import load_key
 from vela.supervisor.burst import Burst
 from vela.supervisor.circuits import Circuits
 from vela.supervisor.control_socket import ControlSocket, Reply
+from vela.supervisor.forwarding import Forwarding
 from vela.supervisor.keeper import CHECK_INTERVAL_S
 from vela.supervisor.loop import EventLoop
 from vela.supervisor.names import Names
@@ -67,6 +68,7 @@ class Daemon:
                 undo.callback(group.close)
             _warn_of_clipped_buffers(groups)
             _warn_of_idle_keys(config)
+            self._forwarding = Forwarding()
             netlink = Netlink()
             undo.callback(netlink.close)
             self._reception = Reception(self._loop, groups)
@@ -84,6 +86,7 @@ class Daemon:
             services = Services(
                 loop=self._loop,
                 netlink=netlink,
+                forwarding=self._forwarding,
                 reception=self._reception,
                 names=names,
                 forks=Burst(self._loop, FORK_INTERVAL_S),
@@ -175,6 +178,7 @@ class Daemon:
         self._negotiator.set_policy(autoconfigure, key)
 
     def _check(self) -> None:
+        self._forwarding.look()
         self._circuits.check()
         self._checks += 1
         if self._checks % CHECKS_BETWEEN_COLLECTIONS == 0:

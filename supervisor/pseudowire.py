@@ -34,6 +34,7 @@ from vela.mtu import (
     super_frame_limit,
 )
 from vela.supervisor.burst import Burst
+from vela.supervisor.forwarding import Forwarding
 from vela.supervisor.keeper import WorkerKeeper
 from vela.supervisor.loop import EventLoop, Timer
 from vela.supervisor.names import Names
@@ -62,6 +63,7 @@ class Services:
 
     loop: EventLoop
     netlink: Netlink
+    forwarding: Forwarding
     reception: Reception
     names: Names
     forks: Burst
@@ -215,6 +217,7 @@ class Pseudowire:
         """
         if not self._tap.exists():
             self._replace_interface()
+        self._limit_super_frames()
         self._keeper.check()
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
@@ -277,12 +280,25 @@ class Pseudowire:
                 config.name,
                 config.addresses,
                 arp=config.encapsulation is not Encapsulation.IP,
-                super_frame_limit=super_frame_limit(mtu) if engine.offloads else None,
+                super_frame_limit=self._limit_for(mtu) if engine.offloads else None,
             )
         except DeviceError:
             tap.close()
             raise
+        self._super_frame_limit = self._limit_for(mtu)
         return tap
+
+    def _limit_for(self, mtu: int) -> int:
+        bridged = self._config.bridge is not None
+        forwarded = bridged or self._services.forwarding.enabled
+        return super_frame_limit(mtu, forwarded=forwarded)
+
+    def _limit_super_frames(self) -> None:
+        """Let super-frames be as large as is best by now."""
+        limit = self._limit_for(self._tap.mtu)
+        if self._tap.offloads and limit != self._super_frame_limit:
+            self._services.netlink.limit_super_frames(self._config.name, limit)
+            self._super_frame_limit = limit
 
     def _on_interface_lost(self) -> None:
         try:
@@ -320,9 +336,7 @@ class Pseudowire:
         family = path.endpoint.family
         if profile.mtu != self._tap.mtu:
             self._tap.set_mtu(profile.mtu)
-            if self._tap.offloads:
-                limit = super_frame_limit(profile.mtu)
-                self._services.netlink.limit_super_frames(self._config.name, limit)
+            self._limit_super_frames()
         self._decapsulator = self._make_decapsulator(
             profile.remote_mac, leave_checksums=profile.leave_checksums
         )

@@ -5,16 +5,18 @@ docs/protocol.md, 3.1 and 3.2.
 
 from __future__ import annotations
 
+import json
 from struct import unpack_from
 
 import pytest
 
 from lab.capture import Capture, Packet
-from lab.circuit import ADDRESSES_A, MAC_A, MAC_B, NAME, circuit_table, static_circuit
+from lab.circuit import ADDRESSES_A, MAC_A, MAC_B, NAME, End, circuit_table, static_circuit
 from lab.counters import AtLeast
 from lab.daemon import Velad
 from lab.load import ping
 from lab.topology import TwoRouters, two_routers
+from lab.waiting import eventually
 
 pytestmark = pytest.mark.needs_net_admin
 
@@ -211,6 +213,30 @@ def test_configured_mtu_below_the_paths_is_the_circuits(routers: TwoRouters, mtu
         assert ping(routers.a.namespace, "172.16.16.2", count=2, size=4000).received == 2
         # Two of the MTU's size for each family, and two of 4000 bytes in pieces.
         circuit.a.counted(tx_bytes=AtLeast(4 * (14 + mtu) + 2 * 4000), tx_fragmented=0)
+
+
+@pytest.mark.parametrize(
+    "switch", ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"], ids=["ipv4", "ipv6"]
+)
+def test_super_frames_that_the_machine_forwards_are_not_cut_before_the_tap(
+    routers: TwoRouters, switch: str
+) -> None:
+    def limit_at(end: End) -> int:
+        shown = end.router.namespace.run("ip", "-d", "-j", "link", "show", "dev", NAME).stdout
+        limit: int = json.loads(shown)[0]["gso_max_size"]
+        return limit
+
+    own, forwarded = 44 * 1419 + 321, 65536
+    routers.a.namespace.sysctl(switch, 1)
+    with static_circuit(routers) as circuit:
+        assert (limit_at(circuit.a), limit_at(circuit.b)) == (forwarded, own)
+
+        # Hosts become routers, and the other way round, while velad runs.
+        routers.a.namespace.sysctl(switch, 0)
+        routers.b.namespace.sysctl(switch, 1)
+
+        eventually(lambda: limit_at(circuit.a) == own, 10, "A's limit")
+        eventually(lambda: limit_at(circuit.b) == forwarded, 10, "B's limit")
 
 
 def test_path_too_narrow_for_ipv6_inside_is_said_and_carries_nothing() -> None:

@@ -26,6 +26,7 @@ LAYERS = """
     vela.supervisor.burst
     vela.supervisor.loop vela.supervisor.process vela.supervisor.restart
         vela.supervisor.notify vela.supervisor.netlink vela.supervisor.status
+        vela.supervisor.forwarding
     vela.worker vela.log vela.negotiation
     vela.engine
     vela._pydataplane vela._dataplane vela.session vela.responder

@@ -71,7 +71,8 @@ def test_datagram_limit_is_without_the_outer_headers(
 def test_super_frame_limit_makes_as_many_segments_as_one_send_takes(
     mtu: int, expected: int
 ) -> None:
-    assert super_frame_limit(mtu) == expected
+    assert super_frame_limit(mtu, forwarded=False) == expected
+    assert super_frame_limit(mtu, forwarded=True) == 65536
 
 
 def test_frame_limit_has_room_for_one_tag() -> None:
