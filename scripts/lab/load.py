@@ -134,12 +134,13 @@ def ping(
     dont_fragment: bool = False,
     interval_s: float | None = None,
     timeout_s: float = 2.0,
+    cpu: int | None = None,
 ) -> Pings:
     """Send count echo requests of size bytes, the IP header included.
 
     ping waits for the last reply no longer than an interval, or twice the longest round trip so
     far: a busy machine may need more than a short one, so few requests go at a longer.
-    timeout_s is how long the last reply may take. Losing all of them is a
+    timeout_s is how long the last reply may take; cpu is where ping runs. Losing all of them is a
     result, not an error; LabError is for a ping that cannot be tried.
     """
     if interval_s is None:
@@ -149,8 +150,9 @@ def ping(
         argv += ["-s", str(size - _IP_AND_ICMP[ip_address(address.partition("%")[0]).version])]
     if dont_fragment:
         argv += ["-M", "do"]
+    pinned = ["taskset", "--cpu-list", str(cpu)] if cpu is not None else []
     limit_s = count * (interval_s + 0.1) + timeout_s + 10.0
-    done = namespace.run(*argv, address, check=False, timeout_s=limit_s)
+    done = namespace.run(*pinned, *argv, address, check=False, timeout_s=limit_s)
     output = done.stdout + done.stderr
     summary = _SUMMARY.search(done.stdout)
     if summary is None:

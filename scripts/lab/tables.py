@@ -168,7 +168,14 @@ def legend(results: Results) -> list[str]:
         f"({', '.join(f'{name} {mtu}' for name, mtu in _mtus(results).items())}).",
         "CPU is all that the machine did, load included; forwarders' is what the tunnel's own "
         f"processes used at both ends (the kernel's have none). TCP with {CONGESTION_CONTROL}.",
+        "Round trips are means over the CPUs that ping was put on in turn, as a CPU that sleeps "
+        "takes long to wake.",
     ]
+    if "vela python" in _mtus(results):
+        said.append(
+            "The two ends of vela python have a CPU each, as the scheduler lets other programs "
+            'have; those of vela native share one, as cpu = "auto" gives them.'
+        )
     if Regime.GIGABIT in results.series:
         said.append(
             "The ceiling is what one TCP stream with timestamps can carry on a gigabit wire with "
