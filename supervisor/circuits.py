@@ -83,8 +83,8 @@ class Circuits:
             circuit = waiting.popleft()
             # It may have gone, or been started by a command, meanwhile.
             if self._circuits.get(circuit.name) is circuit and circuit.idle:
-                circuit.start()
                 self._services.loop.call_later(START_INTERVAL_S, lambda: self._start_next(waiting))
+                circuit.start()
                 return
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class Circuits:
     def check(self) -> None:
         """Look after all; to be called once a second."""
         for circuit in self._circuits.values():
-            circuit.check()
+            self._services.loop.guard(circuit.check)
 
     def status(self) -> tuple[CircuitStatus, ...]:
         return tuple(circuit.status() for circuit in self._circuits.values())

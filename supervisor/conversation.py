@@ -9,6 +9,8 @@ from vela.negotiation import CloseReason, Event, Session, State
 from vela.supervisor.loop import EventLoop, Timer
 from vela.supervisor.negotiator import Negotiator
 
+AFTER_FAILURE_S = 1.0
+
 EventHandler = Callable[[Event], None]
 
 
@@ -59,6 +61,12 @@ class Conversation:
 
     def pump(self) -> None:
         """Do what the session wants done; to be called after each call of the session."""
+        try:
+            self._do_what_it_wants()
+        finally:
+            self._set_alarm()
+
+    def _do_what_it_wants(self) -> None:
         if self._ended:
             return
         self._send()
@@ -70,9 +78,10 @@ class Conversation:
             self._send()
         if self._left and self.session.state is State.CLOSED:
             self.forget()
-            return
+
+    def _set_alarm(self) -> None:
         self._cancel_alarm()
-        at = self.session.next_timer()
+        at = None if self._ended else self.session.next_timer()
         if at is not None:
             self._alarm = self._loop.call_later(max(0.0, at - self.now()), self._on_alarm)
 
@@ -85,6 +94,7 @@ class Conversation:
         self._negotiator.send(self.session.datagrams_to_send())
 
     def _on_alarm(self) -> None:
-        self._alarm = None
+        # Until pump() knows better: a session that raises keeps its clock, and does not race.
+        self._alarm = self._loop.call_later(AFTER_FAILURE_S, self._on_alarm)
         self.session.handle_timer(self.now())
         self.pump()

@@ -133,7 +133,7 @@ class Daemon:
         )
 
     def reload(self) -> None:
-        """Take over what changed in the file. Raises ConfigError, and then nothing has changed."""
+        """Take over what changed in the file. Raises VelaError, and then nothing has changed."""
         config = load_config(self._path)
         check_machine(self._path, config)
         if config.daemon != self._config.daemon:
@@ -175,21 +175,24 @@ class Daemon:
         self._negotiator.set_policy(autoconfigure, key)
 
     def _check(self) -> None:
+        self._loop.call_later(CHECK_INTERVAL_S, self._check)
         self._circuits.check()
         self._checks += 1
         if self._checks % CHECKS_BETWEEN_COLLECTIONS == 0:
             gc.collect()
-        self._loop.call_later(CHECK_INTERVAL_S, self._check)
 
     def _on_hangup(self) -> None:
         try:
             self.reload()
-        except ConfigError as err:
+        except VelaError as err:
             self._log.error("configuration_rejected", error=str(err))
 
 
 def check_machine(path: Path, config: Config) -> None:
-    """Check what only this machine can tell. Raises ConfigError with all mistakes, a line each."""
+    """Check what only this machine can tell.
+
+    Raises ConfigError with all mistakes, a line each; DeviceError where it cannot be told.
+    """
     mistakes = []
     try:
         find_user(config.daemon.user)

@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing
 from ipaddress import ip_address
 
 import pytest
+from exhaustion import no_descriptors
 
 from lab.topology import TwoRouters
 from vela.circuit import Endpoint
@@ -239,3 +240,18 @@ def test_datagram_above_the_mtu_is_fragmented_not_refused(
 
         assert select.select([group.control_socket], [], [], TIMEOUT_S)[0]
         assert len(group.control_socket.recv(65536)) == 8972
+
+
+def test_group_without_descriptors_is_refused_in_words_and_leaves_nothing(
+    stack: ExitStack,
+) -> None:
+    port = free_port()
+    with no_descriptors(), pytest.raises(DeviceError, match=r"cannot listen on .*: Too many open"):
+        ReceiveGroup(ANY, port, only_ipv6=False)
+
+    group = ReceiveGroup(ANY, port, only_ipv6=False)
+    stack.callback(group.close)
+    group.acquire()
+    with no_descriptors(), pytest.raises(DeviceError, match=r"cannot listen on .*: Too many open"):
+        group.acquire()
+    assert group.acquire() == 2

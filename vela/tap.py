@@ -58,7 +58,7 @@ class Tap:
                 raise DeviceError(
                     f"{name}: no /dev/net/tun; load the kernel's tun module (modprobe tun)"
                 ) from err
-            if name in (link for _, link in socket.if_nameindex()):
+            if _is_interface(name):
                 raise DeviceError(f"{name}: an interface of this name exists already") from err
             raise DeviceError(f"{name}: cannot create a TAP: {_reason(err)}") from err
         try:
@@ -125,6 +125,14 @@ class Tap:
     def close(self) -> None:
         """Give up this copy of the descriptor."""
         self._device.close()
+
+
+def _is_interface(name: str) -> bool:
+    try:
+        socket.if_nametoindex(name)
+    except OSError:  # none, or no descriptor left to ask with
+        return False
+    return True
 
 
 def _reason(err: OSError) -> str:
