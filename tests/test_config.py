@@ -405,6 +405,8 @@ def test_control_socket_of_107_bytes_is_accepted() -> None:
         'interfaces = "ve la*"',
         'interfaces = "../*"',
         'interfaces = "sixteen-letters-"',
+        'interfaces = "customer-circuit*"',
+        'interfaces = "fifteen-letter[0-9][!]a]*"',
         "max_circuits = -1",
         "max_circuits = 1.5",
         'key_file = "key"',
@@ -513,11 +515,21 @@ def test_network_prefix_as_netmask_is_reported_with_the_range() -> None:
     )
 
 
-def test_interface_pattern_longer_than_a_name_is_accepted() -> None:
-    config = parse_config('[autoconfigure]\ninterfaces = "vela[0-9][0-9][0-9]"\n', "f")
+@pytest.mark.parametrize(
+    "pattern", ["vela[0-9][0-9][0-9]", "fifteen-letter-*", "twelve-lette*[!]a][]a]"]
+)
+def test_interface_pattern_longer_than_a_name_that_fits_is_accepted(pattern: str) -> None:
+    config = parse_config(f'[autoconfigure]\ninterfaces = "{pattern}"\n', "f")
 
     assert config.autoconfigure is not None
-    assert config.autoconfigure.interfaces == "vela[0-9][0-9][0-9]"
+    assert config.autoconfigure.interfaces == pattern
+
+
+def test_interface_pattern_that_no_name_fits_is_reported_with_both_lengths() -> None:
+    assert only_mistake_in('[autoconfigure]\ninterfaces = "customer-circuit*"\n') == (
+        "autoconfigure.interfaces: 'customer-circuit*' matches no interface name: it takes 16 "
+        "characters at least, and a name has 15 at most; a shorter one would be right"
+    )
 
 
 def test_value_of_great_length_is_cut_in_the_message() -> None:
