@@ -9,6 +9,7 @@ from vela.negotiation import CloseReason, Event, Session, State
 from vela.supervisor.loop import EventLoop, Timer
 from vela.supervisor.negotiator import Negotiator
 
+# A session whose timer fails, which is a bug, keeps its clock, and does not race.
 AFTER_FAILURE_S = 1.0
 
 EventHandler = Callable[[Event], None]
@@ -27,6 +28,7 @@ class Conversation:
         self._sources: tuple[IPAddress, ...] = ()
         self._left = self._ended = False
         self._alarm: Timer | None = None
+        self._not_before = 0.0
         negotiator.add(session.circuit_id, self)
 
     def now(self) -> float:
@@ -80,10 +82,16 @@ class Conversation:
             self.forget()
 
     def _set_alarm(self) -> None:
-        self._cancel_alarm()
         at = None if self._ended else self.session.next_timer()
-        if at is not None:
-            self._alarm = self._loop.call_later(max(0.0, at - self.now()), self._on_alarm)
+        if at is None:
+            self._cancel_alarm()
+            return
+        at = max(at, self.now(), self._not_before)
+        # One that comes too early finds nothing to do, and is set again: cheaper than
+        # setting it anew at each of a flood of datagrams.
+        if self._alarm is None or self._alarm.when > at:
+            self._cancel_alarm()
+            self._alarm = self._loop.call_at(at, self._on_alarm)
 
     def _cancel_alarm(self) -> None:
         if self._alarm is not None:
@@ -94,7 +102,11 @@ class Conversation:
         self._negotiator.send(self.session.datagrams_to_send())
 
     def _on_alarm(self) -> None:
-        # Until pump() knows better: a session that raises keeps its clock, and does not race.
-        self._alarm = self._loop.call_later(AFTER_FAILURE_S, self._on_alarm)
-        self.session.handle_timer(self.now())
+        self._alarm = None
+        try:
+            self.session.handle_timer(self.now())
+        except Exception:
+            self._not_before = self.now() + AFTER_FAILURE_S
+            self._set_alarm()
+            raise
         self.pump()

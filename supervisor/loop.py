@@ -20,6 +20,10 @@ FAILURES_BEFORE_REST = 3
 FIRST_REST_S = 1.0
 LONGEST_REST_S = 30.0
 
+# Timers that were cancelled are thrown out when there are as many as others, and this many:
+# a flood of datagrams that each move a time must not fill memory until it comes.
+TIMERS_BEFORE_SWEEP = 1024
+
 Callback = Callable[[], object]
 """What it returns is ignored."""
 
@@ -35,6 +39,11 @@ class Timer:
 
     def cancel(self) -> None:
         self._callback = None
+
+    @property
+    def over(self) -> bool:
+        """Whether it has called back, or was cancelled."""
+        return self._callback is None
 
     def fire(self) -> None:
         """Call back now, unless that was done or cancelled."""
@@ -73,6 +82,7 @@ class EventLoop:
         self._resting: dict[int, _Rest] = {}
         self._selector = selectors.DefaultSelector()
         self._timers: list[Timer] = []
+        self._sweep_at = TIMERS_BEFORE_SWEEP
         self._soon: deque[Timer] = deque()
         self._order = itertools.count()
         self._running = False
@@ -113,8 +123,16 @@ class EventLoop:
             self._resting[fd] = _Rest(watch, rest.end)
 
     def call_later(self, delay_s: float, callback: Callback) -> Timer:
-        timer = Timer(self.now() + delay_s, next(self._order), callback)
+        return self.call_at(self.now() + delay_s, callback)
+
+    def call_at(self, when: float, callback: Callback) -> Timer:
+        """Call back at a time, in monotonic seconds; soon where it is past."""
+        timer = Timer(when, next(self._order), callback)
         heapq.heappush(self._timers, timer)
+        if len(self._timers) >= self._sweep_at:
+            self._timers = [each for each in self._timers if not each.over]
+            heapq.heapify(self._timers)
+            self._sweep_at = max(2 * len(self._timers), TIMERS_BEFORE_SWEEP)
         return timer
 
     def call_soon(self, callback: Callback) -> Timer:

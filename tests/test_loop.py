@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from itertools import pairwise
 import pytest
 
 from vela.supervisor import loop as loop_module
-from vela.supervisor.loop import FAILURES_BEFORE_REST, EventLoop
+from vela.supervisor.loop import FAILURES_BEFORE_REST, TIMERS_BEFORE_SWEEP, EventLoop, Timer
 
 
 @pytest.fixture
@@ -334,3 +335,34 @@ def test_resting_descriptor_can_be_watched_otherwise_and_unwatched(
     loop.watch(fd, anew)
     loop.run()
     assert called[-1] == "anew"
+
+
+def timers_in_memory() -> int:
+    gc.collect()
+    return sum(isinstance(each, Timer) for each in gc.get_objects())
+
+
+def test_cancelled_timers_do_not_fill_memory(loop: EventLoop) -> None:
+    fired: list[int] = []
+    kept = [loop.call_later(0.01, partial(fired.append, number)) for number in range(100)]
+    before = timers_in_memory()
+    for _ in range(20 * TIMERS_BEFORE_SWEEP):
+        loop.call_later(3600.0, fail).cancel()
+
+    assert timers_in_memory() - before <= TIMERS_BEFORE_SWEEP
+
+    kept[50].cancel()
+    loop.call_later(0.01, loop.stop)
+    loop.run()
+    assert fired == [number for number in range(100) if number != 50]
+
+
+def test_many_timers_that_are_still_wanted_are_all_called(loop: EventLoop) -> None:
+    fired: list[int] = []
+    for number in range(3 * TIMERS_BEFORE_SWEEP):
+        loop.call_later(0.0, partial(fired.append, number))
+    loop.call_later(0.0, loop.stop)
+
+    loop.run()
+
+    assert fired == list(range(3 * TIMERS_BEFORE_SWEEP))
