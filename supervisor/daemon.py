@@ -134,8 +134,7 @@ class Daemon:
 
     def reload(self) -> None:
         """Take over what changed in the file. Raises VelaError, and then nothing has changed."""
-        config = load_config(self._path)
-        check_machine(self._path, config)
+        config = load_config(self._path, find_mistakes)
         if config.daemon != self._config.daemon:
             self._log.warning("daemon_section_needs_restart")
             config = replace(config, daemon=self._config.daemon)
@@ -188,16 +187,16 @@ class Daemon:
             self._log.error("configuration_rejected", error=str(err))
 
 
-def check_machine(path: Path, config: Config) -> None:
-    """Check what only this machine can tell.
+def find_mistakes(config: Config) -> list[str]:
+    """Return what of a configuration cannot be on this machine, a line each, with its key path.
 
-    Raises ConfigError with all mistakes, a line each; DeviceError where it cannot be told.
+    Raises DeviceError where that cannot be told.
     """
     mistakes = []
     try:
         find_user(config.daemon.user)
     except ConfigError as err:
-        mistakes.append(f"{path}: daemon.user: {err}; name one that exists")
+        mistakes.append(f"daemon.user: {err}; name one that exists")
     keys = [(f"circuits.{circuit.name}", circuit.key_file) for circuit in config.circuits]
     if config.autoconfigure is not None:
         keys.append(("autoconfigure", config.autoconfigure.key_file))
@@ -206,20 +205,19 @@ def check_machine(path: Path, config: Config) -> None:
             if key_file is not None:
                 load_key(key_file)
         except ConfigError as err:
-            mistakes.append(f"{path}: {table}.key_file: {err}")
+            mistakes.append(f"{table}.key_file: {err}")
     try:
         load_engine(config.daemon.engine)
     except ConfigError as err:
-        mistakes.append(f"{path}: daemon.engine: {err}")
+        mistakes.append(f"daemon.engine: {err}")
     allowed = allowed_cpus()
     mistakes.extend(
-        f"{path}: circuits.{circuit.name}.cpu: velad may not use CPU {circuit.cpu}; "
+        f"circuits.{circuit.name}.cpu: velad may not use CPU {circuit.cpu}; "
         f"it may use {', '.join(map(str, allowed))}"
         for circuit in config.circuits
         if circuit.cpu is not None and circuit.cpu not in allowed
     )
-    if mistakes:
-        raise ConfigError(*mistakes)
+    return mistakes
 
 
 def _listen(config: DaemonConfig) -> tuple[ReceiveGroup, ...]:

@@ -272,7 +272,7 @@ def test_circuit_whose_name_resolves_later_comes_up_then(routers: TwoRouters) ->
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ("[daemon\n", ["{path}: line 5: "]),
+        ("[daemon\n", ["{path}: line 5, column 8: "]),
         (CIRCUIT + "colour = 1\n", ["{path}: circuits.vela0.colour: "]),
         (
             "[circuits.vela0]\nid = 256\nremote = ''\n",
