@@ -33,7 +33,9 @@ def test_key_is_what_is_in_the_file_without_white_space_around_it(path: Path) ->
 
 
 def test_key_that_is_not_there_is_to_be_created(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "none") == f"{tmp_path}/none is not there; create it"
+    assert refusal(tmp_path / "none") == (
+        f"{tmp_path}/none cannot be read: No such file or directory; create it"
+    )
 
 
 def test_key_that_cannot_be_read_is_told_why_and_nothing_else(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -27,10 +28,9 @@ def load_key(path: Path) -> bytes:
             data = os.read(fd, MAX_KEY + 1)
         finally:
             os.close(fd)
-    except FileNotFoundError as err:
-        raise ConfigError(f"{path} is not there; create it") from err
     except OSError as err:
-        raise ConfigError(f"{path} cannot be read: {err.strerror}") from err
+        advice = "; create it" if err.errno == errno.ENOENT else ""
+        raise ConfigError(f"{path} cannot be read: {err.strerror}{advice}") from err
     mode = stat.S_IMODE(mode)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"{path} is open to others (mode {mode:04o}); chmod 600 it")
