@@ -175,6 +175,12 @@ class Circuit(ABC):
     def _last_heard_seconds(self) -> float | None:
         return None
 
+    def _show_carrier(self, carrier: bool) -> None:
+        try:
+            self._wire.set_carrier(carrier)
+        except DeviceError as err:
+            self._log.error("carrier_not_set", error=str(err))
+
     def _become(self, state: State, reason: str = "") -> None:
         if (state, reason) != (self._state, self._reason):
             level = "info" if not reason or state in _GOOD else "warning"
