@@ -104,6 +104,10 @@ class Circuit(ABC):
         known = self.config.remote.address
         return address in self._addresses if known is None else address == known
 
+    def kill_worker(self) -> None:
+        """Begin to end the worker, ahead of close() in the same turn of the loop."""
+        self._wire.kill_worker()
+
     def close(self) -> None:
         """Take everything down; the interface is gone afterwards."""
         self._closed = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 
 import structlog
 
@@ -90,12 +91,15 @@ class Circuits:
     def close(self) -> None:
         """Take all down; other ends are told that they come back."""
         self._kept.close()
+        guard, circuits = self._services.loop.guard, tuple(self._circuits.values())
         # First, as the kernel takes 20 ms for the end of each interface.
-        for circuit in self._circuits.values():
+        for circuit in circuits:
             if isinstance(circuit, NegotiatedCircuit):
-                circuit.say_goodbye(CloseReason.STOPPING)
-        for circuit in self._circuits.values():
-            circuit.close()
+                guard(partial(circuit.say_goodbye, CloseReason.STOPPING))
+        for circuit in circuits:
+            guard(circuit.kill_worker)
+        for circuit in circuits:
+            guard(circuit.close)
         self._circuits.clear()
 
     def __len__(self) -> int:

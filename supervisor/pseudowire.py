@@ -158,6 +158,10 @@ class Pseudowire:
         """Where frames go at present, and how."""
         return self._attached
 
+    def kill_worker(self) -> None:
+        """Begin to end the worker, ahead of close() in the same turn of the loop."""
+        self._keeper.kill()
+
     def close(self) -> None:
         """Take everything down; the interface is gone afterwards."""
         self.detach()

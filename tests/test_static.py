@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_interface
 
 import pytest
+from services import services_in
 
 from lab.link import Interface
 from lab.topology import TwoRouters
-from vela.circuit import CircuitConfig, Engine, Remote
-from vela.confinement import find_user
-from vela.counters import CounterSlab
-from vela.engine import load_engine
+from vela.circuit import CircuitConfig, Remote
 from vela.supervisor import circuit as circuit_module
-from vela.supervisor.burst import Burst
 from vela.supervisor.circuit import Origin, State
-from vela.supervisor.loop import EventLoop
-from vela.supervisor.names import Names
-from vela.supervisor.netlink import Netlink
 from vela.supervisor.pseudowire import Services
-from vela.supervisor.reception import Reception
 from vela.supervisor.static import StaticCircuit
-from vela.underlay import ReceiveGroup
 
 pytestmark = pytest.mark.needs_net_admin
 
-PORT = 48621
 CONFIG = CircuitConfig(
     name="vela0",
     id=1,
@@ -40,30 +29,9 @@ CONFIG = CircuitConfig(
 
 @pytest.fixture
 def services(routers: TwoRouters) -> Iterator[Services]:
-    """What a supervisor on router A has, in this process."""
-    with ExitStack() as undo:
-        undo.enter_context(routers.a.namespace.entered())
-        loop = EventLoop()
-        undo.callback(signal.set_wakeup_fd, -1)
-        group = ReceiveGroup(ip_address("::"), PORT, only_ipv6=False)
-        undo.callback(group.close)
-        netlink = Netlink()
-        undo.callback(netlink.close)
-        user = find_user("nobody")
-        names = Names(loop, user)
-        undo.callback(names.close)
-        yield Services(
-            loop=loop,
-            netlink=netlink,
-            reception=Reception(loop, (group,)),
-            names=names,
-            forks=Burst(loop, 0.0),
-            counters=CounterSlab(),
-            engine=load_engine(Engine.PYTHON),
-            user=user,
-            port=PORT,
-            identity=("test",),
-        )
+    """On router A."""
+    with services_in(routers.a.namespace) as made:
+        yield made
 
 
 def test_circuit_whose_way_gets_too_narrow_carries_nothing_until_it_is_wide_enough(
