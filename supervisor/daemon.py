@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import resource
 import signal
 from collections.abc import Mapping
@@ -34,12 +35,14 @@ from vela.supervisor.notify import READY, STOPPING, notify
 from vela.supervisor.pseudowire import FORK_INTERVAL_S, Services
 from vela.supervisor.reception import Reception
 from vela.supervisor.status import DaemonStatus, document
+from vela.tap import check_tun
 from vela.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_cookie
 
 # A minute; what little there is takes 5 ms to collect.
 CHECKS_BETWEEN_COLLECTIONS = 60
 
 _MACHINE_ID = Path("/etc/machine-id")
+_IS_MACHINE_ID = re.compile(r"[0-9a-f]{32}")  # machine-id(5)
 
 
 class Daemon:
@@ -61,6 +64,8 @@ class Daemon:
         self._loop = EventLoop()
         self._started = self._loop.now()
         user = find_user(config.daemon.user)
+        # Before another machine asks for a circuit in vain.
+        check_tun()
         with ExitStack() as undo:
             groups = _listen(config.daemon)
             for group in groups:
@@ -285,5 +290,8 @@ def _identity() -> tuple[str, ...]:
     try:
         machine = _MACHINE_ID.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
+        machine = ""
+    # Empty in images of machines, and "uninitialized" while one starts for the first time.
+    if not _IS_MACHINE_ID.fullmatch(machine):
         machine = os.uname().nodename
     return machine, str(namespace_cookie())

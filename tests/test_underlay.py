@@ -255,3 +255,24 @@ def test_group_without_descriptors_is_refused_in_words_and_leaves_nothing(
     with no_descriptors(), pytest.raises(DeviceError, match=r"cannot listen on .*: Too many open"):
         group.acquire()
     assert group.acquire() == 2
+
+
+def test_group_of_ipv6_where_the_kernel_has_none_says_what_would_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after ipv6.disable=1 on the kernel's command line."""
+    make = socket.socket
+
+    def without_ipv6(family: int, kind: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return make(family, kind)
+
+    monkeypatch.setattr(socket, "socket", without_ipv6)
+    with pytest.raises(DeviceError) as caught:
+        ReceiveGroup(ANY, 48621, only_ipv6=False)
+
+    assert str(caught.value) == (
+        "cannot listen on [::]:48621: this kernel has no IPv6; "
+        'daemon.listen = ["0.0.0.0"] would be right'
+    )

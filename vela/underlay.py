@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -139,9 +140,10 @@ class ReceiveGroup:
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
                 opened.bind((str(self.address), self.port))
             except OSError as err:
-                raise DeviceError(
-                    f"cannot listen on {self}: {os.strerror(err.errno or 0)}"
-                ) from err
+                why = os.strerror(err.errno or 0)
+                if err.errno == errno.EAFNOSUPPORT and self.address.version == 6:
+                    why = 'this kernel has no IPv6; daemon.listen = ["0.0.0.0"] would be right'
+                raise DeviceError(f"cannot listen on {self}: {why}") from err
             undo.pop_all()
         return opened
 
