@@ -33,4 +33,4 @@ class Burst:
         self._due = None
         self._done_at = self._loop.now()
         while self._waiting:
-            self._waiting.popleft().fire()
+            self._loop.guard(self._waiting.popleft().fire)

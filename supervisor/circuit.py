@@ -104,6 +104,10 @@ class Circuit(ABC):
         known = self.config.remote.address
         return address in self._addresses if known is None else address == known
 
+    def kill_worker(self) -> None:
+        """Begin to end the worker, ahead of close() in the same turn of the loop."""
+        self._wire.kill_worker()
+
     def close(self) -> None:
         """Take everything down; the interface is gone afterwards."""
         self._closed = True
@@ -175,6 +179,12 @@ class Circuit(ABC):
     def _last_heard_seconds(self) -> float | None:
         return None
 
+    def _show_carrier(self, carrier: bool) -> None:
+        try:
+            self._wire.set_carrier(carrier)
+        except DeviceError as err:
+            self._log.error("carrier_not_set", error=str(err))
+
     def _become(self, state: State, reason: str = "") -> None:
         if (state, reason) != (self._state, self._reason):
             level = "info" if not reason or state in _GOOD else "warning"
@@ -196,26 +206,31 @@ class Circuit(ABC):
     def _on_answer(self, answer: Answer) -> None:
         if self._closed or self.disabled:
             return
-        failed = False
+        failed = True
+        try:
+            failed = not self._take_answer(answer)
+        finally:
+            self._refresh_later(failed=failed)
+
+    def _take_answer(self, answer: Answer) -> bool:
+        """Go on with what is known of the remote now; tell whether it can be reached."""
         if answer.error is not None:
-            failed = True
             # One that is known stays in use while its name server is away.
             if self._wire.attached is None:
                 self._become(State.RESOLVING, answer.error)
-        else:
-            self._addresses = answer.addresses
-            try:
-                path = self._choose(answer.addresses)
-            except DeviceError as err:
-                failed = True
-                self._on_no_path(str(err))
-            else:
-                try:
-                    self._on_path(path)
-                except VelaError as err:
-                    failed = True
-                    self._become(State.FAILED, str(err))
-        self._refresh_later(failed=failed)
+            return False
+        self._addresses = answer.addresses
+        try:
+            path = self._choose(answer.addresses)
+        except DeviceError as err:
+            self._on_no_path(str(err))
+            return False
+        try:
+            self._on_path(path)
+        except VelaError as err:
+            self._become(State.FAILED, str(err))
+            return False
+        return True
 
     def _refresh_later(self, *, failed: bool) -> None:
         self._failures = self._failures + 1 if failed else 0

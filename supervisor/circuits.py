@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 
 import structlog
 
@@ -83,19 +84,22 @@ class Circuits:
             circuit = waiting.popleft()
             # It may have gone, or been started by a command, meanwhile.
             if self._circuits.get(circuit.name) is circuit and circuit.idle:
-                circuit.start()
                 self._services.loop.call_later(START_INTERVAL_S, lambda: self._start_next(waiting))
+                circuit.start()
                 return
 
     def close(self) -> None:
         """Take all down; other ends are told that they come back."""
         self._kept.close()
+        guard, circuits = self._services.loop.guard, tuple(self._circuits.values())
         # First, as the kernel takes 20 ms for the end of each interface.
-        for circuit in self._circuits.values():
+        for circuit in circuits:
             if isinstance(circuit, NegotiatedCircuit):
-                circuit.say_goodbye(CloseReason.STOPPING)
-        for circuit in self._circuits.values():
-            circuit.close()
+                guard(partial(circuit.say_goodbye, CloseReason.STOPPING))
+        for circuit in circuits:
+            guard(circuit.kill_worker)
+        for circuit in circuits:
+            guard(circuit.close)
         self._circuits.clear()
 
     def __len__(self) -> int:
@@ -104,7 +108,7 @@ class Circuits:
     def check(self) -> None:
         """Look after all; to be called once a second."""
         for circuit in self._circuits.values():
-            circuit.check()
+            self._services.loop.guard(circuit.check)
 
     def status(self) -> tuple[CircuitStatus, ...]:
         return tuple(circuit.status() for circuit in self._circuits.values())

@@ -11,7 +11,7 @@ from vela import __version__
 from vela.config import load_config
 from vela.errors import ConfigError, VelaError
 from vela.log import configure
-from vela.supervisor.daemon import Daemon, check_machine
+from vela.supervisor.daemon import Daemon, find_mistakes
 
 EXIT_OK = 0
 EXIT_REFUSED = 1  # by the machine: privileges, devices, ports, names in use
@@ -21,25 +21,31 @@ EXIT_CONFIG = 2  # by the configuration, or the command line
 def main(argv: list[str] | None = None) -> int:
     """Run velad until it is told to stop. Return its exit status."""
     arguments = _parser().parse_args(argv)
+    # First, as others may not even read the file.
+    if not arguments.check and os.geteuid() != 0:
+        return _refuse("it must be started as root, to make interfaces; workers run as others")
     try:
-        config = load_config(arguments.config)
-        check_machine(arguments.config, config)
+        config = load_config(arguments.config, find_mistakes)
     except ConfigError as err:
         print(err, file=sys.stderr)
         return EXIT_CONFIG
+    except VelaError as err:
+        return _refuse(err)
     if arguments.check:
         print(f"{arguments.config}: no mistakes, {len(config.circuits)} circuits")
         return EXIT_OK
     configure(config.daemon.log_level, config.daemon.log_format)
     try:
-        if os.geteuid() != 0:
-            raise VelaError("it must be started as root, to make interfaces; workers run as others")
         daemon = Daemon(arguments.config, config)
     except (VelaError, OSError) as err:
-        print(f"velad: {err}", file=sys.stderr)
-        return EXIT_REFUSED
+        return _refuse(err)
     daemon.run()
     return EXIT_OK
+
+
+def _refuse(why: object) -> int:
+    print(f"velad: {why}", file=sys.stderr)
+    return EXIT_REFUSED
 
 
 def _parser() -> argparse.ArgumentParser:

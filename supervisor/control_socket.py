@@ -15,12 +15,16 @@ from pathlib import Path
 import structlog
 
 from vela.errors import DeviceError, VelaError
-from vela.supervisor.loop import EventLoop
+from vela.supervisor.loop import EventLoop, Timer
 
 MAX_REQUEST = 65536  # bytes; commands are short
 MAX_UNSENT = 4 << 20  # bytes; a status of 255 circuits takes 300 000
 MAX_CLIENTS = 64
 BACKLOG = 16
+EXHAUSTED_PAUSE_S = 1.0
+
+# What accept(2) says where descriptors or memory are lacking.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _TIMEVAL = struct.Struct("@ll")  # include/uapi/asm-generic/socket.h, SO_SNDTIMEO
 
@@ -48,12 +52,16 @@ class ControlSocket:
             self._listener.close()
             raise
         self._listener.listen(BACKLOG)
-        loop.watch(self._listener.fileno(), self._on_connection)
+        self._pause: Timer | None = None
+        self._listen()
 
     def close(self) -> None:
         for client in tuple(self._clients.values()):
             self._drop(client)
-        self._loop.unwatch(self._listener.fileno())
+        if self._pause is None:
+            self._loop.unwatch(self._listener.fileno())
+        else:
+            self._pause.cancel()
         self._listener.close()
         with contextlib.suppress(OSError):
             self._path.unlink()
@@ -89,11 +97,24 @@ class ControlSocket:
                 ) from err
         raise DeviceError(f"control socket {self._path}: another velad answers there")
 
+    def _listen(self) -> None:
+        self._pause = None
+        self._loop.watch(self._listener.fileno(), self._on_connection)
+
     def _on_connection(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:
-            return  # it went away again
+        except OSError as err:
+            if err.errno in _EXHAUSTED:
+                # It stays in the queue, and so the listener readable.
+                self._loop.unwatch(self._listener.fileno())
+                self._pause = self._loop.call_later(EXHAUSTED_PAUSE_S, self._listen)
+                structlog.get_logger().error(
+                    "control_connection_not_accepted",
+                    error=_reason(err),
+                    retry_in_s=EXHAUSTED_PAUSE_S,
+                )
+            return  # or it went away again
         if len(self._clients) >= MAX_CLIENTS:
             connection.close()
             return

@@ -9,6 +9,9 @@ from vela.negotiation import CloseReason, Event, Session, State
 from vela.supervisor.loop import EventLoop, Timer
 from vela.supervisor.negotiator import Negotiator
 
+# A session whose timer fails, which is a bug, keeps its clock, and does not race.
+AFTER_FAILURE_S = 1.0
+
 EventHandler = Callable[[Event], None]
 
 
@@ -25,6 +28,7 @@ class Conversation:
         self._sources: tuple[IPAddress, ...] = ()
         self._left = self._ended = False
         self._alarm: Timer | None = None
+        self._not_before = 0.0
         negotiator.add(session.circuit_id, self)
 
     def now(self) -> float:
@@ -59,6 +63,12 @@ class Conversation:
 
     def pump(self) -> None:
         """Do what the session wants done; to be called after each call of the session."""
+        try:
+            self._do_what_it_wants()
+        finally:
+            self._set_alarm()
+
+    def _do_what_it_wants(self) -> None:
         if self._ended:
             return
         self._send()
@@ -70,11 +80,18 @@ class Conversation:
             self._send()
         if self._left and self.session.state is State.CLOSED:
             self.forget()
+
+    def _set_alarm(self) -> None:
+        at = None if self._ended else self.session.next_timer()
+        if at is None:
+            self._cancel_alarm()
             return
-        self._cancel_alarm()
-        at = self.session.next_timer()
-        if at is not None:
-            self._alarm = self._loop.call_later(max(0.0, at - self.now()), self._on_alarm)
+        at = max(at, self.now(), self._not_before)
+        # One that comes too early finds nothing to do, and is set again: cheaper than
+        # setting it anew at each of a flood of datagrams.
+        if self._alarm is None or self._alarm.when > at:
+            self._cancel_alarm()
+            self._alarm = self._loop.call_at(at, self._on_alarm)
 
     def _cancel_alarm(self) -> None:
         if self._alarm is not None:
@@ -86,5 +103,10 @@ class Conversation:
 
     def _on_alarm(self) -> None:
         self._alarm = None
-        self.session.handle_timer(self.now())
+        try:
+            self.session.handle_timer(self.now())
+        except Exception:
+            self._not_before = self.now() + AFTER_FAILURE_S
+            self._set_alarm()
+            raise
         self.pump()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import resource
 import signal
 from collections.abc import Mapping
@@ -35,12 +36,14 @@ from vela.supervisor.notify import READY, STOPPING, notify
 from vela.supervisor.pseudowire import FORK_INTERVAL_S, Services
 from vela.supervisor.reception import Reception
 from vela.supervisor.status import DaemonStatus, document
+from vela.tap import check_tun
 from vela.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_cookie
 
 # A minute; what little there is takes 5 ms to collect.
 CHECKS_BETWEEN_COLLECTIONS = 60
 
 _MACHINE_ID = Path("/etc/machine-id")
+_IS_MACHINE_ID = re.compile(r"[0-9a-f]{32}")  # machine-id(5)
 
 
 class Daemon:
@@ -62,6 +65,8 @@ class Daemon:
         self._loop = EventLoop()
         self._started = self._loop.now()
         user = find_user(config.daemon.user)
+        # Before another machine asks for a circuit in vain.
+        check_tun()
         with ExitStack() as undo:
             groups = _listen(config.daemon)
             for group in groups:
@@ -136,9 +141,8 @@ class Daemon:
         )
 
     def reload(self) -> None:
-        """Take over what changed in the file. Raises ConfigError, and then nothing has changed."""
-        config = load_config(self._path)
-        check_machine(self._path, config)
+        """Take over what changed in the file. Raises VelaError, and then nothing has changed."""
+        config = load_config(self._path, find_mistakes)
         if config.daemon != self._config.daemon:
             self._log.warning("daemon_section_needs_restart")
             config = replace(config, daemon=self._config.daemon)
@@ -178,27 +182,30 @@ class Daemon:
         self._negotiator.set_policy(autoconfigure, key)
 
     def _check(self) -> None:
+        self._loop.call_later(CHECK_INTERVAL_S, self._check)
         self._forwarding.look()
         self._circuits.check()
         self._checks += 1
         if self._checks % CHECKS_BETWEEN_COLLECTIONS == 0:
             gc.collect()
-        self._loop.call_later(CHECK_INTERVAL_S, self._check)
 
     def _on_hangup(self) -> None:
         try:
             self.reload()
-        except ConfigError as err:
+        except VelaError as err:
             self._log.error("configuration_rejected", error=str(err))
 
 
-def check_machine(path: Path, config: Config) -> None:
-    """Check what only this machine can tell. Raises ConfigError with all mistakes, a line each."""
+def find_mistakes(config: Config) -> list[str]:
+    """Return what of a configuration cannot be on this machine, a line each, with its key path.
+
+    Raises DeviceError where that cannot be told.
+    """
     mistakes = []
     try:
         find_user(config.daemon.user)
     except ConfigError as err:
-        mistakes.append(f"{path}: daemon.user: {err}; name one that exists")
+        mistakes.append(f"daemon.user: {err}; name one that exists")
     keys = [(f"circuits.{circuit.name}", circuit.key_file) for circuit in config.circuits]
     if config.autoconfigure is not None:
         keys.append(("autoconfigure", config.autoconfigure.key_file))
@@ -207,20 +214,19 @@ def check_machine(path: Path, config: Config) -> None:
             if key_file is not None:
                 load_key(key_file)
         except ConfigError as err:
-            mistakes.append(f"{path}: {table}.key_file: {err}")
+            mistakes.append(f"{table}.key_file: {err}")
     try:
         load_engine(config.daemon.engine)
     except ConfigError as err:
-        mistakes.append(f"{path}: daemon.engine: {err}")
+        mistakes.append(f"daemon.engine: {err}")
     allowed = allowed_cpus()
     mistakes.extend(
-        f"{path}: circuits.{circuit.name}.cpu: velad may not use CPU {circuit.cpu}; "
+        f"circuits.{circuit.name}.cpu: velad may not use CPU {circuit.cpu}; "
         f"it may use {', '.join(map(str, allowed))}"
         for circuit in config.circuits
         if circuit.cpu is not None and circuit.cpu not in allowed
     )
-    if mistakes:
-        raise ConfigError(*mistakes)
+    return mistakes
 
 
 def _listen(config: DaemonConfig) -> tuple[ReceiveGroup, ...]:
@@ -288,5 +294,8 @@ def _identity() -> tuple[str, ...]:
     try:
         machine = _MACHINE_ID.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
+        machine = ""
+    # Empty in images of machines, and "uninitialized" while one starts for the first time.
+    if not _IS_MACHINE_ID.fullmatch(machine):
         machine = os.uname().nodename
     return machine, str(namespace_cookie())

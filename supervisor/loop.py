@@ -12,6 +12,18 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import structlog
+
+# One failure may be chance, as is a lack of memory. A descriptor whose callback fails this
+# often in a row would be ready again at once, and keep the loop busy with nothing else.
+FAILURES_BEFORE_REST = 3
+FIRST_REST_S = 1.0
+LONGEST_REST_S = 30.0
+
+# Timers that were cancelled are thrown out when there are as many as others, and this many:
+# a flood of datagrams that each move a time must not fill memory until it comes.
+TIMERS_BEFORE_SWEEP = 1024
+
 Callback = Callable[[], object]
 """What it returns is ignored."""
 
@@ -28,6 +40,11 @@ class Timer:
     def cancel(self) -> None:
         self._callback = None
 
+    @property
+    def over(self) -> bool:
+        """Whether it has called back, or was cancelled."""
+        return self._callback is None
+
     def fire(self) -> None:
         """Call back now, unless that was done or cancelled."""
         callback, self._callback = self._callback, None
@@ -40,13 +57,32 @@ class _Watch:
     readable: Callback | None
     writable: Callback | None
 
+    @property
+    def events(self) -> int:
+        return (selectors.EVENT_READ if self.readable else 0) | (
+            selectors.EVENT_WRITE if self.writable else 0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    watch: _Watch
+    end: Timer
+
 
 class EventLoop:
-    """Runs callbacks, one at a time, in the thread that called run()."""
+    """Runs callbacks, one at a time, in the thread that called run().
+
+    An exception that comes out of one is a bug; it is logged, and all others go on.
+    """
 
     def __init__(self) -> None:
+        self._log = structlog.get_logger()
+        self._failures: dict[int, int] = {}
+        self._resting: dict[int, _Rest] = {}
         self._selector = selectors.DefaultSelector()
         self._timers: list[Timer] = []
+        self._sweep_at = TIMERS_BEFORE_SWEEP
         self._soon: deque[Timer] = deque()
         self._order = itertools.count()
         self._running = False
@@ -62,22 +98,41 @@ class EventLoop:
         return time.monotonic()
 
     def watch(self, fd: int, callback: Callback) -> None:
-        """Call back whenever fd is readable, until unwatch."""
-        self._selector.register(fd, selectors.EVENT_READ, _Watch(callback, None))
+        """Call back whenever fd is readable, until unwatch.
+
+        Where that fails FAILURES_BEFORE_REST times in a row, fd is left alone for a while.
+        """
+        watch = _Watch(callback, None)
+        self._selector.register(fd, watch.events, watch)
 
     def unwatch(self, fd: int) -> None:
-        self._selector.unregister(fd)
+        self._failures.pop(fd, None)
+        rest = self._resting.pop(fd, None)
+        if rest is None:
+            self._selector.unregister(fd)
+        else:
+            rest.end.cancel()
 
     def watch_writable(self, fd: int, readable: Callback | None, writable: Callback | None) -> None:
         """Let a watched fd call back when it is writable, too; None: no longer. Not both None."""
-        events = (selectors.EVENT_READ if readable else 0) | (
-            selectors.EVENT_WRITE if writable else 0
-        )
-        self._selector.modify(fd, events, _Watch(readable, writable))
+        watch = _Watch(readable, writable)
+        rest = self._resting.get(fd)
+        if rest is None:
+            self._selector.modify(fd, watch.events, watch)
+        else:
+            self._resting[fd] = _Rest(watch, rest.end)
 
     def call_later(self, delay_s: float, callback: Callback) -> Timer:
-        timer = Timer(self.now() + delay_s, next(self._order), callback)
+        return self.call_at(self.now() + delay_s, callback)
+
+    def call_at(self, when: float, callback: Callback) -> Timer:
+        """Call back at a time, in monotonic seconds; soon where it is past."""
+        timer = Timer(when, next(self._order), callback)
         heapq.heappush(self._timers, timer)
+        if len(self._timers) >= self._sweep_at:
+            self._timers = [each for each in self._timers if not each.over]
+            heapq.heapify(self._timers)
+            self._sweep_at = max(2 * len(self._timers), TIMERS_BEFORE_SWEEP)
         return timer
 
     def call_soon(self, callback: Callback) -> Timer:
@@ -99,21 +154,55 @@ class EventLoop:
         self._running = True
         while self._running:
             for key, events in self._selector.select(self._timeout()):
-                watch: _Watch = key.data
-                for event, callback in (
-                    (selectors.EVENT_READ, watch.readable),
-                    (selectors.EVENT_WRITE, watch.writable),
-                ):
-                    # An earlier callback of this round may have taken it off.
-                    current = self._selector.get_map().get(key.fd)
-                    if events & event and callback and current and current.data is watch:
-                        callback()
+                self._serve(key.fd, key.data, events)
             self._fire_timers()
             self._fire_soon()
 
     def stop(self) -> None:
         """Let run() return after what is going on now."""
         self._running = False
+
+    def guard(self, callback: Callback) -> bool:
+        """Call back now; an exception is logged. Tell whether there was none."""
+        try:
+            callback()
+        except Exception:
+            self._log.exception("callback_failed")
+            return False
+        return True
+
+    def _serve(self, fd: int, watch: _Watch, events: int) -> None:
+        well = True
+        for event, callback in (
+            (selectors.EVENT_READ, watch.readable),
+            (selectors.EVENT_WRITE, watch.writable),
+        ):
+            # An earlier callback of this round may have taken it off.
+            current = self._selector.get_map().get(fd)
+            if events & event and callback and current and current.data is watch:
+                well = self.guard(callback) and well
+        if well:
+            self._failures.pop(fd, None)
+        elif fd in self._selector.get_map():
+            self._failures[fd] = self._failures.get(fd, 0) + 1
+            self._let_rest(fd)
+
+    def _let_rest(self, fd: int) -> None:
+        """Leave a descriptor alone, longer each time, after FAILURES_BEFORE_REST failures."""
+        times = self._failures[fd] - FAILURES_BEFORE_REST
+        if times < 0:
+            return
+        rest_s = min(FIRST_REST_S * 2 ** min(times, 16), LONGEST_REST_S)
+        watch: _Watch = self._selector.unregister(fd).data
+
+        def resume() -> None:
+            rested = self._resting.pop(fd).watch
+            self._selector.register(fd, rested.events, rested)
+
+        self._resting[fd] = _Rest(watch, self.call_later(rest_s, resume))
+        self._log.error(
+            "descriptor_ignored", fd=fd, failures=self._failures[fd], for_s=round(rest_s, 3)
+        )
 
     def _timeout(self) -> float | None:
         if self._soon:
@@ -127,16 +216,16 @@ class EventLoop:
         while self._timers and self._timers[0].when <= now:
             due.append(heapq.heappop(self._timers))
         for timer in due:
-            timer.fire()
+            self.guard(timer.fire)
 
     def _fire_soon(self) -> None:
         # Two rounds: one that asks for itself again must not keep the loop here.
         for _ in range(2):
             for _ in range(len(self._soon)):
-                self._soon.popleft().fire()
+                self.guard(self._soon.popleft().fire)
 
     def _on_wakeup(self) -> None:
         for number in os.read(self._wakeup_reader, 4096):
             callback = self._signals.get(number)
             if callback is not None:
-                callback()
+                self.guard(callback)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address
 
 import structlog
@@ -15,7 +16,7 @@ from vela.confinement import User, confine
 from vela.errors import ResolutionError
 from vela.mtu import Family
 from vela.resolver import Answer, Resolver, ResolverLostError
-from vela.supervisor.loop import EventLoop
+from vela.supervisor.loop import EventLoop, Timer
 from vela.supervisor.process import Child, fork
 
 RESTART_DELAY_S = 1.0
@@ -33,6 +34,7 @@ class Names:
         self._log = structlog.get_logger()
         self._waiting: dict[tuple[str, Family | None], list[AnswerCallback]] = {}
         self._lost = False
+        self._restarting: Timer | None = None
         self._child, channel = self._fork()
         self._resolver = Resolver(channel)
         self._loop.watch(self._resolver.fileno(), self._on_readable)
@@ -53,12 +55,15 @@ class Names:
         self._push()
 
     def close(self) -> None:
+        if self._restarting is not None:
+            self._restarting.cancel()
         if not self._lost:
             self._loop.unwatch(self._resolver.fileno())
         self._resolver.close()
         self._child.reap()
 
     def _fork(self) -> tuple[Child, socket.socket]:
+        """Start a helper. Raises OSError where there can be no more processes or descriptors."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         supervisor_pid = os.getpid()
 
@@ -66,9 +71,12 @@ class Names:
             confine(self._user, supervisor_pid)
             resolver.serve(theirs)
 
-        child = fork(body, (theirs.fileno(),))
-        theirs.close()
-        return child, ours
+        with theirs:  # the child has its own
+            try:
+                return fork(body, (theirs.fileno(),)), ours
+            except OSError:
+                ours.close()
+                raise
 
     def _on_readable(self) -> None:
         if self._lost:
@@ -79,14 +87,19 @@ class Names:
             self._log.warning("resolver_lost", error=str(err))
             self._lost = True
             self._loop.unwatch(self._resolver.fileno())
-            self._loop.call_later(RESTART_DELAY_S, self._restart)
+            self._restarting = self._loop.call_later(RESTART_DELAY_S, self._restart)
             return
         for answer in answers:
             self._answered(answer)
 
     def _restart(self) -> None:
+        try:
+            child, channel = self._fork()
+        except OSError as err:
+            self._restarting = self._loop.call_later(RESTART_DELAY_S, self._restart)
+            self._log.error("resolver_not_started", error=str(err), retry_in_s=RESTART_DELAY_S)
+            return
         # One that answered nonsense still runs; without its channel it ends.
-        child, channel = self._fork()
         self._resolver.restart(channel)
         self._child.reap()
         self._child = child
@@ -99,7 +112,7 @@ class Names:
 
     def _answered(self, answer: Answer) -> None:
         for callback in self._waiting.pop((answer.host, answer.family), ()):
-            callback(answer)
+            self._loop.guard(partial(callback, answer))
 
 
 def _literal(host: str) -> IPAddress | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vela.circuit import CircuitConfig, Encapsulation, Endpoint, PeerConfig
 from vela.encapsulation import Elision
-from vela.errors import DeviceError, VelaError
+from vela.errors import VelaError
 from vela.negotiation import (
     Agreed,
     Agreement,
@@ -105,6 +105,8 @@ class NegotiatedCircuit(Circuit):
 
     def enable(self) -> None:
         super().enable()
+        # Looked for anew by start(): on one that has become too narrow, nothing could be said.
+        self._path = None
         self._conversation = self._converse()
 
     def set_terms(self, policy: Policy, key: bytes | None) -> None:
@@ -217,12 +219,6 @@ class NegotiatedCircuit(Circuit):
         # This end still wants it, and asks for it again.
         self._become(State.DOWN, "the other end deleted it" if by_remote else "closed")
         self._session.start(self._conversation.now())
-
-    def _show_carrier(self, carrier: bool) -> None:
-        try:
-            self._wire.set_carrier(carrier)
-        except DeviceError as err:
-            self._log.error("carrier_not_set", error=str(err))
 
     def _attach(self) -> None:
         """Carry frames as agreed; the carrier is there once it is up."""

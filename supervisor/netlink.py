@@ -21,7 +21,8 @@ _IFF_UP = 0x1  # include/uapi/linux/if.h
 _IFF_NOARP = 0x80
 _IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h
 _SIOCGIFMTU = 0x8921  # include/uapi/linux/sockios.h
-_IFREQ_MTU = struct.Struct("=16si20x")  # struct ifreq, 64 bit
+_SIOCGIFINDEX = 0x8933
+_IFREQ = struct.Struct("=16si20x")  # struct ifreq with a number, 64 bit
 
 # include/uapi/linux/netlink.h
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
@@ -116,20 +117,21 @@ class Netlink:
         return index
 
     def _index(self, name: str) -> int:
-        try:
-            return socket.if_nametoindex(name)
-        except OSError as err:
-            raise DeviceError(f"{name}: there is no interface of this name") from err
+        return self._ask(name, _SIOCGIFINDEX)
 
     def _mtu(self, name: str) -> int:
-        request = _IFREQ_MTU.pack(name.encode(), 0)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-            try:
-                reply = fcntl.ioctl(asking, _SIOCGIFMTU, request)
-            except OSError as err:
-                raise DeviceError(f"{name}: cannot read its MTU: {err.strerror}") from err
-        mtu: int = _IFREQ_MTU.unpack(reply)[1]
-        return mtu
+        return self._ask(name, _SIOCGIFMTU)
+
+    def _ask(self, name: str, what: int) -> int:
+        """Return a number of an interface's; any socket may ask, so no other one is needed."""
+        try:
+            reply = fcntl.ioctl(self._socket, what, _IFREQ.pack(name.encode(), 0))
+        except OSError as err:
+            if err.errno == errno.ENODEV:
+                raise DeviceError(f"{name}: there is no interface of this name") from err
+            raise DeviceError(f"{name}: cannot look at it: {err.strerror}") from err
+        number: int = _IFREQ.unpack(reply)[1]
+        return number
 
     def _request(self, message: Any, kind: int, flags: int, failure: str) -> None:
         """Send a message, and wait for the kernel's word on it; rtnetlink(7) answers at once."""

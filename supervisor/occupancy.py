@@ -73,12 +73,16 @@ class Occupancy:
 
         Raises ConfigError where none is found.
         """
-        for number in range(NAMES_TRIED):
-            name = _WILDCARDS.sub(str(number), pattern, count=1)
+        # Nothing in its place last: a pattern may be as long as a name already.
+        for filling in (*map(str, range(NAMES_TRIED)), ""):
+            name = _WILDCARDS.sub(filling, pattern, count=1)
             name = _WILDCARDS.sub("", name)
             if name in self._circuits or not fnmatchcase(name, pattern):
                 continue
-            parse_interface_name(name)
+            try:
+                parse_interface_name(name)
+            except ValueError:
+                continue
             try:
                 socket.if_nametoindex(name)
             except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -66,8 +67,10 @@ def fork(body: Callable[[], None], descriptors: Iterable[int]) -> Child:
     """
     if len(os.listdir("/proc/self/task")) != 1:
         raise RuntimeError("a process with threads must not fork")
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # Whoever read it may be gone, or the disk full: no reason to leave a circuit to nobody.
+        with contextlib.suppress(OSError):
+            stream.flush()
     # Until the child has its own dispositions, a signal to it would run our handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     # What exists now is never looked at by a child's collector, so never copied for it.

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import structlog
@@ -130,15 +131,14 @@ class Pseudowire:
         self._keeper = WorkerKeeper(
             config.name, services.loop, self._counters, self._on_interface_lost
         )
-        try:
+        with ExitStack() as undo:
+            undo.callback(services.counters.give_back, self._counters)
+            self._divert_reader, self._divert_writer = _socket_pair(config.name)
+            undo.callback(self._divert_reader.close)
+            undo.callback(self._divert_writer.close)
             self._tap = self._make_interface(config.mtu or PROVISIONAL_MTU)
-        except DeviceError:
-            services.counters.give_back(self._counters)
-            raise
+            undo.pop_all()
         self._decapsulator = self._make_decapsulator(None, leave_checksums=False)
-        self._divert_reader, self._divert_writer = socket.socketpair(
-            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
-        )
         set_send_buffer(self._divert_writer)
         services.loop.watch(self._divert_reader.fileno(), self._on_diverted)
 
@@ -159,6 +159,10 @@ class Pseudowire:
     def attached(self) -> tuple[Path, Profile] | None:
         """Where frames go at present, and how."""
         return self._attached
+
+    def kill_worker(self) -> None:
+        """Begin to end the worker, ahead of close() in the same turn of the loop."""
+        self._keeper.kill()
 
     def close(self) -> None:
         """Take everything down; the interface is gone afterwards."""
@@ -408,3 +412,10 @@ class Pseudowire:
                 self._services.reception.dispatch(
                     path.endpoint, data, REBUILD_ROOM, REBUILD_ROOM + length
                 )
+
+
+def _socket_pair(circuit: str) -> tuple[socket.socket, socket.socket]:
+    try:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    except OSError as err:
+        raise DeviceError(f"{circuit}: cannot make a socket pair: {err.strerror}") from err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vela.circuit import Encapsulation
 from vela.encapsulation import Elision
+from vela.errors import VelaError
 from vela.supervisor.circuit import Circuit, State
 from vela.supervisor.pseudowire import Path, Profile
 
@@ -12,21 +13,31 @@ class StaticCircuit(Circuit):
     """Carries frames as soon as the remote's address is known."""
 
     def _on_path(self, path: Path) -> None:
-        profile = Profile(
+        try:
+            self._wire.attach(path, self._profile(path))
+            self._wire.set_carrier(True)
+        except VelaError:
+            # Nor may it go on along the way that was: that is not what the state tells.
+            self._carry_nothing()
+            raise
+        self._become(State.UNMONITORED)
+
+    def _on_no_path(self, reason: str) -> None:
+        self._carry_nothing()
+        self._become(State.DOWN, reason)
+
+    def _carry_nothing(self) -> None:
+        self._wire.detach()
+        self._show_carrier(False)
+
+    def _profile(self, path: Path) -> Profile:
+        return Profile(
             mtu=self._own_mtu(path),
             elision=self._elision,
             remote_mac=self.config.peer.mac,
             leave_checksums=self._elision is Elision.KNOWN and self.config.peer.checksum_offload,
             source_port=self._source_port(path),
         )
-        self._wire.attach(path, profile)
-        self._wire.set_carrier(True)
-        self._become(State.UNMONITORED)
-
-    def _on_no_path(self, reason: str) -> None:
-        self._wire.detach()
-        self._wire.set_carrier(False)
-        self._become(State.DOWN, reason)
 
     @property
     def _elision(self) -> Elision:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+from exhaustion import no_descriptors
 
 from vela.affinity import allowed_cpus, least_loaded, pin
+from vela.errors import DeviceError
 from vela.supervisor.process import fork
 
 
@@ -33,6 +35,11 @@ def test_255_circuits_spread_evenly() -> None:
         in_use.append(least_loaded((0, 1, 2, 3), in_use))
 
     assert sorted(in_use.count(cpu) for cpu in range(4)) == [63, 64, 64, 64]
+
+
+def test_allowed_cpus_that_cannot_be_read_are_told_in_words() -> None:
+    with no_descriptors(), pytest.raises(DeviceError, match="which CPUs there are: Too many open"):
+        allowed_cpus()
 
 
 def test_pin_in_a_child_pins_the_child_alone() -> None:

@@ -10,6 +10,7 @@ from struct import unpack_from
 
 import pytest
 
+from lab.autoconfigured import asking
 from lab.capture import Capture, Packet
 from lab.circuit import ADDRESSES_A, MAC_A, MAC_B, NAME, End, circuit_table, static_circuit
 from lab.counters import AtLeast
@@ -248,3 +249,17 @@ def test_path_too_narrow_for_ipv6_inside_is_said_and_carries_nothing() -> None:
         assert "1279" in circuit["reason"]
         assert "1280" in circuit["reason"]
         assert circuit["worker"] is None
+
+
+def test_circuit_too_narrow_for_ipv6_inside_can_be_taken_down_and_up_again() -> None:
+    config = asking("10.201.0.2", addresses=["fd00:16::1/64"])
+    with two_routers(1308) as routers, Velad(routers.a.namespace, config) as velad:
+        velad.wait_for_state(NAME, "failed")
+        velad.control("down", NAME)
+        assert velad.circuit(NAME)["state"] == "disabled"
+
+        velad.control("up", NAME)
+
+        assert "1279" in velad.wait_for_state(NAME, "failed")["reason"]
+        routers.a.underlay.set_mtu(1500)
+        velad.wait_for_state(NAME, "connecting", "down")

@@ -12,6 +12,7 @@ import pytest
 from lab.daemon import entry_point
 from lab.namespace import Namespace
 from vela import __version__
+from vela.supervisor.cli import main
 
 GOOD = """
 [daemon]
@@ -85,6 +86,33 @@ def test_what_only_the_machine_can_tell_is_a_mistake_too(config: Path) -> None:
     user, cpu = err.splitlines()
     assert user.startswith(f"{config}: daemon.user: there is no user 'no-such-user'")
     assert cpu.startswith(f"{config}: circuits.vela0.cpu: velad may not use CPU 500")
+
+
+def test_mistakes_of_the_file_and_of_the_machine_are_told_together(config: Path) -> None:
+    text = config.read_text().replace("id = 1", "id = 256\nkey_file = '/nowhere/key'")
+    config.write_text(text.replace("[daemon]", '[daemon]\nuser = "no-such-user"'))
+
+    status, _, err = velad("--config", str(config), "--check")
+
+    assert status == 2
+    assert [line.split(": ")[1] for line in err.splitlines()] == [
+        "circuits.vela0.id",
+        "daemon.user",
+        "circuits.vela0.key_file",
+    ]
+
+
+def test_not_root_is_one_line_with_status_1_whatever_the_file_is(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+
+    assert main(["--config", "/nowhere/vela.toml"]) == 1
+    assert capsys.readouterr() == (
+        "",
+        "velad: it must be started as root, to make interfaces; workers run as others\n",
+    )
+    assert main(["--config", str(config), "--check"]) == 0
 
 
 @pytest.mark.parametrize("argv", [("--config",), ("--chek",), ("extra",)])

@@ -15,8 +15,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from exhaustion import no_descriptors
 
 from vela.errors import DeviceError, VelaError
+from vela.supervisor import control_socket
 from vela.supervisor.control_socket import MAX_CLIENTS, MAX_REQUEST, MAX_UNSENT, ControlSocket, ask
 from vela.supervisor.loop import EventLoop
 
@@ -351,3 +353,40 @@ def test_ask_by_many_at_once_is_answered_to_all(server: Server) -> None:
         assert answers == [{"echo": {}}] * 40
 
     server.run(client, busy_s=0.2)
+
+
+def test_connection_without_a_descriptor_for_it_is_answered_later_and_does_not_race(
+    server: Server,
+    loop: EventLoop,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(control_socket, "EXHAUSTED_PAUSE_S", 0.1)
+    with server.connect() as client:
+        client.sendall(b'{"say": 1}\n')
+        loop.call_later(0.35, loop.stop)
+        with no_descriptors():
+            loop.run()
+        assert 2 <= capsys.readouterr().out.count("control_connection_not_accepted") <= 4
+        assert server.requests == 0
+
+        answers: list[object] = []
+        server.run(lambda: answers.append(read_line(client)))
+
+    assert answers == [{"echo": {"say": 1}}]
+
+
+def test_control_socket_closed_while_it_lacks_descriptors_is_gone(
+    loop: EventLoop, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_socket, "EXHAUSTED_PAUSE_S", 0.05)
+    made = Server(loop, path)
+    with made.connect():
+        loop.call_later(0.01, loop.stop)
+        with no_descriptors():
+            loop.run()
+        made.control.close()
+        loop.call_later(0.2, loop.stop)
+        loop.run()
+
+    assert not path.exists()

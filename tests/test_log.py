@@ -57,15 +57,18 @@ except ZeroDivisionError:
 
 def test_line_that_cannot_be_written_is_lost_and_nothing_else() -> None:
     code = """
+import sys
 import structlog
 from vela.log import configure
 configure("info", "console")
 structlog.get_logger().info("daemon_started")
+sys.stderr.flush()
 print("still here")
 """
+    env = os.environ | {"PYTHONUNBUFFERED": ""}
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, timeout=30
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, env=env, timeout=30
         )
 
     assert done.stdout == b"still here\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -9,10 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 
 import pytest
 
-from vela.supervisor.loop import EventLoop
+from vela.supervisor import loop as loop_module
+from vela.supervisor.loop import FAILURES_BEFORE_REST, TIMERS_BEFORE_SWEEP, EventLoop, Timer
 
 
 @pytest.fixture
@@ -201,3 +204,165 @@ def test_signal_before_the_loop_runs_is_not_lost(loop: EventLoop) -> None:
         loop.run()
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def fail() -> None:
+    raise ZeroDivisionError
+
+
+def test_callback_that_raises_ends_neither_the_loop_nor_the_others(
+    loop: EventLoop,
+    pair: tuple[socket.socket, socket.socket],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def receive_and_fail() -> None:
+        pair[0].recv(1)
+        raise ZeroDivisionError
+
+    before = signal.getsignal(signal.SIGUSR1)
+    called: list[str] = []
+    loop.call_soon(fail)
+    loop.call_soon(lambda: called.append("soon"))
+    loop.call_later(0.01, fail)
+    loop.call_later(0.01, lambda: called.append("later"))
+    loop.on_signal(signal.SIGUSR1, fail)
+    loop.watch(pair[0].fileno(), receive_and_fail)
+    pair[1].send(b"x")
+    loop.call_later(0.05, loop.stop)
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        loop.run()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    assert called == ["soon", "later"]
+    logged = capsys.readouterr().out
+    assert logged.count("callback_failed") == 4
+    assert logged.count("ZeroDivisionError") >= 4
+
+
+def test_end_of_the_process_is_no_failure_of_a_callback(loop: EventLoop) -> None:
+    def leave() -> None:
+        raise SystemExit(3)
+
+    loop.call_soon(leave)
+
+    with pytest.raises(SystemExit):
+        loop.run()
+
+
+def test_descriptor_whose_callback_keeps_failing_rests_and_is_tried_again(
+    loop: EventLoop,
+    pair: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(loop_module, "FIRST_REST_S", 0.05)
+    times: list[float] = []
+
+    def fail_five_times() -> None:
+        times.append(loop.now())
+        if len(times) <= FAILURES_BEFORE_REST + 2:
+            raise ZeroDivisionError
+        pair[0].recv(1)
+        loop.stop()
+
+    loop.watch(pair[0].fileno(), fail_five_times)
+    pair[1].send(b"x")
+
+    loop.run()
+
+    at_once = times[FAILURES_BEFORE_REST - 1] - times[0]
+    waits = [after - before for before, after in pairwise(times[FAILURES_BEFORE_REST - 1 :])]
+    assert at_once < 0.05
+    assert [wait >= least for wait, least in zip(waits, (0.05, 0.1, 0.2), strict=True)] == [
+        True
+    ] * 3
+    assert capsys.readouterr().out.count("descriptor_ignored") == 3
+
+
+def test_failures_that_are_not_in_a_row_let_no_descriptor_rest(
+    loop: EventLoop,
+    pair: tuple[socket.socket, socket.socket],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls = 0
+
+    def fail_now_and_then() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            loop.stop()
+        if calls % FAILURES_BEFORE_REST:
+            raise ZeroDivisionError
+
+    loop.watch(pair[0].fileno(), fail_now_and_then)
+    pair[1].send(b"x")
+
+    loop.run()
+
+    assert "descriptor_ignored" not in capsys.readouterr().out
+
+
+def test_resting_descriptor_can_be_watched_otherwise_and_unwatched(
+    loop: EventLoop,
+    pair: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop_module, "FIRST_REST_S", 0.05)
+
+    def anew() -> None:
+        called.append("anew")
+        loop.stop()
+
+    fd = pair[0].fileno()
+    called: list[str] = []
+    loop.watch(fd, fail)
+    pair[1].send(b"x")
+    loop.call_later(0.02, lambda: loop.watch_writable(fd, None, lambda: called.append("writable")))
+    loop.call_later(0.03, loop.stop)
+    loop.run()
+    assert called == []
+
+    loop.call_later(0.04, loop.stop)
+    loop.run()
+    assert called[:1] == ["writable"]
+
+    loop.watch_writable(fd, fail, None)
+    loop.call_later(0.02, loop.stop)
+    loop.run()
+    loop.unwatch(fd)
+    loop.watch(fd, anew)
+    loop.run()
+    assert called[-1] == "anew"
+
+
+def timers_in_memory() -> int:
+    gc.collect()
+    return sum(isinstance(each, Timer) for each in gc.get_objects())
+
+
+def test_cancelled_timers_do_not_fill_memory(loop: EventLoop) -> None:
+    fired: list[int] = []
+    kept = [loop.call_later(0.01, partial(fired.append, number)) for number in range(100)]
+    before = timers_in_memory()
+    for _ in range(20 * TIMERS_BEFORE_SWEEP):
+        loop.call_later(3600.0, fail).cancel()
+
+    assert timers_in_memory() - before <= TIMERS_BEFORE_SWEEP
+
+    kept[50].cancel()
+    loop.call_later(0.01, loop.stop)
+    loop.run()
+    assert fired == [number for number in range(100) if number != 50]
+
+
+def test_many_timers_that_are_still_wanted_are_all_called(loop: EventLoop) -> None:
+    fired: list[int] = []
+    for number in range(3 * TIMERS_BEFORE_SWEEP):
+        loop.call_later(0.0, partial(fired.append, number))
+    loop.call_later(0.0, loop.stop)
+
+    loop.run()
+
+    assert fired == list(range(3 * TIMERS_BEFORE_SWEEP))

@@ -9,10 +9,12 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from exhaustion import no_descriptors
 
 from vela.confinement import User, find_user
 from vela.mtu import Family
 from vela.resolver import Answer
+from vela.supervisor import names
 from vela.supervisor.loop import EventLoop
 from vela.supervisor.names import Names
 
@@ -109,6 +111,37 @@ def test_name_asked_while_there_is_no_helper_is_answered_by_the_next(asker: Aske
     asker.loop.call_later(0.1, lambda: asker.ask("localhost", Family.IPV4))
 
     assert asker.wait_for(2)[1].addresses == (ip_address("127.0.0.1"),)
+
+
+def test_helper_is_replaced_as_soon_as_there_are_descriptors_for_it(
+    asker: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "RESTART_DELAY_S", 0.05)
+    os.kill(asker.helper, signal.SIGKILL)
+    asker.ask("localhost", Family.IPV4)
+    asker.loop.call_later(0.3, asker.loop.stop)
+    with no_descriptors():
+        asker.loop.run()
+    assert asker.answers == []
+
+    assert asker.wait_for(1)[0].addresses == (ip_address("127.0.0.1"),)
+
+
+def test_names_closed_while_the_helper_cannot_be_replaced_leave_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(names, "RESTART_DELAY_S", 0.05)
+    asker = Asker()
+    os.kill(asker.helper, signal.SIGKILL)
+    asker.loop.call_later(0.02, asker.loop.stop)
+    asker.loop.run()
+    asker.names.close()
+
+    asker.loop.call_later(0.2, asker.loop.stop)
+    asker.loop.run()
+
+    assert children() == set()
+    signal.set_wakeup_fd(-1)
 
 
 def test_closed_names_leave_no_process(asker: Asker) -> None:

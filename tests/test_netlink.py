@@ -9,6 +9,7 @@ from ipaddress import ip_interface
 from typing import Any
 
 import pytest
+from exhaustion import no_descriptors
 
 from lab.namespace import Namespace
 from vela.errors import DeviceError
@@ -120,3 +121,11 @@ def test_join_bridge_of_what_is_none_is_an_error(namespace: Namespace, netlink: 
         netlink.join_bridge("vela0", "br9")
 
     assert "master" not in link(namespace, "vela0")
+
+
+def test_join_bridge_needs_no_further_descriptor(namespace: Namespace, netlink: Netlink) -> None:
+    namespace.run("ip", "link", "add", "br0", "mtu", "1400", "type", "bridge")
+    with no_descriptors():
+        assert netlink.join_bridge("vela0", "br0") == 1400
+
+    assert link(namespace, "vela0")["master"] == "br0"

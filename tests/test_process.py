@@ -140,6 +140,24 @@ print("end")
     assert (done.stdout, done.stderr) == ("once end\n", "")
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_that_cannot_be_written_does_not_prevent_a_fork(stream: str) -> None:
+    """What is in the buffer stays there, and every flush fails anew."""
+    code = f"""
+import os, sys
+from vela.supervisor.process import fork
+os.dup2(os.open("/dev/full", os.O_WRONLY), sys.{stream}.fileno())
+try:
+    sys.{stream}.write("lost\\n")
+    sys.{stream}.flush()
+except OSError:
+    pass
+os._exit(fork(lambda: os._exit(7), ()).reap().code)
+"""
+
+    assert run_script(code).returncode == 7
+
+
 def test_deaths_at_one_moment_are_all_told() -> None:
     """SIGCHLD would coalesce; each pidfd tells of its own."""
     children = [fork(partial(os._exit, code), ()) for code in range(20)]

@@ -106,17 +106,18 @@ def test_velad_started_by_another_user_than_root_says_so(
     assert list(directory.iterdir()) == [path]
 
 
-def test_velad_without_dev_net_tun_says_so(routers: TwoRouters, directory: Path) -> None:
+@pytest.mark.parametrize("config", [CIRCUIT, "[autoconfigure]\nfrom = ['192.0.2.0/24']\n"])
+def test_velad_without_dev_net_tun_says_so(
+    routers: TwoRouters, directory: Path, config: str
+) -> None:
     hidden = 'mount -t tmpfs none /dev/net && exec "$@"'
 
     status, said = refused(
-        routers.a.namespace, directory, CIRCUIT, prefix=("unshare", "-m", "sh", "-c", hidden, "sh")
+        routers.a.namespace, directory, config, prefix=("unshare", "-m", "sh", "-c", hidden, "sh")
     )
 
     assert status == 1
-    assert line_of(said) == (
-        "velad: vela0: no /dev/net/tun; load the kernel's tun module (modprobe tun)"
-    )
+    assert line_of(said) == "velad: no /dev/net/tun; load the kernel's tun module (modprobe tun)"
 
 
 @pytest.mark.parametrize(
@@ -272,7 +273,7 @@ def test_circuit_whose_name_resolves_later_comes_up_then(routers: TwoRouters) ->
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ("[daemon\n", ["{path}: line 5: "]),
+        ("[daemon\n", ["{path}: line 5, column 8: "]),
         (CIRCUIT + "colour = 1\n", ["{path}: circuits.vela0.colour: "]),
         (
             "[circuits.vela0]\nid = 256\nremote = ''\n",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from exhaustion import no_descriptors
 
 from lab.capture import Capture
 from lab.link import Interface
@@ -115,6 +116,15 @@ def test_tap_with_a_mac_that_the_kernel_refuses_leaves_nothing(namespace: Namesp
         Tap("vela0", b"\x01" + bytes(5), 1471)
 
     assert links(namespace) == {"lo"}
+
+
+def test_tap_without_a_descriptor_for_it_is_refused_in_words(namespace: Namespace) -> None:
+    with (
+        namespace.entered(),
+        no_descriptors(),
+        pytest.raises(DeviceError, match="vela0: cannot create a TAP: Too many open files"),
+    ):
+        Tap("vela0", MAC, 1471)
 
 
 def test_tap_mtu_changes_while_it_is_in_use(namespace: Namespace) -> None:

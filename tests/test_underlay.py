@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing
 from ipaddress import ip_address
 
 import pytest
+from exhaustion import no_descriptors
 
 from lab.topology import TwoRouters
 from vela.circuit import Endpoint
@@ -239,3 +240,39 @@ def test_datagram_above_the_mtu_is_fragmented_not_refused(
 
         assert select.select([group.control_socket], [], [], TIMEOUT_S)[0]
         assert len(group.control_socket.recv(65536)) == 8972
+
+
+def test_group_without_descriptors_is_refused_in_words_and_leaves_nothing(
+    stack: ExitStack,
+) -> None:
+    port = free_port()
+    with no_descriptors(), pytest.raises(DeviceError, match=r"cannot listen on .*: Too many open"):
+        ReceiveGroup(ANY, port, only_ipv6=False)
+
+    group = ReceiveGroup(ANY, port, only_ipv6=False)
+    stack.callback(group.close)
+    group.acquire()
+    with no_descriptors(), pytest.raises(DeviceError, match=r"cannot listen on .*: Too many open"):
+        group.acquire()
+    assert group.acquire() == 2
+
+
+def test_group_of_ipv6_where_the_kernel_has_none_says_what_would_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after ipv6.disable=1 on the kernel's command line."""
+    make = socket.socket
+
+    def without_ipv6(family: int, kind: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return make(family, kind)
+
+    monkeypatch.setattr(socket, "socket", without_ipv6)
+    with pytest.raises(DeviceError) as caught:
+        ReceiveGroup(ANY, 48621, only_ipv6=False)
+
+    assert str(caught.value) == (
+        "cannot listen on [::]:48621: this kernel has no IPv6; "
+        'daemon.listen = ["0.0.0.0"] would be right'
+    )

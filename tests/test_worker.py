@@ -8,7 +8,9 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -19,7 +21,7 @@ from vela.confinement import find_user
 from vela.counters import Counters, Slot
 from vela.dataplane import Attachment
 from vela.encapsulation import Elision
-from vela.engine import load_engine
+from vela.engine import LoadedEngine, load_engine
 from vela.supervisor.keeper import HANG_AFTER_CHECKS, WorkerKeeper
 from vela.supervisor.loop import EventLoop
 from vela.supervisor.process import fork
@@ -133,6 +135,18 @@ def test_worker_carries_both_ways_confined_pinned_and_with_nothing_else(circuit:
         ended = child.reap()
 
     assert ended.signal == signal.SIGTERM
+
+
+def test_worker_interrupts_others_until_it_is_ready_as_frames_wait_for_it(
+    circuit: Circuit,
+) -> None:
+    def tell_policy(_: Attachment) -> NoReturn:
+        os._exit(os.sched_getscheduler(0))
+
+    task = replace(circuit.task, engine=LoadedEngine("probe", False, tell_policy))
+    child = fork(lambda: worker.run(task), task.descriptors)
+
+    assert child.reap().code == os.SCHED_OTHER
 
 
 def test_worker_whose_loop_breaks_ends_with_a_status_of_its_own(circuit: Circuit) -> None:

@@ -27,7 +27,7 @@ from lab.waiting import eventually
 pytestmark = pytest.mark.needs_net_admin
 
 KILLS = 5
-# supervisor/restart.py restarts at once what lived a second: what dies sooner is a crash loop.
+# supervisor/restart.py restarts at once what lived a second; what dies sooner, twice in a row.
 RAN_WELL_S = 1.1
 RESTART_LIMIT_MS = 50
 # Frames that a worker may have in hand when it dies: one batch.
@@ -166,9 +166,9 @@ def test_frames_sent_while_there_is_no_worker_arrive_up_to_the_queues_capacity(
 ) -> None:
     with both(routers) as (a, _), Outlet(Interface(routers.b.namespace, "vela0")) as outlet:
         # Killed too early time and again, it comes back ever later.
-        for _ in range(2):
+        for _ in range(4):
             await_successor(a, "vela0", kill_worker(a, "vela0"))
-        third = kill_worker(a, "vela0")
+        last = kill_worker(a, "vela0")
         eventually(lambda: a.circuit("vela0")["worker"]["pid"] is None, 5, "no worker")
 
         with Injector(Interface(routers.a.namespace, "vela0")) as injector:
@@ -176,7 +176,7 @@ def test_frames_sent_while_there_is_no_worker_arrive_up_to_the_queues_capacity(
                 injector.send(numbered("waiting", number))
         waited = a.circuit("vela0")["worker"]["pid"] is None
 
-        await_successor(a, "vela0", third)
+        await_successor(a, "vela0", last)
         eventually(lambda: len(outlet.frames()) >= 900, 10, "900 frames")
     assert waited
     assert outlet.frames() == [("waiting", number) for number in range(900)]
@@ -305,7 +305,7 @@ def test_worker_in_a_crash_loop_comes_back_ever_later_and_disturbs_no_other(
         delays_s = []
         with Stream(Interface(routers.a.namespace, "vela1"), "vela1", 0.002) as stream:
             time.sleep(RAN_WELL_S)
-            for _ in range(4):
+            for _ in range(6):
                 os.kill(pid, signal.SIGKILL)
                 killed_at = time.monotonic()
                 pid = await_successor(a, "vela0", pid)
@@ -316,12 +316,12 @@ def test_worker_in_a_crash_loop_comes_back_ever_later_and_disturbs_no_other(
 
     with capsys.disabled():
         print("\ncrash loop: back after " + ", ".join(f"{each:.2f}" for each in delays_s) + " s")
-    at_once, first, second, third = delays_s
+    *at_once, first, second, third = delays_s
     # Half a second doubled each time, give or take 20 %, and what it takes to look.
-    assert at_once < 0.4 <= first
+    assert max(at_once) < 0.4 <= first
     assert second >= 0.8
     assert 1.6 <= third < 4
-    assert worker["restarts"] == 4
+    assert worker["restarts"] == 6
     assert (still["pid"], still["restarts"]) == (neighbour, 0)
     assert outlet.frames() == [("vela1", number) for number in range(stream.sent)]
 

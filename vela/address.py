@@ -30,6 +30,8 @@ _DIGITS = re.compile(r"[0-9]{1,5}")
 # Printable ASCII but "/", ":" (alias names) and "%" (the kernel's numbering), see
 # dev_valid_name and __dev_alloc_name in net/core/dev.c.
 _INTERFACE_NAME = re.compile(r"[!-$&-.0-9;-~]+")
+# A set in a shell pattern: "[" without an end stands for itself, as does "]" at the beginning.
+_SET = re.compile(r"\[!?+\]?+[^\]]*\]")
 # sysctl's own directories beside the interfaces' (net/ipv4/devinet.c, devinet_sysctl_register).
 _RESERVED_NAMES = frozenset({".", "..", "lo", "all", "default"})
 
@@ -61,6 +63,13 @@ def parse_interface_pattern(text: str) -> str:
         raise ValueError(f"{shown(text)} matches no interface name; try 'vela*'")
     if not set(text) & set("*?["):
         return parse_interface_name(text)
+    # As fnmatch reads it: "*" may stand for nothing, everything else for a character each.
+    least = len(_SET.sub("?", text).replace("*", ""))
+    if least > MAX_INTERFACE_NAME:
+        raise ValueError(
+            f"{shown(text)} matches no interface name: it takes {least} characters at least, "
+            f"and a name has {MAX_INTERFACE_NAME} at most; a shorter one would be right"
+        )
     return text
 
 

@@ -8,10 +8,15 @@ from collections.abc import Iterable
 
 import psutil
 
+from vela.errors import DeviceError
+
 
 def allowed_cpus() -> tuple[int, ...]:
-    """Return the CPUs that this process may use."""
-    cpus = psutil.Process().cpu_affinity()
+    """Return the CPUs that this process may use. Raises DeviceError where that cannot be read."""
+    try:
+        cpus = psutil.Process().cpu_affinity()
+    except OSError as err:  # it opens files in /proc
+        raise DeviceError(f"cannot find out which CPUs there are: {err.strerror}") from err
     return tuple(sorted(cpus))
 
 

@@ -1,12 +1,14 @@
 """The configuration file: TOML text to the records of vela.circuit; the only importer of toml.
 
-Pure but for load_config's reading: nothing of the machine is consulted.
+Pure but for load_config's reading: nothing of the machine is consulted, unless by the
+check that a caller brings.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+import tomllib
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -57,10 +59,15 @@ _AUTOCONFIGURE = AutoconfigureConfig()
 _CIRCUIT = CircuitConfig(name="", id=MIN_CIRCUIT_ID, remote=Remote(""))  # for its defaults
 
 
-def load_config(path: Path) -> Config:
+Check = Callable[[Config], Iterable[str]]
+"""Finds further mistakes, "key.path: what is wrong; what would be right"."""
+
+
+def load_config(path: Path, check: Check = lambda config: ()) -> Config:
     """Read and validate a configuration file.
 
-    Raises ConfigError with all mistakes in it.
+    Raises ConfigError with all mistakes in it, those that check finds included;
+    it sees defaults where the file is wrong.
     """
     source = str(path)
     try:
@@ -78,10 +85,10 @@ def load_config(path: Path) -> Config:
         line = data.count(b"\n", 0, err.start) + 1
         column = err.start - data.rfind(b"\n", 0, err.start)
         raise ConfigError(f"{source}: line {line}, column {column}: is not UTF-8") from err
-    return parse_config(decoded, source)
+    return parse_config(decoded, source, check)
 
 
-def parse_config(toml_text: str, source: str) -> Config:
+def parse_config(toml_text: str, source: str, check: Check = lambda config: ()) -> Config:
     """Validate the text of a configuration; source names it in messages.
 
     Raises ConfigError with all mistakes in it, "SOURCE: key.path: what is wrong; what would
@@ -93,6 +100,7 @@ def parse_config(toml_text: str, source: str) -> Config:
         raise ConfigError(f"{source}: {err}") from err.__cause__
     mistakes: list[str] = []
     config = _read_config(Table(values, mistakes))
+    mistakes.extend(check(config))
     if mistakes:
         raise ConfigError(*(f"{source}: {mistake}" for mistake in mistakes))
     return config
@@ -170,9 +178,8 @@ class _NotTomlError(Exception):
 _TOML_MESSAGES = (
     (r"Duplicate keys!", "this key is there twice"),
     (r"What\? (.+?) already exists\?", r"the table or key '\1' is there twice"),
-    (r"Not a homogeneous array", "the list mixes types; items that are all of one type are right"),
     (
-        r"invalid literal for int|Invalid date or number",
+        r"invalid literal for int|Invalid date or number|This float doesn't have",
         "this is no value; a string in quotes, a number, true or false would be right",
     ),
     (
@@ -180,46 +187,61 @@ _TOML_MESSAGES = (
         "something follows a string's closing quote; perhaps a comma or quote is missing",
     ),
 )
+# What tomllib ends its messages with, up to Python 3.13 at least.
+_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
 def _parse_toml(toml_text: str) -> dict[str, object]:
+    """Return what the text says by TOML 1.0. Raises _NotTomlError.
+
+    The standard library's tomllib decides: toml 0.10.2 takes what is broken
+    ("[1,,2]", a list without its end) and refuses what is right (0x10, a list
+    of several types). But it has names for mistakes that tomllib only calls
+    unexpected, such as a key that is there twice: so it explains.
+    """
     unix = toml_text.replace("\r\n", "\n")
     try:
-        return toml.loads(unix)
+        return tomllib.loads(unix)
+    except tomllib.TOMLDecodeError as err:
+        raise _NotTomlError(_explain(unix, str(err))) from err
+    except RecursionError as err:
+        raise _NotTomlError("is nested too deeply") from err
+    except ValueError as err:  # int() takes 4300 digits at most
+        raise _NotTomlError(f"holds a number that is none: {_printable(str(err))}") from err
+
+
+def _explain(toml_text: str, message: str) -> str:
+    """Return the place and the kind of a mistake that tomllib found."""
+    place = _PLACE.search(message)
+    line = toml_text.rstrip("\n").count("\n") + 1
+    column = ""
+    if place is not None:
+        message = message[: place.start()]
+        if place[1] is not None:
+            line, column = int(place[1]), f", column {place[2]}"
+    explanation = _explained_by_toml(toml_text, line)
+    if explanation is not None:
+        return f"line {line}: {explanation}"
+    return f"line {line}{column}: {_printable(message)}"
+
+
+def _explained_by_toml(toml_text: str, line: int) -> str | None:
+    """Return the words for a mistake in this line that toml knows, too."""
+    try:
+        toml.loads(toml_text)
     except toml.TomlDecodeError as err:
-        # Errors found past the first pass are placed at the start of their line.
-        column = f", column {err.colno}" if err.colno > 1 else ""
-        raise _NotTomlError(f"line {err.lineno}{column}: {_explain(err.msg)}") from err
-    except Exception as err:  # toml 0.10.2 also lets IndexError, TypeError and others out
-        line = _line_raising(unix, type(err))
-        raise _NotTomlError(f"line {line}: is not TOML ({type(err).__name__} in toml)") from err
+        for pattern, explanation in _TOML_MESSAGES:
+            match = re.match(pattern, err.msg, re.DOTALL)
+            if match and err.lineno == line:
+                return _printable(match.expand(explanation))
+    except Exception:  # toml 0.10.2 also lets IndexError, TypeError and others out
+        return None
+    return None
 
 
-def _explain(message: str) -> str:
-    for pattern, explanation in _TOML_MESSAGES:
-        match = re.match(pattern, message, re.DOTALL)
-        if match:
-            message = match.expand(explanation)
-            break
+def _printable(message: str) -> str:
     # It may quote the text, with all that is in there.
     return message.strip().encode("unicode_escape").decode("ascii")[:200]
-
-
-def _line_raising(toml_text: str, error: type[Exception]) -> int:
-    """Return a line number such that toml fails in this way with that line, and not before it."""
-    lines = toml_text.split("\n")
-    good, bad = 0, len(lines)
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        try:
-            toml.loads("\n".join(lines[:middle]))
-        except error:
-            bad = middle
-        except Exception:  # cut in the middle of something
-            good = middle
-        else:
-            good = middle
-    return bad
 
 
 def _path(value: str) -> Path:
@@ -275,6 +297,7 @@ def _read_daemon(table: Table) -> DaemonConfig:
     listen = table.read_list(
         "listen", text(parse_listen_address), _DAEMON.listen, may_be_empty=False
     )
+    _check_listen(listen, table)
     daemon = DaemonConfig(
         listen=listen,
         port=table.read("port", _PORT, _DAEMON.port),
@@ -288,6 +311,14 @@ def _read_daemon(table: Table) -> DaemonConfig:
     )
     table.finish()
     return daemon
+
+
+def _check_listen(listen: tuple[IPAddress, ...], table: Table) -> None:
+    """Refuse what would take one port twice; "::" takes no IPv4 where an IPv4 address is there."""
+    for every in filter(lambda address: address.is_unspecified, listen):
+        for other in listen:
+            if other.version == every.version and other != every:
+                table.report("listen", f"{other} is one of {every}; leave out one of the two")
 
 
 def _read_autoconfigure(table: Table) -> AutoconfigureConfig:

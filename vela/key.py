@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -17,11 +19,19 @@ def load_key(path: Path) -> bytes:
     read it, or if it is no key.
     """
     try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            data = file.read(MAX_KEY + 1)
+        # Not waiting for the writer of a FIFO.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(fd).st_mode
+            if not stat.S_ISREG(mode):
+                raise ConfigError(f"{path} is no file with a key in it; name one that is")
+            data = os.read(fd, MAX_KEY + 1)
+        finally:
+            os.close(fd)
     except OSError as err:
-        raise ConfigError(f"{path} cannot be read: {err.strerror}; create it") from err
+        advice = "; create it" if err.errno == errno.ENOENT else ""
+        raise ConfigError(f"{path} cannot be read: {err.strerror}{advice}") from err
+    mode = stat.S_IMODE(mode)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"{path} is open to others (mode {mode:04o}); chmod 600 it")
     key = data.strip()

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 
 import structlog
 
+_STDERR = 2
+
 
 class _Lines:
-    """stderr, one write a line; a line that cannot be written, to a full disk say, is lost."""
+    """stderr, one write a line; a line that cannot be written, to a full disk say, is lost.
+
+    Past sys.stderr, whose buffer would keep what cannot be written, and fail again and again.
+    """
 
     def __init__(self, *_: object) -> None:
         pass
 
     def msg(self, line: str) -> None:
         with contextlib.suppress(OSError):
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
+            os.write(_STDERR, f"{line}\n".encode(errors="backslashreplace"))
 
     debug = info = warning = error = critical = exception = msg
 

@@ -26,10 +26,25 @@ _TCP = _CHECKSUM | _TSO4 | _TSO6 | _TSO_ECN
 # From the best on; the kernel takes a set as a whole. UDP since Linux 6.2.
 _OFFLOADS = (_TCP | _USO4 | _USO6, _TCP, _CHECKSUM, 0)
 
+_TUN = "/dev/net/tun"
+# There is no file; or there is, and no driver behind it.
+_NO_TUN = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
+_LOAD_TUN = f"no {_TUN}; load the kernel's tun module (modprobe tun)"
+
 VIRTIO_HEADER = bytes(10)
 """Before a frame with which nothing is left to do. include/uapi/linux/virtio_net.h."""
 _IFREQ_SIZE = 40  # struct ifreq, 64 bit
 _INT = struct.Struct("=i")
+
+
+def check_tun() -> None:
+    """Raises DeviceError where this machine can make no TAP at all."""
+    try:
+        os.close(os.open(_TUN, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as err:
+        if err.errno in _NO_TUN:
+            raise DeviceError(_LOAD_TUN) from err
+        raise DeviceError(f"cannot open {_TUN}: {err.strerror}") from err
 
 
 class Tap:
@@ -54,11 +69,9 @@ class Tap:
             self._device = pytun.TunTapDevice(name, flags)
         except pytun.Error as err:
             # An OSError, but never one of its subclasses: pytun makes it itself.
-            if err.errno == errno.ENOENT:
-                raise DeviceError(
-                    f"{name}: no /dev/net/tun; load the kernel's tun module (modprobe tun)"
-                ) from err
-            if name in (link for _, link in socket.if_nameindex()):
+            if err.errno in _NO_TUN:
+                raise DeviceError(f"{name}: {_LOAD_TUN}") from err
+            if _is_interface(name):
                 raise DeviceError(f"{name}: an interface of this name exists already") from err
             raise DeviceError(f"{name}: cannot create a TAP: {_reason(err)}") from err
         try:
@@ -125,6 +138,14 @@ class Tap:
     def close(self) -> None:
         """Give up this copy of the descriptor."""
         self._device.close()
+
+
+def _is_interface(name: str) -> bool:
+    try:
+        socket.if_nametoindex(name)
+    except OSError:  # none, or no descriptor left to ask with
+        return False
+    return True
 
 
 def _reason(err: OSError) -> str:

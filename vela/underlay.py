@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
+from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
@@ -67,20 +69,19 @@ class ReceiveGroup:
         self._only_ipv6 = only_ipv6
         self._sockets: list[socket.socket] = []
         self._free: list[int] = []
-        first = self._socket()
-        try:
-            # Bound before it shares: a second velad must not slip in.
-            first.bind((str(address), port))
-        except OSError as err:
-            first.close()
-            raise DeviceError(f"cannot listen on {self}: {os.strerror(err.errno or 0)}") from err
+        # Bound before it shares: a second velad must not slip in.
+        first = self._bound_socket(shared=False)
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         first.setblocking(False)
         # Each datagram then tells how many before it found this socket full.
         first.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
         self._sockets.append(first)
         # There is a group, and a program can be attached, from the second socket on.
-        self.release(self.acquire())
+        try:
+            self.release(self.acquire())
+        except DeviceError:
+            self.close()
+            raise
 
     def __str__(self) -> str:
         return str(Endpoint(self.address, self.port))
@@ -97,19 +98,15 @@ class ReceiveGroup:
         return family is Family.IPV6 or (not self._only_ipv6 and self.address == IPv6Address("::"))
 
     def acquire(self) -> int:
-        """Return the index of a socket for a circuit: blocking, and with nothing left in it."""
+        """Return the index of a socket for a circuit: blocking, and with nothing left in it.
+
+        Raises DeviceError where there can be no more.
+        """
         if self._free:
             index = self._free.pop()
             drain(self._sockets[index])
             return index
-        added = self._socket()
-        try:
-            added.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            added.bind((str(self.address), self.port))
-        except OSError as err:
-            added.close()
-            raise DeviceError(f"cannot listen on {self}: {os.strerror(err.errno or 0)}") from err
-        self._sockets.append(added)
+        self._sockets.append(self._bound_socket(shared=True))
         return len(self._sockets) - 1
 
     def member(self, index: int) -> socket.socket:
@@ -132,12 +129,22 @@ class ReceiveGroup:
             each.close()
         self._sockets.clear()
 
-    def _socket(self) -> socket.socket:
-        opened = _udp_socket(self.address, only_ipv6=self._only_ipv6)
-        # All sockets of a group alike: which of them GRO looks at is the hash's choice.
-        opened.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
-        _set_buffer(opened, RECEIVE_BUFFER, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
-        _set_buffer(opened, SEND_BUFFER, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+    def _bound_socket(self, *, shared: bool) -> socket.socket:
+        with ExitStack() as undo:
+            try:
+                opened = undo.enter_context(_udp_socket(self.address, only_ipv6=self._only_ipv6))
+                # All sockets of a group alike: which of them GRO looks at is the hash's choice.
+                opened.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+                _set_buffer(opened, RECEIVE_BUFFER, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
+                _set_buffer(opened, SEND_BUFFER, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+                opened.bind((str(self.address), self.port))
+            except OSError as err:
+                why = os.strerror(err.errno or 0)
+                if err.errno == errno.EAFNOSUPPORT and self.address.version == 6:
+                    why = 'this kernel has no IPv6; daemon.listen = ["0.0.0.0"] would be right'
+                raise DeviceError(f"cannot listen on {self}: {why}") from err
+            undo.pop_all()
         return opened
 
     @property

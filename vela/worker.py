@@ -69,7 +69,6 @@ def run(task: WorkerTask) -> NoReturn:
     except OSError as err:
         # It was there when the supervisor looked; slower, but frames go on.
         log.warning("cpu_not_pinned", cpu=task.cpu, error=str(err), **about)
-    take_turns()  # inherited by the second thread
     confine(task.user, task.supervisor_pid)
     gc.disable()  # the loops make no cycles
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -85,6 +84,9 @@ def run(task: WorkerTask) -> NoReturn:
             log.exception("worker_crashed", direction=direction.__name__, **about)
             os._exit(EXIT_CRASHED)
 
+    # As late as that: until now the successor of a worker that was killed interrupts others,
+    # and is ready sooner. Inherited by the second thread.
+    take_turns()
     # What threading.Thread keeps account of, nobody here asks for.
     _thread.start_new_thread(forward, (plane.ingress,))
     forward(plane.egress)

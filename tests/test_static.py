@@ -1,0 +1,61 @@
+"""vela.supervisor.static: what a static circuit shows while the way to its remote changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_interface
+
+import pytest
+from services import services_in
+
+from lab.link import Interface
+from lab.topology import TwoRouters
+from vela.circuit import CircuitConfig, Remote
+from vela.supervisor import circuit as circuit_module
+from vela.supervisor.circuit import Origin, State
+from vela.supervisor.pseudowire import Services
+from vela.supervisor.static import StaticCircuit
+
+pytestmark = pytest.mark.needs_net_admin
+
+CONFIG = CircuitConfig(
+    name="vela0",
+    id=1,
+    remote=Remote("10.201.0.2"),
+    addresses=(ip_interface("fd00:16::1/64"),),
+    autoconfigure=False,
+)
+
+
+@pytest.fixture
+def services(routers: TwoRouters) -> Iterator[Services]:
+    """On router A."""
+    with services_in(routers.a.namespace) as made:
+        yield made
+
+
+def test_circuit_whose_way_gets_too_narrow_carries_nothing_until_it_is_wide_enough(
+    routers: TwoRouters, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(circuit_module, "REFRESH_INTERVAL_S", 0.05)
+    monkeypatch.setattr(circuit_module, "FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(circuit_module, "LONGEST_RETRY_S", 0.05)
+    circuit = StaticCircuit(CONFIG, services, 0, Origin.CONFIG)
+    interface = Interface(routers.a.namespace, "vela0")
+
+    def seen(underlay_mtu: int) -> tuple[State, bool, bool]:
+        routers.a.underlay.set_mtu(underlay_mtu)
+        services.loop.call_later(0.5, services.loop.stop)
+        services.loop.run()
+        status = circuit.status()
+        carries = status.worker is not None and status.worker.pid is not None
+        return circuit.state, carries, interface.carrier
+
+    try:
+        circuit.start()
+        assert seen(1500) == (State.UNMONITORED, True, True)
+        # 1308 - 29 = 1279, one byte less than RFC 8200 asks for.
+        assert seen(1308) == (State.FAILED, False, False)
+        assert seen(1309) == (State.UNMONITORED, True, True)
+    finally:
+        circuit.close()
