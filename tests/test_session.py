@@ -542,12 +542,56 @@ def test_offer_changed_against_the_policy_is_rejected_and_the_kept_one_stays() -
     first.offer = replace(OFFER, bridge="br-wan")
     first.boot(link.now)
     link.collect(first)
-    link.run(link.now + 1)
+    changed = link.now
+    link.run(changed + 1)
 
     [rejected] = first.since(0, Rejected)
     assert isinstance(rejected, Rejected)
     assert rejected.code == RejectCode.BRIDGE
+    # And so for good, though the other end would resume what it keeps.
+    link.weather = Weather(loss=0.3, duplication=0.3, longest_delay=0.3)
+    link.run(changed + 300)
+    second.boot(link.now)
+    link.collect(second)
+    link.run(changed + 500)
+    link.unheard = {(ROUTER1, MessageType.REQUEST)}  # what follows insisting in vain
+    link.run(changed + 600)
+    link.unheard = set()
+    assert first.since(changed, (Agreed, Up)) == []
+    assert {event.code for event in first.since(0, Rejected) if isinstance(event, Rejected)} == {
+        RejectCode.BRIDGE
+    }
     assert second.since(0, OfferChanged) == []
+    assert second.kept == OFFER
+    refused = second.since(changed + 300, Rejected)[-1]
+    assert refused == Rejected(
+        RejectCode.OUTDATED, "the other end wants this circuit otherwise, and is refused that here"
+    )
+
+    link.weather = QUIET
+    second.policy = replace(POLICY, config=replace(POLICY.config, bridges=("br-wan",)))
+    second.boot(link.now)
+    link.collect(second)
+    link.run(link.now + 31)
+    assert first.up
+    assert second.kept == first.offer
+
+
+def test_rejection_of_what_the_other_end_resumes_is_over_at_once() -> None:
+    link = one_sided(32)
+    first, second = link.machines
+    second.policy = replace(POLICY, config=replace(POLICY.config, max_circuits=0))
+    link.boot()
+    link.run(link.now + 40)
+    assert len(first.since(0, Rejected)) >= 4  # the next one is 24 s away at least
+
+    second.policy, second.kept = POLICY, OFFER
+    second.boot(link.now)
+    link.collect(second)
+    link.run(link.now + 0.1)
+
+    assert first.up
+    assert second.up
 
 
 def test_resumed_circuit_that_its_owner_has_no_more_is_rejected() -> None:

@@ -227,6 +227,8 @@ class Session:
         self._insisting_from: int | None = None
         self._repeat_s = REPEAT_S
         self._rejections = 0
+        # The settings of this end are; that a circuit is disabled says nothing of them.
+        self._refused = False
         self._confirm_repeat_s = CONFIRM_REPEAT_S
         self._close_reason = CloseReason.STOPPING
         self._wrong_tag = False
@@ -577,8 +579,31 @@ class Session:
         if self._has_news_for(message):
             self._decline(message, what.now)
             self._hasten(what.now)
+        elif self._refused and self._is_outdated(message):
+            self._refuse_outdated(what)
         else:
             self._take_confirm(what)
+
+    def _take_confirm_while_rejected(self, what: _Happening) -> None:
+        """Take no session with settings of before, or nobody would see that these are refused."""
+        message = what.message_of(Confirm)
+        if self._refused and self._is_outdated(message):
+            self._refuse_outdated(what)
+        elif message.resuming and not self._passive:  # it may not reject this end any more
+            self._decline(message, what.now)
+            self._hasten(what.now)
+        else:
+            self._take_confirm(what)
+
+    def _refuse_outdated(self, what: _Happening) -> None:
+        message = what.message_of(Confirm)
+        refusal = rejection(
+            message,
+            message.size,
+            RejectCode.OUTDATED,
+            "the other end wants this circuit otherwise, and is refused that here",
+        )
+        self._send(refusal, what.whence)
 
     def _decline(self, message: Confirm, now: float) -> None:
         """Leave it unanswered for good: a copy that comes later must not start a session."""
@@ -659,6 +684,7 @@ class Session:
         self._state = State.LINKED
         self._binding = self._nonce()
         self._rejections = 0
+        self._refused = False
         self._wrong_tag = False
         self._renewal = self._renew_at = None
         self._expire_at = now + LINKED_TIMEOUT_S
@@ -761,6 +787,7 @@ class Session:
         self._events.append(Rejected(message.code, message.text or f"refused, code {message.code}"))
         self._drop_link()
         self._state = State.REJECTED
+        self._refused = message.code != RejectCode.DISABLED
         delay_s = min(FIRST_REJECTED_S * 2 ** min(self._rejections, 8), LONGEST_REPEAT_S)
         self._rejections += 1
         self._send_at = what.now + delay_s * self._randomness.uniform(1 - JITTER, 1)
@@ -905,7 +932,7 @@ _TABLE: dict[tuple[State, Input], _Action] = {
     (_S.REJECTED, _I.CLOSE_WANTED): Session._finish,
     (_S.REJECTED, _I.SEND_DUE): Session._begin,
     (_S.REJECTED, _I.REQUEST): Session._answer_request,
-    (_S.REJECTED, _I.CONFIRM): Session._take_confirm,
+    (_S.REJECTED, _I.CONFIRM): Session._take_confirm_while_rejected,
     #
     (_S.LINKED, _I.CLOSE_WANTED): Session._leave,
     (_S.LINKED, _I.SEND_DUE): Session._keep_alive,
