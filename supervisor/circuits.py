@@ -58,6 +58,8 @@ class Circuits:
         stored = self._kept.load(self._config.daemon)
         for config in self._config.circuits:
             self._create(config, Origin.CONFIG)
+        for unread in stored.unread:
+            self._log.error("kept_circuit_not_started", circuit=unread.name, error=unread.error)
         left_out = []
         for kept in stored.circuits:
             try:
@@ -71,7 +73,9 @@ class Circuits:
         for name in stored.disabled & self._circuits.keys():
             self._circuits[name].disable()
         self._kept.set_absent(
-            Stored(tuple(left_out), frozenset(stored.disabled - self._circuits.keys()))
+            Stored(
+                tuple(left_out), stored.unread, frozenset(stored.disabled - self._circuits.keys())
+            )
         )
 
     def start(self) -> None:

@@ -79,6 +79,7 @@ class Kept:
                 if circuit.origin is not Origin.CONFIG
             )
             + tuple(each for each in absent.circuits if each.config.name not in circuits),
+            unread=tuple(each for each in absent.unread if each.name not in circuits),
             disabled=frozenset(name for name, circuit in circuits.items() if circuit.disabled)
             | absent.disabled,
         )

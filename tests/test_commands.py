@@ -371,6 +371,29 @@ def test_state_file_that_makes_no_sense_is_set_aside(routers: TwoRouters) -> Non
         assert set(stored(both.b)) == {NAME}
 
 
+def test_kept_circuit_that_no_longer_fits_the_configuration_is_left_out_and_kept(
+    routers: TwoRouters,
+) -> None:
+    with Velad(routers.a.namespace, "") as velad:
+        velad.control("add", "vela7", "--remote", "10.201.0.9")
+        velad.control("add", "vela8", "--remote", "fd00:201::9")
+        both = stored(velad)
+        assert velad.stop() == 0
+
+        velad.configure('[daemon]\nlisten = ["10.201.0.1"]\n')
+        velad.start()
+        assert [entry["name"] for entry in velad.status()["circuits"]] == ["vela7"]
+        assert "kept_circuit_not_started" in velad.log()
+        assert "circuits.vela8.remote: needs IPv6" in velad.log()
+        velad.control("down", "vela7")  # which saves
+        assert stored(velad) == both
+        assert velad.stop() == 0
+
+        velad.configure("")
+        velad.start()
+        assert {entry["name"] for entry in velad.status()["circuits"]} == {"vela7", "vela8"}
+
+
 def test_add_without_a_place_to_keep_it_is_refused_and_leaves_nothing(
     routers: TwoRouters,
 ) -> None:
