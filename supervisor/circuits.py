@@ -20,7 +20,7 @@ from vela.circuit import (
 from vela.config import parse_circuits
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.key import load_key
-from vela.negotiation import CircuitRequested, CloseReason, RejectCode
+from vela.negotiation import CircuitRequested, CloseReason, Confirm, RejectCode
 from vela.supervisor.circuit import Circuit, Origin, State
 from vela.supervisor.kept import Kept
 from vela.supervisor.negotiated import NegotiatedCircuit
@@ -113,8 +113,8 @@ class Circuits:
     def status(self) -> tuple[CircuitStatus, ...]:
         return tuple(circuit.status() for circuit in self._circuits.values())
 
-    def silent_toward(self, circuit_id: int, address: IPAddress) -> str:
-        return self._occupancy.silent_toward(circuit_id, address)
+    def withheld(self, confirm: Confirm, address: IPAddress) -> str:
+        return self._occupancy.withheld(confirm.circuit_id, address)
 
     def set_up_by_others(self) -> int:
         return sum(circuit.origin is Origin.PEER for circuit in self._circuits.values())

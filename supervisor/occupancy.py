@@ -85,7 +85,7 @@ class Occupancy:
                 return name
         raise ConfigError(f"no interface name that fits {pattern!r} is free; name one that is")
 
-    def silent_toward(self, circuit_id: int, address: IPAddress) -> str:
+    def withheld(self, circuit_id: int, address: IPAddress) -> str:
         """Say why a circuit that there is does not answer this address; empty: there is none."""
         for circuit in self._circuits.values():
             if circuit.config.id != circuit_id:

@@ -105,7 +105,7 @@ class Machine:
                 if session.ignored == ignored:
                     self.taken.add(data)
             else:
-                self._take(self.responder.receive_datagram(data, source, 0, now), now)
+                self._take(self.responder.receive_datagram(data, source, lambda: 0, now), now)
                 self.taken.add(data)
         except RemoteProtocolError:
             self.refused += 1

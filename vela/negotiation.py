@@ -15,7 +15,7 @@ listening socket. A daemon has one Cookies, one Responder, and a Session for eac
     if session is not None:
         session.receive_datagram(data, source, now)
     else:
-        requested = responder.receive_datagram(data, source, circuits, now)
+        requested = responder.receive_datagram(data, source, count, now)
         if requested is not None:                 # make the interface, or responder.reject(...)
             session = Session(requested.circuit_id, local, remote=None, key=key, cookies=cookies,
                               randomness=SystemRandom(), policy=policy)
@@ -76,6 +76,7 @@ from vela.control import (
     MAX_ADDRESSES,
     Capability,
     CloseReason,
+    Confirm,
     Description,
     RejectCode,
     read_header,
@@ -93,6 +94,7 @@ __all__ = [
     "CircuitRequested",
     "CloseReason",
     "Closed",
+    "Confirm",
     "Cookies",
     "Datagram",
     "Description",
