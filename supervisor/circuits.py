@@ -114,7 +114,7 @@ class Circuits:
         return tuple(circuit.status() for circuit in self._circuits.values())
 
     def withheld(self, confirm: Confirm, address: IPAddress) -> str:
-        return self._occupancy.withheld(confirm.circuit_id, address)
+        return self._occupancy.withheld(confirm, address)
 
     def set_up_by_others(self) -> int:
         return sum(circuit.origin is Origin.PEER for circuit in self._circuits.values())
