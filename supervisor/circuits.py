@@ -132,6 +132,10 @@ class Circuits:
                 # The other end keeps it where it only changes.
                 stays = name in wanted and _is_same_circuit(wanted[name], circuit.config)
                 self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
+                if circuit.disabled and name in wanted:
+                    self._kept.add_disabled(name)
+                elif circuit.disabled:
+                    self._kept.try_save()
         for name, each in wanted.items():
             if name in self._circuits:
                 continue
@@ -140,6 +144,9 @@ class Circuits:
                 circuit = self._create(each, Origin.CONFIG)
             except VelaError as err:
                 self._log.error("circuit_not_started", circuit=name, error=str(err))
+                continue
+            if self._kept.take_disabled(name):
+                circuit.disable()
             else:
                 circuit.start()
 
@@ -158,6 +165,7 @@ class Circuits:
         (config,) = parse_circuits({name: table}, self._config.daemon, "velactl add")
         self._occupancy.check_free(config)
         circuit = self._create(config, Origin.COMMAND)
+        self._kept.take_disabled(name)
         try:
             self._kept.save()
         except DeviceError:
@@ -200,7 +208,14 @@ class Circuits:
         try:
             name = offer.interface or self._occupancy.free_name(policy.config.interfaces)
             config = _config_for(requested, name, self._services.port)
-            self._make_way(config)
+            moved = self._moved(config)
+            if moved is not None and moved.disabled:
+                why = f"{name} was taken down on the other end"
+                self._negotiator.reject(requested, RejectCode.DISABLED, why)
+                return
+            if moved is not None:
+                self._log.info("circuit_moved", circuit=name, remote=str(config.remote))
+                self._remove(moved, None)
             self._occupancy.check_free(config)
         except VelaError as err:
             log.warning("circuit_refused", circuit_id=requested.circuit_id, error=str(err))
@@ -210,6 +225,7 @@ class Circuits:
             self._create(
                 config, Origin.PEER, named_by_peer=offer.interface is not None, start=requested
             )
+            self._kept.take_disabled(name)
             self._kept.save_in_time()
         except VelaError as err:
             log.error("circuit_not_set_up", circuit=name, error=str(err))
@@ -299,8 +315,8 @@ class Circuits:
             else:
                 circuit.set_terms(policy, self._negotiator.key)
 
-    def _make_way(self, config: CircuitConfig) -> None:
-        """Remove what the same machine set up here before, when it had another address."""
+    def _moved(self, config: CircuitConfig) -> Circuit | None:
+        """Return what the same machine set up here before, when it had another address."""
         other = self._circuits.get(config.name)
         if (
             other is not None
@@ -309,8 +325,8 @@ class Circuits:
             and other.config.id == config.id
             and self._negotiator.key is not None
         ):
-            self._log.info("circuit_moved", circuit=config.name, remote=str(config.remote))
-            self._remove(other, None)
+            return other
+        return None
 
     def _on_deleted(self, circuit: NegotiatedCircuit) -> None:
         self._log.info("circuit_deleted_by_peer", circuit=circuit.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -37,6 +38,16 @@ class Kept:
     def set_absent(self, absent: Stored) -> None:
         """Keep this besides: what was kept, and is not to be had at present."""
         self._absent = absent
+
+    def add_disabled(self, name: str) -> None:
+        """Keep besides that this one was taken down, until it is there again."""
+        self._absent = replace(self._absent, disabled=self._absent.disabled | {name})
+
+    def take_disabled(self, name: str) -> bool:
+        """Tell whether one that was absent, and is there again, had been taken down."""
+        was_disabled = name in self._absent.disabled
+        self._absent = replace(self._absent, disabled=self._absent.disabled - {name})
+        return was_disabled
 
     def save(self) -> None:
         """Save now. Raises DeviceError, and then what was kept before still is."""

@@ -190,6 +190,74 @@ def test_circuit_taken_down_by_the_responder_says_so_to_the_initiator(
         wait_until_up(both, timeout_s=6)
 
 
+def test_circuit_that_is_changed_while_it_is_taken_down_stays_so(routers: TwoRouters) -> None:
+    with circuit(routers) as both:
+        both.a.control("down", NAME)
+
+        both.a.configure(asking(routers.b.ipv4, mtu=1300))
+        both.a.control("reload")
+
+        assert both.a.circuit(NAME)["state"] == "disabled"
+        both.a.stop()
+        both.a.start()
+        assert both.a.circuit(NAME)["state"] == "disabled"
+        both.a.control("up", NAME)
+        wait_until_up(both)
+        assert both.b.circuit(NAME)["mtu"] == 1300
+
+
+def test_circuit_that_was_taken_down_and_gone_is_up_for_good_after_up(routers: TwoRouters) -> None:
+    config = asking(routers.b.ipv4)
+    with Velad(routers.a.namespace, config) as velad:
+        velad.control("down", NAME)
+        velad.stop()
+        velad.configure("")
+        velad.start()
+
+        velad.configure(config)
+        velad.control("reload")
+        assert velad.circuit(NAME)["state"] == "disabled"
+        velad.control("up", NAME)
+        velad.stop()
+        velad.start()
+        assert velad.circuit(NAME)["state"] != "disabled"
+
+        # Taken out of the file, it is forgotten.
+        velad.control("down", NAME)
+        velad.configure("")
+        velad.control("reload")
+        velad.stop()
+        velad.start()
+        velad.configure(config)
+        velad.control("reload")
+        assert velad.circuit(NAME)["state"] != "disabled"
+
+
+def test_circuit_taken_down_is_not_set_up_anew_when_its_other_end_has_another_address(
+    routers: TwoRouters, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("a key for the test, 32 characters\n")
+    key.chmod(0o600)
+    listen = '[daemon]\nlisten = ["{}"]\n'
+    config = asking(routers.b.ipv4, key_file=str(key))
+    both_policies = policy(key_file=str(key))
+    routers.a.namespace.run("ip", "addr", "add", "10.201.0.77/24", "dev", "eth0")
+    with ends(routers, listen.format("10.201.0.1") + config, both_policies) as both:
+        wait_until_up(both)
+        both.b.control("down", NAME)
+        both.a.stop()
+
+        both.a.configure(listen.format("10.201.0.77") + config)
+        both.a.start()
+
+        both.a.wait_for(
+            lambda status: status["circuits"][0]["reason"] == TAKEN_DOWN, 10, TAKEN_DOWN
+        )
+        entry = both.b.circuit(NAME)
+        assert (entry["state"], entry["remote"]) == ("disabled", "10.201.0.1")
+
+
 def test_commands_that_cannot_be_done_say_why_and_change_nothing(routers: TwoRouters) -> None:
     with ends(routers, asking(routers.b.ipv4), policy()) as both:
         wait_until_up(both)
