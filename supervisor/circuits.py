@@ -22,7 +22,7 @@ from vela.errors import ConfigError, DeviceError, VelaError
 from vela.key import load_key
 from vela.negotiation import CircuitRequested, CloseReason, Confirm, RejectCode
 from vela.supervisor.circuit import Circuit, Origin, State
-from vela.supervisor.kept import Kept
+from vela.supervisor.kept import Kept, is_named_by_peer
 from vela.supervisor.negotiated import NegotiatedCircuit
 from vela.supervisor.negotiator import Negotiator
 from vela.supervisor.occupancy import Occupancy
@@ -201,39 +201,94 @@ class Circuits:
 
     def on_requested(self, requested: CircuitRequested) -> None:
         """Set up what another machine asks for, and the policy allows; or refuse it."""
-        offer, log = requested.offer, self._log.bind(by=str(requested.source))
         policy = self._negotiator.policy
         if policy is None:
             return
         try:
-            name = offer.interface or self._occupancy.free_name(policy.config.interfaces)
+            name = requested.offer.interface or self._occupancy.free_name(policy.config.interfaces)
             config = _config_for(requested, name, self._services.port)
             moved = self._moved(config)
             if moved is not None and moved.disabled:
-                why = f"{name} was taken down on the other end"
+                why = f"{config.name} was taken down on the other end"
                 self._negotiator.reject(requested, RejectCode.DISABLED, why)
                 return
-            if moved is not None:
-                self._log.info("circuit_moved", circuit=name, remote=str(config.remote))
-                self._remove(moved, None)
-            self._occupancy.check_free(config)
+            self._occupancy.check_free(config, moved)
         except VelaError as err:
-            log.warning("circuit_refused", circuit_id=requested.circuit_id, error=str(err))
-            self._negotiator.reject(requested, RejectCode.CONFLICT, _from_here(err))
+            self._refuse(requested, RejectCode.CONFLICT, _from_here(err))
+            return
+        if moved is not None:
+            self._log.info("circuit_moved", circuit=config.name, remote=str(config.remote))
+        self._set_up_for_peer(config, requested, moved)
+
+    def _on_offer_changed(self, circuit: NegotiatedCircuit, requested: CircuitRequested) -> None:
+        """Set the circuit up as the other end wants it now; or refuse that, and leave it alone."""
+        policy = self._negotiator.policy
+        if policy is None:
+            return
+        others = self.set_up_by_others() - 1
+        refused = policy.judge_new(requested.description, requested.offer, others)
+        if refused is not None:
+            self._refuse(requested, refused.code, refused.text)
             return
         try:
+            name = requested.offer.interface
+            if name is None and circuit.offer.interface is None:
+                name = circuit.name
+            elif name is None:
+                name = self._occupancy.free_name(policy.config.interfaces)
+            config = _config_for(requested, name, self._services.port)
+            self._occupancy.check_free(config, circuit)
+        except VelaError as err:
+            self._refuse(requested, RejectCode.CONFLICT, _from_here(err))
+            return
+        self._log.info("circuit_changed_by_peer", circuit=circuit.name)
+        self._set_up_for_peer(config, requested, circuit)
+
+    def _set_up_for_peer(
+        self, config: CircuitConfig, requested: CircuitRequested, replaced: Circuit | None
+    ) -> None:
+        """Make what another machine may have, in place of what it had."""
+        if replaced is not None:
+            self._remove(replaced, None)
+        try:
             self._create(
-                config, Origin.PEER, named_by_peer=offer.interface is not None, start=requested
+                config,
+                Origin.PEER,
+                named_by_peer=requested.offer.interface is not None,
+                start=requested,
             )
-            self._kept.take_disabled(name)
+            self._kept.take_disabled(config.name)
             self._kept.save_in_time()
         except VelaError as err:
-            log.error("circuit_not_set_up", circuit=name, error=str(err))
-            failed = self._circuits.get(name)
+            self._log.error("circuit_not_set_up", circuit=config.name, error=str(err))
+            failed = self._circuits.get(config.name)
             if failed is not None:
                 self._remove(failed, None)
             self._negotiator.reject(requested, RejectCode.FAILED, _from_here(err))
-            return
+            if replaced is not None:
+                self._restore(replaced)
+
+    def _restore(self, replaced: Circuit) -> None:
+        """Make a circuit again in whose place no other could be made."""
+        try:
+            circuit = self._create(
+                replaced.config, replaced.origin, named_by_peer=is_named_by_peer(replaced)
+            )
+        except VelaError as err:
+            self._log.error("circuit_not_restored", circuit=replaced.name, error=str(err))
+            self._kept.try_save()
+        else:
+            circuit.start()
+
+    def _refuse(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
+        self._log.warning(
+            "circuit_refused",
+            by=str(requested.source),
+            circuit_id=requested.circuit_id,
+            code=code.name,
+            reason=text,
+        )
+        self._negotiator.reject(requested, code, text)
 
     def _find(self, name: str) -> Circuit:
         circuit = self._circuits.get(name)
@@ -331,12 +386,6 @@ class Circuits:
     def _on_deleted(self, circuit: NegotiatedCircuit) -> None:
         self._log.info("circuit_deleted_by_peer", circuit=circuit.name)
         self._remove(circuit, CloseReason.DELETED)
-        self._kept.try_save()
-
-    def _on_offer_changed(self, circuit: NegotiatedCircuit) -> None:
-        """Forget the circuit: the other end then asks for it anew, as it wants it now."""
-        self._log.info("circuit_changed_by_peer", circuit=circuit.name)
-        self._remove(circuit, None)
         self._kept.try_save()
 
 

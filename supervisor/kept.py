@@ -85,7 +85,7 @@ class Kept:
         circuits, absent = self._circuits, self._absent
         return Stored(
             circuits=tuple(
-                StoredCircuit(circuit.config, circuit.origin, _is_named_by_peer(circuit))
+                StoredCircuit(circuit.config, circuit.origin, is_named_by_peer(circuit))
                 for circuit in circuits.values()
                 if circuit.origin is not Origin.CONFIG
             )
@@ -96,7 +96,8 @@ class Kept:
         )
 
 
-def _is_named_by_peer(circuit: Circuit) -> bool:
+def is_named_by_peer(circuit: Circuit) -> bool:
+    """Tell whether the other end wanted the interface's name; else it was chosen here."""
     return (
         circuit.origin is Origin.PEER
         and isinstance(circuit, NegotiatedCircuit)

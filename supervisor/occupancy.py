@@ -35,14 +35,17 @@ class Occupancy:
         self._daemon = daemon
         self._circuits = circuits
 
-    def check_free(self, config: CircuitConfig) -> None:
-        """Raises ConfigError where another circuit has what only one can have."""
-        if config.name in self._circuits:
+    def check_free(self, config: CircuitConfig, replaced: Circuit | None = None) -> None:
+        """Raises ConfigError where another circuit has what only one can have.
+
+        replaced is to go, and so has nothing.
+        """
+        if self._circuits.get(config.name) not in (None, replaced):
             raise ConfigError(f"there is a circuit {config.name} already")
         others = {
             name: format_circuit(each.config)
             for name, each in self._circuits.items()
-            if _may_collide(each.config, config)
+            if each is not replaced and _may_collide(each.config, config)
         }
         for each in others.values():
             # What others get is theirs to judge.

@@ -135,7 +135,9 @@ class Machine:
         while (event := session.next_event()) is not None:
             self.events.append((now, event))
             if isinstance(event, OfferChanged):
-                self.kept = event.offer
+                self.kept = event.requested.offer
+                self.session = session = self._session(None)
+                session.accept(event.requested, now)
             if isinstance(event, Closed):
                 self.farewell += session.datagrams_to_send()
                 self.session = None

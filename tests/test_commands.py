@@ -35,6 +35,7 @@ ADD = (
     *("--address", "10.9.0.1/30", "--peer-address", "10.9.0.2/30"),
     *("--peer-interface", "vela7"),
 )
+NONE: dict[str, object] = {"addresses": []}
 TAKEN_DOWN = "vela0 was taken down on the other end"
 NETWORKS = ["10.9.0.0/16", "172.16.0.0/12", "fd00::/8"]
 
@@ -368,7 +369,8 @@ def test_changed_address_for_the_other_end_is_changed_there(routers: TwoRouters)
         )
         return asking(routers.b.ipv4, peer={"addresses": [address]}) + other
 
-    with ends(routers, config("172.16.16.2/30"), policy()) as both:
+    # As many as there are: the one that changes does not count against itself.
+    with ends(routers, config("172.16.16.2/30"), policy(max_circuits=2)) as both:
         wait_until_up(both)
         wait_until_up(both, a="vela1", b="vela1")
         workers = [velad.worker_pid("vela1") for velad in both]
@@ -386,6 +388,50 @@ def test_changed_address_for_the_other_end_is_changed_there(routers: TwoRouters)
         )
         wait_until_up(both, timeout_s=5)
         assert [velad.worker_pid("vela1") for velad in both] == workers
+
+
+@pytest.mark.parametrize(
+    ("changed", "peer", "reason"),
+    [
+        (
+            policy() + asking("10.201.0.77", name="vela9", addresses=["172.16.20.2/30"], peer=NONE),
+            {"addresses": ["172.16.20.2/30"]},
+            "on the other end, vela0: circuits.vela0.addresses: 172.16.20.2 is taken by "
+            "circuits.vela9.addresses; another one would be right",
+        ),
+        (
+            policy(accept=False),
+            {"addresses": ["172.16.20.2/30"]},
+            "autoconfigure.accept is false on the other end",
+        ),
+        (
+            policy(),
+            {"bridge": "br-lan"},
+            "on the other end, br-lan: there is no interface of this name",
+        ),
+    ],
+    ids=["conflict", "not accepting", "cannot be made"],
+)
+def test_change_that_the_other_end_refuses_leaves_its_circuit_as_it_was(
+    routers: TwoRouters, changed: str, peer: dict[str, object], reason: str
+) -> None:
+    with circuit(routers) as both:
+        both.b.configure(changed)
+        both.b.control("reload")
+        both.a.configure(asking(routers.b.ipv4, peer=peer))
+        both.a.control("reload")
+
+        entry = both.a.wait_for_state(NAME, "rejected")
+        assert entry["reason"] == reason
+        assert addresses(routers.b.namespace, NAME) == {"172.16.16.2/30", "fd00:16::2/64"}
+        assert set(stored(both.b)) == {NAME}
+        told = both.b.wait_for_state(NAME, "rejected")["reason"]
+        assert told == "the other end wants this circuit otherwise, and is refused that here"
+
+        # What was wanted before is still to be had.
+        both.a.configure(asking(routers.b.ipv4))
+        both.a.control("reload")
+        wait_until_up(both)
 
 
 def test_changed_name_for_the_other_end_is_changed_there(routers: TwoRouters) -> None:

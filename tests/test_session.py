@@ -423,7 +423,9 @@ def test_offer_changed_reaches_the_other_end_if_policy_allows(lost: bool) -> Non
     link.run(link.now + 2)
 
     assert first.up
-    assert second.since(0, OfferChanged) == [OfferChanged(offer)]
+    [changed] = second.since(0, OfferChanged)
+    assert isinstance(changed, OfferChanged)
+    assert changed.requested.offer == second.kept == offer
 
 
 CHANGED = replace(OFFER, addresses=(IPv4Interface("172.16.16.6/30"),))
@@ -592,6 +594,31 @@ def test_rejection_of_what_the_other_end_resumes_is_over_at_once() -> None:
 
     assert first.up
     assert second.up
+
+
+def test_offer_changed_that_is_not_accepted_leaves_the_session_as_it_is() -> None:
+    """More than the policy has to be asked: it is for the caller to say."""
+    link = one_sided(33)
+    first, second = up_link(link)
+    before = second.session_id
+    request = next(data for _, _, data in link.log if data[2] == MessageType.REQUEST)
+    link.machines[1].receive(
+        encode(replace(decode(request, KEY), sender_nonce=0x77), KEY), ROUTER1, link.now
+    )
+    [acknowledged] = link.machines[1].sent()
+    cookie = read_header(acknowledged.data).sender_nonce
+    confirm = Confirm(CIRCUIT, 0x77, cookie, 2, LOCAL1, CHANGED)
+
+    for _ in range(2):
+        second.receive(confirm, ROUTER1, link.now)
+        event = second.next_event()
+        assert event == OfferChanged(CircuitRequested(ROUTER1, confirm))
+        assert second.next_event() is None
+        assert second.datagrams_to_send() == []
+
+    assert (second.state, second.session_id) == (State.UP, before)
+    link.run(link.now + 10)
+    assert (first.state, second.state) == (State.UP, State.UP)
 
 
 def test_resumed_circuit_that_its_owner_has_no_more_is_rejected() -> None:

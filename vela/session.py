@@ -624,17 +624,18 @@ class Session:
     def _take_confirm(self, what: _Happening) -> None:
         """Begin the session that a CONFIRM with a good cookie asks for; it replaces any other."""
         message, source = what.message_of(Confirm), what.whence
-        judged = self.policy is not None and not message.resuming
-        if self.policy is not None and judged:
+        if self.policy is not None and not message.resuming:
             refused = self.policy.judge(message.description, message.offer)
             if refused is not None:
                 refusal = rejection(message, message.size, refused.code, refused.text)
                 self._send(refusal, source)
                 return
+            if message.offer != self._offer:
+                # The cookie stays good, so that each repetition is answered.
+                self._events.append(OfferChanged(CircuitRequested(source, message)))
+                return
         if self._state is State.UP:
             self._events.append(Down("the other end began anew"))
-        if judged and message.offer != self._offer:
-            self._events.append(OfferChanged(message.offer))
         self._adopt(what)
 
     def _adopt(self, what: _Happening) -> None:
