@@ -108,6 +108,16 @@ class Circuit(ABC):
         """Begin to end the worker, ahead of close() in the same turn of the loop."""
         self._wire.kill_worker()
 
+    @property
+    def unresolved(self) -> bool:
+        """Whether no address of its remote's is known."""
+        return self.config.remote.address is None and not self._addresses
+
+    @property
+    def sought_in_vain(self) -> bool:
+        """Whether it is unresolved although its remote was looked up."""
+        return self.unresolved and self._failures > 0
+
     def close(self) -> None:
         """Take everything down; the interface is gone afterwards."""
         self._closed = True
@@ -126,6 +136,8 @@ class Circuit(ABC):
         self._wire.detach()
         self._wire.set_carrier(False)
         self._become(State.DISABLED)
+        # Who its remote is stays known: that one is told.
+        self._refresh()
 
     def enable(self) -> None:
         """Undo disable(); start() is still to be called."""
@@ -204,7 +216,11 @@ class Circuit(ABC):
         self._services.names.ask(self.config.remote.host, self.config.family, self._on_answer)
 
     def _on_answer(self, answer: Answer) -> None:
-        if self._closed or self.disabled:
+        if self._closed:
+            return
+        if self.disabled:
+            self._addresses = answer.addresses or self._addresses
+            self._refresh_later(failed=answer.error is not None)
             return
         failed = True
         try:

@@ -21,9 +21,9 @@ from vela.circuit import (
 from vela.config import parse_circuits
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.key import load_key
-from vela.negotiation import CircuitRequested, CloseReason, RejectCode
+from vela.negotiation import CircuitRequested, CloseReason, Confirm, RejectCode
 from vela.supervisor.circuit import Circuit, Origin, State
-from vela.supervisor.kept import Kept
+from vela.supervisor.kept import Kept, is_named_by_peer
 from vela.supervisor.negotiated import NegotiatedCircuit
 from vela.supervisor.negotiator import Negotiator
 from vela.supervisor.occupancy import Occupancy
@@ -59,6 +59,8 @@ class Circuits:
         stored = self._kept.load(self._config.daemon)
         for config in self._config.circuits:
             self._create(config, Origin.CONFIG)
+        for unread in stored.unread:
+            self._log.error("kept_circuit_not_started", circuit=unread.name, error=unread.error)
         left_out = []
         for kept in stored.circuits:
             try:
@@ -72,7 +74,9 @@ class Circuits:
         for name in stored.disabled & self._circuits.keys():
             self._circuits[name].disable()
         self._kept.set_absent(
-            Stored(tuple(left_out), frozenset(stored.disabled - self._circuits.keys()))
+            Stored(
+                tuple(left_out), stored.unread, frozenset(stored.disabled - self._circuits.keys())
+            )
         )
 
     def start(self) -> None:
@@ -113,8 +117,8 @@ class Circuits:
     def status(self) -> tuple[CircuitStatus, ...]:
         return tuple(circuit.status() for circuit in self._circuits.values())
 
-    def silent_toward(self, circuit_id: int, address: IPAddress) -> str:
-        return self._occupancy.silent_toward(circuit_id, address)
+    def withheld(self, confirm: Confirm, address: IPAddress) -> str:
+        return self._occupancy.withheld(confirm, address)
 
     def set_up_by_others(self) -> int:
         return sum(circuit.origin is Origin.PEER for circuit in self._circuits.values())
@@ -132,6 +136,10 @@ class Circuits:
                 # The other end keeps it where it only changes.
                 stays = name in wanted and _is_same_circuit(wanted[name], circuit.config)
                 self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
+                if circuit.disabled and name in wanted:
+                    self._kept.add_disabled(name)
+                elif circuit.disabled:
+                    self._kept.try_save()
         for name, each in wanted.items():
             if name in self._circuits:
                 continue
@@ -140,6 +148,9 @@ class Circuits:
                 circuit = self._create(each, Origin.CONFIG)
             except VelaError as err:
                 self._log.error("circuit_not_started", circuit=name, error=str(err))
+                continue
+            if self._kept.take_disabled(name):
+                circuit.disable()
             else:
                 circuit.start()
 
@@ -158,6 +169,7 @@ class Circuits:
         (config,) = parse_circuits({name: table}, self._config.daemon, "velactl add")
         self._occupancy.check_free(config)
         circuit = self._create(config, Origin.COMMAND)
+        self._kept.take_disabled(name)
         try:
             self._kept.save()
         except DeviceError:
@@ -193,31 +205,94 @@ class Circuits:
 
     def on_requested(self, requested: CircuitRequested) -> None:
         """Set up what another machine asks for, and the policy allows; or refuse it."""
-        offer, log = requested.offer, self._log.bind(by=str(requested.source))
         policy = self._negotiator.policy
         if policy is None:
             return
         try:
-            name = offer.interface or self._occupancy.free_name(policy.config.interfaces)
+            name = requested.offer.interface or self._occupancy.free_name(policy.config.interfaces)
             config = _config_for(requested, name, self._services.port)
-            self._make_way(config)
-            self._occupancy.check_free(config)
+            moved = self._moved(config)
+            if moved is not None and moved.disabled:
+                why = f"{config.name} was taken down on the other end"
+                self._negotiator.reject(requested, RejectCode.DISABLED, why)
+                return
+            self._occupancy.check_free(config, moved)
         except VelaError as err:
-            log.warning("circuit_refused", circuit_id=requested.circuit_id, error=str(err))
-            self._negotiator.reject(requested, RejectCode.CONFLICT, _from_here(err))
+            self._refuse(requested, RejectCode.CONFLICT, _from_here(err))
+            return
+        if moved is not None:
+            self._log.info("circuit_moved", circuit=config.name, remote=str(config.remote))
+        self._set_up_for_peer(config, requested, moved)
+
+    def _on_offer_changed(self, circuit: NegotiatedCircuit, requested: CircuitRequested) -> None:
+        """Set the circuit up as the other end wants it now; or refuse that, and leave it alone."""
+        policy = self._negotiator.policy
+        if policy is None:
+            return
+        others = self.set_up_by_others() - 1
+        refused = policy.judge_new(requested.description, requested.offer, others)
+        if refused is not None:
+            self._refuse(requested, refused.code, refused.text)
             return
         try:
+            name = requested.offer.interface
+            if name is None and circuit.offer.interface is None:
+                name = circuit.name
+            elif name is None:
+                name = self._occupancy.free_name(policy.config.interfaces)
+            config = _config_for(requested, name, self._services.port)
+            self._occupancy.check_free(config, circuit)
+        except VelaError as err:
+            self._refuse(requested, RejectCode.CONFLICT, _from_here(err))
+            return
+        self._log.info("circuit_changed_by_peer", circuit=circuit.name)
+        self._set_up_for_peer(config, requested, circuit)
+
+    def _set_up_for_peer(
+        self, config: CircuitConfig, requested: CircuitRequested, replaced: Circuit | None
+    ) -> None:
+        """Make what another machine may have, in place of what it had."""
+        if replaced is not None:
+            self._remove(replaced, None)
+        try:
             self._create(
-                config, Origin.PEER, named_by_peer=offer.interface is not None, start=requested
+                config,
+                Origin.PEER,
+                named_by_peer=requested.offer.interface is not None,
+                start=requested,
             )
+            self._kept.take_disabled(config.name)
             self._kept.save_in_time()
         except VelaError as err:
-            log.error("circuit_not_set_up", circuit=name, error=str(err))
-            failed = self._circuits.get(name)
+            self._log.error("circuit_not_set_up", circuit=config.name, error=str(err))
+            failed = self._circuits.get(config.name)
             if failed is not None:
                 self._remove(failed, None)
             self._negotiator.reject(requested, RejectCode.FAILED, _from_here(err))
-            return
+            if replaced is not None:
+                self._restore(replaced)
+
+    def _restore(self, replaced: Circuit) -> None:
+        """Make a circuit again in whose place no other could be made."""
+        try:
+            circuit = self._create(
+                replaced.config, replaced.origin, named_by_peer=is_named_by_peer(replaced)
+            )
+        except VelaError as err:
+            self._log.error("circuit_not_restored", circuit=replaced.name, error=str(err))
+            self._kept.try_save()
+        else:
+            circuit.start()
+
+    def _refuse(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
+        self._log.warning(
+            "circuit_refused",
+            by=str(requested.source),
+            circuit_id=requested.circuit_id,
+            code=code.name,
+            reason=text,
+        )
+        self._negotiator.reject(requested, code, text)
 
     def _find(self, name: str) -> Circuit:
         circuit = self._circuits.get(name)
@@ -299,8 +374,8 @@ class Circuits:
             else:
                 circuit.set_terms(policy, self._negotiator.key)
 
-    def _make_way(self, config: CircuitConfig) -> None:
-        """Remove what the same machine set up here before, when it had another address."""
+    def _moved(self, config: CircuitConfig) -> Circuit | None:
+        """Return what the same machine set up here before, when it had another address."""
         other = self._circuits.get(config.name)
         if (
             other is not None
@@ -309,18 +384,12 @@ class Circuits:
             and other.config.id == config.id
             and self._negotiator.key is not None
         ):
-            self._log.info("circuit_moved", circuit=config.name, remote=str(config.remote))
-            self._remove(other, None)
+            return other
+        return None
 
     def _on_deleted(self, circuit: NegotiatedCircuit) -> None:
         self._log.info("circuit_deleted_by_peer", circuit=circuit.name)
         self._remove(circuit, CloseReason.DELETED)
-        self._kept.try_save()
-
-    def _on_offer_changed(self, circuit: NegotiatedCircuit) -> None:
-        """Forget the circuit: the other end then asks for it anew, as it wants it now."""
-        self._log.info("circuit_changed_by_peer", circuit=circuit.name)
-        self._remove(circuit, None)
         self._kept.try_save()
 
 

@@ -85,7 +85,7 @@ class Daemon:
                 names,
                 lambda requested: self._circuits.on_requested(requested),
                 lambda: self._circuits.set_up_by_others(),
-                lambda circuit_id, address: self._circuits.silent_toward(circuit_id, address),
+                lambda confirm, address: self._circuits.withheld(confirm, address),
             )
             self._set_policy(config)
             services = Services(

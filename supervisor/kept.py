@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -37,6 +38,16 @@ class Kept:
     def set_absent(self, absent: Stored) -> None:
         """Keep this besides: what was kept, and is not to be had at present."""
         self._absent = absent
+
+    def add_disabled(self, name: str) -> None:
+        """Keep besides that this one was taken down, until it is there again."""
+        self._absent = replace(self._absent, disabled=self._absent.disabled | {name})
+
+    def take_disabled(self, name: str) -> bool:
+        """Tell whether one that was absent, and is there again, had been taken down."""
+        was_disabled = name in self._absent.disabled
+        self._absent = replace(self._absent, disabled=self._absent.disabled - {name})
+        return was_disabled
 
     def save(self) -> None:
         """Save now. Raises DeviceError, and then what was kept before still is."""
@@ -74,17 +85,19 @@ class Kept:
         circuits, absent = self._circuits, self._absent
         return Stored(
             circuits=tuple(
-                StoredCircuit(circuit.config, circuit.origin, _is_named_by_peer(circuit))
+                StoredCircuit(circuit.config, circuit.origin, is_named_by_peer(circuit))
                 for circuit in circuits.values()
                 if circuit.origin is not Origin.CONFIG
             )
             + tuple(each for each in absent.circuits if each.config.name not in circuits),
+            unread=tuple(each for each in absent.unread if each.name not in circuits),
             disabled=frozenset(name for name, circuit in circuits.items() if circuit.disabled)
             | absent.disabled,
         )
 
 
-def _is_named_by_peer(circuit: Circuit) -> bool:
+def is_named_by_peer(circuit: Circuit) -> bool:
+    """Tell whether the other end wanted the interface's name; else it was chosen here."""
     return (
         circuit.origin is Origin.PEER
         and isinstance(circuit, NegotiatedCircuit)

@@ -33,6 +33,7 @@ from vela.supervisor.negotiator import Negotiator
 from vela.supervisor.pseudowire import PROVISIONAL_MTU, Path, Profile, Services
 
 CircuitHandler = Callable[["NegotiatedCircuit"], None]
+OfferHandler = Callable[["NegotiatedCircuit", CircuitRequested], None]
 
 
 class NegotiatedCircuit(Circuit):
@@ -49,7 +50,7 @@ class NegotiatedCircuit(Circuit):
         key: bytes | None,
         negotiator: Negotiator,
         deleted: CircuitHandler,
-        offer_changed: CircuitHandler,
+        offer_changed: OfferHandler,
     ) -> None:
         """Create the interface. Raises DeviceError, and then there is none.
 
@@ -203,8 +204,8 @@ class NegotiatedCircuit(Circuit):
                 self._become(State.REJECTED, reason)
             case ResolveWanted():
                 self._refresh()
-            case OfferChanged():
-                self._offer_changed(self)
+            case OfferChanged(requested):
+                self._offer_changed(self, requested)
             case Closed(by_remote):
                 self._on_closed(by_remote)
             case _:

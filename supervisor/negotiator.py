@@ -14,6 +14,7 @@ from vela.circuit import AutoconfigureConfig, Endpoint, IPAddress
 from vela.errors import RemoteProtocolError
 from vela.negotiation import (
     CircuitRequested,
+    Confirm,
     Cookies,
     Datagram,
     Policy,
@@ -53,19 +54,20 @@ class Negotiator:
         names: Names,
         requested: RequestHandler,
         count: Callable[[], int],
-        disabled: Callable[[int, IPAddress], str],
+        withheld: Callable[[Confirm, IPAddress], str],
     ) -> None:
         """requested is called where a remote may have the circuit that it asks for.
 
-        count tells how many circuits there are that others set up; disabled,
-        in a sentence, that the circuit of this id toward an address was taken down.
+        count tells how many circuits there are that others set up; withheld, in
+        a sentence, that the circuit that an address asks for is not to be had at
+        present. Both may take a while.
         """
         self._loop = loop
         self._reception = reception
         self._names = names
         self._requested = requested
         self._count = count
-        self._disabled = disabled
+        self._withheld = withheld
         self._participants: dict[int, list[Participant]] = {}
         self._log = structlog.get_logger()
         self._dropped: Counter[str] = Counter()
@@ -139,9 +141,9 @@ class Negotiator:
             requested = self._responder.receive_datagram(
                 data,
                 source,
-                self._count(),
+                self._count,
                 self._loop.now(),
-                self._disabled(circuit_id, source.address),
+                lambda confirm: self._withheld(confirm, source.address),
             )
         except RemoteProtocolError as err:
             self._dropped[err.reason] += 1

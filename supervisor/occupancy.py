@@ -20,7 +20,8 @@ from vela.circuit import (
 )
 from vela.config import format_circuit, parse_circuits, remote_identity
 from vela.errors import ConfigError
-from vela.supervisor.circuit import Circuit, Origin, State
+from vela.negotiation import Confirm
+from vela.supervisor.circuit import Circuit
 
 # Numbers, for interfaces that nobody named.
 NAMES_TRIED = 4096
@@ -34,14 +35,17 @@ class Occupancy:
         self._daemon = daemon
         self._circuits = circuits
 
-    def check_free(self, config: CircuitConfig) -> None:
-        """Raises ConfigError where another circuit has what only one can have."""
-        if config.name in self._circuits:
+    def check_free(self, config: CircuitConfig, replaced: Circuit | None = None) -> None:
+        """Raises ConfigError where another circuit has what only one can have.
+
+        replaced is to go, and so has nothing.
+        """
+        if self._circuits.get(config.name) not in (None, replaced):
             raise ConfigError(f"there is a circuit {config.name} already")
         others = {
             name: format_circuit(each.config)
             for name, each in self._circuits.items()
-            if _may_collide(each.config, config)
+            if each is not replaced and _may_collide(each.config, config)
         }
         for each in others.values():
             # What others get is theirs to judge.
@@ -89,21 +93,22 @@ class Occupancy:
                 return name
         raise ConfigError(f"no interface name that fits {pattern!r} is free; name one that is")
 
-    def silent_toward(self, circuit_id: int, address: IPAddress) -> str:
-        """Say why a circuit that there is does not answer this address; empty: there is none."""
+    def withheld(self, confirm: Confirm, address: IPAddress) -> str:
+        """Say why a circuit that there may be does not answer this address; empty: there is none.
+
+        What resumes waits as long as a circuit's remote is unknown: told that
+        there is none, it would be deleted there. What is new waits until that
+        was looked up once, or a name could keep its id from everybody for ever.
+        """
         for circuit in self._circuits.values():
-            if circuit.config.id != circuit_id:
+            if circuit.config.id != confirm.circuit_id:
                 continue
             if circuit.disabled and circuit.leads_to(address):
                 return f"{circuit.name} was taken down on the other end"
-            if _is_unsettled(circuit):
-                return f"{circuit.name} is still being resolved on the other end"
+            # Whoever asks: so this names none.
+            if circuit.unresolved and (confirm.resuming or not circuit.sought_in_vain):
+                return "a circuit with this id is still being resolved on the other end"
         return ""
-
-
-def _is_unsettled(circuit: Circuit) -> bool:
-    """Tell whether a circuit that this end wants does not know its remote's address yet."""
-    return circuit.origin is not Origin.PEER and circuit.state is State.RESOLVING
 
 
 def _may_collide(one: CircuitConfig, other: CircuitConfig) -> bool:

@@ -13,6 +13,7 @@ from vela.confinement import find_user
 from vela.counters import CounterSlab
 from vela.engine import load_engine
 from vela.supervisor.burst import Burst
+from vela.supervisor.forwarding import Forwarding
 from vela.supervisor.loop import EventLoop
 from vela.supervisor.names import Names
 from vela.supervisor.netlink import Netlink
@@ -39,6 +40,7 @@ def services_in(namespace: Namespace) -> Iterator[Services]:
         undo.callback(names.close)
         yield Services(
             loop=loop,
+            forwarding=Forwarding(),
             netlink=netlink,
             reception=Reception(loop, (group,)),
             names=names,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, ip_address, ip_network
 
-from vela.agreement import Agreement, CircuitRequested, Closed, Datagram, Event
+from vela.agreement import Agreement, CircuitRequested, Closed, Datagram, Event, OfferChanged
 from vela.circuit import AutoconfigureConfig, Endpoint, PeerConfig
 from vela.control import Capability, Description, MessageType, read_header
 from vela.cookie import Cookies
@@ -105,7 +105,7 @@ class Machine:
                 if session.ignored == ignored:
                     self.taken.add(data)
             else:
-                self._take(self.responder.receive_datagram(data, source, 0, now), now)
+                self._take(self.responder.receive_datagram(data, source, lambda: 0, now), now)
                 self.taken.add(data)
         except RemoteProtocolError:
             self.refused += 1
@@ -134,6 +134,10 @@ class Machine:
             raise AssertionError("a timer that stays due")
         while (event := session.next_event()) is not None:
             self.events.append((now, event))
+            if isinstance(event, OfferChanged):
+                self.kept = event.requested.offer
+                self.session = session = self._session(None)
+                session.accept(event.requested, now)
             if isinstance(event, Closed):
                 self.farewell += session.datagrams_to_send()
                 self.session = None
@@ -175,6 +179,8 @@ class Link:
     now: float = 1000.0
     deaf: set[Endpoint] = field(default_factory=set)
     """Machines that nothing reaches, though they are heard."""
+    unheard: set[tuple[Endpoint, MessageType]] = field(default_factory=set)
+    """Messages of such a machine and type that never arrive."""
     log: list[tuple[float, Endpoint, bytes]] = field(default_factory=list)
     """What was sent: when, by whom."""
     answered_replays: list[tuple[Endpoint, bytes]] = field(default_factory=list)
@@ -201,6 +207,8 @@ class Link:
 
     def throw(self, source: Endpoint, to: Endpoint, data: bytes) -> None:
         weather, dice = self.weather, self.randomness
+        if (source, read_header(data).type) in self.unheard:
+            return
         copies = 1 + (dice.random() < weather.duplication)
         for _ in range(copies):
             if dice.random() >= weather.loss:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.autoconfigured import asking, ends, interfaces, policy
+from lab.autoconfigured import asking, ends, policy, wait_until_up
 from lab.circuit import (
     ADDRESSES_A,
     ADDRESSES_B,
@@ -186,17 +186,44 @@ def test_names_with_both_families_at_both_ends_meet(named: TwoRouters) -> None:
         assert crosses(named, 1451)
 
 
-def test_circuit_that_is_being_resolved_is_not_set_up_once_more_by_its_remote(
+@pytest.mark.parametrize("disabled", [False, True])
+def test_circuit_that_is_being_resolved_is_not_deleted_by_its_remote_that_resumes(
+    named: TwoRouters, hosts: Path, disabled: bool
+) -> None:
+    known = hosts / "router2"
+    known.write_text(f"10.201.0.2 {HOST}\n")
+    with ends(named, policy() + asking(HOST), policy()) as both:
+        with name_server(named.a.namespace, hosts=hosts):
+            wait_until_up(both)
+            if disabled:
+                both.a.control("down", NAME)
+            both.a.stop()
+        both.a.start()
+
+        told = "a circuit with this id is still being resolved on the other end"
+        refused = both.b.wait_for(
+            lambda status: [each["reason"] for each in status["circuits"]] == [told], 10, told
+        )
+
+        assert refused["circuits"][0]["state"] == "down"
+        with name_server(named.a.namespace, hosts=hosts):
+            if disabled:
+                told = "vela0 was taken down on the other end"
+                both.b.wait_for(
+                    lambda status: [each["reason"] for each in status["circuits"]] == [told],
+                    40,
+                    told,
+                )
+            else:
+                wait_until_up(both, timeout_s=20)
+
+
+def test_name_that_never_resolves_keeps_its_circuit_id_from_nobody(
     named: TwoRouters, hosts: Path
 ) -> None:
-    config_a = policy() + asking(HOST)
-    config_b = asking(
-        named.a.ipv4, addresses=list(ADDRESSES_B), peer={"interface": "vela5", "addresses": []}
-    )
+    config_a = policy() + asking(HOST, addresses=[])
+    config_b = asking(named.a.ipv4, addresses=[], peer={"interface": "vela5", "addresses": []})
     with name_server(named.a.namespace, hosts=hosts), ends(named, config_a, config_b) as both:
-        refused = both.b.wait_for_state(NAME, "down")
-        (resolving,) = both.a.status()["circuits"]
+        wait_until_up(both, a="vela5")
 
-        assert refused["reason"] == "vela0 is still being resolved on the other end"
-        assert (resolving["name"], resolving["state"]) == ("vela0", "resolving")
-        assert interfaces(named.a.namespace) == {"lo", "eth0", "vela0"}
+        assert both.a.circuit(NAME)["state"] == "resolving"

@@ -35,6 +35,7 @@ ADD = (
     *("--address", "10.9.0.1/30", "--peer-address", "10.9.0.2/30"),
     *("--peer-interface", "vela7"),
 )
+NONE: dict[str, object] = {"addresses": []}
 TAKEN_DOWN = "vela0 was taken down on the other end"
 NETWORKS = ["10.9.0.0/16", "172.16.0.0/12", "fd00::/8"]
 
@@ -190,6 +191,74 @@ def test_circuit_taken_down_by_the_responder_says_so_to_the_initiator(
         wait_until_up(both, timeout_s=6)
 
 
+def test_circuit_that_is_changed_while_it_is_taken_down_stays_so(routers: TwoRouters) -> None:
+    with circuit(routers) as both:
+        both.a.control("down", NAME)
+
+        both.a.configure(asking(routers.b.ipv4, mtu=1300))
+        both.a.control("reload")
+
+        assert both.a.circuit(NAME)["state"] == "disabled"
+        both.a.stop()
+        both.a.start()
+        assert both.a.circuit(NAME)["state"] == "disabled"
+        both.a.control("up", NAME)
+        wait_until_up(both)
+        assert both.b.circuit(NAME)["mtu"] == 1300
+
+
+def test_circuit_that_was_taken_down_and_gone_is_up_for_good_after_up(routers: TwoRouters) -> None:
+    config = asking(routers.b.ipv4)
+    with Velad(routers.a.namespace, config) as velad:
+        velad.control("down", NAME)
+        velad.stop()
+        velad.configure("")
+        velad.start()
+
+        velad.configure(config)
+        velad.control("reload")
+        assert velad.circuit(NAME)["state"] == "disabled"
+        velad.control("up", NAME)
+        velad.stop()
+        velad.start()
+        assert velad.circuit(NAME)["state"] != "disabled"
+
+        # Taken out of the file, it is forgotten.
+        velad.control("down", NAME)
+        velad.configure("")
+        velad.control("reload")
+        velad.stop()
+        velad.start()
+        velad.configure(config)
+        velad.control("reload")
+        assert velad.circuit(NAME)["state"] != "disabled"
+
+
+def test_circuit_taken_down_is_not_set_up_anew_when_its_other_end_has_another_address(
+    routers: TwoRouters, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("a key for the test, 32 characters\n")
+    key.chmod(0o600)
+    listen = '[daemon]\nlisten = ["{}"]\n'
+    config = asking(routers.b.ipv4, key_file=str(key))
+    both_policies = policy(key_file=str(key))
+    routers.a.namespace.run("ip", "addr", "add", "10.201.0.77/24", "dev", "eth0")
+    with ends(routers, listen.format("10.201.0.1") + config, both_policies) as both:
+        wait_until_up(both)
+        both.b.control("down", NAME)
+        both.a.stop()
+
+        both.a.configure(listen.format("10.201.0.77") + config)
+        both.a.start()
+
+        both.a.wait_for(
+            lambda status: status["circuits"][0]["reason"] == TAKEN_DOWN, 10, TAKEN_DOWN
+        )
+        entry = both.b.circuit(NAME)
+        assert (entry["state"], entry["remote"]) == ("disabled", "10.201.0.1")
+
+
 def test_commands_that_cannot_be_done_say_why_and_change_nothing(routers: TwoRouters) -> None:
     with ends(routers, asking(routers.b.ipv4), policy()) as both:
         wait_until_up(both)
@@ -300,7 +369,8 @@ def test_changed_address_for_the_other_end_is_changed_there(routers: TwoRouters)
         )
         return asking(routers.b.ipv4, peer={"addresses": [address]}) + other
 
-    with ends(routers, config("172.16.16.2/30"), policy()) as both:
+    # As many as there are: the one that changes does not count against itself.
+    with ends(routers, config("172.16.16.2/30"), policy(max_circuits=2)) as both:
         wait_until_up(both)
         wait_until_up(both, a="vela1", b="vela1")
         workers = [velad.worker_pid("vela1") for velad in both]
@@ -318,6 +388,50 @@ def test_changed_address_for_the_other_end_is_changed_there(routers: TwoRouters)
         )
         wait_until_up(both, timeout_s=5)
         assert [velad.worker_pid("vela1") for velad in both] == workers
+
+
+@pytest.mark.parametrize(
+    ("changed", "peer", "reason"),
+    [
+        (
+            policy() + asking("10.201.0.77", name="vela9", addresses=["172.16.20.2/30"], peer=NONE),
+            {"addresses": ["172.16.20.2/30"]},
+            "on the other end, vela0: circuits.vela0.addresses: 172.16.20.2 is taken by "
+            "circuits.vela9.addresses; another one would be right",
+        ),
+        (
+            policy(accept=False),
+            {"addresses": ["172.16.20.2/30"]},
+            "autoconfigure.accept is false on the other end",
+        ),
+        (
+            policy(),
+            {"bridge": "br-lan"},
+            "on the other end, br-lan: there is no interface of this name",
+        ),
+    ],
+    ids=["conflict", "not accepting", "cannot be made"],
+)
+def test_change_that_the_other_end_refuses_leaves_its_circuit_as_it_was(
+    routers: TwoRouters, changed: str, peer: dict[str, object], reason: str
+) -> None:
+    with circuit(routers) as both:
+        both.b.configure(changed)
+        both.b.control("reload")
+        both.a.configure(asking(routers.b.ipv4, peer=peer))
+        both.a.control("reload")
+
+        entry = both.a.wait_for_state(NAME, "rejected")
+        assert entry["reason"] == reason
+        assert addresses(routers.b.namespace, NAME) == {"172.16.16.2/30", "fd00:16::2/64"}
+        assert set(stored(both.b)) == {NAME}
+        told = both.b.wait_for_state(NAME, "rejected")["reason"]
+        assert told == "the other end wants this circuit otherwise, and is refused that here"
+
+        # What was wanted before is still to be had.
+        both.a.configure(asking(routers.b.ipv4))
+        both.a.control("reload")
+        wait_until_up(both)
 
 
 def test_changed_name_for_the_other_end_is_changed_there(routers: TwoRouters) -> None:
@@ -369,6 +483,29 @@ def test_state_file_that_makes_no_sense_is_set_aside(routers: TwoRouters) -> Non
         # The initiator asks for it again.
         wait_until_up(both, timeout_s=4)
         assert set(stored(both.b)) == {NAME}
+
+
+def test_kept_circuit_that_no_longer_fits_the_configuration_is_left_out_and_kept(
+    routers: TwoRouters,
+) -> None:
+    with Velad(routers.a.namespace, "") as velad:
+        velad.control("add", "vela7", "--remote", "10.201.0.9")
+        velad.control("add", "vela8", "--remote", "fd00:201::9")
+        both = stored(velad)
+        assert velad.stop() == 0
+
+        velad.configure('[daemon]\nlisten = ["10.201.0.1"]\n')
+        velad.start()
+        assert [entry["name"] for entry in velad.status()["circuits"]] == ["vela7"]
+        assert "kept_circuit_not_started" in velad.log()
+        assert "circuits.vela8.remote: needs IPv6" in velad.log()
+        velad.control("down", "vela7")  # which saves
+        assert stored(velad) == both
+        assert velad.stop() == 0
+
+        velad.configure("")
+        velad.start()
+        assert {entry["name"] for entry in velad.status()["circuits"]} == {"vela7", "vela8"}
 
 
 def test_add_without_a_place_to_keep_it_is_refused_and_leaves_nothing(

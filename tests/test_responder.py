@@ -52,7 +52,7 @@ def ask(
     key: bytes | None = None,
     circuits: int = 0,
 ) -> tuple[CircuitRequested | None, list[Message]]:
-    requested = answering.receive_datagram(encode(message, key), source, circuits, now)
+    requested = answering.receive_datagram(encode(message, key), source, lambda: circuits, now)
     sent = answering.datagrams_to_send()
     assert all(datagram.remote == source for datagram in sent)
     return requested, [decode(datagram.data, key) for datagram in sent]
@@ -195,6 +195,31 @@ def test_circuits_of_others_are_limited_in_number() -> None:
     assert answer.code == RejectCode.TOO_MANY
 
 
+def test_circuits_are_looked_through_for_no_stranger_before_its_cookie_is_back() -> None:
+    """However fast it sends: there may be hundreds."""
+    answering = responder()
+    confirm = acknowledged(answering)
+    asked: list[str] = []
+
+    def count() -> int:
+        asked.append("count")
+        return 0
+
+    def withheld(_: Confirm) -> str:
+        asked.append("withheld")
+        return ""
+
+    def receive(message: Message, source: Endpoint = ROUTER1) -> None:
+        answering.receive_datagram(encode(message, None), source, count, 100.0, withheld)
+
+    for message in (REQUEST, KEEPALIVE, replace(confirm, receiver_nonce=0x99)):
+        receive(message)
+    receive(confirm, STRANGER)
+    assert asked == []
+    receive(confirm)
+    assert asked == ["withheld", "count"]
+
+
 MESSAGES = st.one_of(
     st.builds(replace, st.just(REQUEST), size=st.integers(0, 400), offer=st.just(PeerConfig())),
     st.builds(
@@ -220,7 +245,7 @@ def test_answers_are_never_larger_than_what_they_answer(messages: list[Message])
 
     for message in messages:
         data = encode(message, None)
-        answering.receive_datagram(data, ROUTER1, 0, 100.0)
+        answering.receive_datagram(data, ROUTER1, lambda: 0, 100.0)
         assert sum(len(each.data) for each in answering.datagrams_to_send()) <= len(data)
 
 
@@ -229,7 +254,7 @@ def test_refusal_with_a_long_text_is_no_larger_than_the_smallest_confirm() -> No
     confirm = replace(acknowledged(answering), offer=PeerConfig(), size=0)
     data = encode(confirm, None)
 
-    answering.receive_datagram(data, ROUTER1, 0, 100.0)
+    answering.receive_datagram(data, ROUTER1, lambda: 0, 100.0)
 
     [answer] = answering.datagrams_to_send()
     assert len(answer.data) <= len(data)

@@ -37,7 +37,7 @@ from vela.agreement import (
     Unanswered,
     Up,
 )
-from vela.circuit import Endpoint
+from vela.circuit import Endpoint, PeerConfig
 from vela.control import (
     CloseReason,
     Confirm,
@@ -93,8 +93,8 @@ def transitions(link: Link, since: float) -> list[object]:
     ]
 
 
-def storm(link: Link) -> None:
-    """Lose, reorder, duplicate, delay; restart either side at any moment."""
+def storm(link: Link, offers: tuple[PeerConfig, ...] = ()) -> None:
+    """Lose, reorder, duplicate, delay; restart either side, the first one with any offer."""
     dice = link.randomness
     link.weather = Weather(
         loss=dice.uniform(0, 0.5),
@@ -106,6 +106,8 @@ def storm(link: Link) -> None:
     for _ in range(dice.randrange(4)):
         link.run(link.now + dice.uniform(0, 5))
         machine = dice.choice(link.machines)
+        if offers and machine is link.machines[0]:
+            machine.offer = dice.choice(offers)
         machine.boot(link.now)
         link.collect(machine)
     link.run(link.now + dice.uniform(0, 5))
@@ -421,7 +423,117 @@ def test_offer_changed_reaches_the_other_end_if_policy_allows(lost: bool) -> Non
     link.run(link.now + 2)
 
     assert first.up
-    assert second.since(0, OfferChanged) == [OfferChanged(offer)]
+    [changed] = second.since(0, OfferChanged)
+    assert isinstance(changed, OfferChanged)
+    assert changed.requested.offer == second.kept == offer
+
+
+CHANGED = replace(OFFER, addresses=(IPv4Interface("172.16.16.6/30"),))
+
+
+def resume_after_an_outage(link: Link, offer: PeerConfig) -> None:
+    """Router 1 is configured anew while router 2 is away, which is heard first when it is back."""
+    up_link(link)
+    first, second = link.machines
+    link.deaf = {ROUTER1, ROUTER2}
+    first.offer = offer
+    first.boot(link.now)
+    link.run(link.now + 30)
+    link.deaf = set()
+    second.boot(link.now)
+    link.collect(second)
+
+
+def test_offer_changed_during_a_long_outage_goes_before_a_resumption() -> None:
+    link = one_sided(28)
+    resume_after_an_outage(link, CHANGED)
+    first, second = link.machines
+    back = link.now
+
+    link.run(back + 3)
+
+    assert first.up
+    assert second.up
+    assert second.kept == CHANGED
+    # It was never up with the settings of before.
+    assert [type(event) for event in first.since(back, (Up, Down))] == [Up]
+
+
+def test_offer_that_cannot_be_asked_for_lets_the_remote_resume_after_three_tries() -> None:
+    link = one_sided(29)
+    resume_after_an_outage(link, CHANGED)
+    first, second = link.machines
+    link.unheard = {(ROUTER1, MessageType.REQUEST)}
+    back, sent = link.now, len(link.log)
+
+    link.run(back + 6)
+
+    assert first.up
+    assert second.kept == OFFER
+    up_at = next(at for at, event in first.events if at >= back and isinstance(event, Up))
+    requests = [
+        at
+        for at, source, data in link.log[sent:]
+        if (source, read_header(data).type) == (ROUTER1, MessageType.REQUEST) and at < up_at
+    ]
+    assert len(requests) in (3, 4)  # the last one while the remote's was on its way
+
+
+def test_session_resumed_with_an_old_offer_stays_up_until_the_new_one_can_be_asked_for() -> None:
+    link = one_sided(30)
+    resume_after_an_outage(link, CHANGED)
+    first, second = link.machines
+    link.unheard = {(ROUTER1, MessageType.REQUEST)}
+    link.run(link.now + 6)
+    settled, sent = link.now, len(link.log)
+
+    link.run(settled + 3600)
+
+    assert transitions(link, settled) == []
+    asked = [read_header(data).type for _, _, data in link.log[sent:]].count(MessageType.REQUEST)
+    assert 12 <= asked <= 24  # 10 s apart at first, 240 to 300 s in the end
+    link.unheard = set()
+    link.run(link.now + 310)
+    assert second.kept == CHANGED
+    assert first.up
+    assert second.up
+    settled = link.now
+    link.run(settled + 600)
+    assert transitions(link, settled) == []
+
+
+def test_session_resumed_with_the_present_offer_is_not_asked_for_anew() -> None:
+    link = one_sided(31)
+    resume_after_an_outage(link, replace(OFFER, checksum_offload=True))  # says nothing there
+    back, sent = link.now, len(link.log)
+    link.unheard = {(ROUTER1, MessageType.REQUEST)}
+
+    link.run(back + 600)
+
+    [(up_at, _)] = [each for each in link.machines[0].events if each[1] == Up() and each[0] >= back]
+    assert up_at < back + 0.1
+    assert link.machines[0].since(back, Down) == []
+    assert MessageType.REQUEST not in [
+        read_header(data).type for _, source, data in link.log[sent:] if source == ROUTER1
+    ]
+
+
+def test_offer_of_the_configuration_prevails_after_any_storm() -> None:
+    for seed in range(SEEDS_AT_ONCE):
+        link = one_sided(seed)
+        storm(link, offers=(OFFER, CHANGED))
+        link.weather = QUIET
+
+        link.run(link.now + 6)
+        assert all(machine.up for machine in link.machines), f"seed {seed}"
+        # It may have had to be asked for anew several times.
+        link.run(link.now + 100)
+
+        assert all(machine.up for machine in link.machines), f"seed {seed}"
+        assert link.machines[1].kept == link.machines[0].offer, f"seed {seed}"
+        settled = link.now
+        link.run(settled + 60)
+        assert transitions(link, settled) == [], f"seed {seed}"
 
 
 def test_offer_changed_against_the_policy_is_rejected_and_the_kept_one_stays() -> None:
@@ -432,12 +544,81 @@ def test_offer_changed_against_the_policy_is_rejected_and_the_kept_one_stays() -
     first.offer = replace(OFFER, bridge="br-wan")
     first.boot(link.now)
     link.collect(first)
-    link.run(link.now + 1)
+    changed = link.now
+    link.run(changed + 1)
 
     [rejected] = first.since(0, Rejected)
     assert isinstance(rejected, Rejected)
     assert rejected.code == RejectCode.BRIDGE
+    # And so for good, though the other end would resume what it keeps.
+    link.weather = Weather(loss=0.3, duplication=0.3, longest_delay=0.3)
+    link.run(changed + 300)
+    second.boot(link.now)
+    link.collect(second)
+    link.run(changed + 500)
+    link.unheard = {(ROUTER1, MessageType.REQUEST)}  # what follows insisting in vain
+    link.run(changed + 600)
+    link.unheard = set()
+    assert first.since(changed, (Agreed, Up)) == []
+    assert {event.code for event in first.since(0, Rejected) if isinstance(event, Rejected)} == {
+        RejectCode.BRIDGE
+    }
     assert second.since(0, OfferChanged) == []
+    assert second.kept == OFFER
+    refused = second.since(changed + 300, Rejected)[-1]
+    assert refused == Rejected(
+        RejectCode.OUTDATED, "the other end wants this circuit otherwise, and is refused that here"
+    )
+
+    link.weather = QUIET
+    second.policy = replace(POLICY, config=replace(POLICY.config, bridges=("br-wan",)))
+    second.boot(link.now)
+    link.collect(second)
+    link.run(link.now + 31)
+    assert first.up
+    assert second.kept == first.offer
+
+
+def test_rejection_of_what_the_other_end_resumes_is_over_at_once() -> None:
+    link = one_sided(32)
+    first, second = link.machines
+    second.policy = replace(POLICY, config=replace(POLICY.config, max_circuits=0))
+    link.boot()
+    link.run(link.now + 40)
+    assert len(first.since(0, Rejected)) >= 4  # the next one is 24 s away at least
+
+    second.policy, second.kept = POLICY, OFFER
+    second.boot(link.now)
+    link.collect(second)
+    link.run(link.now + 0.1)
+
+    assert first.up
+    assert second.up
+
+
+def test_offer_changed_that_is_not_accepted_leaves_the_session_as_it_is() -> None:
+    """More than the policy has to be asked: it is for the caller to say."""
+    link = one_sided(33)
+    first, second = up_link(link)
+    before = second.session_id
+    request = next(data for _, _, data in link.log if data[2] == MessageType.REQUEST)
+    link.machines[1].receive(
+        encode(replace(decode(request, KEY), sender_nonce=0x77), KEY), ROUTER1, link.now
+    )
+    [acknowledged] = link.machines[1].sent()
+    cookie = read_header(acknowledged.data).sender_nonce
+    confirm = Confirm(CIRCUIT, 0x77, cookie, 2, LOCAL1, CHANGED)
+
+    for _ in range(2):
+        second.receive(confirm, ROUTER1, link.now)
+        event = second.next_event()
+        assert event == OfferChanged(CircuitRequested(ROUTER1, confirm))
+        assert second.next_event() is None
+        assert second.datagrams_to_send() == []
+
+    assert (second.state, second.session_id) == (State.UP, before)
+    link.run(link.now + 10)
+    assert (first.state, second.state) == (State.UP, State.UP)
 
 
 def test_resumed_circuit_that_its_owner_has_no_more_is_rejected() -> None:
@@ -664,7 +845,7 @@ def test_table_has_every_message_that_a_state_can_be_sent() -> None:
         State.CONFIRMING: anywhere | in_session,
         State.REJECTED: anywhere,
         State.LINKED: anywhere | in_session | accepted,
-        State.UP: anywhere | in_session | accepted,
+        State.UP: anywhere | in_session | accepted | {Input.ACKNOWLEDGE},
         State.CLOSING: anywhere | in_session | accepted,
         State.CLOSED: anywhere,
     }

@@ -33,7 +33,7 @@ OF_PEER = StoredCircuit(
     Origin.PEER,
     named_by_peer=True,
 )
-STORED = Stored((COMMANDED, OF_PEER), frozenset({"vela0", "vela3"}))
+STORED = Stored((COMMANDED, OF_PEER), disabled=frozenset({"vela0", "vela3"}))
 
 
 @pytest.fixture
@@ -75,14 +75,6 @@ def test_store_ignores_a_file_that_was_not_finished(path: Path) -> None:
         b'{"version": 2, "circuits": {}, "disabled": []}',
         b'{"version": 1, "circuits": [], "disabled": []}',
         b'{"version": 1, "circuits": {}, "disabled": "vela0"}',
-        b'{"version": 1, "circuits": {"vela0": {}}, "disabled": []}',
-        b'{"version": 1, "circuits": {"vela0": 7}, "disabled": []}',
-        b'{"version": 1, "circuits": {"vela0": {"origin": "nobody", "named_by_peer": false, '
-        b'"settings": {"id": 1, "remote": "192.0.2.9"}}}, "disabled": []}',
-        b'{"version": 1, "circuits": {"vela0": {"origin": "peer", "named_by_peer": false, '
-        b'"settings": {"id": 256, "remote": "192.0.2.9"}}}, "disabled": []}',
-        b'{"version": 1, "circuits": {"vela0": {"origin": "peer", "named_by_peer": false, '
-        b'"settings": null}}, "disabled": []}',
     ],
 )
 def test_store_sets_a_file_aside_that_makes_no_sense(
@@ -98,6 +90,61 @@ def test_store_sets_a_file_aside_that_makes_no_sense(
     assert (path.parent / "circuits.json.unreadable").read_bytes() == text
     Store(path.parent).save(STORED)
     assert Store(path.parent).load(DAEMON) == STORED
+
+
+def test_store_overwrites_nothing_that_was_set_aside_before(path: Path) -> None:
+    path.parent.mkdir()
+
+    for text in (b"first", b"second", b"third"):
+        path.write_bytes(text)
+        Store(path.parent).load(DAEMON)
+
+    assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == {
+        "circuits.json.unreadable": b"first",
+        "circuits.json.unreadable.2": b"second",
+        "circuits.json.unreadable.3": b"third",
+    }
+
+
+@pytest.mark.parametrize(
+    ("entry", "error"),
+    [
+        ({}, "KeyError: 'settings'"),
+        (7, "TypeError: no object"),
+        (
+            {
+                "origin": "nobody",
+                "named_by_peer": False,
+                "settings": {"id": 1, "remote": "192.0.2.9"},
+            },
+            "ValueError: 'nobody' is not a valid Origin",
+        ),
+        (
+            {
+                "origin": "peer",
+                "named_by_peer": False,
+                "settings": {"id": 256, "remote": "192.0.2.9"},
+            },
+            "circuits.vela5.id: 256 is outside 1..255",
+        ),
+        ({"origin": "peer", "named_by_peer": False, "settings": None}, "circuits.vela5: "),
+    ],
+)
+def test_store_keeps_an_entry_that_makes_no_sense_and_reads_the_others(
+    path: Path, entry: object, error: str
+) -> None:
+    Store(path.parent).save(STORED)
+    document = json.loads(path.read_text())
+    document["circuits"]["vela5"] = entry
+    path.write_text(json.dumps(document))
+
+    stored = Store(path.parent).load(DAEMON)
+
+    assert (stored.circuits, stored.disabled) == (STORED.circuits, STORED.disabled)
+    assert [(each.name, each.entry) for each in stored.unread] == [("vela5", entry)]
+    assert error in stored.unread[0].error
+    Store(path.parent).save(stored)
+    assert json.loads(path.read_text()) == document
 
 
 def test_store_cut_at_any_byte_is_whole_or_set_aside(path: Path) -> None:
@@ -132,7 +179,7 @@ def test_store_whose_directory_is_a_file_says_so(path: Path) -> None:
 
 
 def test_store_is_readable_json(path: Path) -> None:
-    Store(path.parent).save(Stored((OF_PEER,), frozenset({"vela0"})))
+    Store(path.parent).save(Stored((OF_PEER,), disabled=frozenset({"vela0"})))
 
     assert json.loads(path.read_text()) == {
         "version": 1,

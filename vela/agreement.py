@@ -91,9 +91,13 @@ class Agreed:
 
 @dataclass(frozen=True, slots=True)
 class OfferChanged:
-    """The remote, which once set this circuit up, wants other settings; the policy allows them."""
+    """The remote, which once set this circuit up, wants other settings; the policy allows them.
 
-    offer: PeerConfig
+    Answer with another session's accept in place of this one, which goes on
+    until then; or with Responder.reject.
+    """
+
+    requested: CircuitRequested
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,7 @@ class RejectCode(IntEnum):
     NO_SUCH_CIRCUIT = 9  # answers a REQUEST that resumes what the receiver does not have
     NO_SUCH_SESSION = 10  # answers a KEEPALIVE of a session that the receiver does not have
     DISABLED = 11  # the operator there took it down; it comes back
+    OUTDATED = 12  # answers what resumes settings in whose place the sender was refused others
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ listening socket. A daemon has one Cookies, one Responder, and a Session for eac
     if session is not None:
         session.receive_datagram(data, source, now)
     else:
-        requested = responder.receive_datagram(data, source, circuits, now)
+        requested = responder.receive_datagram(data, source, count, now)
         if requested is not None:                 # make the interface, or responder.reject(...)
             session = Session(requested.circuit_id, local, remote=None, key=key, cookies=cookies,
                               randomness=SystemRandom(), policy=policy)
@@ -23,7 +23,7 @@ listening socket. A daemon has one Cookies, one Responder, and a Session for eac
 
 A circuit of the configuration: Session(..., offer=config.peer), then start(). One that another
 machine set up, after a restart here: policy=, remote= where it was last, offer= what was kept
-(requested.offer, then each OfferChanged), then start(): it asks for the session to be resumed, so
+(requested.offer), then start(): it asks for the session to be resumed, so
 it is back before the remote has missed it. A circuit that is set up anew gets cookies of its own
 session; those for an earlier session, or for one not begun from here, count no more.
 
@@ -36,7 +36,8 @@ Events, in the order in which they happened:
     ResolveWanted         look the name up, set_remote(endpoint)
     Unanswered(reason)    several requests in a row: for the status; goes with the next event
     Rejected(code, text)  for the status; asked again later
-    OfferChanged(offer)   the machine that set this circuit up wants it otherwise; policy allows it
+    OfferChanged(requested)  the machine that set this circuit up wants it otherwise, and the policy
+                          allows it: as above, with a session in place of this one, or reject
     ProbeAnswered(size)
     Closed(by_remote)     over. by_remote: the circuit was deleted there, delete it here if it was
                           set up from there. Its last datagrams are still to be sent. start()
@@ -76,6 +77,7 @@ from vela.control import (
     MAX_ADDRESSES,
     Capability,
     CloseReason,
+    Confirm,
     Description,
     RejectCode,
     read_header,
@@ -93,6 +95,7 @@ __all__ = [
     "CircuitRequested",
     "CloseReason",
     "Closed",
+    "Confirm",
     "Cookies",
     "Datagram",
     "Description",

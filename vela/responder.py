@@ -6,6 +6,7 @@ docs/protocol.md, section 4. How to drive it: vela.negotiation.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 
 from vela.agreement import CircuitRequested, Datagram
@@ -51,12 +52,17 @@ class Responder:
         self._outgoing: deque[Datagram] = deque()
 
     def receive_datagram(
-        self, data: bytes, source: Endpoint, circuits: int, now: float, disabled: str = ""
+        self,
+        data: bytes,
+        source: Endpoint,
+        circuits: Callable[[], int],
+        now: float,
+        withheld: Callable[[Confirm], str] = lambda _: "",
     ) -> CircuitRequested | None:
-        """Take a control message; circuits: how many there are that others set up.
+        """Take a control message; circuits tells how many there are that others set up.
 
-        disabled: where the circuit is there and was taken down, a sentence
-        that says so.
+        withheld tells, in a sentence, that the circuit may be there and is not
+        to be had at present. Both are asked only for whom has shown its address.
 
         Raises RemoteProtocolError, to be counted; nothing is answered then.
         """
@@ -87,7 +93,7 @@ class Responder:
             case Request(receiver_nonce=0):
                 self._acknowledge(message, source, now)
             case Confirm():
-                return self._take_confirm(policy, message, source, circuits, now, disabled)
+                return self._take_confirm(policy, message, source, circuits, now, withheld)
             case Keepalive():
                 # Its nonce in the answer shows the remote that the answer is no forgery.
                 refusal = rejection(message, len(data), RejectCode.NO_SUCH_SESSION)
@@ -119,9 +125,9 @@ class Responder:
         policy: Policy,
         message: Confirm,
         source: Endpoint,
-        circuits: int,
+        circuits: Callable[[], int],
         now: float,
-        disabled: str,
+        withheld: Callable[[Confirm], str],
     ) -> CircuitRequested | None:
         valid = self._cookies.check(
             message.receiver_nonce,
@@ -134,8 +140,9 @@ class Responder:
         if not valid:
             self._be_silent(Silence.STALE)
             return None
-        if disabled:
-            refusal = rejection(message, message.size, RejectCode.DISABLED, disabled)
+        why = withheld(message)
+        if why:
+            refusal = rejection(message, message.size, RejectCode.DISABLED, why)
             self._send(refusal, source)
             return None
         if message.resuming:
@@ -147,7 +154,7 @@ class Responder:
             )
             self._send(refusal, source)
             return None
-        refused = policy.judge_new(message.description, message.offer, circuits)
+        refused = policy.judge_new(message.description, message.offer, circuits())
         if refused is not None:
             self._send(rejection(message, message.size, refused.code, refused.text), source)
             return None

@@ -85,7 +85,12 @@ RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
 
 FIRST_REJECTED_S = 2.0
 
+# Asking beside a session with settings of before: no hurry, as it works.
+FIRST_RENEWAL_S = 10.0
+LONGEST_RENEWAL_S = 300.0
+
 UNANSWERED_TRIES = 3  # requests, until the operator is told
+INSISTING_TRIES = 3  # requests, until a remote may resume with settings of before
 RESOLVE_TRIES = 8  # requests, between looking the name up
 
 # Answers to REQUESTs, which anybody can forge: one a second is asked for.
@@ -112,6 +117,7 @@ class Input(Enum):
     ACCEPT = auto()
     CLOSE_WANTED = auto()
     SEND_DUE = auto()
+    RENEWAL_DUE = auto()
     EXPIRED = auto()
     REQUEST = auto()
     ACKNOWLEDGE = auto()
@@ -197,8 +203,8 @@ class Session:
         self.agreement: Agreement | None = None
         self._local = local
         self._passive = policy is not None
-        self._offer = PeerConfig() if offer is None or self._passive else offer
-        self._remote_offer = offer if self._passive else None
+        # What the remote shall get; of a passive end, what the remote wanted here.
+        self._offer = PeerConfig() if offer is None else offer
         self._remote = remote
         self._key = key
         self._cookies = cookies
@@ -210,11 +216,19 @@ class Session:
         self._answers = TokenBucket(ANSWER_RATE, ANSWER_BURST)
         self._send_at: float | None = None
         self._expire_at: float | None = None
+        self._renew_at: float | None = None
+        self._renew_s = FIRST_RENEWAL_S
+        # A request beside a session that the remote resumed with settings of before.
+        self._renewal: _Link | None = None
         self._sent_at = 0.0
         self._outage_at = 0.0
         self._tries = 0
+        # How many there were when a remote was first heard that resumes.
+        self._insisting_from: int | None = None
         self._repeat_s = REPEAT_S
         self._rejections = 0
+        # The settings of this end are; that a circuit is disabled says nothing of them.
+        self._refused = False
         self._confirm_repeat_s = CONFIRM_REPEAT_S
         self._close_reason = CloseReason.STOPPING
         self._wrong_tag = False
@@ -318,10 +332,14 @@ class Session:
         if self._send_at is not None and self._send_at <= now:
             self._send_at = None
             self._step(Input.SEND_DUE, now)
+        if self._renew_at is not None and self._renew_at <= now:
+            self._renew_at = None
+            self._step(Input.RENEWAL_DUE, now)
 
     def next_timer(self) -> float | None:
         """Return when to call handle_timer; ask again after every other call."""
-        return min((at for at in (self._send_at, self._expire_at) if at is not None), default=None)
+        times = (self._send_at, self._expire_at, self._renew_at)
+        return min((at for at in times if at is not None), default=None)
 
     def datagrams_to_send(self) -> list[Datagram]:
         """Hand over what is to be sent; each is there once."""
@@ -340,17 +358,19 @@ class Session:
         link = self._link
         match message:
             case Request():
-                reflected = link is not None and message.sender_nonce == link.local_nonce
+                asked = (link, self._renewal)
+                reflected = any(each and message.sender_nonce == each.local_nonce for each in asked)
                 if not source.port:  # forged: nothing can be sent back
                     return None
                 if message.receiver_nonce or not message.sender_nonce or reflected:
                     return None
                 return Input.REQUEST
             case Acknowledge():
+                request = self._renewal or link
                 expected = (
-                    link is not None
-                    and not link.remote_nonce
-                    and message.receiver_nonce == link.local_nonce
+                    request is not None
+                    and not request.remote_nonce
+                    and message.receiver_nonce == request.local_nonce
                     and message.sender_nonce != 0
                 )
                 return Input.ACKNOWLEDGE if expected else None
@@ -418,16 +438,24 @@ class Session:
 
     def _begin(self, what: _Happening) -> None:
         """Seek the remote, with a fresh nonce, from now on."""
-        self._outage_at = what.now
-        self._tries = 0
-        self._repeat_s = REPEAT_S
+        self._begin_outage(what.now)
         self._seek(what.now)
 
+    def _begin_outage(self, now: float) -> None:
+        self._outage_at = now
+        self._tries = 0
+        self._insisting_from = None
+        self._repeat_s = REPEAT_S
+
     def _seek(self, now: float) -> None:
+        self._drop_link()
         self._state = State.REQUESTING
-        self._link = None
-        self._expire_at = None
         self._send_at = now
+
+    def _drop_link(self) -> None:
+        """Forget the session, and all that was to be done in it."""
+        self._link = self._renewal = None
+        self._send_at = self._expire_at = self._renew_at = None
 
     def _send_request(self, what: _Happening) -> None:
         now = what.now
@@ -442,6 +470,11 @@ class Session:
             self._events.append(Unanswered(self._silence(self._remote)))
         if self._tries % RESOLVE_TRIES == 0:
             self._events.append(ResolveWanted())
+        self._request(link)
+        self._sent_at = now
+        self._send_at = now + self._next_repeat_s(now) * self._randomness.uniform(1 - JITTER, 1)
+
+    def _request(self, link: _Link) -> None:
         request = Request(
             self.circuit_id,
             link.local_nonce,
@@ -453,8 +486,6 @@ class Session:
             PADDED_SIZE,
         )
         self._send(request, link.endpoint)
-        self._sent_at = now
-        self._send_at = now + self._next_repeat_s(now) * self._randomness.uniform(1 - JITTER, 1)
 
     def _next_repeat_s(self, now: float) -> float:
         if self._tries <= 1:
@@ -493,18 +524,27 @@ class Session:
     def _has_news_for(self, message: Request | Confirm) -> bool:
         """Tell whether the remote, which resumes, should hear this end's settings instead.
 
-        Not for long: perhaps it can reach this end, and this end cannot reach it.
+        Not for long from when it is first heard: perhaps it can reach this
+        end, and this end cannot reach it.
         """
+        if not self._is_outdated(message) or self._remote is None:
+            return False
+        if self._insisting_from is None:
+            self._insisting_from = self._tries
+        return self._tries - self._insisting_from <= INSISTING_TRIES
+
+    def _is_outdated(self, message: Request | Confirm) -> bool:
+        """Tell whether the remote resumes what this end, which is configured, wants otherwise."""
         return (
             message.resuming
             and not self._passive
-            and self._remote is not None
-            and self._tries <= UNANSWERED_TRIES
+            and _on_the_wire(message.offer) != _on_the_wire(self._offer)
         )
 
     def _take_acknowledgement(self, what: _Happening) -> None:
         link = self._the_link()
         message = what.message_of(Acknowledge)
+        self._renewal = self._renew_at = None
         link.remote_nonce = message.sender_nonce
         link.heard = message.counter
         link.proof = link.sent + 1
@@ -539,8 +579,31 @@ class Session:
         if self._has_news_for(message):
             self._decline(message, what.now)
             self._hasten(what.now)
+        elif self._refused and self._is_outdated(message):
+            self._refuse_outdated(what)
         else:
             self._take_confirm(what)
+
+    def _take_confirm_while_rejected(self, what: _Happening) -> None:
+        """Take no session with settings of before, or nobody would see that these are refused."""
+        message = what.message_of(Confirm)
+        if self._refused and self._is_outdated(message):
+            self._refuse_outdated(what)
+        elif message.resuming and not self._passive:  # it may not reject this end any more
+            self._decline(message, what.now)
+            self._hasten(what.now)
+        else:
+            self._take_confirm(what)
+
+    def _refuse_outdated(self, what: _Happening) -> None:
+        message = what.message_of(Confirm)
+        refusal = rejection(
+            message,
+            message.size,
+            RejectCode.OUTDATED,
+            "the other end wants this circuit otherwise, and is refused that here",
+        )
+        self._send(refusal, what.whence)
 
     def _decline(self, message: Confirm, now: float) -> None:
         """Leave it unanswered for good: a copy that comes later must not start a session."""
@@ -561,17 +624,18 @@ class Session:
     def _take_confirm(self, what: _Happening) -> None:
         """Begin the session that a CONFIRM with a good cookie asks for; it replaces any other."""
         message, source = what.message_of(Confirm), what.whence
-        judged = self.policy is not None and not message.resuming
-        if self.policy is not None and judged:
+        if self.policy is not None and not message.resuming:
             refused = self.policy.judge(message.description, message.offer)
             if refused is not None:
                 refusal = rejection(message, message.size, refused.code, refused.text)
                 self._send(refusal, source)
                 return
+            if message.offer != self._offer:
+                # The cookie stays good, so that each repetition is answered.
+                self._events.append(OfferChanged(CircuitRequested(source, message)))
+                return
         if self._state is State.UP:
             self._events.append(Down("the other end began anew"))
-        if judged and message.offer != self._remote_offer:
-            self._events.append(OfferChanged(message.offer))
         self._adopt(what)
 
     def _adopt(self, what: _Happening) -> None:
@@ -579,7 +643,7 @@ class Session:
         if self._passive:
             self._remote = source
             if not message.resuming:
-                self._remote_offer = message.offer
+                self._offer = message.offer
         self._cookies.spend(message.receiver_nonce, what.now)
         self._link = _Link(
             message.receiver_nonce,
@@ -593,13 +657,37 @@ class Session:
         )
         self.last_heard_at = what.now
         self._enter_link(what.now)
+        if self._is_outdated(message):
+            self._renew_later(what.now)
         self._send_keepalive(what.now)
+
+    def _renew_later(self, now: float) -> None:
+        self._renew_at = now + self._renew_s * self._randomness.uniform(1 - JITTER, 1)
+        self._renew_s = min(self._renew_s * 2, LONGEST_RENEWAL_S)
+
+    def _renew(self, what: _Happening) -> None:
+        """Ask for a session with this end's settings, beside the one that goes on meanwhile."""
+        self._renewal = _Link(self._nonce(), 0, self._the_link().endpoint)
+        self._request(self._renewal)
+        self._renew_later(what.now)
+
+    def _take_renewal(self, what: _Happening) -> None:
+        """Give the session up for the new one, now that what this end asks is answered.
+
+        Not before, or it would go up and down for ever where that is never so.
+        """
+        self._events.append(Down("the other end has settings of before, and gets the present ones"))
+        self._begin_outage(what.now)
+        self._link = self._renewal
+        self._take_acknowledgement(what)
 
     def _enter_link(self, now: float) -> None:
         self._state = State.LINKED
         self._binding = self._nonce()
         self._rejections = 0
+        self._refused = False
         self._wrong_tag = False
+        self._renewal = self._renew_at = None
         self._expire_at = now + LINKED_TIMEOUT_S
         self._send_at = now + LINKED_REPEAT_S
         self.agreement = None
@@ -625,6 +713,7 @@ class Session:
         """Take the first KEEPALIVE: the responder has set the session up."""
         link = self._the_link()
         link.remote = what.message_of(Keepalive).description
+        self._renew_s = FIRST_RENEWAL_S
         self._enter_link(what.now)
         self._take_keepalive(what)
 
@@ -697,9 +786,9 @@ class Session:
     def _be_rejected(self, what: _Happening) -> None:
         message = what.message_of(Reject)
         self._events.append(Rejected(message.code, message.text or f"refused, code {message.code}"))
+        self._drop_link()
         self._state = State.REJECTED
-        self._link = None
-        self._expire_at = None
+        self._refused = message.code != RejectCode.DISABLED
         delay_s = min(FIRST_REJECTED_S * 2 ** min(self._rejections, 8), LONGEST_REPEAT_S)
         self._rejections += 1
         self._send_at = what.now + delay_s * self._randomness.uniform(1 - JITTER, 1)
@@ -725,6 +814,7 @@ class Session:
 
     def _leave(self, what: _Happening) -> None:
         self._state = State.CLOSING
+        self._renewal = self._renew_at = None
         self._expire_at = what.now + CLOSE_TIMEOUT_S
         self._repeat_close(what)
 
@@ -740,9 +830,8 @@ class Session:
         self._end(by_remote=False)
 
     def _end(self, *, by_remote: bool) -> None:
+        self._drop_link()
         self._state = State.CLOSED
-        self._link = None
-        self._send_at = self._expire_at = None
         self._events.append(Closed(by_remote))
 
     def _answer_probe(self, what: _Happening) -> None:
@@ -796,6 +885,11 @@ def _advances(link: _Link, message: Message) -> bool:
     return _belongs(link, message) and message.counter > link.heard
 
 
+def _on_the_wire(offer: PeerConfig) -> tuple[object, ...]:
+    """Return what messages tell of it; addresses have no order there."""
+    return offer.interface, frozenset(offer.addresses), offer.bridge, offer.mac
+
+
 def _microseconds(seconds: float) -> int:
     return int(seconds * 1e6)
 
@@ -839,7 +933,7 @@ _TABLE: dict[tuple[State, Input], _Action] = {
     (_S.REJECTED, _I.CLOSE_WANTED): Session._finish,
     (_S.REJECTED, _I.SEND_DUE): Session._begin,
     (_S.REJECTED, _I.REQUEST): Session._answer_request,
-    (_S.REJECTED, _I.CONFIRM): Session._take_confirm,
+    (_S.REJECTED, _I.CONFIRM): Session._take_confirm_while_rejected,
     #
     (_S.LINKED, _I.CLOSE_WANTED): Session._leave,
     (_S.LINKED, _I.SEND_DUE): Session._keep_alive,
@@ -856,7 +950,9 @@ _TABLE: dict[tuple[State, Input], _Action] = {
     (_S.UP, _I.CLOSE_WANTED): Session._leave,
     (_S.UP, _I.SEND_DUE): Session._keep_alive,
     (_S.UP, _I.EXPIRED): Session._miss,
+    (_S.UP, _I.RENEWAL_DUE): Session._renew,
     (_S.UP, _I.REQUEST): Session._answer_request,
+    (_S.UP, _I.ACKNOWLEDGE): Session._take_renewal,
     (_S.UP, _I.CONFIRM): Session._take_confirm,
     (_S.UP, _I.CONFIRM_AGAIN): Session._confirm_again,
     (_S.UP, _I.KEEPALIVE): Session._take_keepalive,
