@@ -88,8 +88,8 @@ class Circuits:
             circuit = waiting.popleft()
             # It may have gone, or been started by a command, meanwhile.
             if self._circuits.get(circuit.name) is circuit and circuit.idle:
+                self._services.loop.guard(circuit.start)
                 self._services.loop.call_later(START_INTERVAL_S, lambda: self._start_next(waiting))
-                circuit.start()
                 return
 
     def close(self) -> None:

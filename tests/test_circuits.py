@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from signal import Signals
 
 import pytest
 from services import services_in
 
+from lab.link import Interface
 from lab.topology import TwoRouters
 from vela.circuit import CircuitConfig, Config, DaemonConfig, Remote
 from vela.supervisor.circuits import Circuits
 from vela.supervisor.negotiator import Negotiator
 from vela.supervisor.process import Child, ExitStatus
+from vela.supervisor.pseudowire import Services
+from vela.supervisor.static import StaticCircuit
 
 pytestmark = pytest.mark.needs_net_admin
 
 CIRCUITS = 3
 
 
-def test_workers_that_are_ended_together_are_all_told_before_the_first_is_waited_for(
-    routers: TwoRouters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: set[int] = set()
-    told_before_waiting: list[int] = []
-    signalled, reaped = Child.signal, Child.reap
+@pytest.fixture
+def services(routers: TwoRouters) -> Iterator[Services]:
+    """On router A."""
+    with services_in(routers.a.namespace) as made:
+        yield made
 
-    def signal(child: Child, number: object) -> None:
-        told.add(child.pid)
-        signalled(child, number)  # type: ignore[arg-type]
 
-    def reap(child: Child) -> ExitStatus:
-        told_before_waiting.append(len(told))
-        return reaped(child)
-
+@pytest.fixture
+def circuits(services: Services, tmp_path: Path) -> Iterator[Circuits]:
+    """Static ones, set up and not yet started."""
     config = Config(
         daemon=DaemonConfig(state_directory=tmp_path),
         circuits=tuple(
@@ -40,26 +40,85 @@ def test_workers_that_are_ended_together_are_all_told_before_the_first_is_waited
             for each in range(1, CIRCUITS + 1)
         ),
     )
-    with services_in(routers.a.namespace) as services:
-        loop = services.loop
-        negotiator = Negotiator(
-            loop,
-            services.reception,
-            services.names,
-            lambda requested: None,
-            lambda: 0,
-            lambda circuit_id, address: "",
-        )
-        circuits = Circuits(config, services, negotiator)
-        circuits.set_up()
-        circuits.start()
-        loop.call_later(0.5, loop.stop)
-        loop.run()
-        assert None not in [each.worker and each.worker.pid for each in circuits.status()]
-        monkeypatch.setattr(Child, "signal", signal)
-        monkeypatch.setattr(Child, "reap", reap)
+    negotiator = Negotiator(
+        services.loop,
+        services.reception,
+        services.names,
+        lambda requested: None,
+        lambda: 0,
+        lambda circuit_id, address: "",
+    )
+    made = Circuits(config, services, negotiator)
+    made.set_up()
+    yield made
+    made.close()
 
+
+def start(circuits: Circuits, services: Services) -> None:
+    """Start all, and give them the time that it takes."""
+    circuits.start()
+    services.loop.call_later(0.5, services.loop.stop)
+    services.loop.run()
+
+
+def with_worker(circuits: Circuits) -> list[str]:
+    """Return the names of those that have a worker."""
+    return [each.name for each in circuits.status() if each.worker and each.worker.pid]
+
+
+def fail_of_vela1(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Let the circuit vela1 have a bug in one of its methods."""
+    proper = getattr(StaticCircuit, method)
+
+    def failing(circuit: StaticCircuit) -> None:
+        if circuit.name == "vela1":
+            raise ZeroDivisionError
+        proper(circuit)
+
+    monkeypatch.setattr(StaticCircuit, method, failing)
+
+
+def test_circuit_that_fails_to_start_keeps_no_other_from_it(
+    circuits: Circuits, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_of_vela1(monkeypatch, "start")
+
+    start(circuits, services)
+
+    assert with_worker(circuits) == ["vela2", "vela3"]
+
+
+def test_circuit_that_cannot_be_looked_after_keeps_no_other_from_it(
+    circuits: Circuits, services: Services, routers: TwoRouters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(circuits, services)
+    fail_of_vela1(monkeypatch, "check")
+    routers.a.namespace.run("ip", "link", "delete", "vela3")
+    circuits.check()
+
+    assert Interface(routers.a.namespace, "vela3").carrier
+
+
+def test_workers_that_are_ended_together_are_all_told_before_the_first_is_waited_for(
+    circuits: Circuits, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: set[int] = set()
+    told_before_waiting: list[int] = []
+    signalled, reaped = Child.signal, Child.reap
+
+    def signal(child: Child, number: Signals) -> None:
+        told.add(child.pid)
+        signalled(child, number)
+
+    def reap(child: Child) -> ExitStatus:
+        told_before_waiting.append(len(told))
+        return reaped(child)
+
+    start(circuits, services)
+    assert len(with_worker(circuits)) == CIRCUITS
+    with monkeypatch.context() as spying:
+        spying.setattr(Child, "signal", signal)
+        spying.setattr(Child, "reap", reap)
         circuits.close()
-        monkeypatch.undo()
 
     assert told_before_waiting == [CIRCUITS] * CIRCUITS

@@ -86,6 +86,16 @@ def test_name_is_answered_to_all_who_ask(asker: Asker) -> None:
     )
 
 
+def test_one_who_asked_and_fails_keeps_nobody_else_from_the_answer(asker: Asker) -> None:
+    def fail(_: Answer) -> None:
+        raise ZeroDivisionError
+
+    asker.names.ask("localhost", Family.IPV4, fail)
+    asker.ask("localhost", Family.IPV4)
+
+    assert asker.wait_for(1)[0].addresses == (ip_address("127.0.0.1"),)
+
+
 def test_name_too_long_is_answered_with_an_error(asker: Asker) -> None:
     asker.ask("x" * 1000)
 

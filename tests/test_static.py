@@ -10,11 +10,12 @@ from services import services_in
 
 from lab.link import Interface
 from lab.topology import TwoRouters
-from vela.circuit import CircuitConfig, Remote
+from vela.circuit import CircuitConfig, Endpoint, IPAddress, Remote
 from vela.supervisor import circuit as circuit_module
 from vela.supervisor.circuit import Origin, State
 from vela.supervisor.pseudowire import Services
 from vela.supervisor.static import StaticCircuit
+from vela.underlay import Route, find_route
 
 pytestmark = pytest.mark.needs_net_admin
 
@@ -57,5 +58,32 @@ def test_circuit_whose_way_gets_too_narrow_carries_nothing_until_it_is_wide_enou
         # 1308 - 29 = 1279, one byte less than RFC 8200 asks for.
         assert seen(1308) == (State.FAILED, False, False)
         assert seen(1309) == (State.UNMONITORED, True, True)
+    finally:
+        circuit.close()
+
+
+def test_circuit_whose_look_at_its_way_fails_looks_again(
+    services: Services, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(circuit_module, "FIRST_RETRY_S", 0.05)
+    proper = find_route
+    looks = 0
+
+    def fail_at_first(local: IPAddress, remote: Endpoint) -> Route:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise ZeroDivisionError
+        return proper(local, remote)
+
+    monkeypatch.setattr(circuit_module, "find_route", fail_at_first)
+    circuit = StaticCircuit(CONFIG, services, 0, Origin.CONFIG)
+    try:
+        circuit.start()
+        services.loop.call_later(0.5, services.loop.stop)
+        services.loop.run()
+
+        assert circuit.state is State.UNMONITORED
+        assert capsys.readouterr().out.count("callback_failed") == 1
     finally:
         circuit.close()
