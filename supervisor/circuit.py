@@ -187,6 +187,10 @@ class Circuit(ABC):
     def _last_heard_seconds(self) -> float | None:
         return None
 
+    def _fail(self, reason: str) -> None:
+        """Take note that this machine cannot carry the circuit at present."""
+        self._become(State.FAILED, reason)
+
     def _become(self, state: State, reason: str = "") -> None:
         if (state, reason) != (self._state, self._reason):
             level = "info" if not reason or state in _GOOD else "warning"
@@ -230,7 +234,7 @@ class Circuit(ABC):
                     self._on_path(path)
                 except VelaError as err:
                     failed = True
-                    self._become(State.FAILED, str(err))
+                    self._fail(str(err))
         self._refresh_later(failed=failed)
 
     def _refresh_later(self, *, failed: bool) -> None:

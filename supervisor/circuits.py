@@ -250,26 +250,46 @@ class Circuits:
         """Make what another machine may have, in place of what it had."""
         if replaced is not None:
             self._remove(replaced, None)
+        named_by_peer = requested.offer.interface is not None
         try:
-            self._create(
-                config,
-                Origin.PEER,
-                named_by_peer=requested.offer.interface is not None,
-                start=requested,
-            )
-            self._kept.take_disabled(config.name)
-            self._kept.save_in_time()
+            circuit = self._make_negotiated(config, Origin.PEER, named_by_peer)
         except VelaError as err:
-            self._log.error("circuit_not_set_up", circuit=config.name, error=str(err))
-            failed = self._circuits.get(config.name)
-            if failed is not None:
-                self._remove(failed, None)
-            self._negotiator.reject(requested, RejectCode.FAILED, _from_here(err))
-            if replaced is not None:
-                self._restore(replaced)
+            self._give_up(requested, replaced, err)
+            return
 
-    def _restore(self, replaced: Circuit) -> None:
-        """Make a circuit again in whose place no other could be made."""
+        def saved(error: DeviceError | None) -> None:
+            # It may have gone meanwhile, by a reload.
+            if self._circuits.get(config.name) is not circuit:
+                return
+            if error is None:
+                circuit.answer()
+                return
+            self._remove(circuit, None)
+            self._give_up(requested, replaced, error)
+
+        try:
+            circuit.accept(requested)
+        except VelaError as err:
+            circuit.close(None)
+            self._give_up(requested, replaced, err)
+            return
+        self._circuits[config.name] = circuit
+        self._kept.take_disabled(config.name)
+        self._kept.save_in_time(saved)
+
+    def _give_up(
+        self, requested: CircuitRequested, replaced: Circuit | None, error: VelaError
+    ) -> None:
+        """Refuse what could not be done; there is again what there was before."""
+        self._log.error(
+            "circuit_not_set_up",
+            by=str(requested.source),
+            circuit_id=requested.circuit_id,
+            error=str(error),
+        )
+        self._negotiator.reject(requested, RejectCode.FAILED, _from_here(error))
+        if replaced is None:
+            return
         try:
             circuit = self._create(
                 replaced.config, replaced.origin, named_by_peer=is_named_by_peer(replaced)
@@ -302,36 +322,35 @@ class Circuits:
         origin: Origin,
         *,
         named_by_peer: bool = False,
-        start: CircuitRequested | None = None,
     ) -> Circuit:
-        cpu = config.cpu
-        if cpu is None:
-            own = [each.cpu for each in self._circuits.values()]
-            cpu = least_loaded(allowed_cpus(), own)
         # The original VELA knows no handshake.
         if not config.autoconfigure or config.encapsulation is Encapsulation.IP:
-            circuit: Circuit = StaticCircuit(config, self._services, cpu, origin)
+            circuit: Circuit = StaticCircuit(config, self._services, self._cpu_for(config), origin)
         else:
-            negotiated = NegotiatedCircuit(
-                config,
-                self._services,
-                cpu,
-                origin,
-                offer=_offer_of(config, named_by_peer) if origin is Origin.PEER else config.peer,
-                key=self._key_for(config, origin),
-                negotiator=self._negotiator,
-                deleted=self._on_deleted,
-                offer_changed=self._on_offer_changed,
-            )
-            circuit = negotiated
-            if start is not None:
-                try:
-                    negotiated.accept(start)
-                except VelaError:
-                    negotiated.close(None)
-                    raise
+            circuit = self._make_negotiated(config, origin, named_by_peer)
         self._circuits[config.name] = circuit
         return circuit
+
+    def _make_negotiated(
+        self, config: CircuitConfig, origin: Origin, named_by_peer: bool
+    ) -> NegotiatedCircuit:
+        return NegotiatedCircuit(
+            config,
+            self._services,
+            self._cpu_for(config),
+            origin,
+            offer=_offer_of(config, named_by_peer) if origin is Origin.PEER else config.peer,
+            key=self._key_for(config, origin),
+            negotiator=self._negotiator,
+            deleted=self._on_deleted,
+            offer_changed=self._on_offer_changed,
+        )
+
+    def _cpu_for(self, config: CircuitConfig) -> int:
+        if config.cpu is not None:
+            return config.cpu
+        own = [each.cpu for each in self._circuits.values()]
+        return least_loaded(allowed_cpus(), own)
 
     def _key_for(self, config: CircuitConfig, origin: Origin) -> bytes | None:
         if origin is not Origin.PEER and config.key_file is not None:

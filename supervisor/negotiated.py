@@ -27,6 +27,7 @@ from vela.negotiation import (
     Unanswered,
     Up,
 )
+from vela.negotiation import State as SessionState
 from vela.supervisor.circuit import Circuit, Origin, State
 from vela.supervisor.conversation import Conversation
 from vela.supervisor.negotiator import Negotiator
@@ -75,15 +76,24 @@ class NegotiatedCircuit(Circuit):
         self._conversation.pump()
 
     def accept(self, requested: CircuitRequested) -> None:
-        """Begin with what a remote asked for, in place of start(). Raises VelaError."""
+        """Begin with what a remote asked for, in place of start(); answer() is to follow.
+
+        Raises VelaError.
+        """
         self._started = True
+        self._conversation.hold()
         now = self._conversation.now()
         # Known before it is spoken of, so that both ends agree at once.
         self._path = self._choose((requested.source.address,))
         self._session.set_local(self._describe(self._path), now)
         self._session.accept(requested, now)
-        self._conversation.pump()
+        self._agreement = self._session.agreement
+        self._carry()
         self._refresh_later(failed=False)
+
+    def answer(self) -> None:
+        """Tell the remote that it was accepted."""
+        self._conversation.release()
 
     def close(self, reason: CloseReason | None = CloseReason.STOPPING) -> None:
         """Take everything down here; tell the other end whether it is for good, or nothing."""
@@ -118,6 +128,16 @@ class NegotiatedCircuit(Circuit):
                 self.start()
         self._session.policy = policy
 
+    def check(self) -> None:
+        super().check()
+        if self.disabled:
+            return
+        if self._broken and self._session.state is not SessionState.SUSPENDED:
+            self._suspend(self._broken)
+            self._become(State.DOWN if self._was_up else State.CONNECTING, self._broken)
+        elif not self._broken and self._state is not State.FAILED:
+            self._seek_again()
+
     @property
     def _session(self) -> Session:
         return self._conversation.session
@@ -141,10 +161,12 @@ class NegotiatedCircuit(Circuit):
         self._conversation.expect_from(path.sources)
         self._session.set_local(self._describe(path), now)
         self._session.set_remote(path.endpoint, now)
-        if not self._was_up and self._state in (State.RESOLVING, State.DOWN, State.FAILED):
-            self._become(State.CONNECTING)
         if self._state is State.FAILED:
-            self._attach()
+            self._carry()
+            self._become(State.DOWN if self._was_up else State.CONNECTING)
+            self._seek_again()
+        elif not self._was_up and self._state in (State.RESOLVING, State.DOWN):
+            self._become(State.CONNECTING)
         self._conversation.pump()
 
     def _on_no_path(self, reason: str) -> None:
@@ -227,28 +249,48 @@ class NegotiatedCircuit(Circuit):
 
     def _attach(self) -> None:
         """Carry frames as agreed; the carrier is there once it is up."""
+        try:
+            self._carry()
+        except VelaError as err:
+            self._fail(str(err))
+            self._refresh_later(failed=True)
+            return
+        if self._is_up:
+            self._show_carrier(True)
+            self._become(State.UP)
+
+    def _carry(self) -> None:
+        """Carry frames as agreed, without carrier. Raises VelaError."""
         agreement, remote = self._agreement, self._session.remote
         if agreement is None or remote is None:
             return
         # A translated port is the one that leads back.
         port = remote.port if agreement.nat else agreement.remote_port
-        try:
-            path = self._path_to(Endpoint(remote.address, port))
-            profile = Profile(
-                mtu=agreement.mtu,
-                elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
-                remote_mac=agreement.remote_mac,
-                leave_checksums=agreement.elision and agreement.checksum_offload,
-                source_port=path.group.port if agreement.nat else self._source_port(path),
-            )
-            self._wire.attach(path, profile)
-        except VelaError as err:
-            self._show_carrier(False)
-            self._become(State.FAILED, str(err))
-            return
-        if self._is_up:
-            self._show_carrier(True)
-            self._become(State.UP)
+        path = self._path_to(Endpoint(remote.address, port))
+        profile = Profile(
+            mtu=agreement.mtu,
+            elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
+            remote_mac=agreement.remote_mac,
+            leave_checksums=agreement.elision and agreement.checksum_offload,
+            source_port=path.group.port if agreement.nat else self._source_port(path),
+        )
+        self._wire.attach(path, profile)
+
+    def _fail(self, reason: str) -> None:
+        self._suspend(reason)
+        super()._fail(reason)
+
+    def _suspend(self, reason: str) -> None:
+        """Let the other end know, which else would have carrier toward nothing."""
+        self._is_up = False
+        self._show_carrier(False)
+        self._session.suspend(f"on the other end, {reason}")
+        self._conversation.pump()
+
+    def _seek_again(self) -> None:
+        if self._session.state is SessionState.SUSPENDED:
+            self._session.start(self._conversation.now())
+            self._conversation.pump()
 
     def _path_to(self, endpoint: Endpoint) -> Path:
         """Return the way to where the session's remote is. Raises DeviceError."""
