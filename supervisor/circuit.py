@@ -99,15 +99,22 @@ class Circuit(ABC):
         self._log.debug("circuit_started", remote=str(self.config.remote))
         self._refresh()
 
-    def leads_to(self, address: IPAddress) -> bool:
-        """Tell whether this is an address of its remote's, as far as that is known."""
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """Its remote's, as far as they are known."""
         known = self.config.remote.address
-        return address in self._addresses if known is None else address == known
+        return self._addresses if known is None else (known,)
+
+    @property
+    def sources(self) -> tuple[IPAddress, ...]:
+        """The addresses toward which it has its id at present."""
+        attached = self._wire.attached
+        return () if attached is None else attached[0].sources
 
     @property
     def unresolved(self) -> bool:
         """Whether no address of its remote's is known."""
-        return self.config.remote.address is None and not self._addresses
+        return not self.addresses
 
     @property
     def sought_in_vain(self) -> bool:

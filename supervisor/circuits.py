@@ -342,6 +342,7 @@ class Circuits:
             offer=_offer_of(config, named_by_peer) if origin is Origin.PEER else config.peer,
             key=self._key_for(config, origin),
             negotiator=self._negotiator,
+            check_id=self._occupancy.check_id,
             deleted=self._on_deleted,
             offer_changed=self._on_offer_changed,
         )

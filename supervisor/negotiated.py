@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from vela.circuit import CircuitConfig, Encapsulation, Endpoint, PeerConfig
+from vela.circuit import CircuitConfig, Encapsulation, Endpoint, IPAddress, PeerConfig
 from vela.encapsulation import Elision
 from vela.errors import DeviceError, VelaError
 from vela.negotiation import (
@@ -34,6 +34,7 @@ from vela.supervisor.negotiator import Negotiator
 from vela.supervisor.pseudowire import PROVISIONAL_MTU, Path, Profile, Services
 
 CircuitHandler = Callable[["NegotiatedCircuit"], None]
+IdCheck = Callable[["NegotiatedCircuit", tuple[IPAddress, ...]], None]
 OfferHandler = Callable[["NegotiatedCircuit", CircuitRequested], None]
 
 
@@ -50,19 +51,23 @@ class NegotiatedCircuit(Circuit):
         offer: PeerConfig,
         key: bytes | None,
         negotiator: Negotiator,
+        check_id: IdCheck,
         deleted: CircuitHandler,
         offer_changed: OfferHandler,
     ) -> None:
         """Create the interface. Raises DeviceError, and then there is none.
 
         offer is what the remote shall get; of a circuit that the remote set
-        up, what it wanted here. deleted is called when the other end deleted
-        such a circuit, offer_changed when it wants it otherwise.
+        up, what it wanted here. check_id raises ConfigError where another
+        circuit has the id toward one of these addresses. deleted is called
+        when the other end deleted such a circuit, offer_changed when it wants
+        it otherwise.
         """
         super().__init__(config, services, cpu, origin)
         self.offer = offer
         self._key = key
         self._negotiator = negotiator
+        self._check_id = check_id
         self._deleted = deleted
         self._offer_changed = offer_changed
         self._path: Path | None = None
@@ -113,6 +118,8 @@ class NegotiatedCircuit(Circuit):
         self._is_up = False
         self._agreement = None
         self._conversation.leave(CloseReason.STOPPING)
+        # Another circuit may have the id toward there by then.
+        self._path = None
 
     def enable(self) -> None:
         super().enable()
@@ -127,6 +134,11 @@ class NegotiatedCircuit(Circuit):
                 self.enable()
                 self.start()
         self._session.policy = policy
+
+    @property
+    def sources(self) -> tuple[IPAddress, ...]:
+        known = () if self._path is None else self._path.sources
+        return super().sources + known
 
     def check(self) -> None:
         super().check()
@@ -156,6 +168,8 @@ class NegotiatedCircuit(Circuit):
         return Conversation(session, self._services.loop, self._negotiator, self._on_event)
 
     def _on_path(self, path: Path) -> None:
+        # Before anything is sent: the other end knows both as one.
+        self._check_id(self, path.sources)
         self._path = path
         now = self._conversation.now()
         self._conversation.expect_from(path.sources)
