@@ -125,7 +125,6 @@ class Circuits:
         The negotiator knows the policy already.
         """
         self._config = config
-        self._apply_policy()
         wanted = {circuit.name: circuit for circuit in config.circuits}
         for name, circuit in tuple(self._circuits.items()):
             if circuit.origin is Origin.CONFIG and wanted.get(name) != circuit.config:
@@ -136,6 +135,8 @@ class Circuits:
                     self._kept.add_disabled(name)
                 elif circuit.disabled:
                     self._kept.try_save()
+        # Those that go said so under the key of before.
+        self._apply_policy()
         for name, each in wanted.items():
             if name in self._circuits:
                 continue
@@ -379,16 +380,20 @@ class Circuits:
 
     def _apply_policy(self) -> None:
         """End what others set up and may not any more; let the rest go on under the new terms."""
-        policy = self._negotiator.policy
+        policy, key = self._negotiator.policy, self._negotiator.key
         for circuit in tuple(self._circuits.values()):
-            if circuit.origin is not Origin.PEER or not isinstance(circuit, NegotiatedCircuit):
+            if not isinstance(circuit, NegotiatedCircuit):
                 continue
-            if policy is None or policy.judge_offer(circuit.offer) is not None:
+            if circuit.origin is not Origin.PEER:
+                if circuit.config.key_file is None:
+                    circuit.set_key(key)
+            elif policy is None or policy.judge_offer(circuit.offer) is not None:
                 self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
                 self._remove(circuit, CloseReason.STOPPING)
                 self._kept.try_save()
             else:
-                circuit.set_terms(policy, self._negotiator.key)
+                circuit.set_key(key)
+                circuit.set_policy(policy)
 
     def _moved(self, config: CircuitConfig) -> Circuit | None:
         """Return what the same machine set up here before, when it had another address."""

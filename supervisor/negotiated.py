@@ -125,15 +125,19 @@ class NegotiatedCircuit(Circuit):
         super().enable()
         self._conversation = self._converse()
 
-    def set_terms(self, policy: Policy, key: bytes | None) -> None:
-        """Take over what others may set up here, and under which key, from now on."""
-        if key != self._key:
-            self._key = key
-            if not self.disabled:
-                self.disable()
-                self.enable()
-                self.start()
+    def set_policy(self, policy: Policy) -> None:
+        """Take over what others may set up here from now on."""
         self._session.policy = policy
+
+    def set_key(self, key: bytes | None) -> None:
+        """Use this key from now on; another one takes another session."""
+        if key == self._key:
+            return
+        self._key = key
+        if not self.disabled:
+            self.disable()
+            self.enable()
+            self.start()
 
     @property
     def sources(self) -> tuple[IPAddress, ...]:
