@@ -48,11 +48,15 @@ class Kept:
         """Keep besides that this one was taken down, until it is there again."""
         self._absent = replace(self._absent, disabled=self._absent.disabled | {name})
 
-    def take_disabled(self, name: str) -> bool:
-        """Tell whether one that was absent, and is there again, had been taken down."""
-        was_disabled = name in self._absent.disabled
-        self._absent = replace(self._absent, disabled=self._absent.disabled - {name})
-        return was_disabled
+    def take_back(self, name: str) -> bool:
+        """Keep nothing besides of one that is there now; tell whether it had been taken down."""
+        absent = self._absent
+        self._absent = Stored(
+            tuple(each for each in absent.circuits if each.config.name != name),
+            tuple(each for each in absent.unread if each.name != name),
+            absent.disabled - {name},
+        )
+        return name in absent.disabled
 
     def save(self) -> None:
         """Save now. Raises DeviceError, and then what was kept before still is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -31,9 +31,13 @@ _WILDCARDS = re.compile(r"[*?]+")
 class Occupancy:
     """Names, ids, addresses, MACs and ports, as the circuits there are at each moment have them."""
 
-    def __init__(self, daemon: DaemonConfig, circuits: Mapping[str, Circuit]) -> None:
+    def __init__(
+        self, daemon: DaemonConfig, circuits: Mapping[str, Circuit], reserved: Container[str]
+    ) -> None:
+        """reserved: names that nobody gets who wants none in particular."""
         self._daemon = daemon
         self._circuits = circuits
+        self._reserved = reserved
 
     def check_free(self, config: CircuitConfig, replaced: Circuit | None = None) -> None:
         """Raises ConfigError where another circuit has what only one can have.
@@ -112,7 +116,8 @@ class Occupancy:
         for number in range(NAMES_TRIED):
             name = _WILDCARDS.sub(str(number), pattern, count=1)
             name = _WILDCARDS.sub("", name)
-            if name in self._circuits or not fnmatchcase(name, pattern):
+            taken = name in self._circuits or name in self._reserved
+            if taken or not fnmatchcase(name, pattern):
                 continue
             parse_interface_name(name)
             try:

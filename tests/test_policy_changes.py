@@ -56,7 +56,9 @@ def test_kept_circuit_without_a_policy_is_neither_started_nor_forgotten(
         both.b.configure("")
         both.b.start()
 
-        assert both.b.status()["circuits"] == []
+        entry = both.b.circuit(NAME)
+        assert entry["state"] == "failed"
+        assert entry["reason"] == "another machine set it up, and there is no [autoconfigure]"
         assert NAME not in interfaces(routers.b.namespace)
         assert "there is no [autoconfigure]" in both.b.log()
         # Not even what is saved meanwhile loses it.
@@ -65,8 +67,11 @@ def test_kept_circuit_without_a_policy_is_neither_started_nor_forgotten(
         both.b.control("delete", "vela9")
         assert both.b.stop() == 0
 
-        both.b.configure(policy())
+        both.b.configure("")
         both.b.start()
+        assert both.b.circuit(NAME)["state"] == "failed"
+        both.b.configure(policy())
+        both.b.control("reload")
         wait_until_up(both)
 
 
