@@ -99,10 +99,17 @@ class Circuit(ABC):
         self._log.debug("circuit_started", remote=str(self.config.remote))
         self._refresh()
 
-    def leads_to(self, address: IPAddress) -> bool:
-        """Tell whether this is an address of its remote's, as far as that is known."""
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """Its remote's, as far as they are known."""
         known = self.config.remote.address
-        return address in self._addresses if known is None else address == known
+        return self._addresses if known is None else (known,)
+
+    @property
+    def sources(self) -> tuple[IPAddress, ...]:
+        """The addresses toward which it has its id at present."""
+        attached = self._wire.attached
+        return () if attached is None else attached[0].sources
 
     def kill_worker(self) -> None:
         """Begin to end the worker, ahead of close() in the same turn of the loop."""
@@ -111,7 +118,7 @@ class Circuit(ABC):
     @property
     def unresolved(self) -> bool:
         """Whether no address of its remote's is known."""
-        return self.config.remote.address is None and not self._addresses
+        return not self.addresses
 
     @property
     def sought_in_vain(self) -> bool:
@@ -197,6 +204,10 @@ class Circuit(ABC):
         except DeviceError as err:
             self._log.error("carrier_not_set", error=str(err))
 
+    def _fail(self, reason: str) -> None:
+        """Take note that this machine cannot carry the circuit at present."""
+        self._become(State.FAILED, reason)
+
     def _become(self, state: State, reason: str = "") -> None:
         if (state, reason) != (self._state, self._reason):
             level = "info" if not reason or state in _GOOD else "warning"
@@ -244,7 +255,7 @@ class Circuit(ABC):
         try:
             self._on_path(path)
         except VelaError as err:
-            self._become(State.FAILED, str(err))
+            self._fail(str(err))
             return False
         return True
 

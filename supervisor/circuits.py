@@ -31,6 +31,7 @@ from vela.supervisor.pseudowire import Services
 from vela.supervisor.static import StaticCircuit
 from vela.supervisor.status import CircuitStatus
 from vela.supervisor.store import Store, Stored, StoredCircuit
+from vela.supervisor.unmade import Unmade
 
 # Between the first steps of circuits at start: a remote that sets up its ends
 # takes about as long for each, and must not be asked again before it comes to it.
@@ -45,7 +46,8 @@ class Circuits:
         self._services = services
         self._negotiator = negotiator
         self._circuits: dict[str, Circuit] = {}
-        self._occupancy = Occupancy(config.daemon, self._circuits)
+        self._unmade = Unmade(services.loop, services.port, self._make)
+        self._occupancy = Occupancy(config.daemon, self._circuits, self._unmade)
         store = Store(config.daemon.state_directory)
         self._kept = Kept(store, services.loop, self._circuits)
         self._log = structlog.get_logger()
@@ -54,7 +56,7 @@ class Circuits:
         """Create the configuration's circuits, and those that were kept.
 
         Raises VelaError where one of the configuration cannot be had; one
-        that was kept is left out then, with an error in the log.
+        that was kept is tried again later, with an error in the log.
         """
         stored = self._kept.load(self._config.daemon)
         for config in self._config.circuits:
@@ -68,6 +70,7 @@ class Circuits:
                 self._create(kept.config, kept.origin, named_by_peer=kept.named_by_peer)
             except VelaError as err:
                 left_out.append(kept)
+                self._unmade.add(kept, "; ".join(str(err).splitlines()))
                 self._log.error(
                     "kept_circuit_not_started", circuit=kept.config.name, error=str(err)
                 )
@@ -115,21 +118,22 @@ class Circuits:
             self._services.loop.guard(circuit.check)
 
     def status(self) -> tuple[CircuitStatus, ...]:
-        return tuple(circuit.status() for circuit in self._circuits.values())
+        made = tuple(circuit.status() for circuit in self._circuits.values())
+        return made + self._unmade.status()
 
     def withheld(self, confirm: Confirm, address: IPAddress) -> str:
-        return self._occupancy.withheld(confirm, address)
+        return self._occupancy.withheld(confirm, address) or self._unmade.withheld(confirm, address)
 
     def set_up_by_others(self) -> int:
         return sum(circuit.origin is Origin.PEER for circuit in self._circuits.values())
 
-    def reload(self, config: Config) -> None:
+    def reload(self, config: Config) -> dict[str, str]:
         """Take over what changed; circuits that did not are not touched.
 
-        The negotiator knows the policy already.
+        Return those of the file that cannot be made at present, by name, and
+        why. The negotiator knows the policy already.
         """
         self._config = config
-        self._apply_policy()
         wanted = {circuit.name: circuit for circuit in config.circuits}
         for name, circuit in tuple(self._circuits.items()):
             if circuit.origin is Origin.CONFIG and wanted.get(name) != circuit.config:
@@ -140,19 +144,15 @@ class Circuits:
                     self._kept.add_disabled(name)
                 elif circuit.disabled:
                     self._kept.try_save()
+        # Those that go said so under the key of before.
+        self._apply_policy()
+        for name in self._unmade.reasons(Origin.CONFIG):
+            self._unmade.drop(name)
         for name, each in wanted.items():
-            if name in self._circuits:
-                continue
-            try:
-                self._occupancy.check_free(each)
-                circuit = self._create(each, Origin.CONFIG)
-            except VelaError as err:
-                self._log.error("circuit_not_started", circuit=name, error=str(err))
-                continue
-            if self._kept.take_disabled(name):
-                circuit.disable()
-            else:
-                circuit.start()
+            if name not in self._circuits:
+                self._unmade.add(StoredCircuit(each, Origin.CONFIG), "")
+        self._unmade.retry()
+        return self._unmade.reasons(Origin.CONFIG)
 
     def add(self, name: str, settings: Mapping[str, object]) -> Circuit:
         """Set up a circuit at run time, on both machines; it outlives restarts.
@@ -161,7 +161,7 @@ class Circuits:
         one toward that remote is taken. Raises VelaError, and then there is
         none.
         """
-        if name in self._circuits:
+        if name in self._circuits or name in self._unmade:
             raise ConfigError(f"there is a circuit {name} already")
         table = dict(settings)
         if "id" not in table:
@@ -169,7 +169,7 @@ class Circuits:
         (config,) = parse_circuits({name: table}, self._config.daemon, "velactl add")
         self._occupancy.check_free(config)
         circuit = self._create(config, Origin.COMMAND)
-        self._kept.take_disabled(name)
+        self._kept.take_back(name)
         try:
             self._kept.save()
         except DeviceError:
@@ -180,6 +180,13 @@ class Circuits:
 
     def delete(self, name: str) -> None:
         """Take a circuit down for good, on both machines. Raises VelaError."""
+        unmade = self._unmade.find(name)
+        if unmade is not None and unmade[0].origin is not Origin.CONFIG:
+            # The other end is told when it resumes.
+            self._unmade.drop(name)
+            self._kept.take_back(name)
+            self._kept.save()
+            return
         circuit = self._find(name)
         if circuit.origin is Origin.CONFIG:
             raise ConfigError(f"{name} is in the configuration file; remove it there, and reload")
@@ -211,6 +218,7 @@ class Circuits:
         try:
             name = requested.offer.interface or self._occupancy.free_name(policy.config.interfaces)
             config = _config_for(requested, name, self._services.port)
+            self._check_not_kept(config)
             moved = self._moved(config)
             if moved is not None and moved.disabled:
                 why = f"{config.name} was taken down on the other end"
@@ -254,26 +262,47 @@ class Circuits:
         """Make what another machine may have, in place of what it had."""
         if replaced is not None:
             self._remove(replaced, None)
+        named_by_peer = requested.offer.interface is not None
         try:
-            self._create(
-                config,
-                Origin.PEER,
-                named_by_peer=requested.offer.interface is not None,
-                start=requested,
-            )
-            self._kept.take_disabled(config.name)
-            self._kept.save_in_time()
+            circuit = self._make_negotiated(config, Origin.PEER, named_by_peer)
         except VelaError as err:
-            self._log.error("circuit_not_set_up", circuit=config.name, error=str(err))
-            failed = self._circuits.get(config.name)
-            if failed is not None:
-                self._remove(failed, None)
-            self._negotiator.reject(requested, RejectCode.FAILED, _from_here(err))
-            if replaced is not None:
-                self._restore(replaced)
+            self._give_up(requested, replaced, err)
+            return
 
-    def _restore(self, replaced: Circuit) -> None:
-        """Make a circuit again in whose place no other could be made."""
+        def saved(error: DeviceError | None) -> None:
+            # It may have gone meanwhile, by a reload.
+            if self._circuits.get(config.name) is not circuit:
+                return
+            if error is None:
+                circuit.answer()
+                return
+            self._remove(circuit, None)
+            self._give_up(requested, replaced, error)
+
+        try:
+            circuit.accept(requested)
+        except VelaError as err:
+            circuit.close(None)
+            self._give_up(requested, replaced, err)
+            return
+        self._circuits[config.name] = circuit
+        self._kept.take_back(config.name)
+        self._unmade.drop(config.name)
+        self._kept.save_in_time(saved)
+
+    def _give_up(
+        self, requested: CircuitRequested, replaced: Circuit | None, error: VelaError
+    ) -> None:
+        """Refuse what could not be done; there is again what there was before."""
+        self._log.error(
+            "circuit_not_set_up",
+            by=str(requested.source),
+            circuit_id=requested.circuit_id,
+            error=str(error),
+        )
+        self._negotiator.reject(requested, RejectCode.FAILED, _from_here(error))
+        if replaced is None:
+            return
         try:
             circuit = self._create(
                 replaced.config, replaced.origin, named_by_peer=is_named_by_peer(replaced)
@@ -294,8 +323,23 @@ class Circuits:
         )
         self._negotiator.reject(requested, code, text)
 
+    def _make(self, wanted: StoredCircuit) -> None:
+        """Make a circuit that could not be made before, and start it. Raises VelaError."""
+        if wanted.origin is Origin.CONFIG:
+            self._occupancy.check_free(wanted.config)
+        else:
+            self._check_kept(wanted)
+        circuit = self._create(wanted.config, wanted.origin, named_by_peer=wanted.named_by_peer)
+        if self._kept.take_back(circuit.name):
+            circuit.disable()
+        else:
+            circuit.start()
+
     def _find(self, name: str) -> Circuit:
         circuit = self._circuits.get(name)
+        unmade = self._unmade.find(name)
+        if unmade is not None:
+            raise ConfigError(f"{name} is not there: {unmade[1]}")
         if circuit is None:
             raise ConfigError(f"there is no circuit {name}")
         return circuit
@@ -306,36 +350,36 @@ class Circuits:
         origin: Origin,
         *,
         named_by_peer: bool = False,
-        start: CircuitRequested | None = None,
     ) -> Circuit:
-        cpu = config.cpu
-        if cpu is None:
-            own = [each.cpu for each in self._circuits.values()]
-            cpu = least_loaded(allowed_cpus(), own)
         # The original VELA knows no handshake.
         if not config.autoconfigure or config.encapsulation is Encapsulation.IP:
-            circuit: Circuit = StaticCircuit(config, self._services, cpu, origin)
+            circuit: Circuit = StaticCircuit(config, self._services, self._cpu_for(config), origin)
         else:
-            negotiated = NegotiatedCircuit(
-                config,
-                self._services,
-                cpu,
-                origin,
-                offer=_offer_of(config, named_by_peer) if origin is Origin.PEER else config.peer,
-                key=self._key_for(config, origin),
-                negotiator=self._negotiator,
-                deleted=self._on_deleted,
-                offer_changed=self._on_offer_changed,
-            )
-            circuit = negotiated
-            if start is not None:
-                try:
-                    negotiated.accept(start)
-                except VelaError:
-                    negotiated.close(None)
-                    raise
+            circuit = self._make_negotiated(config, origin, named_by_peer)
         self._circuits[config.name] = circuit
         return circuit
+
+    def _make_negotiated(
+        self, config: CircuitConfig, origin: Origin, named_by_peer: bool
+    ) -> NegotiatedCircuit:
+        return NegotiatedCircuit(
+            config,
+            self._services,
+            self._cpu_for(config),
+            origin,
+            offer=_offer_of(config, named_by_peer) if origin is Origin.PEER else config.peer,
+            key=self._key_for(config, origin),
+            negotiator=self._negotiator,
+            check_id=self._occupancy.check_id,
+            deleted=self._on_deleted,
+            offer_changed=self._on_offer_changed,
+        )
+
+    def _cpu_for(self, config: CircuitConfig) -> int:
+        if config.cpu is not None:
+            return config.cpu
+        own = [each.cpu for each in self._circuits.values()]
+        return least_loaded(allowed_cpus(), own)
 
     def _key_for(self, config: CircuitConfig, origin: Origin) -> bytes | None:
         if origin is not Origin.PEER and config.key_file is not None:
@@ -363,16 +407,29 @@ class Circuits:
 
     def _apply_policy(self) -> None:
         """End what others set up and may not any more; let the rest go on under the new terms."""
-        policy = self._negotiator.policy
+        policy, key = self._negotiator.policy, self._negotiator.key
         for circuit in tuple(self._circuits.values()):
-            if circuit.origin is not Origin.PEER or not isinstance(circuit, NegotiatedCircuit):
+            if not isinstance(circuit, NegotiatedCircuit):
                 continue
-            if policy is None or policy.judge_offer(circuit.offer) is not None:
+            if circuit.origin is not Origin.PEER:
+                if circuit.config.key_file is None:
+                    circuit.set_key(key)
+            elif policy is None or policy.judge_offer(circuit.offer) is not None:
                 self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
                 self._remove(circuit, CloseReason.STOPPING)
                 self._kept.try_save()
             else:
-                circuit.set_terms(policy, self._negotiator.key)
+                circuit.set_key(key)
+                circuit.set_policy(policy)
+
+    def _check_not_kept(self, config: CircuitConfig) -> None:
+        """Raises ConfigError where somebody else's circuit of this name waits to be made."""
+        unmade = self._unmade.find(config.name)
+        if unmade is None:
+            return
+        wanted = unmade[0]
+        if wanted.origin is not Origin.PEER or wanted.config.id != config.id:
+            raise ConfigError(f"there is a circuit {config.name} already")
 
     def _moved(self, config: CircuitConfig) -> Circuit | None:
         """Return what the same machine set up here before, when it had another address."""

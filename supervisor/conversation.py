@@ -26,7 +26,7 @@ class Conversation:
         self._negotiator = negotiator
         self._on_event = on_event
         self._sources: tuple[IPAddress, ...] = ()
-        self._left = self._ended = False
+        self._left = self._ended = self._held = False
         self._alarm: Timer | None = None
         self._not_before = 0.0
         negotiator.add(session.circuit_id, self)
@@ -50,8 +50,16 @@ class Conversation:
 
     def leave(self, reason: CloseReason) -> None:
         """Say goodbye. It is repeated until it was heard, or 1 s is over; no event follows."""
-        self._left = True
+        self._left, self._held = True, False
         self.session.close(reason, self.now())
+        self.pump()
+
+    def hold(self) -> None:
+        """Say nothing, and do nothing, until release()."""
+        self._held = True
+
+    def release(self) -> None:
+        self._held = False
         self.pump()
 
     def forget(self) -> None:
@@ -69,15 +77,15 @@ class Conversation:
             self._set_alarm()
 
     def _do_what_it_wants(self) -> None:
-        if self._ended:
+        if self._ended or self._held:
             return
-        self._send()
+        # Before anything is said: the session may be suspended by it.
         while (event := self.session.next_event()) is not None:
             if not self._left:
                 self._on_event(event)
             if self._ended:
                 return
-            self._send()
+        self._send()
         if self._left and self.session.state is State.CLOSED:
             self.forget()
 

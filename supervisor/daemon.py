@@ -140,8 +140,11 @@ class Daemon:
             circuits=self._circuits.status(),
         )
 
-    def reload(self) -> None:
-        """Take over what changed in the file. Raises VelaError, and then nothing has changed."""
+    def reload(self) -> dict[str, str]:
+        """Take over what changed in the file. Raises VelaError, and then nothing has changed.
+
+        Return circuits that cannot be made at present, by name, and why.
+        """
         config = load_config(self._path, find_mistakes)
         if config.daemon != self._config.daemon:
             self._log.warning("daemon_section_needs_restart")
@@ -149,8 +152,11 @@ class Daemon:
         if config.autoconfigure != self._config.autoconfigure:
             self._set_policy(config)
         self._config = config
-        self._circuits.reload(config)
-        self._log.info("configuration_reloaded", circuits=len(self._circuits))
+        failed = self._circuits.reload(config)
+        self._log.info(
+            "configuration_reloaded", circuits=len(self._circuits), failed=sorted(failed)
+        )
+        return failed
 
     def _on_request(self, request: Mapping[str, object]) -> Reply:
         """Do what velactl asks for. Raises VelaError."""
@@ -160,7 +166,10 @@ class Daemon:
                 reply: Reply = document(self.status())
                 return reply
             case {"command": "reload"}:
-                self.reload()
+                failed = self.reload()
+                if failed:
+                    reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
+                    raise VelaError(f"all else was reloaded, but {reasons}")
             case {"command": "add", "circuit": str(name), "settings": dict(settings)}:
                 added = circuits.add(name, settings)
                 return {"circuit": name, "id": added.config.id}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import structlog
@@ -19,6 +19,10 @@ from vela.supervisor.store import Store, Stored, StoredCircuit
 SAVE_INTERVAL_S = 0.25
 
 
+SavedHandler = Callable[[DeviceError | None], None]
+"""Called with what went wrong."""
+
+
 class Kept:
     """What no file says of the circuits, saved whenever their owner says that it changed."""
 
@@ -29,6 +33,7 @@ class Kept:
         self._circuits = circuits
         self._absent = Stored()
         self._saving: Timer | None = None
+        self._waiting: list[SavedHandler] = []
         self._saved_at = -math.inf
 
     def load(self, daemon: DaemonConfig) -> Stored:
@@ -43,11 +48,15 @@ class Kept:
         """Keep besides that this one was taken down, until it is there again."""
         self._absent = replace(self._absent, disabled=self._absent.disabled | {name})
 
-    def take_disabled(self, name: str) -> bool:
-        """Tell whether one that was absent, and is there again, had been taken down."""
-        was_disabled = name in self._absent.disabled
-        self._absent = replace(self._absent, disabled=self._absent.disabled - {name})
-        return was_disabled
+    def take_back(self, name: str) -> bool:
+        """Keep nothing besides of one that is there now; tell whether it had been taken down."""
+        absent = self._absent
+        self._absent = Stored(
+            tuple(each for each in absent.circuits if each.config.name != name),
+            tuple(each for each in absent.unread if each.name != name),
+            absent.disabled - {name},
+        )
+        return name in absent.disabled
 
     def save(self) -> None:
         """Save now. Raises DeviceError, and then what was kept before still is."""
@@ -55,17 +64,24 @@ class Kept:
             self._saving.cancel()
             self._saving = None
         self._saved_at = self._loop.now()
-        self._store.save(self._stored())
+        waiting, self._waiting = self._waiting, []
+        error = None
+        try:
+            self._store.save(self._stored())
+        except DeviceError as err:
+            error = err
+        for saved in waiting:
+            saved(error)
+        if error is not None:
+            raise error
 
-    def save_in_time(self) -> None:
-        """Save now, or where that was just done, together with what follows. Raises DeviceError.
-
-        No Burst: who asks first has to know that it is saved before anyone is answered.
-        """
+    def save_in_time(self, saved: SavedHandler) -> None:
+        """Save now, or where that was just done, together with what follows; then call back."""
+        self._waiting.append(saved)
         now = self._loop.now()
         at = self._saved_at + SAVE_INTERVAL_S
         if at <= now:
-            self.save()
+            self.try_save()
         elif self._saving is None:
             self._saving = self._loop.call_later(at - now, self.try_save)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from vela.circuit import CircuitConfig, Encapsulation, Endpoint, PeerConfig
+from vela.circuit import CircuitConfig, Encapsulation, Endpoint, IPAddress, PeerConfig
 from vela.encapsulation import Elision
 from vela.errors import VelaError
 from vela.negotiation import (
@@ -27,12 +27,14 @@ from vela.negotiation import (
     Unanswered,
     Up,
 )
+from vela.negotiation import State as SessionState
 from vela.supervisor.circuit import Circuit, Origin, State
 from vela.supervisor.conversation import Conversation
 from vela.supervisor.negotiator import Negotiator
 from vela.supervisor.pseudowire import PROVISIONAL_MTU, Path, Profile, Services
 
 CircuitHandler = Callable[["NegotiatedCircuit"], None]
+IdCheck = Callable[["NegotiatedCircuit", tuple[IPAddress, ...]], None]
 OfferHandler = Callable[["NegotiatedCircuit", CircuitRequested], None]
 
 
@@ -49,19 +51,23 @@ class NegotiatedCircuit(Circuit):
         offer: PeerConfig,
         key: bytes | None,
         negotiator: Negotiator,
+        check_id: IdCheck,
         deleted: CircuitHandler,
         offer_changed: OfferHandler,
     ) -> None:
         """Create the interface. Raises DeviceError, and then there is none.
 
         offer is what the remote shall get; of a circuit that the remote set
-        up, what it wanted here. deleted is called when the other end deleted
-        such a circuit, offer_changed when it wants it otherwise.
+        up, what it wanted here. check_id raises ConfigError where another
+        circuit has the id toward one of these addresses. deleted is called
+        when the other end deleted such a circuit, offer_changed when it wants
+        it otherwise.
         """
         super().__init__(config, services, cpu, origin)
         self.offer = offer
         self._key = key
         self._negotiator = negotiator
+        self._check_id = check_id
         self._deleted = deleted
         self._offer_changed = offer_changed
         self._path: Path | None = None
@@ -75,15 +81,24 @@ class NegotiatedCircuit(Circuit):
         self._conversation.pump()
 
     def accept(self, requested: CircuitRequested) -> None:
-        """Begin with what a remote asked for, in place of start(). Raises VelaError."""
+        """Begin with what a remote asked for, in place of start(); answer() is to follow.
+
+        Raises VelaError.
+        """
         self._started = True
+        self._conversation.hold()
         now = self._conversation.now()
         # Known before it is spoken of, so that both ends agree at once.
         self._path = self._choose((requested.source.address,))
         self._session.set_local(self._describe(self._path), now)
         self._session.accept(requested, now)
-        self._conversation.pump()
+        self._agreement = self._session.agreement
+        self._carry()
         self._refresh_later(failed=False)
+
+    def answer(self) -> None:
+        """Tell the remote that it was accepted."""
+        self._conversation.release()
 
     def close(self, reason: CloseReason | None = CloseReason.STOPPING) -> None:
         """Take everything down here; tell the other end whether it is for good, or nothing."""
@@ -103,6 +118,8 @@ class NegotiatedCircuit(Circuit):
         self._is_up = False
         self._agreement = None
         self._conversation.leave(CloseReason.STOPPING)
+        # Another circuit may have the id toward there by then.
+        self._path = None
 
     def enable(self) -> None:
         super().enable()
@@ -110,15 +127,34 @@ class NegotiatedCircuit(Circuit):
         self._path = None
         self._conversation = self._converse()
 
-    def set_terms(self, policy: Policy, key: bytes | None) -> None:
-        """Take over what others may set up here, and under which key, from now on."""
-        if key != self._key:
-            self._key = key
-            if not self.disabled:
-                self.disable()
-                self.enable()
-                self.start()
+    def set_policy(self, policy: Policy) -> None:
+        """Take over what others may set up here from now on."""
         self._session.policy = policy
+
+    def set_key(self, key: bytes | None) -> None:
+        """Use this key from now on; another one takes another session."""
+        if key == self._key:
+            return
+        self._key = key
+        if not self.disabled:
+            self.disable()
+            self.enable()
+            self.start()
+
+    @property
+    def sources(self) -> tuple[IPAddress, ...]:
+        known = () if self._path is None else self._path.sources
+        return super().sources + known
+
+    def check(self) -> None:
+        super().check()
+        if self.disabled:
+            return
+        if self._broken and self._session.state is not SessionState.SUSPENDED:
+            self._suspend(self._broken)
+            self._become(State.DOWN if self._was_up else State.CONNECTING, self._broken)
+        elif not self._broken and self._state is not State.FAILED:
+            self._seek_again()
 
     @property
     def _session(self) -> Session:
@@ -138,15 +174,19 @@ class NegotiatedCircuit(Circuit):
         return Conversation(session, self._services.loop, self._negotiator, self._on_event)
 
     def _on_path(self, path: Path) -> None:
+        # Before anything is sent: the other end knows both as one.
+        self._check_id(self, path.sources)
         self._path = path
         now = self._conversation.now()
         self._conversation.expect_from(path.sources)
         self._session.set_local(self._describe(path), now)
         self._session.set_remote(path.endpoint, now)
-        if not self._was_up and self._state in (State.RESOLVING, State.DOWN, State.FAILED):
-            self._become(State.CONNECTING)
         if self._state is State.FAILED:
-            self._attach()
+            self._carry()
+            self._become(State.DOWN if self._was_up else State.CONNECTING)
+            self._seek_again()
+        elif not self._was_up and self._state in (State.RESOLVING, State.DOWN):
+            self._become(State.CONNECTING)
         self._conversation.pump()
 
     def _on_no_path(self, reason: str) -> None:
@@ -223,28 +263,48 @@ class NegotiatedCircuit(Circuit):
 
     def _attach(self) -> None:
         """Carry frames as agreed; the carrier is there once it is up."""
+        try:
+            self._carry()
+        except VelaError as err:
+            self._fail(str(err))
+            self._refresh_later(failed=True)
+            return
+        if self._is_up:
+            self._show_carrier(True)
+            self._become(State.UP)
+
+    def _carry(self) -> None:
+        """Carry frames as agreed, without carrier. Raises VelaError."""
         agreement, remote = self._agreement, self._session.remote
         if agreement is None or remote is None:
             return
         # A translated port is the one that leads back.
         port = remote.port if agreement.nat else agreement.remote_port
-        try:
-            path = self._path_to(Endpoint(remote.address, port))
-            profile = Profile(
-                mtu=agreement.mtu,
-                elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
-                remote_mac=agreement.remote_mac,
-                leave_checksums=agreement.elision and agreement.checksum_offload,
-                source_port=path.group.port if agreement.nat else self._source_port(path),
-            )
-            self._wire.attach(path, profile)
-        except VelaError as err:
-            self._show_carrier(False)
-            self._become(State.FAILED, str(err))
-            return
-        if self._is_up:
-            self._show_carrier(True)
-            self._become(State.UP)
+        path = self._path_to(Endpoint(remote.address, port))
+        profile = Profile(
+            mtu=agreement.mtu,
+            elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
+            remote_mac=agreement.remote_mac,
+            leave_checksums=agreement.elision and agreement.checksum_offload,
+            source_port=path.group.port if agreement.nat else self._source_port(path),
+        )
+        self._wire.attach(path, profile)
+
+    def _fail(self, reason: str) -> None:
+        self._suspend(reason)
+        super()._fail(reason)
+
+    def _suspend(self, reason: str) -> None:
+        """Let the other end know, which else would have carrier toward nothing."""
+        self._is_up = False
+        self._show_carrier(False)
+        self._session.suspend(f"on the other end, {reason}")
+        self._conversation.pump()
+
+    def _seek_again(self) -> None:
+        if self._session.state is SessionState.SUSPENDED:
+            self._session.start(self._conversation.now())
+            self._conversation.pump()
 
     def _path_to(self, endpoint: Endpoint) -> Path:
         """Return the way to where the session's remote is. Raises DeviceError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -31,9 +31,13 @@ _WILDCARDS = re.compile(r"[*?]+")
 class Occupancy:
     """Names, ids, addresses, MACs and ports, as the circuits there are at each moment have them."""
 
-    def __init__(self, daemon: DaemonConfig, circuits: Mapping[str, Circuit]) -> None:
+    def __init__(
+        self, daemon: DaemonConfig, circuits: Mapping[str, Circuit], reserved: Container[str]
+    ) -> None:
+        """reserved: names that nobody gets who wants none in particular."""
         self._daemon = daemon
         self._circuits = circuits
+        self._reserved = reserved
 
     def check_free(self, config: CircuitConfig, replaced: Circuit | None = None) -> None:
         """Raises ConfigError where another circuit has what only one can have.
@@ -56,21 +60,53 @@ class Occupancy:
             config.name,
         )
 
+    def check_id(self, circuit: Circuit, sources: Iterable[IPAddress]) -> None:
+        """Raises ConfigError where another circuit has the id toward one of these addresses."""
+        for other in self._circuits.values():
+            if other is circuit or other.config.id != circuit.config.id:
+                continue
+            shared = set(sources).intersection(other.sources)
+            if shared:
+                raise ConfigError(
+                    f"circuit id {circuit.config.id} of {min(shared, key=str)} "
+                    f"is {other.name}'s already"
+                )
+
     def free_id(self, remote: str) -> int:
-        """Return the lowest circuit id that is free toward a remote. Raises ConfigError: none."""
+        """Return the lowest circuit id that is free toward a remote, whatever it is called.
+
+        Raises ConfigError: none surely is.
+        """
         try:
             wanted = parse_remote(remote)
         except ValueError:
             wanted = Remote(remote)  # refused soon, with its other mistakes
+        known = self._addresses_of(wanted)
         taken = {
             each.config.id
             for each in self._circuits.values()
             if remote_identity(each.config.remote) == remote_identity(wanted)
+            # What is not resolved may be the same.
+            or not (known and each.addresses and known.isdisjoint(each.addresses))
         }
         for number in range(MIN_CIRCUIT_ID, MAX_CIRCUIT_ID + 1):
             if number not in taken:
                 return number
-        raise ConfigError(f"all {MAX_CIRCUIT_ID} circuit ids toward {remote} are taken")
+        raise ConfigError(
+            f"all {MAX_CIRCUIT_ID} circuit ids toward {remote} are taken, "
+            "or may be while names do not resolve; say which it is to be"
+        )
+
+    def _addresses_of(self, remote: Remote) -> frozenset[IPAddress]:
+        """Return what is known of a remote's addresses, by itself or from its circuits."""
+        if remote.address is not None:
+            return frozenset({remote.address})
+        return frozenset(
+            address
+            for each in self._circuits.values()
+            if remote_identity(each.config.remote) == remote_identity(remote)
+            for address in each.addresses
+        )
 
     def free_name(self, pattern: str) -> str:
         """Return an interface name that the pattern allows and that nothing here has.
@@ -81,7 +117,8 @@ class Occupancy:
         for filling in (*map(str, range(NAMES_TRIED)), ""):
             name = _WILDCARDS.sub(filling, pattern, count=1)
             name = _WILDCARDS.sub("", name)
-            if name in self._circuits or not fnmatchcase(name, pattern):
+            taken = name in self._circuits or name in self._reserved
+            if taken or not fnmatchcase(name, pattern):
                 continue
             try:
                 parse_interface_name(name)
@@ -103,7 +140,7 @@ class Occupancy:
         for circuit in self._circuits.values():
             if circuit.config.id != confirm.circuit_id:
                 continue
-            if circuit.disabled and circuit.leads_to(address):
+            if circuit.disabled and address in circuit.addresses:
                 return f"{circuit.name} was taken down on the other end"
             # Whoever asks: so this names none.
             if circuit.unresolved and (confirm.resuming or not circuit.sought_in_vain):

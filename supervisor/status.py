@@ -41,6 +41,11 @@ class CounterStatus:
     rx_dropped: Mapping[str, int]
 
     @classmethod
+    def zero(cls) -> CounterStatus:
+        no_tx, no_rx = dict.fromkeys(TX_DROPPED, 0), dict.fromkeys(RX_DROPPED, 0)
+        return cls(0, 0, 0, 0, 0, 0, 0, 0, tx_dropped=no_tx, rx_dropped=no_rx)
+
+    @classmethod
     def of(cls, counters: Counters) -> CounterStatus:
         total = counters.total
         return cls(

@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, ip_address, ip_network
 
-from vela.agreement import Agreement, CircuitRequested, Closed, Datagram, Event, OfferChanged
+from vela.agreement import (
+    Agreed,
+    Agreement,
+    CircuitRequested,
+    Closed,
+    Datagram,
+    Event,
+    OfferChanged,
+)
 from vela.circuit import AutoconfigureConfig, Endpoint, PeerConfig
 from vela.control import Capability, Description, MessageType, read_header
 from vela.cookie import Cookies
@@ -67,6 +75,8 @@ class Machine:
         self.endpoint, self.remote, self.local, self.key = endpoint, remote, local, key
         self.randomness, self.policy, self.offer = randomness, policy, offer
         self.kept: PeerConfig | None = None
+        self.obstacle = ""
+        """Why it cannot carry frames."""
         self.events: list[tuple[float, Event]] = []
         self.refused = 0
         self.requested: list[CircuitRequested] = []
@@ -134,6 +144,8 @@ class Machine:
             raise AssertionError("a timer that stays due")
         while (event := session.next_event()) is not None:
             self.events.append((now, event))
+            if isinstance(event, Agreed) and self.obstacle:
+                session.suspend(self.obstacle)
             if isinstance(event, OfferChanged):
                 self.kept = event.requested.offer
                 self.session = session = self._session(None)

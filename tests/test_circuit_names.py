@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -216,6 +217,39 @@ def test_circuit_that_is_being_resolved_is_not_deleted_by_its_remote_that_resume
                 )
             else:
                 wait_until_up(both, timeout_s=20)
+
+
+def test_machine_that_is_known_by_its_address_and_by_a_name_has_one_set_of_ids(
+    named: TwoRouters,
+) -> None:
+    config = asking(named.b.ipv4, addresses=[], peer={"addresses": []})
+    with (
+        name_server(named.a.namespace, BOTH),
+        ends(named, config, policy()) as both,
+    ):
+        wait_until_up(both)
+        workers = [velad.worker_pid(NAME) for velad in both]
+        changes = both.b.log().count("circuit_state_changed")
+
+        # The id that somebody insists on is found to be taken before the other end hears of it.
+        both.a.control("add", "vela7", "--remote", HOST, "--family", "ipv4", "--id", "1")
+        entry = both.a.wait_for_state("vela7", "failed")
+        assert entry["reason"] == "circuit id 1 of 10.201.0.2 is vela0's already"
+        time.sleep(1.0)  # five keepalives
+        assert both.b.log().count("circuit_state_changed") == changes
+        assert [velad.circuit(NAME)["state"] for velad in both] == ["up", "up"]
+        assert [velad.worker_pid(NAME) for velad in both] == workers
+
+        # A name that is not known yet may be that machine's, or any.
+        said = both.a.control("add", "vela8", "--remote", "other.example.net").stdout
+        assert said == "vela8: id 2, toward other.example.net\n"
+        said = both.a.control("add", "vela9", "--remote", HOST, "--family", "ipv4").stdout
+        assert said == f"vela9: id 3, toward {HOST}\n"
+        wait_until_up(both, a="vela9", b="vela1")
+        both.a.control("delete", "vela8")
+        assert both.a.control("add", "vela8", "--remote", "10.201.0.9").stdout == (
+            "vela8: id 1, toward 10.201.0.9\n"
+        )
 
 
 def test_name_that_never_resolves_keeps_its_circuit_id_from_nobody(

@@ -23,7 +23,7 @@ from lab.autoconfigured import (
 )
 from lab.circuit import NAME
 from lab.daemon import Velad, velactl
-from lab.link import Interface
+from lab.link import Interface, bridge
 from lab.load import ping
 from lab.topology import TwoRouters
 from lab.waiting import eventually
@@ -483,6 +483,63 @@ def test_state_file_that_makes_no_sense_is_set_aside(routers: TwoRouters) -> Non
         # The initiator asks for it again.
         wait_until_up(both, timeout_s=4)
         assert set(stored(both.b)) == {NAME}
+
+
+def test_kept_circuit_that_cannot_be_made_is_shown_and_tried_again(routers: TwoRouters) -> None:
+    bridge(routers.a.namespace, "br9")
+    with Velad(routers.a.namespace, "") as velad:
+        velad.control("add", "vela7", "--remote", "10.201.0.9", "--bridge", "br9")
+        velad.control("add", "vela8", "--remote", "10.201.0.9", "--bridge", "br9")
+        velad.control("down", "vela7")
+        assert velad.stop() == 0
+        routers.a.namespace.run("ip", "link", "del", "br9")
+
+        velad.start()
+
+        for name in ("vela7", "vela8"):
+            entry = velad.circuit(name)
+            assert (entry["state"], entry["origin"]) == ("failed", "command")
+            assert entry["reason"] == "br9: there is no interface of this name"
+        assert refused(velad, "up", "vela7").startswith("vela7 is not there: br9: ")
+        assert refused(velad, "add", "vela7", "--remote", "10.201.0.9") == (
+            "there is a circuit vela7 already"
+        )
+        velad.control("delete", "vela8")
+        assert set(stored(velad)) == {"vela7"}
+
+        bridge(routers.a.namespace, "br9")
+        velad.wait_for_state("vela7", "disabled", timeout_s=15)
+        assert [entry["name"] for entry in velad.status()["circuits"]] == ["vela7"]
+        assert set(stored(velad)) == {"vela7"}
+
+
+def test_reload_tells_which_circuits_cannot_be_made_and_they_are_tried_again(
+    routers: TwoRouters,
+) -> None:
+    with circuit(routers, policy_a=policy()) as both:
+        other = asking(
+            routers.b.ipv4, name="vela1", id=2, addresses=[], peer={"addresses": []}, bridge="br9"
+        )
+        both.a.configure(policy() + asking(routers.b.ipv4, bridge="br9") + other)
+        done = both.a.control("reload", check=False)
+
+        assert done.returncode == 1
+        assert done.stderr == (
+            "velactl: all else was reloaded, but "
+            "vela0: br9: there is no interface of this name; "
+            "vela1: br9: there is no interface of this name\n"
+        )
+        assert [each["state"] for each in both.a.status()["circuits"]] == ["failed"] * 2
+        # Its other end is not told that it is gone.
+        told = "a circuit with this id cannot be made on the other end at present"
+        both.b.wait_for(
+            lambda status: [each["reason"] for each in status["circuits"]] == [told], 10, told
+        )
+
+        bridge(routers.a.namespace, "br9")
+        assert both.a.control("reload").returncode == 0
+        wait_until_up(both)
+        wait_until_up(both, a="vela1", b="vela1")
 
 
 def test_kept_circuit_that_no_longer_fits_the_configuration_is_left_out_and_kept(

@@ -15,7 +15,7 @@ LAYERS = """
     vela.supervisor.cli vela.supervisor.velactl
     vela.supervisor.daemon
     vela.supervisor.circuits
-    vela.supervisor.kept vela.supervisor.occupancy
+    vela.supervisor.kept vela.supervisor.occupancy vela.supervisor.unmade
     vela.supervisor.store
     vela.supervisor.static vela.supervisor.negotiated
     vela.supervisor.conversation vela.supervisor.circuit

@@ -13,7 +13,7 @@ from vela.supervisor.occupancy import Occupancy
 
 @pytest.fixture
 def occupancy() -> Occupancy:
-    return Occupancy(DaemonConfig(), {})
+    return Occupancy(DaemonConfig(), {}, reserved=())
 
 
 @pytest.fixture

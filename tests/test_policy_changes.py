@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -55,7 +56,9 @@ def test_kept_circuit_without_a_policy_is_neither_started_nor_forgotten(
         both.b.configure("")
         both.b.start()
 
-        assert both.b.status()["circuits"] == []
+        entry = both.b.circuit(NAME)
+        assert entry["state"] == "failed"
+        assert entry["reason"] == "another machine set it up, and there is no [autoconfigure]"
         assert NAME not in interfaces(routers.b.namespace)
         assert "there is no [autoconfigure]" in both.b.log()
         # Not even what is saved meanwhile loses it.
@@ -64,8 +67,11 @@ def test_kept_circuit_without_a_policy_is_neither_started_nor_forgotten(
         both.b.control("delete", "vela9")
         assert both.b.stop() == 0
 
-        both.b.configure(policy())
+        both.b.configure("")
         both.b.start()
+        assert both.b.circuit(NAME)["state"] == "failed"
+        both.b.configure(policy())
+        both.b.control("reload")
         wait_until_up(both)
 
 
@@ -85,3 +91,33 @@ def test_changed_key_ends_circuits_under_the_old_one(
         both.a.configure(asking(routers.b.ipv4, key_file=new))
         both.a.control("reload")
         wait_until_up(both)
+
+
+def test_changed_default_key_is_that_of_all_circuits_without_one(
+    routers: TwoRouters, tmp_path: Path
+) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).write_text(f"{name} key, long enough\n")
+        (tmp_path / name).chmod(0o600)
+    old, new = (policy(key_file=str(tmp_path / name)) for name in ("old", "new"))
+    own = asking(
+        routers.b.ipv4,
+        name="vela2",
+        id=2,
+        addresses=[],
+        peer={"addresses": []},
+        key_file=str(tmp_path / "old"),
+    )
+    with ends(routers, old + asking(routers.b.ipv4) + own, old) as both:
+        both.a.control("add", "vela7", "--remote", routers.b.ipv4, "--peer-interface", "vela7")
+        for name in (NAME, "vela2", "vela7"):
+            wait_until_up(both, a=name, b=name)
+
+        for velad, config in ((both.a, new + asking(routers.b.ipv4) + own), (both.b, new)):
+            velad.configure(config)
+            velad.control("reload")
+
+        both.a.wait_for_state("vela2", "down")
+        for name in (NAME, "vela7"):
+            wait_until_up(both, a=name, b=name)
+        assert both.a.circuit("vela2")["state"] == "down"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import pytest
 from lab.autoconfigured import Ends, asking, circuit, ends, interfaces, policy, wait_until_up
 from lab.circuit import MAC_B, NAME, circuit_table
 from lab.daemon import Velad
+from lab.dnsmasq import name_server
 from lab.errors import LabError
-from lab.link import bridge
+from lab.link import Interface, bridge
 from lab.topology import TwoRouters
 
 pytestmark = pytest.mark.needs_net_admin
@@ -140,6 +143,71 @@ def test_circuit_id_of_a_static_circuit_there_gets_no_second_one(routers: TwoRou
         )
         assert nothing_is_made_on(both, routers, "vela0")
         assert both.b.circuit("vela0")["origin"] == "config"
+
+
+def test_circuit_that_cannot_be_carried_there_is_rejected_and_never_up(
+    routers: TwoRouters, tmp_path: Path
+) -> None:
+    """Its id is a static circuit's there, whose name has the same address."""
+    resolv_conf = tmp_path / "resolv.conf"
+    resolv_conf.write_text("nameserver 127.0.0.1\n")
+    routers.b.namespace.resolv_conf = resolv_conf
+    static = circuit_table("router1.example.net", mac=MAC_B, peer_mac=None)
+    with (
+        name_server(routers.b.namespace, "router1.example.net,10.201.0.1"),
+        Velad(routers.b.namespace, policy() + static) as b,
+    ):
+        b.wait_for_state("vela0", "unmonitored")
+        with Velad(routers.a.namespace, asking(routers.b.ipv4, peer={"interface": "vela5"})) as a:
+            both = Ends(a, b)
+            assert reason_of(both, "rejected") == (
+                "on the other end, circuit id 1 of 10.201.0.1 is vela0's already"
+            )
+            assert nothing_is_made_on(both, routers, "vela0")
+            assert "state=up" not in a.log()
+
+
+def test_circuits_that_cannot_be_kept_there_are_rejected_and_never_up(routers: TwoRouters) -> None:
+    """The second one's saving waits for what else comes."""
+    second = asking(routers.b.ipv4, name="vela1", id=2, addresses=[], peer={"addresses": []})
+    with Velad(routers.b.namespace, policy()) as b:
+        state = b.directory / "state"
+        state.write_text("in the way")
+        with Velad(routers.a.namespace, asking(routers.b.ipv4) + second) as a:
+            told = f"on the other end, {state}: something is there that is no directory"
+            a.wait_for(
+                lambda status: [each["reason"] for each in status["circuits"]] == [told] * 2,
+                10,
+                told,
+            )
+            assert "state=up" not in a.log()
+            assert nothing_is_made_on(Ends(a, b), routers)
+
+            state.unlink()
+            wait_until_up(Ends(a, b), a="vela0", b="vela0")
+            wait_until_up(Ends(a, b), a="vela1", b="vela1")
+
+
+@pytest.mark.parametrize("which", ["initiator", "responder"])
+def test_circuit_whose_interface_is_taken_later_is_down_on_the_other_end(
+    routers: TwoRouters, which: str
+) -> None:
+    with circuit(routers) as both:
+        velad, other = both if which == "initiator" else (both.b, both.a)
+        os.kill(velad.pid, signal.SIGSTOP)
+        velad.namespace.run("ip", "link", "del", NAME)
+        velad.namespace.run("ip", "link", "add", NAME, "type", "bridge")
+        os.kill(velad.pid, signal.SIGCONT)
+
+        velad.wait_for_state(NAME, "failed")
+        told = f"on the other end, {NAME}: an interface of this name exists already"
+        other.wait_for(lambda status: status["circuits"][0]["reason"] == told, 10, told)
+        assert other.circuit(NAME)["state"] == "rejected"
+        assert not Interface(other.namespace, NAME).carrier
+
+        velad.namespace.run("ip", "link", "del", NAME)
+        wait_until_up(both)
+        assert [Interface(each.namespace, NAME).carrier for each in both] == [True, True]
 
 
 def test_name_and_addresses_of_a_circuit_there_are_not_given_twice(routers: TwoRouters) -> None:

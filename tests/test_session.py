@@ -284,6 +284,53 @@ def test_replayed_messages_after_the_circuit_was_deleted_set_nothing_up() -> Non
     assert len(second.requested) == 1
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_session_suspended_takes_the_other_end_down_and_refuses_it_until_it_starts_again(
+    which: int,
+) -> None:
+    link = one_sided(34)
+    session = up_link(link)[which]
+    machine, other = link.machines[which], link.machines[1 - which]
+    at = link.now
+
+    session.suspend("on the other end, br9: there is no interface of this name")
+    link.collect(machine)
+    link.run(at + 0.01)
+    assert not other.up
+    link.run(at + 60)
+    assert set(other.since(at, Rejected)) == {
+        Rejected(RejectCode.FAILED, "on the other end, br9: there is no interface of this name")
+    }
+    assert other.since(at, (Up, Down)) == [Down("the other end is stopping")]
+    assert machine.since(at, (Up, Down)) == []
+
+    session.start(link.now)
+    machine.handle_timer(link.now)
+    link.collect(machine)
+    link.run(link.now + 1)
+
+    assert machine.up
+    assert other.up
+
+
+def test_session_suspended_by_what_was_agreed_is_announced_by_nothing() -> None:
+    link = one_sided(35)
+    first, second = link.machines
+    second.obstacle = "on the other end, the MTU cannot be had"
+    link.boot()
+
+    link.run(link.now + 60)
+
+    assert first.since(0, (Agreed, Up)) == []
+    assert first.since(0, Rejected)[-1] == Rejected(RejectCode.FAILED, second.obstacle)
+    # Perhaps it can be had with what the other end says of itself now.
+    second.obstacle = ""
+    first.session.set_local(replace(LOCAL1, mtu=1300), link.now)  # type: ignore[union-attr]
+    link.run(link.now + 31)
+    assert first.up
+    assert second.up
+
+
 def test_close_for_good_ends_both_and_is_repeated_until_it_arrives() -> None:
     link = one_sided(7)
     first, _ = up_link(link)
@@ -846,6 +893,7 @@ def test_table_has_every_message_that_a_state_can_be_sent() -> None:
         State.REJECTED: anywhere,
         State.LINKED: anywhere | in_session | accepted,
         State.UP: anywhere | in_session | accepted | {Input.ACKNOWLEDGE},
+        State.SUSPENDED: anywhere,
         State.CLOSING: anywhere | in_session | accepted,
         State.CLOSED: anywhere,
     }

@@ -4,11 +4,12 @@ docs/protocol.md, section 4. All of it is here by name; it does no I/O and reads
 contract of Session, after aioquic's:
 
     in    receive_datagram(data, source, now)   handle_timer(now)
-          start, accept, close, retry, probe, set_local, set_remote
+          start, accept, suspend, close, retry, probe, set_local, set_remote
     out   datagrams_to_send()   next_event()   next_timer()
 
-now is monotonic seconds; after each call in, the outs are asked, next_timer() last. Send from the
-listening socket. A daemon has one Cookies, one Responder, and a Session for each circuit:
+now is monotonic seconds; after each call in, the outs are asked: next_event() first, so that
+nothing is announced that cannot be done (suspend), next_timer() last. Send from the listening
+socket. A daemon has one Cookies, one Responder, and a Session for each circuit:
 
     header = read_header(data)                    # RemoteProtocolError: count it
     session = sessions.get((source.address, header.circuit_id))
@@ -44,7 +45,7 @@ Events, in the order in which they happened:
                           begins again.
 
 States and the status words: REQUESTING, CONFIRMING, LINKED are "connecting" before the first Up
-and "down" after a Down; REJECTED is "rejected", UP is "up", CLOSED "disabled".
+and "down" after a Down; REJECTED is "rejected", UP is "up", CLOSED "disabled", SUSPENDED "failed".
 
 The handshake. The initiator's nonce is fresh for every attempt; the responder's is the cookie, so
 a pair of nonces names a session that both ends have shown to be able to hear of. Cookies are bound

@@ -98,7 +98,7 @@ ANSWER_RATE, ANSWER_BURST = 10.0, 10.0
 
 
 class State(Enum):
-    """IDLE and CLOSED do nothing; the others strive for UP, but for CLOSING."""
+    """IDLE and CLOSED do nothing, SUSPENDED refuses; the others strive for UP, but for CLOSING."""
 
     IDLE = auto()
     REQUESTING = auto()
@@ -106,6 +106,7 @@ class State(Enum):
     REJECTED = auto()
     LINKED = auto()  # both have the session; not yet known that both hear
     UP = auto()
+    SUSPENDED = auto()  # this end cannot carry frames
     CLOSING = auto()
     CLOSED = auto()
 
@@ -231,6 +232,9 @@ class Session:
         self._refused = False
         self._confirm_repeat_s = CONFIRM_REPEAT_S
         self._close_reason = CloseReason.STOPPING
+        # Why it is suspended, and with what the other end said of itself.
+        self._obstacle = ""
+        self._suspended_for: Description | None = None
         self._wrong_tag = False
         self._settled: tuple[Description, Description] | None = None
         self._outgoing: deque[Datagram] = deque()
@@ -257,7 +261,7 @@ class Session:
     # What the caller wants.
 
     def start(self, now: float) -> None:
-        """Look for the remote; also again, after the session was closed."""
+        """Look for the remote; also again, after the session was closed or suspended."""
         self._step(Input.START, now)
 
     def accept(self, requested: CircuitRequested, now: float) -> None:
@@ -268,6 +272,26 @@ class Session:
         """Say goodbye. Closed follows within 1 s; who is in a hurry need not wait for it."""
         self._close_reason = reason
         self._step(Input.CLOSE_WANTED, now)
+
+    def suspend(self, obstacle: str) -> None:
+        """Carry nothing until start(): the other end goes down, and is refused with the obstacle.
+
+        What it was to hear that was not handed over yet, and events not yet
+        seen, are forgotten.
+        """
+        if self._state in (State.IDLE, State.CLOSING, State.CLOSED):
+            return
+        self._obstacle = obstacle
+        if self._state is State.SUSPENDED:
+            return
+        self._outgoing.clear()
+        self._events.clear()
+        link = self._link
+        self._suspended_for = None if link is None else link.remote
+        if link is not None and link.remote_nonce:
+            self._send_close(CloseReason.STOPPING, link)
+        self._drop_link()
+        self._state = State.SUSPENDED
 
     def set_remote(self, remote: Endpoint, now: float) -> None:
         """Say where the remote is now. A session that is up goes on where it is until it fails."""
@@ -634,6 +658,10 @@ class Session:
                 # The cookie stays good, so that each repetition is answered.
                 self._events.append(OfferChanged(CircuitRequested(source, message)))
                 return
+        if self._state is State.SUSPENDED and self._suspended_for in (None, message.description):
+            refusal = rejection(message, message.size, RejectCode.FAILED, self._obstacle)
+            self._send(refusal, source)
+            return
         if self._state is State.UP:
             self._events.append(Down("the other end began anew"))
         self._adopt(what)
@@ -960,6 +988,11 @@ _TABLE: dict[tuple[State, Input], _Action] = {
     (_S.UP, _I.REJECT): Session._be_forgotten,
     (_S.UP, _I.PROBE): Session._answer_probe,
     (_S.UP, _I.PROBE_REPLY): Session._take_probe_reply,
+    #
+    (_S.SUSPENDED, _I.START): Session._begin,
+    (_S.SUSPENDED, _I.CLOSE_WANTED): Session._finish,
+    (_S.SUSPENDED, _I.REQUEST): Session._answer_request,
+    (_S.SUSPENDED, _I.CONFIRM): Session._take_confirm,
     #
     (_S.CLOSING, _I.CLOSE_WANTED): Session._ignore,
     (_S.CLOSING, _I.SEND_DUE): Session._repeat_close,
