@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pytest
 
 from lab.daemon import Velad
-from lab.frames import Stream
 from lab.link import Interface
 from lab.load import ping
+from lab.stream import Stream
 from lab.topology import Router, TwoRouters
 from lab.waiting import eventually
 

@@ -21,9 +21,11 @@ from lab.copying import BLOCK, content, copy
 from lab.daemon import ROOT, Velad, with_files
 from lab.datagrams import VELA_PORT, send_joined, udp_socket
 from lab.errors import LabError
+from lab.frames import Outlet
 from lab.link import Interface, Regime
 from lab.load import iperf3, ping
 from lab.namespace import Namespace, existing
+from lab.stream import Stream
 from lab.topology import TwoRouters, bridged_host, routed_host, three_routers, two_routers
 from lab.waiting import eventually
 
@@ -188,6 +190,32 @@ def test_capture_of_a_tagged_frame_shows_the_tag(routers: TwoRouters) -> None:
 
     assert arrived.data == frame
     assert headers.parse_ethernet(arrived.data).vlan == 0x2064
+
+
+@needs_net_admin
+def test_stream_has_sent_what_it_says(routers: TwoRouters) -> None:
+    with Outlet(routers.b.underlay) as outlet:
+        with Stream(routers.a.underlay, "even", 0.001) as stream:
+            eventually(lambda: len(outlet.frames()) >= 20, 10, "20 frames")
+        eventually(lambda: len(outlet.frames()) >= stream.sent, 10, "all of them")
+
+    assert outlet.frames() == [("even", number) for number in range(stream.sent)]
+
+
+@needs_net_admin
+def test_stream_whose_interface_goes_away_ends_early(routers: TwoRouters) -> None:
+    with Stream(routers.a.underlay, "early", 0.001) as stream:
+        routers.a.namespace.run("ip", "link", "delete", "eth0")
+
+    assert stream.sent > 0
+
+
+@needs_net_admin
+def test_stream_that_cannot_send_raises(routers: TwoRouters) -> None:
+    routers.a.underlay.set_mtu(68)
+
+    with pytest.raises(LabError, match="Message too long"), Stream(routers.a.underlay, "big", 0.01):
+        pass
 
 
 @needs_net_admin

@@ -35,6 +35,16 @@ def cpu_used(pids: Iterable[int]) -> Iterator[CpuUse]:
     use.processes_s += _processes_s(known)
 
 
+def stolen_s() -> float:
+    """Return what the hypervisor has given to others since boot while something was to run here.
+
+    Seconds of all CPUs together, in steps of a clock tick.
+    """
+    # proc_stat(5): the eighth figure.
+    first = Path("/proc/stat").read_text().split("\n", 1)[0]
+    return int(first.split()[8]) * _TICK_S
+
+
 def _machine_s() -> float:
     # proc_stat(5): user nice system idle iowait irq softirq steal; guests are
     # within user, and what the hypervisor took was nobody's here.
