@@ -6,7 +6,6 @@ Every datagram is written out by hand from docs/protocol.md, sections 2 to 5.
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ import pytest
 from lab.capture import Capture, Packet
 from lab.daemon import Velad
 from lab.datagrams import MAX_SEGMENTS, VELA_PORT, send_joined, udp_socket
+from lab.flood import Flood
 from lab.frames import await_operational
 from lab.link import Interface
 from lab.load import ping
@@ -144,6 +144,11 @@ def counts(status: dict[str, Any]) -> dict[tuple[str, str], int]:
             else:
                 found[circuit["name"], name] = value
     return {key: count for key, count in found.items() if count}
+
+
+def is_drop(key: tuple[str, str]) -> bool:
+    circuit, name = key
+    return not circuit or name.startswith("rx_dropped.")
 
 
 def workers(status: dict[str, Any]) -> list[dict[str, Any]]:
@@ -277,11 +282,16 @@ def test_flood_leaves_circuits_forwarding_and_velad_answering(
     third = CONFIG[CONFIG.index("[circuits.vela2]") :]
     config_a = side.format(B) + "addresses = ['172.16.0.1/30']\n" + third
     config_b = side.format(A) + "addresses = ['172.16.0.2/30']\n"
-    flood = {
+    datagrams = {
         "a stranger": [NOISE[i % 4] for i in range(MAX_SEGMENTS)],
         "the remote": [NOISE[1 + i % 2] for i in range(MAX_SEGMENTS)],
         "the remote, another circuit": [NOISE[3]] * MAX_SEGMENTS,
     }[source]
+    reasons = (
+        {("vela2", "rx_dropped.malformed")}
+        if source == "the remote, another circuit"
+        else {("", "unknown_circuit"), ("", "control_malformed")}
+    )
     address = STRANGER if source == "a stranger" else B
     with ExitStack() as stack:
         velad = stack.enter_context(started(routers, config_a))
@@ -291,24 +301,16 @@ def test_flood_leaves_circuits_forwarding_and_velad_answering(
         assert ping(routers.b.namespace, "172.16.0.1").lost == 0
         before, memory_before = velad.status(), memory_kb(velad.pid)
         sender = stack.enter_context(udp_socket(routers.b.namespace, address))
-        done, sent = threading.Event(), 0
 
-        def run() -> None:
-            nonlocal sent
-            while not done.is_set():
-                send_joined(sender, flood, A)
-                sent += MAX_SEGMENTS
+        def send() -> int:
+            send_joined(sender, datagrams, A)
+            return len(datagrams)
 
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
+        with Flood(send) as flood:
             pings = ping(routers.b.namespace, "172.16.0.1", count=50, interval_s=0.02)
             asked = time.monotonic()
             during = velad.status()
             answered_s = time.monotonic() - asked
-        finally:
-            done.set()
-            thread.join()
         seen: list[dict[tuple[str, str], int]] = []
 
         def looked_at_all(status: dict[str, Any]) -> bool:
@@ -319,13 +321,20 @@ def test_flood_leaves_circuits_forwarding_and_velad_answering(
         recovered = ping(routers.b.namespace, "172.16.0.1", count=5)
         memory_after = memory_kb(velad.pid)
 
-    looked_at = sum(counts(after).values()) - sum(counts(before).values())
+    grown = {key: count - counts(before).get(key, 0) for key, count in counts(after).items()}
+    looked_at = sum(grown.values())
+    dropped = {key: count for key, count in grown.items() if count and is_drop(key)}
+    full = dropped.pop(("", "overflow"), 0)
     with capsys.disabled():
         print(
-            f"\nflood from {source}: {sent} datagrams, {looked_at} counted, {pings.received} of "
-            f"{pings.transmitted} pings, status in {answered_s:.2f} s, "
-            f"memory {memory_before} -> {memory_after} kB"
+            f"\nflood from {source}: {flood.sent} datagrams, {looked_at} counted, "
+            f"{pings.received} of {pings.transmitted} pings, status in {answered_s:.2f} s, "
+            f"memory {memory_before} -> {memory_after} kB, dropped {dropped}, too many {full}"
         )
+    # A hundredth of what is sent on the slowest machine seen, in the second that pings take.
+    assert flood.sent >= 10_000
+    assert dropped.keys() == reasons
+    assert min(dropped.values()) >= 500
     assert recovered.lost == 0
     assert pings.received >= 48
     assert answered_s < 5
