@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from functools import cache
 
 import pytest
+from hypothesis import settings
 
 from lab import daemon, namespace
 from lab.topology import TwoRouters, two_routers
@@ -14,6 +15,11 @@ from lab.topology import TwoRouters, two_routers
 MARKER = "needs_net_admin"
 _selected = pytest.StashKey[list[str]]()
 _ran = pytest.StashKey[list[str]]()
+
+
+# A loaded machine is no mistake; and what a failure was found with is shown, to find it again.
+settings.register_profile("vela", deadline=None, print_blob=True)
+settings.load_profile("vela")
 
 
 @cache

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lab.autoconfigured import (
+    KEEPALIVE_S,
     addresses,
     asking,
     circuit,
@@ -55,7 +56,7 @@ def is_ready(velad: Velad, wanted: set[str], mtu: int) -> bool:
 
 @pytest.mark.parametrize("first", ["initiator", "responder"])
 def test_circuit_is_whole_on_both_ends_soon_after_the_later_start(
-    routers: TwoRouters, first: str
+    routers: TwoRouters, first: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a = Velad(routers.a.namespace, asking(routers.b.ipv4))
     b = Velad(routers.b.namespace, policy())
@@ -64,19 +65,29 @@ def test_circuit_is_whole_on_both_ends_soon_after_the_later_start(
         if first == "initiator":
             # Long enough to have asked in vain several times.
             earlier.wait_for(
-                lambda status: status["circuits"][0]["reason"] != "", 5, "nobody to answer"
+                lambda status: status["circuits"][0]["reason"] != "", 30, "nobody to answer"
             )
+        launched_at = time.time()
         with later:
-            started = time.monotonic()
-            for velad, wanted in ((a, ADDRESSES_A), (b, ADDRESSES_B)):
-                eventually(
-                    lambda velad=velad, wanted=wanted: is_ready(velad, set(wanted), 1471),  # type: ignore[misc]
-                    10,
-                    f"{velad.name} to be ready",
-                )
-            took_s = time.monotonic() - started
+            started_at = later.logged_at("daemon_started", launched_at)
+            ready = max(
+                ready_at(a, ADDRESSES_A, launched_at), ready_at(b, ADDRESSES_B, launched_at)
+            )
+    with capsys.disabled():
+        print(
+            f"\n{first} first: ready {ready - started_at:.3f} s after the later start, "
+            f"{ready - launched_at:.2f} s after its launch"
+        )
+    assert ready - started_at < START_TO_UP_S
 
-            assert took_s < START_TO_UP_S
+
+def ready_at(velad: Velad, wanted: tuple[str, ...], since: float) -> float:
+    """Return when the circuit was up, as the log says, if it was all there at the first look."""
+    at = velad.logged_at("circuit_state_changed", since, circuit=NAME, state="up")
+    if not is_ready(velad, set(wanted), 1471):
+        eventually(lambda: is_ready(velad, set(wanted), 1471), 10, f"{velad.name} to be ready")
+        return time.time()
+    return at
 
 
 @pytest.mark.parametrize(("outer", "mtu"), [("ipv4", 1471), ("ipv6", 1451)])
@@ -99,7 +110,7 @@ def test_both_ends_tell_the_same_story(routers: TwoRouters) -> None:
     with circuit(routers) as both:
         a, b = (
             velad.wait_for(
-                lambda status: status["circuits"][0]["rtt_ms"] is not None, 5, "a round trip"
+                lambda status: status["circuits"][0]["rtt_ms"] is not None, 10, "a round trip"
             )["circuits"]
             for velad in both
         )
@@ -114,7 +125,7 @@ def test_both_ends_tell_the_same_story(routers: TwoRouters) -> None:
         assert (entry["remote_port"], entry["family"]) == (48621, "ipv4")
         assert (entry["mtu"], entry["elision"]) == (1471, True)
         assert 0 < entry["rtt_ms"] < 1000
-        assert 0 <= entry["last_heard_seconds"] < 1
+        assert 0 <= entry["last_heard_seconds"] < 3 * KEEPALIVE_S
         assert entry["worker"]["pid"]
 
 
@@ -219,12 +230,12 @@ def test_both_ends_active_meet_in_one_session_that_stays(routers: TwoRouters) ->
         wait_until_up(both)
         changes = [velad.log().count("circuit_state_changed") for velad in both]
         workers = [velad.worker_pid(NAME) for velad in both]
-        time.sleep(2.0)  # ten keepalives
+        time.sleep(4 * KEEPALIVE_S)  # silence would be noticed
 
         for velad, worker in zip(both, workers, strict=True):
             entry = velad.circuit(NAME)
             assert (entry["state"], entry["origin"]) == ("up", "config")
-            assert entry["last_heard_seconds"] < 1
+            assert entry["last_heard_seconds"] < 3 * KEEPALIVE_S
             assert velad.worker_pid(NAME) == worker
         assert [velad.log().count("circuit_state_changed") for velad in both] == changes
         # Each end's own configuration wins.

@@ -47,20 +47,26 @@ def is_fragment(packet: Packet) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("underlay_mtu", "outer", "mtu"),
+    ("underlay_mtu", "outer", "mtu", "engine"),
     [
-        (1500, "ipv4", 1471),
-        (1500, "ipv6", 1451),
-        (9000, "ipv4", 8971),
-        (9000, "ipv6", 8951),
-        (1337, "ipv4", 1308),
-        (1351, "ipv6", 1302),
+        (1500, "ipv4", 1471, "native"),
+        (1500, "ipv6", 1451, "native"),
+        (9000, "ipv4", 8971, "native"),
+        (9000, "ipv6", 8951, "native"),
+        (1337, "ipv4", 1308, "native"),
+        (1351, "ipv6", 1302, "native"),
+        (1500, "ipv4", 1471, "python"),
+        (1500, "ipv6", 1451, "python"),
+        (9000, "ipv4", 8971, "python"),
     ],
 )
 def test_packets_up_to_the_mtu_cross_whole_and_larger_ones_are_refused_at_home(
-    underlay_mtu: int, outer: str, mtu: int
+    underlay_mtu: int, outer: str, mtu: int, engine: str
 ) -> None:
-    with two_routers(underlay_mtu) as routers, static_circuit(routers, outer=outer) as circuit:
+    with (
+        two_routers(underlay_mtu) as routers,
+        static_circuit(routers, outer=outer, engine=engine) as circuit,
+    ):
         for end in (circuit.a, circuit.b):
             assert end.interface.mtu == end.velad.circuit(NAME)["mtu"] == mtu
         for address in VERSIONS:
@@ -81,12 +87,13 @@ def test_packets_up_to_the_mtu_cross_whole_and_larger_ones_are_refused_at_home(
     ("underlay_mtu", "outer", "mtu"),
     [(1500, "ipv4", 1471), (1500, "ipv6", 1451), (9000, "ipv4", 8971), (9000, "ipv6", 8951)],
 )
+@pytest.mark.parametrize("engine", ["python", "native"])
 def test_full_size_packet_elided_is_one_datagram_that_fills_the_underlay(
-    underlay_mtu: int, outer: str, mtu: int
+    underlay_mtu: int, outer: str, mtu: int, engine: str
 ) -> None:
     with (
         two_routers(underlay_mtu) as routers,
-        static_circuit(routers, outer=outer) as circuit,
+        static_circuit(routers, outer=outer, engine=engine) as circuit,
         Capture(circuit.a.interface) as before,
         Capture(routers.b.underlay) as within,
         Capture(circuit.b.interface) as behind,

@@ -111,7 +111,7 @@ def test_name_without_an_address_of_the_family_is_waited_for(
     ):
         a.wait_for(
             lambda status: status["circuits"][0]["reason"] == f"{HOST}: it has no IPv4 address",
-            5,
+            10,
             "the reason",
         )
         circuit = a.circuit(NAME)
@@ -131,7 +131,7 @@ def test_name_that_appears_later_brings_the_circuit_up_by_itself(
     with name_server(named.a.namespace, hosts=hosts), velad_a(named) as a:
         a.wait_for(
             lambda status: status["circuits"][0]["reason"] == f"{HOST}: there is no such name",
-            5,
+            10,
             "the reason",
         )
         circuit = a.circuit(NAME)
@@ -155,7 +155,7 @@ def test_name_server_that_appears_later_brings_the_circuit_up_by_itself(
             lambda status: (
                 status["circuits"][0]["reason"] == f"{HOST}: no name server gave an answer"
             ),
-            5,
+            10,
             "the reason",
         )
         assert a.circuit(NAME)["state"] == "resolving"

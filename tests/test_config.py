@@ -951,9 +951,7 @@ def test_load_config_path_with_nul_is_reported() -> None:
 # Set VELA_FUZZ to a number of examples to search longer.
 FUZZ = settings(
     max_examples=int(os.environ.get("VELA_FUZZ", "200")),
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
-    print_blob=True,
 )
 SYNTAX = "[]{}=,.\"'\\#\n\r \t-+_01TZ\0\ud800\u2028\u00e9x"
 ESCAPES = ['"""', "'''", "\\u", "\\U0000d800"]

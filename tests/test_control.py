@@ -193,7 +193,6 @@ def test_random_bytes_behind_a_good_header_raise_only_the_protocol_error(seed: i
         assert reason_for(dice.randbytes(dice.randrange(100)), KEY) in ("malformed", "version")
 
 
-@settings(deadline=None)  # a loaded machine is no mistake
 @given(data=st.binary(max_size=1400))
 def test_any_bytes_raise_only_the_protocol_error(data: bytes) -> None:
     assert reason_for(data, None) in (None, "malformed", "tag", "version")
@@ -202,7 +201,6 @@ def test_any_bytes_raise_only_the_protocol_error(data: bytes) -> None:
 TLV_BYTES = st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=20)), max_size=12)
 
 
-@settings(deadline=None)
 @given(number=st.integers(1, 8), tlvs=TLV_BYTES)
 def test_any_tlvs_raise_only_the_protocol_error(number: int, tlvs: list[tuple[int, bytes]]) -> None:
     body = b"".join(struct.pack("!BH", kind, len(value)) + value for kind, value in tlvs)
@@ -360,7 +358,7 @@ MESSAGES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(message=MESSAGES, key=st.none() | st.binary(min_size=1, max_size=64))
 def test_message_encoded_and_decoded_is_the_same(message: Message, key: bytes | None) -> None:
     datagram = encode(message, key)

@@ -24,6 +24,8 @@ from lab.waiting import eventually
 
 pytestmark = pytest.mark.needs_net_admin
 
+ENGINES = ("python", "native")
+
 A = bytes.fromhex(MAC_A.replace(":", ""))
 B = bytes.fromhex(MAC_B.replace(":", ""))
 
@@ -40,8 +42,9 @@ def neighbours(end: End) -> list[str]:
     return end.router.namespace.run(*command).stdout.splitlines()
 
 
-def test_arp_finds_the_other_end(routers: TwoRouters) -> None:
-    with static_circuit(routers) as circuit, Capture(routers.b.underlay) as within:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_arp_finds_the_other_end(routers: TwoRouters, engine: str) -> None:
+    with static_circuit(routers, engine=engine) as circuit, Capture(routers.b.underlay) as within:
         assert ping(routers.a.namespace, "172.16.16.2", count=1).received == 1
 
         # RFC 826: Ethernet, IPv4, request, from 172.16.16.1, for 172.16.16.2.
@@ -70,8 +73,9 @@ def test_arp_finds_the_other_end(routers: TwoRouters) -> None:
         )
 
 
-def test_ipv6_neighbour_discovery_finds_the_other_end(routers: TwoRouters) -> None:
-    with static_circuit(routers) as circuit, Capture(routers.b.underlay) as within:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ipv6_neighbour_discovery_finds_the_other_end(routers: TwoRouters, engine: str) -> None:
+    with static_circuit(routers, engine=engine) as circuit, Capture(routers.b.underlay) as within:
         assert ping(routers.a.namespace, "fd00:16::2", count=1).received == 1
 
         # RFC 4861, 4.3, to the solicited-node group of ::2 (RFC 4291, 2.7.1).
@@ -84,9 +88,10 @@ def test_ipv6_neighbour_discovery_finds_the_other_end(routers: TwoRouters) -> No
         assert any(line.startswith(f"fd00:16::2 lladdr {MAC_B} ") for line in neighbours(circuit.a))
 
 
-def test_multicast_reaches_the_group_at_the_other_end(routers: TwoRouters) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_multicast_reaches_the_group_at_the_other_end(routers: TwoRouters, engine: str) -> None:
     with ExitStack() as stack:
-        circuit = stack.enter_context(static_circuit(routers))
+        circuit = stack.enter_context(static_circuit(routers, engine=engine))
         within = stack.enter_context(Capture(routers.b.underlay))
         a, b = routers.a.namespace, routers.b.namespace
         with b.entered():
@@ -133,9 +138,10 @@ def test_multicast_reaches_the_group_at_the_other_end(routers: TwoRouters) -> No
         circuit.b.counted(rx_frames=AtLeast(2), rx_dropped={})
 
 
-def test_tagged_frame_keeps_its_tags(routers: TwoRouters) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tagged_frame_keeps_its_tags(routers: TwoRouters, engine: str) -> None:
     with (
-        static_circuit(routers) as circuit,
+        static_circuit(routers, engine=engine) as circuit,
         Capture(circuit.b.interface) as behind,
         Capture(routers.b.underlay) as within,
         Injector(circuit.a.interface) as injector,
@@ -157,10 +163,11 @@ def test_tagged_frame_keeps_its_tags(routers: TwoRouters) -> None:
             )
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 def test_full_size_tagged_frames_cross_in_both_directions_by_outer_fragments(
-    routers: TwoRouters,
+    routers: TwoRouters, engine: str
 ) -> None:
-    with static_circuit(routers) as circuit:
+    with static_circuit(routers, engine=engine) as circuit:
         for source, target, header in (
             (circuit.a, circuit.b, B + A),
             (circuit.b, circuit.a, A + B),
@@ -216,7 +223,8 @@ def test_dhcp_server_leases_an_address_across_the_circuit(
         assert ping(routers.a.namespace, "172.16.17.1", count=2).received == 2
 
 
-def test_bridged_lans_of_full_size_hosts_are_one(routers: TwoRouters) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bridged_lans_of_full_size_hosts_are_one(routers: TwoRouters, engine: str) -> None:
     with ExitStack() as stack:
         for router in (routers.a, routers.b):
             bridge(router.namespace, "br0")
@@ -230,7 +238,7 @@ def test_bridged_lans_of_full_size_hosts_are_one(routers: TwoRouters) -> None:
         for host, mac in ((left, "02:00:5e:30:00:01"), (right, "02:00:5e:30:00:02")):
             host.run("ip", "link", "set", "dev", "eth0", "address", mac)
         circuit = stack.enter_context(
-            static_circuit(routers, addresses=((), ()), mtu=1500, bridge="br0")
+            static_circuit(routers, engine=engine, addresses=((), ()), mtu=1500, bridge="br0")
         )
         for end in (circuit.a, circuit.b):
             assert Interface(end.router.namespace, "br0").mtu == 1500

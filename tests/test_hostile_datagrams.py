@@ -6,7 +6,6 @@ Every datagram is written out by hand from docs/protocol.md, sections 2 to 5.
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ import pytest
 from lab.capture import Capture, Packet
 from lab.daemon import Velad
 from lab.datagrams import MAX_SEGMENTS, VELA_PORT, send_joined, udp_socket
+from lab.flood import Flood
 from lab.frames import await_operational
 from lab.link import Interface
 from lab.load import ping
@@ -27,6 +27,11 @@ from lab.topology import TwoRouters
 pytestmark = pytest.mark.needs_net_admin
 
 A, B, STRANGER = "10.201.0.1", "10.201.0.2", "10.201.0.9"
+# Whose part each plays, where the underlay is another.
+OUTER = {
+    "ipv4": {each: each for each in (A, B, STRANGER, "::1")},
+    "ipv6": {A: "fd00:201::1", B: "fd00:201::2", STRANGER: "fd00:201::9", "::1": "::1"},
+}
 LOCAL_MAC, REMOTE_MAC = bytes.fromhex("02005e100001"), bytes.fromhex("02005e100002")
 
 CONFIG = f"""
@@ -126,6 +131,7 @@ def started(routers: TwoRouters, config: str = CONFIG) -> Iterator[Velad]:
     # Nothing but what the test sends: no multicast listener reports.
     routers.a.namespace.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
     routers.b.underlay.add_address(f"{STRANGER}/24")
+    routers.b.underlay.add_address(f"{OUTER['ipv6'][STRANGER]}/64")
     with Velad(routers.a.namespace, config) as velad:
         for each in velad.status()["circuits"]:
             velad.wait_for_state(each["name"], "unmonitored")
@@ -146,30 +152,42 @@ def counts(status: dict[str, Any]) -> dict[tuple[str, str], int]:
     return {key: count for key, count in found.items() if count}
 
 
+def is_drop(key: tuple[str, str]) -> bool:
+    circuit, name = key
+    return not circuit or name.startswith("rx_dropped.")
+
+
 def workers(status: dict[str, Any]) -> list[dict[str, Any]]:
     return [circuit["worker"] for circuit in status["circuits"]]
 
 
-def is_ip_from_a(packet: Packet) -> bool:
-    return packet.data[12:14] == b"\x08\x00" and packet.data[26:30] == socket.inet_aton(A)
+def is_from_a(packet: Packet) -> bool:
+    """Tell whether A sent it over IP: a datagram, or an error message about one."""
+    data, a6 = packet.data, socket.inet_pton(socket.AF_INET6, OUTER["ipv6"][A])
+    if data[12:14] == b"\x86\xdd":
+        # Of ICMPv6, errors only: neighbours are being found (RFC 4443, section 2.1).
+        return data[22:38] == a6 and (data[20] != socket.IPPROTO_ICMPV6 or data[54] < 128)
+    return data[12:14] == b"\x08\x00" and data[26:30] == socket.inet_aton(A)
 
 
 @contextmanager
-def senders(routers: TwoRouters) -> Iterator[dict[str, socket.socket]]:
+def senders(routers: TwoRouters, outer: str = "ipv4") -> Iterator[dict[str, socket.socket]]:
+    played = OUTER[outer]
     with (
-        udp_socket(routers.b.namespace, B, VELA_PORT) as remote,
-        udp_socket(routers.b.namespace, STRANGER, VELA_PORT) as stranger,
+        udp_socket(routers.b.namespace, played[B], VELA_PORT) as remote,
+        udp_socket(routers.b.namespace, played[STRANGER], VELA_PORT) as stranger,
         udp_socket(routers.a.namespace, "::1") as itself,
     ):
         yield {B: remote, STRANGER: stranger, "::1": itself}
 
 
+@pytest.mark.parametrize("outer", ["ipv4", "ipv6"])
 def test_datagram_that_says_nothing_valid_is_counted_by_reason_and_that_is_all(
-    routers: TwoRouters,
+    routers: TwoRouters, outer: str
 ) -> None:
     with ExitStack() as stack:
-        velad = stack.enter_context(started(routers))
-        sending = stack.enter_context(senders(routers))
+        velad = stack.enter_context(started(routers, CONFIG.replace(B, OUTER[outer][B])))
+        sending = stack.enter_context(senders(routers, outer))
         before = velad.status()
         taps = [
             stack.enter_context(Capture(Interface(routers.a.namespace, name)))
@@ -180,7 +198,7 @@ def test_datagram_that_says_nothing_valid_is_counted_by_reason_and_that_is_all(
         assert expected == {}
 
         for drop in DROPS:
-            to = "::1" if drop.source == "::1" else A
+            to = "::1" if drop.source == "::1" else OUTER[outer][A]
             sending[drop.source].sendto(drop.data, (to, VELA_PORT))
             key = (drop.circuit, f"rx_dropped.{drop.reason}" if drop.circuit else drop.reason)
             expected[key] = expected.get(key, 0) + 1
@@ -191,7 +209,7 @@ def test_datagram_that_says_nothing_valid_is_counted_by_reason_and_that_is_all(
 
         assert workers(velad.status()) == workers(before)
         assert [packet for tap in taps for packet in tap.packets()] == []
-        assert [packet for packet in underlay.packets() if is_ip_from_a(packet)] == []
+        assert [packet for packet in underlay.packets() if is_from_a(packet)] == []
     assert "Traceback" not in velad.log()
 
 
@@ -256,7 +274,7 @@ def test_echo_reply_that_nobody_asked_for_is_not_answered(routers: TwoRouters) -
         sending[B].sendto(b"\3" + ETHERNET, (A, VELA_PORT))
 
         velad.wait_for(lambda status: status["rx_dropped"]["unknown_circuit"] == 1, 5)
-        assert [packet for packet in underlay.packets() if is_ip_from_a(packet)] == []
+        assert [packet for packet in underlay.packets() if is_from_a(packet)] == []
         assert workers(velad.status()) == before
 
 
@@ -277,11 +295,16 @@ def test_flood_leaves_circuits_forwarding_and_velad_answering(
     third = CONFIG[CONFIG.index("[circuits.vela2]") :]
     config_a = side.format(B) + "addresses = ['172.16.0.1/30']\n" + third
     config_b = side.format(A) + "addresses = ['172.16.0.2/30']\n"
-    flood = {
+    datagrams = {
         "a stranger": [NOISE[i % 4] for i in range(MAX_SEGMENTS)],
         "the remote": [NOISE[1 + i % 2] for i in range(MAX_SEGMENTS)],
         "the remote, another circuit": [NOISE[3]] * MAX_SEGMENTS,
     }[source]
+    reasons = (
+        {("vela2", "rx_dropped.malformed")}
+        if source == "the remote, another circuit"
+        else {("", "unknown_circuit"), ("", "control_malformed")}
+    )
     address = STRANGER if source == "a stranger" else B
     with ExitStack() as stack:
         velad = stack.enter_context(started(routers, config_a))
@@ -291,24 +314,16 @@ def test_flood_leaves_circuits_forwarding_and_velad_answering(
         assert ping(routers.b.namespace, "172.16.0.1").lost == 0
         before, memory_before = velad.status(), memory_kb(velad.pid)
         sender = stack.enter_context(udp_socket(routers.b.namespace, address))
-        done, sent = threading.Event(), 0
 
-        def run() -> None:
-            nonlocal sent
-            while not done.is_set():
-                send_joined(sender, flood, A)
-                sent += MAX_SEGMENTS
+        def send() -> int:
+            send_joined(sender, datagrams, A)
+            return len(datagrams)
 
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
+        with Flood(send) as flood:
             pings = ping(routers.b.namespace, "172.16.0.1", count=50, interval_s=0.02)
             asked = time.monotonic()
             during = velad.status()
             answered_s = time.monotonic() - asked
-        finally:
-            done.set()
-            thread.join()
         seen: list[dict[tuple[str, str], int]] = []
 
         def looked_at_all(status: dict[str, Any]) -> bool:
@@ -319,13 +334,20 @@ def test_flood_leaves_circuits_forwarding_and_velad_answering(
         recovered = ping(routers.b.namespace, "172.16.0.1", count=5)
         memory_after = memory_kb(velad.pid)
 
-    looked_at = sum(counts(after).values()) - sum(counts(before).values())
+    grown = {key: count - counts(before).get(key, 0) for key, count in counts(after).items()}
+    looked_at = sum(grown.values())
+    dropped = {key: count for key, count in grown.items() if count and is_drop(key)}
+    full = dropped.pop(("", "overflow"), 0)
     with capsys.disabled():
         print(
-            f"\nflood from {source}: {sent} datagrams, {looked_at} counted, {pings.received} of "
-            f"{pings.transmitted} pings, status in {answered_s:.2f} s, "
-            f"memory {memory_before} -> {memory_after} kB"
+            f"\nflood from {source}: {flood.sent} datagrams, {looked_at} counted, "
+            f"{pings.received} of {pings.transmitted} pings, status in {answered_s:.2f} s, "
+            f"memory {memory_before} -> {memory_after} kB, dropped {dropped}, too many {full}"
         )
+    # A hundredth of what is sent on the slowest machine seen, in the second that pings take.
+    assert flood.sent >= 10_000
+    assert dropped.keys() == reasons
+    assert min(dropped.values()) >= 500
     assert recovered.lost == 0
     assert pings.received >= 48
     assert answered_s < 5

@@ -8,6 +8,8 @@ import select
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
 from pathlib import Path
@@ -21,9 +23,12 @@ from lab.copying import BLOCK, content, copy
 from lab.daemon import ROOT, Velad, with_files
 from lab.datagrams import VELA_PORT, send_joined, udp_socket
 from lab.errors import LabError
+from lab.frames import Outlet
+from lab.injector import Injector
 from lab.link import Interface, Regime
 from lab.load import iperf3, ping
 from lab.namespace import Namespace, existing
+from lab.stream import Stream
 from lab.topology import TwoRouters, bridged_host, routed_host, three_routers, two_routers
 from lab.waiting import eventually
 
@@ -132,6 +137,62 @@ def test_ping_size_counts_the_ip_header(routers: TwoRouters) -> None:
 
 
 @needs_net_admin
+@pytest.mark.parametrize("address", ["10.201.0.2", "fd00:201::2"])
+def test_ping_counts_a_last_reply_for_which_ping_does_not_wait(
+    routers: TwoRouters, address: str
+) -> None:
+    routers.b.namespace.sysctl("net/ipv4/icmp_echo_ignore_all", 1)
+    routers.b.namespace.sysctl("net/ipv6/icmp/echo_ignore_all", 1)
+    with (
+        ThreadPoolExecutor(1) as executor,
+        Capture(routers.b.underlay) as requests,
+        Injector(routers.b.underlay) as injector,
+    ):
+
+        def answer(*delays_s: float) -> None:
+            for number, delay_s in enumerate(delays_s, start=1):
+                request = requests.wait_for_count(lambda packet: is_echo(packet.data), number)[-1]
+                time.sleep(delay_s)
+                injector.send(answered(request.data))
+
+        answering = executor.submit(answer, 0.0, 0.0, 0.6)
+        pings = ping(routers.a.namespace, address, count=3, interval_s=0.1)
+        answering.result()
+
+    assert (pings.transmitted, pings.received, len(pings.rtt_ms)) == (3, 3, 2)
+
+
+# RFC 792 and RFC 4443, sections 4.1 and 4.2: where the type is, of a request and of a reply.
+ECHO = {b"\x08\x00": (34, 8, 0), b"\x86\xdd": (54, 128, 129)}
+
+
+def is_echo(frame: bytes) -> bool:
+    position, request, _ = ECHO.get(frame[12:14], (0, -1, 0))
+    protocol = frame[23] if frame[12:14] == b"\x08\x00" else frame[20]
+    return protocol in (1, 58) and frame[position] == request
+
+
+def answered(frame: bytes) -> bytes:
+    """Return the reply to an echo request."""
+    position, request, reply = ECHO[frame[12:14]]
+    width = 4 if position == 34 else 16
+    source, destination = position - 2 * width, position - width
+    made = bytearray(frame)
+    made[:6], made[6:12] = frame[6:12], frame[:6]
+    made[source:destination], made[destination:position] = (
+        frame[destination:position],
+        frame[source:destination],
+    )
+    made[position] = reply
+    # RFC 1624, equation 3: a sum in which one word has changed.
+    old = int.from_bytes(frame[position + 2 : position + 4])
+    total = (old ^ 0xFFFF) + (request << 8 ^ 0xFFFF) + (reply << 8)
+    total = (total & 0xFFFF) + (total >> 16)
+    made[position + 2 : position + 4] = ((total & 0xFFFF) + (total >> 16) ^ 0xFFFF).to_bytes(2)
+    return bytes(made)
+
+
+@needs_net_admin
 def test_ping_without_a_route_raises(routers: TwoRouters) -> None:
     with pytest.raises(LabError, match="unreachable"):
         ping(routers.a.namespace, "192.0.2.1", count=1)
@@ -188,6 +249,32 @@ def test_capture_of_a_tagged_frame_shows_the_tag(routers: TwoRouters) -> None:
 
     assert arrived.data == frame
     assert headers.parse_ethernet(arrived.data).vlan == 0x2064
+
+
+@needs_net_admin
+def test_stream_has_sent_what_it_says(routers: TwoRouters) -> None:
+    with Outlet(routers.b.underlay) as outlet:
+        with Stream(routers.a.underlay, "even", 0.001) as stream:
+            eventually(lambda: len(outlet.frames()) >= 20, 10, "20 frames")
+        eventually(lambda: len(outlet.frames()) >= stream.sent, 10, "all of them")
+
+    assert outlet.frames() == [("even", number) for number in range(stream.sent)]
+
+
+@needs_net_admin
+def test_stream_whose_interface_goes_away_ends_early(routers: TwoRouters) -> None:
+    with Stream(routers.a.underlay, "early", 0.001) as stream:
+        routers.a.namespace.run("ip", "link", "delete", "eth0")
+
+    assert stream.sent > 0
+
+
+@needs_net_admin
+def test_stream_that_cannot_send_raises(routers: TwoRouters) -> None:
+    routers.a.underlay.set_mtu(68)
+
+    with pytest.raises(LabError, match="Message too long"), Stream(routers.a.underlay, "big", 0.01):
+        pass
 
 
 @needs_net_admin

@@ -103,5 +103,5 @@ def test_responder_that_restarts_is_found_again_through_a_nat(translated: Transl
         b.kill()
         b.start()
 
-        wait_until_up(Ends(a, b), timeout_s=4)
+        wait_until_up(Ends(a, b))
         assert ping(translated.a, "172.16.16.2", count=2, interval_s=0.2).received == 2

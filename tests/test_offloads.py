@@ -47,9 +47,7 @@ OUTWARD = REMOTE + LOCAL
 BRIDGED = bytes.fromhex("02005e100063") + LOCAL
 COUNTERS = [slot for slot in Slot if not slot.name.endswith("PROGRESS")]
 
-many = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+many = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Twins:

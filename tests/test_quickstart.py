@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
@@ -13,6 +20,9 @@ from lab.daemon import ROOT
 from lab.namespace import existing, prefix
 from lab.quickstart import CONFIG_B, RUNS, Run
 
+# An environment is made, and filled from the index of packages.
+TIMEOUT_S = 300.0
+pytestmark = pytest.mark.timeout(TIMEOUT_S)
 QUICKSTART = str(ROOT / "scripts" / "quickstart")
 
 
@@ -36,14 +46,69 @@ def test_quickstart_interrupted_leaves_nothing(number: signal.Signals, status: i
         assert running.pid not in owners
 
 
-@pytest.mark.needs_net_admin
-def test_quickstart_configures_one_router_and_shows_the_circuit_up_on_both() -> None:
-    env = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
-    done = subprocess.run(
-        [sys.executable, "-m", "lab.quickstart", "up"], env=env, capture_output=True, text=True
-    )
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A run that is over; its process id is part of the names of what it makes."""
 
-    assert (done.returncode, done.stderr) == (0, "")
+    pid: int
+    status: int
+    stdout: str
+    stderr: str
+
+
+def run(command: list[str], env: Mapping[str, str] = os.environ) -> Ended:
+    # By files: what is left running may not hold up the reading of a pipe.
+    with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
+        running = subprocess.Popen(command, env=env, stdout=stdout, stderr=stderr)
+        try:
+            status = running.wait(TIMEOUT_S)
+        finally:
+            running.kill()
+            running.wait()
+        stdout.seek(0)
+        stderr.seek(0)
+        return Ended(running.pid, status, stdout.read(), stderr.read())
+
+
+def namespaces_of(pid: int) -> list[str]:
+    return sorted(name for name in existing() if name.startswith(prefix(pid)))
+
+
+def left_behind(clone: Path, pid: int) -> list[str]:
+    """Return what there is of a run in a clone: namespaces, processes, its notes."""
+    left = namespaces_of(pid)
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if os.fsencode(clone) in path.read_bytes():
+                left.append(str(path))
+    if RUNS.exists():
+        left += [
+            str(path) for path in RUNS.glob("*/run.json") if Run.load(path.parent).owner == pid
+        ]
+    return left
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """A fresh clone, and what its first scripts/quickstart was, which sets up an environment."""
+    clone = tmp_path_factory.mktemp("fresh") / "vela"
+    git = ["git", "clone", "--quiet", str(ROOT), str(clone)]
+    if shutil.which("git") is None or subprocess.run(git).returncode:
+        # Of a tree that is none, or another user's, what a clone would have.
+        made = (".venv", ".git", "build", "*.egg-info", "*.so", "__pycache__", ".*_cache")
+        shutil.copytree(ROOT, clone, symlinks=True, ignore=shutil.ignore_patterns(*made))
+    return clone, run([str(clone / "scripts" / "quickstart")])
+
+
+@pytest.mark.needs_net_admin
+def test_quickstart_from_a_fresh_clone_shows_the_main_job_and_leaves_nothing(
+    first_run: tuple[Path, Ended],
+) -> None:
+    clone, done = first_run
+
+    assert done.status == 0, done.stderr
+    assert "quickstart:" not in done.stderr
+    assert "setup: building and installing VELA and what it needs into .venv\n" in done.stdout
     up = [line for line in done.stdout.splitlines() if line.startswith("quickstart: vela0 in ")]
     assert [line.partition(" is ")[2] for line in up] == [
         "up, MTU 1471, configured there",
@@ -51,7 +116,89 @@ def test_quickstart_configures_one_router_and_shows_the_circuit_up_on_both() -> 
     ]
     assert done.stdout.count("1471 bytes, not to be fragmented: 5 of 5 answered") == 2
     assert "circuits" not in CONFIG_B
+    assert re.search(r"^quickstart: one TCP stream: [1-9][0-9]* Mbit/s$", done.stdout, re.MULTILINE)
+    table = re.findall(
+        r"^CIRCUIT +ID +STATE +REMOTE +MTU +CPU +TX +RX +DROPPED +RESTARTS\n"
+        r"vela0 +1 +up +(10\.201\.0\.[12]) +1471 +\d+ +[\d.]+ [kMG]?B +[\d.]+ [kMG]?B +\d+ +0$",
+        done.stdout,
+        re.MULTILINE,
+    )
+    assert table == ["10.201.0.2", "10.201.0.1"]
     assert done.stdout.endswith("quickstart: all taken down, nothing left behind\n")
+    assert left_behind(clone, done.pid) == []
+
+
+@pytest.mark.needs_net_admin
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [("iperf3", "iperf3 does not listen: out of order"), ("ping", "ping 172.16.16.2: exit status")],
+)
+def test_quickstart_in_which_a_program_fails_fails_and_leaves_nothing(
+    first_run: tuple[Path, Ended], tmp_path: Path, program: str, said: str
+) -> None:
+    clone, _ = first_run
+    shim = tmp_path / program
+    shim.write_text("#!/bin/sh\necho out of order >&2\nexit 3\n")
+    shim.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    done = run([str(clone / "scripts" / "quickstart")], env)
+
+    assert done.status == 1
+    assert f"quickstart: failed: {said}" in done.stderr
+    assert "all taken down" in done.stdout
+    assert left_behind(clone, done.pid) == []
+
+
+@pytest.mark.needs_net_admin
+def test_quickstart_without_iperf3_fails_and_leaves_nothing(
+    first_run: tuple[Path, Ended], tmp_path: Path
+) -> None:
+    """Not by the script, which would install it."""
+    clone, _ = first_run
+    for program in ("ip", "ping", "ethtool"):
+        found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+        assert found is not None
+        (tmp_path / program).symlink_to(found)
+    env = os.environ | {"PATH": str(tmp_path), "PYTHONPATH": str(clone / "scripts")}
+
+    done = run([str(clone / ".venv/bin/python"), "-m", "lab.quickstart", "up"], env)
+
+    assert done.status == 1
+    assert "quickstart: failed: " in done.stderr
+    assert "iperf3" in done.stderr.partition("---")[0]
+    assert left_behind(clone, done.pid) == []
+
+
+@pytest.mark.needs_net_admin
+def test_quickstart_kept_can_be_used_as_it_says_and_is_taken_down(
+    first_run: tuple[Path, Ended],
+) -> None:
+    if RUNS.is_dir() and list(RUNS.iterdir()):
+        pytest.skip("somebody keeps one, which --down would take down, too")
+    clone, _ = first_run
+    quickstart = str(clone / "scripts" / "quickstart")
+
+    kept = run([quickstart, "--keep"])
+    try:
+        shown = kept.stdout.partition("quickstart: left running; for example:\n")[2].splitlines()
+        pings, *statuses = (line.split() for line in shown if " ping " in line or "status" in line)
+        names = namespaces_of(kept.pid)
+        pinged = run([*pings, "-c", "1", "-W", "10"])
+        states = [run(each) for each in statuses]
+        left = left_behind(clone, kept.pid)
+    finally:
+        down = run([quickstart, "--down"])
+
+    assert kept.status == 0, kept.stderr
+    assert len(names) == 2
+    # Two names, two supervisors with a helper and a worker each, one note.
+    assert len(left) >= 2 + 2 * 3 + 1
+    assert pinged.status == 0, pinged.stderr
+    assert [" up " in each.stdout for each in states] == [True, True]
+    assert (down.status, down.stderr) == (0, "")
+    assert f"quickstart: taken down: {', '.join(names)}\n" in down.stdout
+    assert left_behind(clone, kept.pid) == []
 
 
 def test_quickstart_help_sets_nothing_up() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ipaddress import IPv6Address, ip_address, ip_network
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from simulated_link import CIRCUIT, KEY, LOCAL1, OFFER, POLICY, ROUTER1
 
@@ -238,7 +238,6 @@ MESSAGES = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(messages=st.lists(MESSAGES, max_size=20))
 def test_answers_are_never_larger_than_what_they_answer(messages: list[Message]) -> None:
     answering = responder(replace(POLICY, config=replace(POLICY.config, bridges=())))

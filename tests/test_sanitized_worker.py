@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
-import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -20,6 +20,7 @@ import pytest
 from lab import autoconfigured
 from lab.circuit import NAME, static_circuit
 from lab.datagrams import VELA_PORT, send_joined, udp_socket
+from lab.flood import Flood
 from lab.load import iperf3, ping
 from lab.namespace import Namespace
 from lab.topology import TwoRouters
@@ -90,21 +91,16 @@ def hostile(random: Random) -> list[bytes]:
 @contextmanager
 def hostility(source: Namespace, address: str, remote: str) -> Iterator[None]:
     """Hostile datagrams from the circuit's own remote, as long as the context lasts."""
-    over = threading.Event()
     random = Random(SEED)
 
-    def send() -> None:
-        while not over.wait(0.002):
-            send_joined(sender, hostile(random), remote, VELA_PORT)
+    def send() -> int:
+        datagrams = hostile(random)
+        send_joined(sender, datagrams, remote, VELA_PORT)
+        time.sleep(0.002)  # the traffic is to get through
+        return len(datagrams)
 
-    with udp_socket(source, address) as sender:
-        thread = threading.Thread(target=send)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+    with udp_socket(source, address) as sender, Flood(send):
+        yield
 
 
 def traffic(client: Namespace, server: Namespace) -> None:

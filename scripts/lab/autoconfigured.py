@@ -13,8 +13,9 @@ from lab.daemon import Velad
 from lab.namespace import Namespace
 from lab.topology import TwoRouters
 
-# Quick, so that what stops is noticed in a test's time.
-KEEPALIVE_S = 0.2
+# So that what stops is noticed in a test's time, and a machine that stands still for a
+# second or two is not taken for it.
+KEEPALIVE_S = 1.0
 
 Settings = Mapping[str, Any]
 

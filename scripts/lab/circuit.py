@@ -10,6 +10,7 @@ from typing import Any
 
 from lab.counters import Wanted
 from lab.daemon import Velad, started_together
+from lab.errors import LabError
 from lab.frames import await_operational
 from lab.link import Interface
 from lab.topology import Router, TwoRouters
@@ -100,6 +101,9 @@ def static_circuit(
         for velad in (a, b):
             velad.wait_for_state(NAME, "unmonitored")
             velad.worker_pid(NAME)
+            used = velad.circuit(NAME)["worker"]["engine"]
+            if engine not in ("auto", used):
+                raise LabError(f"the engine of velad {velad.name} is {used}, not {engine}")
             await_operational(Interface(velad.namespace, NAME))
         yield Circuit(
             End(routers.a, a, Interface(routers.a.namespace, NAME)),

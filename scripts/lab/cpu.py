@@ -35,6 +35,30 @@ def cpu_used(pids: Iterable[int]) -> Iterator[CpuUse]:
     use.processes_s += _processes_s(known)
 
 
+def stolen_s() -> float:
+    """Return what the hypervisor has given to others since boot while something was to run here.
+
+    Seconds of all CPUs together, in steps of a clock tick.
+    """
+    # proc_stat(5): the eighth figure.
+    first = Path("/proc/stat").read_text().split("\n", 1)[0]
+    return int(first.split()[8]) * _TICK_S
+
+
+def busy_s() -> float:
+    """Return what all CPUs together have worked since boot, or not been given by the hypervisor."""
+    return _machine_s() + stolen_s()
+
+
+def ran_s(pid: int) -> float:
+    """Return how long the threads that a process has now have run; exact, unlike ticks."""
+    # Documentation/scheduler/sched-stats.rst: nanoseconds on a CPU come first.
+    return sum(
+        int(path.read_text().split()[0]) * 1e-9
+        for path in Path("/proc", str(pid), "task").glob("*/schedstat")
+    )
+
+
 def _machine_s() -> float:
     # proc_stat(5): user nice system idle iowait irq softirq steal; guests are
     # within user, and what the hypervisor took was nobody's here.

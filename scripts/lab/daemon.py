@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,26 @@ class Velad(Resource):
             return self.log_path.read_text(errors="replace")
         except FileNotFoundError:
             return self._last_log
+
+    def logged_at(self, event: str, since: float, timeout_s: float = 15.0, **keys: str) -> float:
+        """Return when, first after since, velad logged an event with these keys. Unix times.
+
+        Raises LabError if it does not in time. By its own time stamp: when
+        somebody here looks does not matter.
+        """
+        words = [f" {key}={value} " for key, value in keys.items()]
+
+        def found() -> float:
+            for line in self.log().splitlines():
+                stamp, _, rest = line.partition(" ")
+                if f"] {event} " in rest and all(word in f"{rest} " for word in words):
+                    at = datetime.fromisoformat(stamp).timestamp()
+                    if at >= since:
+                        return at
+            return 0.0
+
+        what = " ".join((f"velad {self.name} to log", event, *(word.strip() for word in words)))
+        return eventually(found, timeout_s, what)
 
     def log_tail(self) -> str:
         """Return the log's last lines."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import threading
-import time
 from struct import Struct
 
 from lab.capture import Capture, Packet
-from lab.injector import Injector
 from lab.link import Interface
 from lab.resource import Resource
 from lab.waiting import eventually
@@ -78,41 +74,3 @@ def await_operational(interface: Interface, timeout_s: float = 10.0) -> None:
         )
 
     eventually(operational, timeout_s, f"{interface.name} to be operational")
-
-
-class Stream(Resource):
-    """Sends numbered frames, one each interval, from a thread; a context.
-
-    On leaving, it has sent the frames 0 to sent - 1. It ends early where its
-    interface goes away.
-    """
-
-    def __init__(self, interface: Interface, mark: str, interval_s: float) -> None:
-        self.sent = 0
-        self._injector = Injector(interface)
-        self._mark = mark
-        self._interval_s = interval_s
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-        self._injector.close()
-
-    def _run(self) -> None:
-        due = time.monotonic()
-        while not self._stopping.is_set():
-            try:
-                self._injector.send(numbered(self._mark, self.sent))
-            except OSError as err:
-                if err.errno not in (errno.ENETDOWN, errno.ENXIO, errno.ENODEV):
-                    raise
-                return
-            self.sent += 1
-            # One that was held up does not catch up in a burst.
-            due = max(due + self._interval_s, time.monotonic())
-            self._stopping.wait(max(0.0, due - time.monotonic()))

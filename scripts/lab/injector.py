@@ -23,6 +23,9 @@ class Injector(Resource):
     def close(self) -> None:
         self._socket.close()
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def send(self, frame: bytes) -> None:
         """Send one frame. Raises OSError: EMSGSIZE where it exceeds the interface's MTU."""
         self._socket.send(frame)

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address
+from itertools import count as counting
 from typing import Any
 
+from lab.echo_replies import EchoReplies
 from lab.errors import LabError
 from lab.namespace import Namespace
 
@@ -27,6 +29,7 @@ FEW_PINGS = 3
 
 _IP_AND_ICMP = {4: 20 + 8, 6: 40 + 8}
 _SUMMARY = re.compile(r"(\d+) packets transmitted, (\d+) received")
+_identifiers = counting(1)
 _RTT = re.compile(r"icmp_seq=\d+ .*time=([\d.]+) ms")
 
 
@@ -133,32 +136,39 @@ def ping(
     size: int | None = None,
     dont_fragment: bool = False,
     interval_s: float | None = None,
-    timeout_s: float = 2.0,
+    timeout_s: float = 5.0,
     cpu: int | None = None,
 ) -> Pings:
     """Send count echo requests of size bytes, the IP header included.
 
-    ping waits for the last reply no longer than an interval, or twice the longest round trip so
-    far: a busy machine may need more than a short one, so few requests go at a longer.
     timeout_s is how long the last reply may take; cpu is where ping runs. Losing all of them is a
     result, not an error; LabError is for a ping that cannot be tried.
     """
     if interval_s is None:
         interval_s = 0.1 if count <= FEW_PINGS else 0.02
+    identifier = next(_identifiers)
     argv = ["ping", "-n", "-c", str(count), "-i", f"{interval_s:g}", "-W", f"{timeout_s:g}"]
+    argv += ["-e", str(identifier)]
+    version = ip_address(address.partition("%")[0]).version
     if size is not None:
-        argv += ["-s", str(size - _IP_AND_ICMP[ip_address(address.partition("%")[0]).version])]
+        argv += ["-s", str(size - _IP_AND_ICMP[version])]
     if dont_fragment:
         argv += ["-M", "do"]
     pinned = ["taskset", "--cpu-list", str(cpu)] if cpu is not None else []
     limit_s = count * (interval_s + 0.1) + timeout_s + 10.0
-    done = namespace.run(*pinned, *argv, address, check=False, timeout_s=limit_s)
-    output = done.stdout + done.stderr
-    summary = _SUMMARY.search(done.stdout)
-    if summary is None:
-        raise LabError(f"ping {address}: exit status {done.returncode}: {output.strip()}")
+    with EchoReplies(namespace, version, identifier) as replies:
+        done = namespace.run(*pinned, *argv, address, check=False, timeout_s=limit_s)
+        output = done.stdout + done.stderr
+        summary = _SUMMARY.search(done.stdout)
+        if summary is None:
+            raise LabError(f"ping {address}: exit status {done.returncode}: {output.strip()}")
+        transmitted, received = int(summary[1]), int(summary[2])
+        if 0 < received < transmitted:
+            # For a last reply ping waits an interval, or twice the longest round trip; on a busy
+            # machine it may just be late. Only where there was none it has waited for timeout_s.
+            received = max(received, replies.wait_for(transmitted, timeout_s))
     rtt_ms = tuple(float(value) for value in _RTT.findall(done.stdout))
-    return Pings(int(summary[1]), int(summary[2]), rtt_ms, output)
+    return Pings(transmitted, received, rtt_ms, output)
 
 
 def _serve(namespace: Namespace, port: int) -> subprocess.Popen[str]:
