@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache, partial
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 
 import structlog
@@ -116,6 +116,8 @@ class Reception:
 
         Raises CircuitIdTaken, or DeviceError if no more sockets are to be had.
         """
+        # As the steering program tells them apart.
+        sources = tuple(dict.fromkeys(map(_plain, sources)))
         for source in sources:
             other = self._claims.get((source, circuit_id))
             if other is not None:
@@ -149,7 +151,7 @@ class Reception:
         if circuit_id == CONTROL_CIRCUIT_ID:
             self._on_control(bytes(data[start:end]), source)
             return
-        claim = self._claims.get((source.address, circuit_id))
+        claim = self._claims.get((_plain(source.address), circuit_id))
         if claim is None:
             self._dropped[DropReason.UNKNOWN_CIRCUIT] += 1
             return
@@ -234,6 +236,15 @@ def _steer(group: ReceiveGroup, routes: Sequence[Route]) -> tuple[Route, ...]:
             room //= 2
         else:
             return steering.left_out
+
+
+def _plain(address: IPAddress) -> IPAddress:
+    """Return an address without its zone, and an IPv4-mapped one as IPv4."""
+    if address.version == 4:
+        return address
+    if address.scope_id is not None:
+        address = IPv6Address(address.packed)
+    return address.ipv4_mapped or address
 
 
 # A flood with forged sources must not fill memory.

@@ -162,6 +162,23 @@ def test_id_that_another_circuit_has_of_one_of_the_addresses_is_refused(network:
     network.claim(Circuit("vela2"), 1, other)
 
 
+def test_claims_that_the_steering_cannot_tell_apart_are_one_or_refused(network: Network) -> None:
+    zones = [ip_address(f"fe80::1%{number}") for number in (1, 2)]
+    mapped = ip_address("::ffff:127.0.0.1")
+
+    zoned = network.claim(Circuit("vela0"), 1, *zones)
+    claim = network.claim(Circuit("vela1"), 1, FOUR, mapped)
+
+    for address in (*zones, ip_address("fe80::1"), mapped):
+        with pytest.raises(CircuitIdTaken):
+            network.claim(Circuit("vela2"), 1, address)
+    network.send(FOUR, b"\x01 steered")
+    assert queued(claim) == [b"\x01 steered"]
+    for each in (zoned, claim):
+        network.reception.withdraw(each)
+    network.claim(Circuit("vela3"), 1, FOUR, *zones)
+
+
 def test_withdrawn_claim_gets_nothing_and_its_socket_serves_the_next(network: Network) -> None:
     old, new = Circuit("old"), Circuit("new")
     claim = network.claim(old, 1, FOUR)
