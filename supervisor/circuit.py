@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from enum import Enum
 
@@ -22,7 +21,7 @@ from vela.resolver import Answer
 from vela.supervisor.loop import Timer
 from vela.supervisor.pseudowire import Path, Pseudowire, Services
 from vela.supervisor.status import CircuitStatus
-from vela.underlay import find_route
+from vela.underlay import ReceiveGroup, Route
 
 # Names change their addresses, and routes their MTU: looked at again this often.
 REFRESH_INTERVAL_S = 60.0
@@ -205,7 +204,7 @@ class Circuit(ABC):
         else:
             self._addresses = answer.addresses
             try:
-                path = self._choose(answer.addresses)
+                path = self._choose(answer.addresses, self._here())
             except DeviceError as err:
                 failed = True
                 self._on_no_path(str(err))
@@ -226,10 +225,14 @@ class Circuit(ABC):
             self._timer.cancel()
         self._timer = self._services.loop.call_later(delay_s, self._refresh)
 
-    def _choose(self, addresses: tuple[IPAddress, ...]) -> Path:
+    def _here(self) -> IPAddress | None:
+        """Return the address of this machine that the remote speaks to; None: any will do."""
+        return None
+
+    def _choose(self, addresses: tuple[IPAddress, ...], here: IPAddress | None) -> Path:
         """Return the first address that there is a way to; the one in use if it is still one.
 
-        Raises DeviceError, saying of each why not.
+        From here, if there is one from there. Raises DeviceError, saying of each why not.
         """
         port = self.config.remote.port or self._services.port
         candidates = [Endpoint(address, port) for address in addresses]
@@ -238,17 +241,22 @@ class Circuit(ABC):
             candidates.sort(key=lambda endpoint: endpoint.address != current.address)
         obstacles = []
         for endpoint in candidates:
-            group = self._services.reception.group_for(endpoint.family)
-            if group is None:
-                obstacles.append(f"velad listens on no {endpoint.family.value} address")
-                continue
             try:
-                route = find_route(group.address, endpoint)
-            except OSError as err:
-                obstacles.append(f"no way to {endpoint.address}: {os.strerror(err.errno or 0)}")
+                group, route = self._way_to(endpoint, here)
+            except DeviceError as err:
+                obstacles.append(str(err))
                 continue
             return Path(endpoint, tuple(sorted(addresses, key=str)), route, group)
         raise DeviceError("; ".join(dict.fromkeys(obstacles)))
+
+    def _way_to(self, endpoint: Endpoint, here: IPAddress | None) -> tuple[ReceiveGroup, Route]:
+        reception = self._services.reception
+        if here is not None and here.version == endpoint.address.version:
+            try:
+                return reception.way_from(here, endpoint)
+            except DeviceError:
+                pass  # this machine may have lost the address
+        return reception.way_to(endpoint)
 
     def _own_mtu(self, path: Path) -> int:
         """Return the TAP MTU that is configured, or that the path allows. Raises ConfigError."""

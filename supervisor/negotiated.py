@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
-from vela.circuit import CircuitConfig, Encapsulation, Endpoint, PeerConfig
+from vela.circuit import CircuitConfig, Encapsulation, Endpoint, IPAddress, PeerConfig
 from vela.encapsulation import Elision
 from vela.errors import DeviceError, VelaError
 from vela.negotiation import (
@@ -78,7 +77,7 @@ class NegotiatedCircuit(Circuit):
         self._started = True
         now = self._conversation.now()
         # Known before it is spoken of, so that both ends agree at once.
-        self._path = self._choose((requested.source.address,))
+        self._path = self._choose((requested.source.address,), requested.here)
         self._session.set_local(self._describe(self._path), now)
         self._session.accept(requested, now)
         self._conversation.pump()
@@ -126,6 +125,7 @@ class NegotiatedCircuit(Circuit):
             self.config.id,
             self._describe(self._path),
             remote=self._path.endpoint if self._path else None,
+            here=self._from(self._path) if self._path else None,
             key=self._key,
             cookies=self._negotiator.cookies,
             randomness=self._negotiator.randomness,
@@ -139,12 +139,20 @@ class NegotiatedCircuit(Circuit):
         now = self._conversation.now()
         self._conversation.expect_from(path.sources)
         self._session.set_local(self._describe(path), now)
-        self._session.set_remote(path.endpoint, now)
+        self._session.set_remote(path.endpoint, now, self._from(path))
         if not self._was_up and self._state in (State.RESOLVING, State.DOWN, State.FAILED):
             self._become(State.CONNECTING)
         if self._state is State.FAILED:
             self._attach()
         self._conversation.pump()
+
+    def _here(self) -> IPAddress | None:
+        # Who set the circuit up knows this end by the address that it asked.
+        return self._session.here if self._is_up or self.origin is Origin.PEER else None
+
+    def _from(self, path: Path) -> IPAddress | None:
+        """Return where to seek the remote from; None: whichever address the kernel takes."""
+        return path.route.source if path.route.source == self._here() else _bound(path)
 
     def _on_no_path(self, reason: str) -> None:
         # One that is up goes down by itself, when it hears nothing any more.
@@ -251,7 +259,14 @@ class NegotiatedCircuit(Circuit):
 
     def _path_to(self, endpoint: Endpoint) -> Path:
         """Return the way to where the session's remote is. Raises DeviceError."""
-        path = self._path
-        if path is None or path.endpoint.address != endpoint.address:
-            path = self._choose((endpoint.address,))
-        return replace(path, endpoint=endpoint, sources=(endpoint.address,))
+        reception, here = self._services.reception, self._session.here
+        if here is None:
+            group, route = reception.way_to(endpoint)
+        else:
+            group, route = reception.way_from(here, endpoint)
+        return Path(endpoint, (endpoint.address,), route, group)
+
+
+def _bound(path: Path) -> IPAddress | None:
+    """Return the address that a path's sockets are bound to; None: to all of them."""
+    return None if path.group.address.is_unspecified else path.group.address

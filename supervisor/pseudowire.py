@@ -83,7 +83,9 @@ class Path:
     sources: tuple[IPAddress, ...]
     """All addresses that the remote may send from."""
     route: Route
+    """Its source is the address of this machine that the remote speaks to."""
     group: ReceiveGroup
+    """Where datagrams to that address arrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +373,7 @@ class Pseudowire:
             ports = [MIN_SOURCE_PORT + (first + i) % span for i in range(SOURCE_PORT_TRIES)]
         for port in ports:
             try:
-                return open_send_socket(path.group.address, port, path.endpoint)
+                return open_send_socket(path.route.source, port, path.endpoint)
             except OSError as err:
                 if err.errno != errno.EADDRINUSE:
                     raise DeviceError(
@@ -392,5 +394,5 @@ class Pseudowire:
             if self._attached is not None:
                 path, _ = self._attached
                 self._services.reception.dispatch(
-                    path.endpoint, data, REBUILD_ROOM, REBUILD_ROOM + length
+                    path.endpoint, path.route.source, data, REBUILD_ROOM, REBUILD_ROOM + length
                 )

@@ -295,3 +295,23 @@ def test_policy_without_networks_allows_no_address_but_a_circuit_without() -> No
         "which is empty"
     )
     assert policy.judge(LOCAL1, PeerConfig()) is None
+
+
+def test_answers_leave_from_the_address_that_was_asked() -> None:
+    answering, here = responder(), ip_address("198.51.100.2")
+    answering.receive_datagram(encode(REQUEST, None), ROUTER1, 0, 100.0, "", here)
+    [answer] = answering.datagrams_to_send()
+    acknowledge = decode(answer.data, None)
+    assert isinstance(acknowledge, Acknowledge)
+    confirm = replace(CONFIRM, receiver_nonce=acknowledge.sender_nonce)
+
+    requested = answering.receive_datagram(encode(confirm, None), ROUTER1, 0, 100.1, "", here)
+    assert requested is not None
+    answering.reject(requested, RejectCode.CONFLICT, "taken")
+    [refusal] = answering.datagrams_to_send()
+
+    assert (answer.here, requested.here, refusal.here) == (here, here, here)
+    for message, disabled in ((confirm, "taken down"), (replace(confirm, resuming=True), "")):
+        answering.receive_datagram(encode(message, None), ROUTER1, 0, 100.2, disabled, here)
+    answering.receive_datagram(encode(KEEPALIVE, None), ROUTER1, 0, 100.3, "", here)
+    assert [each.here for each in answering.datagrams_to_send()] == [here, here, here]

@@ -3,19 +3,20 @@
 docs/protocol.md, section 4. All of it is here by name; it does no I/O and reads no clock. The
 contract of Session, after aioquic's:
 
-    in    receive_datagram(data, source, now)   handle_timer(now)
+    in    receive_datagram(data, source, now, here)   handle_timer(now)
           start, accept, close, retry, probe, set_local, set_remote
     out   datagrams_to_send()   next_event()   next_timer()
 
-now is monotonic seconds; after each call in, the outs are asked, next_timer() last. Send from the
-listening socket. A daemon has one Cookies, one Responder, and a Session for each circuit:
+now is monotonic seconds; after each call in, the outs are asked, next_timer() last. here is which
+of this end's addresses a datagram came to. Send from the listening socket, and the address that
+Datagram.here names. A daemon has one Cookies, one Responder, and a Session for each circuit:
 
     header = read_header(data)                    # RemoteProtocolError: count it
     session = sessions.get((source.address, header.circuit_id))
     if session is not None:
-        session.receive_datagram(data, source, now)
+        session.receive_datagram(data, source, now, here)
     else:
-        requested = responder.receive_datagram(data, source, circuits, now)
+        requested = responder.receive_datagram(data, source, circuits, now, "", here)
         if requested is not None:                 # make the interface, or responder.reject(...)
             session = Session(requested.circuit_id, local, remote=None, key=key, cookies=cookies,
                               randomness=SystemRandom(), policy=policy)

@@ -28,7 +28,7 @@ from vela.agreement import (
     Up,
     agree,
 )
-from vela.circuit import Endpoint, PeerConfig
+from vela.circuit import Endpoint, IPAddress, PeerConfig
 from vela.control import (
     MALFORMED,
     WRONG_TAG,
@@ -131,6 +131,8 @@ class _Link:
     local_nonce: int
     remote_nonce: int
     endpoint: Endpoint
+    here: IPAddress | None
+    """Which of this end's addresses the remote speaks to; None: not known yet."""
     sent: int = 0
     heard: int = 0
     proof: int = 0
@@ -151,6 +153,7 @@ class _Happening:
     now: float
     message: Message | None
     source: Endpoint | None
+    here: IPAddress | None
 
     def message_of(self, kind: type[_M]) -> _M:
         if not isinstance(self.message, kind):
@@ -176,6 +179,7 @@ class Session:
         local: Description,
         *,
         remote: Endpoint | None,
+        here: IPAddress | None = None,
         key: bytes | None,
         cookies: Cookies,
         randomness: random.Random,
@@ -184,9 +188,11 @@ class Session:
     ) -> None:
         """Prepare a circuit of the configuration, or with a policy one that the remote set up.
 
-        local.seen is filled in here. offer: what the remote shall get; with a
-        policy, what the remote last asked for, where that was kept. In
-        production randomness is a random.SystemRandom: nonces come from it.
+        local.seen is filled in here, and local.own corrected where a message
+        shows it. here: this end's address to seek the remote from, see
+        set_remote. offer: what the remote shall get; with a policy, what the
+        remote last asked for, where that was kept. In production randomness
+        is a random.SystemRandom: nonces come from it.
         """
         self.circuit_id = circuit_id
         self.policy = policy
@@ -200,6 +206,7 @@ class Session:
         self._offer = PeerConfig() if offer is None or self._passive else offer
         self._remote_offer = offer if self._passive else None
         self._remote = remote
+        self._here = here
         self._key = key
         self._cookies = cookies
         self._randomness = randomness
@@ -232,6 +239,11 @@ class Session:
         return self._remote if self._link is None else self._link.endpoint
 
     @property
+    def here(self) -> IPAddress | None:
+        """Return which of this end's addresses messages leave from; None: the kernel's choice."""
+        return self._here if self._link is None else self._link.here
+
+    @property
     def session_id(self) -> tuple[int, int] | None:
         """Both nonces, the smaller first, where both are known: the same for both ends."""
         link = self._link
@@ -248,15 +260,19 @@ class Session:
 
     def accept(self, requested: CircuitRequested, now: float) -> None:
         """Begin with the CONFIRM that the responder passed on, in place of start()."""
-        self._step(Input.ACCEPT, now, requested.confirm, requested.source)
+        self._step(Input.ACCEPT, now, requested.confirm, requested.source, requested.here)
 
     def close(self, reason: CloseReason, now: float) -> None:
         """Say goodbye. Closed follows within 1 s; who is in a hurry need not wait for it."""
         self._close_reason = reason
         self._step(Input.CLOSE_WANTED, now)
 
-    def set_remote(self, remote: Endpoint, now: float) -> None:
-        """Say where the remote is now. A session that is up goes on where it is until it fails."""
+    def set_remote(self, remote: Endpoint, now: float, here: IPAddress | None = None) -> None:
+        """Say where the remote is now. A session that is up goes on where it is until it fails.
+
+        here: this end's address to seek it from; None: whichever the kernel takes.
+        """
+        self._here = here
         if remote == self._remote:
             return
         self._remote = remote
@@ -265,7 +281,7 @@ class Session:
 
     def set_local(self, local: Description, now: float) -> None:
         """Say what changed at this end, as the MTU or the address; the remote is told at once."""
-        if local == replace(self._local, seen=local.seen):
+        if local == self._local:
             return
         self._local = local
         if self._state in (State.LINKED, State.UP):
@@ -283,13 +299,18 @@ class Session:
         if link is None or self._state is not State.UP:
             return False
         message = Probe(self.circuit_id, link.local_nonce, link.remote_nonce, _count(link), size)
-        self._send(message, link.endpoint, dont_fragment=True)
+        self._send(message, link.endpoint, link.here, dont_fragment=True)
         return True
 
     # What happens.
 
-    def receive_datagram(self, data: bytes, source: Endpoint, now: float) -> None:
+    def receive_datagram(
+        self, data: bytes, source: Endpoint, now: float, here: IPAddress | None = None
+    ) -> None:
         """Take a control message about this circuit from the remote's address.
+
+        here: this end's address that it came to, where that is known. It is
+        answered from there; what comes of a CONFIRM or an ACKNOWLEDGE stays there.
 
         Raises RemoteProtocolError, to be counted; nothing has changed then.
         """
@@ -300,15 +321,17 @@ class Session:
             raise
         if message.circuit_id != self.circuit_id:
             raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
-        self.receive(message, source, now)
+        self.receive(message, source, now, here)
 
-    def receive(self, message: Message, source: Endpoint, now: float) -> None:
+    def receive(
+        self, message: Message, source: Endpoint, now: float, here: IPAddress | None = None
+    ) -> None:
         """Take a message whose tag is right."""
         happened = self._classify(message, source, now)
         if happened is None:
             self.ignored += 1
             return
-        self._step(happened, now, message, source)
+        self._step(happened, now, message, source, here)
 
     def handle_timer(self, now: float) -> None:
         """Do what is due; to be called at next_timer(), or somewhat later."""
@@ -407,11 +430,12 @@ class Session:
         now: float,
         message: Message | None = None,
         source: Endpoint | None = None,
+        here: IPAddress | None = None,
     ) -> None:
         action = _TABLE.get((self._state, happened))
         if action is None:
             raise RuntimeError(f"circuit {self.circuit_id}: {happened.name} in {self._state.name}")
-        action(self, _Happening(now, message, source))
+        action(self, _Happening(now, message, source, here))
 
     def _ignore(self, what: _Happening) -> None:
         pass
@@ -434,9 +458,9 @@ class Session:
         if self._remote is None:
             return  # set_remote goes on
         if self._link is None:
-            self._link = _Link(self._nonce(), 0, self._remote)
+            self._link = _Link(self._nonce(), 0, self._remote, self._here)
         link = self._link
-        link.endpoint = self._remote
+        link.endpoint, link.here = self._remote, self._here
         self._tries += 1
         if self._tries == UNANSWERED_TRIES:
             self._events.append(Unanswered(self._silence(self._remote)))
@@ -447,12 +471,12 @@ class Session:
             link.local_nonce,
             0,
             _count(link),
-            self._description(link.endpoint),
+            self._description(link),
             self._offer,
             self._passive,
             PADDED_SIZE,
         )
-        self._send(request, link.endpoint)
+        self._send(request, link.endpoint, link.here)
         self._sent_at = now
         self._send_at = now + self._next_repeat_s(now) * self._randomness.uniform(1 - JITTER, 1)
 
@@ -480,7 +504,7 @@ class Session:
             source, self.circuit_id, message.sender_nonce, self._binding, what.now
         )
         answer = Acknowledge(self.circuit_id, cookie, message.sender_nonce, message.counter)
-        self._send(answer, source)
+        self._send(answer, source, what.here)
 
     def _yield_to_request(self, what: _Happening) -> None:
         """Both seek each other."""
@@ -508,6 +532,7 @@ class Session:
         link.remote_nonce = message.sender_nonce
         link.heard = message.counter
         link.proof = link.sent + 1
+        link.here = what.here or link.here
         self._state = State.CONFIRMING
         self._expire_at = what.now + CONFIRM_TIMEOUT_S
         self._confirm_repeat_s = CONFIRM_REPEAT_S
@@ -520,12 +545,12 @@ class Session:
             link.local_nonce,
             link.remote_nonce,
             _count(link),
-            self._description(link.endpoint),
+            self._description(link),
             self._offer,
             self._passive,
             PADDED_SIZE,
         )
-        self._send(confirm, link.endpoint)
+        self._send(confirm, link.endpoint, link.here)
         self._send_at = what.now + self._confirm_repeat_s
         self._confirm_repeat_s *= 2
 
@@ -566,7 +591,7 @@ class Session:
             refused = self.policy.judge(message.description, message.offer)
             if refused is not None:
                 refusal = rejection(message, message.size, refused.code, refused.text)
-                self._send(refusal, source)
+                self._send(refusal, source, what.here)
                 return
         if self._state is State.UP:
             self._events.append(Down("the other end began anew"))
@@ -577,7 +602,7 @@ class Session:
     def _adopt(self, what: _Happening) -> None:
         message, source = what.message_of(Confirm), what.whence
         if self._passive:
-            self._remote = source
+            self._remote, self._here = source, what.here
             if not message.resuming:
                 self._remote_offer = message.offer
         self._cookies.spend(message.receiver_nonce, what.now)
@@ -585,6 +610,7 @@ class Session:
             message.receiver_nonce,
             message.sender_nonce,
             source,
+            what.here,
             sent=message.counter,
             heard=message.counter,
             proof=message.counter + 1,
@@ -609,11 +635,12 @@ class Session:
         link = self._the_link()
         if link.remote is None:
             return
-        terms = (self._local, link.remote)
+        local = self._description(link)
+        terms = (local, link.remote)
         if terms == self._settled and self.agreement is not None:
             return
         self._settled = terms
-        agreement = agree(self._local, link.remote, link.endpoint)
+        agreement = agree(local, link.remote, link.endpoint)
         if agreement != self.agreement:
             self.agreement = agreement
             self._events.append(Agreed(agreement))
@@ -669,13 +696,13 @@ class Session:
             link.local_nonce,
             link.remote_nonce,
             _count(link),
-            self._description(link.endpoint),
+            self._description(link),
             link.heard,
             _microseconds(now),
             None if echo is None else echo & 0xFFFF_FFFF_FFFF_FFFF,
             up,
         )
-        self._send(keepalive, link.endpoint)
+        self._send(keepalive, link.endpoint, link.here)
         delay_s = LINKED_REPEAT_S
         if up:
             delay_s = self._interval_s * self._randomness.uniform(1 - KEEPALIVE_JITTER, 1)
@@ -734,7 +761,7 @@ class Session:
 
     def _send_close(self, reason: CloseReason, link: _Link) -> None:
         message = Close(self.circuit_id, link.local_nonce, link.remote_nonce, _count(link), reason)
-        self._send(message, link.endpoint)
+        self._send(message, link.endpoint, link.here)
 
     def _finish(self, what: _Happening) -> None:
         self._end(by_remote=False)
@@ -750,7 +777,7 @@ class Session:
         answer = ProbeReply(
             self.circuit_id, link.local_nonce, link.remote_nonce, _count(link), message.size
         )
-        self._send(answer, link.endpoint)
+        self._send(answer, link.endpoint, link.here)
 
     def _take_probe_reply(self, what: _Happening) -> None:
         self._events.append(ProbeAnswered(what.message_of(ProbeReply).size))
@@ -766,16 +793,25 @@ class Session:
             raise RuntimeError(f"circuit {self.circuit_id}: {self._state.name} without a link")
         return self._link
 
-    def _description(self, seen: Endpoint) -> Description:
-        if self._local.seen != seen:
-            self._local = replace(self._local, seen=seen)
-        return self._local
+    def _description(self, link: _Link) -> Description:
+        """Return what this end says of itself to a remote that speaks to it where link says."""
+        own = self._local.own
+        if link.here is not None:
+            own = Endpoint(link.here, self._local.port)
+        return replace(self._local, own=own, seen=link.endpoint)
 
     def _nonce(self) -> int:
         return self._randomness.getrandbits(64) or 1
 
-    def _send(self, message: Message, to: Endpoint, *, dont_fragment: bool = False) -> None:
-        self._outgoing.append(Datagram(encode(message, self._key), to, dont_fragment))
+    def _send(
+        self,
+        message: Message,
+        to: Endpoint,
+        here: IPAddress | None,
+        *,
+        dont_fragment: bool = False,
+    ) -> None:
+        self._outgoing.append(Datagram(encode(message, self._key), to, here, dont_fragment))
 
 
 def _count(link: _Link) -> int:
