@@ -41,7 +41,7 @@ from vela.supervisor.netlink import Netlink
 from vela.supervisor.reception import DATAGRAMS_AT_ONCE, Claim, Reception
 from vela.supervisor.status import CounterStatus, WorkerStatus
 from vela.tap import Tap
-from vela.underlay import ReceiveGroup, Route, open_send_socket, set_send_buffer
+from vela.underlay import ReceiveGroup, Route, open_send_socket, pktinfo, set_send_buffer
 from vela.worker import WorkerTask
 
 # Workers that start are forked in a row, this often: what the supervisor writes to
@@ -331,10 +331,12 @@ class Pseudowire:
         claim = self._claim = self._services.reception.claim(
             self, self._config.id, path.sources, path.group
         )
-        destination = None
+        destination = origin = None
         if profile.source_port == path.group.port:
             send_socket = claim.socket
             destination = path.group.sockaddr(path.endpoint)
+            if path.group.address.is_unspecified:
+                origin = pktinfo(path.route.source)
         else:
             send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
         task = WorkerTask(
@@ -346,6 +348,7 @@ class Pseudowire:
                 receive_socket=claim.socket,
                 send_socket=send_socket,
                 destination=destination,
+                origin=origin,
                 divert_socket=self._divert_writer,
                 local_mac=self.local_mac,
                 remote_mac=profile.remote_mac or self._made_up_mac,

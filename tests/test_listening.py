@@ -233,7 +233,7 @@ def test_circuit_is_set_up_at_the_second_address_that_is_asked(
 
 
 @pytest.mark.parametrize("source_port", ["auto", "listen"])
-@pytest.mark.parametrize("listen", ["each"])
+@pytest.mark.parametrize("listen", LISTENS)
 def test_circuit_of_both_ends_is_at_the_second_address_that_one_of_them_names(
     routers: TwoRouters, listen: str, source_port: str
 ) -> None:

@@ -44,6 +44,7 @@ class PythonDataPlane:
         self._receive_socket = attachment.receive_socket
         self._send_socket = attachment.send_socket
         self._destination = attachment.destination
+        self._origin = () if attachment.origin is None else (attachment.origin,)
         self._divert_socket = attachment.divert_socket
         self._counters = attachment.counters
         self._frame_limit = attachment.frame_limit
@@ -132,9 +133,9 @@ class PythonDataPlane:
     def _send_run(self, run: list[memoryview], size: int) -> None:
         """Send datagrams of size bytes each; the last one may be shorter."""
         if len(run) > 1:
-            segments = [(socket.IPPROTO_UDP, UDP_SEGMENT, _SEGMENT_SIZE.pack(size))]
+            segments = (socket.IPPROTO_UDP, UDP_SEGMENT, _SEGMENT_SIZE.pack(size))
             try:
-                self._send_socket.sendmsg(run, segments, 0, self._destination)
+                self._send_socket.sendmsg(run, (segments, *self._origin), 0, self._destination)
             except OSError as err:
                 # Remembered, so that not every batch finds it out again.
                 if err.errno in _TOO_LARGE:
@@ -149,12 +150,12 @@ class PythonDataPlane:
 
     def _send_one(self, datagram: memoryview) -> None:
         try:
-            self._send_socket.sendmsg((datagram,), (), 0, self._destination)
+            self._send_socket.sendmsg((datagram,), self._origin, 0, self._destination)
         except OSError:
             # A connected socket reports what ICMP said of an earlier datagram
             # instead of sending this one: so once more.
             try:
-                self._send_socket.sendmsg((datagram,), (), 0, self._destination)
+                self._send_socket.sendmsg((datagram,), self._origin, 0, self._destination)
             except OSError:
                 self._counters[Slot.TX_ERRORS] += 1
                 return

@@ -9,6 +9,7 @@
 #include <sys/uio.h>
 
 #include "encapsulation.h"
+#include "origin.h"
 #include "segmentation.h"
 #include "virtio.h"
 
@@ -43,6 +44,7 @@ struct egress {
 	size_t segment_limit; /* larger datagrams are sent one by one */
 	struct sockaddr_storage destination;
 	socklen_t destination_length; /* 0: the socket is connected */
+	struct origin origin;
 	uint64_t *counters;
 	/* The run that is put together: datagrams of one size, the last one may be shorter. */
 	struct datagram run[RUN_MAX];
