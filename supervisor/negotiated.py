@@ -138,13 +138,29 @@ class NegotiatedCircuit(Circuit):
         self._path = path
         now = self._conversation.now()
         self._conversation.expect_from(path.sources)
-        self._session.set_local(self._describe(path), now)
+        in_use = self._path_in_use() if self._is_up else path
+        if in_use is not None:
+            self._session.set_local(self._describe(in_use), now)
         self._session.set_remote(path.endpoint, now, self._from(path))
         if not self._was_up and self._state in (State.RESOLVING, State.DOWN, State.FAILED):
             self._become(State.CONNECTING)
         if self._state is State.FAILED:
             self._attach()
         self._conversation.pump()
+        # Where the MTU is configured, or the other end's is smaller, that of the
+        # route changes and nothing else: both agree as before, and the worker
+        # must know all the same.
+        attached = self._wire.attached
+        if self._is_up and in_use and attached and attached[0].route != in_use.route:
+            self._attach()
+
+    def _path_in_use(self) -> Path | None:
+        """Return the way to where the session is; None: at the moment there is none."""
+        remote = self._session.remote
+        try:
+            return None if remote is None else self._path_to(remote)
+        except DeviceError:
+            return None  # the session tells, if it stays so
 
     def _here(self) -> IPAddress | None:
         # Who set the circuit up knows this end by the address that it asked.
@@ -241,6 +257,8 @@ class NegotiatedCircuit(Circuit):
         port = remote.port if agreement.nat else agreement.remote_port
         try:
             path = self._path_to(Endpoint(remote.address, port))
+            # The session may be with another address than was sought.
+            self._session.set_local(self._describe(path), self._conversation.now())
             profile = Profile(
                 mtu=agreement.mtu,
                 elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
