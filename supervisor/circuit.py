@@ -174,9 +174,12 @@ class Circuit(ABC):
     def _last_heard_seconds(self) -> float | None:
         return None
 
-    def _become(self, state: State, reason: str = "") -> None:
+    def _become(self, state: State, reason: str = "", *, again: bool = False) -> None:
+        """Show a state, and why; again: it is for the log as it was."""
         if (state, reason) != (self._state, self._reason):
             level = "info" if not reason or state in _GOOD else "warning"
+            if again:
+                level = "debug"
             if state in (State.RESOLVING, State.CONNECTING) and not reason:
                 level = "debug"  # on its way, as every circuit is at first
             about = {"origin": self.origin.value, "mtu": self._wire.mtu}
@@ -230,17 +233,14 @@ class Circuit(ABC):
         return None
 
     def _choose(self, addresses: tuple[IPAddress, ...], here: IPAddress | None) -> Path:
-        """Return the first address that there is a way to; the one in use if it is still one.
+        """Return the first address, by precedence, that there is a way to.
 
         From here, if there is one from there. Raises DeviceError, saying of each why not.
         """
         port = self.config.remote.port or self._services.port
-        candidates = [Endpoint(address, port) for address in addresses]
-        if self._wire.attached is not None:
-            current = self._wire.attached[0].endpoint
-            candidates.sort(key=lambda endpoint: endpoint.address != current.address)
         obstacles = []
-        for endpoint in candidates:
+        for address in sorted(addresses, key=self._precedence):
+            endpoint = Endpoint(address, port)
             try:
                 group, route = self._way_to(endpoint, here)
             except DeviceError as err:
@@ -248,6 +248,11 @@ class Circuit(ABC):
                 continue
             return Path(endpoint, tuple(sorted(addresses, key=str)), route, group)
         raise DeviceError("; ".join(dict.fromkeys(obstacles)))
+
+    def _precedence(self, address: IPAddress) -> tuple[float, bool]:
+        """Return what sorts the remote's addresses, the one to take first; equals stay in order."""
+        attached = self._wire.attached
+        return 0.0, attached is not None and attached[0].endpoint.address != address
 
     def _way_to(self, endpoint: Endpoint, here: IPAddress | None) -> tuple[ReceiveGroup, Route]:
         reception = self._services.reception

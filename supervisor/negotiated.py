@@ -65,6 +65,9 @@ class NegotiatedCircuit(Circuit):
         self._path: Path | None = None
         self._agreement: Agreement | None = None
         self._is_up = self._was_up = False
+        # The address that works, or is tried; and when others were tried in vain.
+        self._favourite: IPAddress | None = None
+        self._silent: dict[IPAddress, float] = {}
         self._conversation = self._converse()
 
     def start(self) -> None:
@@ -136,6 +139,7 @@ class NegotiatedCircuit(Circuit):
 
     def _on_path(self, path: Path) -> None:
         self._path = path
+        self._favourite = path.endpoint.address
         now = self._conversation.now()
         self._conversation.expect_from(path.sources)
         in_use = self._path_in_use() if self._is_up else path
@@ -153,6 +157,26 @@ class NegotiatedCircuit(Circuit):
         attached = self._wire.attached
         if self._is_up and in_use and attached and attached[0].route != in_use.route:
             self._attach()
+
+    def _try_another(self) -> None:
+        """Seek the remote at the address that was longest not tried, if its name has several."""
+        if self._path is None:
+            return
+        tried, now = self._path.endpoint.address, self._conversation.now()
+        self._silent = {
+            each: now if each == tried else self._silent.get(each, 0.0) for each in self._addresses
+        }
+        if len(self._addresses) < 2:
+            return
+        try:
+            self._on_path(self._choose(self._addresses, self._here()))
+        except DeviceError as err:
+            self._on_no_path(str(err))
+        except VelaError as err:
+            self._become(State.FAILED, str(err))
+
+    def _precedence(self, address: IPAddress) -> tuple[float, bool]:
+        return self._silent.get(address, 0.0), address != self._favourite
 
     def _path_in_use(self) -> Path | None:
         """Return the way to where the session is; None: at the moment there is none."""
@@ -209,13 +233,20 @@ class NegotiatedCircuit(Circuit):
                 self._attach()
             case Up():
                 self._is_up = self._was_up = True
+                self._silent.clear()
+                if self._session.remote is not None:
+                    self._favourite = self._session.remote.address
                 self._attach()
             case Down(reason):
                 self._is_up = False
                 self._show_carrier(False)
                 self._become(State.DOWN, reason)
             case Unanswered(reason):
-                self._become(State.DOWN if self._was_up else State.CONNECTING, reason)
+                # In turn for ever: the log has it once.
+                again = bool(self._silent)
+                state = State.DOWN if self._was_up else State.CONNECTING
+                self._become(state, reason, again=again)
+                self._try_another()
             case Rejected(RejectCode.DISABLED, reason):
                 self._become(State.DOWN, reason)
             case Rejected(RejectCode.NO_SUCH_CIRCUIT, _) if self.origin is Origin.PEER:

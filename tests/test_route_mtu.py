@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import pytest
 
-from lab import daemon
 from lab.autoconfigured import asking, circuit, ends, wait_until_up
 from lab.circuit import ADDRESSES_A, ADDRESSES_B, NAME
 from lab.daemon import Velad
 from lab.dnsmasq import name_server
 from lab.load import ping
-from lab.topology import Router, TwoRouters
+from lab.topology import TwoRouters
 
 pytestmark = pytest.mark.needs_net_admin
-
-# velad, but that it looks at routes twice a second.
-EAGER = """
-import sys
-from vela.supervisor import circuit
-circuit.REFRESH_INTERVAL_S = 0.5
-from vela.supervisor.cli import main
-sys.exit(main())
-"""
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(daemon.ROOT)}
-
-
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [sys.executable, "-c", EAGER]
-    monkeypatch.setattr(daemon, "entry_point", lambda *_: (command, dict(ENVIRONMENT)))
-
-
-def set_route_mtu(router: Router, remote: str, mtu: int) -> None:
-    """Narrow the way to one host; the interface's MTU stays."""
-    router.namespace.run(
-        *("ip", "route", "replace", f"{remote}/32", "dev", router.underlay.name),
-        *("mtu", str(mtu)),
-    )
 
 
 def carrier_changes(velad: Velad) -> int:
@@ -68,21 +41,21 @@ def test_worker_learns_of_the_routes_mtu_where_the_circuits_stays(
     routers: TwoRouters, configured: int | None, of_b: int, of_a: int
 ) -> None:
     a, b = routers.a, routers.b
-    set_route_mtu(b, a.ipv4, of_b)
+    b.set_route_mtu(a.ipv4, of_b)
     with circuit(routers, mtu=configured) as both:
         pids = [velad.worker_pid(NAME) for velad in both]
         before = [
             (carrier_changes(velad), velad.log().count("circuit_state_changed")) for velad in both
         ]
 
-        set_route_mtu(a, b.ipv4, of_a)
+        a.set_route_mtu(b.ipv4, of_a)
         narrow = await_another_worker(both.a, pids[0])
         if configured is not None:
             # 29 bytes more: one too many.
             assert ping(a.namespace, "172.16.16.2", count=3, size=1399).received == 3
             assert ping(a.namespace, "172.16.16.2", count=3, size=1400).received == 3
             both.a.counted(NAME, tx_fragmented=3)
-        set_route_mtu(a, b.ipv4, 1500)
+        a.set_route_mtu(b.ipv4, 1500)
         await_another_worker(both.a, narrow)
 
         assert [each.circuit(NAME)["mtu"] for each in both] == [1400, 1400]

@@ -332,7 +332,7 @@ def test_close_of_a_stopping_machine_is_down_at_once_and_heals_when_it_is_back()
     assert all(machine.up for machine in link.machines)
 
 
-def test_request_of_nobody_answered_is_told_once_and_the_name_looked_up() -> None:
+def test_request_of_nobody_answered_is_told_and_the_name_looked_up() -> None:
     link = one_sided(9)
     link.deaf = {ROUTER2}
     link.boot()
@@ -340,11 +340,46 @@ def test_request_of_nobody_answered_is_told_once_and_the_name_looked_up() -> Non
     link.run(link.now + 10)
 
     said = [event for _, event in link.machines[0].events]
+    requests = len(link.log)
+    assert 10 <= requests <= 13
     assert [event.reason for event in said if isinstance(event, Unanswered)] == [
         "no answer from 192.0.2.2:48621: no velad there, a firewall between, "
         "or its autoconfigure does not list this machine or has another key"
-    ]
+    ] * (requests // 3)
     assert ResolveWanted() in said
+
+
+def test_each_address_of_a_remote_is_asked_three_times_before_that_is_told() -> None:
+    session, now = quiet_session(), 0.0
+    other = Endpoint(ip_address("2001:db8::2"), 48621)
+    asked: list[Endpoint] = []
+    session.start(now)
+
+    while now < 10:
+        session.handle_timer(now)
+        asked += [datagram.remote for datagram in session.datagrams_to_send()]
+        if isinstance(session.next_event(), Unanswered):
+            session.set_remote(other if asked[-1] == ROUTER2 else ROUTER2, now)
+        due = session.next_timer()
+        assert due is not None
+        assert due >= now + 0.3
+        now = due
+    assert asked[:9] == [ROUTER2] * 3 + [other] * 3 + [ROUTER2] * 3
+
+
+def test_answer_of_the_address_that_was_asked_before_is_taken_there() -> None:
+    session = quiet_session()
+    session.start(0.0)
+    session.handle_timer(0.0)
+    nonce = read_header(session.datagrams_to_send()[0].data).sender_nonce
+    session.set_remote(Endpoint(ip_address("2001:db8::2"), 48621), 1.0)
+    session.handle_timer(1.0)
+    session.datagrams_to_send()
+
+    session.receive(Acknowledge(CIRCUIT, 0x33, nonce, 1), ROUTER2, 1.1)
+
+    [confirm] = session.datagrams_to_send()
+    assert (confirm.remote, session.remote) == (ROUTER2, ROUTER2)
 
 
 def test_keys_that_differ_leave_both_silent() -> None:

@@ -114,7 +114,10 @@ class Down:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """Several messages in a row went unanswered; said once until the next Up."""
+    """Three requests in a row went unanswered, or three more.
+
+    Call Session.set_remote where there is another address.
+    """
 
     reason: str
 

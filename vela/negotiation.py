@@ -35,7 +35,8 @@ Events, in the order in which they happened:
     Up                    carrier on
     Down(reason)          carrier off; it seeks the remote again by itself
     ResolveWanted         look the name up, set_remote(endpoint)
-    Unanswered(reason)    several requests in a row: for the status; goes with the next event
+    Unanswered(reason)    every three requests in a row: for the status, until the next event;
+                          set_remote(endpoint), if the remote has another one
     Rejected(code, text)  for the status; asked again later
     OfferChanged(offer)   the machine that set this circuit up wants it otherwise; policy allows it
     ProbeAnswered(size)

@@ -85,7 +85,7 @@ RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
 
 FIRST_REJECTED_S = 2.0
 
-UNANSWERED_TRIES = 3  # requests, until the operator is told
+UNANSWERED_TRIES = 3  # requests to an address, until another one is to be tried
 RESOLVE_TRIES = 8  # requests, between looking the name up
 
 # Answers to REQUESTs, which anybody can forge: one a second is asked for.
@@ -219,7 +219,7 @@ class Session:
         self._expire_at: float | None = None
         self._sent_at = 0.0
         self._outage_at = 0.0
-        self._tries = 0
+        self._tries = self._tries_here = 0
         self._repeat_s = REPEAT_S
         self._rejections = 0
         self._confirm_repeat_s = CONFIRM_REPEAT_S
@@ -276,6 +276,7 @@ class Session:
         if remote == self._remote:
             return
         self._remote = remote
+        self._tries_here = 0
         if self._state is State.REQUESTING:
             self._hasten(now)
 
@@ -443,7 +444,7 @@ class Session:
     def _begin(self, what: _Happening) -> None:
         """Seek the remote, with a fresh nonce, from now on."""
         self._outage_at = what.now
-        self._tries = 0
+        self._tries = self._tries_here = 0
         self._repeat_s = REPEAT_S
         self._seek(what.now)
 
@@ -462,7 +463,8 @@ class Session:
         link = self._link
         link.endpoint, link.here = self._remote, self._here
         self._tries += 1
-        if self._tries == UNANSWERED_TRIES:
+        self._tries_here += 1
+        if self._tries_here % UNANSWERED_TRIES == 0:
             self._events.append(Unanswered(self._silence(self._remote)))
         if self._tries % RESOLVE_TRIES == 0:
             self._events.append(ResolveWanted())
@@ -533,6 +535,9 @@ class Session:
         link.heard = message.counter
         link.proof = link.sent + 1
         link.here = what.here or link.here
+        if link.endpoint.address != what.whence.address:
+            # One that was asked before the present one, and is slow.
+            link.endpoint = Endpoint(what.whence.address, link.endpoint.port)
         self._state = State.CONFIRMING
         self._expire_at = what.now + CONFIRM_TIMEOUT_S
         self._confirm_repeat_s = CONFIRM_REPEAT_S
