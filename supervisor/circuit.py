@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from enum import Enum
 
@@ -22,7 +21,7 @@ from vela.resolver import Answer
 from vela.supervisor.loop import Timer
 from vela.supervisor.pseudowire import Path, Pseudowire, Services
 from vela.supervisor.status import CircuitStatus
-from vela.underlay import find_route
+from vela.underlay import ReceiveGroup, Route
 
 # Names change their addresses, and routes their MTU: looked at again this often.
 REFRESH_INTERVAL_S = 60.0
@@ -208,9 +207,12 @@ class Circuit(ABC):
         """Take note that this machine cannot carry the circuit at present."""
         self._become(State.FAILED, reason)
 
-    def _become(self, state: State, reason: str = "") -> None:
+    def _become(self, state: State, reason: str = "", *, again: bool = False) -> None:
+        """Show a state, and why; again: it is for the log as it was."""
         if (state, reason) != (self._state, self._reason):
             level = "info" if not reason or state in _GOOD else "warning"
+            if again:
+                level = "debug"
             if state in (State.RESOLVING, State.CONNECTING) and not reason:
                 level = "debug"  # on its way, as every circuit is at first
             about = {"origin": self.origin.value, "mtu": self._wire.mtu}
@@ -248,7 +250,7 @@ class Circuit(ABC):
             return False
         self._addresses = answer.addresses
         try:
-            path = self._choose(answer.addresses)
+            path = self._choose(answer.addresses, self._here())
         except DeviceError as err:
             self._on_no_path(str(err))
             return False
@@ -268,29 +270,40 @@ class Circuit(ABC):
             self._timer.cancel()
         self._timer = self._services.loop.call_later(delay_s, self._refresh)
 
-    def _choose(self, addresses: tuple[IPAddress, ...]) -> Path:
-        """Return the first address that there is a way to; the one in use if it is still one.
+    def _here(self) -> IPAddress | None:
+        """Return the address of this machine that the remote speaks to; None: any will do."""
+        return None
 
-        Raises DeviceError, saying of each why not.
+    def _choose(self, addresses: tuple[IPAddress, ...], here: IPAddress | None) -> Path:
+        """Return the first address, by precedence, that there is a way to.
+
+        From here, if there is one from there. Raises DeviceError, saying of each why not.
         """
         port = self.config.remote.port or self._services.port
-        candidates = [Endpoint(address, port) for address in addresses]
-        if self._wire.attached is not None:
-            current = self._wire.attached[0].endpoint
-            candidates.sort(key=lambda endpoint: endpoint.address != current.address)
         obstacles = []
-        for endpoint in candidates:
-            group = self._services.reception.group_for(endpoint.family)
-            if group is None:
-                obstacles.append(f"velad listens on no {endpoint.family.value} address")
-                continue
+        for address in sorted(addresses, key=self._precedence):
+            endpoint = Endpoint(address, port)
             try:
-                route = find_route(group.address, endpoint)
-            except OSError as err:
-                obstacles.append(f"no way to {endpoint.address}: {os.strerror(err.errno or 0)}")
+                group, route = self._way_to(endpoint, here)
+            except DeviceError as err:
+                obstacles.append(str(err))
                 continue
             return Path(endpoint, tuple(sorted(addresses, key=str)), route, group)
         raise DeviceError("; ".join(dict.fromkeys(obstacles)))
+
+    def _precedence(self, address: IPAddress) -> tuple[float, bool]:
+        """Return what sorts the remote's addresses, the one to take first; equals stay in order."""
+        attached = self._wire.attached
+        return 0.0, attached is not None and attached[0].endpoint.address != address
+
+    def _way_to(self, endpoint: Endpoint, here: IPAddress | None) -> tuple[ReceiveGroup, Route]:
+        reception = self._services.reception
+        if here is not None and here.version == endpoint.address.version:
+            try:
+                return reception.way_from(here, endpoint)
+            except DeviceError:
+                pass  # this machine may have lost the address
+        return reception.way_to(endpoint)
 
     def _own_mtu(self, path: Path) -> int:
         """Return the TAP MTU that is configured, or that the path allows. Raises ConfigError."""

@@ -42,9 +42,9 @@ class Conversation:
         remote = self.session.remote
         return (remote is not None and remote.address == address) or address in self._sources
 
-    def receive_control(self, data: bytes, source: Endpoint) -> None:
+    def receive_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
         try:
-            self.session.receive_datagram(data, source, self.now())
+            self.session.receive_datagram(data, source, self.now(), here)
         finally:
             self.pump()
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from vela.circuit import CircuitConfig, Encapsulation, Endpoint, IPAddress, PeerConfig
 from vela.encapsulation import Elision
-from vela.errors import VelaError
+from vela.errors import DeviceError, VelaError
 from vela.negotiation import (
     Agreed,
     Agreement,
@@ -73,6 +72,9 @@ class NegotiatedCircuit(Circuit):
         self._path: Path | None = None
         self._agreement: Agreement | None = None
         self._is_up = self._was_up = False
+        # The address that works, or is tried; and when others were tried in vain.
+        self._favourite: IPAddress | None = None
+        self._silent: dict[IPAddress, float] = {}
         self._conversation = self._converse()
 
     def start(self) -> None:
@@ -89,7 +91,7 @@ class NegotiatedCircuit(Circuit):
         self._conversation.hold()
         now = self._conversation.now()
         # Known before it is spoken of, so that both ends agree at once.
-        self._path = self._choose((requested.source.address,))
+        self._path = self._choose((requested.source.address,), requested.here)
         self._session.set_local(self._describe(self._path), now)
         self._session.accept(requested, now)
         self._agreement = self._session.agreement
@@ -165,6 +167,7 @@ class NegotiatedCircuit(Circuit):
             self.config.id,
             self._describe(self._path),
             remote=self._path.endpoint if self._path else None,
+            here=self._from(self._path) if self._path else None,
             key=self._key,
             cookies=self._negotiator.cookies,
             randomness=self._negotiator.randomness,
@@ -177,10 +180,13 @@ class NegotiatedCircuit(Circuit):
         # Before anything is sent: the other end knows both as one.
         self._check_id(self, path.sources)
         self._path = path
+        self._favourite = path.endpoint.address
         now = self._conversation.now()
         self._conversation.expect_from(path.sources)
-        self._session.set_local(self._describe(path), now)
-        self._session.set_remote(path.endpoint, now)
+        in_use = self._path_in_use() if self._is_up else path
+        if in_use is not None:
+            self._session.set_local(self._describe(in_use), now)
+        self._session.set_remote(path.endpoint, now, self._from(path))
         if self._state is State.FAILED:
             self._carry()
             self._become(State.DOWN if self._was_up else State.CONNECTING)
@@ -188,6 +194,48 @@ class NegotiatedCircuit(Circuit):
         elif not self._was_up and self._state in (State.RESOLVING, State.DOWN):
             self._become(State.CONNECTING)
         self._conversation.pump()
+        # Where the MTU is configured, or the other end's is smaller, that of the
+        # route changes and nothing else: both agree as before, and the worker
+        # must know all the same.
+        attached = self._wire.attached
+        if self._is_up and in_use and attached and attached[0].route != in_use.route:
+            self._attach()
+
+    def _try_another(self) -> None:
+        """Seek the remote at the address that was longest not tried, if its name has several."""
+        if self._path is None:
+            return
+        tried, now = self._path.endpoint.address, self._conversation.now()
+        self._silent = {
+            each: now if each == tried else self._silent.get(each, 0.0) for each in self._addresses
+        }
+        if len(self._addresses) < 2:
+            return
+        try:
+            self._on_path(self._choose(self._addresses, self._here()))
+        except DeviceError as err:
+            self._on_no_path(str(err))
+        except VelaError as err:
+            self._fail(str(err))
+
+    def _precedence(self, address: IPAddress) -> tuple[float, bool]:
+        return self._silent.get(address, 0.0), address != self._favourite
+
+    def _path_in_use(self) -> Path | None:
+        """Return the way to where the session is; None: at the moment there is none."""
+        remote = self._session.remote
+        try:
+            return None if remote is None else self._path_to(remote)
+        except DeviceError:
+            return None  # the session tells, if it stays so
+
+    def _here(self) -> IPAddress | None:
+        # Who set the circuit up knows this end by the address that it asked.
+        return self._session.here if self._is_up or self.origin is Origin.PEER else None
+
+    def _from(self, path: Path) -> IPAddress | None:
+        """Return where to seek the remote from; None: whichever address the kernel takes."""
+        return path.route.source if path.route.source == self._here() else _bound(path)
 
     def _on_no_path(self, reason: str) -> None:
         # One that is up goes down by itself, when it hears nothing any more.
@@ -228,13 +276,20 @@ class NegotiatedCircuit(Circuit):
                 self._attach()
             case Up():
                 self._is_up = self._was_up = True
+                self._silent.clear()
+                if self._session.remote is not None:
+                    self._favourite = self._session.remote.address
                 self._attach()
             case Down(reason):
                 self._is_up = False
                 self._show_carrier(False)
                 self._become(State.DOWN, reason)
             case Unanswered(reason):
-                self._become(State.DOWN if self._was_up else State.CONNECTING, reason)
+                # In turn for ever: the log has it once.
+                again = bool(self._silent)
+                state = State.DOWN if self._was_up else State.CONNECTING
+                self._become(state, reason, again=again)
+                self._try_another()
             case Rejected(RejectCode.DISABLED, reason):
                 self._become(State.DOWN, reason)
             case Rejected(RejectCode.NO_SUCH_CIRCUIT, _) if self.origin is Origin.PEER:
@@ -281,6 +336,8 @@ class NegotiatedCircuit(Circuit):
         # A translated port is the one that leads back.
         port = remote.port if agreement.nat else agreement.remote_port
         path = self._path_to(Endpoint(remote.address, port))
+        # The session may be with another address than was sought.
+        self._session.set_local(self._describe(path), self._conversation.now())
         profile = Profile(
             mtu=agreement.mtu,
             elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
@@ -308,7 +365,14 @@ class NegotiatedCircuit(Circuit):
 
     def _path_to(self, endpoint: Endpoint) -> Path:
         """Return the way to where the session's remote is. Raises DeviceError."""
-        path = self._path
-        if path is None or path.endpoint.address != endpoint.address:
-            path = self._choose((endpoint.address,))
-        return replace(path, endpoint=endpoint, sources=(endpoint.address,))
+        reception, here = self._services.reception, self._session.here
+        if here is None:
+            group, route = reception.way_to(endpoint)
+        else:
+            group, route = reception.way_from(here, endpoint)
+        return Path(endpoint, (endpoint.address,), route, group)
+
+
+def _bound(path: Path) -> IPAddress | None:
+    """Return the address that a path's sockets are bound to; None: to all of them."""
+    return None if path.group.address.is_unspecified else path.group.address

@@ -26,6 +26,7 @@ from vela.resolver import Answer
 from vela.supervisor.loop import EventLoop, Timer
 from vela.supervisor.names import Names
 from vela.supervisor.reception import Reception
+from vela.underlay import ANY_ADDRESS
 
 # Names of machines that may set circuits up: looked at again this often.
 REFRESH_INTERVAL_S = 60.0
@@ -40,8 +41,11 @@ class Participant(Protocol):
     def converses_with(self, address: IPAddress) -> bool:
         """Tell whether messages from this address can be from its remote."""
 
-    def receive_control(self, data: bytes, source: Endpoint) -> None:
-        """Take a control message. Raises RemoteProtocolError."""
+    def receive_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
+        """Take a control message; here: the address that it came to.
+
+        Raises RemoteProtocolError.
+        """
 
 
 class Negotiator:
@@ -108,11 +112,12 @@ class Negotiator:
     def send(self, datagrams: Iterable[Datagram]) -> None:
         """Send from the listening port. What cannot be sent is lost, as on any network."""
         for datagram in datagrams:
-            group = self._reception.group_for(datagram.remote.family)
+            here = datagram.here or ANY_ADDRESS[datagram.remote.family]
+            group = self._reception.group_at(here)
             if group is None:
                 continue
             try:
-                group.control_socket.sendto(datagram.data, group.sockaddr(datagram.remote))
+                group.send(datagram.data, here, datagram.remote)
             except OSError as err:
                 self._log.debug(
                     "control_message_not_sent", remote=str(datagram.remote), error=str(err)
@@ -130,13 +135,13 @@ class Negotiator:
         }
         return unanswered | {f"control_{why}": count for why, count in self._dropped.items()}
 
-    def _receive(self, data: bytes, source: Endpoint) -> None:
+    def _receive(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
         try:
             circuit_id = read_header(data).circuit_id
             # The latest first: an earlier one may still be saying goodbye.
             for participant in reversed(self._participants.get(circuit_id, [])):
                 if participant.converses_with(source.address):
-                    participant.receive_control(data, source)
+                    participant.receive_control(data, source, here)
                     return
             requested = self._responder.receive_datagram(
                 data,
@@ -144,6 +149,7 @@ class Negotiator:
                 self._count,
                 self._loop.now(),
                 lambda confirm: self._withheld(confirm, source.address),
+                here,
             )
         except RemoteProtocolError as err:
             self._dropped[err.reason] += 1

@@ -43,7 +43,7 @@ from vela.supervisor.netlink import Netlink
 from vela.supervisor.reception import DATAGRAMS_AT_ONCE, Claim, Reception
 from vela.supervisor.status import CounterStatus, WorkerStatus
 from vela.tap import Tap
-from vela.underlay import ReceiveGroup, Route, open_send_socket, set_send_buffer
+from vela.underlay import ReceiveGroup, Route, open_send_socket, pktinfo, set_send_buffer
 from vela.worker import WorkerTask
 
 # Workers that start are forked in a row, this often: what the supervisor writes to
@@ -86,7 +86,9 @@ class Path:
     sources: tuple[IPAddress, ...]
     """All addresses that the remote may send from."""
     route: Route
+    """Its source is the address of this machine that the remote speaks to."""
     group: ReceiveGroup
+    """Where datagrams to that address arrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,10 +349,12 @@ class Pseudowire:
         claim = self._claim = self._services.reception.claim(
             self, self._config.id, path.sources, path.group
         )
-        destination = None
+        destination = origin = None
         if profile.source_port == path.group.port:
             send_socket = claim.socket
             destination = path.group.sockaddr(path.endpoint)
+            if path.group.address.is_unspecified:
+                origin = pktinfo(path.route.source)
         else:
             send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
         task = WorkerTask(
@@ -362,6 +366,7 @@ class Pseudowire:
                 receive_socket=claim.socket,
                 send_socket=send_socket,
                 destination=destination,
+                origin=origin,
                 divert_socket=self._divert_writer,
                 local_mac=self.local_mac,
                 remote_mac=profile.remote_mac or self._made_up_mac,
@@ -389,7 +394,7 @@ class Pseudowire:
             ports = [MIN_SOURCE_PORT + (first + i) % span for i in range(SOURCE_PORT_TRIES)]
         for port in ports:
             try:
-                return open_send_socket(path.group.address, port, path.endpoint)
+                return open_send_socket(path.route.source, port, path.endpoint)
             except OSError as err:
                 if err.errno != errno.EADDRINUSE:
                     raise DeviceError(
@@ -410,7 +415,7 @@ class Pseudowire:
             if self._attached is not None:
                 path, _ = self._attached
                 self._services.reception.dispatch(
-                    path.endpoint, data, REBUILD_ROOM, REBUILD_ROOM + length
+                    path.endpoint, path.route.source, data, REBUILD_ROOM, REBUILD_ROOM + length
                 )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache, partial
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 
 import structlog
@@ -17,12 +18,20 @@ import structlog
 from vela.circuit import Endpoint, IPAddress
 from vela.datagram import CONTROL_CIRCUIT_ID
 from vela.encapsulation import REBUILD_ROOM
-from vela.errors import VelaError
-from vela.mtu import MAX_UDP_PAYLOAD, Family
+from vela.errors import DeviceError, VelaError
+from vela.mtu import MAX_UDP_PAYLOAD
 from vela.steering import MAX_INSTRUCTIONS, Route, steering_program
 from vela.supervisor.burst import Burst
 from vela.supervisor.loop import EventLoop, Timer
-from vela.underlay import SO_RXQ_OVFL, UDP_GRO, ReceiveGroup
+from vela.underlay import (
+    ANY_ADDRESS,
+    PKTINFO_SPACE,
+    SO_RXQ_OVFL,
+    UDP_GRO,
+    ReceiveGroup,
+    find_route,
+)
+from vela.underlay import Route as Way
 
 # Datagrams taken before the loop looks at anything else: a flood must not hold
 # up a worker's restart. 64 of them take about 1 ms.
@@ -33,7 +42,9 @@ STEER_INTERVAL_S = 0.1
 
 _GRO_SIZE = struct.Struct("=i")
 _OVERFLOWS = struct.Struct("=I")
-_ANCILLARY_SPACE = socket.CMSG_SPACE(_GRO_SIZE.size) + socket.CMSG_SPACE(_OVERFLOWS.size)
+_ANCILLARY_SPACE = (
+    socket.CMSG_SPACE(_GRO_SIZE.size) + socket.CMSG_SPACE(_OVERFLOWS.size) + PKTINFO_SPACE
+)
 
 
 class DropReason(Enum):
@@ -45,7 +56,8 @@ class DropReason(Enum):
     OVERFLOW = "overflow"  # came faster than the supervisor looks at them
 
 
-ControlHandler = Callable[[bytes, Endpoint], None]
+ControlHandler = Callable[[bytes, Endpoint, IPAddress], None]
+"""Takes a message, where it comes from, and which address of this machine it came to."""
 
 
 class CircuitIdTaken(VelaError):
@@ -101,9 +113,49 @@ class Reception:
     def groups(self) -> tuple[ReceiveGroup, ...]:
         return self._groups
 
-    def group_for(self, family: Family) -> ReceiveGroup | None:
-        """Return the first group on which datagrams of this family arrive."""
-        return next((group for group in self._groups if group.serves(family)), None)
+    def group_at(self, here: IPAddress) -> ReceiveGroup | None:
+        """Return the group on which datagrams to this address of the machine arrive."""
+        return next((group for group in self._groups if group.hears(here)), None)
+
+    def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Way]:
+        """Return how a remote is reached from an address of this machine.
+
+        Raises DeviceError, saying why it is not.
+        """
+        group = self.group_at(here)
+        if group is None:
+            raise DeviceError(f"velad does not listen on {here}")
+        try:
+            return group, find_route(here, remote)
+        except OSError as err:
+            raise DeviceError(_no_way(remote, err)) from err
+
+    def way_to(self, remote: Endpoint) -> tuple[ReceiveGroup, Way]:
+        """Return how a remote is reached, and from which listening address.
+
+        From the one that the kernel would take by itself, if it is one of
+        them, as that is where the remote expects datagrams from; else from
+        the first that has a route.
+
+        Raises DeviceError, saying why there is none.
+        """
+        groups = [group for group in self._groups if group.serves(remote.family)]
+        if not groups:
+            raise DeviceError(f"velad listens on no {remote.family.value} address")
+        if len(groups) > 1:
+            try:
+                own = find_route(ANY_ADDRESS[remote.family], remote).source
+            except OSError:
+                pass  # a rule may still give some source a route
+            else:
+                groups.sort(key=lambda group: group.address != own)
+        obstacle = ""
+        for group in groups:
+            try:
+                return group, find_route(group.address, remote)
+            except OSError as err:
+                obstacle = obstacle or _no_way(remote, err)
+        raise DeviceError(obstacle)
 
     def claim(
         self,
@@ -116,6 +168,8 @@ class Reception:
 
         Raises CircuitIdTaken, or DeviceError if no more sockets are to be had.
         """
+        # As the steering program tells them apart.
+        sources = tuple(dict.fromkeys(map(_plain, sources)))
         for source in sources:
             other = self._claims.get((source, circuit_id))
             if other is not None:
@@ -135,21 +189,24 @@ class Reception:
         self._withdrawn.append(claim)
         self._steer_soon()
 
-    def dispatch(self, source: Endpoint, data: bytearray, start: int, end: int) -> None:
+    def dispatch(
+        self, source: Endpoint, here: IPAddress, data: bytearray, start: int, end: int
+    ) -> None:
         """Bring a datagram that no worker got to whom it belongs, or count it.
 
-        That is one of a circuit whose steering is not yet in force, one that
-        came to another listening address than its circuit's, or one that UDP
-        GRO joined to another circuit's.
+        source is where it comes from, here the address that it came to. That
+        is one of a circuit whose steering is not yet in force, one that came
+        to another listening address than its circuit's, or one that UDP GRO
+        joined to another circuit's.
         """
         if start == end:
             self._dropped[DropReason.EMPTY] += 1
             return
         circuit_id = data[start]
         if circuit_id == CONTROL_CIRCUIT_ID:
-            self._on_control(bytes(data[start:end]), source)
+            self._on_control(bytes(data[start:end]), source, here)
             return
-        claim = self._claims.get((source.address, circuit_id))
+        claim = self._claims.get((_plain(source.address), circuit_id))
         if claim is None:
             self._dropped[DropReason.UNKNOWN_CIRCUIT] += 1
             return
@@ -163,7 +220,7 @@ class Reception:
         """Let control messages (circuit id 0) go there; until then they are dropped."""
         self._on_control = handler
 
-    def _drop_control(self, data: bytes, source: Endpoint) -> None:
+    def _drop_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
         self._dropped[DropReason.CONTROL] += 1
 
     def _steer_soon(self) -> None:
@@ -207,11 +264,12 @@ class Reception:
                 elif (level, kind) == (socket.SOL_SOCKET, SO_RXQ_OVFL):
                     self._count_overflows(group, _OVERFLOWS.unpack(value)[0])
             source = Endpoint(_address(address[0]), address[1])
+            here = group.addressed(ancillary)
             behind = REBUILD_ROOM + length
             if not length:
-                self.dispatch(source, self._data, behind, behind)
+                self.dispatch(source, here, self._data, behind, behind)
             for start in range(REBUILD_ROOM, behind, size):
-                self.dispatch(source, self._data, start, min(start + size, behind))
+                self.dispatch(source, here, self._data, start, min(start + size, behind))
 
     def _count_overflows(self, group: ReceiveGroup, total: int) -> None:
         """Count what the kernel could not queue: it gives the sum so far, modulo 2**32."""
@@ -234,6 +292,19 @@ def _steer(group: ReceiveGroup, routes: Sequence[Route]) -> tuple[Route, ...]:
             room //= 2
         else:
             return steering.left_out
+
+
+def _no_way(remote: Endpoint, err: OSError) -> str:
+    return f"no way to {remote.address}: {os.strerror(err.errno or 0)}"
+
+
+def _plain(address: IPAddress) -> IPAddress:
+    """Return an address without its zone, and an IPv4-mapped one as IPv4."""
+    if address.version == 4:
+        return address
+    if address.scope_id is not None:
+        address = IPv6Address(address.packed)
+    return address.ipv4_mapped or address
 
 
 # A flood with forged sources must not fill memory.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator, Iterator
 from functools import cache
 
@@ -86,6 +87,30 @@ def pytest_terminal_summary(
         count = len(config.stash[_selected])
         terminalreporter.section(f"all {count} {MARKER} tests were skipped", red=True)
         terminalreporter.line("as root, or where CI=true, that is a failure")
+
+
+# velad, but that it looks at names and routes twice a second.
+_EAGER = """
+import sys
+from vela.supervisor import circuit
+circuit.REFRESH_INTERVAL_S = 0.5
+from vela.supervisor.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every velad of the test look at names and routes twice a second."""
+    installed = daemon.entry_point
+
+    def entry_point(script: str, module: str) -> tuple[list[str], dict[str, str]]:
+        if script != "velad":
+            return installed(script, module)
+        environment = {**os.environ, "PYTHONPATH": str(daemon.ROOT)}
+        return [sys.executable, "-c", _EAGER], environment
+
+    monkeypatch.setattr(daemon, "entry_point", entry_point)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.autoconfigured import asking, ends, policy, wait_until_up
+from lab.autoconfigured import Ends, asking, ends, policy, wait_until_up
+from lab.capture import Capture
 from lab.circuit import (
     ADDRESSES_A,
     ADDRESSES_B,
@@ -19,8 +20,9 @@ from lab.circuit import (
 )
 from lab.daemon import Velad
 from lab.dnsmasq import name_server
+from lab.headers import datagram
 from lab.load import ping
-from lab.topology import TwoRouters
+from lab.topology import Router, TwoRouters
 
 pytestmark = pytest.mark.needs_net_admin
 
@@ -261,3 +263,107 @@ def test_name_that_never_resolves_keeps_its_circuit_id_from_nobody(
         wait_until_up(both, a="vela5")
 
         assert both.a.circuit(NAME)["state"] == "resolving"
+
+
+def drop(router: Router, address: str) -> None:
+    """Let nothing that comes to one of a router's addresses arrive."""
+    router.namespace.run(
+        *("nft", "-f", "-"),
+        stdin=(
+            "table inet dead {\n chain in {\n  type filter hook input priority filter;\n"
+            f"  {'ip6' if ':' in address else 'ip'} daddr {address} drop\n }}\n}}\n"
+        ),
+    )
+
+
+def revive(router: Router) -> None:
+    router.namespace.run("nft", "delete", "table", "inet", "dead")
+
+
+@pytest.fixture
+def second(named: TwoRouters, hosts: Path) -> str:
+    """B's name has two addresses; they are this one and 10.201.0.2."""
+    second = "10.201.0.22"
+    named.b.underlay.add_address(f"{second}/32")
+    (hosts / "router2").write_text(f"10.201.0.2 {HOST}\n{second} {HOST}\n")
+    return second
+
+
+def requests(capture: Capture) -> list[str]:
+    """Return where A's REQUESTs went, one after the other."""
+    found = [datagram(packet.data) for packet in capture.packets() if packet.outgoing]
+    return [
+        str(each.ip.destination)
+        for each in found
+        if each is not None and each.udp.payload[:3] == b"\0\1\1"
+    ]
+
+
+def test_name_of_which_one_address_is_dead_is_reached_at_the_other(named: TwoRouters) -> None:
+    """The dead one is preferred: RFC 6724, section 2.1, label and precedence of 2001:db8::/32."""
+    dead = "2001:db8:201::2"
+    named.a.underlay.add_address("2001:db8:201::1/64")
+    named.b.underlay.add_address(f"{dead}/64")
+    drop(named.b, dead)
+    with (
+        name_server(named.a.namespace, f"{HOST},10.201.0.2,{dead}"),
+        Capture(named.a.underlay) as capture,
+        ends(named, asking(HOST), policy()) as both,
+    ):
+        wait_until_up(both, timeout_s=5)
+
+        entry = both.a.circuit(NAME)
+        assert (entry["remote_address"], entry["reason"]) == ("10.201.0.2", "")
+        assert requests(capture) == [dead] * 3 + ["10.201.0.2"]
+
+
+@pytest.mark.usefixtures("eager")
+def test_circuit_whose_address_dies_moves_to_the_other_one_and_stays(
+    named: TwoRouters, hosts: Path, second: str
+) -> None:
+    with (
+        name_server(named.a.namespace, hosts=hosts),
+        Capture(named.a.underlay) as capture,
+        ends(named, asking(HOST), policy()) as both,
+    ):
+        wait_until_up(both)
+        first = both.a.circuit(NAME)["remote_address"]
+        (other,) = {second, "10.201.0.2"} - {first}
+
+        drop(named.b, first)
+        both.a.wait_for_state(NAME, "down")
+        wait_until_up(both)
+
+        assert both.a.circuit(NAME)["remote_address"] == other
+        assert ping(named.a.namespace, "172.16.16.2", count=2).received == 2
+        revive(named.b)
+        # Also when the name was looked up meanwhile, as the MTU shows.
+        named.a.set_route_mtu(other, 1400)
+        both.a.wait_for(lambda status: status["circuits"][0]["mtu"] == 1371, 5, "1371")
+        count = len(requests(capture))
+        both.a.control("down", NAME)
+        both.a.control("up", NAME)
+        wait_until_up(both)
+        assert both.a.circuit(NAME)["remote_address"] == other
+        assert set(requests(capture)[count:]) == {other}
+
+
+def test_addresses_that_are_all_dead_are_tried_in_turn_and_the_log_says_it_once(
+    named: TwoRouters, hosts: Path, second: str
+) -> None:
+    addresses = {second, "10.201.0.2"}
+    with (
+        name_server(named.a.namespace, hosts=hosts),
+        Capture(named.a.underlay) as capture,
+        Velad(named.a.namespace, asking(HOST)) as a,
+    ):
+        a.wait_for(lambda _: len(requests(capture)) >= 10, 15, "ten requests")
+
+        asked = requests(capture)
+        assert set(asked[:6]) == addresses
+        assert asked[:9] == [asked[0]] * 3 + [asked[3]] * 3 + [asked[0]] * 3
+        assert a.log().count("no answer from") == 1
+        assert a.circuit(NAME)["reason"].startswith(f"no answer from {asked[6]}:")
+        # Whichever comes to life is found.
+        with Velad(named.b.namespace, policy()) as b:
+            wait_until_up(Ends(a, b))

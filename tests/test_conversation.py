@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Any, TypeVar, cast
 
 import pytest
@@ -114,7 +115,7 @@ def test_flood_from_the_remotes_address_sets_no_timer(loop: CountingLoop) -> Non
 
         for _ in range(1000):
             with pytest.raises(RemoteProtocolError):
-                conversation.receive_control(JUNK, ROUTER2)
+                conversation.receive_control(JUNK, ROUTER2, ip_address("192.0.2.1"))
 
         assert len(loop.delays_s) == asked
 

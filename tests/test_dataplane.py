@@ -141,6 +141,50 @@ def test_egress_to_a_destination_leaves_from_the_unconnected_socket(
     assert queued(remote) == [on_wire(frame) for frame in frames]
 
 
+ORIGIN = {  # include/uapi/linux/in.h and in6.h: IP_PKTINFO and IPV6_PKTINFO
+    "127.0.0.9": (0, 8, bytes(4) + bytes([127, 0, 0, 9]) + bytes(4)),
+    "::1": (41, 50, bytes(15) + b"\1" + bytes(4)),
+}
+
+
+@pytest.mark.parametrize("here", ORIGIN)
+def test_what_is_sent_leaves_from_the_origin_though_the_socket_is_bound_to_all(
+    engine: str, stack: ExitStack, here: str
+) -> None:
+    """Single datagrams, runs, and answers to echo requests."""
+    listening = stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    listening.bind(("::", 0))
+    remote = stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+    remote.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    remote.bind(("::", 0))
+    remote.settimeout(TIMEOUT_S)
+    to = "::1" if here == "::1" else "::ffff:127.0.0.1"
+    circuit = Circuit(
+        stack,
+        engine,
+        send_socket=listening,
+        destination=(to, remote.getsockname()[1]),
+        origin=ORIGIN[here],
+    )
+    frames = [broadcast(60, 1), broadcast(60, 2), broadcast(300, 3)]
+
+    circuit.egress(*frames)
+    circuit.send(bytes([CIRCUIT, 0x41, 1]) + bytes(16))
+    circuit.ingress()
+
+    received = [remote.recvfrom(2048) for _ in range(4)]
+    assert [data for data, _ in received[:3]] == [on_wire(frame) for frame in frames]
+    assert received[3][0] == bytes([CIRCUIT, 0x41, 2]) + bytes(16)
+    assert {address[0].removeprefix("::ffff:") for _, address in received} == {here}
+
+
+@pytest.mark.parametrize("size", [0, 21])
+def test_origin_of_a_size_that_no_address_has_is_refused(stack: ExitStack, size: int) -> None:
+    with pytest.raises(ValueError, match=f"{size} bytes do not say where to send from"):
+        Circuit(stack, "native", origin=(0, 8, bytes(size)))
+
+
 def test_egress_while_the_remote_is_closed_loses_nothing_once_it_is_back(circuit: Circuit) -> None:
     """What ICMP says of one datagram (ECONNREFUSED) must not cost a later one."""
     port = circuit.remote.getsockname()[1]

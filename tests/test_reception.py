@@ -12,9 +12,11 @@ from ipaddress import ip_address
 
 import pytest
 
-from vela.circuit import IPAddress
+from lab.datagrams import VELA_PORT
+from lab.topology import TwoRouters
+from vela.circuit import Endpoint, IPAddress
 from vela.encapsulation import REBUILD_ROOM
-from vela.mtu import Family
+from vela.errors import DeviceError
 from vela.supervisor.loop import EventLoop
 from vela.supervisor.reception import STEER_INTERVAL_S, CircuitIdTaken, Claim, DropReason, Reception
 from vela.underlay import ReceiveGroup
@@ -81,10 +83,15 @@ class Network:
 
 
 @pytest.fixture
-def network() -> Iterator[Network]:
-    with ExitStack() as stack:
-        yield Network(stack)
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
     signal.set_wakeup_fd(-1)
+
+
+@pytest.fixture
+def network(stack: ExitStack) -> Network:
+    return Network(stack)
 
 
 def queued(claim: Claim) -> list[bytes]:
@@ -162,6 +169,23 @@ def test_id_that_another_circuit_has_of_one_of_the_addresses_is_refused(network:
     network.claim(Circuit("vela2"), 1, other)
 
 
+def test_claims_that_the_steering_cannot_tell_apart_are_one_or_refused(network: Network) -> None:
+    zones = [ip_address(f"fe80::1%{number}") for number in (1, 2)]
+    mapped = ip_address("::ffff:127.0.0.1")
+
+    zoned = network.claim(Circuit("vela0"), 1, *zones)
+    claim = network.claim(Circuit("vela1"), 1, FOUR, mapped)
+
+    for address in (*zones, ip_address("fe80::1"), mapped):
+        with pytest.raises(CircuitIdTaken):
+            network.claim(Circuit("vela2"), 1, address)
+    network.send(FOUR, b"\x01 steered")
+    assert queued(claim) == [b"\x01 steered"]
+    for each in (zoned, claim):
+        network.reception.withdraw(each)
+    network.claim(Circuit("vela3"), 1, FOUR, *zones)
+
+
 def test_withdrawn_claim_gets_nothing_and_its_socket_serves_the_next(network: Network) -> None:
     old, new = Circuit("old"), Circuit("new")
     claim = network.claim(old, 1, FOUR)
@@ -201,9 +225,126 @@ def test_all_255_ids_of_an_address_can_be_claimed_and_given_back(network: Networ
     assert network.dropped() == {DropReason.UNKNOWN_CIRCUIT: 1}
 
 
-def test_group_for_a_family_is_the_one_that_hears_it(network: Network) -> None:
-    assert network.reception.group_for(Family.IPV4) is network.group
-    assert network.reception.group_for(Family.IPV6) is network.group
+def test_control_message_comes_with_the_address_that_was_asked(network: Network) -> None:
+    took = []
+    network.reception.set_control_handler(lambda *message: took.append(message))
+    for to in ("127.0.0.1", "127.0.0.9", "::1"):
+        network.send(ip_address(to), b"\x00")
+    network.send(FOUR, b"\x00a\x00b\x00", segment=2)
+    network.turn()
+
+    assert [str(here) for _, _, here in took] == [
+        *("127.0.0.1", "127.0.0.9", "::1"),
+        *("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+    ]
+
+
+@pytest.mark.parametrize("here", ["127.0.0.1", "127.0.0.9", "::1"])
+@pytest.mark.parametrize("listen", ["any", "here"])
+def test_control_message_leaves_from_the_address_that_is_named(
+    stack: ExitStack, network: Network, here: str, listen: str
+) -> None:
+    group = network.group
+    if listen == "here":
+        group = ReceiveGroup(ip_address(here), network.port + 1, only_ipv6=True)
+        stack.callback(group.close)
+    family = socket.AF_INET6 if ":" in here else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as far:
+        far.settimeout(TIMEOUT_S)
+        far.bind(("", 0))
+        to = Endpoint(SIX if ":" in here else FOUR, far.getsockname()[1])
+
+        group.send(b"\x00 from there", ip_address(here), to)
+
+        data, source = far.recvfrom(100)
+    assert (data, source[:2]) == (b"\x00 from there", (here, group.port))
+
+
+def test_message_from_an_address_that_is_not_here_is_refused(network: Network) -> None:
+    with pytest.raises(OSError, match=r"Invalid argument|unreachable"):
+        network.group.send(b"\x00", ip_address("192.0.2.1"), Endpoint(FOUR, 9))
+
+
+class Ways:
+    """A reception of several addresses of A, and how it reaches others."""
+
+    def __init__(self, stack: ExitStack, routers: TwoRouters, *addresses: str) -> None:
+        self.underlay = routers.a.underlay
+        self._namespace = routers.a.namespace
+        groups = []
+        with self._namespace.entered():
+            for address in addresses:
+                group = ReceiveGroup(ip_address(address), VELA_PORT, only_ipv6=True)
+                stack.callback(group.close)
+                groups.append(group)
+            self._reception = Reception(EventLoop(), groups)
+
+    def to(self, remote: str, here: str | None = None) -> tuple[str, str, int]:
+        """Return the listening address, the source and the MTU of the way to a remote."""
+        endpoint = Endpoint(ip_address(remote), VELA_PORT)
+        with self._namespace.entered():
+            if here is None:
+                group, route = self._reception.way_to(endpoint)
+            else:
+                group, route = self._reception.way_from(ip_address(here), endpoint)
+        assert self._reception.group_at(route.source) is group
+        return str(group.address), str(route.source), route.mtu
+
+    def obstacle(self, remote: str, here: str | None = None) -> str:
+        with pytest.raises(DeviceError) as caught:
+            self.to(remote, here)
+        return str(caught.value)
+
+
+@pytest.fixture
+def multihomed(routers: TwoRouters) -> TwoRouters:
+    """A has three addresses, of which the kernel takes 10.201.0.1 toward B and what is behind."""
+    for address in ("10.201.0.11/32", "10.202.0.1/24"):
+        routers.a.underlay.add_address(address)
+    routers.a.namespace.run(
+        *("ip", "route", "add", "192.0.2.0/24", "via", routers.b.ipv4, "mtu", "1400")
+    )
+    return routers
+
+
+@pytest.mark.needs_net_admin
+@pytest.mark.parametrize(
+    ("listen", "hears", "source"),
+    [
+        (["10.202.0.1", "10.201.0.11", "10.201.0.1"], "10.201.0.1", "10.201.0.1"),
+        (["10.202.0.1", "10.201.0.11"], "10.202.0.1", "10.202.0.1"),
+        (["fd00:201::1", "0.0.0.0"], "0.0.0.0", "10.201.0.1"),
+    ],
+    ids=["the kernel's is one", "the kernel's is none", "all"],
+)
+def test_way_to_a_remote_is_from_the_kernels_address_where_that_is_listened_on(
+    stack: ExitStack, multihomed: TwoRouters, listen: list[str], hears: str, source: str
+) -> None:
+    ways = Ways(stack, multihomed, *listen)
+
+    assert ways.to("10.201.0.2") == (hears, source, 1500)
+    assert ways.to("192.0.2.9") == (hears, source, 1400)
+
+
+@pytest.mark.needs_net_admin
+def test_way_from_an_address_is_from_that(stack: ExitStack, multihomed: TwoRouters) -> None:
+    ways = Ways(stack, multihomed, "10.201.0.1", "10.201.0.11", "::")
+
+    assert ways.to("192.0.2.9", "10.201.0.11") == ("10.201.0.11", "10.201.0.11", 1400)
+    assert ways.to("fd00:201::2", "fd00:201::1") == ("::", "fd00:201::1", 1500)
+
+
+@pytest.mark.needs_net_admin
+def test_way_that_is_none_says_why(stack: ExitStack, multihomed: TwoRouters) -> None:
+    ways = Ways(stack, multihomed, "10.201.0.1", "10.202.0.1")
+
+    assert ways.obstacle("fd00:201::2") == "velad listens on no ipv6 address"
+    assert ways.obstacle("198.51.100.9") == "no way to 198.51.100.9: Network is unreachable"
+    assert ways.obstacle("10.201.0.2", "10.201.0.99") == "velad does not listen on 10.201.0.99"
+    ways.underlay.delete_address("10.202.0.1/24")
+    assert ways.obstacle("192.0.2.9", "10.202.0.1") == (
+        "no way to 192.0.2.9: Cannot assign requested address"
+    )
 
 
 def test_datagrams_that_found_the_queue_full_are_counted(network: Network) -> None:

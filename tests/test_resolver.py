@@ -28,6 +28,8 @@ RECORDS = [
     "--host-record=both.vela.example,192.0.2.46,2001:db8::46",
     "--host-record=nowhere.vela.example,0.0.0.0",
     "--host-record=mapped.vela.example,::ffff:192.0.2.9",
+    "--host-record=link.vela.example,fe80::7",
+    "--host-record=mixed.vela.example,192.0.2.7,fe80::7",
     "--local=/vela.example/",
 ]
 
@@ -87,6 +89,7 @@ def pair() -> Iterator[Pair]:
     pair.helper.close()
 
 
+ANOTHER = "and needs a global or unique local one"
 QUESTION = b'{"host": "a.example", "family": null}'
 ANSWER = b'{"host": "a.example", "family": null, "addresses": ["192.0.2.1"], "error": null}'
 
@@ -101,7 +104,7 @@ ANSWER = b'{"host": "a.example", "family": null, "addresses": ["192.0.2.1"], "er
         ("192.0.2.1", Family.IPV4, "192.0.2.1"),
         ("2001:db8::1", Family.IPV6, "2001:db8::1"),
         ("::ffff:192.0.2.1", None, "192.0.2.1"),
-        ("fe80::1%lo", None, "fe80::1%1"),
+        ("169.254.0.9", None, "169.254.0.9"),
     ],
 )
 def test_resolve_of_an_address_returns_it(host: str, family: Family | None, expected: str) -> None:
@@ -115,6 +118,10 @@ def test_resolve_of_an_address_returns_it(host: str, family: Family | None, expe
         ("::", None, "::: it has no usable address"),
         ("ff02::1", None, "ff02::1: it has no usable address"),
         ("224.0.0.5", Family.IPV4, "224.0.0.5: it has no usable IPv4 address"),
+        *(
+            (host, None, f"{host}: it has only link-local addresses, {ANOTHER}")
+            for host in ("fe80::1%lo", "fe80::1")
+        ),
         ("192.0.2.1", Family.IPV6, "192.0.2.1: it has no IPv6 address"),
         ("::ffff:192.0.2.1", Family.IPV6, "::ffff:192.0.2.1: it has no usable IPv6 address"),
         ("a..b", None, "'a..b' is not a host name"),
@@ -218,6 +225,7 @@ def test_helper_that_dies_is_reported_after_its_answers_and_the_rest_is_asked_ag
         ANSWER.replace(b'"192.0.2.1"', b"1"),
         ANSWER.replace(b'"192.0.2.1"', b""),
         ANSWER.replace(b'"192.0.2.1"', b", ".join([b'"192.0.2.1"'] * 33)),
+        ANSWER.replace(b"192.0.2.1", b"fe80::1%2"),
         ANSWER.replace(b'"family": null', b'"family": "ipx"'),
         ANSWER.replace(b'"error": null', b'"error": "no"'),
         ANSWER.replace(b'"error"', b'"more": 1, "error"'),
@@ -386,6 +394,17 @@ def test_names_are_resolved_by_family(lab: Lab) -> None:
     assert addresses(lab.resolver, "both.vela.example", Family.IPV4) == ["192.0.2.46"]
     assert addresses(lab.resolver, "both.vela.example", Family.IPV6) == ["2001:db8::46"]
     assert addresses(lab.resolver, "mapped.vela.example") == ["192.0.2.9"]
+
+
+@pytest.mark.needs_net_admin
+def test_link_local_addresses_of_a_name_are_left_out(lab: Lab) -> None:
+    lab.serve(*RECORDS)
+
+    assert addresses(lab.resolver, "mixed.vela.example") == ["192.0.2.7"]
+    for family in (None, Family.IPV6):
+        assert error(lab.resolver, "link.vela.example", family) == (
+            f"link.vela.example: it has only link-local addresses, {ANOTHER}"
+        )
 
 
 @pytest.mark.needs_net_admin

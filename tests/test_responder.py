@@ -319,3 +319,31 @@ def test_policy_without_networks_allows_no_address_but_a_circuit_without() -> No
         "which is empty"
     )
     assert policy.judge(LOCAL1, PeerConfig()) is None
+
+
+def test_answers_leave_from_the_address_that_was_asked() -> None:
+    answering, here = responder(), ip_address("198.51.100.2")
+
+    def nobody() -> int:
+        return 0
+
+    answering.receive_datagram(encode(REQUEST, None), ROUTER1, nobody, 100.0, here=here)
+    [answer] = answering.datagrams_to_send()
+    acknowledge = decode(answer.data, None)
+    assert isinstance(acknowledge, Acknowledge)
+    confirm = replace(CONFIRM, receiver_nonce=acknowledge.sender_nonce)
+
+    requested = answering.receive_datagram(encode(confirm, None), ROUTER1, nobody, 100.1, here=here)
+    assert requested is not None
+    answering.reject(requested, RejectCode.CONFLICT, "taken")
+    [refusal] = answering.datagrams_to_send()
+
+    assert (answer.here, requested.here, refusal.here) == (here, here, here)
+    resuming = replace(confirm, resuming=True)
+    withheld = {confirm: "taken down", resuming: ""}
+    for message in withheld:
+        answering.receive_datagram(
+            encode(message, None), ROUTER1, nobody, 100.2, withheld.__getitem__, here
+        )
+    answering.receive_datagram(encode(KEEPALIVE, None), ROUTER1, nobody, 100.3, here=here)
+    assert [each.here for each in answering.datagrams_to_send()] == [here, here, here]

@@ -39,12 +39,14 @@ from vela.agreement import (
 )
 from vela.circuit import Endpoint, PeerConfig
 from vela.control import (
+    Acknowledge,
     CloseReason,
     Confirm,
     Keepalive,
     MessageType,
     Reject,
     RejectCode,
+    Request,
     decode,
     encode,
     read_header,
@@ -379,7 +381,7 @@ def test_close_of_a_stopping_machine_is_down_at_once_and_heals_when_it_is_back()
     assert all(machine.up for machine in link.machines)
 
 
-def test_request_of_nobody_answered_is_told_once_and_the_name_looked_up() -> None:
+def test_request_of_nobody_answered_is_told_and_the_name_looked_up() -> None:
     link = one_sided(9)
     link.deaf = {ROUTER2}
     link.boot()
@@ -387,11 +389,46 @@ def test_request_of_nobody_answered_is_told_once_and_the_name_looked_up() -> Non
     link.run(link.now + 10)
 
     said = [event for _, event in link.machines[0].events]
+    requests = len(link.log)
+    assert 10 <= requests <= 13
     assert [event.reason for event in said if isinstance(event, Unanswered)] == [
         "no answer from 192.0.2.2:48621: no velad there, a firewall between, "
         "or its autoconfigure does not list this machine or has another key"
-    ]
+    ] * (requests // 3)
     assert ResolveWanted() in said
+
+
+def test_each_address_of_a_remote_is_asked_three_times_before_that_is_told() -> None:
+    session, now = quiet_session(), 0.0
+    other = Endpoint(ip_address("2001:db8::2"), 48621)
+    asked: list[Endpoint] = []
+    session.start(now)
+
+    while now < 10:
+        session.handle_timer(now)
+        asked += [datagram.remote for datagram in session.datagrams_to_send()]
+        if isinstance(session.next_event(), Unanswered):
+            session.set_remote(other if asked[-1] == ROUTER2 else ROUTER2, now)
+        due = session.next_timer()
+        assert due is not None
+        assert due >= now + 0.3
+        now = due
+    assert asked[:9] == [ROUTER2] * 3 + [other] * 3 + [ROUTER2] * 3
+
+
+def test_answer_of_the_address_that_was_asked_before_is_taken_there() -> None:
+    session = quiet_session()
+    session.start(0.0)
+    session.handle_timer(0.0)
+    nonce = read_header(session.datagrams_to_send()[0].data).sender_nonce
+    session.set_remote(Endpoint(ip_address("2001:db8::2"), 48621), 1.0)
+    session.handle_timer(1.0)
+    session.datagrams_to_send()
+
+    session.receive(Acknowledge(CIRCUIT, 0x33, nonce, 1), ROUTER2, 1.1)
+
+    [confirm] = session.datagrams_to_send()
+    assert (confirm.remote, session.remote) == (ROUTER2, ROUTER2)
 
 
 def test_keys_that_differ_leave_both_silent() -> None:
@@ -928,3 +965,71 @@ def test_session_without_a_remote_waits_for_one() -> None:
     [request] = session.datagrams_to_send()
     assert request.remote == ROUTER2
     assert len(request.data) == 320
+
+
+HERE, ELSEWHERE = ip_address("198.51.100.2"), ip_address("198.51.100.3")
+
+
+def described(data: bytes) -> Endpoint | None:
+    """Return which address the sender of a message without a key says that it has."""
+    message = decode(data, None)
+    assert isinstance(message, Confirm | Keepalive | Request)
+    return message.description.own
+
+
+def test_session_stays_at_the_address_where_it_was_accepted() -> None:
+    dice = random.Random(0)
+    session = Session(
+        CIRCUIT,
+        LOCAL2,
+        remote=None,
+        key=None,
+        cookies=Cookies(dice),
+        randomness=dice,
+        policy=POLICY,
+    )
+    confirm = Confirm(CIRCUIT, 0x11, 0x22, 5, LOCAL1, OFFER)
+
+    session.accept(CircuitRequested(ROUTER1, confirm, HERE), 100.0)
+    # What comes to another address is of the session, too, and does not move it.
+    alive = Keepalive(CIRCUIT, 0x11, 0x22, 6, LOCAL1, 6, 0, None, False)
+    session.receive(alive, ROUTER1, 100.1, ELSEWHERE)
+    session.set_remote(ROUTER1, 100.2, ELSEWHERE)
+    session.handle_timer(101.2)
+
+    sent = session.datagrams_to_send()
+    assert len(sent) >= 3
+    assert {datagram.here for datagram in sent} == {session.here} == {HERE}
+    assert {described(each.data) for each in sent} == {Endpoint(HERE, 48621)}
+    # LOCAL2 believes otherwise, which is no NAT.
+    assert session.agreement == AGREED2
+
+
+def test_request_is_answered_from_the_address_that_it_came_to() -> None:
+    session = quiet_session()
+    session.start(0.0)
+    session.set_remote(ROUTER2, 0.0, HERE)
+    session.handle_timer(0.0)
+    asking = Request(CIRCUIT, 0x22, 0, 1, LOCAL2, OFFER)
+    session.receive(asking, ROUTER2, 0.1, ELSEWHERE)
+
+    request, answer = session.datagrams_to_send()
+
+    assert (request.here, answer.here) == (HERE, ELSEWHERE)
+    assert described(request.data) == Endpoint(HERE, 48621)
+    assert read_header(answer.data).type is MessageType.ACKNOWLEDGE
+
+
+def test_initiator_that_leaves_its_address_to_the_kernel_learns_it_from_the_answer() -> None:
+    session = quiet_session()
+    session.start(0.0)
+    session.handle_timer(0.0)
+    [request] = session.datagrams_to_send()
+    nonce = read_header(request.data).sender_nonce
+
+    session.receive(Acknowledge(CIRCUIT, 0x33, nonce, 1), ROUTER2, 0.1, HERE)
+
+    [confirm] = session.datagrams_to_send()
+    assert (request.here, confirm.here) == (None, HERE)
+    assert described(request.data) == LOCAL1.own
+    assert described(confirm.data) == Endpoint(HERE, 48621)

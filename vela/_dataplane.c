@@ -53,17 +53,34 @@ static int pack_address(int fd, const char *address, int port, struct sockaddr_s
 	return 0;
 }
 
+/* Write a control message with the header that sendmsg wants. */
+static int pack_origin(int level, int type, const char *value, Py_ssize_t length,
+		       struct origin *packed)
+{
+	if (length < 1 || length > ORIGIN_MAX) {
+		PyErr_Format(PyExc_ValueError, "%zd bytes do not say where to send from", length);
+		return -1;
+	}
+	struct cmsghdr header = {
+		.cmsg_len = CMSG_LEN((size_t)length), .cmsg_level = level, .cmsg_type = type};
+	memset(packed, 0, sizeof(*packed));
+	packed->length = CMSG_SPACE((size_t)length);
+	memcpy(packed->space, &header, sizeof(header));
+	memcpy(packed->space + CMSG_LEN(0), value, (size_t)length);
+	return 0;
+}
+
 static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = {"circuit_id",  "tap_fd",      "receive_fd",     "send_fd",
-				"divert_fd",   "destination", "local_mac",      "remote_mac",
-				"elision",     "frame_limit", "datagram_limit", "virtio_header",
-				"leave_checksums", "counters", NULL};
+				"divert_fd",   "destination", "origin",         "local_mac",
+				"remote_mac",  "elision",     "frame_limit",    "datagram_limit",
+				"virtio_header", "leave_checksums", "counters", NULL};
 	DataPlane *self = (DataPlane *)object;
 	struct egress *egress = &self->egress;
 	struct ingress *ingress = &self->ingress;
 	int circuit_id, tap_fd, receive_fd, send_fd, divert_fd, elision, virtio_header, leave_checksums;
-	PyObject *destination;
+	PyObject *destination, *origin;
 	Py_buffer local_mac = {0}, remote_mac = {0}, counters = {0};
 	Py_ssize_t frame_limit, datagram_limit;
 	int status = -1;
@@ -72,8 +89,8 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_RuntimeError, "a data plane is set up once");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOy*y*innppw*", names, &circuit_id,
-					 &tap_fd, &receive_fd, &send_fd, &divert_fd, &destination,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innppw*", names, &circuit_id,
+					 &tap_fd, &receive_fd, &send_fd, &divert_fd, &destination, &origin,
 					 &local_mac, &remote_mac, &elision, &frame_limit,
 					 &datagram_limit, &virtio_header, &leave_checksums, &counters))
 		return -1;
@@ -94,6 +111,15 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 			goto exit;
 		ingress->destination = egress->destination;
 		ingress->destination_length = egress->destination_length;
+	}
+	if (origin != Py_None) {
+		int level, type;
+		const char *value;
+		Py_ssize_t length;
+		if (!PyArg_ParseTuple(origin, "iiy#", &level, &type, &value, &length) ||
+		    pack_origin(level, type, value, length, &egress->origin) < 0)
+			goto exit;
+		ingress->origin = egress->origin;
 	}
 	encapsulation_init(&egress->encapsulation, (uint8_t)circuit_id, local_mac.buf, remote_mac.buf,
 			   (enum elision)elision, (size_t)frame_limit);
@@ -190,8 +216,8 @@ static PyMethodDef DataPlane_methods[] = {
 };
 
 PyDoc_STRVAR(DataPlane_doc,
-	     "DataPlane(*, circuit_id, tap_fd, receive_fd, send_fd, divert_fd, destination, local_mac,\n"
-	     "          remote_mac, elision, frame_limit, datagram_limit, virtio_header,\n"
+	     "DataPlane(*, circuit_id, tap_fd, receive_fd, send_fd, divert_fd, destination, origin,\n"
+	     "          local_mac, remote_mac, elision, frame_limit, datagram_limit, virtio_header,\n"
 	     "          leave_checksums, counters)\n"
 	     "--\n\n"
 	     "Forwards one circuit's frames. Arguments as in vela.dataplane.Attachment, sockets by their\n"

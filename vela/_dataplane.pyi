@@ -11,6 +11,7 @@ class DataPlane:
         send_fd: int,
         divert_fd: int,
         destination: tuple[str, int] | None,
+        origin: tuple[int, int, bytes] | None,
         local_mac: bytes,
         remote_mac: bytes,
         elision: int,

@@ -50,6 +50,7 @@ class PythonDataPlane:
         self._receive_socket = attachment.receive_socket
         self._send_socket = attachment.send_socket
         self._destination = attachment.destination
+        self._origin = () if attachment.origin is None else (attachment.origin,)
         self._divert_socket = attachment.divert_socket
         self._counters = attachment.counters
         self._frame_limit = attachment.frame_limit
@@ -154,11 +155,11 @@ class PythonDataPlane:
 
     def _send_segmented(self, run: list[memoryview], size: int) -> bool:
         """Let the kernel cut one buffer into datagrams; False: nothing was sent."""
-        segments = [(socket.IPPROTO_UDP, UDP_SEGMENT, _SEGMENT_SIZE.pack(size))]
+        segments = (socket.IPPROTO_UDP, UDP_SEGMENT, _SEGMENT_SIZE.pack(size))
         error = 0
         for _ in range(2):
             try:
-                self._send_socket.sendmsg(run, segments, 0, self._destination)
+                self._send_socket.sendmsg(run, (segments, *self._origin), 0, self._destination)
             except OSError as err:
                 error = err.errno or 0
             else:
@@ -215,7 +216,7 @@ class PythonDataPlane:
         # instead of sending this one: so once more.
         for _ in range(2):
             try:
-                self._send_socket.sendmsg((datagram,), (), flags, self._destination)
+                self._send_socket.sendmsg((datagram,), self._origin, flags, self._destination)
             except OSError:
                 continue
             return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vela.circuit import Endpoint, PeerConfig
+from vela.circuit import Endpoint, IPAddress, PeerConfig
 from vela.control import Capability, Confirm, Description
 
 
@@ -55,6 +55,8 @@ class Datagram:
 
     data: bytes
     remote: Endpoint
+    here: IPAddress | None = None
+    """This end's address to send it from; None: whichever the kernel takes."""
     dont_fragment: bool = False
 
 
@@ -67,6 +69,8 @@ class CircuitRequested:
 
     source: Endpoint
     confirm: Confirm
+    here: IPAddress | None = None
+    """This end's address that was asked."""
 
     @property
     def circuit_id(self) -> int:
@@ -114,7 +118,10 @@ class Down:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """Several messages in a row went unanswered; said once until the next Up."""
+    """Three requests in a row went unanswered, or three more.
+
+    Call Session.set_remote where there is another address.
+    """
 
     reason: str
 

@@ -47,6 +47,9 @@ class Attachment:
     checksum, or not yet cut into segments. Not for the reference."""
     leave_checksums: bool = False
     """Both ends leave inner checksums to the outer one: docs/protocol.md, 3.5."""
+    origin: tuple[int, int, bytes] | None = None
+    """What sendmsg takes along, so that datagrams leave from the right one of this machine's
+    addresses; None where send_socket is bound to that."""
 
 
 class DataPlane(Protocol):

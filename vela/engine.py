@@ -50,6 +50,7 @@ def _make_native(attachment: Attachment) -> DataPlane:
         send_fd=attachment.send_socket.fileno(),
         divert_fd=attachment.divert_socket.fileno(),
         destination=attachment.destination,
+        origin=attachment.origin,
         local_mac=attachment.local_mac,
         remote_mac=attachment.remote_mac,
         elision=attachment.elision,

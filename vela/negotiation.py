@@ -3,20 +3,21 @@
 docs/protocol.md, section 4. All of it is here by name; it does no I/O and reads no clock. The
 contract of Session, after aioquic's:
 
-    in    receive_datagram(data, source, now)   handle_timer(now)
+    in    receive_datagram(data, source, now, here)   handle_timer(now)
           start, accept, suspend, close, retry, probe, set_local, set_remote
     out   datagrams_to_send()   next_event()   next_timer()
 
 now is monotonic seconds; after each call in, the outs are asked: next_event() first, so that
-nothing is announced that cannot be done (suspend), next_timer() last. Send from the listening
-socket. A daemon has one Cookies, one Responder, and a Session for each circuit:
+nothing is announced that cannot be done (suspend), next_timer() last. here is which of this end's
+addresses a datagram came to. Send from the listening socket, and the address that Datagram.here
+names. A daemon has one Cookies, one Responder, and a Session for each circuit:
 
     header = read_header(data)                    # RemoteProtocolError: count it
     session = sessions.get((source.address, header.circuit_id))
     if session is not None:
-        session.receive_datagram(data, source, now)
+        session.receive_datagram(data, source, now, here)
     else:
-        requested = responder.receive_datagram(data, source, count, now)
+        requested = responder.receive_datagram(data, source, count, now, here=here)
         if requested is not None:                 # make the interface, or responder.reject(...)
             session = Session(requested.circuit_id, local, remote=None, key=key, cookies=cookies,
                               randomness=SystemRandom(), policy=policy)
@@ -35,7 +36,8 @@ Events, in the order in which they happened:
     Up                    carrier on
     Down(reason)          carrier off; it seeks the remote again by itself
     ResolveWanted         look the name up, set_remote(endpoint)
-    Unanswered(reason)    several requests in a row: for the status; goes with the next event
+    Unanswered(reason)    every three requests in a row: for the status, until the next event;
+                          set_remote(endpoint), if the remote has another one
     Rejected(code, text)  for the status; asked again later
     OfferChanged(requested)  the machine that set this circuit up wants it otherwise, and the policy
                           allows it: as above, with a session in place of this one, or reject
@@ -55,8 +57,8 @@ than every one heard count. An ACKNOWLEDGE and a REJECT carry the counter of wha
 responder's own counters go on from that of the CONFIRM.
 
 Both ends seek each other: each answers the other's REQUEST. If each has sent a CONFIRM, the session
-of the end that configured the circuit wins over one that only resumes it, then the one with the
-larger initiator's nonce. Each end's own configuration wins for that end.
+of the end that configured the circuit wins over one that only resumes it, then the one of the end
+with the larger MAC address. Each end's own configuration wins for that end.
 """
 
 from vela.agreement import (

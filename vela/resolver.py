@@ -67,8 +67,8 @@ def resolve(host: str, family: Family | None) -> tuple[IPAddress, ...]:
     as only ::1 is configured here. Addresses without a route come last
     without it, too (rule 1), and are there to be tried once the route is.
     Changes of resolv.conf are followed, by glibc since 2.26.
-    At most MAX_ADDRESSES; unicast only, IPv4-mapped ones as IPv4, link-local
-    ones with the interface's number as their scope.
+    At most MAX_ADDRESSES; unicast only, IPv4-mapped ones as IPv4. IPv6
+    link-local ones are left out: they need a zone, which VELA does not carry.
 
     Raises ResolutionError, whose text is a sentence for the operator.
     """
@@ -81,16 +81,25 @@ def resolve(host: str, family: Family | None) -> tuple[IPAddress, ...]:
     except OSError as err:
         raise ResolutionError(f"{host}: {_reason(err, family)}") from err
 
-    addresses = dict.fromkeys(_address(sockaddr) for *_, sockaddr in found)
-    usable = tuple(
+    addresses = tuple(
         address
-        for address in addresses
+        for address in dict.fromkeys(_address(sockaddr) for *_, sockaddr in found)
         if not (address.is_unspecified or address.is_multicast)
         and (family is None or address.version == _VERSION[family])
     )
+    usable = tuple(address for address in addresses if not _needs_zone(address))
+    if addresses and not usable:
+        raise ResolutionError(
+            f"{host}: it has only link-local addresses, and needs a global or unique local one"
+        )
     if not usable:
         raise ResolutionError(f"{host}: it has no usable {_KIND[family]}address")
     return usable[:MAX_ADDRESSES]
+
+
+def _needs_zone(address: IPAddress) -> bool:
+    # IPv4's 169.254.0.0/16 needs none to be sent to.
+    return address.version == 6 and address.is_link_local
 
 
 def _reason(err: OSError, family: Family | None) -> str:
@@ -111,12 +120,7 @@ def _address(
     sockaddr: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes],
 ) -> IPAddress:
     address = ip_address(sockaddr[0])
-    if address.version == 6:
-        if address.ipv4_mapped:
-            return address.ipv4_mapped
-        if len(sockaddr) == 4 and sockaddr[3]:
-            return ip_address(f"{address}%{sockaddr[3]}")
-    return address
+    return (address.ipv4_mapped or address) if address.version == 6 else address
 
 
 def serve(channel: socket.socket) -> None:
@@ -311,4 +315,7 @@ def _parse_family(text: str | None) -> Family | None:
 def _parse_address(text: object) -> IPAddress:
     if not isinstance(text, str):  # ip_address would take a number
         raise ValueError(f"{text!r} is no address")
-    return ip_address(text)
+    address = ip_address(text)
+    if _needs_zone(address):
+        raise ValueError(f"{text} needs a zone, and none is ever answered")
+    return address

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from vela.agreement import CircuitRequested, Datagram
-from vela.circuit import Endpoint
+from vela.circuit import Endpoint, IPAddress
 from vela.control import (
     Acknowledge,
     Confirm,
@@ -58,11 +58,13 @@ class Responder:
         circuits: Callable[[], int],
         now: float,
         withheld: Callable[[Confirm], str] = lambda _: "",
+        here: IPAddress | None = None,
     ) -> CircuitRequested | None:
         """Take a control message; circuits tells how many there are that others set up.
 
         withheld tells, in a sentence, that the circuit may be there and is not
         to be had at present. Both are asked only for whom has shown its address.
+        here: this end's address that it came to; answers leave from it.
 
         Raises RemoteProtocolError, to be counted; nothing is answered then.
         """
@@ -91,13 +93,13 @@ class Responder:
             return None
         match message:
             case Request(receiver_nonce=0):
-                self._acknowledge(message, source, now)
+                self._acknowledge(message, source, now, here)
             case Confirm():
-                return self._take_confirm(policy, message, source, circuits, now, withheld)
+                return self._take_confirm(policy, message, source, circuits, now, withheld, here)
             case Keepalive():
                 # Its nonce in the answer shows the remote that the answer is no forgery.
                 refusal = rejection(message, len(data), RejectCode.NO_SUCH_SESSION)
-                self._send(refusal, source)
+                self._send(refusal, source, here)
             case _:
                 self._be_silent(Silence.STALE)
         return None
@@ -105,7 +107,7 @@ class Responder:
     def reject(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
         """Refuse what policy allows, but this machine cannot do; text: why, for the remote."""
         confirm = requested.confirm
-        self._send(rejection(confirm, confirm.size, code, text), requested.source)
+        self._send(rejection(confirm, confirm.size, code, text), requested.source, requested.here)
 
     def datagrams_to_send(self) -> list[Datagram]:
         """Hand over what is to be sent; each is there once."""
@@ -113,12 +115,14 @@ class Responder:
         self._outgoing.clear()
         return sent
 
-    def _acknowledge(self, message: Request, source: Endpoint, now: float) -> None:
+    def _acknowledge(
+        self, message: Request, source: Endpoint, now: float, here: IPAddress | None
+    ) -> None:
         cookie = self._cookies.issue(
             source, message.circuit_id, message.sender_nonce, _BINDING, now
         )
         answer = Acknowledge(message.circuit_id, cookie, message.sender_nonce, message.counter)
-        self._send(answer, source)
+        self._send(answer, source, here)
 
     def _take_confirm(
         self,
@@ -128,6 +132,7 @@ class Responder:
         circuits: Callable[[], int],
         now: float,
         withheld: Callable[[Confirm], str],
+        here: IPAddress | None,
     ) -> CircuitRequested | None:
         valid = self._cookies.check(
             message.receiver_nonce,
@@ -143,7 +148,7 @@ class Responder:
         why = withheld(message)
         if why:
             refusal = rejection(message, message.size, RejectCode.DISABLED, why)
-            self._send(refusal, source)
+            self._send(refusal, source, here)
             return None
         if message.resuming:
             refusal = rejection(
@@ -152,16 +157,16 @@ class Responder:
                 RejectCode.NO_SUCH_CIRCUIT,
                 "the machine that set this circuit up does not have it any more",
             )
-            self._send(refusal, source)
+            self._send(refusal, source, here)
             return None
         refused = policy.judge_new(message.description, message.offer, circuits())
         if refused is not None:
-            self._send(rejection(message, message.size, refused.code, refused.text), source)
+            self._send(rejection(message, message.size, refused.code, refused.text), source, here)
             return None
-        return CircuitRequested(source, message)
+        return CircuitRequested(source, message, here)
 
     def _be_silent(self, why: Silence) -> None:
         self.unanswered[why] += 1
 
-    def _send(self, message: Message, to: Endpoint) -> None:
-        self._outgoing.append(Datagram(encode(message, self.key), to))
+    def _send(self, message: Message, to: Endpoint, here: IPAddress | None) -> None:
+        self._outgoing.append(Datagram(encode(message, self.key), to, here))

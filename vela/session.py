@@ -28,7 +28,7 @@ from vela.agreement import (
     Up,
     agree,
 )
-from vela.circuit import Endpoint, PeerConfig
+from vela.circuit import Endpoint, IPAddress, PeerConfig
 from vela.control import (
     MALFORMED,
     WRONG_TAG,
@@ -89,7 +89,7 @@ FIRST_REJECTED_S = 2.0
 FIRST_RENEWAL_S = 10.0
 LONGEST_RENEWAL_S = 300.0
 
-UNANSWERED_TRIES = 3  # requests, until the operator is told
+UNANSWERED_TRIES = 3  # requests to an address, until another one is to be tried
 INSISTING_TRIES = 3  # requests, until a remote may resume with settings of before
 RESOLVE_TRIES = 8  # requests, between looking the name up
 
@@ -138,6 +138,8 @@ class _Link:
     local_nonce: int
     remote_nonce: int
     endpoint: Endpoint
+    here: IPAddress | None
+    """Which of this end's addresses the remote speaks to; None: not known yet."""
     sent: int = 0
     heard: int = 0
     proof: int = 0
@@ -158,6 +160,7 @@ class _Happening:
     now: float
     message: Message | None
     source: Endpoint | None
+    here: IPAddress | None
 
     def message_of(self, kind: type[_M]) -> _M:
         if not isinstance(self.message, kind):
@@ -183,6 +186,7 @@ class Session:
         local: Description,
         *,
         remote: Endpoint | None,
+        here: IPAddress | None = None,
         key: bytes | None,
         cookies: Cookies,
         randomness: random.Random,
@@ -191,9 +195,11 @@ class Session:
     ) -> None:
         """Prepare a circuit of the configuration, or with a policy one that the remote set up.
 
-        local.seen is filled in here. offer: what the remote shall get; with a
-        policy, what the remote last asked for, where that was kept. In
-        production randomness is a random.SystemRandom: nonces come from it.
+        local.seen is filled in here, and local.own corrected where a message
+        shows it. here: this end's address to seek the remote from, see
+        set_remote. offer: what the remote shall get; with a policy, what the
+        remote last asked for, where that was kept. In production randomness
+        is a random.SystemRandom: nonces come from it.
         """
         self.circuit_id = circuit_id
         self.policy = policy
@@ -207,6 +213,7 @@ class Session:
         # What the remote shall get; of a passive end, what the remote wanted here.
         self._offer = PeerConfig() if offer is None else offer
         self._remote = remote
+        self._here = here
         self._key = key
         self._cookies = cookies
         self._randomness = randomness
@@ -223,7 +230,7 @@ class Session:
         self._renewal: _Link | None = None
         self._sent_at = 0.0
         self._outage_at = 0.0
-        self._tries = 0
+        self._tries = self._tries_here = 0
         # How many there were when a remote was first heard that resumes.
         self._insisting_from: int | None = None
         self._repeat_s = REPEAT_S
@@ -250,6 +257,11 @@ class Session:
         return self._remote if self._link is None else self._link.endpoint
 
     @property
+    def here(self) -> IPAddress | None:
+        """Return which of this end's addresses messages leave from; None: the kernel's choice."""
+        return self._here if self._link is None else self._link.here
+
+    @property
     def session_id(self) -> tuple[int, int] | None:
         """Both nonces, the smaller first, where both are known: the same for both ends."""
         link = self._link
@@ -266,7 +278,7 @@ class Session:
 
     def accept(self, requested: CircuitRequested, now: float) -> None:
         """Begin with the CONFIRM that the responder passed on, in place of start()."""
-        self._step(Input.ACCEPT, now, requested.confirm, requested.source)
+        self._step(Input.ACCEPT, now, requested.confirm, requested.source, requested.here)
 
     def close(self, reason: CloseReason, now: float) -> None:
         """Say goodbye. Closed follows within 1 s; who is in a hurry need not wait for it."""
@@ -293,17 +305,22 @@ class Session:
         self._drop_link()
         self._state = State.SUSPENDED
 
-    def set_remote(self, remote: Endpoint, now: float) -> None:
-        """Say where the remote is now. A session that is up goes on where it is until it fails."""
+    def set_remote(self, remote: Endpoint, now: float, here: IPAddress | None = None) -> None:
+        """Say where the remote is now. A session that is up goes on where it is until it fails.
+
+        here: this end's address to seek it from; None: whichever the kernel takes.
+        """
+        self._here = here
         if remote == self._remote:
             return
         self._remote = remote
+        self._tries_here = 0
         if self._state is State.REQUESTING:
             self._hasten(now)
 
     def set_local(self, local: Description, now: float) -> None:
         """Say what changed at this end, as the MTU or the address; the remote is told at once."""
-        if local == replace(self._local, seen=local.seen):
+        if local == self._local:
             return
         self._local = local
         if self._state in (State.LINKED, State.UP):
@@ -321,13 +338,18 @@ class Session:
         if link is None or self._state is not State.UP:
             return False
         message = Probe(self.circuit_id, link.local_nonce, link.remote_nonce, _count(link), size)
-        self._send(message, link.endpoint, dont_fragment=True)
+        self._send(message, link.endpoint, link.here, dont_fragment=True)
         return True
 
     # What happens.
 
-    def receive_datagram(self, data: bytes, source: Endpoint, now: float) -> None:
+    def receive_datagram(
+        self, data: bytes, source: Endpoint, now: float, here: IPAddress | None = None
+    ) -> None:
         """Take a control message about this circuit from the remote's address.
+
+        here: this end's address that it came to, where that is known. It is
+        answered from there; what comes of a CONFIRM or an ACKNOWLEDGE stays there.
 
         Raises RemoteProtocolError, to be counted; nothing has changed then.
         """
@@ -338,15 +360,17 @@ class Session:
             raise
         if message.circuit_id != self.circuit_id:
             raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
-        self.receive(message, source, now)
+        self.receive(message, source, now, here)
 
-    def receive(self, message: Message, source: Endpoint, now: float) -> None:
+    def receive(
+        self, message: Message, source: Endpoint, now: float, here: IPAddress | None = None
+    ) -> None:
         """Take a message whose tag is right."""
         happened = self._classify(message, source, now)
         if happened is None:
             self.ignored += 1
             return
-        self._step(happened, now, message, source)
+        self._step(happened, now, message, source, here)
 
     def handle_timer(self, now: float) -> None:
         """Do what is due; to be called at next_timer(), or somewhat later."""
@@ -451,11 +475,12 @@ class Session:
         now: float,
         message: Message | None = None,
         source: Endpoint | None = None,
+        here: IPAddress | None = None,
     ) -> None:
         action = _TABLE.get((self._state, happened))
         if action is None:
             raise RuntimeError(f"circuit {self.circuit_id}: {happened.name} in {self._state.name}")
-        action(self, _Happening(now, message, source))
+        action(self, _Happening(now, message, source, here))
 
     def _ignore(self, what: _Happening) -> None:
         pass
@@ -467,7 +492,7 @@ class Session:
 
     def _begin_outage(self, now: float) -> None:
         self._outage_at = now
-        self._tries = 0
+        self._tries = self._tries_here = 0
         self._insisting_from = None
         self._repeat_s = REPEAT_S
 
@@ -486,11 +511,12 @@ class Session:
         if self._remote is None:
             return  # set_remote goes on
         if self._link is None:
-            self._link = _Link(self._nonce(), 0, self._remote)
+            self._link = _Link(self._nonce(), 0, self._remote, self._here)
         link = self._link
-        link.endpoint = self._remote
+        link.endpoint, link.here = self._remote, self._here
         self._tries += 1
-        if self._tries == UNANSWERED_TRIES:
+        self._tries_here += 1
+        if self._tries_here % UNANSWERED_TRIES == 0:
             self._events.append(Unanswered(self._silence(self._remote)))
         if self._tries % RESOLVE_TRIES == 0:
             self._events.append(ResolveWanted())
@@ -504,12 +530,12 @@ class Session:
             link.local_nonce,
             0,
             _count(link),
-            self._description(link.endpoint),
+            self._description(link),
             self._offer,
             self._passive,
             PADDED_SIZE,
         )
-        self._send(request, link.endpoint)
+        self._send(request, link.endpoint, link.here)
 
     def _next_repeat_s(self, now: float) -> float:
         if self._tries <= 1:
@@ -535,7 +561,7 @@ class Session:
             source, self.circuit_id, message.sender_nonce, self._binding, what.now
         )
         answer = Acknowledge(self.circuit_id, cookie, message.sender_nonce, message.counter)
-        self._send(answer, source)
+        self._send(answer, source, what.here)
 
     def _yield_to_request(self, what: _Happening) -> None:
         """Both seek each other."""
@@ -572,6 +598,10 @@ class Session:
         link.remote_nonce = message.sender_nonce
         link.heard = message.counter
         link.proof = link.sent + 1
+        link.here = what.here or link.here
+        if link.endpoint.address != what.whence.address:
+            # One that was asked before the present one, and is slow.
+            link.endpoint = Endpoint(what.whence.address, link.endpoint.port)
         self._state = State.CONFIRMING
         self._expire_at = what.now + CONFIRM_TIMEOUT_S
         self._confirm_repeat_s = CONFIRM_REPEAT_S
@@ -584,12 +614,12 @@ class Session:
             link.local_nonce,
             link.remote_nonce,
             _count(link),
-            self._description(link.endpoint),
+            self._description(link),
             self._offer,
             self._passive,
             PADDED_SIZE,
         )
-        self._send(confirm, link.endpoint)
+        self._send(confirm, link.endpoint, link.here)
         self._send_at = what.now + self._confirm_repeat_s
         self._confirm_repeat_s *= 2
 
@@ -627,7 +657,7 @@ class Session:
             RejectCode.OUTDATED,
             "the other end wants this circuit otherwise, and is refused that here",
         )
-        self._send(refusal, what.whence)
+        self._send(refusal, what.whence, what.here)
 
     def _decline(self, message: Confirm, now: float) -> None:
         """Leave it unanswered for good: a copy that comes later must not start a session."""
@@ -636,11 +666,13 @@ class Session:
     def _settle_tie(self, what: _Happening) -> None:
         """Take the remote's session, or insist on this end's: both ends decide alike.
 
-        Who configured the circuit goes before who resumes it; then the larger nonce does.
+        Who configured the circuit goes before who resumes it; then the larger MAC address
+        does, and not what is drawn anew with each attempt: one of before, which is of no
+        use any more, would have it over the other end's time and again.
         """
         message = what.message_of(Confirm)
-        ours = (not self._passive, self._the_link().local_nonce)
-        if (not message.resuming, message.sender_nonce) > ours:
+        ours = (not self._passive, self._local.mac, self._the_link().local_nonce)
+        if (not message.resuming, message.description.mac, message.sender_nonce) > ours:
             self._take_confirm(what)
         else:
             self._decline(message, what.now)
@@ -652,15 +684,15 @@ class Session:
             refused = self.policy.judge(message.description, message.offer)
             if refused is not None:
                 refusal = rejection(message, message.size, refused.code, refused.text)
-                self._send(refusal, source)
+                self._send(refusal, source, what.here)
                 return
             if message.offer != self._offer:
                 # The cookie stays good, so that each repetition is answered.
-                self._events.append(OfferChanged(CircuitRequested(source, message)))
+                self._events.append(OfferChanged(CircuitRequested(source, message, what.here)))
                 return
         if self._state is State.SUSPENDED and self._suspended_for in (None, message.description):
             refusal = rejection(message, message.size, RejectCode.FAILED, self._obstacle)
-            self._send(refusal, source)
+            self._send(refusal, source, what.here)
             return
         if self._state is State.UP:
             self._events.append(Down("the other end began anew"))
@@ -669,7 +701,7 @@ class Session:
     def _adopt(self, what: _Happening) -> None:
         message, source = what.message_of(Confirm), what.whence
         if self._passive:
-            self._remote = source
+            self._remote, self._here = source, what.here
             if not message.resuming:
                 self._offer = message.offer
         self._cookies.spend(message.receiver_nonce, what.now)
@@ -677,6 +709,7 @@ class Session:
             message.receiver_nonce,
             message.sender_nonce,
             source,
+            what.here,
             sent=message.counter,
             heard=message.counter,
             proof=message.counter + 1,
@@ -695,7 +728,8 @@ class Session:
 
     def _renew(self, what: _Happening) -> None:
         """Ask for a session with this end's settings, beside the one that goes on meanwhile."""
-        self._renewal = _Link(self._nonce(), 0, self._the_link().endpoint)
+        link = self._the_link()
+        self._renewal = _Link(self._nonce(), 0, link.endpoint, link.here)
         self._request(self._renewal)
         self._renew_later(what.now)
 
@@ -725,11 +759,12 @@ class Session:
         link = self._the_link()
         if link.remote is None:
             return
-        terms = (self._local, link.remote)
+        local = self._description(link)
+        terms = (local, link.remote)
         if terms == self._settled and self.agreement is not None:
             return
         self._settled = terms
-        agreement = agree(self._local, link.remote, link.endpoint)
+        agreement = agree(local, link.remote, link.endpoint)
         if agreement != self.agreement:
             self.agreement = agreement
             self._events.append(Agreed(agreement))
@@ -786,13 +821,13 @@ class Session:
             link.local_nonce,
             link.remote_nonce,
             _count(link),
-            self._description(link.endpoint),
+            self._description(link),
             link.heard,
             _microseconds(now),
             None if echo is None else echo & 0xFFFF_FFFF_FFFF_FFFF,
             up,
         )
-        self._send(keepalive, link.endpoint)
+        self._send(keepalive, link.endpoint, link.here)
         delay_s = LINKED_REPEAT_S
         if up:
             delay_s = self._interval_s * self._randomness.uniform(1 - KEEPALIVE_JITTER, 1)
@@ -852,7 +887,7 @@ class Session:
 
     def _send_close(self, reason: CloseReason, link: _Link) -> None:
         message = Close(self.circuit_id, link.local_nonce, link.remote_nonce, _count(link), reason)
-        self._send(message, link.endpoint)
+        self._send(message, link.endpoint, link.here)
 
     def _finish(self, what: _Happening) -> None:
         self._end(by_remote=False)
@@ -867,7 +902,7 @@ class Session:
         answer = ProbeReply(
             self.circuit_id, link.local_nonce, link.remote_nonce, _count(link), message.size
         )
-        self._send(answer, link.endpoint)
+        self._send(answer, link.endpoint, link.here)
 
     def _take_probe_reply(self, what: _Happening) -> None:
         self._events.append(ProbeAnswered(what.message_of(ProbeReply).size))
@@ -883,16 +918,25 @@ class Session:
             raise RuntimeError(f"circuit {self.circuit_id}: {self._state.name} without a link")
         return self._link
 
-    def _description(self, seen: Endpoint) -> Description:
-        if self._local.seen != seen:
-            self._local = replace(self._local, seen=seen)
-        return self._local
+    def _description(self, link: _Link) -> Description:
+        """Return what this end says of itself to a remote that speaks to it where link says."""
+        own = self._local.own
+        if link.here is not None:
+            own = Endpoint(link.here, self._local.port)
+        return replace(self._local, own=own, seen=link.endpoint)
 
     def _nonce(self) -> int:
         return self._randomness.getrandbits(64) or 1
 
-    def _send(self, message: Message, to: Endpoint, *, dont_fragment: bool = False) -> None:
-        self._outgoing.append(Datagram(encode(message, self._key), to, dont_fragment))
+    def _send(
+        self,
+        message: Message,
+        to: Endpoint,
+        here: IPAddress | None,
+        *,
+        dont_fragment: bool = False,
+    ) -> None:
+        self._outgoing.append(Datagram(encode(message, self._key), to, here, dont_fragment))
 
 
 def _count(link: _Link) -> int:

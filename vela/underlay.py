@@ -7,9 +7,10 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from vela.circuit import Endpoint, IPAddress
 from vela.errors import DeviceError
@@ -29,7 +30,12 @@ _IP_MTU = 14
 _IPV6_MTU_DISCOVER = 23
 _IPV6_PMTUDISC_WANT = 1
 _IPV6_MTU = 24
+_IP_PKTINFO = 8
 UDP_GRO = 104
+
+_IN_PKTINFO = struct.Struct("=i4s4s")  # interface, own address, the header's (ip(7))
+_IN6_PKTINFO = struct.Struct("=16sI")  # own address, interface (RFC 3542, section 6)
+PKTINFO_SPACE = socket.CMSG_SPACE(max(_IN_PKTINFO.size, _IN6_PKTINFO.size))
 
 _SOCK_FPROG = struct.Struct("@HP")  # include/uapi/linux/filter.h
 _SOCK_FILTER_SIZE = 8
@@ -40,6 +46,13 @@ _DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, nothing of t
 RECEIVE_BUFFER = 8 << 20
 # 64 KiB batches under way; more would only be queueing delay.
 SEND_BUFFER = 1 << 20
+
+
+# As a listening address, or one to send from: whichever the kernel takes.
+ANY_ADDRESS: dict[Family, IPAddress] = {
+    Family.IPV4: IPv4Address("0.0.0.0"),
+    Family.IPV6: IPv6Address("::"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +88,12 @@ class ReceiveGroup:
         first.setblocking(False)
         # Each datagram then tells how many before it found this socket full.
         first.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
+        if address.is_unspecified:
+            # And which address of this machine it came to.
+            if address.version == 4:
+                first.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            else:
+                first.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         self._sockets.append(first)
         # There is a group, and a program can be attached, from the second socket on.
         try:
@@ -96,6 +115,39 @@ class ReceiveGroup:
         if self.address.version == 4:
             return family is Family.IPV4
         return family is Family.IPV6 or (not self._only_ipv6 and self.address == IPv6Address("::"))
+
+    def hears(self, address: IPAddress) -> bool:
+        """Tell whether datagrams to this address of the machine arrive here.
+
+        Of the groups of one port only one can: the kernel lets no other share
+        a port with one that is bound to all addresses.
+        """
+        if self.address.is_unspecified:
+            return self.serves(Family.IPV4 if address.version == 4 else Family.IPV6)
+        return self.address == address
+
+    def addressed(self, ancillary: Iterable[tuple[int, int, bytes]]) -> IPAddress:
+        """Return which address of this machine a datagram of the control socket came to.
+
+        ancillary is what recvmsg says, in a space of PKTINFO_SPACE and more.
+        """
+        for level, kind, value in ancillary:
+            if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+                return IPv4Address(_IN_PKTINFO.unpack(value)[1])
+            if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+                address = IPv6Address(_IN6_PKTINFO.unpack(value)[0])
+                return address.ipv4_mapped or address
+        return self.address
+
+    def send(self, data: bytes, here: IPAddress, remote: Endpoint) -> None:
+        """Send from an address of this machine and the listening port, without waiting.
+
+        Raises OSError: EINVAL where the machine has no such address.
+        """
+        ancillary = []
+        if self.address.is_unspecified and not here.is_unspecified:
+            ancillary.append(pktinfo(here))
+        self.control_socket.sendmsg([data], ancillary, 0, self.sockaddr(remote))
 
     def acquire(self) -> int:
         """Return the index of a socket for a circuit: blocking, and with nothing left in it.
@@ -159,6 +211,17 @@ class ReceiveGroup:
         return str(endpoint.address), endpoint.port
 
 
+def pktinfo(here: IPAddress) -> tuple[int, int, bytes]:
+    """Return what makes sendmsg send from an address of this machine.
+
+    IPv4's also suits an AF_INET6 socket that sends to an IPv4-mapped address
+    (net/ipv4/ip_sockglue.c, ip_cmsg_send).
+    """
+    if here.version == 4:
+        return socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, here.packed, bytes(4))
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(here.packed, 0)
+
+
 def open_send_socket(local: IPAddress, port: int, remote: Endpoint) -> socket.socket:
     """Return a blocking socket bound to (local, port) and connected to remote; it receives nothing.
 
@@ -166,7 +229,7 @@ def open_send_socket(local: IPAddress, port: int, remote: Endpoint) -> socket.so
     """
     if local.version != remote.address.version:
         # Dual stack: the listening address is "::", its IPv4 side 0.0.0.0.
-        local = ip_address("0.0.0.0")
+        local = ANY_ADDRESS[remote.family]
     opened = _udp_socket(local, only_ipv6=True)
     try:
         # What comes to this port is nobody's, and must not lie here unread.
@@ -186,7 +249,7 @@ def find_route(local: IPAddress, remote: Endpoint) -> Route:
     Raises OSError: ENETUNREACH where there is none.
     """
     if local.version != remote.address.version:
-        local = ip_address("0.0.0.0")
+        local = ANY_ADDRESS[remote.family]
     with _udp_socket(local, only_ipv6=True) as probe:
         probe.bind((str(local), 0))
         probe.connect((str(remote.address), remote.port))

@@ -25,6 +25,13 @@ class Router:
     ipv4: str
     ipv6: str
 
+    def set_route_mtu(self, remote: str, mtu: int) -> None:
+        """Let the way to one host of the underlay, by IPv4, have another MTU than the interface."""
+        self.namespace.run(
+            *("ip", "route", "replace", f"{remote}/32", "dev", self.underlay.name),
+            *("mtu", str(mtu)),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TwoRouters:

@@ -207,15 +207,17 @@ ssize_t __wrap_send(int fd, const void *data, size_t length, int flags)
 	return (ssize_t)length;
 }
 
-ssize_t __wrap_sendto(int fd, const void *data, size_t length, int flags,
-		      const struct sockaddr *remote, socklen_t remote_length)
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
 {
-	ENSURE(fd == test.ingress.send_fd && flags == MSG_DONTWAIT);
-	ENSURE((remote != NULL) == (test.ingress.destination_length > 0));
-	ENSURE(remote_length == test.ingress.destination_length);
+	size_t length = message->msg_iov->iov_len;
+
+	ENSURE(fd == test.ingress.send_fd && flags == MSG_DONTWAIT && message->msg_iovlen == 1);
+	ENSURE((message->msg_name != NULL) == (test.ingress.destination_length > 0));
+	ENSURE(message->msg_namelen == test.ingress.destination_length);
+	ENSURE(message->msg_controllen == test.ingress.origin.length);
 	if (test.failure == FAILS_ANSWERING && ++test.calls % 2)
 		return refuse(ECONNREFUSED);
-	list_add(&test.got_answers, data, length);
+	list_add(&test.got_answers, message->msg_iov->iov_base, length);
 	return (ssize_t)length;
 }
 

@@ -54,6 +54,8 @@ static int send_one(struct egress *self, struct datagram *datagram)
 	struct msghdr message = {
 		.msg_iov = datagram->pieces,
 		.msg_iovlen = datagram->pieces[1].iov_len ? 2 : 1,
+		.msg_control = self->origin.length ? self->origin.space : NULL,
+		.msg_controllen = self->origin.length,
 	};
 
 	return send_to_remote(self, &message);
@@ -65,13 +67,13 @@ static int send_segmented(struct egress *self)
 	struct iovec pieces[2 * RUN_MAX];
 	size_t count = 0;
 	union {
-		char space[CMSG_SPACE(sizeof(uint16_t))];
+		char space[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(ORIGIN_MAX)];
 		struct cmsghdr align;
 	} control = {0};
 	struct msghdr message = {
 		.msg_iov = pieces,
 		.msg_control = control.space,
-		.msg_controllen = sizeof(control.space),
+		.msg_controllen = CMSG_SPACE(sizeof(uint16_t)) + self->origin.length,
 	};
 	uint16_t size = (uint16_t)self->run[0].length;
 	struct cmsghdr *segment = CMSG_FIRSTHDR(&message);
@@ -80,6 +82,7 @@ static int send_segmented(struct egress *self)
 	segment->cmsg_type = UDP_SEGMENT;
 	segment->cmsg_len = CMSG_LEN(sizeof(size));
 	memcpy(CMSG_DATA(segment), &size, sizeof(size));
+	memcpy(control.space + CMSG_SPACE(sizeof(size)), self->origin.space, self->origin.length);
 	for (size_t i = 0; i < self->run_count; i++) {
 		pieces[count++] = self->run[i].pieces[0];
 		if (self->run[i].pieces[1].iov_len)

@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "encapsulation.h"
+#include "origin.h"
 #include "segmentation.h"
 #include "virtio.h"
 
@@ -49,6 +50,7 @@ struct egress {
 	time_t refused_until;  /* when the limits are looked at again; 0: they are as they were */
 	struct sockaddr_storage destination;
 	socklen_t destination_length; /* 0: the socket is connected */
+	struct origin origin;
 	uint64_t *counters;
 	/* The run that is put together: datagrams of one size, the last one may be shorter. */
 	struct datagram run[RUN_MAX];

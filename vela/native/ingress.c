@@ -122,10 +122,24 @@ static void divert(struct ingress *self, const uint8_t *datagram, size_t length)
 		self->counters[RX_CONGESTED]++;
 }
 
+static bool send_to_remote(struct ingress *self, uint8_t *datagram, size_t length)
+{
+	struct iovec piece = {datagram, length};
+	struct msghdr message = {
+		.msg_name = self->destination_length ? &self->destination : NULL,
+		.msg_namelen = self->destination_length,
+		.msg_iov = &piece,
+		.msg_iovlen = 1,
+		.msg_control = self->origin.length ? self->origin.space : NULL,
+		.msg_controllen = self->origin.length,
+	};
+
+	return sendmsg(self->send_fd, &message, 0) >= 0;
+}
+
 /* Answer an in-circuit echo request, in place. docs/protocol.md, section 5. */
 static void verify(struct ingress *self, uint8_t *datagram, size_t length)
 {
-	const struct sockaddr *remote = NULL;
 	int tries = 2; /* a connected socket first reports what ICMP said of an earlier datagram */
 	/* Frames are more urgent than an answer, which a full socket would have to wait for. */
 	int flags = MSG_DONTWAIT;
@@ -138,10 +152,7 @@ static void verify(struct ingress *self, uint8_t *datagram, size_t length)
 	switch (*type) {
 	case ECHO_REQUEST:
 		*type = ECHO_REPLY;
-		if (self->destination_length)
-			remote = (const struct sockaddr *)&self->destination;
-		while (tries-- && sendto(self->send_fd, datagram, length, flags, remote,
-					 self->destination_length) < 0)
+		while (tries-- && !send_to_remote(self, datagram, length))
 			;
 		self->counters[RX_VERIFICATIONS]++;
 		break;

@@ -9,6 +9,7 @@
 
 #include "encapsulation.h"
 #include "joining.h"
+#include "origin.h"
 
 enum {
 	/* Buffers that are received into by one call; what UDP GRO joined fills one. */
@@ -30,6 +31,7 @@ struct ingress {
 	bool join_tcp, join_udp; /* as long as the kernel takes them */
 	struct sockaddr_storage destination;
 	socklen_t destination_length; /* 0: the socket is connected */
+	struct origin origin;
 	uint64_t *counters;
 	struct train train;
 	bool bulk; /* whether the last receive gave so much */
