@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from hypothesis import strategies as st
 
 TCP, UDP = 6, 17
+# RFC 8200, sections 4.3, 4.4, 4.6.
+HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS = 0, 43, 60
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 
 # include/uapi/linux/virtio_net.h
@@ -45,7 +48,9 @@ class Packet:
     """The 16 bits of flags and offset in IPv4."""
     hop_limit: int = 64
     ip_options: bytes = b""
-    """Of IPv4, a multiple of four; of IPv6, whole headers of destination options."""
+    """Of IPv4, a multiple of four; of IPv6, whole extension headers."""
+    first_header: int = DESTINATION_OPTIONS
+    """The type of the first of IPv6's; each says itself what comes behind it."""
     ports: tuple[int, int] = (40000, 5201)
     sequence: int = 1
     acknowledgment: int = 2
@@ -96,8 +101,7 @@ class Packet:
         if self.version == 6:
             first = 6 << 28 | self.traffic_class << 20 | self.identification
             length = len(self.ip_options) + self.transport_length
-            # Destination options, RFC 8200, section 4.6: each says what comes behind it.
-            following = 60 if self.ip_options else self.protocol
+            following = self.first_header if self.ip_options else self.protocol
             head = struct.pack("!IHBB", first, length, following, self.hop_limit)
             return head + self.source + self.destination + self.ip_options
         head = struct.pack(
@@ -152,15 +156,33 @@ def _padded_to(multiple: int, data: bytes) -> bytes:
 
 
 @st.composite
-def _extension_headers(draw: st.DrawFn, protocol: int) -> bytes:
-    headers = draw(st.lists(st.integers(0, 3), max_size=2))
+def _extension_headers(draw: st.DrawFn, protocol: int) -> tuple[int, bytes]:
+    """Return the type of the first of up to three headers, and all of them."""
+    kinds = draw(st.lists(st.sampled_from((ROUTING, DESTINATION_OPTIONS)), max_size=2))
+    if draw(st.booleans()):
+        kinds.insert(0, HOP_BY_HOP)
     chain = b""
-    for number, units in enumerate(headers):
-        following = 60 if number + 1 < len(headers) else protocol
-        # One PadN option (RFC 8200, section 4.2) fills the header.
-        padding = units * 8 + 4
-        chain += bytes((following, units, 1, padding)) + bytes(padding)
-    return chain
+    for kind, following in pairwise([*kinds, protocol]):
+        if kind == ROUTING:
+            # RFC 8754: no segment left, one of two or three listed.
+            units = draw(st.sampled_from((0, 2)))
+            chain += bytes((following, units, 4, 0)) + bytes(4 + units * 8)
+        else:
+            # One PadN option (RFC 8200, section 4.2) fills the header.
+            units = draw(st.integers(0, 3))
+            padding = units * 8 + 4
+            chain += bytes((following, units, 1, padding)) + bytes(padding)
+    return (kinds or [DESTINATION_OPTIONS])[0], chain
+
+
+# RFC 791, section 3.1, and RFC 2113: nothing, record route, timestamp, source route, router alert.
+_IPV4_OPTIONS = tuple(
+    bytes.fromhex(each)
+    for each in (
+        *("", "", "01" * 4, "01" * 8, "01" * 40, "0707040000000000"),
+        *("440c05000000000000000000", "830704c000020900", "94040000", "9404000001010100"),
+    )
+)
 
 
 @st.composite
@@ -171,10 +193,9 @@ def packets(draw: st.DrawFn, payload: st.SearchStrategy[bytes]) -> Packet:
     width = 4 if version == 4 else 16
     addresses = st.binary(min_size=width, max_size=width)
     if version == 4:
-        # No-operation options, RFC 791, section 3.1.
-        ip_options = b"\x01" * 4 * draw(st.sampled_from((0, 0, 1, 2, 10)))
+        first_header, ip_options = DESTINATION_OPTIONS, draw(st.sampled_from(_IPV4_OPTIONS))
     else:
-        ip_options = draw(st.one_of(st.just(b""), _extension_headers(protocol)))
+        first_header, ip_options = draw(_extension_headers(protocol))
     edges = st.sampled_from((0, 1, 0x7FFFFFFF, 0xFFFFFF00, 0xFFFFFFFF))
     return Packet(
         version=version,
@@ -186,6 +207,7 @@ def packets(draw: st.DrawFn, payload: st.SearchStrategy[bytes]) -> Packet:
         fragment=draw(st.sampled_from((0, 0x4000))),
         hop_limit=draw(st.integers(1, 255)),
         ip_options=ip_options,
+        first_header=first_header,
         ports=(draw(st.integers(0, 65535)), draw(st.integers(0, 65535))),
         sequence=draw(st.one_of(edges, st.integers(0, 0xFFFFFFFF))),
         acknowledgment=draw(st.one_of(edges, st.integers(0, 0xFFFFFFFF))),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Interface, ip_address
 
@@ -115,30 +117,58 @@ def storm(link: Link, offers: tuple[PeerConfig, ...] = ()) -> None:
     link.run(link.now + dice.uniform(0, 5))
 
 
+@contextmanager
+def sown(make: Make, seed: int) -> Iterator[Link]:
+    """A link of this seed, which is named by whatever is raised inside."""
+    try:
+        yield make(seed)
+    except BaseException as err:
+        err.add_note(f"seed {seed} of {getattr(make, '__name__', make)}")
+        raise
+
+
+def weather_a_storm(link: Link) -> None:
+    storm(link)
+    link.weather = QUIET
+
+    link.run(link.now + 6)
+    settled = link.now
+    first, second = sessions(link)
+    found = first.session_id, transitions(link, settled)
+    link.run(settled + 6)
+
+    assert link.machines[0].up
+    assert link.machines[1].up
+    assert (agreed_values(link.machines[0]), agreed_values(link.machines[1])) == (AGREED1, AGREED2)
+    assert first.session_id == second.session_id == found[0]
+    assert transitions(link, settled) == []
+    assert link.answered_replays == []
+
+
 @pytest.mark.parametrize("make", [one_sided, both_active])
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_session_after_any_storm_is_one_and_stays_up(make: Make, batch: int) -> None:
     for seed in range(batch * SEEDS_AT_ONCE, (batch + 1) * SEEDS_AT_ONCE):
-        link = make(seed)
-        storm(link)
-        link.weather = QUIET
+        with sown(make, seed) as link:
+            weather_a_storm(link)
 
-        link.run(link.now + 6)
-        settled = link.now
-        first, second = sessions(link)
-        found = first.session_id, transitions(link, settled)
-        link.run(settled + 6)
 
-        said = f"seed {seed}"
-        assert link.machines[0].up, said
-        assert link.machines[1].up, said
-        assert (agreed_values(link.machines[0]), agreed_values(link.machines[1])) == (
-            AGREED1,
-            AGREED2,
-        ), said
-        assert first.session_id == second.session_id == found[0], said
-        assert transitions(link, settled) == [], said
-        assert link.answered_replays == [], said
+def one_sided_without_key(seed: int) -> Link:
+    return one_sided(seed, key=None)
+
+
+@pytest.mark.parametrize("make", [one_sided, both_active, one_sided_without_key])
+def test_session_after_a_storm_that_nobody_has_seen_is_one_and_stays_up(make: Make) -> None:
+    for _ in range(SEEDS_AT_ONCE):
+        with sown(make, int.from_bytes(os.urandom(4))) as link:
+            weather_a_storm(link)
+
+
+def test_storm_that_raises_tells_its_seed() -> None:
+    with pytest.raises(RuntimeError) as raised, sown(one_sided, 7):
+        raise RuntimeError("a bug in the state machine")
+
+    assert raised.value.__notes__ == ["seed 7 of one_sided"]
 
 
 def test_session_on_a_clean_link_is_up_after_two_round_trips() -> None:
@@ -181,20 +211,20 @@ def test_session_cut_is_down_within_four_intervals_and_back_within_two_seconds(
     make: Make, deaf: set[Endpoint]
 ) -> None:
     for seed in range(20):
-        link = make(seed)
-        up_link(link)
-        link.run(link.now + link.randomness.uniform(5, 7))
+        with sown(make, seed) as link:
+            up_link(link)
+            link.run(link.now + link.randomness.uniform(5, 7))
 
-        cut, link.deaf = link.now, set(deaf)
-        link.run(cut + 4.01)
-        assert not any(machine.up for machine in link.machines), f"seed {seed}"
-        link.run(cut + 30)
-        link.deaf = set()
-        link.run(cut + 32)
+            cut, link.deaf = link.now, set(deaf)
+            link.run(cut + 4.01)
+            assert not any(machine.up for machine in link.machines)
+            link.run(cut + 30)
+            link.deaf = set()
+            link.run(cut + 32)
 
-        assert all(machine.up for machine in link.machines), f"seed {seed}"
-        for machine in link.machines:
-            assert [type(event) for event in machine.since(cut, (Up, Down))] == [Down, Up]
+            assert all(machine.up for machine in link.machines)
+            for machine in link.machines:
+                assert [type(event) for event in machine.since(cut, (Up, Down))] == [Down, Up]
 
 
 def test_session_cut_for_a_day_asks_seldom_and_heals_within_its_longest_pause() -> None:
@@ -248,25 +278,25 @@ def test_circuit_forgotten_by_the_responder_is_set_up_again() -> None:
 @pytest.mark.parametrize("make", [one_sided, both_active])
 def test_recorded_messages_replayed_in_any_order_change_nothing(make: Make) -> None:
     for seed in range(30):
-        link = make(seed)
-        storm(link)
-        link.weather = QUIET
-        link.run(link.now + 6)
-        before, at = sessions(link)[0].session_id, link.now
-        recorded = [(source, data) for when, source, data in link.log]
-        link.randomness.shuffle(recorded)
+        with sown(make, seed) as link:
+            storm(link)
+            link.weather = QUIET
+            link.run(link.now + 6)
+            before, at = sessions(link)[0].session_id, link.now
+            recorded = [(source, data) for when, source, data in link.log]
+            link.randomness.shuffle(recorded)
 
-        for source, data in recorded[:300]:
-            target = link.machines[source == ROUTER1]
-            target.receive(data, source, link.now)
-            for answer in target.sent():
-                assert read_header(answer.data).type is MessageType.ACKNOWLEDGE, f"seed {seed}"
-                assert read_header(data).type is MessageType.REQUEST, f"seed {seed}"
-                assert len(answer.data) <= len(data)
-            link.run(link.now + 0.01)
+            for source, data in recorded[:300]:
+                target = link.machines[source == ROUTER1]
+                target.receive(data, source, link.now)
+                for answer in target.sent():
+                    assert read_header(answer.data).type is MessageType.ACKNOWLEDGE
+                    assert read_header(data).type is MessageType.REQUEST
+                    assert len(answer.data) <= len(data)
+                link.run(link.now + 0.01)
 
-        assert sessions(link)[0].session_id == before, f"seed {seed}"
-        assert transitions(link, at) == [], f"seed {seed}"
+            assert sessions(link)[0].session_id == before
+            assert transitions(link, at) == []
 
 
 def test_replayed_messages_after_the_circuit_was_deleted_set_nothing_up() -> None:
