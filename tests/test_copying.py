@@ -21,6 +21,7 @@ pytestmark = pytest.mark.needs_net_admin
 
 ENGINES = ("python", "native")
 
+MORE_COPIES, LITTLE = 5, 4_000_000
 # What one test copies at most: over IPv4 and over IPv6, inside.
 COPIES = 2
 START_S = 20.0
@@ -93,6 +94,11 @@ def kernel_counts(namespace: Namespace, *names: str) -> int:
     return sum(counts[name] for name in names)
 
 
+def overtaken(namespace: Namespace) -> int:
+    """Return how often a sender there was told that it was not a loss."""
+    return kernel_counts(namespace, "TcpExtTCPSACKReorder", "TcpExtTCPTSReorder")
+
+
 def assert_whole(copied: Copied, length: int) -> None:
     assert (copied.sent, copied.received) == (length, length)
     assert copied.received_digest == copied.sent_digest
@@ -136,8 +142,14 @@ def test_file_copied_over_a_bad_underlay_arrives_whole(
             assert way.hits.dropped == pytest.approx(way.sent / every.drop, abs=1)
         assert there.sent > count * copy_bytes / mtu
         assert min(there.hits.dropped, there.hits.duplicated, there.hits.delayed) >= 5
-        # TCP, too, saw its segments overtaken, and not only lost; it had none to mend.
-        assert kernel_counts(a, "TcpExtTCPSACKReorder", "TcpExtTCPTSReorder") > 0
+        # TCP, too, saw its segments overtaken, and not only lost. What is delayed is overtaken
+        # where others are right behind it, which on a busy machine may take more.
+        for _ in range(MORE_COPIES):
+            if overtaken(a):
+                break
+            copy(a, b, inner, LITTLE, timeout_s=limit_s(LITTLE))
+        assert overtaken(a)
+        # It had none to mend.
         assert kernel_counts(a, "TcpInCsumErrors") == kernel_counts(b, "TcpInCsumErrors") == 0
         for end in (circuit.a, circuit.b):
             assert end.velad.circuit(NAME)["worker"]["engine"] == engine

@@ -28,7 +28,7 @@ from vela.circuit import Endpoint, PeerConfig
 from vela.control import CloseReason, MessageType, read_header
 from vela.session import State
 
-PROBED = 1400
+PROBED = 200
 # Where the intact message is answered at once.
 ANSWERED = {
     "REQUEST in the responder",

@@ -14,7 +14,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DIRECTIONS = ("egress", "ingress")
 FUZZING_S = 8
-TIMEOUT_S = 110.0
+# Both are compiled first, with sanitizers, at the same time.
+TIMEOUT_S = 280.0
+
+pytestmark = pytest.mark.timeout(TIMEOUT_S + 20)
 
 
 @dataclass(frozen=True, slots=True)

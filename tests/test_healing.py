@@ -123,22 +123,26 @@ def start_again(victim: End, other: End) -> Return:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
-    ("killed", "outer"),
-    [("configured", "ipv4"), ("autoconfigured", "ipv4"), ("autoconfigured", "ipv6")],
+    ("killed", "outer", "kills"),
+    [
+        ("configured", "ipv4", KILLS),
+        ("autoconfigured", "ipv4", KILLS),
+        ("autoconfigured", "ipv6", 3),
+    ],
 )
 def test_velad_killed_under_traffic_time_and_again_has_its_circuit_back_within_2_s(
-    routers: TwoRouters, killed: str, outer: str, capsys: pytest.CaptureFixture[str]
+    routers: TwoRouters, killed: str, outer: str, kills: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with circuit(routers, outer=outer) as (a, b):
         victim, other = (a, b) if killed == "configured" else (b, a)
         returns = []
         with Stream(other.interface, "traffic", 0.002) as stream:
-            for _ in range(KILLS):
+            for _ in range(kills):
                 victim.velad.kill()
                 returns.append(start_again(victim, other))
                 assert ping(routers.a.namespace, "172.16.16.2").lost == 0
         assert len(other.velad.status()["circuits"]) == 1
-        assert stream.sent > 1000
+        assert stream.sent > 100 * kills
     with capsys.disabled():
         print(
             f"\n{killed} side killed, {outer}: up again {', '.join(map(str, returns))} s "

@@ -25,9 +25,9 @@ UP_WITHIN_S = 5.0
 MOST_TRIES = 3
 TIMEOUT_S = 60.0
 MEMORY_LIMIT_KB = 3 * 1024
-IDLE_S = 5.0
+IDLE_S = 3.0
 # 51 keepalives each way a second: less than a thirtieth of a core, on a machine as of today.
-IDLE_CPU_S = 1.0
+IDLE_CPU_S = 0.6
 
 CONFIG_A = "".join(
     f"""

@@ -67,7 +67,7 @@ def refused(
         *prefix, *command, "--config", str(path), *options, check=False, timeout_s=20, env=env
     )
 
-    eventually(lambda: namespace.pids() == pids, 2, "all of its processes to end")
+    eventually(lambda: namespace.pids() == pids, 10, "all of its processes to end")
     assert interfaces(namespace) == before
     assert set(directory.iterdir()) == files
     assert done.stdout == ""

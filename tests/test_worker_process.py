@@ -136,4 +136,4 @@ def test_workers_end_with_their_supervisor(routers: TwoRouters) -> None:
 
         velad.kill()
 
-        eventually(lambda: not running_members(session), 1, "all to end", 0.002)
+        eventually(lambda: not running_members(session), 10, "all to end", 0.002)
