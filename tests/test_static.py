@@ -10,12 +10,12 @@ from services import services_in
 
 from lab.link import Interface
 from lab.topology import TwoRouters
-from vela.circuit import CircuitConfig, Endpoint, IPAddress, Remote
+from vela.circuit import CircuitConfig, Endpoint, Remote
 from vela.supervisor import circuit as circuit_module
 from vela.supervisor.circuit import Origin, State
 from vela.supervisor.pseudowire import Services
 from vela.supervisor.static import StaticCircuit
-from vela.underlay import Route, find_route
+from vela.underlay import ReceiveGroup, Route
 
 pytestmark = pytest.mark.needs_net_admin
 
@@ -66,17 +66,17 @@ def test_circuit_whose_look_at_its_way_fails_looks_again(
     services: Services, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(circuit_module, "FIRST_RETRY_S", 0.05)
-    proper = find_route
+    proper = services.reception.way_to
     looks = 0
 
-    def fail_at_first(local: IPAddress, remote: Endpoint) -> Route:
+    def fail_at_first(remote: Endpoint) -> tuple[ReceiveGroup, Route]:
         nonlocal looks
         looks += 1
         if looks == 1:
             raise ZeroDivisionError
-        return proper(local, remote)
+        return proper(remote)
 
-    monkeypatch.setattr(circuit_module, "find_route", fail_at_first)
+    monkeypatch.setattr(services.reception, "way_to", fail_at_first)
     circuit = StaticCircuit(CONFIG, services, 0, Origin.CONFIG)
     try:
         circuit.start()

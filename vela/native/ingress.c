@@ -122,7 +122,8 @@ static void divert(struct ingress *self, const uint8_t *datagram, size_t length)
 		self->counters[RX_CONGESTED]++;
 }
 
-static bool send_to_remote(struct ingress *self, uint8_t *datagram, size_t length)
+/* Tell whether it was sent. */
+static bool answer(struct ingress *self, uint8_t *datagram, size_t length)
 {
 	struct iovec piece = {datagram, length};
 	struct msghdr message = {
@@ -134,15 +135,14 @@ static bool send_to_remote(struct ingress *self, uint8_t *datagram, size_t lengt
 		.msg_controllen = self->origin.length,
 	};
 
-	return sendmsg(self->send_fd, &message, 0) >= 0;
+	/* Frames are more urgent than an answer, which a full socket would have to wait for. */
+	return sendmsg(self->send_fd, &message, MSG_DONTWAIT) >= 0;
 }
 
 /* Answer an in-circuit echo request, in place. docs/protocol.md, section 5. */
 static void verify(struct ingress *self, uint8_t *datagram, size_t length)
 {
 	int tries = 2; /* a connected socket first reports what ICMP said of an earlier datagram */
-	/* Frames are more urgent than an answer, which a full socket would have to wait for. */
-	int flags = MSG_DONTWAIT;
 
 	if (length < VERIFICATION_HEADER) {
 		self->counters[RX_SHORT]++;
@@ -152,7 +152,7 @@ static void verify(struct ingress *self, uint8_t *datagram, size_t length)
 	switch (*type) {
 	case ECHO_REQUEST:
 		*type = ECHO_REPLY;
-		while (tries-- && !send_to_remote(self, datagram, length))
+		while (tries-- && !answer(self, datagram, length))
 			;
 		self->counters[RX_VERIFICATIONS]++;
 		break;
