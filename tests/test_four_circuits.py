@@ -25,7 +25,7 @@ IN_B = [f"172.16.{each}.2" for each in IDS]
 
 # A circuit's worker has one CPU, and so its share of what else runs there: the more of
 # that, the more rounds it takes until the circuits' own shares show.
-LEAST_ROUNDS, MOST_ROUNDS = 3, 10
+LEAST_ROUNDS, MOST_ROUNDS = 3, 15
 SECONDS = 2
 
 
