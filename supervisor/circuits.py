@@ -70,7 +70,7 @@ class Circuits:
                 self._create(kept.config, kept.origin, named_by_peer=kept.named_by_peer)
             except VelaError as err:
                 left_out.append(kept)
-                self._unmade.add(kept, "; ".join(str(err).splitlines()))
+                self._unmade.add(kept, err)
                 self._log.error(
                     "kept_circuit_not_started", circuit=kept.config.name, error=str(err)
                 )
@@ -150,7 +150,7 @@ class Circuits:
             self._unmade.drop(name)
         for name, each in wanted.items():
             if name not in self._circuits:
-                self._unmade.add(StoredCircuit(each, Origin.CONFIG), "")
+                self._unmade.add(StoredCircuit(each, Origin.CONFIG))
         self._unmade.retry()
         return self._unmade.reasons(Origin.CONFIG)
 

@@ -270,6 +270,7 @@ class Pseudowire:
     def _make_interface(self, mtu: int) -> Tap:
         config, netlink = self._config, self._services.netlink
         engine = self._services.engine
+        limit = self._limit_for(mtu)
         tap = Tap(config.name, self.local_mac, mtu, offloads=engine.offloads)
         try:
             if config.bridge is not None:
@@ -286,12 +287,12 @@ class Pseudowire:
                 config.name,
                 config.addresses,
                 arp=config.encapsulation is not Encapsulation.IP,
-                super_frame_limit=self._limit_for(mtu) if engine.offloads else None,
+                super_frame_limit=limit if engine.offloads else None,
             )
         except DeviceError:
             tap.close()
             raise
-        self._super_frame_limit = self._limit_for(mtu)
+        self._super_frame_limit = limit
         return tap
 
     def _limit_for(self, mtu: int) -> int:

@@ -48,7 +48,9 @@ class Unmade:
             if wanted.origin is origin
         }
 
-    def add(self, wanted: StoredCircuit, reason: str) -> None:
+    def add(self, wanted: StoredCircuit, error: VelaError | None = None) -> None:
+        """Take one that could not be made; without an error, one that was not tried yet."""
+        reason = "" if error is None else _on_one_line(error)
         self._wanted[wanted.config.name] = (wanted, reason)
         if self._timer is None:
             self._timer = self._loop.call_later(RETRY_INTERVAL_S, self._on_timer)
@@ -62,7 +64,7 @@ class Unmade:
             try:
                 self._make(wanted)
             except VelaError as err:
-                reason = "; ".join(str(err).splitlines())
+                reason = _on_one_line(err)
                 if reason != before:
                     structlog.get_logger().error("circuit_not_started", circuit=name, error=reason)
                 self._wanted[name] = (wanted, reason)
@@ -112,3 +114,7 @@ class Unmade:
         self.retry()
         if self._wanted:
             self._timer = self._loop.call_later(RETRY_INTERVAL_S, self._on_timer)
+
+
+def _on_one_line(error: VelaError) -> str:
+    return "; ".join(str(error).splitlines())
