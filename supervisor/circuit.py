@@ -7,21 +7,16 @@ from enum import Enum
 
 import structlog
 
-from vela.circuit import (
-    CircuitConfig,
-    Encapsulation,
-    Endpoint,
-    IPAddress,
-    SourcePort,
-)
+from vela.address import Endpoint, IPAddress
+from vela.circuit import CircuitConfig, Encapsulation, SourcePort
 from vela.encapsulation import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
-from vela.mtu import MIN_IPV6_MTU, tap_mtu
 from vela.resolver import Answer
 from vela.supervisor.loop import Timer
 from vela.supervisor.pseudowire import Path, Pseudowire, Services
 from vela.supervisor.status import CircuitStatus
 from vela.underlay import ReceiveGroup, Route
+from vela.wire import MIN_IPV6_MTU, tap_mtu
 
 # Names change their addresses, and routes their MTU: looked at again this often.
 REFRESH_INTERVAL_S = 60.0

@@ -8,16 +8,9 @@ from functools import partial
 
 import structlog
 
+from vela.address import Endpoint, IPAddress, Remote
 from vela.affinity import allowed_cpus, least_loaded
-from vela.circuit import (
-    CircuitConfig,
-    Config,
-    Encapsulation,
-    Endpoint,
-    IPAddress,
-    PeerConfig,
-    Remote,
-)
+from vela.circuit import CircuitConfig, Config, Encapsulation, PeerConfig
 from vela.config import parse_circuits
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.key import load_key

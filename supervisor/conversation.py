@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vela.circuit import Endpoint, IPAddress
+from vela.address import Endpoint, IPAddress
 from vela.negotiation import CloseReason, Event, Session, State
 from vela.supervisor.loop import EventLoop, Timer
 from vela.supervisor.negotiator import Negotiator

@@ -11,10 +11,9 @@ from ipaddress import ip_address
 import structlog
 
 from vela import resolver
-from vela.circuit import IPAddress
+from vela.address import Family, IPAddress
 from vela.confinement import User, confine
 from vela.errors import ResolutionError
-from vela.mtu import Family
 from vela.resolver import Answer, Resolver, ResolverLostError
 from vela.supervisor.loop import EventLoop, Timer
 from vela.supervisor.process import Child, fork

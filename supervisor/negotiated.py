@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vela.circuit import CircuitConfig, Encapsulation, Endpoint, IPAddress, PeerConfig
+from vela.address import Endpoint, IPAddress
+from vela.circuit import CircuitConfig, Encapsulation, PeerConfig
 from vela.encapsulation import Elision
 from vela.errors import DeviceError, VelaError
 from vela.negotiation import (

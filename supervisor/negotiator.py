@@ -10,7 +10,8 @@ from typing import Protocol
 
 import structlog
 
-from vela.circuit import AutoconfigureConfig, Endpoint, IPAddress
+from vela.address import Endpoint, IPAddress
+from vela.circuit import AutoconfigureConfig
 from vela.errors import RemoteProtocolError
 from vela.negotiation import (
     CircuitRequested,

@@ -14,7 +14,7 @@ from pyroute2.netlink.rtnl import RTM_NEWADDR, RTM_SETLINK
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
-from vela.circuit import IPInterface
+from vela.address import IPInterface
 from vela.errors import DeviceError
 
 _IFF_UP = 0x1  # include/uapi/linux/if.h

@@ -8,20 +8,13 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from vela.address import parse_interface_name, parse_remote
-from vela.circuit import (
-    MAX_CIRCUIT_ID,
-    MIN_CIRCUIT_ID,
-    CircuitConfig,
-    DaemonConfig,
-    IPAddress,
-    PeerConfig,
-    Remote,
-)
+from vela.address import IPAddress, Remote, parse_interface_name, parse_remote
+from vela.circuit import CircuitConfig, DaemonConfig, PeerConfig
 from vela.config import format_circuit, parse_circuits, remote_identity
 from vela.errors import ConfigError
 from vela.negotiation import Confirm
 from vela.supervisor.circuit import Circuit
+from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
 
 # Numbers, for interfaces that nobody named.
 NAMES_TRIED = 4096

@@ -11,14 +11,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from vela.circuit import (
-    MAX_SOURCE_PORT,
-    MIN_SOURCE_PORT,
-    CircuitConfig,
-    Encapsulation,
-    Endpoint,
-    IPAddress,
-)
+from vela.address import Endpoint, Family, IPAddress
+from vela.circuit import CircuitConfig, Encapsulation
 from vela.confinement import User
 from vela.counters import CounterSlab, Slot
 from vela.dataplane import Attachment
@@ -26,14 +20,6 @@ from vela.encapsulation import REBUILD_ROOM, Decapsulator, Dropped, Elision, Ver
 from vela.engine import LoadedEngine
 from vela.errors import DeviceError
 from vela.mac import derive_mac
-from vela.mtu import (
-    MAX_UDP_PAYLOAD,
-    OVERHEAD,
-    Family,
-    datagram_limit,
-    frame_limit,
-    super_frame_limit,
-)
 from vela.supervisor.burst import Burst
 from vela.supervisor.forwarding import Forwarding
 from vela.supervisor.keeper import WorkerKeeper
@@ -44,6 +30,15 @@ from vela.supervisor.reception import DATAGRAMS_AT_ONCE, Claim, Reception
 from vela.supervisor.status import CounterStatus, WorkerStatus
 from vela.tap import Tap
 from vela.underlay import ReceiveGroup, Route, open_send_socket, pktinfo, set_send_buffer
+from vela.wire import (
+    MAX_SOURCE_PORT,
+    MAX_UDP_PAYLOAD,
+    MIN_SOURCE_PORT,
+    OVERHEAD,
+    datagram_limit,
+    frame_limit,
+    super_frame_limit,
+)
 from vela.worker import WorkerTask
 
 # Workers that start are forked in a row, this often: what the supervisor writes to

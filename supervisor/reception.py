@@ -15,11 +15,10 @@ from typing import Protocol
 
 import structlog
 
-from vela.circuit import Endpoint, IPAddress
+from vela.address import Endpoint, IPAddress
 from vela.datagram import CONTROL_CIRCUIT_ID
 from vela.encapsulation import REBUILD_ROOM
 from vela.errors import DeviceError, VelaError
-from vela.mtu import MAX_UDP_PAYLOAD
 from vela.steering import MAX_INSTRUCTIONS, Route, steering_program
 from vela.supervisor.burst import Burst
 from vela.supervisor.loop import EventLoop, Timer
@@ -32,6 +31,7 @@ from vela.underlay import (
     find_route,
 )
 from vela.underlay import Route as Way
+from vela.wire import MAX_UDP_PAYLOAD
 
 # Datagrams taken before the loop looks at anything else: a flood must not hold
 # up a worker's restart. 64 of them take about 1 ms.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from vela.circuit import IPAddress
+from vela.address import IPAddress
 from vela.errors import VelaError
 from vela.negotiation import Confirm
 from vela.supervisor.circuit import Origin, State

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, ip_address, ip_network
 
+from vela.address import Endpoint
 from vela.agreement import (
     Agreed,
     Agreement,
@@ -18,7 +19,7 @@ from vela.agreement import (
     Event,
     OfferChanged,
 )
-from vela.circuit import AutoconfigureConfig, Endpoint, PeerConfig
+from vela.circuit import AutoconfigureConfig, PeerConfig
 from vela.control import Capability, Description, MessageType, read_header
 from vela.cookie import Cookies
 from vela.errors import RemoteProtocolError

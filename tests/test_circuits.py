@@ -11,7 +11,8 @@ from services import services_in
 
 from lab.link import Interface
 from lab.topology import TwoRouters
-from vela.circuit import CircuitConfig, Config, DaemonConfig, Remote
+from vela.address import Remote
+from vela.circuit import CircuitConfig, Config, DaemonConfig
 from vela.supervisor.circuits import Circuits
 from vela.supervisor.negotiator import Negotiator
 from vela.supervisor.process import Child, ExitStatus

@@ -20,21 +20,19 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from vela.address import Endpoint, Family, Remote
 from vela.circuit import (
     AutoconfigureConfig,
     CircuitConfig,
     Config,
     DaemonConfig,
     Encapsulation,
-    Endpoint,
     Engine,
     PeerConfig,
-    Remote,
     SourcePort,
 )
 from vela.config import load_config, parse_config
 from vela.errors import ConfigError
-from vela.mtu import Family
 
 EXAMPLE = Path(__file__).parent.parent / "config" / "vela.toml"
 EXAMPLE_TEXT = EXAMPLE.read_text()

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vela.circuit import Endpoint, PeerConfig
+from vela.address import Endpoint
+from vela.circuit import PeerConfig
 from vela.control import (
     MAX_MESSAGE,
     Acknowledge,

@@ -24,7 +24,8 @@ from simulated_link import (
     Machine,
 )
 
-from vela.circuit import Endpoint, PeerConfig
+from vela.address import Endpoint
+from vela.circuit import PeerConfig
 from vela.control import CloseReason, MessageType, read_header
 from vela.session import State
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from exhaustion import no_descriptors
 
+from vela.address import Family
 from vela.confinement import User, find_user
-from vela.mtu import Family
 from vela.resolver import Answer
 from vela.supervisor import names
 from vela.supervisor.loop import EventLoop

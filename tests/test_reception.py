@@ -14,7 +14,7 @@ import pytest
 
 from lab.datagrams import VELA_PORT
 from lab.topology import TwoRouters
-from vela.circuit import Endpoint, IPAddress
+from vela.address import Endpoint, IPAddress
 from vela.encapsulation import REBUILD_ROOM
 from vela.errors import DeviceError
 from vela.supervisor.loop import EventLoop

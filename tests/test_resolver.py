@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from vela.address import Family
 from vela.errors import ResolutionError
-from vela.mtu import Family
 from vela.resolver import Answer, Question, Resolver, ResolverLostError, resolve, serve
 
 ROOT = Path(__file__).parents[1]

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_link import CIRCUIT, KEY, LOCAL1, OFFER, POLICY, ROUTER1
 
+from vela.address import Endpoint
 from vela.agreement import CircuitRequested
-from vela.circuit import AutoconfigureConfig, Endpoint, PeerConfig
+from vela.circuit import AutoconfigureConfig, PeerConfig
 from vela.control import (
     Acknowledge,
     Close,

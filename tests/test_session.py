@@ -26,6 +26,7 @@ from simulated_link import (
     one_sided,
 )
 
+from vela.address import Endpoint
 from vela.agreement import (
     Agreed,
     Agreement,
@@ -39,7 +40,7 @@ from vela.agreement import (
     Unanswered,
     Up,
 )
-from vela.circuit import Endpoint, PeerConfig
+from vela.circuit import PeerConfig
 from vela.control import (
     Acknowledge,
     CloseReason,

@@ -10,7 +10,8 @@ from services import services_in
 
 from lab.link import Interface
 from lab.topology import TwoRouters
-from vela.circuit import CircuitConfig, Endpoint, Remote
+from vela.address import Endpoint, Remote
+from vela.circuit import CircuitConfig
 from vela.supervisor import circuit as circuit_module
 from vela.supervisor.circuit import Origin, State
 from vela.supervisor.pseudowire import Services

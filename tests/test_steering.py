@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vela.circuit import IPAddress
+from vela.address import IPAddress
 from vela.steering import AmbiguousRouteError, Route, steering_program
 
 SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h

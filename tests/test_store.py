@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vela.circuit import CircuitConfig, DaemonConfig, PeerConfig, Remote
+from vela.address import Remote
+from vela.circuit import CircuitConfig, DaemonConfig, PeerConfig
 from vela.errors import DeviceError
 from vela.supervisor.circuit import Origin
 from vela.supervisor.store import Store, Stored, StoredCircuit

@@ -13,9 +13,8 @@ import pytest
 from exhaustion import no_descriptors
 
 from lab.topology import TwoRouters
-from vela.circuit import Endpoint
+from vela.address import Endpoint, Family
 from vela.errors import DeviceError
-from vela.mtu import Family
 from vela.steering import Route as Steer
 from vela.steering import steering_program
 from vela.underlay import ReceiveGroup, find_route, open_send_socket

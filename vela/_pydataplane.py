@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 
+from vela.address import Family
 from vela.counters import Slot
 from vela.datagram import ECHO_REPLY, ECHO_REQUEST, VERIFICATION_HEADER
 from vela.dataplane import Attachment
@@ -19,8 +20,8 @@ from vela.encapsulation import (
     Encapsulator,
     Verification,
 )
-from vela.mtu import CIRCUIT_ID, ETHERNET_HEADER, MAX_UDP_PAYLOAD, Family, datagram_limit
 from vela.underlay import route_mtu
+from vela.wire import CIRCUIT_ID, ETHERNET_HEADER, MAX_UDP_PAYLOAD, datagram_limit
 
 UDP_SEGMENT = 103  # include/uapi/linux/udp.h; the socket module has no name for it
 _SEGMENT_SIZE = struct.Struct("=H")

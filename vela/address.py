@@ -1,4 +1,4 @@
-"""Addresses, remotes and names of hosts and interfaces: from text. Pure.
+"""Addresses, endpoints, remotes and interface names: the types, and text to them. Pure.
 
 Every parser raises ValueError with what is wrong and, after a semicolon, what would be right.
 """
@@ -6,16 +6,20 @@ Every parser raises ValueError with what is wrong and, after a semicolon, what w
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from enum import Enum
 from ipaddress import (
     AddressValueError,
     IPv4Address,
+    IPv4Interface,
+    IPv4Network,
     IPv6Address,
+    IPv6Interface,
+    IPv6Network,
     ip_address,
     ip_interface,
     ip_network,
 )
-
-from vela.circuit import Endpoint, IPAddress, IPInterface, IPNetwork, Remote
 
 MAX_PORT = 65535
 MAX_INTERFACE_NAME = 15  # IFNAMSIZ is 16 with the final NUL (linux/if.h)
@@ -34,6 +38,54 @@ _INTERFACE_NAME = re.compile(r"[!-$&-.0-9;-~]+")
 _SET = re.compile(r"\[!?+\]?+[^\]]*\]")
 # sysctl's own directories beside the interfaces' (net/ipv4/devinet.c, devinet_sysctl_register).
 _RESERVED_NAMES = frozenset({".", "..", "lo", "all", "default"})
+
+IPAddress = IPv4Address | IPv6Address
+IPInterface = IPv4Interface | IPv6Interface
+IPNetwork = IPv4Network | IPv6Network
+
+
+class Family(Enum):
+    """The IP version of the underlay."""
+
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """Where the other end is: a host name or an address, and its listening port."""
+
+    host: str
+    port: int | None = None
+    """None: the same as the local daemon's."""
+
+    @property
+    def address(self) -> IPAddress | None:
+        """The host's address; None: host is a name, to be resolved."""
+        try:
+            return ip_address(self.host)
+        except ValueError:
+            return None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host and self.port is not None else self.host
+        return host if self.port is None else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address and a UDP or TCP port."""
+
+    address: IPAddress
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port}"
+
+    @property
+    def family(self) -> Family:
+        return Family.IPV4 if self.address.version == 4 else Family.IPV6
 
 
 def shown(text: str) -> str:

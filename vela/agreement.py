@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vela.circuit import Endpoint, IPAddress, PeerConfig
+from vela.address import Endpoint, IPAddress
+from vela.circuit import PeerConfig
 from vela.control import Capability, Confirm, Description
 
 

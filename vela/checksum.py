@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vela.mtu import IPV4_HEADER, IPV6_HEADER, TCP_HEADER, UDP_HEADER
+from vela.wire import IPV4_HEADER, IPV6_HEADER, TCP_HEADER, UDP_HEADER
 
 _PROTOCOL_TCP, _PROTOCOL_UDP = 6, 17
 _FRAGMENT = 0x3FFF  # RFC 791, section 3.1: more fragments, and the offset

@@ -4,27 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-    ip_address,
-)
+from ipaddress import IPv6Address
 from pathlib import Path
 
-from vela.mtu import Family
-
-IPAddress = IPv4Address | IPv6Address
-IPInterface = IPv4Interface | IPv6Interface
-IPNetwork = IPv4Network | IPv6Network
-
-DEFAULT_PORT = 48621
-MIN_CIRCUIT_ID, MAX_CIRCUIT_ID = 1, 255
-# docs/protocol.md, 3.4: where circuits send from (RFC 6335, section 6: dynamic ports).
-MIN_SOURCE_PORT, MAX_SOURCE_PORT = 49152, 65535
+from vela.address import Endpoint, Family, IPAddress, IPInterface, IPNetwork, Remote
+from vela.wire import DEFAULT_PORT
 
 
 class Encapsulation(Enum):
@@ -48,43 +32,6 @@ class Engine(Enum):
     AUTO = "auto"
     NATIVE = "native"
     PYTHON = "python"
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """Where the other end is: a host name or an address, and its listening port."""
-
-    host: str
-    port: int | None = None
-    """None: the same as the local daemon's."""
-
-    @property
-    def address(self) -> IPAddress | None:
-        """The host's address; None: host is a name, to be resolved."""
-        try:
-            return ip_address(self.host)
-        except ValueError:
-            return None
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host and self.port is not None else self.host
-        return host if self.port is None else f"{host}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """An address and a UDP or TCP port."""
-
-    address: IPAddress
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
-        return f"{host}:{self.port}"
-
-    @property
-    def family(self) -> Family:
-        return Family.IPV4 if self.address.version == 4 else Family.IPV6
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,10 @@ import toml
 
 from vela.address import (
     MAX_PORT,
+    Family,
+    IPAddress,
+    IPInterface,
+    Remote,
     parse_endpoint,
     parse_interface,
     parse_interface_name,
@@ -27,25 +31,20 @@ from vela.address import (
     parse_source,
 )
 from vela.circuit import (
-    MAX_CIRCUIT_ID,
-    MIN_CIRCUIT_ID,
     AutoconfigureConfig,
     CircuitConfig,
     Config,
     DaemonConfig,
     Encapsulation,
     Engine,
-    IPAddress,
-    IPInterface,
     PeerConfig,
-    Remote,
     SourcePort,
 )
 from vela.control import MAX_ADDRESSES
 from vela.errors import ConfigError
 from vela.mac import format_mac, parse_mac
-from vela.mtu import MAX_TAP_MTU, MIN_IPV6_MTU, MIN_TAP_MTU, Family
 from vela.tables import Table, boolean, integer, member, number, text, word, word_or
+from vela.wire import MAX_CIRCUIT_ID, MAX_TAP_MTU, MIN_CIRCUIT_ID, MIN_IPV6_MTU, MIN_TAP_MTU
 
 MIN_KEEPALIVE_S, MAX_KEEPALIVE_S = 0.1, 3600.0
 MAX_CPU = 8191  # the largest NR_CPUS that Linux can be built for (arch/x86/Kconfig)

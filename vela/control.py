@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv6Address
 
-from vela.address import parse_interface, parse_interface_name
-from vela.circuit import Endpoint, IPAddress, IPInterface, PeerConfig
+from vela.address import Endpoint, IPAddress, IPInterface, parse_interface, parse_interface_name
+from vela.circuit import PeerConfig
 from vela.datagram import CONTROL_CIRCUIT_ID
 from vela.errors import RemoteProtocolError
 from vela.mac import MAC_LENGTH, format_mac, parse_mac
-from vela.mtu import (
+from vela.wire import (
     IPV6_HEADER,
     MAX_TAP_MTU,
     MAX_UDP_PAYLOAD,

@@ -11,7 +11,7 @@ import hmac
 import random
 from collections import OrderedDict
 
-from vela.circuit import Endpoint
+from vela.address import Endpoint
 
 # A secret is used for this long, and known for as long again: a cookie is good for 10 to 20 s.
 PERIOD_S = 10.0

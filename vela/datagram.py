@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 
-from vela.mtu import ETHERNET_HEADER, IPV4_HEADER, IPV6_HEADER
+from vela.wire import ETHERNET_HEADER, IPV4_HEADER, IPV6_HEADER
 
 CONTROL_CIRCUIT_ID = 0
 

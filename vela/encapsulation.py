@@ -17,7 +17,7 @@ from vela.datagram import (
     is_ipv6_packet,
     needs_escape,
 )
-from vela.mtu import CIRCUIT_ID, ESCAPE, ETHERNET_HEADER
+from vela.wire import CIRCUIT_ID, ESCAPE, ETHERNET_HEADER
 
 # Looking a member up in an enumeration takes as long as the rest of a comparison.
 _IPV4, _IPV6, _ETHERNET = Kind.IPV4, Kind.IPV6, Kind.ETHERNET

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from vela.circuit import IPAddress
+from vela.address import IPAddress
 
 # 255 circuits that one host asks for at once, twice a second each, with room for repeats.
 SOURCE_RATE, SOURCE_BURST = 600.0, 1200.0

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from vela.address import shown
-from vela.circuit import AutoconfigureConfig, IPAddress, IPInterface, IPNetwork, PeerConfig
+from vela.address import IPAddress, IPInterface, IPNetwork, shown
+from vela.circuit import AutoconfigureConfig, PeerConfig
 from vela.control import Description, RejectCode
 
 

@@ -18,9 +18,8 @@ from collections import deque
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from vela.circuit import IPAddress
+from vela.address import Family, IPAddress
 from vela.errors import ResolutionError, VelaError
-from vela.mtu import Family
 
 MAX_HOST = 320  # characters: RFC 1035, 2.3.4 allows 253; an address with its scope is shorter
 MAX_ADDRESSES = 32

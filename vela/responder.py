@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 
+from vela.address import Endpoint, IPAddress
 from vela.agreement import CircuitRequested, Datagram
-from vela.circuit import Endpoint, IPAddress
 from vela.control import (
     Acknowledge,
     Confirm,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TypeVar
 
+from vela.address import Endpoint, IPAddress
 from vela.agreement import (
     Agreed,
     Agreement,
@@ -28,7 +29,7 @@ from vela.agreement import (
     Up,
     agree,
 )
-from vela.circuit import Endpoint, IPAddress, PeerConfig
+from vela.circuit import PeerConfig
 from vela.control import (
     MALFORMED,
     WRONG_TAG,

@@ -10,8 +10,9 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vela.circuit import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID, IPAddress
+from vela.address import IPAddress
 from vela.errors import VelaError
+from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
 
 MAX_INSTRUCTIONS = 4096  # linux/bpf_common.h, BPF_MAXINSNS
 MAX_INDEX = 0xFFFF  # struct sock_reuseport counts its sockets in 16 bits

@@ -12,9 +12,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from vela.circuit import Endpoint, IPAddress
+from vela.address import Endpoint, Family, IPAddress
 from vela.errors import DeviceError
-from vela.mtu import Family
 
 # include/uapi/asm-generic/socket.h; the socket module names none of them.
 _SO_ATTACH_FILTER = 26

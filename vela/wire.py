@@ -1,10 +1,14 @@
-"""Overhead sums, and the TAP MTU that follows from the underlay's. Pure. docs/protocol.md, 3.2."""
+"""Header sizes, ports, circuit ids, and the sums of an MTU. Pure. docs/protocol.md, 1 to 3."""
 
 from __future__ import annotations
 
-from enum import Enum
-
+from vela.address import Family
 from vela.errors import ConfigError
+
+DEFAULT_PORT = 48621
+MIN_CIRCUIT_ID, MAX_CIRCUIT_ID = 1, 255
+# docs/protocol.md, 3.4: where circuits send from (RFC 6335, section 6: dynamic ports).
+MIN_SOURCE_PORT, MAX_SOURCE_PORT = 49152, 65535
 
 IPV4_HEADER = 20  # RFC 791, section 3.1, without options
 IPV6_HEADER = 40  # RFC 8200, section 3
@@ -28,13 +32,6 @@ MIN_TAP_MTU = 68  # RFC 791, section 3.2: every module must forward 68 bytes
 MIN_IPV6_MTU = 1280  # RFC 8200, section 5
 # The largest frame, complete, tagged and escaped, must still fit one datagram.
 MAX_TAP_MTU = MAX_UDP_PAYLOAD - CIRCUIT_ID - ESCAPE - ETHERNET_HEADER - VLAN_TAG
-
-
-class Family(Enum):
-    """The IP version of the underlay."""
-
-    IPV4 = "ipv4"
-    IPV6 = "ipv6"
 
 
 IP_HEADER = {Family.IPV4: IPV4_HEADER, Family.IPV6: IPV6_HEADER}

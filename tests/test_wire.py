@@ -1,18 +1,12 @@
-"""vela.mtu against tables computed by hand from docs/protocol.md, section 3.2."""
+"""vela.wire against tables computed by hand from docs/protocol.md, section 3.2."""
 
 from __future__ import annotations
 
 import pytest
 
+from vela.address import Family
 from vela.errors import ConfigError
-from vela.mtu import (
-    OVERHEAD,
-    Family,
-    datagram_limit,
-    frame_limit,
-    super_frame_limit,
-    tap_mtu,
-)
+from vela.wire import OVERHEAD, datagram_limit, frame_limit, super_frame_limit, tap_mtu
 
 
 def test_overhead_is_29_bytes_on_ipv4_and_49_on_ipv6() -> None:
