@@ -15,29 +15,29 @@ from pathlib import Path
 import structlog
 
 from vela import __version__
-from vela.affinity import allowed_cpus
 from vela.circuit import Config, DaemonConfig
 from vela.config import load_config
-from vela.confinement import find_user
-from vela.counters import CounterSlab
-from vela.engine import LoadedEngine, load_engine
+from vela.dataplane.counters import CounterSlab
+from vela.dataplane.engine import LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
 from vela.key import load_key
-from vela.supervisor.burst import Burst
-from vela.supervisor.circuits import Circuits
+from vela.linux.affinity import allowed_cpus
+from vela.linux.confinement import find_user
+from vela.linux.forwarding import Forwarding
+from vela.linux.netlink import Netlink
+from vela.linux.tap import check_tun
+from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_cookie
+from vela.supervisor.circuit.keeper import CHECK_INTERVAL_S
+from vela.supervisor.circuit.pseudowire import FORK_INTERVAL_S, Services
+from vela.supervisor.control_channel import Negotiator
 from vela.supervisor.control_socket import ControlSocket, Reply
-from vela.supervisor.forwarding import Forwarding
-from vela.supervisor.keeper import CHECK_INTERVAL_S
-from vela.supervisor.loop import EventLoop
-from vela.supervisor.names import Names
-from vela.supervisor.negotiator import Negotiator
-from vela.supervisor.netlink import Netlink
+from vela.supervisor.demux import Reception
 from vela.supervisor.notify import READY, STOPPING, notify
-from vela.supervisor.pseudowire import FORK_INTERVAL_S, Services
-from vela.supervisor.reception import Reception
+from vela.supervisor.registry.registry import Circuits
+from vela.supervisor.runtime.burst import Burst
+from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.runtime.names import Names
 from vela.supervisor.status import DaemonStatus, document
-from vela.tap import check_tun
-from vela.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_cookie
 
 # A minute; what little there is takes 5 ms to collect.
 CHECKS_BETWEEN_COLLECTIONS = 60

@@ -9,17 +9,17 @@ from ipaddress import ip_address
 
 from lab.namespace import Namespace
 from vela.circuit import Engine
-from vela.confinement import find_user
-from vela.counters import CounterSlab
-from vela.engine import load_engine
-from vela.supervisor.burst import Burst
-from vela.supervisor.forwarding import Forwarding
-from vela.supervisor.loop import EventLoop
-from vela.supervisor.names import Names
-from vela.supervisor.netlink import Netlink
-from vela.supervisor.pseudowire import Services
-from vela.supervisor.reception import Reception
-from vela.underlay import ReceiveGroup
+from vela.dataplane.counters import CounterSlab
+from vela.dataplane.engine import load_engine
+from vela.linux.confinement import find_user
+from vela.linux.forwarding import Forwarding
+from vela.linux.netlink import Netlink
+from vela.linux.underlay import ReceiveGroup
+from vela.supervisor.circuit.pseudowire import Services
+from vela.supervisor.demux import Reception
+from vela.supervisor.runtime.burst import Burst
+from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.runtime.names import Names
 
 PORT = 48621
 

@@ -1,4 +1,4 @@
-"""vela.supervisor.circuits: all circuits of a supervisor, and how they end."""
+"""vela.supervisor.registry.registry: all circuits of a supervisor, and how they end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lab.link import Interface
 from lab.topology import TwoRouters
 from vela.address import Remote
 from vela.circuit import CircuitConfig, Config, DaemonConfig
-from vela.supervisor.circuits import Circuits
-from vela.supervisor.negotiator import Negotiator
-from vela.supervisor.process import Child, ExitStatus
-from vela.supervisor.pseudowire import Services
-from vela.supervisor.static import StaticCircuit
+from vela.supervisor.circuit.pseudowire import Services
+from vela.supervisor.circuit.static import StaticCircuit
+from vela.supervisor.control_channel import Negotiator
+from vela.supervisor.registry.registry import Circuits
+from vela.supervisor.runtime.process import Child, ExitStatus
 
 pytestmark = pytest.mark.needs_net_admin
 

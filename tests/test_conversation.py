@@ -1,4 +1,4 @@
-"""vela.supervisor.conversation: the clock of a session, under floods and with bugs in it."""
+"""vela.supervisor.circuit.signaling: the clock of a session, under floods and with bugs in it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from simulated_link import CIRCUIT, LOCAL1, OFFER, ROUTER2
 
 from vela.errors import RemoteProtocolError
 from vela.negotiation import Cookies, Event, Session
-from vela.supervisor.conversation import AFTER_FAILURE_S, Conversation
-from vela.supervisor.loop import Callback, EventLoop, Timer
-from vela.supervisor.names import Names
-from vela.supervisor.negotiator import Negotiator
-from vela.supervisor.reception import Reception
+from vela.supervisor.circuit.signaling import AFTER_FAILURE_S, Conversation
+from vela.supervisor.control_channel import Negotiator
+from vela.supervisor.demux import Reception
+from vela.supervisor.runtime.loop import Callback, EventLoop, Timer
+from vela.supervisor.runtime.names import Names
 
 S = TypeVar("S", bound=Session)
 

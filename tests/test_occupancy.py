@@ -1,4 +1,4 @@
-"""vela.supervisor.occupancy: names for circuits that others set up without naming them."""
+"""Interface names for circuits that others set up without naming them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from vela.circuit import DaemonConfig
 from vela.errors import ConfigError
-from vela.supervisor.occupancy import Occupancy
+from vela.supervisor.registry.allocation import Occupancy
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""vela.supervisor.reception: real groups and datagrams, steered and past the steering."""
+"""vela.supervisor.demux: real groups and datagrams, steered and past the steering."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 from lab.datagrams import VELA_PORT
 from lab.topology import TwoRouters
 from vela.address import Endpoint, IPAddress
-from vela.encapsulation import REBUILD_ROOM
+from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError
-from vela.supervisor.loop import EventLoop
-from vela.supervisor.reception import STEER_INTERVAL_S, CircuitIdTaken, Claim, DropReason, Reception
-from vela.underlay import ReceiveGroup
+from vela.linux.underlay import ReceiveGroup
+from vela.supervisor.demux import STEER_INTERVAL_S, CircuitIdTaken, Claim, DropReason, Reception
+from vela.supervisor.runtime.loop import EventLoop
 
 UDP_SEGMENT = 103  # include/uapi/linux/udp.h
 TIMEOUT_S = 5.0

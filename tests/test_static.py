@@ -1,4 +1,4 @@
-"""vela.supervisor.static: what a static circuit shows while the way to its remote changes."""
+"""A static circuit, while the route to its remote changes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lab.link import Interface
 from lab.topology import TwoRouters
 from vela.address import Endpoint, Remote
 from vela.circuit import CircuitConfig
-from vela.supervisor import circuit as circuit_module
-from vela.supervisor.circuit import Origin, State
-from vela.supervisor.pseudowire import Services
-from vela.supervisor.static import StaticCircuit
-from vela.underlay import ReceiveGroup, Route
+from vela.linux.underlay import ReceiveGroup, Route
+from vela.supervisor.circuit import circuit as circuit_module
+from vela.supervisor.circuit.circuit import Origin, State
+from vela.supervisor.circuit.pseudowire import Services
+from vela.supervisor.circuit.static import StaticCircuit
 
 pytestmark = pytest.mark.needs_net_admin
 

@@ -16,10 +16,10 @@ from ipaddress import IPv4Address, IPv6Address
 
 from vela.address import Endpoint, IPAddress, IPInterface, parse_interface, parse_interface_name
 from vela.circuit import PeerConfig
-from vela.datagram import CONTROL_CIRCUIT_ID
 from vela.errors import RemoteProtocolError
 from vela.mac import MAC_LENGTH, format_mac, parse_mac
 from vela.wire import (
+    CONTROL_CIRCUIT_ID,
     IPV6_HEADER,
     MAX_TAP_MTU,
     MAX_UDP_PAYLOAD,

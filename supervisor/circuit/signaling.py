@@ -1,0 +1,120 @@
+"""A session at work: its messages sent, its timers kept, its events handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vela.address import Endpoint, IPAddress
+from vela.negotiation import CloseReason, Event, Session, State
+from vela.supervisor.control_channel import Negotiator
+from vela.supervisor.runtime.loop import EventLoop, Timer
+
+# A session whose timer fails, which is a bug, keeps its clock, and does not race.
+AFTER_FAILURE_S = 1.0
+
+EventHandler = Callable[[Event], None]
+
+
+class Conversation:
+    """What a circuit says to its remote, and hears from it. See vela.negotiation."""
+
+    def __init__(
+        self, session: Session, loop: EventLoop, negotiator: Negotiator, on_event: EventHandler
+    ) -> None:
+        self.session = session
+        self._loop = loop
+        self._negotiator = negotiator
+        self._on_event = on_event
+        self._sources: tuple[IPAddress, ...] = ()
+        self._left = self._ended = self._held = False
+        self._alarm: Timer | None = None
+        self._not_before = 0.0
+        negotiator.add(session.circuit_id, self)
+
+    def now(self) -> float:
+        return self._loop.now()
+
+    def expect_from(self, sources: tuple[IPAddress, ...]) -> None:
+        """Take messages from these addresses, too: the remote's others."""
+        self._sources = sources
+
+    def converses_with(self, address: IPAddress) -> bool:
+        remote = self.session.remote
+        return (remote is not None and remote.address == address) or address in self._sources
+
+    def receive_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
+        try:
+            self.session.receive_datagram(data, source, self.now(), here)
+        finally:
+            self.pump()
+
+    def leave(self, reason: CloseReason) -> None:
+        """Say goodbye. It is repeated until it was heard, or 1 s is over; no event follows."""
+        self._left, self._held = True, False
+        self.session.close(reason, self.now())
+        self.pump()
+
+    def hold(self) -> None:
+        """Say nothing, and do nothing, until release()."""
+        self._held = True
+
+    def release(self) -> None:
+        self._held = False
+        self.pump()
+
+    def forget(self) -> None:
+        """End without a word."""
+        if not self._ended:
+            self._ended = True
+            self._negotiator.remove(self.session.circuit_id, self)
+            self._cancel_alarm()
+
+    def pump(self) -> None:
+        """Do what the session wants done; to be called after each call of the session."""
+        try:
+            self._do_what_it_wants()
+        finally:
+            self._set_alarm()
+
+    def _do_what_it_wants(self) -> None:
+        if self._ended or self._held:
+            return
+        # Before anything is said: the session may be suspended by it.
+        while (event := self.session.next_event()) is not None:
+            if not self._left:
+                self._on_event(event)
+            if self._ended:
+                return
+        self._send()
+        if self._left and self.session.state is State.CLOSED:
+            self.forget()
+
+    def _set_alarm(self) -> None:
+        at = None if self._ended else self.session.next_timer()
+        if at is None:
+            self._cancel_alarm()
+            return
+        at = max(at, self.now(), self._not_before)
+        # One that comes too early finds nothing to do, and is set again: cheaper than
+        # setting it anew at each of a flood of datagrams.
+        if self._alarm is None or self._alarm.when > at:
+            self._cancel_alarm()
+            self._alarm = self._loop.call_at(at, self._on_alarm)
+
+    def _cancel_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _send(self) -> None:
+        self._negotiator.send(self.session.datagrams_to_send())
+
+    def _on_alarm(self) -> None:
+        self._alarm = None
+        try:
+            self.session.handle_timer(self.now())
+        except Exception:
+            self._not_before = self.now() + AFTER_FAILURE_S
+            self._set_alarm()
+            raise
+        self.pump()

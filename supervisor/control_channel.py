@@ -1,0 +1,179 @@
+"""Control messages between the sockets and whom they are about: a circuit, or nobody yet."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Protocol
+
+import structlog
+
+from vela.address import Endpoint, IPAddress
+from vela.circuit import AutoconfigureConfig
+from vela.errors import RemoteProtocolError
+from vela.linux.underlay import ANY_ADDRESS
+from vela.negotiation import (
+    CircuitRequested,
+    Confirm,
+    Cookies,
+    Datagram,
+    Policy,
+    RejectCode,
+    Responder,
+    read_header,
+)
+from vela.supervisor.demux import Reception
+from vela.supervisor.runtime.loop import EventLoop, Timer
+from vela.supervisor.runtime.names import Names
+from vela.supervisor.runtime.resolver import Answer
+
+# Names of machines that may set circuits up: looked at again this often.
+REFRESH_INTERVAL_S = 60.0
+RETRY_INTERVAL_S = 5.0
+
+RequestHandler = Callable[[CircuitRequested], None]
+
+
+class Participant(Protocol):
+    """A circuit that negotiates."""
+
+    def converses_with(self, address: IPAddress) -> bool:
+        """Tell whether messages from this address can be from its remote."""
+
+    def receive_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
+        """Take a control message; here: the address that it came to.
+
+        Raises RemoteProtocolError.
+        """
+
+
+class Negotiator:
+    """Finds whom a control message is about, and answers what is about no circuit."""
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        reception: Reception,
+        names: Names,
+        requested: RequestHandler,
+        count: Callable[[], int],
+        withheld: Callable[[Confirm, IPAddress], str],
+    ) -> None:
+        """requested is called where a remote may have the circuit that it asks for.
+
+        count tells how many circuits there are that others set up; withheld, in
+        a sentence, that the circuit that an address asks for is not to be had at
+        present. Both may take a while.
+        """
+        self._loop = loop
+        self._reception = reception
+        self._names = names
+        self._requested = requested
+        self._count = count
+        self._withheld = withheld
+        self._participants: dict[int, list[Participant]] = {}
+        self._log = structlog.get_logger()
+        self._dropped: Counter[str] = Counter()
+        self._timers: dict[str, Timer] = {}
+        self._resolved: dict[str, tuple[IPAddress, ...]] = {}
+        self.randomness = random.SystemRandom()
+        self.cookies = Cookies(self.randomness)
+        self._responder = Responder(None, None, self.cookies)
+        reception.set_control_handler(self._receive)
+
+    @property
+    def policy(self) -> Policy | None:
+        return self._responder.policy
+
+    @property
+    def key(self) -> bytes | None:
+        """The key of what others set up here."""
+        return self._responder.key
+
+    def set_policy(self, config: AutoconfigureConfig | None, key: bytes | None) -> None:
+        """Say what others may set up here from now on; None: nothing."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._resolved.clear()
+        self._responder.key = key
+        self._responder.policy = None if config is None else Policy(config)
+        for source in config.sources if config is not None else ():
+            if isinstance(source, str):
+                self._ask(source)
+
+    def add(self, circuit_id: int, participant: Participant) -> None:
+        self._participants.setdefault(circuit_id, []).append(participant)
+
+    def remove(self, circuit_id: int, participant: Participant) -> None:
+        self._participants[circuit_id].remove(participant)
+
+    def send(self, datagrams: Iterable[Datagram]) -> None:
+        """Send from the listening port. What cannot be sent is lost, as on any network."""
+        for datagram in datagrams:
+            here = datagram.here or ANY_ADDRESS[datagram.remote.family]
+            group = self._reception.group_at(here)
+            if group is None:
+                continue
+            try:
+                group.send(datagram.data, here, datagram.remote)
+            except OSError as err:
+                self._log.debug(
+                    "control_message_not_sent", remote=str(datagram.remote), error=str(err)
+                )
+
+    def reject(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
+        """Refuse what the policy allows and this machine cannot do."""
+        self._responder.reject(requested, code, text)
+        self.send(self._responder.datagrams_to_send())
+
+    def dropped(self) -> dict[str, int]:
+        """Return how many messages were not answered, by reason."""
+        unanswered = {
+            f"control_{why.value}": count for why, count in self._responder.unanswered.items()
+        }
+        return unanswered | {f"control_{why}": count for why, count in self._dropped.items()}
+
+    def _receive(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
+        try:
+            circuit_id = read_header(data).circuit_id
+            # The latest first: an earlier one may still be saying goodbye.
+            for participant in reversed(self._participants.get(circuit_id, [])):
+                if participant.converses_with(source.address):
+                    participant.receive_control(data, source, here)
+                    return
+            requested = self._responder.receive_datagram(
+                data,
+                source,
+                self._count,
+                self._loop.now(),
+                lambda confirm: self._withheld(confirm, source.address),
+                here,
+            )
+        except RemoteProtocolError as err:
+            self._dropped[err.reason] += 1
+            self._log.debug("control_message_dropped", source=str(source), error=str(err))
+            return
+        self.send(self._responder.datagrams_to_send())
+        if requested is not None:
+            self._requested(requested)
+
+    def _ask(self, name: str) -> None:
+        self._names.ask(name, None, self._on_answer)
+
+    def _on_answer(self, answer: Answer) -> None:
+        policy, name = self._responder.policy, answer.host
+        if policy is None or name not in policy.config.sources:
+            return
+        delay_s = REFRESH_INTERVAL_S
+        if answer.error is not None:
+            # Who was let in before stays so while a name server is away.
+            self._log.warning("autoconfigure_source_unresolved", name=name, error=answer.error)
+            delay_s = RETRY_INTERVAL_S
+        else:
+            self._resolved[name] = answer.addresses
+            resolved = tuple(each for known in self._resolved.values() for each in known)
+            self._responder.policy = replace(policy, resolved=resolved)
+        self._timers[name] = self._loop.call_later(delay_s, lambda: self._ask(name))
