@@ -11,7 +11,6 @@ from typing import Protocol
 import structlog
 
 from vela.address import Endpoint, IPAddress
-from vela.circuit import AutoconfigureConfig
 from vela.errors import RemoteProtocolError
 from vela.linux.underlay import ANY_ADDRESS
 from vela.negotiation import (
@@ -28,6 +27,8 @@ from vela.supervisor.demux import Reception
 from vela.supervisor.runtime.loop import EventLoop, Timer
 from vela.supervisor.runtime.names import Names
 from vela.supervisor.runtime.resolver import Answer
+
+from .config.records import AutoconfigureConfig
 
 # Names of machines that may set circuits up: looked at again this often.
 REFRESH_INTERVAL_S = 60.0

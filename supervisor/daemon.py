@@ -15,12 +15,9 @@ from pathlib import Path
 import structlog
 
 from vela import __version__
-from vela.circuit import Config, DaemonConfig
-from vela.config import load_config
 from vela.dataplane.counters import CounterSlab
 from vela.dataplane.engine import LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
-from vela.key import load_key
 from vela.linux.affinity import allowed_cpus
 from vela.linux.confinement import find_user
 from vela.linux.forwarding import Forwarding
@@ -38,6 +35,10 @@ from vela.supervisor.runtime.burst import Burst
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.names import Names
 from vela.supervisor.status import DaemonStatus, document
+
+from .config.key import load_key
+from .config.reader import load_config
+from .config.records import Config, DaemonConfig
 
 # A minute; what little there is takes 5 ms to collect.
 CHECKS_BETWEEN_COLLECTIONS = 60

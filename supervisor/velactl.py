@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vela import __version__
-from vela.circuit import DaemonConfig
 from vela.errors import VelaError
 from vela.supervisor.control_socket import ask
+
+from .config.records import DaemonConfig
 
 TIMEOUT_S = 5.0
 

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from vela.circuit import Engine
 from vela.dataplane.contract import Attachment, DataPlane
 from vela.dataplane.counters import Counters, Slot
-from vela.dataplane.engine import load_engine
+from vela.dataplane.engine import Engine, load_engine
 from vela.dataplane.frame import Elision
 
 ENGINES: dict[str, Callable[[Attachment], DataPlane]] = {

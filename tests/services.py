@@ -8,9 +8,8 @@ from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 
 from lab.namespace import Namespace
-from vela.circuit import Engine
 from vela.dataplane.counters import CounterSlab
-from vela.dataplane.engine import load_engine
+from vela.dataplane.engine import Engine, load_engine
 from vela.linux.confinement import find_user
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink

@@ -12,9 +12,9 @@ from services import services_in
 from lab.link import Interface
 from lab.topology import TwoRouters
 from vela.address import Remote
-from vela.circuit import CircuitConfig, Config, DaemonConfig
 from vela.supervisor.circuit.pseudowire import Services
 from vela.supervisor.circuit.static import StaticCircuit
+from vela.supervisor.config.records import CircuitConfig, Config, DaemonConfig
 from vela.supervisor.control_channel import Negotiator
 from vela.supervisor.registry.registry import Circuits
 from vela.supervisor.runtime.process import Child, ExitStatus

@@ -21,18 +21,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from vela.address import Endpoint, Family, Remote
-from vela.circuit import (
+from vela.dataplane.engine import Engine
+from vela.errors import ConfigError
+from vela.supervisor.config.reader import load_config, parse_config
+from vela.supervisor.config.records import (
     AutoconfigureConfig,
     CircuitConfig,
     Config,
     DaemonConfig,
     Encapsulation,
-    Engine,
     PeerConfig,
     SourcePort,
 )
-from vela.config import load_config, parse_config
-from vela.errors import ConfigError
 
 EXAMPLE = Path(__file__).parent.parent / "config" / "vela.toml"
 EXAMPLE_TEXT = EXAMPLE.read_text()

@@ -13,8 +13,7 @@ import pytest
 from lab.circuit import NAME, circuit_table
 from lab.daemon import ROOT, Velad, entry_point
 from lab.namespace import Namespace
-from vela.circuit import Engine
-from vela.dataplane.engine import load_engine
+from vela.dataplane.engine import Engine, load_engine
 
 CONFIG = '[daemon]\nengine = "{}"\n' + circuit_table(
     "127.0.0.2", mac="02:00:5e:10:00:01", peer_mac=None

@@ -31,20 +31,19 @@ ROOMS = """
     vela vela.supervisor
 """
 
-NOT_YET_MOVED = (
-    {
+NOT_YET_MOVED = {
+    **{
         f"vela.{name}": "vela.signaling"
         for name in (
             *("control", "agreement", "policy", "cookie", "limiter", "session", "responder"),
             "negotiation",
         )
-    }
-    | {"vela.circuit": "vela.linux"}
-    | {f"vela.{name}": "vela.supervisor.config" for name in ("config", "tables", "key")}
-)
+    },
+    "vela.circuit": "vela.linux",
+}
 
 OWNERS = {
-    "toml": "vela.config",
+    "toml": "vela.supervisor.config.reader",
     "pytun": "vela.linux.tap",
     "psutil": "vela.linux.affinity",
     "pyroute2": "vela.linux.netlink",

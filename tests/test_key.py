@@ -1,4 +1,4 @@
-"""vela.key: what is taken as a pre-shared key, and what is not."""
+"""vela.supervisor.config.key: what is taken as a pre-shared key, and what is not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from exhaustion import no_descriptors
 
 from vela.errors import ConfigError
-from vela.key import load_key
+from vela.supervisor.config.key import load_key
 
 KEY = b"0123456789abcdef"
 

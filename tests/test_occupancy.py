@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from vela.circuit import DaemonConfig
 from vela.errors import ConfigError
+from vela.supervisor.config.records import DaemonConfig
 from vela.supervisor.registry.allocation import Occupancy
 
 

@@ -31,6 +31,7 @@ def test_source_distribution_holds_all_that_the_extension_is_built_from(tmp_path
     with tarfile.open(archive) as packed:
         held = {Path(*Path(name).parts[1:]) for name in packed.getnames()}
     wanted = {Path("vela/dataplane/_native.pyi"), Path("supervisor/daemon.py")}
+    wanted |= {Path("supervisor/config/reader.py")}
     wanted |= {
         path.relative_to(ROOT) for path in (ROOT / "vela" / "dataplane" / "native").iterdir()
     }

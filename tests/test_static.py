@@ -11,12 +11,12 @@ from services import services_in
 from lab.link import Interface
 from lab.topology import TwoRouters
 from vela.address import Endpoint, Remote
-from vela.circuit import CircuitConfig
 from vela.linux.underlay import ReceiveGroup, Route
 from vela.supervisor.circuit import circuit as circuit_module
 from vela.supervisor.circuit.circuit import Origin, State
 from vela.supervisor.circuit.pseudowire import Services
 from vela.supervisor.circuit.static import StaticCircuit
+from vela.supervisor.config.records import CircuitConfig
 
 pytestmark = pytest.mark.needs_net_admin
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from vela.address import Remote
-from vela.circuit import CircuitConfig, DaemonConfig, PeerConfig
 from vela.errors import DeviceError
 from vela.supervisor.circuit.circuit import Origin
+from vela.supervisor.config.records import CircuitConfig, DaemonConfig, PeerConfig
 from vela.supervisor.registry.store import Store, Stored, StoredCircuit
 
 DAEMON = DaemonConfig()

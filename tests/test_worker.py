@@ -16,10 +16,9 @@ import pytest
 
 from lab.waiting import eventually
 from vela import worker
-from vela.circuit import Engine
 from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import Counters, Slot
-from vela.dataplane.engine import LoadedEngine, load_engine
+from vela.dataplane.engine import Engine, LoadedEngine, load_engine
 from vela.dataplane.frame import Elision
 from vela.linux.confinement import find_user
 from vela.supervisor.circuit.keeper import HANG_AFTER_CHECKS, WorkerKeeper

@@ -8,7 +8,6 @@ from enum import Enum
 import structlog
 
 from vela.address import Endpoint, IPAddress
-from vela.circuit import CircuitConfig, Encapsulation, SourcePort
 from vela.dataplane.frame import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.underlay import ReceiveGroup, Route
@@ -17,6 +16,8 @@ from vela.supervisor.runtime.loop import Timer
 from vela.supervisor.runtime.resolver import Answer
 from vela.supervisor.status import CircuitStatus
 from vela.wire import MIN_IPV6_MTU, tap_mtu
+
+from ..config.records import CircuitConfig, Encapsulation, SourcePort
 
 # Names change their addresses, and routes their MTU: looked at again this often.
 REFRESH_INTERVAL_S = 60.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vela.address import Endpoint, IPAddress
-from vela.circuit import CircuitConfig, Encapsulation, PeerConfig
 from vela.dataplane.frame import Elision
 from vela.errors import DeviceError, VelaError
 from vela.negotiation import (
@@ -32,6 +31,8 @@ from vela.supervisor.circuit.circuit import Circuit, Origin, State
 from vela.supervisor.circuit.pseudowire import PROVISIONAL_MTU, Path, Profile, Services
 from vela.supervisor.circuit.signaling import Conversation
 from vela.supervisor.control_channel import Negotiator
+
+from ..config.records import CircuitConfig, Encapsulation, PeerConfig
 
 CircuitHandler = Callable[["NegotiatedCircuit"], None]
 IdCheck = Callable[["NegotiatedCircuit", tuple[IPAddress, ...]], None]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import structlog
 
 from vela.address import Endpoint, Family, IPAddress
-from vela.circuit import CircuitConfig, Encapsulation
 from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import CounterSlab, Slot
 from vela.dataplane.engine import LoadedEngine
@@ -40,6 +39,8 @@ from vela.wire import (
     super_frame_limit,
 )
 from vela.worker import WorkerTask
+
+from ..config.records import CircuitConfig, Encapsulation
 
 # Workers that start are forked in a row, this often: what the supervisor writes to
 # between two forks is copied for each (measured with 255: 8 MB a worker, and

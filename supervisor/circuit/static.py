@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from vela.circuit import Encapsulation
 from vela.dataplane.frame import Elision
 from vela.errors import VelaError
 from vela.supervisor.circuit.circuit import Circuit, State
 from vela.supervisor.circuit.pseudowire import Path, Profile
+
+from ..config.records import Encapsulation
 
 
 class StaticCircuit(Circuit):

@@ -9,12 +9,13 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from vela.address import IPAddress, Remote, parse_interface_name, parse_remote
-from vela.circuit import CircuitConfig, DaemonConfig, PeerConfig
-from vela.config import format_circuit, parse_circuits, remote_identity
 from vela.errors import ConfigError
 from vela.negotiation import Confirm
 from vela.supervisor.circuit.circuit import Circuit
 from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
+
+from ..config.reader import format_circuit, parse_circuits, remote_identity
+from ..config.records import CircuitConfig, DaemonConfig, PeerConfig
 
 # Numbers, for interfaces that nobody named.
 NAMES_TRIED = 4096

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import structlog
 
-from vela.circuit import DaemonConfig
 from vela.errors import DeviceError
 from vela.supervisor.circuit.circuit import Circuit, Origin
 from vela.supervisor.circuit.negotiated import NegotiatedCircuit
 from vela.supervisor.registry.store import Store, Stored, StoredCircuit
 from vela.supervisor.runtime.loop import EventLoop, Timer
+
+from ..config.records import DaemonConfig
 
 # What others set up in a burst is written to disk together, at most this often.
 SAVE_INTERVAL_S = 0.25

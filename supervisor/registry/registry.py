@@ -9,10 +9,7 @@ from functools import partial
 import structlog
 
 from vela.address import Endpoint, IPAddress, Remote
-from vela.circuit import CircuitConfig, Config, Encapsulation, PeerConfig
-from vela.config import parse_circuits
 from vela.errors import ConfigError, DeviceError, VelaError
-from vela.key import load_key
 from vela.linux.affinity import allowed_cpus, least_loaded
 from vela.negotiation import CircuitRequested, CloseReason, Confirm, RejectCode
 from vela.supervisor.circuit.circuit import Circuit, Origin, State
@@ -25,6 +22,10 @@ from vela.supervisor.registry.kept import Kept, is_named_by_peer
 from vela.supervisor.registry.pending import Unmade
 from vela.supervisor.registry.store import Store, Stored, StoredCircuit
 from vela.supervisor.status import CircuitStatus
+
+from ..config.key import load_key
+from ..config.reader import parse_circuits
+from ..config.records import CircuitConfig, Config, Encapsulation, PeerConfig
 
 # Between the first steps of circuits at start: a remote that sets up its ends
 # takes about as long for each, and must not be asked again before it comes to it.

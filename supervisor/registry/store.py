@@ -12,10 +12,11 @@ from pathlib import Path
 
 import structlog
 
-from vela.circuit import CircuitConfig, DaemonConfig
-from vela.config import format_circuit, parse_circuits
 from vela.errors import ConfigError, DeviceError
 from vela.supervisor.circuit.circuit import Origin
+
+from ..config.reader import format_circuit, parse_circuits
+from ..config.records import CircuitConfig, DaemonConfig
 
 FILE = "circuits.json"
 SET_ASIDE = "circuits.json.unreadable"

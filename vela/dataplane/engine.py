@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
-from vela.circuit import Engine
 from vela.dataplane.contract import Attachment, DataPlane
 from vela.dataplane.reference import PythonDataPlane
 from vela.errors import ConfigError
@@ -16,6 +16,14 @@ except ImportError as err:
     _WHY_NOT_NATIVE = str(err)
 else:
     _WHY_NOT_NATIVE = ""
+
+
+class Engine(Enum):
+    """Which twin of the data path carries frames."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    PYTHON = "python"
 
 
 @dataclass(frozen=True, slots=True)

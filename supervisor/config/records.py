@@ -7,7 +7,10 @@ from enum import Enum
 from ipaddress import IPv6Address
 from pathlib import Path
 
-from vela.address import Endpoint, Family, IPAddress, IPInterface, IPNetwork, Remote
+from vela.address import Endpoint, Family, IPAddress, IPInterface, Remote
+from vela.circuit import AutoconfigureConfig as AutoconfigureConfig
+from vela.circuit import PeerConfig as PeerConfig
+from vela.dataplane.engine import Engine
 from vela.wire import DEFAULT_PORT
 
 
@@ -24,27 +27,6 @@ class SourcePort(Enum):
 
     AUTO = "auto"  # one of its own, derived
     LISTEN = "listen"  # the daemon's
-
-
-class Engine(Enum):
-    """Which twin of the data path carries frames."""
-
-    AUTO = "auto"
-    NATIVE = "native"
-    PYTHON = "python"
-
-
-@dataclass(frozen=True, slots=True)
-class PeerConfig:
-    """What the other end gets by autoconfiguration."""
-
-    interface: str | None = None
-    addresses: tuple[IPInterface, ...] = ()
-    bridge: str | None = None
-    mac: bytes | None = None
-    """Its TAP's; on a static circuit, the one thing that lets frames be elided."""
-    checksum_offload: bool = False
-    """On a static circuit: it completes inner checksums that are left to the outer one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +55,6 @@ class CircuitConfig:
     up: Path | None = None
     down: Path | None = None
     peer: PeerConfig = field(default_factory=PeerConfig)
-
-
-@dataclass(frozen=True, slots=True)
-class AutoconfigureConfig:
-    """The [autoconfigure] table: what other machines may set up here."""
-
-    accept: bool = True
-    sources: tuple[IPNetwork | str, ...] = ()
-    """Networks, and host names still to be resolved. The key is called "from"."""
-    key_file: Path | None = None
-    networks: tuple[IPNetwork, ...] = ()
-    bridges: tuple[str, ...] = ()
-    interfaces: str = "vela*"
-    """A shell pattern (fnmatch)."""
-    max_circuits: int = 64
 
 
 @dataclass(frozen=True, slots=True)

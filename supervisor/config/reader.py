@@ -1,4 +1,4 @@
-"""The configuration file: TOML text to the records of vela.circuit; the only importer of toml.
+"""The configuration file: TOML text to records; the only importer of toml.
 
 Pure but for load_config's reading: nothing of the machine is consulted, unless by the
 check that a caller brings.
@@ -30,21 +30,22 @@ from vela.address import (
     parse_remote,
     parse_source,
 )
-from vela.circuit import (
+from vela.control import MAX_ADDRESSES
+from vela.dataplane.engine import Engine
+from vela.errors import ConfigError
+from vela.mac import format_mac, parse_mac
+from vela.wire import MAX_CIRCUIT_ID, MAX_TAP_MTU, MIN_CIRCUIT_ID, MIN_IPV6_MTU, MIN_TAP_MTU
+
+from .records import (
     AutoconfigureConfig,
     CircuitConfig,
     Config,
     DaemonConfig,
     Encapsulation,
-    Engine,
     PeerConfig,
     SourcePort,
 )
-from vela.control import MAX_ADDRESSES
-from vela.errors import ConfigError
-from vela.mac import format_mac, parse_mac
-from vela.tables import Table, boolean, integer, member, number, text, word, word_or
-from vela.wire import MAX_CIRCUIT_ID, MAX_TAP_MTU, MIN_CIRCUIT_ID, MIN_IPV6_MTU, MIN_TAP_MTU
+from .tables import Table, boolean, integer, member, number, text, word, word_or
 
 MIN_KEEPALIVE_S, MAX_KEEPALIVE_S = 0.1, 3600.0
 MAX_CPU = 8191  # the largest NR_CPUS that Linux can be built for (arch/x86/Kconfig)

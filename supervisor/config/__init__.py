@@ -1,0 +1,1 @@
+"""The configuration: its file, its records, and the rules that they keep."""
