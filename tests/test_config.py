@@ -814,14 +814,14 @@ def test_peer_of_static_circuit_without_effect_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[daemon]\nport = 1\nport = 2\n", "line 3: this key is there twice"),
-        (MINIMAL + MINIMAL, "line 4: the table or key 'vela0' is there twice"),
+        ("[daemon]\nport = 1\nport = 2\n", "line 3: this key appears twice"),
+        (MINIMAL + MINIMAL, "line 4: the table or key 'vela0' appears twice"),
         ('[daemon]\r\nlisten = ["::",, "192.0.2.1"]\r\n', "line 2, column 16: Invalid value"),
         ('[daemon]\nlisten = ["::"', "line 2: Unclosed array"),
         ('[daemon]\nlisten = ["::", 1]\nengine = x1\n', "line 3, column 10: Invalid value"),
         ('[daemon]\nuser = "\\U0000d800"\n', "line 2, column 19: Escaped character is not"),
-        ("[daemon]\nuser = nobody\n", "line 2: this is no value; a string in quotes"),
-        ("[daemon]\nengine = x1\n", "line 2: this is no value; a string in quotes"),
+        ("[daemon]\nuser = nobody\n", "line 2: this is not a value; a string in quotes"),
+        ("[daemon]\nengine = x1\n", "line 2: this is not a value; a string in quotes"),
         ('[daemon]\nlisten = ["::" "::1"]\n', "line 2: something follows a string's closing"),
         ("[daemon]\nport: 5\n", "line 2, column 5: Expected '=' after a key"),
         ('[daemon]\nuser = "nobody\n', "line 2, column 15: Illegal character"),
@@ -854,7 +854,7 @@ def test_toml_that_is_right_is_taken_whatever_the_toml_package_says() -> None:
 
 
 def test_decimal_number_of_five_thousand_digits_is_reported() -> None:
-    assert only_mistake_in(f"[daemon]\nport = {'9' * 5000}\n").startswith("holds a number that")
+    assert only_mistake_in(f"[daemon]\nport = {'9' * 5000}\n").startswith("has an invalid number")
 
 
 @pytest.mark.parametrize(

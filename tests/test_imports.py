@@ -43,7 +43,7 @@ NOT_YET_MOVED = {
 }
 
 OWNERS = {
-    "toml": "vela.supervisor.config.reader",
+    "toml": "vela.supervisor.config.syntax",
     "pytun": "vela.linux.tap",
     "psutil": "vela.linux.affinity",
     "pyroute2": "vela.linux.netlink",

@@ -1,13 +1,17 @@
-"""Parsed TOML, read key by key: types, ranges, key paths, and every mistake on a line. Pure."""
+"""Tables of TOML or JSON values, read key by key: types, ranges, and all mistakes. Pure.
+
+Key, ListKey and TableKey describe the keys of a table once, for reading and for writing.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
-from typing import TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from vela.address import shown
 
@@ -15,32 +19,38 @@ T = TypeVar("T")
 D = TypeVar("D")
 W = TypeVar("W")
 E = TypeVar("E", bound=Enum)
+R = TypeVar("R", bound="Record")
 
 Parser = Callable[[object], T]
-"""Turns a TOML value into a T, or raises ValueError: what is wrong; what would be right."""
+"""Turns a value of TOML into a T, or raises ValueError: what is wrong; what would be right."""
+Formatter = Callable[[T], object]
+"""Turns a T into the value of TOML that its parser reads."""
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")  # TOML 1.0, Keys
 
 
-class Table:
-    """One table. Keys that were asked for are known; finish() reports the others.
+def key_path(*keys: str) -> str:
+    """Return the path of a key as a file can write it: circuits."eth0.5".id."""
+    return ".".join(key if _BARE_KEY.fullmatch(key) else json.dumps(key) for key in keys)
 
-    A mistake is noted and the default returned, so that reading goes on to the next mistake.
+
+class Table:
+    """One table. read() and the like make a key known; finish() reports unknown keys.
+
+    A mistake is recorded and the default returned, so that reading finds all mistakes.
     """
 
-    def __init__(self, values: Mapping[str, object], mistakes: list[str], path: str = "") -> None:
+    def __init__(
+        self, values: Mapping[str, object], mistakes: list[str], path: tuple[str, ...] = ()
+    ) -> None:
+        """path: the keys that lead to this table. Mistakes of all its tables go to mistakes."""
         self._values = values
-        self._mistakes = mistakes
+        self.mistakes = mistakes
         self._path = path
         self._known: list[str] = []
 
-    def path(self, key: str) -> str:
-        """Return the key path as the file would write it: circuits."eth0.5".id."""
-        bare = key if _BARE_KEY.fullmatch(key) else json.dumps(key)
-        return f"{self._path}.{bare}" if self._path else bare
-
     def report(self, key: str, mistake: str) -> None:
-        self._mistakes.append(f"{self.path(key)}: {mistake}")
+        self.mistakes.append(f"{key_path(*self._path, key)}: {mistake}")
 
     def read(self, key: str, parser: Parser[T], default: D) -> T | D:
         """Return the key's value; the default where it is absent or wrong."""
@@ -54,7 +64,7 @@ class Table:
             return default
 
     def require(self, key: str, parser: Parser[T], right: str) -> T | None:
-        """Return the key's value; None, and a mistake is noted, where it is absent or wrong."""
+        """Return the key's value. Where it is absent or wrong, record a mistake and return None."""
         if key not in self._values:
             self.report(key, f"is missing; {right} would be right")
         return self.read(key, parser, None)
@@ -67,7 +77,7 @@ class Table:
         same: Callable[[T], object] = lambda item: item,
         may_be_empty: bool = True,
     ) -> tuple[T, ...]:
-        """Return the items that are right; two that are the same are a mistake."""
+        """Return the valid items of a list; two items that are the same are a mistake."""
         values = self.read(key, _list, None)
         if values is None:
             return default
@@ -75,34 +85,33 @@ class Table:
             self.report(key, "is empty; at least one item would be right")
         items: list[T] = []
         seen: dict[object, int] = {}
+        path = key_path(*self._path, key)
         for index, value in enumerate(values):
             try:
                 item = parser(value)
             except ValueError as err:
-                self._mistakes.append(f"{self.path(key)}[{index}]: {err}")
+                self.mistakes.append(f"{path}[{index}]: {err}")
                 continue
             first = seen.setdefault(same(item), index)
             if first != index:
-                self._mistakes.append(
-                    f"{self.path(key)}[{index}]: {_shown(value)} repeats {key}[{first}]"
-                )
+                self.mistakes.append(f"{path}[{index}]: {_shown(value)} repeats {key}[{first}]")
             items.append(item)
         return tuple(items)
 
     def table(self, key: str) -> Table | None:
-        """Return a table in this one; None where it is absent or something else."""
+        """Return the table of this name in this one; None if it is absent or not a table."""
         values = self.read(key, _table, None)
-        return None if values is None else Table(values, self._mistakes, self.path(key))
+        return None if values is None else Table(values, self.mistakes, (*self._path, key))
 
     def tables(self) -> Iterator[tuple[str, Table]]:
-        """Yield all that is in this table, by name: for tables whose keys the operator makes up."""
+        """Yield the name and table of each key, where the operator chooses the names."""
         for key in self._values:
             inner = self.table(key)
             if inner is not None:
                 yield key, inner
 
     def finish(self) -> None:
-        """Report what nobody asked for."""
+        """Report all keys that were not read."""
         for key in self._values:
             if key in self._known:
                 continue
@@ -110,6 +119,96 @@ class Table:
             close = get_close_matches(key.lower(), self._known, n=1)
             right = f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(self._known)
             self.report(key, f"is an unknown {what}; {right}")
+
+
+class Record(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+class TableField(Protocol):
+    """One key of a table, for the field of that name in the table's record."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self, table: Table, default: Any, /) -> Any:
+        """Return the value for the field; the default if the key is absent or wrong."""
+
+    def write(self, value: Any, /) -> object:
+        """Return the value of TOML that is read as value."""
+
+
+def plain(value: object) -> object:
+    """Return the value of an enumeration's member; everything else as it is."""
+    return value.value if isinstance(value, Enum) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Key(Generic[T]):
+    """A key with one value."""
+
+    name: str
+    parse: Parser[T]
+    write: Formatter[T] = plain
+    required: str = ""
+    """What would be right, for the message where the key is missing; empty: it may be absent."""
+
+    def read(self, table: Table, default: T) -> T:
+        if not self.required:
+            return table.read(self.name, self.parse, default)
+        value = table.require(self.name, self.parse, self.required)
+        return default if value is None else value
+
+
+@dataclass(frozen=True, slots=True)
+class ListKey(Generic[T]):
+    """A key with a list of values."""
+
+    name: str
+    parse_item: Parser[T]
+    write_item: Formatter[T]
+    same: Callable[[T], object]
+    """Two items for which this is equal are a mistake."""
+
+    def read(self, table: Table, default: tuple[T, ...]) -> tuple[T, ...]:
+        return table.read_list(self.name, self.parse_item, default, self.same)
+
+    def write(self, items: tuple[T, ...]) -> list[object]:
+        return [self.write_item(item) for item in items]
+
+
+@dataclass(frozen=True, slots=True)
+class TableKey(Generic[R]):
+    """A key whose value is a table, with a record of its own."""
+
+    name: str
+    fields: Sequence[TableField]
+    default: R
+
+    def read(self, table: Table, default: R) -> R:
+        inner = table.table(self.name)
+        return default if inner is None else read_record(inner, self.fields, default)
+
+    def write(self, record: R) -> dict[str, object]:
+        return write_record(record, self.fields, self.default)
+
+
+def read_record(table: Table, fields: Sequence[TableField], default: R) -> R:
+    """Return the record of a table. The default has the values of absent keys."""
+    values = {field.name: field.read(table, getattr(default, field.name)) for field in fields}
+    table.finish()
+    return replace(default, **values)
+
+
+def write_record(record: R, fields: Sequence[TableField], default: R) -> dict[str, object]:
+    """Return the table that is read as this record, without keys that have their defaults."""
+    return {
+        field.name: field.write(value)
+        for field in fields
+        if (value := getattr(record, field.name)) != getattr(default, field.name)
+    }
 
 
 def boolean(value: object) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from vela.address import IPAddress, Remote, parse_interface_name, parse_remote
@@ -14,8 +13,8 @@ from vela.negotiation import Confirm
 from vela.supervisor.circuit.circuit import Circuit
 from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
 
-from ..config.reader import format_circuit, parse_circuits, remote_identity
-from ..config.records import CircuitConfig, DaemonConfig, PeerConfig
+from ..config.conflicts import ConflictFinder, find_contradictions, remote_identity
+from ..config.records import CircuitConfig, DaemonConfig
 
 # Numbers, for interfaces that nobody named.
 NAMES_TRIED = 4096
@@ -32,27 +31,22 @@ class Occupancy:
         self._daemon = daemon
         self._circuits = circuits
         self._reserved = reserved
+        self._conflicts = ConflictFinder()
 
     def check_free(self, config: CircuitConfig, replaced: Circuit | None = None) -> None:
-        """Raises ConfigError where another circuit has what only one can have.
+        """Raise ConfigError if another circuit has what this one needs, or its values conflict.
 
-        replaced is to go, and so has nothing.
+        replaced: a circuit that goes when this one comes; it does not count.
         """
         if self._circuits.get(config.name) not in (None, replaced):
             raise ConfigError(f"there is a circuit {config.name} already")
-        others = {
-            name: format_circuit(each.config)
-            for name, each in self._circuits.items()
-            if each is not replaced and _may_collide(each.config, config)
-        }
-        for each in others.values():
-            # What others get is theirs to judge.
-            each.pop("peer", None)
-        parse_circuits(
-            others | {config.name: format_circuit(replace(config, peer=PeerConfig()))},
-            self._daemon,
-            config.name,
-        )
+        others = (each.config for each in self._circuits.values() if each is not replaced)
+        mistakes = [
+            *self._conflicts.find(config, others),
+            *find_contradictions(config, self._daemon),
+        ]
+        if mistakes:
+            raise ConfigError(*(f"{config.name}: {mistake}" for mistake in mistakes))
 
     def check_id(self, circuit: Circuit, sources: Iterable[IPAddress]) -> None:
         """Raises ConfigError where another circuit has the id toward one of these addresses."""
@@ -140,14 +134,3 @@ class Occupancy:
             if circuit.unresolved and (confirm.resuming or not circuit.sought_in_vain):
                 return "a circuit with this id is still being resolved on the other end"
         return ""
-
-
-def _may_collide(one: CircuitConfig, other: CircuitConfig) -> bool:
-    """Tell cheaply whether it is worth a closer look: a host may ask for 255 circuits at once."""
-    return (
-        one.id == other.id
-        or (one.mac is not None and one.mac == other.mac)
-        or (isinstance(one.source_port, int) and one.source_port == other.source_port)
-        # As numbers, whatever their family: ten times as fast as addresses are.
-        or not {int(each) for each in one.addresses}.isdisjoint(map(int, other.addresses))
-    )

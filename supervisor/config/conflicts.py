@@ -1,0 +1,207 @@
+"""The rules that the values of circuits keep: in one circuit, with [daemon], and between circuits.
+
+Pure, on records. A mistake is one line: "circuits.NAME.KEY: what is wrong; what would be right".
+
+A circuit whose table has no valid id or remote has id 0 or an empty host. Rules that need these
+skip it, so that such a circuit causes no further mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from ipaddress import IPv6Address
+from typing import NamedTuple
+
+from vela.address import Family, IPAddress, IPInterface, Remote
+from vela.control import MAX_ADDRESSES
+from vela.mac import format_mac
+from vela.wire import MIN_IPV6_MTU
+
+from .records import CircuitConfig, DaemonConfig, Encapsulation
+from .tables import key_path
+
+ANY_IPV6 = IPv6Address("::")  # a socket bound to it receives IPv4 as well
+_LOCAL_HOST = ""  # the host of claims on this host; remotes have a name or an address
+
+
+def find_mistakes(circuits: Iterable[CircuitConfig], daemon: DaemonConfig) -> Iterator[str]:
+    """Yield all mistakes of the circuits of one configuration file."""
+    holders: dict[Hashable, str] = {}
+    for circuit in circuits:
+        for claim in (*_local_claims(circuit), *_remote_claims(circuit)):
+            path = _path(circuit, *claim.key)
+            holder = holders.setdefault(claim.thing, path)
+            if holder != path:
+                yield _taken(path, claim, holder)
+        yield from find_contradictions(circuit, daemon)
+
+
+class ConflictFinder:
+    """Finds what a circuit needs of this host and another circuit has.
+
+    What circuits set up on remotes does not count: each remote judges that itself.
+    A remote may ask for 255 circuits at once. So what a record claims is worked out
+    once, as long as the record is among the others.
+    """
+
+    def __init__(self) -> None:
+        self._claims: dict[str, tuple[CircuitConfig, dict[Hashable, _Claim]]] = {}
+
+    def find(self, circuit: CircuitConfig, others: Iterable[CircuitConfig]) -> list[str]:
+        """Return the conflicts of a circuit with others, all of which have different names."""
+        known, self._claims = self._claims, {}
+        wanted = {claim.thing: claim for claim in _local_claims(circuit)}
+        holders: dict[Hashable, str] = {}
+        for other in others:
+            entry = known.get(other.name)
+            if entry is None or entry[0] is not other:
+                entry = other, {claim.thing: claim for claim in _local_claims(other)}
+            self._claims[other.name] = entry
+            for thing in wanted.keys() & entry[1].keys():
+                holders.setdefault(thing, _path(other, *entry[1][thing].key))
+        return [
+            _taken(_path(circuit, *claim.key), claim, holders[thing])
+            for thing, claim in wanted.items()
+            if thing in holders
+        ]
+
+
+def find_contradictions(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterator[str]:
+    """Yield where a circuit's values contradict each other or [daemon]."""
+    yield from _check_family(circuit, daemon.listen)
+    yield from _check_peer(circuit)
+    addresses, bridges = circuit.addresses, [circuit.bridge]
+    if circuit.autoconfigure:
+        addresses, bridges = addresses + circuit.peer.addresses, [*bridges, circuit.peer.bridge]
+    if circuit.mtu is not None and circuit.mtu < MIN_IPV6_MTU:
+        six = next((interface for interface in addresses if interface.version == 6), None)
+        if six is not None:
+            yield (
+                f"{_path(circuit, 'mtu')}: {circuit.mtu} is too small for {six}; "
+                f"IPv6 needs {MIN_IPV6_MTU}"
+            )
+    if circuit.encapsulation is Encapsulation.IP and any(bridges):
+        yield (
+            f"{_path(circuit, 'encapsulation')}: 'ip' cannot carry a bridge's frames; "
+            "'auto' would be right"
+        )
+    if circuit.bridge == circuit.name:
+        yield (
+            f"{_path(circuit, 'bridge')}: is the circuit's own interface; "
+            "a bridge's name would be right"
+        )
+    if circuit.source_port == daemon.port:
+        yield (
+            f"{_path(circuit, 'source_port')}: {daemon.port} is daemon.port; "
+            "'listen' would be right"
+        )
+
+
+def remote_identity(remote: Remote) -> str:
+    """Return what tells remotes apart: the host, in any case, with or without the final dot."""
+    return remote.host.lower().removesuffix(".")
+
+
+def _check_family(circuit: CircuitConfig, listen: tuple[IPAddress, ...]) -> Iterator[str]:
+    family, key = circuit.family, "family"
+    address = circuit.remote.address
+    if address is not None:
+        family, key = Family.IPV4 if address.version == 4 else Family.IPV6, "remote"
+        if circuit.family not in (None, family):
+            yield (
+                f"{_path(circuit, key)}: {address} contradicts family; "
+                f"'{family.value}' would be right there"
+            )
+            return
+    if family is None or not circuit.remote.host:
+        return
+    version = 4 if family is Family.IPV4 else 6
+    if not any(local.version == version or local == ANY_IPV6 for local in listen):
+        yield (
+            f"{_path(circuit, key)}: needs IPv{version}, but daemon.listen has no "
+            f"IPv{version} address; '::' there receives both"
+        )
+
+
+def _check_peer(circuit: CircuitConfig) -> Iterator[str]:
+    peer = circuit.peer
+    if len(peer.addresses) > MAX_ADDRESSES:
+        yield (
+            f"{_path(circuit, 'peer', 'addresses')}: has {len(peer.addresses)} items; "
+            f"{MAX_ADDRESSES} fit one message"
+        )
+    if peer.mac is not None and peer.mac == circuit.mac:
+        yield (
+            f"{_path(circuit, 'peer', 'mac')}: is this end's own MAC address; "
+            "another one would be right"
+        )
+    if not circuit.autoconfigure:
+        if peer.checksum_offload and peer.mac is None:
+            yield (
+                f"{_path(circuit, 'peer', 'checksum_offload')}: has no effect without peer.mac; "
+                "set both, or neither"
+            )
+        return
+    own = {interface.ip for interface in circuit.addresses}
+    for interface in peer.addresses:
+        if interface.ip in own:
+            yield (
+                f"{_path(circuit, 'peer', 'addresses')}: {interface.ip} is this end's own "
+                "address; another one would be right"
+            )
+
+
+class _Claim(NamedTuple):
+    """Something that only one circuit of a host can have."""
+
+    key: tuple[str, ...]
+    """The key that asks for it, below the circuit's table."""
+    thing: Hashable
+    """Equal for two circuits that cannot both have it."""
+    shown: object
+    """As messages show it."""
+
+
+def _local_claims(circuit: CircuitConfig) -> Iterator[_Claim]:
+    """Yield what a circuit needs of this host."""
+    if circuit.id and circuit.remote.host:
+        identity = ("id", remote_identity(circuit.remote), circuit.id)
+        yield _Claim(("id",), identity, f"{circuit.id} toward {circuit.remote.host}")
+    if isinstance(circuit.source_port, int):
+        port = circuit.source_port
+        yield _Claim(("source_port",), ("source_port", port), port)
+    if circuit.mac is not None:
+        yield _Claim(("mac",), ("mac", _LOCAL_HOST, circuit.mac), format_mac(circuit.mac))
+    yield from _address_claims(("addresses",), _LOCAL_HOST, circuit.addresses)
+
+
+def _remote_claims(circuit: CircuitConfig) -> Iterator[_Claim]:
+    """Yield what a circuit needs of its remote; only circuits of this host are known there."""
+    peer, host = circuit.peer, remote_identity(circuit.remote)
+    if not host:
+        return
+    if peer.mac is not None:
+        yield _Claim(("peer", "mac"), ("mac", host, peer.mac), format_mac(peer.mac))
+    if not circuit.autoconfigure:  # then the MAC address is all that has an effect
+        return
+    if peer.interface is not None:
+        thing = ("interface", host, peer.interface)
+        yield _Claim(("peer", "interface"), thing, peer.interface)
+    yield from _address_claims(("peer", "addresses"), host, peer.addresses)
+
+
+def _address_claims(
+    key: tuple[str, ...], host: str, addresses: tuple[IPInterface, ...]
+) -> Iterator[_Claim]:
+    for interface in addresses:
+        # Each link has its own link-local addresses: fe80::1 may be on all of them.
+        if not (interface.version == 6 and interface.is_link_local):
+            yield _Claim(key, ("address", host, interface.version, int(interface)), interface.ip)
+
+
+def _path(circuit: CircuitConfig, *keys: str) -> str:
+    return key_path("circuits", circuit.name, *keys)
+
+
+def _taken(path: str, claim: _Claim, holder: str) -> str:
+    return f"{path}: {claim.shown} is taken by {holder}; another one would be right"
