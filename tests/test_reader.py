@@ -1,4 +1,4 @@
-"""Every rule of the configuration file: what is taken, what is refused and in which words."""
+"""vela.supervisor.config.reader: what is taken, what is refused and in which words."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ipaddress import (
 from pathlib import Path
 
 import pytest
+from config_texts import MINIMAL, circuit_with, mistakes_in, only_mistake_in, peer_with
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -38,38 +39,6 @@ EXAMPLE = Path(__file__).parent.parent / "config" / "vela.toml"
 EXAMPLE_TEXT = EXAMPLE.read_text()
 # What a person does to the example: take the "#" away before a key.
 UNCOMMENTED = re.sub(r"(?m)^# ([a-z_]+ = )", r"\1", EXAMPLE_TEXT)
-MINIMAL = '[circuits.vela0]\nid = 1\nremote = "192.0.2.9"\n'
-
-
-def error_of(text: str) -> ConfigError | None:
-    try:
-        parse_config(text, "f")
-    except ConfigError as err:
-        return err
-    return None
-
-
-def mistakes_in(text: str) -> list[str]:
-    """Return the mistakes of a text, without the file's name; none: an empty list."""
-    error = error_of(text)
-    if error is None:
-        return []
-    assert all(line.startswith("f: ") for line in str(error).split("\n"))
-    assert str(error) == "\n".join(error.mistakes)
-    return [mistake.removeprefix("f: ") for mistake in error.mistakes]
-
-
-def only_mistake_in(text: str) -> str:
-    (mistake,) = mistakes_in(text)
-    return mistake
-
-
-def circuit_with(line: str, *, remote: str = "192.0.2.9", name: str = "vela0", id: int = 1) -> str:
-    return f'[circuits.{name}]\nid = {id}\nremote = "{remote}"\n{line}\n'
-
-
-def peer_with(line: str, *, remote: str = "192.0.2.9", name: str = "vela0", id: int = 1) -> str:
-    return circuit_with(f"[circuits.{name}.peer]\n{line}", remote=remote, name=name, id=id)
 
 
 def remote_of(text: str) -> Remote:
@@ -675,189 +644,6 @@ def test_remote_that_cannot_be_reached_is_reported(text: str, part: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("listen", "remote", "family", "key"),
-    [
-        ("::", "192.0.2.9", "ipv6", "remote"),
-        ("::", "2001:db8::9", "ipv4", "remote"),
-        ("0.0.0.0", "2001:db8::9", "any", "remote"),
-        ("2001:db8::1", "192.0.2.9", "any", "remote"),
-        ("0.0.0.0", "router2", "ipv6", "family"),
-        ("::1", "router2", "ipv4", "family"),
-    ],
-)
-def test_remote_of_a_family_that_is_not_there_is_reported(
-    listen: str, remote: str, family: str, key: str
-) -> None:
-    text = f'[daemon]\nlisten = ["{listen}"]\n' + circuit_with(
-        f'family = "{family}"', remote=remote
-    )
-
-    assert only_mistake_in(text).startswith(f"circuits.vela0.{key}: ")
-
-
-@pytest.mark.parametrize(
-    ("listen", "remote"),
-    [("::", "192.0.2.9"), ("::", "2001:db8::9"), ("0.0.0.0", "192.0.2.9"), ("0.0.0.0", "router2")],
-)
-def test_remote_of_a_family_that_is_there_is_accepted(listen: str, remote: str) -> None:
-    text = f'[daemon]\nlisten = ["{listen}"]\n' + circuit_with("", remote=remote)
-
-    assert mistakes_in(text) == []
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ("router2.example.net", "ROUTER2.example.net."),
-        ("router2.example.net", "router2.example.net:48622"),
-        ("2001:db8::9", "[2001:0DB8:0::9]:1"),
-    ],
-)
-def test_circuit_id_twice_toward_one_remote_is_reported(first: str, second: str) -> None:
-    text = circuit_with("", remote=first) + circuit_with("", remote=second, name="vela1")
-
-    assert re.fullmatch(
-        r"circuits\.vela1\.id: 1 toward .* is taken by circuits\.vela0\.id; "
-        "another one would be right",
-        only_mistake_in(text),
-    )
-
-
-@pytest.mark.parametrize(
-    ("key", "line"),
-    [
-        ("source_port", "source_port = 50000"),
-        ("mac", 'mac = "02:00:5e:10:00:01"'),
-        ("addresses", 'addresses = ["172.16.16.1/30"]'),
-        ("addresses", 'addresses = ["fd00:16::1/64"]'),
-    ],
-)
-def test_circuit_value_that_another_one_has_is_reported(key: str, line: str) -> None:
-    text = circuit_with(line) + circuit_with(line, remote="192.0.2.10", name="vela1")
-
-    mistake = only_mistake_in(text)
-
-    assert mistake.startswith(f"circuits.vela1.{key}: ")
-    assert f"taken by circuits.vela0.{key};" in mistake
-
-
-@pytest.mark.parametrize(
-    ("key", "line"),
-    [
-        ("interface", 'interface = "vela9"'),
-        ("mac", 'mac = "02:00:5e:10:00:02"'),
-        ("addresses", 'addresses = ["172.16.16.2/30"]'),
-    ],
-)
-def test_peer_value_twice_on_one_remote_is_reported(key: str, line: str) -> None:
-    here, there = "192.0.2.9", "192.0.2.10"
-
-    same = peer_with(line, remote=here) + peer_with(line, remote=here, name="vela1", id=2)
-    other = peer_with(line, remote=here) + peer_with(line, remote=there, name="vela1", id=2)
-
-    assert only_mistake_in(same).startswith(f"circuits.vela1.peer.{key}: ")
-    assert mistakes_in(other) == []
-
-
-def test_circuits_with_equal_id_toward_different_remotes_are_accepted() -> None:
-    text = circuit_with("") + circuit_with("", remote="192.0.2.10", name="vela1")
-
-    assert len(parse_config(text, "f").circuits) == 2
-
-
-def test_link_local_address_on_two_circuits_is_accepted() -> None:
-    line = 'addresses = ["fe80::1/64"]'
-    text = circuit_with(line) + circuit_with(line, remote="192.0.2.10", name="vela1")
-
-    assert mistakes_in(text) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "key"),
-    [
-        (circuit_with('mtu = 1279\naddresses = ["fd00:16::1/64"]'), "mtu"),
-        (peer_with('addresses = ["fd00:16::1/64"]').replace("id = 1", "id = 1\nmtu = 68"), "mtu"),
-        (circuit_with('encapsulation = "ip"\nbridge = "br0"'), "encapsulation"),
-        (
-            peer_with('bridge = "br0"').replace("id = 1", 'id = 1\nencapsulation = "ip"'),
-            "encapsulation",
-        ),
-        (circuit_with("source_port = 48621"), "source_port"),
-        ("[daemon]\nport = 7\n" + circuit_with("source_port = 7"), "source_port"),
-        (
-            circuit_with(
-                'mac = "02:00:5e:10:00:01"\n[circuits.vela0.peer]\nmac = "02:00:5E:10:00:01"'
-            ),
-            "peer.mac",
-        ),
-        (
-            circuit_with(
-                'addresses = ["10.0.0.1/30"]\n[circuits.vela0.peer]\naddresses = ["10.0.0.1/24"]'
-            ),
-            "peer.addresses",
-        ),
-    ],
-)
-def test_circuit_values_that_contradict_are_one_mistake(text: str, key: str) -> None:
-    assert only_mistake_in(text).startswith(f"circuits.vela0.{key}: ")
-
-
-def test_peer_of_static_circuit_without_effect_is_accepted() -> None:
-    text = circuit_with(
-        'autoconfigure = false\nmtu = 100\nencapsulation = "ip"\naddresses = ["10.0.0.1/30"]\n'
-        '[circuits.vela0.peer]\nbridge = "br0"\naddresses = ["10.0.0.1/30", "fd00::1/64"]'
-    )
-
-    assert mistakes_in(text) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[daemon]\nport = 1\nport = 2\n", "line 3: this key appears twice"),
-        (MINIMAL + MINIMAL, "line 4: the table or key 'vela0' appears twice"),
-        ('[daemon]\r\nlisten = ["::",, "192.0.2.1"]\r\n', "line 2, column 16: Invalid value"),
-        ('[daemon]\nlisten = ["::"', "line 2: Unclosed array"),
-        ('[daemon]\nlisten = ["::", 1]\nengine = x1\n', "line 3, column 10: Invalid value"),
-        ('[daemon]\nuser = "\\U0000d800"\n', "line 2, column 19: Escaped character is not"),
-        ("[daemon]\nuser = nobody\n", "line 2: this is not a value; a string in quotes"),
-        ("[daemon]\nengine = x1\n", "line 2: this is not a value; a string in quotes"),
-        ('[daemon]\nlisten = ["::" "::1"]\n', "line 2: something follows a string's closing"),
-        ("[daemon]\nport: 5\n", "line 2, column 5: Expected '=' after a key"),
-        ('[daemon]\nuser = "nobody\n', "line 2, column 15: Illegal character"),
-        (
-            "# 1\ncircuits = 3\n[circuits.a]\nid = 1\n",
-            "line 3, column 12: Cannot overwrite a value",
-        ),
-        ("# 1\na={b=1\n# 3\n", "line 2, column 7: Unclosed inline table"),
-    ],
-)
-def test_syntax_error_is_one_line_with_its_place(text: str, message: str) -> None:
-    assert only_mistake_in(text).startswith(message)
-
-
-def test_syntax_error_message_has_neither_newlines_nor_surrogates() -> None:
-    mistake = only_mistake_in('["\\n\ud800\u2028"]\n["\\n\ud800\u2028"]\n')
-
-    assert mistake.isprintable()
-
-
-def test_toml_that_is_right_is_taken_whatever_the_toml_package_says() -> None:
-    text = "[daemon]\nport=0x1f\n" + circuit_with("cpu = 0b1")
-
-    config = parse_config(text, "f")
-
-    assert (config.daemon.port, config.circuits[0].cpu) == (31, 1)
-    assert only_mistake_in('[daemon]\nlisten = ["::", 1]\n').startswith(
-        "daemon.listen[1]: 1 is a whole number; "
-    )
-
-
-def test_decimal_number_of_five_thousand_digits_is_reported() -> None:
-    assert only_mistake_in(f"[daemon]\nport = {'9' * 5000}\n").startswith("has an invalid number")
-
-
-@pytest.mark.parametrize(
     ("listen", "message"),
     [
         ('["::", "2001:db8::1"]', "2001:db8::1 is one of ::; leave out one of the two"),
@@ -1010,16 +796,3 @@ def test_config_of_any_value_raises_nothing_but_config_error(data: st.DataObject
     lines[index] = lines[index].partition(" = ")[0] + " = " + value
 
     parses_or_reports("\n".join(lines) + "\n")
-
-
-def test_peer_with_more_addresses_than_fit_one_message_is_a_mistake() -> None:
-    addresses = ", ".join(f'"10.9.{number}.1/24"' for number in range(33))
-    text = (
-        '[circuits.vela0]\nid = 1\nremote = "192.0.2.9"\n'
-        f"[circuits.vela0.peer]\naddresses = [{addresses}]\n"
-    )
-
-    with pytest.raises(ConfigError) as caught:
-        parse_config(text, "f")
-
-    assert str(caught.value) == "f: circuits.vela0.peer.addresses: has 33 items; 32 fit one message"
