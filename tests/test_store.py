@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from ipaddress import ip_interface
 from pathlib import Path
 
@@ -168,6 +170,72 @@ def test_store_that_cannot_be_saved_keeps_what_was_there(path: Path) -> None:
         store.save(STORED)
 
     assert store.load(DAEMON) == Stored((OF_PEER,))
+
+
+@pytest.fixture
+def synced(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, bool]]:
+    """What was synced so far, and whether circuits.json was in its place by then."""
+    calls: list[tuple[Path, bool]] = []
+    fsync = os.fsync
+
+    def record(fd: int) -> None:
+        fsync(fd)
+        calls.append((Path(os.readlink(f"/proc/self/fd/{fd}")), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", record)
+    return calls
+
+
+def test_store_syncs_the_file_before_the_rename_and_the_folder_after(
+    path: Path, synced: list[tuple[Path, bool]]
+) -> None:
+    path.parent.mkdir()
+
+    Store(path.parent).save(STORED)
+
+    assert synced == [(path.with_suffix(".new"), False), (path.parent, True)]
+
+
+def test_store_syncs_the_folders_that_hold_the_ones_it_makes(
+    tmp_path: Path, synced: list[tuple[Path, bool]]
+) -> None:
+    Store(tmp_path / "outer" / "inner").save(STORED)
+
+    folders = [folder for folder, _ in synced if folder.is_dir()]
+    assert folders == [tmp_path / "outer", tmp_path, tmp_path / "outer" / "inner"]
+
+
+def test_store_syncs_the_folder_after_a_file_was_set_aside(
+    path: Path, synced: list[tuple[Path, bool]]
+) -> None:
+    path.parent.mkdir()
+    path.write_text("[]")
+
+    Store(path.parent).load(DAEMON)
+
+    assert synced == [(path.parent, False)]
+
+
+@pytest.mark.parametrize(("error", "raised"), [(errno.EIO, True), (errno.EINVAL, False)])
+def test_store_folder_that_cannot_be_synced_is_an_error_if_its_file_system_syncs_folders(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: int, raised: bool
+) -> None:
+    path.parent.mkdir()
+    fsync = os.fsync
+
+    def fail(fd: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(error, os.strerror(error))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+    if raised:
+        with pytest.raises(DeviceError, match=r"circuits\.json: Input/output error$"):
+            Store(path.parent).save(STORED)
+    else:
+        Store(path.parent).save(STORED)
+        assert Store(path.parent).load(DAEMON) == STORED
 
 
 def test_store_whose_directory_is_a_file_says_so(path: Path) -> None:

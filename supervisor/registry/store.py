@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -54,7 +55,7 @@ class Stored:
 
 
 class Store:
-    """The file in the state directory. Always whole: written beside it, then put in its place."""
+    """The file in the state directory. It is replaced as a whole, never changed in its place."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -81,16 +82,20 @@ class Store:
             return self._set_aside(f"{type(err).__name__}: {err}")
 
     def save(self, stored: Stored) -> None:
-        """Keep this from now on. Raises DeviceError, and then what was kept before still is."""
+        """Keep this from now on, also after a power failure.
+
+        Raises DeviceError. Then the file has what was saved before, unless it was the folder
+        that could not be synced: then a power failure decides.
+        """
         new = self._path.with_suffix(".new")
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_directory(self._directory)
             with new.open("w", encoding="utf-8") as file:
                 json.dump(_format(stored), file, indent=1)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
-            new.replace(self._path)
+            _replace(new, self._path)
         except FileExistsError as err:
             raise DeviceError(
                 f"{self._directory}: something is there that is no directory"
@@ -107,10 +112,35 @@ class Store:
             "state_unreadable", path=str(self._path), kept_as=str(aside), error=reason
         )
         try:
-            self._path.replace(aside)
+            _replace(self._path, aside)
         except OSError as err:
             raise DeviceError(f"{aside}: {os.strerror(err.errno or 0)}") from err
         return Stored()
+
+
+def _make_directory(directory: Path) -> None:
+    missing = [each for each in (directory, *directory.parents) if not each.exists()]
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for each in missing:
+        _sync_folder(each.parent)
+
+
+def _replace(source: Path, target: Path) -> None:
+    source.replace(target)
+    # The new name is in the folder, which fsync of the file does not write (fsync(2)).
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as err:
+        # fsync(2): a file system may not support it for this descriptor.
+        if err.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(fd)
 
 
 def _format(stored: Stored) -> Mapping[str, object]:
