@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+from ipaddress import ip_interface
+from typing import Any
 
 import pytest
 from config_texts import circuit_with, mistakes_in, only_mistake_in, peer_with
 
+from vela.address import Remote
 from vela.errors import ConfigError
-from vela.supervisor.config.reader import parse_config
+from vela.supervisor.config.conflicts import ConflictFinder
+from vela.supervisor.config.reader import format_circuit, parse_config
+from vela.supervisor.config.records import CircuitConfig, PeerConfig
 
 
 @pytest.mark.parametrize(
@@ -159,3 +165,97 @@ def test_peer_with_more_addresses_than_fit_one_message_is_a_mistake() -> None:
         parse_config(text, "f")
 
     assert str(caught.value) == "f: circuits.vela0.peer.addresses: has 33 items; 32 fit one message"
+
+
+def test_checksum_offload_without_the_peers_mac_is_reported_at_its_key() -> None:
+    text = circuit_with("autoconfigure = false\n[circuits.vela0.peer]\nchecksum_offload = true")
+
+    assert only_mistake_in(text) == (
+        "circuits.vela0.peer.checksum_offload: has no effect without peer.mac; set both, or neither"
+    )
+
+
+def test_circuits_without_id_and_remote_have_no_further_mistakes() -> None:
+    tables = (f"[circuits.vela{n}]\n[circuits.vela{n}.peer]\ninterface = 'x'\n" for n in (0, 1))
+
+    assert [mistake.partition(": ")[0] for mistake in mistakes_in("".join(tables))] == [
+        *("circuits.vela0.id", "circuits.vela0.remote"),
+        *("circuits.vela1.id", "circuits.vela1.remote"),
+    ]
+
+
+def record(name: str, id: int = 1, remote: str = "192.0.2.9", **values: Any) -> CircuitConfig:
+    return CircuitConfig(name, id, Remote(remote), **values)
+
+
+FULL = record(
+    "vela0",
+    mac=b"\x02\x00\x5e\x10\x00\x01",
+    source_port=50000,
+    addresses=(ip_interface("10.9.0.1/30"), ip_interface("fd00::1/64")),
+)
+
+
+def test_finder_names_everything_that_is_taken_and_by_whom() -> None:
+    others = [
+        record("eth0.5", 2, addresses=FULL.addresses[1:]),
+        record("vela1", remote="192.0.2.9"),
+        record("vela2", 3, addresses=FULL.addresses, mac=FULL.mac, source_port=50000),
+    ]
+
+    assert ConflictFinder().find(FULL, others) == [
+        "circuits.vela0.id: 1 toward 192.0.2.9 is taken by circuits.vela1.id; "
+        "another one would be right",
+        "circuits.vela0.source_port: 50000 is taken by circuits.vela2.source_port; "
+        "another one would be right",
+        "circuits.vela0.mac: 02:00:5e:10:00:01 is taken by circuits.vela2.mac; "
+        "another one would be right",
+        "circuits.vela0.addresses: 10.9.0.1 is taken by circuits.vela2.addresses; "
+        "another one would be right",
+        'circuits.vela0.addresses: fd00::1 is taken by circuits."eth0.5".addresses; '
+        "another one would be right",
+    ]
+
+
+def test_finder_ignores_what_circuits_set_up_on_remotes() -> None:
+    peer = PeerConfig("vela9", FULL.addresses, mac=FULL.mac)
+
+    assert ConflictFinder().find(FULL, [record("vela1", 2, peer=peer)]) == []
+    assert ConflictFinder().find(record("vela1", 2, peer=peer), [FULL]) == []
+    same = record("vela1", 2, peer=peer), record("vela2", 3, peer=peer)
+    assert ConflictFinder().find(same[0], same[1:]) == []
+
+
+def test_finder_sees_circuits_that_changed_came_and_went() -> None:
+    finder = ConflictFinder()
+
+    assert len(finder.find(FULL, [record("vela1")])) == 1
+    assert finder.find(FULL, [record("vela1", 2)]) == []
+    assert len(finder.find(FULL, [record("vela1", 2), record("vela2")])) == 1
+    assert finder.find(FULL, []) == []
+    assert len(finder.find(FULL, [record("vela1")])) == 1
+
+
+VALUES = [
+    {},
+    {"mac": FULL.mac},
+    {"source_port": 50000},
+    {"addresses": FULL.addresses},
+    {"addresses": (ip_interface("fe80::1/64"),)},
+]
+
+
+@pytest.mark.parametrize("second", VALUES)
+@pytest.mark.parametrize("id", [1, 2])
+def test_circuit_at_run_time_is_judged_as_one_of_the_file(id: int, second: dict[str, Any]) -> None:
+    circuit = record("vela1", id, **second)
+    file = text_of(FULL) + text_of(circuit)
+
+    assert ConflictFinder().find(circuit, [FULL]) == mistakes_in(file)
+
+
+def text_of(circuit: CircuitConfig) -> str:
+    settings = format_circuit(circuit).items()
+    return f"[circuits.{circuit.name}]\n" + "".join(
+        f"{key} = {json.dumps(value)}\n" for key, value in settings
+    )
