@@ -48,15 +48,18 @@ def test_key_in_a_fifo_or_a_device_is_refused_at_once(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo, 0o600)
 
-    assert refusal(fifo) == f"{fifo} is no file with a key in it; name one that is"
-    assert refusal(Path("/dev/zero")) == "/dev/zero is no file with a key in it; name one that is"
-    assert refusal(tmp_path) == f"{tmp_path} is no file with a key in it; name one that is"
+    assert refusal(fifo) == f"{fifo} is not a regular file; name a file with a key in it"
+    assert (
+        refusal(Path("/dev/zero"))
+        == "/dev/zero is not a regular file; name a file with a key in it"
+    )
+    assert refusal(tmp_path) == f"{tmp_path} is not a regular file; name a file with a key in it"
 
 
 def test_key_that_others_can_read_is_refused(path: Path) -> None:
     path.chmod(0o640)
 
-    assert refusal(path) == f"{path} is open to others (mode 0640); chmod 600 it"
+    assert refusal(path) == f"{path} gives others access (mode 0640); run chmod 600 on it"
 
 
 @pytest.mark.parametrize("size", [0, 15, 1025, 5000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import shutil
 import subprocess
 import sys
@@ -37,3 +38,18 @@ def test_source_distribution_holds_all_that_the_extension_is_built_from(tmp_path
     }
     assert len(wanted) > 10
     assert wanted <= held
+
+
+def test_installation_holds_every_package_of_the_tree() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = config["options"]["packages"].split()
+
+    found = {
+        ".".join((*package, *path.relative_to(ROOT / folder).parts))
+        for folder, package in (("vela", ("vela",)), ("supervisor", ("vela", "supervisor")))
+        for path in (each.parent for each in (ROOT / folder).rglob("__init__.py"))
+        if "supervisor" not in path.relative_to(ROOT / folder).parts  # the link
+    }
+
+    assert sorted(listed) == sorted(found)

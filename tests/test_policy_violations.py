@@ -308,8 +308,8 @@ def test_key_that_others_can_read_is_refused(
         pass
 
     assert velad.log() == (
-        f"{velad.config_path}: {table}.key_file: {key} is open to others (mode 0644); "
-        "chmod 600 it\n"
+        f"{velad.config_path}: {table}.key_file: {key} gives others access (mode 0644); "
+        "run chmod 600 on it\n"
     )
     assert interfaces(routers.a.namespace) == {"lo", "eth0"}
 

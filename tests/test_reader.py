@@ -262,11 +262,11 @@ def test_key_unknown_is_reported_with_the_closest(text: str, mistake: str) -> No
     ("text", "mistake"),
     [
         ("circuits = 3\n", "circuits: 3 is a whole number; a table"),
-        ("daemon = true\n", "daemon: true is a truth value; a table"),
+        ("daemon = true\n", "daemon: true is a boolean; a table"),
         ("[[circuits]]\nid = 1\n", "circuits: this is a list; a table"),
         ("[circuits]\nvela0 = 3\n", "circuits.vela0: 3 is a whole number; a table"),
         (circuit_with('peer = "x"'), "circuits.vela0.peer: 'x' is a string; a table"),
-        ("[daemon]\nport = true\n", "daemon.port: true is a truth value; a whole number"),
+        ("[daemon]\nport = true\n", "daemon.port: true is a boolean; a whole number"),
         ("[daemon]\nport = 1.0\n", "daemon.port: 1.0 is a number with a fraction; a whole number"),
         ('[daemon]\nport = "1"\n', "daemon.port: '1' is a string; a whole number"),
         ("[daemon]\nport = 1979-05-27\n", "daemon.port: this is a date or time; a whole number"),
@@ -275,14 +275,14 @@ def test_key_unknown_is_reported_with_the_closest(text: str, mistake: str) -> No
         ('[daemon]\nlisten = "::"\n', "daemon.listen: '::' is a string; a list"),
         ("[daemon]\nlisten = [1]\n", "daemon.listen[0]: 1 is a whole number; a string"),
         ("[daemon]\nengine = 1\n", "daemon.engine: 1 is a whole number; 'auto' or 'native'"),
-        (circuit_with("keepalive = true"), "circuits.vela0.keepalive: true is a truth value"),
+        (circuit_with("keepalive = true"), "circuits.vela0.keepalive: true is a boolean"),
         (circuit_with('keepalive = "5"'), "circuits.vela0.keepalive: '5' is a string; a number"),
         (circuit_with("autoconfigure = 1"), "circuits.vela0.autoconfigure: 1 is a whole number"),
-        (circuit_with("mtu = true"), "circuits.vela0.mtu: true is a truth value; 'auto' or a"),
-        (circuit_with("cpu = false"), "circuits.vela0.cpu: false is a truth value; 'auto' or"),
+        (circuit_with("mtu = true"), "circuits.vela0.mtu: true is a boolean; 'auto' or a"),
+        (circuit_with("cpu = false"), "circuits.vela0.cpu: false is a boolean; 'auto' or"),
         (circuit_with("cpu = [1]"), "circuits.vela0.cpu: this is a list; 'auto' or"),
         (circuit_with("cpu = 1.5"), "circuits.vela0.cpu: 1.5 is a number with a fraction"),
-        (circuit_with("source_port = true"), "circuits.vela0.source_port: true is a truth value"),
+        (circuit_with("source_port = true"), "circuits.vela0.source_port: true is a boolean"),
     ],
 )
 def test_value_of_wrong_type_is_reported(text: str, mistake: str) -> None:
@@ -501,7 +501,7 @@ def test_interface_pattern_that_no_name_fits_is_reported_with_both_lengths() -> 
 def test_value_of_great_length_is_cut_in_the_message() -> None:
     mistake = only_mistake_in(f'[daemon]\nengine = "{"x" * 61}"\n')
 
-    assert mistake.startswith(f"daemon.engine: '{'x' * 60}'... is unknown here; ")
+    assert mistake.startswith(f"daemon.engine: '{'x' * 60}'... is not valid; ")
 
 
 @pytest.mark.parametrize(
@@ -646,8 +646,8 @@ def test_remote_that_cannot_be_reached_is_reported(text: str, part: str) -> None
 @pytest.mark.parametrize(
     ("listen", "message"),
     [
-        ('["::", "2001:db8::1"]', "2001:db8::1 is one of ::; leave out one of the two"),
-        ('["192.0.2.1", "0.0.0.0"]', "192.0.2.1 is one of 0.0.0.0; leave out one of the two"),
+        ('["::", "2001:db8::1"]', "2001:db8::1 is covered by ::; remove one of the two"),
+        ('["192.0.2.1", "0.0.0.0"]', "192.0.2.1 is covered by 0.0.0.0; remove one of the two"),
     ],
 )
 def test_listen_addresses_of_which_one_is_all_are_reported(listen: str, message: str) -> None:

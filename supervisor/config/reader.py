@@ -1,7 +1,7 @@
-"""The configuration file, and tables of circuits, to records; a circuit's record to its table.
+"""The configuration file to records, and a circuit's record to its table.
 
-Pure but for load_config, which reads one file. Only a check that the caller brings looks at
-the machine.
+Only load_config does input: it reads one file. A caller that wants values compared with the
+host, such as names of users, passes a check that does so.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ MAX_FILE_SIZE = 1 << 20  # bytes; hundreds of circuits need a tenth of it
 _DAEMON = DaemonConfig()
 _AUTOCONFIGURE = AutoconfigureConfig()
 _UNREAD_CIRCUIT = CircuitConfig(name="", id=0, remote=Remote(""))
-"""The defaults; id and remote are those of a table that has no valid ones."""
+"""The defaults. A circuit keeps this id or remote if its table has no valid one."""
 
 Check = Callable[[Config], Iterable[str]]
-"""Finds further mistakes, "key.path: what is wrong; what would be right"."""
+"""Returns further mistakes: "key.path: what is wrong; what would be right"."""
 
 
 def load_config(path: Path, check: Check = lambda config: ()) -> Config:
     """Read and validate a configuration file.
 
-    Raises ConfigError with all mistakes in it, those that check finds included;
-    it sees defaults where the file is wrong.
+    Raises ConfigError with all mistakes, also those that check finds. In the
+    configuration that check gets, defaults replace wrong values.
     """
     source = str(path)
     try:
@@ -97,10 +97,10 @@ def load_config(path: Path, check: Check = lambda config: ()) -> Config:
 
 
 def parse_config(toml_text: str, source: str, check: Check = lambda config: ()) -> Config:
-    """Validate the text of a configuration; source names it in messages.
+    """Validate the text of a configuration. source: its name in messages.
 
-    Raises ConfigError with all mistakes in it, "SOURCE: key.path: what is wrong; what would
-    be right"; where the text is not TOML, with the first.
+    Raises ConfigError with all mistakes, a line each: "SOURCE: key.path: what is wrong; what
+    would be right". If the text is not TOML, only the first syntax error is reported.
     """
     try:
         values = parse_toml(toml_text)
@@ -116,7 +116,7 @@ def parse_config(toml_text: str, source: str, check: Check = lambda config: ()) 
 def parse_circuits(
     tables: Mapping[str, object], daemon: DaemonConfig, source: str
 ) -> tuple[CircuitConfig, ...]:
-    """Validate tables as they stand under [circuits], one by one and against each other.
+    """Validate tables as in [circuits], each for itself and against each other.
 
     Raises ConfigError as parse_config does.
     """
@@ -146,7 +146,7 @@ def _path(value: str) -> Path:
 def _socket_path(value: str) -> Path:
     size = len(value.encode())
     if size > MAX_SOCKET_PATH:
-        raise ValueError(f"has {size} bytes; {MAX_SOCKET_PATH} at most fit a socket's path")
+        raise ValueError(f"has {size} bytes; a socket's path has {MAX_SOCKET_PATH} at most")
     return _path(value)
 
 
@@ -170,7 +170,8 @@ _SOURCE_PORT = word_or(
 )
 _ADDRESSES = ListKey("addresses", text(parse_interface), str, same=lambda interface: interface.ip)
 
-# All keys of a circuit: the reader and the writer go by these lists.
+# All keys of a circuit. The reader and the writer both use these lists; the defaults are in
+# the records.
 PEER_KEYS: tuple[TableField, ...] = (
     Key("interface", _INTERFACE_NAME),
     _ADDRESSES,
@@ -234,11 +235,14 @@ def _read_daemon(table: Table) -> DaemonConfig:
 
 
 def _check_listen(listen: tuple[IPAddress, ...], table: Table) -> None:
-    """Refuse what would take one port twice; "::" takes no IPv4 where an IPv4 address is there."""
+    """Report addresses that would bind one port twice.
+
+    "::" with an IPv4 address is right: the socket for "::" then receives no IPv4.
+    """
     for every in filter(lambda address: address.is_unspecified, listen):
         for other in listen:
             if other.version == every.version and other != every:
-                table.report("listen", f"{other} is one of {every}; leave out one of the two")
+                table.report("listen", f"{other} is covered by {every}; remove one of the two")
 
 
 def _read_autoconfigure(table: Table) -> AutoconfigureConfig:

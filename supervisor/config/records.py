@@ -1,4 +1,4 @@
-"""What the operator asks for: frozen records, already validated. Nothing here reads or writes."""
+"""The configuration as frozen records. Nothing here reads, writes or validates."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from vela.wire import DEFAULT_PORT
 
 
 class Encapsulation(Enum):
-    """Which frames leave with their Ethernet header elided."""
+    """Which frames are sent without their Ethernet header."""
 
-    AUTO = "auto"  # those that the remote can rebuild
-    ETHERNET = "ethernet"  # none
-    IP = "ip"  # all; anything but IP is dropped (peers that speak the original VELA)
+    AUTO = "auto"  # frames whose header the remote can rebuild
+    ETHERNET = "ethernet"  # no frames
+    IP = "ip"  # all frames; only IP packets are sent (for remotes with the original VELA)
 
 
 class SourcePort(Enum):
-    """The words that stand for a sending port; a number is one itself."""
+    """The port that a circuit sends from, if the configuration gives no number."""
 
-    AUTO = "auto"  # one of its own, derived
-    LISTEN = "listen"  # the daemon's
+    AUTO = "auto"  # a port of its own, derived from the circuit
+    LISTEN = "listen"  # the port that the daemon listens on
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitConfig:
-    """One [circuits.NAME] table; NAME is the interface's name."""
+    """One [circuits.NAME] table. NAME is the name of the interface."""
 
     name: str
     id: int
     remote: Remote
     family: Family | None = None
-    """None: whichever the name resolves to."""
+    """None: IPv4 or IPv6, whatever the name resolves to."""
     addresses: tuple[IPInterface, ...] = ()
     bridge: str | None = None
     mtu: int | None = None
@@ -47,7 +47,7 @@ class CircuitConfig:
     encapsulation: Encapsulation = Encapsulation.AUTO
     source_port: SourcePort | int = SourcePort.AUTO
     cpu: int | None = None
-    """None: spread over the CPUs that the process may use."""
+    """None: the CPU with the fewest workers, of those that the daemon may use."""
     keepalive: float = 5.0
     """Seconds between keepalives."""
     autoconfigure: bool = True
@@ -78,5 +78,5 @@ class Config:
 
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     autoconfigure: AutoconfigureConfig | None = None
-    """None: nothing may be set up here by others."""
+    """None: remotes may set up nothing on this host."""
     circuits: tuple[CircuitConfig, ...] = ()

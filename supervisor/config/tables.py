@@ -218,7 +218,7 @@ def boolean(value: object) -> bool:
 
 
 def integer(low: int, high: int | None = None) -> Parser[int]:
-    """Make a parser of whole numbers from low to high, both included."""
+    """Return a parser of whole numbers from low to high, both included."""
 
     def parse(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -233,7 +233,7 @@ def integer(low: int, high: int | None = None) -> Parser[int]:
 
 
 def number(low: float, high: float) -> Parser[float]:
-    """Make a parser of numbers, whole or not, from low to high, both included."""
+    """Return a parser of numbers, whole or not, from low to high, both included."""
 
     def parse(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -246,40 +246,40 @@ def number(low: float, high: float) -> Parser[float]:
 
 
 def text(parse_text: Callable[[str], T]) -> Parser[T]:
-    """Make a parser of strings that hold what parse_text takes."""
+    """Return a parser of strings. parse_text raises ValueError for a string that is not valid."""
 
     def parse(value: object) -> T:
         if not isinstance(value, str):
             raise wrong_type(value, "a string")
-        # NUL ends a path early, and a lone surrogate cannot be encoded.
+        # NUL would end a path early; a lone surrogate cannot be encoded.
         if not value.isprintable():
-            raise ValueError(f"{_shown(value)} holds unprintable characters")
+            raise ValueError(f"{_shown(value)} has unprintable characters")
         return parse_text(value)
 
     return parse
 
 
 def word(words: Mapping[str, W]) -> Parser[W]:
-    """Make a parser of a few words."""
+    """Return a parser of words, to what they stand for."""
     right = " or ".join(f"'{word}'" for word in words)
 
     def parse(value: object) -> W:
         if not isinstance(value, str):
             raise wrong_type(value, right)
         if value not in words:
-            raise ValueError(f"{_shown(value)} is unknown here; {right} would be right")
+            raise ValueError(f"{_shown(value)} is not valid; {right} would be right")
         return words[value]
 
     return parse
 
 
 def member(enum: type[E]) -> Parser[E]:
-    """Make a parser of the enumeration's values."""
+    """Return a parser of the values of an enumeration, to its members."""
     return word({str(item.value): item for item in enum})
 
 
 def word_or(words: Mapping[str, W], parser: Parser[T], right: str) -> Parser[W | T]:
-    """Make a parser of a few words, and of what is no string; right describes both."""
+    """Return a parser of words, and of other values than strings. right describes all of them."""
 
     def parse(value: object) -> W | T:
         if isinstance(value, bool | list | dict):
@@ -287,7 +287,7 @@ def word_or(words: Mapping[str, W], parser: Parser[T], right: str) -> Parser[W |
         if not isinstance(value, str):
             return parser(value)
         if value not in words:
-            raise ValueError(f"{_shown(value)} is unknown here; {right} would be right")
+            raise ValueError(f"{_shown(value)} is not valid; {right} would be right")
         return words[value]
 
     return parse
@@ -311,7 +311,7 @@ def _table(value: object) -> dict[str, object]:
 
 def _kind(value: object) -> str:
     if isinstance(value, bool):
-        return "a truth value"
+        return "a boolean"
     if isinstance(value, int):
         return "a whole number"
     if isinstance(value, float):
