@@ -102,6 +102,17 @@ def test_peer_value_twice_on_one_remote_is_reported(key: str, line: str) -> None
     assert mistakes_in(other) == []
 
 
+def test_peer_of_static_circuits_is_judged_by_its_mac_alone() -> None:
+    def circuits(line: str) -> str:
+        static = f"autoconfigure = false\n[circuits.vela{{n}}.peer]\n{line}"
+        return "".join(
+            circuit_with(static.format(n=n), name=f"vela{n}", id=n + 1) for n in range(2)
+        )
+
+    assert mistakes_in(circuits('interface = "vela9"\naddresses = ["172.16.16.2/30"]')) == []
+    assert len(mistakes_in(circuits('mac = "02:00:5e:10:00:02"'))) == 1
+
+
 def test_circuits_with_equal_id_toward_different_remotes_are_accepted() -> None:
     text = circuit_with("") + circuit_with("", remote="192.0.2.10", name="vela1")
 
@@ -234,6 +245,13 @@ def test_finder_sees_circuits_that_changed_came_and_went() -> None:
     assert len(finder.find(FULL, [record("vela1", 2), record("vela2")])) == 1
     assert finder.find(FULL, []) == []
     assert len(finder.find(FULL, [record("vela1")])) == 1
+
+
+def test_finder_tells_ipv4_addresses_from_ipv6_addresses_of_the_same_number() -> None:
+    four = record("vela1", 1, addresses=(ip_interface("10.9.0.1/30"),))
+    six = record("vela2", 2, addresses=(ip_interface("::a09:1/64"),))
+
+    assert ConflictFinder().find(four, [six]) == []
 
 
 VALUES = [
