@@ -12,7 +12,6 @@ from vela.address import IPAddress, Remote, parse_interface_name, parse_remote
 from vela.circuit import CircuitConfig, DaemonConfig, PeerConfig
 from vela.config import format_circuit, parse_circuits, remote_identity
 from vela.errors import ConfigError
-from vela.negotiation import Confirm
 from vela.supervisor.circuit.circuit import Circuit
 from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
 
@@ -21,7 +20,7 @@ NAMES_TRIED = 4096
 _WILDCARDS = re.compile(r"[*?]+")
 
 
-class Occupancy:
+class Allocation:
     """Names, ids, addresses, MACs and ports, as the circuits there are at each moment have them."""
 
     def __init__(
@@ -32,17 +31,17 @@ class Occupancy:
         self._circuits = circuits
         self._reserved = reserved
 
-    def check_free(self, config: CircuitConfig, replaced: Circuit | None = None) -> None:
-        """Raises ConfigError where another circuit has what only one can have.
+    def check_free(self, config: CircuitConfig, replaced: str | None = None) -> None:
+        """Raise ConfigError where another circuit has what only one can have.
 
-        replaced is to go, and so has nothing.
+        The circuit called replaced does not count: this one takes its place.
         """
-        if self._circuits.get(config.name) not in (None, replaced):
+        if config.name in self._circuits and config.name != replaced:
             raise ConfigError(f"there is a circuit {config.name} already")
         others = {
             name: format_circuit(each.config)
             for name, each in self._circuits.items()
-            if each is not replaced and _may_collide(each.config, config)
+            if name != replaced and _may_collide(each.config, config)
         }
         for each in others.values():
             # What others get is theirs to judge.
@@ -122,23 +121,6 @@ class Occupancy:
             except OSError:
                 return name
         raise ConfigError(f"no interface name that fits {pattern!r} is free; name one that is")
-
-    def withheld(self, confirm: Confirm, address: IPAddress) -> str:
-        """Say why a circuit that there may be does not answer this address; empty: there is none.
-
-        What resumes waits as long as a circuit's remote is unknown: told that
-        there is none, it would be deleted there. What is new waits until that
-        was looked up once, or a name could keep its id from everybody for ever.
-        """
-        for circuit in self._circuits.values():
-            if circuit.config.id != confirm.circuit_id:
-                continue
-            if circuit.disabled and address in circuit.addresses:
-                return f"{circuit.name} was taken down on the other end"
-            # Whoever asks: so this names none.
-            if circuit.unresolved and (confirm.resuming or not circuit.sought_in_vain):
-                return "a circuit with this id is still being resolved on the other end"
-        return ""
 
 
 def _may_collide(one: CircuitConfig, other: CircuitConfig) -> bool:
