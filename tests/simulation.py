@@ -20,7 +20,7 @@ from vela.address import Endpoint, Family, IPAddress
 from vela.circuit import AutoconfigureConfig, CircuitConfig, Config, DaemonConfig
 from vela.errors import DeviceError, VelaError
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
-from vela.supervisor.circuit.pseudowire import PROVISIONAL_MTU, Profile
+from vela.supervisor.circuit.terms import PROVISIONAL_MTU, Profile
 from vela.supervisor.control_channel import ControlChannel
 from vela.supervisor.demux import ControlHandler
 from vela.supervisor.registry.registry import Registry

@@ -26,23 +26,27 @@ from vela.agreement import (
     Unanswered,
     Up,
 )
-from vela.circuit import CircuitConfig, Encapsulation, PeerConfig, SourcePort
-from vela.control import Capability, CloseReason, Description, RejectCode
+from vela.circuit import CircuitConfig, PeerConfig
+from vela.control import CloseReason, Description, RejectCode
 from vela.dataplane.frame import Elision
-from vela.errors import ConfigError, DeviceError, VelaError
+from vela.errors import DeviceError, VelaError
 from vela.linux.underlay import UnderlayPath
 from vela.policy import Policy
 from vela.session import Session
 from vela.session import State as SessionState
 from vela.supervisor.circuit.lifecycle import Action, Input, Lifecycle, State
-from vela.supervisor.circuit.pseudowire import PROVISIONAL_MTU, Profile
 from vela.supervisor.circuit.remote import RemoteSearch, RouteSource
 from vela.supervisor.circuit.signaling import SignalingChannel
+from vela.supervisor.circuit.terms import (
+    Profile,
+    agreed_profile,
+    describe,
+    static_profile,
+)
 from vela.supervisor.control_channel import ControlChannel
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.names import NameSource
 from vela.supervisor.status import CircuitStatus, CounterStatus, WorkerStatus
-from vela.wire import MIN_IPV6_MTU, tap_mtu
 
 
 class Origin(Enum):
@@ -220,7 +224,7 @@ class Circuit:
         signaling.hold()
         # The path is known before anything is said, so that both ends agree at once.
         self._path = self._remote.choose((requested.source.address,), requested.here)
-        signaling.session.set_local(self._describe(self._path), self._loop.now())
+        signaling.session.set_local(self._description(self._path), self._loop.now())
         signaling.session.accept(requested, self._loop.now())
         self._agreement = signaling.session.agreement
         self._carry()
@@ -462,7 +466,7 @@ class Circuit:
         """Attach sockets and worker as agreed, or as configured. Raises VelaError."""
         if self._signaling is None:
             if self._path is not None:
-                self._data_path.attach(self._path, self._static_profile(self._path))
+                self._data_path.attach(self._path, static_profile(self.config, self._path))
             return
         session, agreement = self._signaling.session, self._agreement
         if agreement is None or session.remote is None:
@@ -471,15 +475,8 @@ class Circuit:
         port = session.remote.port if agreement.nat else agreement.remote_port
         path = self._path_to(Endpoint(session.remote.address, port))
         # The session may be with another address than was sought.
-        session.set_local(self._describe(path), self._loop.now())
-        profile = Profile(
-            mtu=agreement.mtu,
-            elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
-            remote_mac=agreement.remote_mac,
-            leave_checksums=agreement.elision and agreement.checksum_offload,
-            source_port=path.group.port if agreement.nat else self._source_port(path),
-        )
-        self._data_path.attach(path, profile)
+        session.set_local(self._description(path), self._loop.now())
+        self._data_path.attach(path, agreed_profile(self.config, agreement, path))
 
     def _follow_route(self) -> None:
         """Carry frames along another route to the same remote, where it has changed.
@@ -518,7 +515,7 @@ class Circuit:
             return None
         session = Session(
             self.config.id,
-            self._describe(None),
+            self._description(None),
             remote=None,
             key=self._key,
             cookies=channel.cookies,
@@ -547,64 +544,15 @@ class Circuit:
         signaling.expect_from(path.sources)
         in_use = self._path_in_use() if self.state is State.UP else path
         if in_use is not None:
-            signaling.session.set_local(self._describe(in_use), now)
+            signaling.session.set_local(self._description(in_use), now)
         signaling.session.set_remote(path.endpoint, now, self._source_of(path))
 
-    def _describe(self, path: UnderlayPath | None) -> Description:
+    def _description(self, path: UnderlayPath | None) -> Description:
         """Return what this end says of itself. Raises ConfigError where the path is too narrow."""
-        capabilities = Capability(0)
-        if self.config.encapsulation is Encapsulation.AUTO:
-            capabilities |= Capability.ELISION
-        if self._data_path.offloads:
-            capabilities |= Capability.NATIVE_ENGINE
-            # Only elided packets may have partial checksums.
-            if Capability.ELISION in capabilities:
-                capabilities |= Capability.CHECKSUM_OFFLOAD
-        return Description(
-            mac=self._data_path.local_mac,
-            mtu=(self.config.mtu or PROVISIONAL_MTU) if path is None else self._own_mtu(path),
-            capabilities=capabilities,
-            port=self._port,
-            keepalive_ms=round(self.config.keepalive * 1000),
-            own=Endpoint(path.route.source, self._port) if path else None,
+        data_path = self._data_path
+        return describe(
+            self.config, path, data_path.local_mac, self._port, offloads=data_path.offloads
         )
-
-    def _static_profile(self, path: UnderlayPath) -> Profile:
-        peer = self.config.peer
-        match self.config.encapsulation:
-            case Encapsulation.IP:
-                elision = Elision.ALWAYS
-            case Encapsulation.AUTO if peer.mac is not None:
-                elision = Elision.KNOWN
-            case _:
-                elision = Elision.NEVER
-        return Profile(
-            mtu=self._own_mtu(path),
-            elision=elision,
-            remote_mac=peer.mac,
-            leave_checksums=elision is Elision.KNOWN and peer.checksum_offload,
-            source_port=self._source_port(path),
-        )
-
-    def _own_mtu(self, path: UnderlayPath) -> int:
-        """Return the TAP MTU that is configured, or that the path allows. Raises ConfigError."""
-        if self.config.mtu is not None:
-            return self.config.mtu
-        mtu = tap_mtu(path.route.mtu, path.endpoint.family)
-        if mtu < MIN_IPV6_MTU and any(each.version == 6 for each in self.config.addresses):
-            raise ConfigError(
-                f"the way to the remote leaves an MTU of {mtu}, and IPv6 needs {MIN_IPV6_MTU}"
-            )
-        return mtu
-
-    def _source_port(self, path: UnderlayPath) -> int | None:
-        """Return the port to send from; None: one of the circuit's own."""
-        wanted = self.config.source_port
-        if isinstance(wanted, int):
-            return wanted
-        # The original VELA uses one port both ways.
-        shared = wanted is SourcePort.LISTEN or self.config.encapsulation is Encapsulation.IP
-        return path.group.port if shared else None
 
     def _local_address(self) -> IPAddress | None:
         """Return the address of this machine that the remote speaks to; None: any will do."""

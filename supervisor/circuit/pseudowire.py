@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from vela.address import Family
 from vela.circuit import CircuitConfig, Encapsulation
 from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import CounterSlab, Slot
 from vela.dataplane.engine import LoadedEngine
-from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Elision, Verification
+from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Verification
 from vela.errors import DeviceError
 from vela.linux.confinement import User
 from vela.linux.forwarding import Forwarding
@@ -25,6 +24,7 @@ from vela.linux.tap import Tap
 from vela.linux.underlay import UnderlayPath, open_send_socket, pktinfo, set_send_buffer
 from vela.mac import derive_mac
 from vela.supervisor.circuit.keeper import WorkerKeeper
+from vela.supervisor.circuit.terms import PROVISIONAL_MTU, Profile
 from vela.supervisor.demux import DATAGRAMS_AT_ONCE, Claim, Demux
 from vela.supervisor.runtime.burst import Burst
 from vela.supervisor.runtime.loop import EventLoop, Timer
@@ -33,7 +33,6 @@ from vela.wire import (
     MAX_SOURCE_PORT,
     MAX_UDP_PAYLOAD,
     MIN_SOURCE_PORT,
-    OVERHEAD,
     datagram_limit,
     frame_limit,
     super_frame_limit,
@@ -45,8 +44,6 @@ from vela.worker import WorkerTask
 # 1 ms of page faults of the supervisor's after each fork).
 FORK_INTERVAL_S = 0.15
 
-# Until the remote is known: what most will have, as a change later takes the kernel a while.
-PROVISIONAL_MTU = 1500 - OVERHEAD[Family.IPV4]
 
 # Ports tried from the derived one on, where others have it.
 SOURCE_PORT_TRIES = 64
@@ -71,21 +68,6 @@ class PseudowireFactory:
     def __call__(self, config: CircuitConfig, cpu: int) -> Pseudowire:
         """Create a circuit's interface. Raises DeviceError, and then there is none."""
         return Pseudowire(config, self, cpu)
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """How both ends carry frames."""
-
-    mtu: int
-    """The TAP's, in bytes."""
-    elision: Elision
-    remote_mac: bytes | None
-    """None where nobody said: rebuilt frames then show one that is made up."""
-    leave_checksums: bool
-    """The remote completes inner checksums, and so does this end."""
-    source_port: int | None
-    """To send from: the listening one, shared, or one of the circuit's own. None: a derived one."""
 
 
 class Pseudowire:

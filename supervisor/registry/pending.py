@@ -10,7 +10,7 @@ from vela.circuit import CircuitConfig
 from vela.errors import VelaError
 from vela.supervisor.circuit.circuit import Origin
 from vela.supervisor.circuit.lifecycle import State
-from vela.supervisor.circuit.pseudowire import PROVISIONAL_MTU
+from vela.supervisor.circuit.terms import PROVISIONAL_MTU
 from vela.supervisor.registry.store import StoredCircuit
 from vela.supervisor.runtime.loop import EventLoop, Timer
 from vela.supervisor.status import CircuitStatus, CounterStatus
