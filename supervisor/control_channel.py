@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -23,18 +23,34 @@ from vela.negotiation import (
     Responder,
     read_header,
 )
-from vela.supervisor.demux import Reception
-from vela.supervisor.runtime.loop import EventLoop, Timer
-from vela.supervisor.runtime.names import Names
+from vela.supervisor.demux import ControlHandler
+from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.runtime.names import NameSource, NameWatch
 from vela.supervisor.runtime.resolver import Answer
 
 from .config.records import AutoconfigureConfig
 
-# Names of machines that may set circuits up: looked at again this often.
-REFRESH_INTERVAL_S = 60.0
-RETRY_INTERVAL_S = 5.0
 
-RequestHandler = Callable[[CircuitRequested], None]
+class ControlTransport(Protocol):
+    """What carries control messages: demux.Demux."""
+
+    def set_control_handler(self, handler: ControlHandler) -> None: ...
+
+    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
+        """Send from the listening port. Raise OSError where the kernel refuses."""
+
+
+class RequestHandler(Protocol):
+    """Who decides on requests of other machines: registry.Registry."""
+
+    def handle_request(self, requested: CircuitRequested) -> None:
+        """Set the circuit up, or refuse it; the policy allows it."""
+
+    def peer_circuit_count(self) -> int:
+        """Return how many circuits other machines have set up here."""
+
+    def deferral_reason(self, confirm: Confirm, address: IPAddress) -> str:
+        """Return why a circuit that may be here is not to be had now; empty: there is none."""
 
 
 class Participant(Protocol):
@@ -50,39 +66,23 @@ class Participant(Protocol):
         """
 
 
-class Negotiator:
+class ControlChannel:
     """Finds whom a control message is about, and answers what is about no circuit."""
 
-    def __init__(
-        self,
-        loop: EventLoop,
-        reception: Reception,
-        names: Names,
-        requested: RequestHandler,
-        count: Callable[[], int],
-        withheld: Callable[[Confirm, IPAddress], str],
-    ) -> None:
-        """requested is called where a remote may have the circuit that it asks for.
-
-        count tells how many circuits there are that others set up; withheld, in
-        a sentence, that the circuit that an address asks for is not to be had at
-        present. Both may take a while.
-        """
+    def __init__(self, loop: EventLoop, transport: ControlTransport, names: NameSource) -> None:
         self._loop = loop
-        self._reception = reception
+        self._transport = transport
         self._names = names
-        self._requested = requested
-        self._count = count
-        self._withheld = withheld
+        self._handler: RequestHandler | None = None
         self._participants: dict[int, list[Participant]] = {}
         self._log = structlog.get_logger()
         self._dropped: Counter[str] = Counter()
-        self._timers: dict[str, Timer] = {}
+        self._watches: list[NameWatch] = []
         self._resolved: dict[str, tuple[IPAddress, ...]] = {}
         self.randomness = random.SystemRandom()
         self.cookies = Cookies(self.randomness)
         self._responder = Responder(None, None, self.cookies)
-        reception.set_control_handler(self._receive)
+        transport.set_control_handler(self._receive)
 
     @property
     def policy(self) -> Policy | None:
@@ -93,17 +93,23 @@ class Negotiator:
         """The key of what others set up here."""
         return self._responder.key
 
+    def set_request_handler(self, handler: RequestHandler) -> None:
+        """Let requests go there; until then no circuit is known, and none is set up."""
+        self._handler = handler
+
     def set_policy(self, config: AutoconfigureConfig | None, key: bytes | None) -> None:
         """Say what others may set up here from now on; None: nothing."""
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        for watch in self._watches:
+            watch.stop()
+        self._watches.clear()
         self._resolved.clear()
         self._responder.key = key
         self._responder.policy = None if config is None else Policy(config)
         for source in config.sources if config is not None else ():
             if isinstance(source, str):
-                self._ask(source)
+                watch = NameWatch(self._loop, self._names, source, None, self._on_answer)
+                self._watches.append(watch)
+                watch.look()
 
     def add(self, circuit_id: int, participant: Participant) -> None:
         self._participants.setdefault(circuit_id, []).append(participant)
@@ -114,12 +120,9 @@ class Negotiator:
     def send(self, datagrams: Iterable[Datagram]) -> None:
         """Send from the listening port. What cannot be sent is lost, as on any network."""
         for datagram in datagrams:
-            here = datagram.here or ANY_ADDRESS[datagram.remote.family]
-            group = self._reception.group_at(here)
-            if group is None:
-                continue
+            local_address = datagram.here or ANY_ADDRESS[datagram.remote.family]
             try:
-                group.send(datagram.data, here, datagram.remote)
+                self._transport.send_control(datagram.data, local_address, datagram.remote)
             except OSError as err:
                 self._log.debug(
                     "control_message_not_sent", remote=str(datagram.remote), error=str(err)
@@ -148,9 +151,9 @@ class Negotiator:
             requested = self._responder.receive_datagram(
                 data,
                 source,
-                self._count,
+                self._peer_circuit_count,
                 self._loop.now(),
-                lambda confirm: self._withheld(confirm, source.address),
+                lambda confirm: self._deferral_reason(confirm, source.address),
                 here,
             )
         except RemoteProtocolError as err:
@@ -158,23 +161,25 @@ class Negotiator:
             self._log.debug("control_message_dropped", source=str(source), error=str(err))
             return
         self.send(self._responder.datagrams_to_send())
-        if requested is not None:
-            self._requested(requested)
+        if requested is not None and self._handler is not None:
+            self._handler.handle_request(requested)
 
-    def _ask(self, name: str) -> None:
-        self._names.ask(name, None, self._on_answer)
+    def _peer_circuit_count(self) -> int:
+        return 0 if self._handler is None else self._handler.peer_circuit_count()
 
-    def _on_answer(self, answer: Answer) -> None:
+    def _deferral_reason(self, confirm: Confirm, address: IPAddress) -> str:
+        return "" if self._handler is None else self._handler.deferral_reason(confirm, address)
+
+    def _on_answer(self, answer: Answer) -> bool:
+        """Take the addresses of a machine that may set up circuits here."""
         policy, name = self._responder.policy, answer.host
-        if policy is None or name not in policy.config.sources:
-            return
-        delay_s = REFRESH_INTERVAL_S
+        if policy is None:
+            return False
         if answer.error is not None:
-            # Who was let in before stays so while a name server is away.
+            # A machine that was let in before stays so while a name server is away.
             self._log.warning("autoconfigure_source_unresolved", name=name, error=answer.error)
-            delay_s = RETRY_INTERVAL_S
-        else:
-            self._resolved[name] = answer.addresses
-            resolved = tuple(each for known in self._resolved.values() for each in known)
-            self._responder.policy = replace(policy, resolved=resolved)
-        self._timers[name] = self._loop.call_later(delay_s, lambda: self._ask(name))
+            return False
+        self._resolved[name] = answer.addresses
+        resolved = tuple(each for known in self._resolved.values() for each in known)
+        self._responder.policy = replace(policy, resolved=resolved)
+        return True

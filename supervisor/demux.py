@@ -64,7 +64,7 @@ class CircuitIdTaken(VelaError):
 
 
 class Receiver(Protocol):
-    """A circuit, as far as reception knows it."""
+    """A circuit, as far as demux knows it."""
 
     @property
     def name(self) -> str: ...
@@ -88,7 +88,7 @@ class Claim:
         return self.group.member(self.index)
 
 
-class Reception:
+class Demux:
     """Knows all listening sockets and all claims."""
 
     def __init__(self, loop: EventLoop, groups: Iterable[ReceiveGroup]) -> None:
@@ -218,6 +218,16 @@ class Reception:
     def set_control_handler(self, handler: ControlHandler) -> None:
         """Let control messages (circuit id 0) go there; until then they are dropped."""
         self._on_control = handler
+
+    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
+        """Send from the listening port and this address of the machine, without waiting.
+
+        Raises OSError where the kernel refuses.
+        """
+        group = self.group_at(local_address)
+        if group is None:
+            raise OSError(errno.EADDRNOTAVAIL, f"velad does not listen on {local_address}")
+        group.send(data, local_address, remote)
 
     def _drop_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
         self._dropped[DropReason.CONTROL] += 1

@@ -11,29 +11,27 @@ from dataclasses import dataclass
 
 import structlog
 
-from vela.address import Endpoint, Family, IPAddress
 from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import CounterSlab, Slot
 from vela.dataplane.engine import LoadedEngine
-from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Elision, Verification
+from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Verification
 from vela.errors import DeviceError
 from vela.linux.confinement import User
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.tap import Tap
-from vela.linux.underlay import ReceiveGroup, Route, open_send_socket, pktinfo, set_send_buffer
+from vela.linux.underlay import UnderlayPath, open_send_socket, pktinfo, set_send_buffer
 from vela.mac import derive_mac
 from vela.supervisor.circuit.keeper import WorkerKeeper
-from vela.supervisor.demux import DATAGRAMS_AT_ONCE, Claim, Reception
+from vela.supervisor.circuit.terms import PROVISIONAL_MTU, Profile
+from vela.supervisor.demux import DATAGRAMS_AT_ONCE, Claim, Demux
 from vela.supervisor.runtime.burst import Burst
 from vela.supervisor.runtime.loop import EventLoop, Timer
-from vela.supervisor.runtime.names import Names
 from vela.supervisor.status import CounterStatus, WorkerStatus
 from vela.wire import (
     MAX_SOURCE_PORT,
     MAX_UDP_PAYLOAD,
     MIN_SOURCE_PORT,
-    OVERHEAD,
     datagram_limit,
     frame_limit,
     super_frame_limit,
@@ -47,59 +45,30 @@ from ..config.records import CircuitConfig, Encapsulation
 # 1 ms of page faults of the supervisor's after each fork).
 FORK_INTERVAL_S = 0.15
 
-# Until the remote is known: what most will have, as a change later takes the kernel a while.
-PROVISIONAL_MTU = 1500 - OVERHEAD[Family.IPV4]
 
 # Ports tried from the derived one on, where others have it.
 SOURCE_PORT_TRIES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Services:
-    """What all circuits of a daemon share."""
+class PseudowireFactory:
+    """What the pseudowires of a daemon are made of."""
 
     loop: EventLoop
     netlink: Netlink
     forwarding: Forwarding
-    reception: Reception
-    names: Names
+    demux: Demux
     forks: Burst
     """Where workers are started: see FORK_INTERVAL_S."""
     counters: CounterSlab
     engine: LoadedEngine
     user: User
-    port: int
-    """Of remotes that name none."""
     identity: tuple[str, ...]
     """What tells this machine from others, for addresses that are derived."""
 
-
-@dataclass(frozen=True, slots=True)
-class Path:
-    """Where a circuit sends to and hears from."""
-
-    endpoint: Endpoint
-    sources: tuple[IPAddress, ...]
-    """All addresses that the remote may send from."""
-    route: Route
-    """Its source is the address of this machine that the remote speaks to."""
-    group: ReceiveGroup
-    """Where datagrams to that address arrive."""
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """How both ends carry frames."""
-
-    mtu: int
-    """The TAP's, in bytes."""
-    elision: Elision
-    remote_mac: bytes | None
-    """None where nobody said: rebuilt frames then show one that is made up."""
-    leave_checksums: bool
-    """The remote completes inner checksums, and so does this end."""
-    source_port: int | None
-    """To send from: the listening one, shared, or one of the circuit's own. None: a derived one."""
+    def __call__(self, config: CircuitConfig, cpu: int) -> Pseudowire:
+        """Create a circuit's interface. Raises DeviceError, and then there is none."""
+        return Pseudowire(config, self, cpu)
 
 
 class Pseudowire:
@@ -109,28 +78,28 @@ class Pseudowire:
     workers come and go.
     """
 
-    def __init__(self, config: CircuitConfig, services: Services, cpu: int) -> None:
+    def __init__(self, config: CircuitConfig, parts: PseudowireFactory, cpu: int) -> None:
         """Create the interface, without carrier. Raises DeviceError, and then there is none."""
         self._config = config
-        self._services = services
+        self._parts = parts
         self._cpu = cpu
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
-        self._attached: tuple[Path, Profile] | None = None
+        self._attached: tuple[UnderlayPath, Profile] | None = None
         self._carrier = False
         self._interface_lost = False
         self._claim: Claim | None = None
         self._send_socket: socket.socket | None = None
         self._starting: Timer | None = None
 
-        identity = (*services.identity, config.name, str(config.id), str(config.remote))
+        identity = (*parts.identity, config.name, str(config.id), str(config.remote))
         self.local_mac = config.mac or derive_mac(*identity)
         self._made_up_mac = derive_mac("remote", *identity)
-        self._counters = services.counters.take()
+        self._counters = parts.counters.take()
         self._keeper = WorkerKeeper(
-            config.name, services.loop, self._counters, self._on_interface_lost
+            config.name, parts.loop, self._counters, self._on_interface_lost
         )
         with ExitStack() as undo:
-            undo.callback(services.counters.give_back, self._counters)
+            undo.callback(parts.counters.give_back, self._counters)
             self._divert_reader, self._divert_writer = _socket_pair(config.name)
             undo.callback(self._divert_reader.close)
             undo.callback(self._divert_writer.close)
@@ -138,7 +107,7 @@ class Pseudowire:
             undo.pop_all()
         self._decapsulator = self._make_decapsulator(None, leave_checksums=False)
         set_send_buffer(self._divert_writer)
-        services.loop.watch(self._divert_reader.fileno(), self._on_diverted)
+        parts.loop.watch(self._divert_reader.fileno(), self._on_diverted)
 
     @property
     def name(self) -> str:
@@ -154,7 +123,12 @@ class Pseudowire:
         return self._tap.mtu
 
     @property
-    def attached(self) -> tuple[Path, Profile] | None:
+    def offloads(self) -> bool:
+        """Whether the engine takes frames that the kernel left unfinished."""
+        return self._parts.engine.offloads
+
+    @property
+    def attached(self) -> tuple[UnderlayPath, Profile] | None:
         """Where frames go at present, and how."""
         return self._attached
 
@@ -165,13 +139,13 @@ class Pseudowire:
     def close(self) -> None:
         """Take everything down; the interface is gone afterwards."""
         self.detach()
-        self._services.loop.unwatch(self._divert_reader.fileno())
+        self._parts.loop.unwatch(self._divert_reader.fileno())
         self._divert_reader.close()
         self._divert_writer.close()
         self._tap.close()
-        self._services.counters.give_back(self._counters)
+        self._parts.counters.give_back(self._counters)
 
-    def attach(self, path: Path, profile: Profile) -> None:
+    def attach(self, path: UnderlayPath, profile: Profile) -> None:
         """Carry frames to and from this remote from now on.
 
         Does nothing where it already does just that. Raises VelaError, and
@@ -201,7 +175,7 @@ class Pseudowire:
             self._send_socket.close()
             self._send_socket = None
         if self._claim is not None:
-            self._services.reception.withdraw(self._claim)
+            self._parts.demux.withdraw(self._claim)
             self._claim = None
 
     def set_carrier(self, carrier: bool) -> None:
@@ -223,7 +197,7 @@ class Pseudowire:
         self._keeper.check()
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
-        """Take a datagram that came past the worker. See reception.Receiver."""
+        """Take a datagram that came past the worker. See demux.Receiver."""
         counters = self._counters.supervisor
         try:
             frame, elided = self._decapsulator.decapsulate(data, start, end)
@@ -253,7 +227,7 @@ class Pseudowire:
         return WorkerStatus(
             pid=self._keeper.pid,
             cpu=self._cpu,
-            engine=self._services.engine.name,
+            engine=self._parts.engine.name,
             restarts=self._keeper.restarts,
         )
 
@@ -264,8 +238,8 @@ class Pseudowire:
         self._keeper.stop()
 
     def _make_interface(self, mtu: int) -> Tap:
-        config, netlink = self._config, self._services.netlink
-        engine = self._services.engine
+        config, netlink = self._config, self._parts.netlink
+        engine = self._parts.engine
         limit = self._limit_for(mtu)
         tap = Tap(config.name, self.local_mac, mtu, offloads=engine.offloads)
         try:
@@ -293,14 +267,14 @@ class Pseudowire:
 
     def _limit_for(self, mtu: int) -> int:
         bridged = self._config.bridge is not None
-        forwarded = bridged or self._services.forwarding.enabled
+        forwarded = bridged or self._parts.forwarding.enabled
         return super_frame_limit(mtu, forwarded=forwarded)
 
     def _limit_super_frames(self) -> None:
         """Let super-frames be as large as is best by now."""
         limit = self._limit_for(self._tap.mtu)
         if self._tap.offloads and limit != self._super_frame_limit:
-            self._services.netlink.limit_super_frames(self._config.name, limit)
+            self._parts.netlink.limit_super_frames(self._config.name, limit)
             self._super_frame_limit = limit
 
     def _on_interface_lost(self) -> None:
@@ -335,7 +309,7 @@ class Pseudowire:
             leave_checksums=leave_checksums,
         )
 
-    def _attach(self, path: Path, profile: Profile) -> None:
+    def _attach(self, path: UnderlayPath, profile: Profile) -> None:
         family = path.endpoint.family
         if profile.mtu != self._tap.mtu:
             self._tap.set_mtu(profile.mtu)
@@ -343,7 +317,7 @@ class Pseudowire:
         self._decapsulator = self._make_decapsulator(
             profile.remote_mac, leave_checksums=profile.leave_checksums
         )
-        claim = self._claim = self._services.reception.claim(
+        claim = self._claim = self._parts.demux.claim(
             self, self._config.id, path.sources, path.group
         )
         destination = origin = None
@@ -356,7 +330,7 @@ class Pseudowire:
             send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
         task = WorkerTask(
             circuit=self._config.name,
-            engine=self._services.engine,
+            engine=self._parts.engine,
             attachment=Attachment(
                 circuit_id=self._config.id,
                 tap_fd=self._tap.fd,
@@ -375,13 +349,13 @@ class Pseudowire:
                 leave_checksums=profile.leave_checksums,
             ),
             cpu=self._cpu,
-            user=self._services.user,
+            user=self._parts.user,
             supervisor_pid=os.getpid(),
         )
-        self._starting = self._services.forks.add(lambda: self._keeper.start(task))
+        self._starting = self._parts.forks.add(lambda: self._keeper.start(task))
         self._attached = (path, profile)
 
-    def _open_send_socket(self, path: Path, wanted: int | None) -> socket.socket:
+    def _open_send_socket(self, path: UnderlayPath, wanted: int | None) -> socket.socket:
         if wanted is not None:
             ports = [wanted]
         else:
@@ -411,7 +385,7 @@ class Pseudowire:
                 return
             if self._attached is not None:
                 path, _ = self._attached
-                self._services.reception.dispatch(
+                self._parts.demux.dispatch(
                     path.endpoint, path.route.source, data, REBUILD_ROOM, REBUILD_ROOM + length
                 )
 

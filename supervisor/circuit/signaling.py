@@ -1,4 +1,4 @@
-"""A session at work: its messages sent, its timers kept, its events handed on."""
+"""A session at work: sends its messages, keeps its timer, hands its events on."""
 
 from __future__ import annotations
 
@@ -6,33 +6,35 @@ from collections.abc import Callable
 
 from vela.address import Endpoint, IPAddress
 from vela.negotiation import CloseReason, Event, Session, State
-from vela.supervisor.control_channel import Negotiator
+from vela.supervisor.control_channel import ControlChannel
 from vela.supervisor.runtime.loop import EventLoop, Timer
 
-# A session whose timer fails, which is a bug, keeps its clock, and does not race.
+# A session whose timer fails, which is a bug, is tried again this much later.
 AFTER_FAILURE_S = 1.0
 
 EventHandler = Callable[[Event], None]
 
 
-class Conversation:
-    """What a circuit says to its remote, and hears from it. See vela.negotiation."""
+class SignalingChannel:
+    """What a circuit and its remote say to each other: one session, from begin to goodbye."""
 
     def __init__(
-        self, session: Session, loop: EventLoop, negotiator: Negotiator, on_event: EventHandler
+        self,
+        session: Session,
+        loop: EventLoop,
+        control_channel: ControlChannel,
+        on_event: EventHandler,
     ) -> None:
         self.session = session
         self._loop = loop
-        self._negotiator = negotiator
+        self._control_channel = control_channel
         self._on_event = on_event
         self._sources: tuple[IPAddress, ...] = ()
         self._left = self._ended = self._held = False
+        self._pumping = self._pump_again = False
         self._alarm: Timer | None = None
         self._not_before = 0.0
-        negotiator.add(session.circuit_id, self)
-
-    def now(self) -> float:
-        return self._loop.now()
+        control_channel.add(session.circuit_id, self)
 
     def expect_from(self, sources: tuple[IPAddress, ...]) -> None:
         """Take messages from these addresses, too: the remote's others."""
@@ -44,14 +46,14 @@ class Conversation:
 
     def receive_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
         try:
-            self.session.receive_datagram(data, source, self.now(), here)
+            self.session.receive_datagram(data, source, self._loop.now(), here)
         finally:
             self.pump()
 
     def leave(self, reason: CloseReason) -> None:
         """Say goodbye. It is repeated until it was heard, or 1 s is over; no event follows."""
         self._left, self._held = True, False
-        self.session.close(reason, self.now())
+        self.session.close(reason, self._loop.now())
         self.pump()
 
     def hold(self) -> None:
@@ -66,26 +68,36 @@ class Conversation:
         """End without a word."""
         if not self._ended:
             self._ended = True
-            self._negotiator.remove(self.session.circuit_id, self)
+            self._control_channel.remove(self.session.circuit_id, self)
             self._cancel_alarm()
 
     def pump(self) -> None:
-        """Do what the session wants done; to be called after each call of the session."""
+        """Do what the session wants done; to be called after each call of the session.
+
+        A call from within an event handler takes effect after the handler returns.
+        """
+        self._pump_again = True
+        if self._pumping:
+            return
+        self._pumping = True
         try:
-            self._do_what_it_wants()
+            while self._pump_again:
+                self._pump_again = False
+                self._do_what_is_due()
         finally:
+            self._pumping = False
             self._set_alarm()
 
-    def _do_what_it_wants(self) -> None:
+    def _do_what_is_due(self) -> None:
         if self._ended or self._held:
             return
-        # Before anything is said: the session may be suspended by it.
+        # Before anything is said: an event can lead to suspension.
         while (event := self.session.next_event()) is not None:
             if not self._left:
                 self._on_event(event)
             if self._ended:
                 return
-        self._send()
+        self._control_channel.send(self.session.datagrams_to_send())
         if self._left and self.session.state is State.CLOSED:
             self.forget()
 
@@ -94,7 +106,7 @@ class Conversation:
         if at is None:
             self._cancel_alarm()
             return
-        at = max(at, self.now(), self._not_before)
+        at = max(at, self._loop.now(), self._not_before)
         # One that comes too early finds nothing to do, and is set again: cheaper than
         # setting it anew at each of a flood of datagrams.
         if self._alarm is None or self._alarm.when > at:
@@ -106,15 +118,12 @@ class Conversation:
             self._alarm.cancel()
             self._alarm = None
 
-    def _send(self) -> None:
-        self._negotiator.send(self.session.datagrams_to_send())
-
     def _on_alarm(self) -> None:
         self._alarm = None
         try:
-            self.session.handle_timer(self.now())
+            self.session.handle_timer(self._loop.now())
         except Exception:
-            self._not_before = self.now() + AFTER_FAILURE_S
+            self._not_before = self._loop.now() + AFTER_FAILURE_S
             self._set_alarm()
             raise
         self.pump()

@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 
 from vela.address import IPAddress, Remote, parse_interface_name, parse_remote
 from vela.errors import ConfigError
-from vela.negotiation import Confirm
 from vela.supervisor.circuit.circuit import Circuit
 from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
 
@@ -21,7 +20,7 @@ NAMES_TRIED = 4096
 _WILDCARDS = re.compile(r"[*?]+")
 
 
-class Occupancy:
+class Allocation:
     """Names, ids, addresses, MACs and ports, as the circuits there are at each moment have them."""
 
     def __init__(
@@ -33,14 +32,14 @@ class Occupancy:
         self._reserved = reserved
         self._conflicts = ConflictFinder()
 
-    def check_free(self, config: CircuitConfig, replaced: Circuit | None = None) -> None:
+    def check_free(self, config: CircuitConfig, replaced: str | None = None) -> None:
         """Raise ConfigError if another circuit has what this one needs, or its values conflict.
 
-        replaced: a circuit that goes when this one comes; it does not count.
+        The circuit called replaced does not count: this one takes its place.
         """
-        if self._circuits.get(config.name) not in (None, replaced):
+        if config.name in self._circuits and config.name != replaced:
             raise ConfigError(f"there is a circuit {config.name} already")
-        others = (each.config for each in self._circuits.values() if each is not replaced)
+        others = (each.config for name, each in self._circuits.items() if name != replaced)
         mistakes = [
             *self._conflicts.find(config, others),
             *find_contradictions(config, self._daemon),
@@ -117,20 +116,3 @@ class Occupancy:
             except OSError:
                 return name
         raise ConfigError(f"no interface name that fits {pattern!r} is free; name one that is")
-
-    def withheld(self, confirm: Confirm, address: IPAddress) -> str:
-        """Say why a circuit that there may be does not answer this address; empty: there is none.
-
-        What resumes waits as long as a circuit's remote is unknown: told that
-        there is none, it would be deleted there. What is new waits until that
-        was looked up once, or a name could keep its id from everybody for ever.
-        """
-        for circuit in self._circuits.values():
-            if circuit.config.id != confirm.circuit_id:
-                continue
-            if circuit.disabled and address in circuit.addresses:
-                return f"{circuit.name} was taken down on the other end"
-            # Whoever asks: so this names none.
-            if circuit.unresolved and (confirm.resuming or not circuit.sought_in_vain):
-                return "a circuit with this id is still being resolved on the other end"
-        return ""

@@ -10,7 +10,6 @@ import structlog
 
 from vela.errors import DeviceError
 from vela.supervisor.circuit.circuit import Circuit, Origin
-from vela.supervisor.circuit.negotiated import NegotiatedCircuit
 from vela.supervisor.registry.store import Store, Stored, StoredCircuit
 from vela.supervisor.runtime.loop import EventLoop, Timer
 
@@ -49,8 +48,11 @@ class Kept:
         """Keep besides that this one was taken down, until it is there again."""
         self._absent = replace(self._absent, disabled=self._absent.disabled | {name})
 
-    def take_back(self, name: str) -> bool:
-        """Keep nothing besides of one that is there now; tell whether it had been taken down."""
+    def reclaim(self, name: str) -> bool:
+        """Forget the stored record of a circuit that exists again.
+
+        Return whether it was disabled.
+        """
         absent = self._absent
         self._absent = Stored(
             tuple(each for each in absent.circuits if each.config.name != name),
@@ -115,8 +117,4 @@ class Kept:
 
 def is_named_by_peer(circuit: Circuit) -> bool:
     """Tell whether the other end wanted the interface's name; else it was chosen here."""
-    return (
-        circuit.origin is Origin.PEER
-        and isinstance(circuit, NegotiatedCircuit)
-        and circuit.offer.interface is not None
-    )
+    return circuit.origin is Origin.PEER and circuit.offer.interface is not None

@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 import structlog
 
-from vela.address import IPAddress
 from vela.errors import VelaError
-from vela.negotiation import Confirm
-from vela.supervisor.circuit.circuit import Origin, State
-from vela.supervisor.circuit.pseudowire import PROVISIONAL_MTU
+from vela.supervisor.circuit.circuit import Origin
+from vela.supervisor.circuit.lifecycle import State
+from vela.supervisor.circuit.terms import PROVISIONAL_MTU
 from vela.supervisor.registry.store import StoredCircuit
 from vela.supervisor.runtime.loop import EventLoop, Timer
 from vela.supervisor.status import CircuitStatus, CounterStatus
+
+from ..config.records import CircuitConfig
 
 # What is in the way, a missing bridge say, is for a person to change.
 RETRY_INTERVAL_S = 10.0
@@ -22,7 +23,7 @@ Maker = Callable[[StoredCircuit], None]
 """Raises VelaError."""
 
 
-class Unmade:
+class PendingCircuits:
     """By name, each with the reason; tried again until it is there, or is dropped."""
 
     def __init__(self, loop: EventLoop, port: int, make: Maker) -> None:
@@ -71,20 +72,9 @@ class Unmade:
             else:
                 self.drop(name)
 
-    def withheld(self, confirm: Confirm, address: IPAddress) -> str:
-        """Say that what an address asks for may be one of these; empty: it is none.
-
-        Not where others wanted it: who asks may have been that one.
-        """
-        for wanted, _ in self._wanted.values():
-            known = wanted.config.remote.address
-            if (
-                wanted.origin is not Origin.PEER
-                and wanted.config.id == confirm.circuit_id
-                and (confirm.resuming if known is None else known == address)
-            ):
-                return "a circuit with this id cannot be made on the other end at present"
-        return ""
+    def wanted(self) -> dict[str, tuple[CircuitConfig, Origin]]:
+        """Return what is wanted, by name, and by whom."""
+        return {name: (each.config, each.origin) for name, (each, _) in self._wanted.items()}
 
     def status(self) -> tuple[CircuitStatus, ...]:
         return tuple(

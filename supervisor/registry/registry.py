@@ -3,50 +3,70 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import structlog
 
-from vela.address import Endpoint, IPAddress, Remote
+from vela.address import IPAddress
+from vela.agreement import CircuitRequested
+from vela.control import CloseReason, Confirm, RejectCode
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
-from vela.negotiation import CircuitRequested, CloseReason, Confirm, RejectCode
-from vela.supervisor.circuit.circuit import Circuit, Origin, State
-from vela.supervisor.circuit.negotiated import NegotiatedCircuit
-from vela.supervisor.circuit.pseudowire import Services
-from vela.supervisor.circuit.static import StaticCircuit
-from vela.supervisor.control_channel import Negotiator
-from vela.supervisor.registry.allocation import Occupancy
+from vela.supervisor.circuit.circuit import Circuit, DataPath, Origin
+from vela.supervisor.circuit.lifecycle import State
+from vela.supervisor.circuit.remote import RouteSource
+from vela.supervisor.control_channel import ControlChannel
+from vela.supervisor.registry import requests
+from vela.supervisor.registry.allocation import Allocation
 from vela.supervisor.registry.kept import Kept, is_named_by_peer
-from vela.supervisor.registry.pending import Unmade
+from vela.supervisor.registry.pending import PendingCircuits
+from vela.supervisor.registry.requests import Refuse, SetUp, Situation, offer_of
 from vela.supervisor.registry.store import Store, Stored, StoredCircuit
+from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.runtime.names import NameSource
 from vela.supervisor.status import CircuitStatus
 
 from ..config.key import load_key
 from ..config.reader import parse_circuits
-from ..config.records import CircuitConfig, Config, Encapsulation, PeerConfig
+from ..config.records import CircuitConfig, Config, Encapsulation
 
-# Between the first steps of circuits at start: a remote that sets up its ends
-# takes about as long for each, and must not be asked again before it comes to it.
+# Between the first steps of circuits at start: a remote that sets up its ends takes about
+# as long for each, and must not be asked again before it comes to it.
 START_INTERVAL_S = 0.005
 
+DataPathFactory = Callable[[CircuitConfig, int], DataPath]
+"""Makes a circuit's interface and what goes with it, on a CPU. Raises DeviceError."""
 
-class Circuits:
+
+class Registry:
     """Every circuit by name, whether of the configuration, of a command, or of another machine."""
 
-    def __init__(self, config: Config, services: Services, negotiator: Negotiator) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        loop: EventLoop,
+        names: NameSource,
+        routes: RouteSource,
+        control_channel: ControlChannel,
+        make_data_path: DataPathFactory,
+    ) -> None:
         self._config = config
-        self._services = services
-        self._negotiator = negotiator
+        self._loop = loop
+        self._names = names
+        self._routes = routes
+        self._control_channel = control_channel
+        self._make_data_path = make_data_path
+        self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
-        self._unmade = Unmade(services.loop, services.port, self._make)
-        self._occupancy = Occupancy(config.daemon, self._circuits, self._unmade)
+        self._pending = PendingCircuits(loop, self._port, self._create_pending)
+        self._allocation = Allocation(config.daemon, self._circuits, self._pending)
         store = Store(config.daemon.state_directory)
-        self._kept = Kept(store, services.loop, self._circuits)
+        self._kept = Kept(store, loop, self._circuits)
         self._log = structlog.get_logger()
 
-    def set_up(self) -> None:
+    def create_all(self) -> None:
         """Create the configuration's circuits, and those that were kept.
 
         Raises VelaError where one of the configuration cannot be had; one
@@ -64,7 +84,7 @@ class Circuits:
                 self._create(kept.config, kept.origin, named_by_peer=kept.named_by_peer)
             except VelaError as err:
                 left_out.append(kept)
-                self._unmade.add(kept, err)
+                self._pending.add(kept, err)
                 self._log.error(
                     "kept_circuit_not_started", circuit=kept.config.name, error=str(err)
                 )
@@ -85,18 +105,17 @@ class Circuits:
             circuit = waiting.popleft()
             # It may have gone, or been started by a command, meanwhile.
             if self._circuits.get(circuit.name) is circuit and circuit.idle:
-                self._services.loop.guard(circuit.start)
-                self._services.loop.call_later(START_INTERVAL_S, lambda: self._start_next(waiting))
+                self._loop.guard(circuit.start)
+                self._loop.call_later(START_INTERVAL_S, lambda: self._start_next(waiting))
                 return
 
     def close(self) -> None:
-        """Take all down; other ends are told that they come back."""
+        """Take all down; remotes are told that they come back."""
         self._kept.close()
-        guard, circuits = self._services.loop.guard, tuple(self._circuits.values())
+        guard, circuits = self._loop.guard, tuple(self._circuits.values())
         # First, as the kernel takes 20 ms for the end of each interface.
         for circuit in circuits:
-            if isinstance(circuit, NegotiatedCircuit):
-                guard(partial(circuit.say_goodbye, CloseReason.STOPPING))
+            guard(partial(circuit.say_goodbye, CloseReason.STOPPING))
         for circuit in circuits:
             guard(circuit.kill_worker)
         for circuit in circuits:
@@ -108,24 +127,18 @@ class Circuits:
 
     def check(self) -> None:
         """Look after all; to be called once a second."""
-        for circuit in self._circuits.values():
-            self._services.loop.guard(circuit.check)
+        for circuit in tuple(self._circuits.values()):
+            self._loop.guard(circuit.check)
 
     def status(self) -> tuple[CircuitStatus, ...]:
-        made = tuple(circuit.status() for circuit in self._circuits.values())
-        return made + self._unmade.status()
-
-    def withheld(self, confirm: Confirm, address: IPAddress) -> str:
-        return self._occupancy.withheld(confirm, address) or self._unmade.withheld(confirm, address)
-
-    def set_up_by_others(self) -> int:
-        return sum(circuit.origin is Origin.PEER for circuit in self._circuits.values())
+        created = tuple(circuit.status() for circuit in self._circuits.values())
+        return created + self._pending.status()
 
     def reload(self, config: Config) -> dict[str, str]:
         """Take over what changed; circuits that did not are not touched.
 
         Return those of the file that cannot be made at present, by name, and
-        why. The negotiator knows the policy already.
+        why. The control_channel knows the policy already.
         """
         self._config = config
         wanted = {circuit.name: circuit for circuit in config.circuits}
@@ -140,13 +153,13 @@ class Circuits:
                     self._kept.try_save()
         # Those that go said so under the key of before.
         self._apply_policy()
-        for name in self._unmade.reasons(Origin.CONFIG):
-            self._unmade.drop(name)
+        for name in self._pending.reasons(Origin.CONFIG):
+            self._pending.drop(name)
         for name, each in wanted.items():
             if name not in self._circuits:
-                self._unmade.add(StoredCircuit(each, Origin.CONFIG))
-        self._unmade.retry()
-        return self._unmade.reasons(Origin.CONFIG)
+                self._pending.add(StoredCircuit(each, Origin.CONFIG))
+        self._pending.retry()
+        return self._pending.reasons(Origin.CONFIG)
 
     def add(self, name: str, settings: Mapping[str, object]) -> Circuit:
         """Set up a circuit at run time, on both machines; it outlives restarts.
@@ -155,15 +168,15 @@ class Circuits:
         one toward that remote is taken. Raises VelaError, and then there is
         none.
         """
-        if name in self._circuits or name in self._unmade:
+        if name in self._circuits or name in self._pending:
             raise ConfigError(f"there is a circuit {name} already")
         table = dict(settings)
         if "id" not in table:
-            table["id"] = self._occupancy.free_id(str(table.get("remote", "")))
+            table["id"] = self._allocation.free_id(str(table.get("remote", "")))
         (config,) = parse_circuits({name: table}, self._config.daemon, "velactl add")
-        self._occupancy.check_free(config)
+        self._allocation.check_free(config)
         circuit = self._create(config, Origin.COMMAND)
-        self._kept.take_back(name)
+        self._kept.reclaim(name)
         try:
             self._kept.save()
         except DeviceError:
@@ -174,11 +187,11 @@ class Circuits:
 
     def delete(self, name: str) -> None:
         """Take a circuit down for good, on both machines. Raises VelaError."""
-        unmade = self._unmade.find(name)
+        unmade = self._pending.find(name)
         if unmade is not None and unmade[0].origin is not Origin.CONFIG:
             # The other end is told when it resumes.
-            self._unmade.drop(name)
-            self._kept.take_back(name)
+            self._pending.drop(name)
+            self._kept.reclaim(name)
             self._kept.save()
             return
         circuit = self._find(name)
@@ -201,70 +214,80 @@ class Circuits:
         circuit = self._find(name)
         if circuit.disabled:
             circuit.enable()
-            circuit.start()
             self._kept.save()
 
-    def on_requested(self, requested: CircuitRequested) -> None:
-        """Set up what another machine asks for, and the policy allows; or refuse it."""
-        policy = self._negotiator.policy
-        if policy is None:
-            return
-        try:
-            name = requested.offer.interface or self._occupancy.free_name(policy.config.interfaces)
-            config = _config_for(requested, name, self._services.port)
-            self._check_not_kept(config)
-            moved = self._moved(config)
-            if moved is not None and moved.disabled:
-                why = f"{config.name} was taken down on the other end"
-                self._negotiator.reject(requested, RejectCode.DISABLED, why)
-                return
-            self._occupancy.check_free(config, moved)
-        except VelaError as err:
-            self._refuse(requested, RejectCode.CONFLICT, _from_here(err))
-            return
-        if moved is not None:
-            self._log.info("circuit_moved", circuit=config.name, remote=str(config.remote))
-        self._set_up_for_peer(config, requested, moved)
+    # What control messages of other machines lead to.
 
-    def _on_offer_changed(self, circuit: NegotiatedCircuit, requested: CircuitRequested) -> None:
-        """Set the circuit up as the other end wants it now; or refuse that, and leave it alone."""
-        policy = self._negotiator.policy
-        if policy is None:
+    def deferral_reason(self, confirm: Confirm, address: IPAddress) -> str:
+        """Return why a circuit that may be here does not answer; see requests."""
+        return requests.deferral_reason(
+            confirm, address, self._circuits.values(), self._pending.wanted().values()
+        )
+
+    def peer_circuit_count(self) -> int:
+        return requests.peer_circuit_count(self._circuits.values())
+
+    def handle_request(self, requested: CircuitRequested) -> None:
+        """Set up what another machine asks for, and the policy allows; or refuse it."""
+        situation = self._situation()
+        if situation is None:
             return
-        others = self.set_up_by_others() - 1
-        refused = policy.judge_new(requested.description, requested.offer, others)
-        if refused is not None:
-            self._refuse(requested, refused.code, refused.text)
+        decision = requests.decide(requested, situation)
+        if isinstance(decision, Refuse):
+            self._refuse(requested, decision)
             return
-        try:
-            name = requested.offer.interface
-            if name is None and circuit.offer.interface is None:
-                name = circuit.name
-            elif name is None:
-                name = self._occupancy.free_name(policy.config.interfaces)
-            config = _config_for(requested, name, self._services.port)
-            self._occupancy.check_free(config, circuit)
-        except VelaError as err:
-            self._refuse(requested, RejectCode.CONFLICT, _from_here(err))
+        if decision.replaced is not None:
+            remote = str(decision.config.remote)
+            self._log.info("circuit_moved", circuit=decision.config.name, remote=remote)
+        self._set_up_for_peer(decision, requested)
+
+    def on_offer_changed(self, circuit: Circuit, requested: CircuitRequested) -> None:
+        """Set the circuit up as its remote wants it now; or refuse that, and leave it alone."""
+        situation = self._situation()
+        if situation is None:
+            return
+        decision = requests.decide_change(circuit, requested, situation)
+        if isinstance(decision, Refuse):
+            self._refuse(requested, decision)
             return
         self._log.info("circuit_changed_by_peer", circuit=circuit.name)
-        self._set_up_for_peer(config, requested, circuit)
+        self._set_up_for_peer(decision, requested)
 
-    def _set_up_for_peer(
-        self, config: CircuitConfig, requested: CircuitRequested, replaced: Circuit | None
-    ) -> None:
+    def on_deleted(self, circuit: Circuit) -> None:
+        self._log.info("circuit_deleted_by_peer", circuit=circuit.name)
+        self._remove(circuit, CloseReason.DELETED)
+        self._kept.try_save()
+
+    def check_id(self, circuit: Circuit, sources: tuple[IPAddress, ...]) -> None:
+        self._allocation.check_id(circuit, sources)
+
+    def _situation(self) -> Situation | None:
+        policy = self._control_channel.policy
+        if policy is None:
+            return None
+        return Situation(
+            circuits=self._circuits,
+            pending=self._pending.wanted(),
+            free=self._allocation,
+            policy=policy,
+            port=self._port,
+            keyed=self._control_channel.key is not None,
+        )
+
+    def _set_up_for_peer(self, decision: SetUp, requested: CircuitRequested) -> None:
         """Make what another machine may have, in place of what it had."""
+        config = decision.config
+        replaced = None if decision.replaced is None else self._circuits[decision.replaced]
         if replaced is not None:
             self._remove(replaced, None)
-        named_by_peer = requested.offer.interface is not None
         try:
-            circuit = self._make_negotiated(config, Origin.PEER, named_by_peer)
+            circuit = self._make(config, Origin.PEER, decision.named_by_peer)
         except VelaError as err:
             self._give_up(requested, replaced, err)
             return
 
         def saved(error: DeviceError | None) -> None:
-            # It may have gone meanwhile, by a reload.
+            # A reload may have removed it meanwhile.
             if self._circuits.get(config.name) is not circuit:
                 return
             if error is None:
@@ -280,21 +303,22 @@ class Circuits:
             self._give_up(requested, replaced, err)
             return
         self._circuits[config.name] = circuit
-        self._kept.take_back(config.name)
-        self._unmade.drop(config.name)
+        self._kept.reclaim(config.name)
+        self._pending.drop(config.name)
         self._kept.save_in_time(saved)
 
     def _give_up(
         self, requested: CircuitRequested, replaced: Circuit | None, error: VelaError
     ) -> None:
-        """Refuse what could not be done; there is again what there was before."""
+        """Refuse what could not be done, and restore what there was before."""
         self._log.error(
             "circuit_not_set_up",
             by=str(requested.source),
             circuit_id=requested.circuit_id,
             error=str(error),
         )
-        self._negotiator.reject(requested, RejectCode.FAILED, _from_here(error))
+        text = requests.from_here(error)
+        self._control_channel.reject(requested, RejectCode.FAILED, text)
         if replaced is None:
             return
         try:
@@ -307,66 +331,64 @@ class Circuits:
         else:
             circuit.start()
 
-    def _refuse(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
-        self._log.warning(
-            "circuit_refused",
-            by=str(requested.source),
-            circuit_id=requested.circuit_id,
-            code=code.name,
-            reason=text,
-        )
-        self._negotiator.reject(requested, code, text)
+    def _refuse(self, requested: CircuitRequested, refusal: Refuse) -> None:
+        # What is disabled here is asked for again and again, as it should be.
+        if refusal.code is not RejectCode.DISABLED:
+            self._log.warning(
+                "circuit_refused",
+                by=str(requested.source),
+                circuit_id=requested.circuit_id,
+                code=refusal.code.name,
+                reason=refusal.text,
+            )
+        self._control_channel.reject(requested, refusal.code, refusal.text)
 
-    def _make(self, wanted: StoredCircuit) -> None:
-        """Make a circuit that could not be made before, and start it. Raises VelaError."""
+    # Making and removing.
+
+    def _create_pending(self, wanted: StoredCircuit) -> None:
+        """Create a circuit that could not be created before, and start it. Raises VelaError."""
         if wanted.origin is Origin.CONFIG:
-            self._occupancy.check_free(wanted.config)
+            self._allocation.check_free(wanted.config)
         else:
             self._check_kept(wanted)
         circuit = self._create(wanted.config, wanted.origin, named_by_peer=wanted.named_by_peer)
-        if self._kept.take_back(circuit.name):
+        if self._kept.reclaim(circuit.name):
             circuit.disable()
         else:
             circuit.start()
 
     def _find(self, name: str) -> Circuit:
         circuit = self._circuits.get(name)
-        unmade = self._unmade.find(name)
-        if unmade is not None:
-            raise ConfigError(f"{name} is not there: {unmade[1]}")
+        pending = self._pending.find(name)
+        if pending is not None:
+            raise ConfigError(f"{name} is not there: {pending[1]}")
         if circuit is None:
             raise ConfigError(f"there is no circuit {name}")
         return circuit
 
     def _create(
-        self,
-        config: CircuitConfig,
-        origin: Origin,
-        *,
-        named_by_peer: bool = False,
+        self, config: CircuitConfig, origin: Origin, *, named_by_peer: bool = False
     ) -> Circuit:
-        # The original VELA knows no handshake.
-        if not config.autoconfigure or config.encapsulation is Encapsulation.IP:
-            circuit: Circuit = StaticCircuit(config, self._services, self._cpu_for(config), origin)
-        else:
-            circuit = self._make_negotiated(config, origin, named_by_peer)
+        circuit = self._make(config, origin, named_by_peer)
         self._circuits[config.name] = circuit
         return circuit
 
-    def _make_negotiated(
-        self, config: CircuitConfig, origin: Origin, named_by_peer: bool
-    ) -> NegotiatedCircuit:
-        return NegotiatedCircuit(
+    def _make(self, config: CircuitConfig, origin: Origin, named_by_peer: bool) -> Circuit:
+        # The original VELA knows no handshake.
+        static = not config.autoconfigure or config.encapsulation is Encapsulation.IP
+        key = None if static else self._key_for(config, origin)
+        return Circuit(
             config,
-            self._services,
-            self._cpu_for(config),
             origin,
-            offer=_offer_of(config, named_by_peer) if origin is Origin.PEER else config.peer,
-            key=self._key_for(config, origin),
-            negotiator=self._negotiator,
-            check_id=self._occupancy.check_id,
-            deleted=self._on_deleted,
-            offer_changed=self._on_offer_changed,
+            self._make_data_path(config, self._cpu_for(config)),
+            loop=self._loop,
+            names=self._names,
+            routes=self._routes,
+            owner=self,
+            port=self._port,
+            control_channel=None if static else self._control_channel,
+            offer=offer_of(config, named_by_peer) if origin is Origin.PEER else config.peer,
+            key=key,
         )
 
     def _cpu_for(self, config: CircuitConfig) -> int:
@@ -378,32 +400,29 @@ class Circuits:
     def _key_for(self, config: CircuitConfig, origin: Origin) -> bytes | None:
         if origin is not Origin.PEER and config.key_file is not None:
             return load_key(config.key_file)
-        return self._negotiator.key
+        return self._control_channel.key
 
     def _remove(self, circuit: Circuit, reason: CloseReason | None) -> None:
-        """Take a circuit down; the other end is told why, unless reason is None."""
-        if isinstance(circuit, NegotiatedCircuit):
-            circuit.close(reason)
-        else:
-            circuit.close()
+        """Take a circuit down; its remote is told why, unless reason is None."""
+        circuit.close(reason)
         del self._circuits[circuit.name]
 
     def _check_kept(self, kept: StoredCircuit) -> None:
-        """Raises ConfigError where a circuit that was kept may be no more."""
+        """Raise ConfigError where a circuit that was kept is no longer allowed."""
         if kept.origin is Origin.PEER:
-            policy = self._negotiator.policy
+            policy = self._control_channel.policy
             if policy is None:
                 raise ConfigError("another machine set it up, and there is no [autoconfigure]")
-            refused = policy.judge_offer(_offer_of(kept.config, kept.named_by_peer))
+            refused = policy.judge_offer(offer_of(kept.config, kept.named_by_peer))
             if refused is not None:
                 raise ConfigError(refused.text)
-        self._occupancy.check_free(kept.config)
+        self._allocation.check_free(kept.config)
 
     def _apply_policy(self) -> None:
-        """End what others set up and may not any more; let the rest go on under the new terms."""
-        policy, key = self._negotiator.policy, self._negotiator.key
+        """Remove what others set up and may not any more; the rest goes on under the new terms."""
+        policy, key = self._control_channel.policy, self._control_channel.key
         for circuit in tuple(self._circuits.values()):
-            if not isinstance(circuit, NegotiatedCircuit):
+            if circuit.static:
                 continue
             if circuit.origin is not Origin.PEER:
                 if circuit.config.key_file is None:
@@ -416,67 +435,7 @@ class Circuits:
                 circuit.set_key(key)
                 circuit.set_policy(policy)
 
-    def _check_not_kept(self, config: CircuitConfig) -> None:
-        """Raises ConfigError where somebody else's circuit of this name waits to be made."""
-        unmade = self._unmade.find(config.name)
-        if unmade is None:
-            return
-        wanted = unmade[0]
-        if wanted.origin is not Origin.PEER or wanted.config.id != config.id:
-            raise ConfigError(f"there is a circuit {config.name} already")
-
-    def _moved(self, config: CircuitConfig) -> Circuit | None:
-        """Return what the same machine set up here before, when it had another address."""
-        other = self._circuits.get(config.name)
-        if (
-            other is not None
-            and other.origin is Origin.PEER
-            and other.state is not State.UP
-            and other.config.id == config.id
-            and self._negotiator.key is not None
-        ):
-            return other
-        return None
-
-    def _on_deleted(self, circuit: NegotiatedCircuit) -> None:
-        self._log.info("circuit_deleted_by_peer", circuit=circuit.name)
-        self._remove(circuit, CloseReason.DELETED)
-        self._kept.try_save()
-
 
 def _is_same_circuit(one: CircuitConfig, other: CircuitConfig) -> bool:
-    """Tell whether the other end knows both as one: docs/protocol.md, section 1."""
+    """Tell whether the remote knows both as one: docs/protocol.md, section 1."""
     return (one.id, one.remote) == (other.id, other.remote) and one.autoconfigure
-
-
-def _config_for(requested: CircuitRequested, name: str, port: int) -> CircuitConfig:
-    """Return the circuit that a remote asks for; port is the local listening one."""
-    offer, description = requested.offer, requested.description
-    return CircuitConfig(
-        name=name,
-        id=requested.circuit_id,
-        remote=_remote_of(requested.source, description.port, port),
-        addresses=offer.addresses,
-        bridge=offer.bridge,
-        mac=offer.mac,
-        keepalive=description.keepalive_ms / 1000,
-    )
-
-
-def _from_here(err: VelaError) -> str:
-    """Return an error of this machine, on one line, for the operator of the other one."""
-    return f"on the other end, {str(err).splitlines()[0]}"
-
-
-def _remote_of(source: Endpoint, listens_on: int, port: int) -> Remote:
-    return Remote(str(source.address), None if listens_on == port else listens_on)
-
-
-def _offer_of(config: CircuitConfig, named_by_peer: bool) -> PeerConfig:
-    """Return what the other end wanted here, from what came of it."""
-    return PeerConfig(
-        interface=config.name if named_by_peer else None,
-        addresses=config.addresses,
-        bridge=config.bridge,
-        mac=config.mac,
-    )

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 
@@ -26,6 +27,29 @@ TIMERS_BEFORE_SWEEP = 1024
 
 Callback = Callable[[], object]
 """What it returns is ignored."""
+
+
+Ready = list[tuple[selectors.SelectorKey, int]]
+
+
+class Clock(Protocol):
+    """Where the loop's time comes from."""
+
+    def now(self) -> float:
+        """Return monotonic seconds."""
+
+    def wait(self, selector: selectors.BaseSelector, timeout_s: float | None) -> Ready:
+        """Wait until a descriptor is ready, timeout_s at most; None: for ever."""
+
+
+class MonotonicClock:
+    """The machine's."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wait(self, selector: selectors.BaseSelector, timeout_s: float | None) -> Ready:
+        return selector.select(timeout_s)
 
 
 @dataclass(order=True, slots=True)
@@ -76,7 +100,9 @@ class EventLoop:
     An exception that comes out of one is a bug; it is logged, and all others go on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        """clock: another than the machine's, for tests."""
+        self._clock = MonotonicClock() if clock is None else clock
         self._log = structlog.get_logger()
         self._failures: dict[int, int] = {}
         self._resting: dict[int, _Rest] = {}
@@ -95,7 +121,7 @@ class EventLoop:
 
     def now(self) -> float:
         """Return monotonic seconds."""
-        return time.monotonic()
+        return self._clock.now()
 
     def watch(self, fd: int, callback: Callback) -> None:
         """Call back whenever fd is readable, until unwatch.
@@ -153,7 +179,7 @@ class EventLoop:
         """Run until stop()."""
         self._running = True
         while self._running:
-            for key, events in self._selector.select(self._timeout()):
+            for key, events in self._clock.wait(self._selector, self._timeout()):
                 self._serve(key.fd, key.data, events)
             self._fire_timers()
             self._fire_soon()

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address
+from typing import Protocol
 
 import structlog
 
@@ -17,6 +18,12 @@ from vela.supervisor.runtime import resolver
 from vela.supervisor.runtime.loop import EventLoop, Timer
 from vela.supervisor.runtime.process import Child, fork
 from vela.supervisor.runtime.resolver import Answer, Resolver, ResolverLostError
+
+# A watched name is looked up again this often, as names change their addresses.
+REFRESH_INTERVAL_S = 60.0
+# After a failure sooner, and later each time.
+FIRST_RETRY_S = 1.0
+LONGEST_RETRY_S = 30.0
 
 RESTART_DELAY_S = 1.0
 FULL_CHANNEL_DELAY_S = 0.01
@@ -112,6 +119,77 @@ class Names:
     def _answered(self, answer: Answer) -> None:
         for callback in self._waiting.pop((answer.host, answer.family), ()):
             self._loop.guard(partial(callback, answer))
+
+
+class NameSource(Protocol):
+    """What resolves names: Names."""
+
+    def ask(self, host: str, family: Family | None, callback: AnswerCallback) -> None: ...
+
+
+class NameWatch:
+    """Looks one name up again and again, until stop()."""
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        names: NameSource,
+        host: str,
+        family: Family | None,
+        on_answer: Callable[[Answer], bool],
+    ) -> None:
+        """on_answer takes each answer, and returns whether all is well with it."""
+        self._loop = loop
+        self._names = names
+        self._host = host
+        self._family = family
+        self._on_answer = on_answer
+        self._timer: Timer | None = None
+        self._answering = self._failed_meanwhile = self._stopped = False
+        self.failures = 0
+        """In a row, until now."""
+
+    def look(self) -> None:
+        """Look the name up now."""
+        self._names.ask(self._host, self._family, self._answered)
+
+    def look_again(self) -> None:
+        """Look it up after a back-off, as something has failed."""
+        if self._answering:
+            self._failed_meanwhile = True
+        else:
+            self.look_later(failed=True)
+
+    def look_later(self, *, failed: bool) -> None:
+        """Look it up in a minute; where something has failed, after a back-off."""
+        self.failures = self.failures + 1 if failed else 0
+        delay_s = REFRESH_INTERVAL_S
+        if failed:
+            delay_s = min(FIRST_RETRY_S * 2 ** min(self.failures - 1, 16), LONGEST_RETRY_S)
+        self._cancel()
+        self._timer = self._loop.call_later(delay_s, self.look)
+
+    def stop(self) -> None:
+        """Look it up no more; an answer that is under way is not heard."""
+        self._stopped = True
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _answered(self, answer: Answer) -> None:
+        if self._stopped:
+            return
+        succeeded = False
+        self._answering, self._failed_meanwhile = True, False
+        try:
+            succeeded = self._on_answer(answer) and not self._failed_meanwhile
+        finally:
+            self._answering = False
+            if not self._stopped:
+                self.look_later(failed=not succeeded)
 
 
 def _literal(host: str) -> IPAddress | None:

@@ -210,6 +210,19 @@ class ReceiveGroup:
         return str(endpoint.address), endpoint.port
 
 
+@dataclass(frozen=True, slots=True)
+class UnderlayPath:
+    """Where a circuit sends to and receives from."""
+
+    endpoint: Endpoint
+    sources: tuple[IPAddress, ...]
+    """All addresses that the remote may send from."""
+    route: Route
+    """Its source is the local address that the remote speaks to."""
+    group: ReceiveGroup
+    """Where datagrams to that address arrive."""
+
+
 def pktinfo(here: IPAddress) -> tuple[int, int, bytes]:
     """Return what makes sendmsg send from an address of this machine.
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from ipaddress import ip_interface
+from typing import cast
 
 import pytest
-from services import services_in
+from services import Services, services_in
 
 from lab.link import Interface
 from lab.topology import TwoRouters
 from vela.address import Endpoint, Remote
 from vela.linux.underlay import ReceiveGroup, Route
-from vela.supervisor.circuit import circuit as circuit_module
-from vela.supervisor.circuit.circuit import Origin, State
-from vela.supervisor.circuit.pseudowire import Services
-from vela.supervisor.circuit.static import StaticCircuit
+from vela.supervisor.circuit.circuit import Circuit, Origin, Owner
+from vela.supervisor.circuit.lifecycle import State
 from vela.supervisor.config.records import CircuitConfig
+from vela.supervisor.runtime import names as names_module
 
 pytestmark = pytest.mark.needs_net_admin
 
@@ -36,13 +36,27 @@ def services(routers: TwoRouters) -> Iterator[Services]:
         yield made
 
 
+def make(services: Services) -> Circuit:
+    return Circuit(
+        CONFIG,
+        Origin.CONFIG,
+        services.make_pseudowire(CONFIG, 0),
+        loop=services.loop,
+        names=services.names,
+        routes=services.demux,
+        owner=cast(Owner, None),  # it has no signalling that could ask for it
+        port=services.port,
+        control_channel=None,
+    )
+
+
 def test_circuit_whose_way_gets_too_narrow_carries_nothing_until_it_is_wide_enough(
     routers: TwoRouters, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(circuit_module, "REFRESH_INTERVAL_S", 0.05)
-    monkeypatch.setattr(circuit_module, "FIRST_RETRY_S", 0.05)
-    monkeypatch.setattr(circuit_module, "LONGEST_RETRY_S", 0.05)
-    circuit = StaticCircuit(CONFIG, services, 0, Origin.CONFIG)
+    monkeypatch.setattr(names_module, "REFRESH_INTERVAL_S", 0.05)
+    monkeypatch.setattr(names_module, "FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(names_module, "LONGEST_RETRY_S", 0.05)
+    circuit = make(services)
     interface = Interface(routers.a.namespace, "vela0")
 
     def seen(underlay_mtu: int) -> tuple[State, bool, bool]:
@@ -66,8 +80,8 @@ def test_circuit_whose_way_gets_too_narrow_carries_nothing_until_it_is_wide_enou
 def test_circuit_whose_look_at_its_way_fails_looks_again(
     services: Services, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(circuit_module, "FIRST_RETRY_S", 0.05)
-    proper = services.reception.way_to
+    monkeypatch.setattr(names_module, "FIRST_RETRY_S", 0.05)
+    proper = services.demux.way_to
     looks = 0
 
     def fail_at_first(remote: Endpoint) -> tuple[ReceiveGroup, Route]:
@@ -77,8 +91,8 @@ def test_circuit_whose_look_at_its_way_fails_looks_again(
             raise ZeroDivisionError
         return proper(remote)
 
-    monkeypatch.setattr(services.reception, "way_to", fail_at_first)
-    circuit = StaticCircuit(CONFIG, services, 0, Origin.CONFIG)
+    monkeypatch.setattr(services.demux, "way_to", fail_at_first)
+    circuit = make(services)
     try:
         circuit.start()
         services.loop.call_later(0.5, services.loop.stop)

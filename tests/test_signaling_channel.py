@@ -13,9 +13,9 @@ from simulated_link import CIRCUIT, LOCAL1, OFFER, ROUTER2
 
 from vela.errors import RemoteProtocolError
 from vela.negotiation import Cookies, Event, Session
-from vela.supervisor.circuit.signaling import AFTER_FAILURE_S, Conversation
-from vela.supervisor.control_channel import Negotiator
-from vela.supervisor.demux import Reception
+from vela.supervisor.circuit.signaling import AFTER_FAILURE_S, SignalingChannel
+from vela.supervisor.control_channel import ControlChannel
+from vela.supervisor.demux import Demux
 from vela.supervisor.runtime.loop import Callback, EventLoop, Timer
 from vela.supervisor.runtime.names import Names
 
@@ -42,16 +42,10 @@ def loop() -> Iterator[CountingLoop]:
     signal.set_wakeup_fd(-1)
 
 
-def converse(loop: EventLoop, session: Session, events: list[Event]) -> Conversation:
-    negotiator = Negotiator(
-        loop,
-        Reception(loop, ()),  # so that all that is sent is lost
-        cast(Names, None),  # nothing is resolved here
-        lambda requested: None,
-        lambda: 0,
-        lambda circuit_id, address: "",
-    )
-    return Conversation(session, loop, negotiator, events.append)
+def converse(loop: EventLoop, session: Session, events: list[Event]) -> SignalingChannel:
+    # All that is sent is lost, and nothing is resolved.
+    control_channel = ControlChannel(loop, Demux(loop, ()), cast(Names, None))
+    return SignalingChannel(session, loop, control_channel, events.append)
 
 
 class Failing(Session):
@@ -105,9 +99,9 @@ def make(kind: type[S]) -> S:
 
 
 def test_flood_from_the_remotes_address_sets_no_timer(loop: CountingLoop) -> None:
-    conversation = converse(loop, make(Session), [])
-    conversation.session.start(loop.now())
-    conversation.pump()
+    signaling = converse(loop, make(Session), [])
+    signaling.session.start(loop.now())
+    signaling.pump()
     for waiting_s in (0.0, 0.05):  # for its first request, and then for the second
         loop.call_later(waiting_s, loop.stop)
         loop.run()
@@ -115,17 +109,17 @@ def test_flood_from_the_remotes_address_sets_no_timer(loop: CountingLoop) -> Non
 
         for _ in range(1000):
             with pytest.raises(RemoteProtocolError):
-                conversation.receive_control(JUNK, ROUTER2, ip_address("192.0.2.1"))
+                signaling.receive_control(JUNK, ROUTER2, ip_address("192.0.2.1"))
 
         assert len(loop.delays_s) == asked
 
 
 def test_alarm_follows_a_time_that_moves_and_fires_once_for_it(loop: CountingLoop) -> None:
     session = make(Scheduled)
-    conversation = converse(loop, session, [])
+    signaling = converse(loop, session, [])
     start = loop.now()
     for session.due in (start + 10.0, start + 0.02, start + 0.05):
-        conversation.pump()
+        signaling.pump()
     loop.call_later(0.2, loop.stop)
 
     loop.run()
@@ -136,11 +130,11 @@ def test_alarm_follows_a_time_that_moves_and_fires_once_for_it(loop: CountingLoo
 
 def test_session_that_fails_keeps_its_clock_and_does_not_race(loop: CountingLoop) -> None:
     session = make(Failing)
-    conversation = converse(loop, session, [])
+    signaling = converse(loop, session, [])
     session.start(loop.now())
-    conversation.pump()
+    signaling.pump()
     for delay_s in (0.05, 0.1, 0.2):
-        loop.call_later(delay_s, conversation.pump)
+        loop.call_later(delay_s, signaling.pump)
     loop.call_later(0.2, loop.stop)
 
     loop.run()
@@ -151,11 +145,11 @@ def test_session_that_fails_keeps_its_clock_and_does_not_race(loop: CountingLoop
 
 def test_event_whose_handler_fails_leaves_the_conversation_its_clock(loop: CountingLoop) -> None:
     session = make(Scheduled)
-    conversation = converse(loop, session, [])
+    signaling = converse(loop, session, [])
     session.due = loop.now() + 5.0
     session.fails = True
 
     with pytest.raises(ZeroDivisionError):
-        conversation.pump()
+        signaling.pump()
 
     assert loop.delays_s == [pytest.approx(5.0, abs=1.0)]

@@ -18,7 +18,7 @@ from vela.address import Endpoint, IPAddress
 from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError
 from vela.linux.underlay import ReceiveGroup
-from vela.supervisor.demux import STEER_INTERVAL_S, CircuitIdTaken, Claim, DropReason, Reception
+from vela.supervisor.demux import STEER_INTERVAL_S, CircuitIdTaken, Claim, Demux, DropReason
 from vela.supervisor.runtime.loop import EventLoop
 
 UDP_SEGMENT = 103  # include/uapi/linux/udp.h
@@ -39,7 +39,7 @@ class Circuit:
 
 
 class Network:
-    """A reception with one group of both families, and senders."""
+    """A demux with one group of both families, and senders."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -48,14 +48,14 @@ class Network:
             self.port: int = probe.getsockname()[1]
         self.loop = EventLoop()
         self.group = ReceiveGroup(ip_address("::"), self.port, only_ipv6=False)
-        self.reception = Reception(self.loop, [self.group])
+        self.demux = Demux(self.loop, [self.group])
         stack.callback(self.group.close)
         self._senders: dict[IPAddress, socket.socket] = {}
 
     def claim(
         self, circuit: Circuit, circuit_id: int, *sources: IPAddress, settle: bool = True
     ) -> Claim:
-        made = self.reception.claim(circuit, circuit_id, sources, self.group)
+        made = self.demux.claim(circuit, circuit_id, sources, self.group)
         if settle:
             self.turn()
         return made
@@ -78,7 +78,7 @@ class Network:
         self.loop.run()
 
     def dropped(self) -> dict[DropReason, int]:
-        counts = self.reception.dropped()
+        counts = self.demux.dropped()
         return {reason: counts[reason.value] for reason in DropReason if counts[reason.value]}
 
 
@@ -182,7 +182,7 @@ def test_claims_that_the_steering_cannot_tell_apart_are_one_or_refused(network: 
     network.send(FOUR, b"\x01 steered")
     assert queued(claim) == [b"\x01 steered"]
     for each in (zoned, claim):
-        network.reception.withdraw(each)
+        network.demux.withdraw(each)
     network.claim(Circuit("vela3"), 1, FOUR, *zones)
 
 
@@ -192,7 +192,7 @@ def test_withdrawn_claim_gets_nothing_and_its_socket_serves_the_next(network: Ne
     network.send(FOUR, b"\x01 unread")
     index = claim.index
 
-    network.reception.withdraw(claim)
+    network.demux.withdraw(claim)
     # Before the steering has changed the socket is not for anybody else.
     assert network.claim(Circuit("meanwhile"), 5, FOUR, settle=False).index != index
     network.turn()
@@ -218,7 +218,7 @@ def test_all_255_ids_of_an_address_can_be_claimed_and_given_back(network: Networ
     assert [queued(claim) for claim in claims] == [[bytes([number])] for number in range(1, 256)]
 
     for claim in claims:
-        network.reception.withdraw(claim)
+        network.demux.withdraw(claim)
     network.turn()
     network.send(FOUR, b"\x07")
     network.turn()
@@ -227,7 +227,7 @@ def test_all_255_ids_of_an_address_can_be_claimed_and_given_back(network: Networ
 
 def test_control_message_comes_with_the_address_that_was_asked(network: Network) -> None:
     took = []
-    network.reception.set_control_handler(lambda *message: took.append(message))
+    network.demux.set_control_handler(lambda *message: took.append(message))
     for to in ("127.0.0.1", "127.0.0.9", "::1"):
         network.send(ip_address(to), b"\x00")
     network.send(FOUR, b"\x00a\x00b\x00", segment=2)
@@ -266,7 +266,7 @@ def test_message_from_an_address_that_is_not_here_is_refused(network: Network) -
 
 
 class Ways:
-    """A reception of several addresses of A, and how it reaches others."""
+    """A demux of several addresses of A, and how it reaches others."""
 
     def __init__(self, stack: ExitStack, routers: TwoRouters, *addresses: str) -> None:
         self.underlay = routers.a.underlay
@@ -277,17 +277,17 @@ class Ways:
                 group = ReceiveGroup(ip_address(address), VELA_PORT, only_ipv6=True)
                 stack.callback(group.close)
                 groups.append(group)
-            self._reception = Reception(EventLoop(), groups)
+            self._demux = Demux(EventLoop(), groups)
 
     def to(self, remote: str, here: str | None = None) -> tuple[str, str, int]:
         """Return the listening address, the source and the MTU of the way to a remote."""
         endpoint = Endpoint(ip_address(remote), VELA_PORT)
         with self._namespace.entered():
             if here is None:
-                group, route = self._reception.way_to(endpoint)
+                group, route = self._demux.way_to(endpoint)
             else:
-                group, route = self._reception.way_from(ip_address(here), endpoint)
-        assert self._reception.group_at(route.source) is group
+                group, route = self._demux.way_from(ip_address(here), endpoint)
+        assert self._demux.group_at(route.source) is group
         return str(group.address), str(route.source), route.mtu
 
     def obstacle(self, remote: str, here: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""vela.supervisor.registry.registry: all circuits of a supervisor, and how they end."""
+"""The registry: all circuits of a supervisor, and how they end."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from pathlib import Path
 from signal import Signals
 
 import pytest
-from services import services_in
+from services import Services, services_in
 
 from lab.link import Interface
 from lab.topology import TwoRouters
 from vela.address import Remote
-from vela.supervisor.circuit.pseudowire import Services
-from vela.supervisor.circuit.static import StaticCircuit
+from vela.supervisor.circuit.circuit import Circuit
 from vela.supervisor.config.records import CircuitConfig, Config, DaemonConfig
-from vela.supervisor.control_channel import Negotiator
-from vela.supervisor.registry.registry import Circuits
+from vela.supervisor.control_channel import ControlChannel
+from vela.supervisor.registry.registry import Registry
 from vela.supervisor.runtime.process import Child, ExitStatus
 
 pytestmark = pytest.mark.needs_net_admin
@@ -32,7 +31,7 @@ def services(routers: TwoRouters) -> Iterator[Services]:
 
 
 @pytest.fixture
-def circuits(services: Services, tmp_path: Path) -> Iterator[Circuits]:
+def circuits(services: Services, tmp_path: Path) -> Iterator[Registry]:
     """Static ones, set up and not yet started."""
     config = Config(
         daemon=DaemonConfig(state_directory=tmp_path),
@@ -41,46 +40,45 @@ def circuits(services: Services, tmp_path: Path) -> Iterator[Circuits]:
             for each in range(1, CIRCUITS + 1)
         ),
     )
-    negotiator = Negotiator(
-        services.loop,
-        services.reception,
-        services.names,
-        lambda requested: None,
-        lambda: 0,
-        lambda circuit_id, address: "",
+    made = Registry(
+        config,
+        loop=services.loop,
+        names=services.names,
+        routes=services.demux,
+        control_channel=ControlChannel(services.loop, services.demux, services.names),
+        make_data_path=services.make_pseudowire,
     )
-    made = Circuits(config, services, negotiator)
-    made.set_up()
+    made.create_all()
     yield made
     made.close()
 
 
-def start(circuits: Circuits, services: Services) -> None:
+def start(circuits: Registry, services: Services) -> None:
     """Start all, and give them the time that it takes."""
     circuits.start()
     services.loop.call_later(0.5, services.loop.stop)
     services.loop.run()
 
 
-def with_worker(circuits: Circuits) -> list[str]:
+def with_worker(circuits: Registry) -> list[str]:
     """Return the names of those that have a worker."""
     return [each.name for each in circuits.status() if each.worker and each.worker.pid]
 
 
 def fail_of_vela1(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """Let the circuit vela1 have a bug in one of its methods."""
-    proper = getattr(StaticCircuit, method)
+    proper = getattr(Circuit, method)
 
-    def failing(circuit: StaticCircuit) -> None:
+    def failing(circuit: Circuit) -> None:
         if circuit.name == "vela1":
             raise ZeroDivisionError
         proper(circuit)
 
-    monkeypatch.setattr(StaticCircuit, method, failing)
+    monkeypatch.setattr(Circuit, method, failing)
 
 
 def test_circuit_that_fails_to_start_keeps_no_other_from_it(
-    circuits: Circuits, services: Services, monkeypatch: pytest.MonkeyPatch
+    circuits: Registry, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_of_vela1(monkeypatch, "start")
 
@@ -90,7 +88,7 @@ def test_circuit_that_fails_to_start_keeps_no_other_from_it(
 
 
 def test_circuit_that_cannot_be_looked_after_keeps_no_other_from_it(
-    circuits: Circuits, services: Services, routers: TwoRouters, monkeypatch: pytest.MonkeyPatch
+    circuits: Registry, services: Services, routers: TwoRouters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(circuits, services)
     fail_of_vela1(monkeypatch, "check")
@@ -101,7 +99,7 @@ def test_circuit_that_cannot_be_looked_after_keeps_no_other_from_it(
 
 
 def test_workers_that_are_ended_together_are_all_told_before_the_first_is_waited_for(
-    circuits: Circuits, services: Services, monkeypatch: pytest.MonkeyPatch
+    circuits: Registry, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: set[int] = set()
     told_before_waiting: list[int] = []

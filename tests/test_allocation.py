@@ -8,12 +8,12 @@ import pytest
 
 from vela.errors import ConfigError
 from vela.supervisor.config.records import DaemonConfig
-from vela.supervisor.registry.allocation import Occupancy
+from vela.supervisor.registry.allocation import Allocation
 
 
 @pytest.fixture
-def occupancy() -> Occupancy:
-    return Occupancy(DaemonConfig(), {}, reserved=())
+def allocation() -> Allocation:
+    return Allocation(DaemonConfig(), {}, reserved=())
 
 
 @pytest.fixture
@@ -40,18 +40,18 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     ],
 )
 def test_free_name_fits_the_pattern_and_the_kernel(
-    occupancy: Occupancy, taken: set[str], pattern: str, chosen: str
+    allocation: Allocation, taken: set[str], pattern: str, chosen: str
 ) -> None:
     taken |= {"vela0", "vela1"}
 
-    assert occupancy.free_name(pattern) == chosen
+    assert allocation.free_name(pattern) == chosen
 
 
 @pytest.mark.parametrize("pattern", ["verylonginterf*", "customer-circuit*", "vela[0-9]"])
 def test_pattern_without_a_free_name_is_refused_in_words(
-    occupancy: Occupancy, taken: set[str], pattern: str
+    allocation: Allocation, taken: set[str], pattern: str
 ) -> None:
     taken |= {f"verylonginterf{digit}" for digit in range(10)} | {"verylonginterf"}
 
     with pytest.raises(ConfigError, match=r"no interface name that fits .* is free"):
-        occupancy.free_name(pattern)
+        allocation.free_name(pattern)
