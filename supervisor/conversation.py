@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vela.address import Endpoint, IPAddress
-from vela.negotiation import CloseReason, Event, Session, State
+from vela.signaling.agreement import Event
+from vela.signaling.codec import CloseReason
+from vela.signaling.session import Session, State
 from vela.supervisor.loop import EventLoop, Timer
 from vela.supervisor.negotiator import Negotiator
 
@@ -16,7 +18,7 @@ EventHandler = Callable[[Event], None]
 
 
 class Conversation:
-    """What a circuit says to its remote, and hears from it. See vela.negotiation."""
+    """What a circuit says to its remote, and hears from it. See vela.signaling.session."""
 
     def __init__(
         self, session: Session, loop: EventLoop, negotiator: Negotiator, on_event: EventHandler

@@ -8,26 +8,23 @@ from vela.address import Endpoint, IPAddress
 from vela.circuit import CircuitConfig, Encapsulation, PeerConfig
 from vela.encapsulation import Elision
 from vela.errors import DeviceError, VelaError
-from vela.negotiation import (
+from vela.signaling.agreement import (
     Agreed,
     Agreement,
-    Capability,
     CircuitRequested,
     Closed,
-    CloseReason,
-    Description,
     Down,
     Event,
     OfferChanged,
-    Policy,
-    RejectCode,
     Rejected,
     ResolveWanted,
-    Session,
     Unanswered,
     Up,
 )
-from vela.negotiation import State as SessionState
+from vela.signaling.codec import Capability, CloseReason, Description, RejectCode
+from vela.signaling.policy import Policy
+from vela.signaling.session import Session
+from vela.signaling.session import State as SessionState
 from vela.supervisor.circuit import Circuit, Origin, State
 from vela.supervisor.conversation import Conversation
 from vela.supervisor.negotiator import Negotiator

@@ -13,17 +13,12 @@ import structlog
 from vela.address import Endpoint, IPAddress
 from vela.circuit import AutoconfigureConfig
 from vela.errors import RemoteProtocolError
-from vela.negotiation import (
-    CircuitRequested,
-    Confirm,
-    Cookies,
-    Datagram,
-    Policy,
-    RejectCode,
-    Responder,
-    read_header,
-)
 from vela.resolver import Answer
+from vela.signaling.agreement import CircuitRequested, Datagram
+from vela.signaling.codec import Confirm, RejectCode, read_header
+from vela.signaling.cookie import Cookies
+from vela.signaling.policy import Policy
+from vela.signaling.responder import Responder
 from vela.supervisor.loop import EventLoop, Timer
 from vela.supervisor.names import Names
 from vela.supervisor.reception import Reception

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, ip_address, ip_network
 
 from vela.address import Endpoint
-from vela.agreement import (
+from vela.circuit import AutoconfigureConfig, PeerConfig
+from vela.errors import RemoteProtocolError
+from vela.signaling.agreement import (
     Agreed,
     Agreement,
     CircuitRequested,
@@ -19,13 +21,11 @@ from vela.agreement import (
     Event,
     OfferChanged,
 )
-from vela.circuit import AutoconfigureConfig, PeerConfig
-from vela.control import Capability, Description, MessageType, read_header
-from vela.cookie import Cookies
-from vela.errors import RemoteProtocolError
-from vela.policy import Policy
-from vela.responder import Responder
-from vela.session import Session, State
+from vela.signaling.codec import Capability, Description, MessageType, read_header
+from vela.signaling.cookie import Cookies
+from vela.signaling.policy import Policy
+from vela.signaling.responder import Responder
+from vela.signaling.session import Session, State
 
 ROUTER1 = Endpoint(ip_address("192.0.2.1"), 48621)
 ROUTER2 = Endpoint(ip_address("192.0.2.2"), 48621)

@@ -26,8 +26,8 @@ from simulated_link import (
 
 from vela.address import Endpoint
 from vela.circuit import PeerConfig
-from vela.control import CloseReason, MessageType, read_header
-from vela.session import State
+from vela.signaling.codec import CloseReason, MessageType, read_header
+from vela.signaling.session import State
 
 PROBED = 200
 # Where the intact message is answered at once.

@@ -27,11 +27,14 @@ LAYERS = """
     vela.supervisor.loop vela.supervisor.process vela.supervisor.restart
         vela.supervisor.notify vela.supervisor.netlink vela.supervisor.status
         vela.supervisor.forwarding
-    vela.worker vela.log vela.negotiation
+    vela.worker vela.log
     vela.engine
-    vela._pydataplane vela._dataplane vela.session vela.responder
-    vela.dataplane vela.config vela.agreement vela.policy vela.cookie vela.limiter
-    vela.encapsulation vela.tables vela.control
+    vela._pydataplane vela._dataplane
+        vela.signaling.session vela.signaling.responder
+    vela.dataplane vela.config
+        vela.signaling.agreement vela.signaling.policy
+        vela.signaling.cookie vela.signaling.limiter
+    vela.encapsulation vela.tables vela.signaling.codec
     vela.tap vela.underlay vela.resolver vela.affinity vela.confinement vela.counters
         vela.key
         vela.steering
@@ -41,7 +44,7 @@ LAYERS = """
     vela.wire
     vela.address vela.mac
     vela.errors
-    vela vela.supervisor
+    vela vela.signaling vela.supervisor
 """
 
 OWNERS = {
@@ -70,8 +73,9 @@ def read_modules(root: Path) -> dict[str, ast.Module]:
     """Return the syntax trees of vela and vela.supervisor by module name."""
     found = {}
     for folder, package in (("vela", "vela"), ("supervisor", "vela.supervisor")):
-        for path in sorted((root / folder).glob("*.py")):
-            name = package if path.stem == "__init__" else f"{package}.{path.stem}"
+        for path in sorted((root / folder).rglob("*.py")):
+            parts = path.relative_to(root / folder).with_suffix("").parts
+            name = ".".join((package, *parts)).removesuffix(".__init__")
             found[name] = ast.parse(path.read_text(), str(path))
     return found
 

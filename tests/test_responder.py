@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from simulated_link import CIRCUIT, KEY, LOCAL1, OFFER, POLICY, ROUTER1
 
 from vela.address import Endpoint
-from vela.agreement import CircuitRequested
 from vela.circuit import AutoconfigureConfig, PeerConfig
-from vela.control import (
+from vela.errors import RemoteProtocolError
+from vela.signaling.agreement import CircuitRequested
+from vela.signaling.codec import (
     Acknowledge,
     Close,
     Confirm,
@@ -27,11 +28,10 @@ from vela.control import (
     decode,
     encode,
 )
-from vela.cookie import Cookies
-from vela.errors import RemoteProtocolError
-from vela.limiter import MAX_SOURCES, RateLimiter
-from vela.policy import Policy
-from vela.responder import Responder, Silence
+from vela.signaling.cookie import Cookies
+from vela.signaling.limiter import MAX_SOURCES, RateLimiter
+from vela.signaling.policy import Policy
+from vela.signaling.responder import Responder, Silence
 
 STRANGER = Endpoint(ip_address("198.51.100.7"), 48621)
 REQUEST = Request(CIRCUIT, 0x11, 0, 1, LOCAL1, OFFER, size=320)

@@ -27,7 +27,8 @@ from simulated_link import (
 )
 
 from vela.address import Endpoint
-from vela.agreement import (
+from vela.circuit import PeerConfig
+from vela.signaling.agreement import (
     Agreed,
     Agreement,
     CircuitRequested,
@@ -40,8 +41,7 @@ from vela.agreement import (
     Unanswered,
     Up,
 )
-from vela.circuit import PeerConfig
-from vela.control import (
+from vela.signaling.codec import (
     Acknowledge,
     CloseReason,
     Confirm,
@@ -54,8 +54,8 @@ from vela.control import (
     encode,
     read_header,
 )
-from vela.cookie import Cookies
-from vela.session import _TABLE, Input, Session, State
+from vela.signaling.cookie import Cookies
+from vela.signaling.session import _TABLE, Input, Session, State
 
 SEEDS_AT_ONCE = 100
 BATCHES = 10

@@ -40,9 +40,9 @@ from vela.circuit import (
     PeerConfig,
     SourcePort,
 )
-from vela.control import MAX_ADDRESSES
 from vela.errors import ConfigError
 from vela.mac import format_mac, parse_mac
+from vela.signaling.codec import MAX_ADDRESSES
 from vela.tables import Table, boolean, integer, member, number, text, word, word_or
 from vela.wire import MAX_CIRCUIT_ID, MAX_TAP_MTU, MIN_CIRCUIT_ID, MIN_IPV6_MTU, MIN_TAP_MTU
 

@@ -1,6 +1,6 @@
 """Answers to machines that no circuit knows: stateless until their CONFIRM. Pure.
 
-docs/protocol.md, section 4. How to drive it: vela.negotiation.
+docs/protocol.md, section 4. How to drive it: vela.signaling.session.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from enum import Enum
 
 from vela.address import Endpoint, IPAddress
-from vela.agreement import CircuitRequested, Datagram
-from vela.control import (
+from vela.signaling.agreement import CircuitRequested, Datagram
+from vela.signaling.codec import (
     Acknowledge,
     Confirm,
     Keepalive,
@@ -22,9 +22,9 @@ from vela.control import (
     encode,
     rejection,
 )
-from vela.cookie import Cookies
-from vela.limiter import RateLimiter
-from vela.policy import Policy
+from vela.signaling.cookie import Cookies
+from vela.signaling.limiter import RateLimiter
+from vela.signaling.policy import Policy
 
 # Sessions bind their cookies to themselves; 0 stands for none.
 _BINDING = 0

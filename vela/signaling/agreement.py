@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vela.address import Endpoint, IPAddress
 from vela.circuit import PeerConfig
-from vela.control import Capability, Confirm, Description
+from vela.signaling.codec import Capability, Confirm, Description
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from vela.address import Endpoint
 from vela.circuit import PeerConfig
-from vela.control import (
+from vela.errors import RemoteProtocolError
+from vela.signaling.codec import (
     MAX_MESSAGE,
     Acknowledge,
     Capability,
@@ -36,7 +37,6 @@ from vela.control import (
     read_header,
     rejection,
 )
-from vela.errors import RemoteProtocolError
 
 VECTORS = Path(__file__).parent / "vectors"
 KEY = bytes.fromhex("000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f")
