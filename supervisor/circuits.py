@@ -14,8 +14,8 @@ from vela.circuit import CircuitConfig, Config, Encapsulation, PeerConfig
 from vela.config import parse_circuits
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.key import load_key
-from vela.signaling.agreement import CircuitRequested
-from vela.signaling.codec import CloseReason, Confirm, RejectCode
+from vela.signaling.events import CircuitRequested
+from vela.signaling.messages import CloseReason, Confirm, RejectCode
 from vela.supervisor.circuit import Circuit, Origin, State
 from vela.supervisor.kept import Kept, is_named_by_peer
 from vela.supervisor.negotiated import NegotiatedCircuit

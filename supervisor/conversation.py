@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vela.address import Endpoint, IPAddress
-from vela.signaling.agreement import Event
-from vela.signaling.codec import CloseReason
+from vela.signaling.events import Event
+from vela.signaling.messages import CloseReason
 from vela.signaling.session import Session, State
 from vela.supervisor.loop import EventLoop, Timer
 from vela.supervisor.negotiator import Negotiator

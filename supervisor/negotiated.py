@@ -8,9 +8,9 @@ from vela.address import Endpoint, IPAddress
 from vela.circuit import CircuitConfig, Encapsulation, PeerConfig
 from vela.encapsulation import Elision
 from vela.errors import DeviceError, VelaError
-from vela.signaling.agreement import (
+from vela.signaling.agreement import Agreement
+from vela.signaling.events import (
     Agreed,
-    Agreement,
     CircuitRequested,
     Closed,
     Down,
@@ -21,7 +21,7 @@ from vela.signaling.agreement import (
     Unanswered,
     Up,
 )
-from vela.signaling.codec import Capability, CloseReason, Description, RejectCode
+from vela.signaling.messages import Capability, CloseReason, Description, RejectCode
 from vela.signaling.policy import Policy
 from vela.signaling.session import Session
 from vela.signaling.session import State as SessionState

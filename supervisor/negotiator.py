@@ -14,9 +14,10 @@ from vela.address import Endpoint, IPAddress
 from vela.circuit import AutoconfigureConfig
 from vela.errors import RemoteProtocolError
 from vela.resolver import Answer
-from vela.signaling.agreement import CircuitRequested, Datagram
-from vela.signaling.codec import Confirm, RejectCode, read_header
+from vela.signaling.codec import read_header
 from vela.signaling.cookie import Cookies
+from vela.signaling.events import CircuitRequested, Datagram
+from vela.signaling.messages import Confirm, RejectCode
 from vela.signaling.policy import Policy
 from vela.signaling.responder import Responder
 from vela.supervisor.loop import EventLoop, Timer

@@ -12,7 +12,7 @@ from vela.address import IPAddress, Remote, parse_interface_name, parse_remote
 from vela.circuit import CircuitConfig, DaemonConfig, PeerConfig
 from vela.config import format_circuit, parse_circuits, remote_identity
 from vela.errors import ConfigError
-from vela.signaling.codec import Confirm
+from vela.signaling.messages import Confirm
 from vela.supervisor.circuit import Circuit
 from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
 

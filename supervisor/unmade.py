@@ -8,7 +8,7 @@ import structlog
 
 from vela.address import IPAddress
 from vela.errors import VelaError
-from vela.signaling.codec import Confirm
+from vela.signaling.messages import Confirm
 from vela.supervisor.circuit import Origin, State
 from vela.supervisor.loop import EventLoop, Timer
 from vela.supervisor.pseudowire import PROVISIONAL_MTU

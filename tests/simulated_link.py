@@ -12,17 +12,11 @@ from ipaddress import IPv4Interface, ip_address, ip_network
 from vela.address import Endpoint
 from vela.circuit import AutoconfigureConfig, PeerConfig
 from vela.errors import RemoteProtocolError
-from vela.signaling.agreement import (
-    Agreed,
-    Agreement,
-    CircuitRequested,
-    Closed,
-    Datagram,
-    Event,
-    OfferChanged,
-)
-from vela.signaling.codec import Capability, Description, MessageType, read_header
+from vela.signaling.agreement import Agreement
+from vela.signaling.codec import read_header
 from vela.signaling.cookie import Cookies
+from vela.signaling.events import Agreed, CircuitRequested, Closed, Datagram, Event, OfferChanged
+from vela.signaling.messages import Capability, Description, MessageType
 from vela.signaling.policy import Policy
 from vela.signaling.responder import Responder
 from vela.signaling.session import Session, State

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from vela.address import Endpoint
 from vela.circuit import PeerConfig
 from vela.errors import RemoteProtocolError
-from vela.signaling.codec import (
-    MAX_MESSAGE,
+from vela.signaling.codec import MAX_MESSAGE, decode, encode, read_header, rejection
+from vela.signaling.messages import (
     Acknowledge,
     Capability,
     Close,
@@ -32,10 +32,6 @@ from vela.signaling.codec import (
     Reject,
     RejectCode,
     Request,
-    decode,
-    encode,
-    read_header,
-    rejection,
 )
 
 VECTORS = Path(__file__).parent / "vectors"

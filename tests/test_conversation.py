@@ -12,8 +12,8 @@ import pytest
 from simulated_link import CIRCUIT, LOCAL1, OFFER, ROUTER2
 
 from vela.errors import RemoteProtocolError
-from vela.signaling.agreement import Event
 from vela.signaling.cookie import Cookies
+from vela.signaling.events import Event
 from vela.signaling.session import Session
 from vela.supervisor.conversation import AFTER_FAILURE_S, Conversation
 from vela.supervisor.loop import Callback, EventLoop, Timer

@@ -26,7 +26,8 @@ from simulated_link import (
 
 from vela.address import Endpoint
 from vela.circuit import PeerConfig
-from vela.signaling.codec import CloseReason, MessageType, read_header
+from vela.signaling.codec import read_header
+from vela.signaling.messages import CloseReason, MessageType
 from vela.signaling.session import State
 
 PROBED = 200

@@ -32,9 +32,10 @@ LAYERS = """
     vela._pydataplane vela._dataplane
         vela.signaling.session vela.signaling.responder
     vela.dataplane vela.config
-        vela.signaling.agreement vela.signaling.policy
-        vela.signaling.cookie vela.signaling.limiter
-    vela.encapsulation vela.tables vela.signaling.codec
+        vela.signaling.events vela.signaling.policy
+    vela.encapsulation vela.tables
+        vela.signaling.agreement vela.signaling.codec vela.signaling.cookie vela.signaling.limiter
+    vela.signaling.messages
     vela.tap vela.underlay vela.resolver vela.affinity vela.confinement vela.counters
         vela.key
         vela.steering

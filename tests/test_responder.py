@@ -14,8 +14,11 @@ from simulated_link import CIRCUIT, KEY, LOCAL1, OFFER, POLICY, ROUTER1
 from vela.address import Endpoint
 from vela.circuit import AutoconfigureConfig, PeerConfig
 from vela.errors import RemoteProtocolError
-from vela.signaling.agreement import CircuitRequested
-from vela.signaling.codec import (
+from vela.signaling.codec import decode, encode
+from vela.signaling.cookie import Cookies
+from vela.signaling.events import CircuitRequested
+from vela.signaling.limiter import MAX_SOURCES, RateLimiter
+from vela.signaling.messages import (
     Acknowledge,
     Close,
     Confirm,
@@ -25,11 +28,7 @@ from vela.signaling.codec import (
     Reject,
     RejectCode,
     Request,
-    decode,
-    encode,
 )
-from vela.signaling.cookie import Cookies
-from vela.signaling.limiter import MAX_SOURCES, RateLimiter
 from vela.signaling.policy import Policy
 from vela.signaling.responder import Responder, Silence
 

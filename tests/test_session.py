@@ -28,9 +28,11 @@ from simulated_link import (
 
 from vela.address import Endpoint
 from vela.circuit import PeerConfig
-from vela.signaling.agreement import (
+from vela.signaling.agreement import Agreement
+from vela.signaling.codec import decode, encode, read_header
+from vela.signaling.cookie import Cookies
+from vela.signaling.events import (
     Agreed,
-    Agreement,
     CircuitRequested,
     Closed,
     Down,
@@ -41,7 +43,7 @@ from vela.signaling.agreement import (
     Unanswered,
     Up,
 )
-from vela.signaling.codec import (
+from vela.signaling.messages import (
     Acknowledge,
     CloseReason,
     Confirm,
@@ -50,11 +52,7 @@ from vela.signaling.codec import (
     Reject,
     RejectCode,
     Request,
-    decode,
-    encode,
-    read_header,
 )
-from vela.signaling.cookie import Cookies
 from vela.signaling.session import _TABLE, Input, Session, State
 
 SEEDS_AT_ONCE = 100

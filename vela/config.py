@@ -42,7 +42,7 @@ from vela.circuit import (
 )
 from vela.errors import ConfigError
 from vela.mac import format_mac, parse_mac
-from vela.signaling.codec import MAX_ADDRESSES
+from vela.signaling.messages import MAX_ADDRESSES
 from vela.tables import Table, boolean, integer, member, number, text, word, word_or
 from vela.wire import MAX_CIRCUIT_ID, MAX_TAP_MTU, MIN_CIRCUIT_ID, MIN_IPV6_MTU, MIN_TAP_MTU
 

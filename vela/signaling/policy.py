@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from vela.address import IPAddress, IPInterface, IPNetwork, shown
 from vela.circuit import AutoconfigureConfig, PeerConfig
-from vela.signaling.codec import Description, RejectCode
+from vela.signaling.messages import Description, RejectCode
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,20 +10,11 @@ from collections.abc import Callable
 from enum import Enum
 
 from vela.address import Endpoint, IPAddress
-from vela.signaling.agreement import CircuitRequested, Datagram
-from vela.signaling.codec import (
-    Acknowledge,
-    Confirm,
-    Keepalive,
-    Message,
-    RejectCode,
-    Request,
-    decode,
-    encode,
-    rejection,
-)
+from vela.signaling.codec import decode, encode, rejection
 from vela.signaling.cookie import Cookies
+from vela.signaling.events import CircuitRequested, Datagram
 from vela.signaling.limiter import RateLimiter
+from vela.signaling.messages import Acknowledge, Confirm, Keepalive, Message, RejectCode, Request
 from vela.signaling.policy import Policy
 
 # Sessions bind their cookies to themselves; 0 stands for none.

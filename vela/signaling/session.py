@@ -73,9 +73,11 @@ from typing import TypeVar
 from vela.address import Endpoint, IPAddress
 from vela.circuit import PeerConfig
 from vela.errors import RemoteProtocolError
-from vela.signaling.agreement import (
+from vela.signaling.agreement import Agreement, agree
+from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, encode, rejection
+from vela.signaling.cookie import Cookies
+from vela.signaling.events import (
     Agreed,
-    Agreement,
     CircuitRequested,
     Closed,
     Datagram,
@@ -87,11 +89,9 @@ from vela.signaling.agreement import (
     ResolveWanted,
     Unanswered,
     Up,
-    agree,
 )
-from vela.signaling.codec import (
-    MALFORMED,
-    WRONG_TAG,
+from vela.signaling.limiter import TokenBucket
+from vela.signaling.messages import (
     Acknowledge,
     Close,
     CloseReason,
@@ -104,12 +104,7 @@ from vela.signaling.codec import (
     Reject,
     RejectCode,
     Request,
-    decode,
-    encode,
-    rejection,
 )
-from vela.signaling.cookie import Cookies
-from vela.signaling.limiter import TokenBucket
 from vela.signaling.policy import Policy
 
 _M = TypeVar("_M", bound=Message)
