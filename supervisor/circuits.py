@@ -10,12 +10,12 @@ import structlog
 
 from vela.address import Endpoint, IPAddress, Remote
 from vela.affinity import allowed_cpus, least_loaded
-from vela.circuit import CircuitConfig, Config, Encapsulation, PeerConfig
+from vela.circuit import CircuitConfig, Config, Encapsulation
 from vela.config import parse_circuits
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.key import load_key
 from vela.signaling.events import CircuitRequested
-from vela.signaling.messages import CloseReason, Confirm, RejectCode
+from vela.signaling.messages import CloseReason, Confirm, Offer, RejectCode
 from vela.supervisor.circuit import Circuit, Origin, State
 from vela.supervisor.kept import Kept, is_named_by_peer
 from vela.supervisor.negotiated import NegotiatedCircuit
@@ -210,7 +210,7 @@ class Circuits:
         if policy is None:
             return
         try:
-            name = requested.offer.interface or self._occupancy.free_name(policy.config.interfaces)
+            name = requested.offer.interface or self._occupancy.free_name(policy.interfaces)
             config = _config_for(requested, name, self._services.port)
             self._check_not_kept(config)
             moved = self._moved(config)
@@ -241,7 +241,7 @@ class Circuits:
             if name is None and circuit.offer.interface is None:
                 name = circuit.name
             elif name is None:
-                name = self._occupancy.free_name(policy.config.interfaces)
+                name = self._occupancy.free_name(policy.interfaces)
             config = _config_for(requested, name, self._services.port)
             self._occupancy.check_free(config, circuit)
         except VelaError as err:
@@ -361,7 +361,7 @@ class Circuits:
             self._services,
             self._cpu_for(config),
             origin,
-            offer=_offer_of(config, named_by_peer) if origin is Origin.PEER else config.peer,
+            offer=_offer_of(config, origin, named_by_peer),
             key=self._key_for(config, origin),
             negotiator=self._negotiator,
             check_id=self._occupancy.check_id,
@@ -394,7 +394,7 @@ class Circuits:
             policy = self._negotiator.policy
             if policy is None:
                 raise ConfigError("another machine set it up, and there is no [autoconfigure]")
-            refused = policy.judge_offer(_offer_of(kept.config, kept.named_by_peer))
+            refused = policy.judge_offer(_offer_of(kept.config, kept.origin, kept.named_by_peer))
             if refused is not None:
                 raise ConfigError(refused.text)
         self._occupancy.check_free(kept.config)
@@ -472,9 +472,12 @@ def _remote_of(source: Endpoint, listens_on: int, port: int) -> Remote:
     return Remote(str(source.address), None if listens_on == port else listens_on)
 
 
-def _offer_of(config: CircuitConfig, named_by_peer: bool) -> PeerConfig:
-    """Return what the other end wanted here, from what came of it."""
-    return PeerConfig(
+def _offer_of(config: CircuitConfig, origin: Origin, named_by_peer: bool) -> Offer:
+    """Return the settings for the other end; for a peer's circuit, those that it wanted here."""
+    if origin is not Origin.PEER:
+        peer = config.peer
+        return Offer(peer.interface, peer.addresses, peer.bridge, peer.mac)
+    return Offer(
         interface=config.name if named_by_peer else None,
         addresses=config.addresses,
         bridge=config.bridge,

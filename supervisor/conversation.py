@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from vela.address import Endpoint, IPAddress
 from vela.signaling.events import Event
+from vela.signaling.inputs import State
 from vela.signaling.messages import CloseReason
-from vela.signaling.session import Session, State
+from vela.signaling.session import Session
 from vela.supervisor.loop import EventLoop, Timer
 from vela.supervisor.negotiator import Negotiator
 
@@ -44,9 +45,9 @@ class Conversation:
         remote = self.session.remote
         return (remote is not None and remote.address == address) or address in self._sources
 
-    def receive_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
+    def receive_control(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
         try:
-            self.session.receive_datagram(data, source, self.now(), here)
+            self.session.receive_datagram(data, source, self.now(), local_address)
         finally:
             self.pump()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vela.address import Endpoint, IPAddress
-from vela.circuit import CircuitConfig, Encapsulation, PeerConfig
+from vela.circuit import CircuitConfig, Encapsulation
 from vela.encapsulation import Elision
 from vela.errors import DeviceError, VelaError
 from vela.signaling.agreement import Agreement
@@ -21,10 +21,10 @@ from vela.signaling.events import (
     Unanswered,
     Up,
 )
-from vela.signaling.messages import Capability, CloseReason, Description, RejectCode
+from vela.signaling.inputs import State as SessionState
+from vela.signaling.messages import Capability, CloseReason, Description, Offer, RejectCode
 from vela.signaling.policy import Policy
 from vela.signaling.session import Session
-from vela.signaling.session import State as SessionState
 from vela.supervisor.circuit import Circuit, Origin, State
 from vela.supervisor.conversation import Conversation
 from vela.supervisor.negotiator import Negotiator
@@ -45,7 +45,7 @@ class NegotiatedCircuit(Circuit):
         cpu: int,
         origin: Origin,
         *,
-        offer: PeerConfig,
+        offer: Offer,
         key: bytes | None,
         negotiator: Negotiator,
         check_id: IdCheck,
@@ -89,7 +89,7 @@ class NegotiatedCircuit(Circuit):
         self._conversation.hold()
         now = self._conversation.now()
         # Known before it is spoken of, so that both ends agree at once.
-        self._path = self._choose((requested.source.address,), requested.here)
+        self._path = self._choose((requested.source.address,), requested.local_address)
         self._session.set_local(self._describe(self._path), now)
         self._session.accept(requested, now)
         self._agreement = self._session.agreement
@@ -165,7 +165,7 @@ class NegotiatedCircuit(Circuit):
             self.config.id,
             self._describe(self._path),
             remote=self._path.endpoint if self._path else None,
-            here=self._from(self._path) if self._path else None,
+            local_address=self._from(self._path) if self._path else None,
             key=self._key,
             cookies=self._negotiator.cookies,
             randomness=self._negotiator.randomness,
@@ -229,7 +229,7 @@ class NegotiatedCircuit(Circuit):
 
     def _here(self) -> IPAddress | None:
         # Who set the circuit up knows this end by the address that it asked.
-        return self._session.here if self._is_up or self.origin is Origin.PEER else None
+        return self._session.local_address if self._is_up or self.origin is Origin.PEER else None
 
     def _from(self, path: Path) -> IPAddress | None:
         """Return where to seek the remote from; None: whichever address the kernel takes."""
@@ -363,11 +363,11 @@ class NegotiatedCircuit(Circuit):
 
     def _path_to(self, endpoint: Endpoint) -> Path:
         """Return the way to where the session's remote is. Raises DeviceError."""
-        reception, here = self._services.reception, self._session.here
-        if here is None:
+        reception, local_address = self._services.reception, self._session.local_address
+        if local_address is None:
             group, route = reception.way_to(endpoint)
         else:
-            group, route = reception.way_from(here, endpoint)
+            group, route = reception.way_from(local_address, endpoint)
         return Path(endpoint, (endpoint.address,), route, group)
 
 

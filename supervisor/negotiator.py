@@ -38,8 +38,8 @@ class Participant(Protocol):
     def converses_with(self, address: IPAddress) -> bool:
         """Tell whether messages from this address can be from its remote."""
 
-    def receive_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
-        """Take a control message; here: the address that it came to.
+    def receive_control(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
+        """Take a control message; local_address: the address that it came to.
 
         Raises RemoteProtocolError.
         """
@@ -73,6 +73,7 @@ class Negotiator:
         self._log = structlog.get_logger()
         self._dropped: Counter[str] = Counter()
         self._timers: dict[str, Timer] = {}
+        self._source_names: frozenset[str] = frozenset()
         self._resolved: dict[str, tuple[IPAddress, ...]] = {}
         self.randomness = random.SystemRandom()
         self.cookies = Cookies(self.randomness)
@@ -95,10 +96,11 @@ class Negotiator:
         self._timers.clear()
         self._resolved.clear()
         self._responder.key = key
-        self._responder.policy = None if config is None else Policy(config)
-        for source in config.sources if config is not None else ():
-            if isinstance(source, str):
-                self._ask(source)
+        self._responder.policy = None if config is None else _policy_of(config)
+        sources = () if config is None else config.sources
+        self._source_names = frozenset(each for each in sources if isinstance(each, str))
+        for name in self._source_names:
+            self._ask(name)
 
     def add(self, circuit_id: int, participant: Participant) -> None:
         self._participants.setdefault(circuit_id, []).append(participant)
@@ -109,12 +111,12 @@ class Negotiator:
     def send(self, datagrams: Iterable[Datagram]) -> None:
         """Send from the listening port. What cannot be sent is lost, as on any network."""
         for datagram in datagrams:
-            here = datagram.here or ANY_ADDRESS[datagram.remote.family]
-            group = self._reception.group_at(here)
+            local_address = datagram.local_address or ANY_ADDRESS[datagram.remote.family]
+            group = self._reception.group_at(local_address)
             if group is None:
                 continue
             try:
-                group.send(datagram.data, here, datagram.remote)
+                group.send(datagram.data, local_address, datagram.remote)
             except OSError as err:
                 self._log.debug(
                     "control_message_not_sent", remote=str(datagram.remote), error=str(err)
@@ -132,21 +134,21 @@ class Negotiator:
         }
         return unanswered | {f"control_{why}": count for why, count in self._dropped.items()}
 
-    def _receive(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
+    def _receive(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
         try:
             circuit_id = read_header(data).circuit_id
             # The latest first: an earlier one may still be saying goodbye.
             for participant in reversed(self._participants.get(circuit_id, [])):
                 if participant.converses_with(source.address):
-                    participant.receive_control(data, source, here)
+                    participant.receive_control(data, source, local_address)
                     return
             requested = self._responder.receive_datagram(
                 data,
                 source,
-                self._count,
                 self._loop.now(),
-                lambda confirm: self._withheld(confirm, source.address),
-                here,
+                peer_circuit_count=self._count,
+                deferral_reason=lambda confirm: self._withheld(confirm, source.address),
+                local_address=local_address,
             )
         except RemoteProtocolError as err:
             self._dropped[err.reason] += 1
@@ -161,7 +163,7 @@ class Negotiator:
 
     def _on_answer(self, answer: Answer) -> None:
         policy, name = self._responder.policy, answer.host
-        if policy is None or name not in policy.config.sources:
+        if policy is None or name not in self._source_names:
             return
         delay_s = REFRESH_INTERVAL_S
         if answer.error is not None:
@@ -173,3 +175,16 @@ class Negotiator:
             resolved = tuple(each for known in self._resolved.values() for each in known)
             self._responder.policy = replace(policy, resolved=resolved)
         self._timers[name] = self._loop.call_later(delay_s, lambda: self._ask(name))
+
+
+def _policy_of(config: AutoconfigureConfig) -> Policy:
+    """Return the rules of the [autoconfigure] table; its host names are resolved later."""
+    networks = tuple(each for each in config.sources if not isinstance(each, str))
+    return Policy(
+        accept=config.accept,
+        sources=networks if config.sources else None,
+        networks=config.networks,
+        bridges=config.bridges,
+        interfaces=config.interfaces,
+        max_circuits=config.max_circuits,
+    )

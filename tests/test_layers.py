@@ -32,10 +32,12 @@ LAYERS = """
     vela._pydataplane vela._dataplane
         vela.signaling.session vela.signaling.responder
     vela.dataplane vela.config
-        vela.signaling.events vela.signaling.policy
+        vela.signaling.outbox vela.signaling.inputs vela.signaling.policy
     vela.encapsulation vela.tables
-        vela.signaling.agreement vela.signaling.codec vela.signaling.cookie vela.signaling.limiter
-    vela.signaling.messages
+        vela.signaling.events vela.signaling.codec vela.signaling.link
+    vela.signaling.agreement vela.signaling.contention vela.signaling.cookie
+        vela.signaling.attempt vela.signaling.limiter
+    vela.signaling.messages vela.backoff
     vela.tap vela.underlay vela.resolver vela.affinity vela.confinement vela.counters
         vela.key
         vela.steering

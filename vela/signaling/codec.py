@@ -1,7 +1,10 @@
-"""Control messages and their bytes. Pure: no sockets, no clock.
+"""Control messages: records to bytes and back. Pure: no sockets, no clock.
 
-docs/protocol.md, section 4: the header, the tag, the table of TLVs, and which of them each
-message must and may carry. All numbers are big-endian; class _Tlv has the TLVs' names.
+docs/protocol.md, section 4. This module knows the header, the tag and the bytes of each kind of
+value; what a message carries is said by its record in messages.py. All numbers are big-endian.
+
+A datagram is checked in this order, cheap and decisive checks first: its header, its tag, the
+bounds and the counts of its TLVs, their values.
 """
 
 from __future__ import annotations
@@ -9,40 +12,39 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from collections.abc import Iterator
-from enum import IntEnum
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import Any
 
-from vela.address import Endpoint, IPAddress, IPInterface, parse_interface, parse_interface_name
-from vela.circuit import PeerConfig
+from vela.address import (
+    MAX_INTERFACE_NAME,
+    MAX_PORT,
+    Endpoint,
+    IPAddress,
+    IPInterface,
+    check_interface,
+    parse_interface_name,
+)
 from vela.datagram import CONTROL_CIRCUIT_ID
 from vela.errors import RemoteProtocolError
-from vela.mac import MAC_LENGTH, format_mac, parse_mac
+from vela.mac import MAC_LENGTH, check_mac
 from vela.signaling.messages import (
-    MAX_ADDRESSES,
-    Acknowledge,
+    DESCRIPTORS,
+    MAX_COUNTER,
     Capability,
-    Close,
-    Confirm,
-    Description,
+    Descriptor,
+    Field,
     Header,
-    Keepalive,
+    Kind,
     Message,
     MessageType,
-    Probe,
-    ProbeReply,
     Reject,
     RejectCode,
-    Request,
+    Size,
+    Tlv,
 )
-from vela.wire import (
-    IPV6_HEADER,
-    MAX_TAP_MTU,
-    MAX_UDP_PAYLOAD,
-    MIN_IPV6_MTU,
-    MIN_TAP_MTU,
-    UDP_HEADER,
-)
+from vela.wire import MAX_UDP_PAYLOAD
 
 VERSION = 1
 # Byte 0, version, type, circuit id, both nonces, counter.
@@ -51,98 +53,51 @@ HEADER_LENGTH = _HEADER.size
 TAG_LENGTH = 16  # HMAC-SHA-256, cut as RFC 2104, section 5, allows
 _NO_TAG = bytes(TAG_LENGTH)
 MIN_MESSAGE = HEADER_LENGTH + TAG_LENGTH
-# All but PROBE cross every IPv6 path in one piece (RFC 8200, section 5).
-MAX_MESSAGE = MIN_IPV6_MTU - IPV6_HEADER - UDP_HEADER
 
 _TLV = struct.Struct("!BH")
 _U16, _U32, _U64 = struct.Struct("!H"), struct.Struct("!I"), struct.Struct("!Q")
 
-# The smallest probe that can be padded: its size and the padding are one TLV each.
+# The size and the padding of a probe are one TLV each.
 MIN_PROBE = MIN_MESSAGE + _TLV.size + _U16.size + _TLV.size
 
-# A session counts on from what its initiator began with. No session lasts long
-# enough for the upper half, so who begins there is refused, and nothing overflows.
-MAX_COUNTER = 2**63 - 1
-
 MAX_TEXT = 200  # bytes of UTF-8
-MIN_KEEPALIVE_MS, MAX_KEEPALIVE_MS = 100, 3_600_000
 
 MALFORMED, WRONG_VERSION, WRONG_TAG = "malformed", "version", "tag"
 """The reason words of RemoteProtocolError."""
 
+_CAPABILITY_BITS = sum(Capability)
+_KNOWN = {tlv.number: tlv for tlv in Tlv}
+_SINGLE = frozenset(tlv.number for tlv in Tlv if not tlv.repeatable)
 
-class _Tlv(IntEnum):
-    MAC = 1
-    MTU = 2
-    CAPABILITIES = 3
-    PORT = 4
-    OWN_ENDPOINT = 5
-    SEEN_ENDPOINT = 6
-    KEEPALIVE = 7
-    INTERFACE = 8
-    IPV4 = 9
-    IPV6 = 10
-    BRIDGE = 11
-    WANTED_MAC = 12
-    HEARD = 13
-    TIMESTAMP = 14
-    ECHO = 15
-    UP = 16
-    CODE = 17
-    TEXT = 18
-    SIZE = 19
-    PADDING = 20
-    RESUMING = 21
-
-
-_REPEATABLE = frozenset({_Tlv.IPV4, _Tlv.IPV6, _Tlv.PADDING})
-_KNOWN = frozenset(_Tlv)
-
-
-_CAPABILITY_BITS = int(Capability.ELISION | Capability.CHECKSUM_OFFLOAD | Capability.NATIVE_ENGINE)
-
-
-_TYPES: dict[type[Message], MessageType] = {
-    Request: MessageType.REQUEST,
-    Acknowledge: MessageType.ACKNOWLEDGE,
-    Confirm: MessageType.CONFIRM,
-    Close: MessageType.CLOSE,
-    Keepalive: MessageType.KEEPALIVE,
-    Reject: MessageType.REJECT,
-    Probe: MessageType.PROBE,
-    ProbeReply: MessageType.PROBE_REPLY,
-}
+_Tlvs = dict[int, list[bytes]]
+"""The values of the known TLVs of one datagram, by type number."""
 
 
 def encode(message: Message, key: bytes | None) -> bytes:
     """Return the datagram. Raises ValueError for what no datagram can say: a caller's bug."""
+    descriptor, size, tlvs = _WRITERS[type(message)]
     body = _HEADER.pack(
         CONTROL_CIRCUIT_ID,
         VERSION,
-        _TYPES[type(message)],
+        descriptor.number,
         message.circuit_id,
         message.sender_nonce,
         message.receiver_nonce,
         message.counter,
-    ) + b"".join(_tlvs(message))
-    limit = MAX_MESSAGE
-    if isinstance(message, Request | Confirm) and len(body) + TAG_LENGTH < message.size:
-        body += _padding(message.size - TAG_LENGTH - len(body))
-    elif isinstance(message, Probe):
-        limit = MAX_UDP_PAYLOAD
-        if len(body) + TAG_LENGTH != message.size:
-            body += _padding(message.size - TAG_LENGTH - len(body))
-        if len(body) + TAG_LENGTH != message.size:
-            raise ValueError(f"no probe has {message.size} bytes; {MIN_PROBE} or more would do")
-    if len(body) + TAG_LENGTH > limit:
-        raise ValueError(f"{len(body) + TAG_LENGTH} bytes of control message; {limit} are allowed")
+    ) + tlvs(message)
+    if size is not None:
+        body = _pad(body, getattr(message, size.name), size)
+    if len(body) + TAG_LENGTH > descriptor.limit:
+        raise ValueError(
+            f"a control message of {len(body) + TAG_LENGTH} bytes; {descriptor.limit} are allowed"
+        )
     return body + _tag(body, key)
 
 
 def rejection(asked: Message, size: int, code: RejectCode, text: str = "") -> Reject:
-    """Return the refusal of a message; its text is cut so that it is no larger: size, bytes.
+    """Return the REJECT that answers a message of size bytes. Its text is cut to be no larger.
 
-    It is stateless: nonces change places, and the counter is that of the message.
+    It needs no state: the nonces change places, and the counter is that of the message.
     """
     room = min(size - MIN_MESSAGE - _TLV.size - _U16.size - _TLV.size, MAX_TEXT)
     return Reject(
@@ -155,8 +110,14 @@ def rejection(asked: Message, size: int, code: RejectCode, text: str = "") -> Re
     )
 
 
+def fit_text(text: str, limit: int) -> str:
+    """Return text, printable, cut to at most limit bytes of UTF-8."""
+    clean = "".join(char if char.isprintable() else " " for char in text)
+    return clean.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
+
+
 def read_header(datagram: bytes) -> Header:
-    """Return the header, unauthenticated: only for the choice of key and circuit.
+    """Return the header, unauthenticated: only to choose the key and the circuit.
 
     Raises RemoteProtocolError.
     """
@@ -169,15 +130,16 @@ def read_header(datagram: bytes) -> Header:
         raise _malformed("not a control message")
     if version != VERSION:
         raise RemoteProtocolError(WRONG_VERSION, f"version {version}; {VERSION} is spoken here")
-    if not MessageType.REQUEST <= number <= MessageType.PROBE_REPLY:
+    descriptor = DESCRIPTORS.get(number)
+    if descriptor is None:
         raise _malformed(f"type {number}")
     if circuit_id == CONTROL_CIRCUIT_ID:
         raise _malformed("about circuit 0")
     if counter > MAX_COUNTER:
-        raise _malformed(f"counter {counter}; nothing could come after it")
-    if len(datagram) > MAX_MESSAGE and number != MessageType.PROBE:
-        raise _malformed(f"{len(datagram)} bytes; {MAX_MESSAGE} at most are right")
-    return Header(MessageType(number), circuit_id, sender, receiver, counter)
+        raise _malformed(f"counter {counter}; {MAX_COUNTER} at most is right")
+    if len(datagram) > descriptor.limit:
+        raise _malformed(f"{len(datagram)} bytes; {descriptor.limit} at most are right")
+    return Header(descriptor.number, circuit_id, sender, receiver, counter)
 
 
 def decode(datagram: bytes, key: bytes | None) -> Message:
@@ -187,7 +149,7 @@ def decode(datagram: bytes, key: bytes | None) -> Message:
     if not hmac.compare_digest(_tag(datagram[:end], key), datagram[end:]):
         raise RemoteProtocolError(WRONG_TAG, "the tag is wrong: not the same key")
     try:
-        return _build(header, _Fields(datagram, end), len(datagram))
+        return _READERS[header.type](header, _split(datagram, end), len(datagram))
     except ValueError as err:
         raise _malformed(str(err)) from err
 
@@ -200,226 +162,77 @@ def _tag(body: bytes, key: bytes | None) -> bytes:
     return _NO_TAG if key is None else hmac.digest(key, body, hashlib.sha256)[:TAG_LENGTH]
 
 
-# Encoding.
+# TLVs.
 
 
-def _tlv(number: _Tlv, value: bytes = b"") -> bytes:
+def _tlv(number: int, value: bytes) -> bytes:
     return _TLV.pack(number, len(value)) + value
 
 
-def _padding(length: int) -> bytes:
-    """Return padding of length bytes, or of up to two more: a TLV's head has three."""
-    return _tlv(_Tlv.PADDING, bytes(max(0, length - _TLV.size)))
+def _split(datagram: bytes, end: int) -> _Tlvs:
+    """Return the known TLVs between the header and end. Raises ValueError."""
+    tlvs: _Tlvs = {}
+    at = HEADER_LENGTH
+    while at < end:
+        if end - at < _TLV.size:
+            raise ValueError(f"{end - at} bytes where a TLV should begin")
+        number, length = _TLV.unpack_from(datagram, at)
+        at += _TLV.size
+        if end - at < length:
+            raise ValueError(f"TLV {number} of {length} bytes; {end - at} are left")
+        if number in _KNOWN:
+            values = tlvs.setdefault(number, [])
+            if values and number in _SINGLE:
+                raise ValueError(f"TLV {number} twice")
+            values.append(datagram[at : at + length])
+        at += length
+    return tlvs
 
 
-def _tlvs(message: Message) -> Iterator[bytes]:
-    match message:
-        case Request() | Confirm():
-            yield from _description_tlvs(message.description)
-            yield from _offer_tlvs(message.offer)
-            if message.resuming:
-                yield _tlv(_Tlv.RESUMING)
-        case Keepalive():
-            yield from _description_tlvs(message.description)
-            yield _tlv(_Tlv.HEARD, _U64.pack(message.heard))
-            yield _tlv(_Tlv.TIMESTAMP, _U64.pack(message.timestamp))
-            if message.echo is not None:
-                yield _tlv(_Tlv.ECHO, _U64.pack(message.echo))
-            yield _tlv(_Tlv.UP, bytes([message.up]))
-        case Close():
-            yield _tlv(_Tlv.CODE, _U16.pack(message.reason))
-        case Reject():
-            yield _tlv(_Tlv.CODE, _U16.pack(message.code))
-            if message.text:
-                yield _tlv(_Tlv.TEXT, fit_text(message.text, MAX_TEXT).encode())
-        case Probe() | ProbeReply():
-            yield _tlv(_Tlv.SIZE, _U16.pack(message.size))
+def _pad(body: bytes, size: int, field: Field) -> bytes:
+    """Return body with the padding that makes a datagram of this size. Raises ValueError."""
+    missing = size - TAG_LENGTH - len(body)
+    if missing > 0 or (missing and field.size is Size.EXACTLY):
+        # The head of a TLV has three bytes, so there may be up to two more than are missing.
+        body += _tlv(Tlv.PADDING.number, bytes(max(0, missing - _TLV.size)))
+    if field.size is Size.EXACTLY and len(body) + TAG_LENGTH != size:
+        raise ValueError(f"no probe has {size} bytes; {MIN_PROBE} or more are right")
+    return body
 
 
-def fit_text(text: str, limit: int) -> str:
-    """Return text, printable, cut to at most limit bytes of UTF-8."""
-    clean = "".join(char if char.isprintable() else " " for char in text)
-    return clean.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
+# Values: each kind to bytes and back. What is read raises ValueError.
 
 
-def _description_tlvs(description: Description) -> Iterator[bytes]:
-    yield _tlv(_Tlv.MAC, description.mac)
-    yield _tlv(_Tlv.MTU, _U32.pack(description.mtu))
-    yield _tlv(_Tlv.CAPABILITIES, _U32.pack(description.capabilities))
-    yield _tlv(_Tlv.PORT, _U16.pack(description.port))
-    yield _tlv(_Tlv.KEEPALIVE, _U32.pack(description.keepalive_ms))
-    if description.own is not None:
-        yield _tlv(_Tlv.OWN_ENDPOINT, _pack_endpoint(description.own))
-    if description.seen is not None:
-        yield _tlv(_Tlv.SEEN_ENDPOINT, _pack_endpoint(description.seen))
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """The bytes of a kind of value."""
+
+    lengths: Collection[int] | None
+    """None: any."""
+    read: Callable[[bytes], Any]
+    write: Callable[[Any], bytes]
+    absent: Any = None
+    """The value of a field whose TLV is missing."""
+    type: type = object
+    """Of the values, where a field has several TLVs."""
+    identity: Callable[[bytes], bytes] = bytes
+    """What two values of a message may not share, where a field has several."""
 
 
-def _offer_tlvs(offer: PeerConfig) -> Iterator[bytes]:
-    if len(offer.addresses) > MAX_ADDRESSES:
-        raise ValueError(f"{len(offer.addresses)} addresses; {MAX_ADDRESSES} fit a message")
-    if offer.interface is not None:
-        yield _tlv(_Tlv.INTERFACE, offer.interface.encode())
-    for interface in offer.addresses:
-        number = _Tlv.IPV4 if interface.version == 4 else _Tlv.IPV6
-        yield _tlv(number, interface.ip.packed + bytes([interface.network.prefixlen]))
-    if offer.bridge is not None:
-        yield _tlv(_Tlv.BRIDGE, offer.bridge.encode())
-    if offer.mac is not None:
-        yield _tlv(_Tlv.WANTED_MAC, offer.mac)
+def _number(layout: struct.Struct) -> _Form:
+    return _Form((layout.size,), int.from_bytes, layout.pack)
 
 
-def _pack_endpoint(endpoint: Endpoint) -> bytes:
-    return endpoint.address.packed + _U16.pack(endpoint.port)
+def _read_capabilities(value: bytes) -> Capability:
+    return Capability(int.from_bytes(value) & _CAPABILITY_BITS)
 
 
-# Decoding.
-
-
-class _Fields:
-    """The known TLVs of one message, by number. Its methods raise ValueError."""
-
-    def __init__(self, datagram: bytes, end: int) -> None:
-        self._values: dict[int, list[bytes]] = {}
-        at = HEADER_LENGTH
-        while at < end:
-            if end - at < _TLV.size:
-                raise ValueError(f"{end - at} bytes where a TLV should begin")
-            number, length = _TLV.unpack_from(datagram, at)
-            at += _TLV.size
-            if end - at < length:
-                raise ValueError(f"TLV {number} of {length} bytes; {end - at} are left")
-            if number in _KNOWN:
-                values = self._values.setdefault(number, [])
-                if values and number not in _REPEATABLE:
-                    raise ValueError(f"TLV {number} twice")
-                values.append(datagram[at : at + length])
-            at += length
-
-    def all(self, number: _Tlv, length: int) -> list[bytes]:
-        values = self._values.get(number, [])
-        for value in values:
-            if len(value) != length:
-                raise ValueError(f"TLV {number} of {len(value)} bytes; {length} would be right")
-        return values
-
-    def find(self, number: _Tlv) -> bytes | None:
-        values = self._values.get(number)
-        return values[0] if values else None
-
-    def sized(self, number: _Tlv, length: int) -> bytes | None:
-        values = self.all(number, length)
-        return values[0] if values else None
-
-    def require(self, number: _Tlv, length: int) -> bytes:
-        value = self.sized(number, length)
-        if value is None:
-            raise ValueError(f"TLV {number} is missing")
-        return value
-
-    def u16(self, number: _Tlv) -> int:
-        return int.from_bytes(self.require(number, 2))
-
-    def u32(self, number: _Tlv) -> int:
-        return int.from_bytes(self.require(number, 4))
-
-    def u64(self, number: _Tlv) -> int:
-        return int.from_bytes(self.require(number, 8))
-
-
-def _build(header: Header, fields: _Fields, size: int) -> Message:
-    common = (header.circuit_id, header.sender_nonce, header.receiver_nonce, header.counter)
-    match header.type:
-        case MessageType.REQUEST:
-            return Request(*common, *_read_request(fields), size)
-        case MessageType.ACKNOWLEDGE:
-            return Acknowledge(*common)
-        case MessageType.CONFIRM:
-            return Confirm(*common, *_read_request(fields), size)
-        case MessageType.CLOSE:
-            return Close(*common, fields.u16(_Tlv.CODE))
-        case MessageType.KEEPALIVE:
-            echo = fields.sized(_Tlv.ECHO, 8)
-            return Keepalive(
-                *common,
-                _read_description(fields),
-                heard=fields.u64(_Tlv.HEARD),
-                timestamp=fields.u64(_Tlv.TIMESTAMP),
-                echo=None if echo is None else int.from_bytes(echo),
-                up=_read_flag(fields.require(_Tlv.UP, 1)),
-            )
-        case MessageType.REJECT:
-            return Reject(*common, fields.u16(_Tlv.CODE), _read_text(fields.find(_Tlv.TEXT)))
-        case MessageType.PROBE:
-            if fields.u16(_Tlv.SIZE) != size:
-                raise ValueError(f"a probe of {fields.u16(_Tlv.SIZE)} bytes has {size}")
-            return Probe(*common, size)
-        case MessageType.PROBE_REPLY:
-            return ProbeReply(*common, fields.u16(_Tlv.SIZE))
-
-
-def _read_request(fields: _Fields) -> tuple[Description, PeerConfig, bool]:
-    resuming = fields.sized(_Tlv.RESUMING, 0) is not None
-    return _read_description(fields), _read_offer(fields), resuming
-
-
-def _read_description(fields: _Fields) -> Description:
-    return Description(
-        mac=_read_mac(fields.require(_Tlv.MAC, MAC_LENGTH)),
-        mtu=_within(fields.u32(_Tlv.MTU), MIN_TAP_MTU, MAX_TAP_MTU, "MTU"),
-        capabilities=Capability(fields.u32(_Tlv.CAPABILITIES) & _CAPABILITY_BITS),
-        port=_within(fields.u16(_Tlv.PORT), 1, 0xFFFF, "port"),
-        keepalive_ms=_within(
-            fields.u32(_Tlv.KEEPALIVE), MIN_KEEPALIVE_MS, MAX_KEEPALIVE_MS, "keepalive"
-        ),
-        own=_read_endpoint(fields.find(_Tlv.OWN_ENDPOINT)),
-        seen=_read_endpoint(fields.find(_Tlv.SEEN_ENDPOINT)),
-    )
-
-
-def _read_offer(fields: _Fields) -> PeerConfig:
-    addresses: list[IPInterface] = []
-    for number, length in ((_Tlv.IPV4, 5), (_Tlv.IPV6, 17)):
-        for value in fields.all(number, length):
-            address = _read_address(value[:-1])
-            interface = parse_interface(f"{address}/{value[-1]}")
-            if any(interface.ip == other.ip for other in addresses):
-                raise ValueError(f"{interface.ip} twice")
-            addresses.append(interface)
-    if len(addresses) > MAX_ADDRESSES:
-        raise ValueError(f"{len(addresses)} addresses; {MAX_ADDRESSES} at most are right")
-    mac = fields.sized(_Tlv.WANTED_MAC, MAC_LENGTH)
-    return PeerConfig(
-        interface=_read_name(fields.find(_Tlv.INTERFACE)),
-        addresses=tuple(addresses),
-        bridge=_read_name(fields.find(_Tlv.BRIDGE)),
-        mac=None if mac is None else _read_mac(mac),
-    )
-
-
-def _within(value: int, lowest: int, highest: int, name: str) -> int:
-    if not lowest <= value <= highest:
-        raise ValueError(f"{name} {value}; {lowest}..{highest} would be right")
-    return value
-
-
-def _read_mac(value: bytes) -> bytes:
-    return parse_mac(format_mac(value))
-
-
-def _read_flag(value: bytes) -> bool:
-    return value != b"\0"
-
-
-def _read_name(value: bytes | None) -> str | None:
+def _read_name(value: bytes) -> str:
     # UnicodeDecodeError is a ValueError.
-    return None if value is None else parse_interface_name(value.decode("ascii"))
+    return parse_interface_name(value.decode("ascii"))
 
 
-def _read_text(value: bytes | None) -> str:
-    if value is None:
-        return ""
-    if len(value) > MAX_TEXT:
-        raise ValueError(f"a text of {len(value)} bytes; {MAX_TEXT} at most are right")
+def _read_text(value: bytes) -> str:
     text = value.decode()
     if not text.isprintable():
         raise ValueError("a text that is not printable")
@@ -430,10 +243,215 @@ def _read_address(value: bytes) -> IPAddress:
     return IPv4Address(value) if len(value) == 4 else IPv6Address(value)
 
 
-def _read_endpoint(value: bytes | None) -> Endpoint | None:
-    if value is None:
-        return None
-    if len(value) not in (6, 18):
-        raise ValueError(f"an address and port of {len(value)} bytes; 6 or 18 would be right")
-    port = _within(int.from_bytes(value[-2:]), 1, 0xFFFF, "port")
+def _read_endpoint(value: bytes) -> Endpoint:
+    port = int.from_bytes(value[-2:])
+    if not port:
+        raise ValueError(f"port {port}; 1..{MAX_PORT} are right")
     return Endpoint(_read_address(value[:-2]), port)
+
+
+def _write_endpoint(endpoint: Endpoint) -> bytes:
+    return endpoint.address.packed + _U16.pack(endpoint.port)
+
+
+def _read_interface(value: bytes) -> IPInterface:
+    address, prefix = value[:-1], value[-1]
+    if prefix > 8 * len(address):
+        raise ValueError(f"prefix length {prefix}; 1..{8 * len(address)} are right")
+    interface = IPv4Interface if len(address) == 4 else IPv6Interface
+    return check_interface(interface((address, prefix)))
+
+
+def _write_interface(interface: IPInterface) -> bytes:
+    return interface.packed + bytes([interface.network.prefixlen])
+
+
+def _without_prefix(value: bytes) -> bytes:
+    return value[:-1]
+
+
+_FORMS: dict[Kind, _Form] = {
+    Kind.FLAG: _Form((0,), lambda _: True, lambda _: b"", absent=False),
+    Kind.BOOLEAN: _Form((1,), any, lambda value: bytes([value])),
+    Kind.U16: _number(_U16),
+    Kind.U32: _number(_U32),
+    Kind.U64: _number(_U64),
+    Kind.CAPABILITIES: _Form((4,), _read_capabilities, _U32.pack),
+    Kind.MAC: _Form((MAC_LENGTH,), check_mac, bytes),
+    Kind.ENDPOINT: _Form((6, 18), _read_endpoint, _write_endpoint),
+    Kind.IPV4: _Form(
+        (5,), _read_interface, _write_interface, type=IPv4Interface, identity=_without_prefix
+    ),
+    Kind.IPV6: _Form(
+        (17,), _read_interface, _write_interface, type=IPv6Interface, identity=_without_prefix
+    ),
+    Kind.NAME: _Form(range(1, MAX_INTERFACE_NAME + 1), _read_name, str.encode),
+    Kind.TEXT: _Form(
+        range(MAX_TEXT + 1), _read_text, lambda text: fit_text(text, MAX_TEXT).encode(), absent=""
+    ),
+    Kind.PADDING: _Form(None, bytes, bytes),
+}
+
+
+def lengths(tlv: Tlv) -> Collection[int] | None:
+    """Return how many bytes its value may have; None: any number."""
+    return _FORMS[tlv.kind].lengths
+
+
+# Records: made once, when this module is imported, from the descriptors.
+
+_Reader = Callable[[_Tlvs, int], Any]
+_Writer = Callable[[Any], bytes]
+
+
+def _value_reader(tlv: Tlv) -> Callable[[bytes], Any]:
+    form, number, low, high = _FORMS[tlv.kind], tlv.number, tlv.low, tlv.high
+    right, read = form.lengths, form.read
+
+    def read_value(value: bytes) -> Any:
+        if right is not None and len(value) not in right:
+            shown = " or ".join(map(str, right))
+            raise ValueError(f"TLV {number} of {len(value)} bytes; {shown} are right")
+        found = read(value)
+        if high is not None and not low <= found <= high:
+            raise ValueError(f"{tlv.name} {found}; {low}..{high} are right")
+        return found
+
+    return read_value
+
+
+def _single_reader(field: Field) -> _Reader:
+    (tlv,) = field.tlvs
+    number, absent, read = tlv.number, _FORMS[tlv.kind].absent, _value_reader(tlv)
+
+    def read_single(tlvs: _Tlvs, _size: int) -> Any:
+        values = tlvs.get(number)
+        return absent if values is None else read(values[0])
+
+    def read_size(tlvs: _Tlvs, size: int) -> Any:
+        found = read_single(tlvs, size)
+        if found != size:
+            raise ValueError(f"a probe of {found} bytes has {size}")
+        return found
+
+    return read_size if field.size is Size.EXACTLY else read_single
+
+
+def _several_reader(field: Field) -> _Reader:
+    readers = [(tlv.number, _value_reader(tlv), _FORMS[tlv.kind].identity) for tlv in field.tlvs]
+
+    def read_several(tlvs: _Tlvs, _size: int) -> tuple[Any, ...]:
+        seen: set[bytes] = set()
+        found = []
+        for number, read, identity in readers:
+            for value in tlvs.get(number, ()):
+                found.append(read(value))
+                seen.add(identity(value))
+                if len(seen) < len(found):
+                    raise ValueError(f"{found[-1]} twice")
+        return tuple(found)
+
+    return read_several
+
+
+def _record_reader(record: Callable[..., Any], fields: Iterable[Field]) -> _Reader:
+    readers = [_reader(each) for each in fields]
+
+    def read_record(tlvs: _Tlvs, size: int) -> Any:
+        return record(*[read(tlvs, size) for read in readers])
+
+    return read_record
+
+
+def _reader(field: Field) -> _Reader:
+    if field.record is not None:
+        return _record_reader(field.record, field.fields)
+    if not field.tlvs:
+        return lambda _, size: size
+    if field.tlvs[0].repeatable:
+        return _several_reader(field)
+    return _single_reader(field)
+
+
+def _message_reader(descriptor: Descriptor) -> Callable[[Header, _Tlvs, int], Message]:
+    record, readers = descriptor.record, [_reader(each) for each in descriptor.fields]
+    required = [tlv.number for tlv in descriptor.required]
+    limited = [
+        (leaf.name, leaf.at_most, [tlv.number for tlv in leaf.tlvs])
+        for leaf in descriptor.leaves
+        if leaf.at_most is not None
+    ]
+
+    def read_message(header: Header, tlvs: _Tlvs, size: int) -> Message:
+        for number in required:
+            if number not in tlvs:
+                raise ValueError(f"TLV {number} is missing")
+        for name, at_most, numbers in limited:
+            count = sum(len(tlvs.get(number, ())) for number in numbers)
+            if count > at_most:
+                raise ValueError(f"{count} {name}; {at_most} at most are right")
+        return record(
+            header.circuit_id,
+            header.sender_nonce,
+            header.receiver_nonce,
+            header.counter,
+            *[read(tlvs, size) for read in readers],
+        )
+
+    return read_message
+
+
+def _single_writer(field: Field) -> _Writer:
+    (tlv,) = field.tlvs
+    number, form, name = tlv.number, _FORMS[tlv.kind], field.name
+    optional, absent, write = field.optional, form.absent, form.write
+
+    def write_single(record: Any) -> bytes:
+        value = getattr(record, name)
+        return b"" if optional and value == absent else _tlv(number, write(value))
+
+    return write_single
+
+
+def _several_writer(field: Field) -> _Writer:
+    name, at_most = field.name, field.at_most
+    forms = [(tlv.number, _FORMS[tlv.kind]) for tlv in field.tlvs]
+
+    def write_several(record: Any) -> bytes:
+        values = getattr(record, name)
+        if at_most is not None and len(values) > at_most:
+            raise ValueError(f"{len(values)} {name}; {at_most} fit a message")
+        return b"".join(
+            _tlv(number, form.write(value))
+            for value in values
+            for number, form in forms
+            if isinstance(value, form.type)
+        )
+
+    return write_several
+
+
+def _record_writer(name: str, fields: Iterable[Field]) -> _Writer:
+    write = _fields_writer(fields)
+    return lambda record: write(getattr(record, name))
+
+
+def _fields_writer(fields: Iterable[Field]) -> _Writer:
+    writers = [_writer(each) for each in fields if each.record is not None or each.tlvs]
+    return lambda record: b"".join([write(record) for write in writers])
+
+
+def _writer(field: Field) -> _Writer:
+    if field.record is not None:
+        return _record_writer(field.name, field.fields)
+    if field.tlvs[0].repeatable:
+        return _several_writer(field)
+    return _single_writer(field)
+
+
+_READERS: dict[MessageType, Callable[[Header, _Tlvs, int], Message]] = {
+    number: _message_reader(each) for number, each in DESCRIPTORS.items()
+}
+_WRITERS: dict[type[Message], tuple[Descriptor, Field | None, _Writer]] = {
+    each.record: (each, each.size, _fields_writer(each.fields)) for each in DESCRIPTORS.values()
+}

@@ -1,37 +1,36 @@
-"""What a session tells. Pure."""
+"""What a session tells its owner: events, and datagrams to send. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from vela.address import Endpoint, IPAddress
-from vela.circuit import PeerConfig
 from vela.signaling.agreement import Agreement
-from vela.signaling.messages import Confirm, Description
+from vela.signaling.messages import Confirm, Description, Offer
 
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
-    """What is to be sent, from the listening socket."""
+    """To be sent from the listening socket."""
 
     data: bytes
     remote: Endpoint
-    here: IPAddress | None = None
-    """This end's address to send it from; None: whichever the kernel takes."""
+    local_address: IPAddress | None = None
+    """The source address; None: the kernel chooses."""
     dont_fragment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitRequested:
-    """A remote asks for a circuit here, has shown its address, and fits the policy.
+    """A remote asks for a circuit on this host, has proved its address, and the policy allows it.
 
     Answer with Session.accept, or with Responder.reject.
     """
 
     source: Endpoint
     confirm: Confirm
-    here: IPAddress | None = None
-    """This end's address that was asked."""
+    local_address: IPAddress | None = None
+    """The address of this host that the remote asked."""
 
     @property
     def circuit_id(self) -> int:
@@ -42,24 +41,24 @@ class CircuitRequested:
         return self.confirm.description
 
     @property
-    def offer(self) -> PeerConfig:
-        """What this end shall get."""
+    def offer(self) -> Offer:
+        """The settings that this end is to have."""
         return self.confirm.offer
 
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """These values hold from now on; comes before Up, and again whenever one changes."""
+    """These values apply from now on. Comes before Up, and again whenever one changes."""
 
     agreement: Agreement
 
 
 @dataclass(frozen=True, slots=True)
 class OfferChanged:
-    """The remote, which once set this circuit up, wants other settings; the policy allows them.
+    """The remote that set up this circuit wants other settings, and the policy allows them.
 
-    Answer with another session's accept in place of this one, which goes on
-    until then; or with Responder.reject.
+    Answer with accept() of another session, which replaces this one; this one
+    continues until then. Or answer with Responder.reject.
     """
 
     requested: CircuitRequested
@@ -67,21 +66,21 @@ class OfferChanged:
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """Each end has heard that the other one hears it."""
+    """Each end has heard that the other end hears it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """It was up and is no more; the session goes on trying."""
+    """The session was up and is no longer. It goes on trying."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """Three requests in a row went unanswered, or three more.
+    """Three requests in a row were not answered, or three more.
 
-    Call Session.set_remote where there is another address.
+    Call Session.set_remote if the remote has another address.
     """
 
     reason: str
@@ -89,7 +88,7 @@ class Unanswered:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The remote refuses; tried again later."""
+    """The remote refuses. The session tries again later."""
 
     code: int
     reason: str
@@ -97,7 +96,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class ResolveWanted:
-    """Look the remote's name up again, and call Session.set_remote."""
+    """Look up the remote's name again, and call Session.set_remote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,7 @@ class ProbeAnswered:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The session is over: by close(), or because the remote deleted the circuit."""
+    """The session is over: close() was called, or the remote deleted the circuit."""
 
     by_remote: bool
 

@@ -1,4 +1,4 @@
-"""What other machines may set up here: the judgement on what they ask for. Pure."""
+"""Which remotes may set up circuits on this host, and with which settings. Pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from vela.address import IPAddress, IPInterface, IPNetwork, shown
-from vela.circuit import AutoconfigureConfig, PeerConfig
-from vela.signaling.messages import Description, RejectCode
+from vela.signaling.messages import Description, Offer, RejectCode
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A code for programs, and a sentence for the operator of the machine that asked."""
+    """A code for programs, and a sentence for the operator of the host that asked."""
 
     code: RejectCode
     text: str
@@ -21,74 +20,77 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The [autoconfigure] table, with the addresses that its host names stand for."""
+    """The rules. Messages name the keys of the [autoconfigure] table, where they come from."""
 
-    config: AutoconfigureConfig
+    accept: bool
+    """Whether remotes may set up circuits at all."""
+    sources: tuple[IPNetwork, ...] | None
+    """Who may ask, beside resolved; None: whoever has the key."""
+    networks: tuple[IPNetwork, ...]
+    """Where the addresses that a remote assigns must lie."""
+    bridges: tuple[str, ...]
+    interfaces: str
+    """A shell pattern (fnmatch)."""
+    max_circuits: int
     resolved: tuple[IPAddress, ...] = ()
+    """The addresses of the host names that may ask."""
 
     def knows(self, source: IPAddress, *, authenticated: bool) -> bool:
-        """Tell whether a source may be answered at all.
+        """Tell whether messages from this address may be answered.
 
-        A message under the key is enough where no sources are listed; where
-        they are, it takes both. Without a key only they count.
+        authenticated: only messages with the tag of the key are. Where
+        sources are listed, the address must be among them, too.
         """
-        if not self.config.sources:
+        if self.sources is None:
             return authenticated
-        return source in self.resolved or any(
-            source in network
-            for network in self.config.sources
-            if not isinstance(network, str)  # a name: among the resolved ones
-        )
+        return source in self.resolved or any(source in network for network in self.sources)
 
-    def judge_new(
-        self, description: Description, offer: PeerConfig, circuits: int
-    ) -> Rejection | None:
-        """Return why a circuit may not be set up; circuits: how many others have here already."""
-        if not self.config.accept:
+    def judge_new(self, description: Description, offer: Offer, circuits: int) -> Rejection | None:
+        """Return why a circuit may not be set up; circuits: how many remotes have set up."""
+        if not self.accept:
             return Rejection(
                 RejectCode.NOT_ACCEPTING, "autoconfigure.accept is false on the other end"
             )
-        if circuits >= self.config.max_circuits:
+        if circuits >= self.max_circuits:
             return Rejection(
                 RejectCode.TOO_MANY,
-                f"autoconfigure.max_circuits is {self.config.max_circuits} on the other end, "
+                f"autoconfigure.max_circuits is {self.max_circuits} on the other end, "
                 f"and {circuits} are set up",
             )
         return self.judge(description, offer)
 
-    def judge(self, description: Description, offer: PeerConfig) -> Rejection | None:
-        """Return what of these settings may not be; None: all of them may."""
+    def judge(self, description: Description, offer: Offer) -> Rejection | None:
+        """Return why these settings are not allowed; None: they are."""
         if offer.mac is not None and offer.mac == description.mac:
             return Rejection(RejectCode.MAC, "both ends of a circuit cannot have one MAC address")
         return self.judge_offer(offer)
 
-    def judge_offer(self, offer: PeerConfig) -> Rejection | None:
-        """Return what of the settings for this end may not be, whoever wants them."""
-        config = self.config
+    def judge_offer(self, offer: Offer) -> Rejection | None:
+        """Return why this end may not have these settings, whatever the remote has."""
         for interface in offer.addresses:
-            if not _lies_in(interface, config.networks):
+            if not _lies_in(interface, self.networks):
                 return Rejection(
                     RejectCode.ADDRESS,
                     f"address {interface} lies in none of autoconfigure.networks "
-                    f"on the other end{_listed(config.networks)}",
+                    f"on the other end{_listed(self.networks)}",
                 )
-        if offer.bridge is not None and offer.bridge not in config.bridges:
+        if offer.bridge is not None and offer.bridge not in self.bridges:
             return Rejection(
                 RejectCode.BRIDGE,
                 f"bridge {shown(offer.bridge)} is none of autoconfigure.bridges "
-                f"on the other end{_listed(config.bridges)}",
+                f"on the other end{_listed(self.bridges)}",
             )
-        if offer.interface is not None and not fnmatchcase(offer.interface, config.interfaces):
+        if offer.interface is not None and not fnmatchcase(offer.interface, self.interfaces):
             return Rejection(
                 RejectCode.INTERFACE,
                 f"interface {shown(offer.interface)} does not match autoconfigure.interfaces "
-                f"on the other end, {shown(config.interfaces)}",
+                f"on the other end, {shown(self.interfaces)}",
             )
         return None
 
 
 def _lies_in(interface: IPInterface, networks: Iterable[IPNetwork]) -> bool:
-    """Tell whether the address does; its subnet must, too, as a route to all of it appears."""
+    """Tell whether all of the address's subnet does: the kernel adds a route to the subnet."""
     subnet = interface.network
     return any(
         subnet.version == network.version

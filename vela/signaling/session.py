@@ -1,64 +1,56 @@
-"""Autoconfiguration, and the liveness of every circuit that is not static. Pure.
+"""The state machine of one circuit, for either role. Pure: no sockets, no clock.
 
-docs/protocol.md, section 4. All of it is here by name; it does no I/O and reads no clock. The
-contract of Session, after aioquic's:
+docs/protocol.md, section 4. The contract, after aioquic's:
 
-    in    receive_datagram(data, source, now, here)   handle_timer(now)
-          start, accept, suspend, close, retry, probe, set_local, set_remote
-    out   datagrams_to_send()   next_event()   next_timer()
+    in    receive_datagram(data, source, now, local_address)   handle_timer(now)
+          start, accept, suspend, close, probe, set_local, set_remote
+    out   next_event()   datagrams_to_send()   next_timer()
 
-now is monotonic seconds; after each call in, the outs are asked: next_event() first, so that
-nothing is announced that cannot be done (suspend), next_timer() last. here is which of this end's
-addresses a datagram came to. Send from the listening socket, and the address that Datagram.here
-names. A daemon has one Cookies, one Responder, and a Session for each circuit:
+now is monotonic seconds. After each call in, ask the outs: next_event() first, so that nothing is
+announced that cannot be done (suspend), next_timer() last. local_address is the address of this
+host that a datagram came to. Send from the listening socket, and from Datagram.local_address. A
+daemon has one Cookies, one Responder, and a Session for each circuit:
 
     header = read_header(data)                    # RemoteProtocolError: count it
     session = sessions.get((source.address, header.circuit_id))
     if session is not None:
-        session.receive_datagram(data, source, now, here)
+        session.receive_datagram(data, source, now, local_address)
     else:
-        requested = responder.receive_datagram(data, source, count, now, here=here)
+        requested = responder.receive_datagram(data, source, now, ...)
         if requested is not None:                 # make the interface, or responder.reject(...)
             session = Session(requested.circuit_id, local, remote=None, key=key, cookies=cookies,
                               randomness=SystemRandom(), policy=policy)
             session.accept(requested, now)
 
-A circuit of the configuration: Session(..., offer=config.peer), then start(). One that another
-machine set up, after a restart here: policy=, remote= where it was last, offer= what was kept
-(requested.offer), then start(): it asks for the session to be resumed, so
-it is back before the remote has missed it. A circuit that is set up anew gets cookies of its own
-session; those for an earlier session, or for one not begun from here, count no more.
+For a circuit of the configuration: Session(..., offer=...), then start(). For one that a remote
+set up, after a restart of this host: policy=, remote= its last address, offer= the settings that
+were kept (requested.offer), then start(). It asks the remote to resume the session, and is back
+before the remote has missed it.
 
-Events, in the order in which they happened:
+Events, in the order in which they happen:
 
-    Agreed(agreement)     MACs, MTU, elision, checksums, keepalive, NAT: for this session, before
-                          Up; and again when the remote says that one changed
+    Agreed(agreement)     MACs, MTU, elision, checksums, keepalive, NAT: before Up, and again when
+                          the remote says that one of them changed
     Up                    carrier on
-    Down(reason)          carrier off; it seeks the remote again by itself
-    ResolveWanted         look the name up, set_remote(endpoint)
-    Unanswered(reason)    every three requests in a row: for the status, until the next event;
-                          set_remote(endpoint), if the remote has another one
-    Rejected(code, text)  for the status; asked again later
-    OfferChanged(requested)  the machine that set this circuit up wants it otherwise, and the policy
-                          allows it: as above, with a session in place of this one, or reject
+    Down(reason)          carrier off; the session seeks the remote again by itself
+    ResolveWanted         look the name up, and call set_remote(endpoint)
+    Unanswered(reason)    after every three requests: for the status, until the next event; call
+                          set_remote(endpoint) if the remote has another address
+    Rejected(code, text)  for the status; the session asks again later
+    OfferChanged(requested)  the remote that set this circuit up wants other settings, and the
+                          policy allows them: replace this session as above, or reject
     ProbeAnswered(size)
-    Closed(by_remote)     over. by_remote: the circuit was deleted there, delete it here if it was
-                          set up from there. Its last datagrams are still to be sent. start()
-                          begins again.
+    Closed(by_remote)     the session is over, and its last datagrams are still to be sent.
+                          by_remote: the remote deleted the circuit; delete it here too if the
+                          remote set it up. start() begins again
 
-States and the status words: REQUESTING, CONFIRMING, LINKED are "connecting" before the first Up
-and "down" after a Down; REJECTED is "rejected", UP is "up", CLOSED "disabled", SUSPENDED "failed".
+In the status, REQUESTING, CONFIRMING and LINKED are "connecting" before the first Up and "down"
+after a Down; REJECTED is "rejected", UP "up", CLOSED "disabled", SUSPENDED "failed".
 
-The handshake. The initiator's nonce is fresh for every attempt; the responder's is the cookie, so
-a pair of nonces names a session that both ends have shown to be able to hear of. Cookies are bound
-to the session that the responder has when it issues them: once another one begins, the others are
-void, and a CONFIRM that was delayed or replayed starts nothing. In a session only counters larger
-than every one heard count. An ACKNOWLEDGE and a REJECT carry the counter of what they answer; the
-responder's own counters go on from that of the CONFIRM.
-
-Both ends seek each other: each answers the other's REQUEST. If each has sent a CONFIRM, the session
-of the end that configured the circuit wins over one that only resumes it, then the one of the end
-with the larger MAC address. Each end's own configuration wins for that end.
+The initiator's nonce is fresh for each attempt, and the responder's is the cookie, so a pair of
+nonces names a session that both ends have proved to receive in. Cookies are bound to the session
+that the responder has when it issues them: when another session begins they are void, so a CONFIRM
+that was delayed or replayed begins nothing.
 """
 
 from __future__ import annotations
@@ -66,15 +58,15 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import Enum, auto
-from typing import TypeVar
 
 from vela.address import Endpoint, IPAddress
-from vela.circuit import PeerConfig
+from vela.backoff import Jitter
 from vela.errors import RemoteProtocolError
+from vela.signaling import contention
 from vela.signaling.agreement import Agreement, agree
-from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, encode, rejection
+from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Attempt
+from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, rejection
+from vela.signaling.contention import Claim, Decision
 from vela.signaling.cookie import Cookies
 from vela.signaling.events import (
     Agreed,
@@ -90,7 +82,9 @@ from vela.signaling.events import (
     Unanswered,
     Up,
 )
+from vela.signaling.inputs import HANDSHAKE, AnyInput, Input, Received, State, classify
 from vela.signaling.limiter import TokenBucket
+from vela.signaling.link import Link
 from vela.signaling.messages import (
     Acknowledge,
     Close,
@@ -99,37 +93,23 @@ from vela.signaling.messages import (
     Description,
     Keepalive,
     Message,
+    MessageType,
+    Offer,
     Probe,
     ProbeReply,
     Reject,
     RejectCode,
     Request,
 )
+from vela.signaling.outbox import Outbox
 from vela.signaling.policy import Policy
 
-_M = TypeVar("_M", bound=Message)
-
-# Requests and confirmations have at least this size, so that every answer fits: bytes.
-PADDED_SIZE = 320
-
-# While there is no session: a request each second, so that a link that comes
-# back carries frames again within two; after five minutes fewer and fewer.
-FIRST_REPEAT_S = 0.5
-REPEAT_S = 1.0
-LONGEST_REPEAT_S = 30.0
-EAGER_S = 300.0
-JITTER = 0.2  # taken off: many circuits must not ask in step
-
-# A cookie may have died with the remote's restart, so not for long; yet
-# longer than any path's round trip.
-CONFIRM_REPEAT_S = 0.3
-CONFIRM_TIMEOUT_S = 2.5
-# A session that one end alone knows of.
+# A session that only one end may know of.
 LINKED_REPEAT_S = 0.5
 LINKED_TIMEOUT_S = 3.0
 
-# The third keepalive in a row is missed after 3 intervals; half of one is
-# for delay, and both ends must have noticed within 4.
+# The third keepalive in a row is missed after 3 intervals; half of one is for delay, and both
+# ends must have noticed within 4.
 MISSED_INTERVALS = 3.5
 KEEPALIVE_JITTER = 0.1
 
@@ -137,102 +117,12 @@ CLOSE_REPEAT_S = 0.2
 CLOSE_TIMEOUT_S = 1.0
 RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
 
-FIRST_REJECTED_S = 2.0
-
-# Asking beside a session with settings of before: no hurry, as it works.
-FIRST_RENEWAL_S = 10.0
-LONGEST_RENEWAL_S = 300.0
-
-UNANSWERED_TRIES = 3  # requests to an address, until another one is to be tried
-INSISTING_TRIES = 3  # requests, until a remote may resume with settings of before
-RESOLVE_TRIES = 8  # requests, between looking the name up
-
-# Answers to REQUESTs, which anybody can forge: one a second is asked for.
+# Answers to REQUESTs, which anybody can forge; an honest remote sends one each second.
 ANSWER_RATE, ANSWER_BURST = 10.0, 10.0
 
 
-class State(Enum):
-    """IDLE and CLOSED do nothing, SUSPENDED refuses; the others strive for UP, but for CLOSING."""
-
-    IDLE = auto()
-    REQUESTING = auto()
-    CONFIRMING = auto()
-    REJECTED = auto()
-    LINKED = auto()  # both have the session; not yet known that both hear
-    UP = auto()
-    SUSPENDED = auto()  # this end cannot carry frames
-    CLOSING = auto()
-    CLOSED = auto()
-
-
-class Input(Enum):
-    """What can happen. Messages are inputs only if they are fresh and of this session."""
-
-    START = auto()
-    ACCEPT = auto()
-    CLOSE_WANTED = auto()
-    SEND_DUE = auto()
-    RENEWAL_DUE = auto()
-    EXPIRED = auto()
-    REQUEST = auto()
-    ACKNOWLEDGE = auto()
-    CONFIRM = auto()
-    CONFIRM_AGAIN = auto()
-    KEEPALIVE = auto()
-    CLOSE = auto()
-    REJECT = auto()
-    PROBE = auto()
-    PROBE_REPLY = auto()
-
-
-@dataclass(slots=True)
-class _Link:
-    """A pair of nonces, and how far each direction has come. remote_nonce 0: asked, unanswered."""
-
-    local_nonce: int
-    remote_nonce: int
-    endpoint: Endpoint
-    here: IPAddress | None
-    """Which of this end's addresses the remote speaks to; None: not known yet."""
-    sent: int = 0
-    heard: int = 0
-    proof: int = 0
-    """A counter of ours: that the remote heard it, or a later one, shows that it hears us."""
-    accepted: bool = False
-    """The remote asked, this end answered."""
-    remote: Description | None = None
-    remote_was_up: bool = False
-    clock_heard: int | None = None
-    """Microseconds of the remote's clock, at clock_heard_at of ours."""
-    clock_heard_at: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Happening:
-    """An input with what belongs to it; message and source where it is a message."""
-
-    now: float
-    message: Message | None
-    source: Endpoint | None
-    here: IPAddress | None
-
-    def message_of(self, kind: type[_M]) -> _M:
-        if not isinstance(self.message, kind):
-            raise RuntimeError(f"{self.message} where {kind.__name__} is due")
-        return self.message
-
-    @property
-    def whence(self) -> Endpoint:
-        if self.source is None:
-            raise RuntimeError("an input that comes from nowhere")
-        return self.source
-
-
 class Session:
-    """A circuit's state machine: nonces, counters, liveness; what both ends agree on.
-
-    See the module for the contract.
-    """
+    """A circuit's session with its remote: nonces, liveness, and what both ends agree on."""
 
     def __init__(
         self,
@@ -240,20 +130,20 @@ class Session:
         local: Description,
         *,
         remote: Endpoint | None,
-        here: IPAddress | None = None,
+        local_address: IPAddress | None = None,
         key: bytes | None,
         cookies: Cookies,
         randomness: random.Random,
-        offer: PeerConfig | None = None,
+        offer: Offer | None = None,
         policy: Policy | None = None,
     ) -> None:
         """Prepare a circuit of the configuration, or with a policy one that the remote set up.
 
-        local.seen is filled in here, and local.own corrected where a message
-        shows it. here: this end's address to seek the remote from, see
-        set_remote. offer: what the remote shall get; with a policy, what the
-        remote last asked for, where that was kept. In production randomness
-        is a random.SystemRandom: nonces come from it.
+        local.seen is filled in here, and local.own corrected by what messages
+        show. local_address: see set_remote. offer: the settings for the
+        remote's end; with a policy, those that the remote last wanted here, if
+        they were kept. Nonces come from randomness: in production it is a
+        random.SystemRandom.
         """
         self.circuit_id = circuit_id
         self.policy = policy
@@ -264,41 +154,28 @@ class Session:
         self.agreement: Agreement | None = None
         self._local = local
         self._passive = policy is not None
-        # What the remote shall get; of a passive end, what the remote wanted here.
-        self._offer = PeerConfig() if offer is None else offer
+        self._offer = Offer() if offer is None else offer
         self._remote = remote
-        self._here = here
+        self._local_address = local_address
         self._key = key
         self._cookies = cookies
         self._randomness = randomness
+        self._keepalive_jitter = Jitter(randomness, shorter=KEEPALIVE_JITTER)
+        self._attempt = Attempt(randomness)
         self._state = State.IDLE
-        self._link: _Link | None = None
-        # In every cookie: with each new session, those given out before are void.
+        self._link: Link | None = None
+        # A request beside a session that the remote resumed with outdated settings.
+        self._renewal: Link | None = None
+        # A part of every cookie: with each new session, those issued before are void.
         self._binding = self._nonce()
         self._answers = TokenBucket(ANSWER_RATE, ANSWER_BURST)
-        self._send_at: float | None = None
-        self._expire_at: float | None = None
-        self._renew_at: float | None = None
-        self._renew_s = FIRST_RENEWAL_S
-        # A request beside a session that the remote resumed with settings of before.
-        self._renewal: _Link | None = None
-        self._sent_at = 0.0
-        self._outage_at = 0.0
-        self._tries = self._tries_here = 0
-        # How many there were when a remote was first heard that resumes.
-        self._insisting_from: int | None = None
-        self._repeat_s = REPEAT_S
-        self._rejections = 0
-        # The settings of this end are; that a circuit is disabled says nothing of them.
-        self._refused = False
-        self._confirm_repeat_s = CONFIRM_REPEAT_S
+        self._due: dict[Input, float] = {}
         self._close_reason = CloseReason.STOPPING
-        # Why it is suspended, and with what the other end said of itself.
+        # Why it is suspended, and how the remote described itself then.
         self._obstacle = ""
         self._suspended_for: Description | None = None
-        self._wrong_tag = False
         self._settled: tuple[Description, Description] | None = None
-        self._outgoing: deque[Datagram] = deque()
+        self._outbox = Outbox(key)
         self._events: deque[Event] = deque()
 
     @property
@@ -307,73 +184,66 @@ class Session:
 
     @property
     def remote(self) -> Endpoint | None:
-        """Where messages go: the session's endpoint, or where one is sought."""
+        """Where messages go: the endpoint of the session, or the one that is asked."""
         return self._remote if self._link is None else self._link.endpoint
 
     @property
-    def here(self) -> IPAddress | None:
-        """Return which of this end's addresses messages leave from; None: the kernel's choice."""
-        return self._here if self._link is None else self._link.here
+    def local_address(self) -> IPAddress | None:
+        """The address of this host that messages leave from; None: the kernel chooses."""
+        return self._local_address if self._link is None else self._link.local_address
 
-    @property
-    def session_id(self) -> tuple[int, int] | None:
-        """Both nonces, the smaller first, where both are known: the same for both ends."""
-        link = self._link
-        if link is None or not link.remote_nonce:
-            return None
-        low, high = sorted((link.local_nonce, link.remote_nonce))
-        return low, high
-
-    # What the caller wants.
+    # Calls of the owner.
 
     def start(self, now: float) -> None:
-        """Look for the remote; also again, after the session was closed or suspended."""
-        self._step(Input.START, now)
+        """Seek the remote; also again, after the session was closed or suspended."""
+        self._step(Input.START, Received(now))
 
     def accept(self, requested: CircuitRequested, now: float) -> None:
         """Begin with the CONFIRM that the responder passed on, in place of start()."""
-        self._step(Input.ACCEPT, now, requested.confirm, requested.source, requested.here)
+        received = Received(now, requested.confirm, requested.source, requested.local_address)
+        self._step(Input.ACCEPT, received)
 
     def close(self, reason: CloseReason, now: float) -> None:
-        """Say goodbye. Closed follows within 1 s; who is in a hurry need not wait for it."""
+        """Say goodbye. Closed follows within 1 s; nobody has to wait for it."""
         self._close_reason = reason
-        self._step(Input.CLOSE_WANTED, now)
+        self._step(Input.CLOSE_WANTED, Received(now))
 
     def suspend(self, obstacle: str) -> None:
-        """Carry nothing until start(): the other end goes down, and is refused with the obstacle.
+        """Carry nothing until start(): the remote goes down, and is refused with the obstacle.
 
-        What it was to hear that was not handed over yet, and events not yet
-        seen, are forgotten.
+        Datagrams and events that were not handed over yet are forgotten.
         """
         if self._state in (State.IDLE, State.CLOSING, State.CLOSED):
             return
         self._obstacle = obstacle
         if self._state is State.SUSPENDED:
             return
-        self._outgoing.clear()
+        self._outbox.clear()
         self._events.clear()
         link = self._link
-        self._suspended_for = None if link is None else link.remote
+        self._suspended_for = None if link is None else link.remote_description
         if link is not None and link.remote_nonce:
-            self._send_close(CloseReason.STOPPING, link)
+            self._send(link.close(CloseReason.STOPPING), link)
         self._drop_link()
         self._state = State.SUSPENDED
 
-    def set_remote(self, remote: Endpoint, now: float, here: IPAddress | None = None) -> None:
-        """Say where the remote is now. A session that is up goes on where it is until it fails.
+    def set_remote(
+        self, remote: Endpoint, now: float, local_address: IPAddress | None = None
+    ) -> None:
+        """Say where the remote is now. A session that is up stays where it is until it fails.
 
-        here: this end's address to seek it from; None: whichever the kernel takes.
+        local_address: the address of this host to ask from; None: the kernel chooses.
         """
-        self._here = here
+        self._local_address = local_address
         if remote == self._remote:
             return
         self._remote = remote
-        self._tries_here = 0
+        self._attempt.change_endpoint()
         if self._state is State.REQUESTING:
-            self._hasten(now)
+            self._send_soon(now)
 
     def set_local(self, local: Description, now: float) -> None:
-        """Say what changed at this end, as the MTU or the address; the remote is told at once."""
+        """Say what changed at this end, such as the MTU; the remote is told at once."""
         if local == self._local:
             return
         self._local = local
@@ -381,465 +251,278 @@ class Session:
             self._settle()
             self._send_keepalive(now)
 
-    def retry(self, now: float) -> None:
-        """Ask again now, where the next time was later."""
-        if self._state in (State.REQUESTING, State.REJECTED):
-            self._hasten(now)
-
-    def probe(self, size: int, now: float) -> bool:
+    def probe(self, size: int) -> bool:
         """Send a PROBE of this size, in bytes of UDP payload; False: the session is not up."""
         link = self._link
         if link is None or self._state is not State.UP:
             return False
-        message = Probe(self.circuit_id, link.local_nonce, link.remote_nonce, _count(link), size)
-        self._send(message, link.endpoint, link.here, dont_fragment=True)
+        self._send(link.probe(size), link, dont_fragment=True)
         return True
 
-    # What happens.
+    # Datagrams and time.
 
     def receive_datagram(
-        self, data: bytes, source: Endpoint, now: float, here: IPAddress | None = None
+        self, data: bytes, source: Endpoint, now: float, local_address: IPAddress | None = None
     ) -> None:
-        """Take a control message about this circuit from the remote's address.
+        """Take a control message about this circuit from an address of the remote's.
 
-        here: this end's address that it came to, where that is known. It is
-        answered from there; what comes of a CONFIRM or an ACKNOWLEDGE stays there.
-
-        Raises RemoteProtocolError, to be counted; nothing has changed then.
+        local_address: the address of this host that it came to, where that is
+        known. The answer leaves from there, and so does all of a session from
+        where its CONFIRM or ACKNOWLEDGE came to. Raises RemoteProtocolError,
+        to be counted; nothing has changed then.
         """
         try:
             message = decode(data, self._key)
         except RemoteProtocolError as err:
-            self._wrong_tag = self._wrong_tag or err.reason == WRONG_TAG
+            self._attempt.wrong_tag |= err.reason == WRONG_TAG
             raise
         if message.circuit_id != self.circuit_id:
             raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
-        self.receive(message, source, now, here)
+        self.receive(message, source, now, local_address)
 
     def receive(
-        self, message: Message, source: Endpoint, now: float, here: IPAddress | None = None
+        self, message: Message, source: Endpoint, now: float, local_address: IPAddress | None = None
     ) -> None:
         """Take a message whose tag is right."""
-        happened = self._classify(message, source, now)
-        if happened is None:
+        received = Received(now, message, source, local_address)
+        found = classify(received, self._state, self._link, self._renewal, self._has_valid_cookie)
+        if found is None:
             self.ignored += 1
             return
-        self._step(happened, now, message, source, here)
+        if self._link is not None and found not in HANDSHAKE:
+            self._link.heard = message.counter
+            self.last_heard_at = now
+        self._step(found, received)
 
     def handle_timer(self, now: float) -> None:
-        """Do what is due; to be called at next_timer(), or somewhat later."""
-        if self._expire_at is not None and self._expire_at <= now:
-            self._expire_at = None
-            self._step(Input.EXPIRED, now)
-        if self._send_at is not None and self._send_at <= now:
-            self._send_at = None
-            self._step(Input.SEND_DUE, now)
-        if self._renew_at is not None and self._renew_at <= now:
-            self._renew_at = None
-            self._step(Input.RENEWAL_DUE, now)
+        """Do what is due; to be called at next_timer() or later."""
+        for timer in (Input.EXPIRED, Input.SEND_DUE, Input.RENEWAL_DUE):
+            if timer in self._due and self._due[timer] <= now:
+                del self._due[timer]
+                self._step(timer, Received(now))
 
     def next_timer(self) -> float | None:
         """Return when to call handle_timer; ask again after every other call."""
-        times = (self._send_at, self._expire_at, self._renew_at)
-        return min((at for at in times if at is not None), default=None)
+        return min(self._due.values(), default=None)
 
     def datagrams_to_send(self) -> list[Datagram]:
-        """Hand over what is to be sent; each is there once."""
-        sent = list(self._outgoing)
-        self._outgoing.clear()
-        return sent
+        """Hand over what is to be sent; each is handed over once."""
+        return self._outbox.take_all()
 
     def next_event(self) -> Event | None:
-        """Hand over the oldest event not yet seen."""
+        """Hand over the oldest event."""
         return self._events.popleft() if self._events else None
 
-    # Whose message it is.
+    # Dispatch.
 
-    def _classify(self, message: Message, source: Endpoint, now: float) -> Input | None:
-        """Return which input a message is; None: it changes nothing and is not answered."""
-        link = self._link
-        match message:
-            case Request():
-                asked = (link, self._renewal)
-                reflected = any(each and message.sender_nonce == each.local_nonce for each in asked)
-                if not source.port:  # forged: nothing can be sent back
-                    return None
-                if message.receiver_nonce or not message.sender_nonce or reflected:
-                    return None
-                return Input.REQUEST
-            case Acknowledge():
-                request = self._renewal or link
-                expected = (
-                    request is not None
-                    and not request.remote_nonce
-                    and message.receiver_nonce == request.local_nonce
-                    and message.sender_nonce != 0
-                )
-                return Input.ACKNOWLEDGE if expected else None
-            case Confirm():
-                return self._classify_confirm(message, source, now)
-            case Reject():
-                return self._classify_reject(message)
-        if link is None or not _advances(link, message):
-            return None
-        self._hear(link, message, now)
-        return _INPUTS[type(message)]
-
-    def _classify_confirm(self, message: Confirm, source: Endpoint, now: float) -> Input | None:
-        link = self._link
-        if link is not None and link.accepted and _belongs(link, message):
-            if message.counter <= link.heard:
-                return None
-            self._hear(link, message, now)
-            return Input.CONFIRM_AGAIN
-        valid = self._cookies.check(
-            message.receiver_nonce,
-            source,
-            self.circuit_id,
-            message.sender_nonce,
-            self._binding,
-            now,
-        )
-        return Input.CONFIRM if valid else None
-
-    def _classify_reject(self, message: Reject) -> Input | None:
-        link = self._link
-        if (
-            link is None
-            or link.accepted
-            or message.receiver_nonce != link.local_nonce
-            or message.counter > link.sent
-        ):
-            return None
-        # The nonce is known to the remote alone, so nobody off the path can say this.
-        lost = message.code == RejectCode.NO_SUCH_SESSION
-        if lost != (self._state in (State.LINKED, State.UP, State.CLOSING)):
-            return None
-        return Input.REJECT
-
-    def _hear(self, link: _Link, message: Message, now: float) -> None:
-        link.heard = message.counter
-        self.last_heard_at = now
-
-    # Doing it.
-
-    def _step(
-        self,
-        happened: Input,
-        now: float,
-        message: Message | None = None,
-        source: Endpoint | None = None,
-        here: IPAddress | None = None,
-    ) -> None:
+    def _step(self, happened: AnyInput, received: Received) -> None:
         action = _TABLE.get((self._state, happened))
         if action is None:
             raise RuntimeError(f"circuit {self.circuit_id}: {happened.name} in {self._state.name}")
-        action(self, _Happening(now, message, source, here))
+        action(self, received)
 
-    def _ignore(self, what: _Happening) -> None:
+    def _has_valid_cookie(self, received: Received) -> bool:
+        message = received.message_of(Confirm)
+        return self._cookies.check(message, received.source, self._binding, received.now)
+
+    def _ignore(self, received: Received) -> None:
         pass
 
-    def _begin(self, what: _Happening) -> None:
+    # Seeking the remote.
+
+    def _begin(self, received: Received) -> None:
         """Seek the remote, with a fresh nonce, from now on."""
-        self._begin_outage(what.now)
-        self._seek(what.now)
+        self._attempt.begin(received.now)
+        self._seek(received)
 
-    def _begin_outage(self, now: float) -> None:
-        self._outage_at = now
-        self._tries = self._tries_here = 0
-        self._insisting_from = None
-        self._repeat_s = REPEAT_S
-
-    def _seek(self, now: float) -> None:
+    def _seek(self, received: Received) -> None:
+        """Ask with a fresh nonce, in the same attempt."""
         self._drop_link()
         self._state = State.REQUESTING
-        self._send_at = now
+        self._due[Input.SEND_DUE] = received.now
 
-    def _drop_link(self) -> None:
-        """Forget the session, and all that was to be done in it."""
-        self._link = self._renewal = None
-        self._send_at = self._expire_at = self._renew_at = None
-
-    def _send_request(self, what: _Happening) -> None:
-        now = what.now
+    def _send_request(self, received: Received) -> None:
+        attempt = self._attempt
         if self._remote is None:
             return  # set_remote goes on
         if self._link is None:
-            self._link = _Link(self._nonce(), 0, self._remote, self._here)
+            self._link = Link(self.circuit_id, self._nonce(), 0, self._remote, self._local_address)
         link = self._link
-        link.endpoint, link.here = self._remote, self._here
-        self._tries += 1
-        self._tries_here += 1
-        if self._tries_here % UNANSWERED_TRIES == 0:
-            self._events.append(Unanswered(self._silence(self._remote)))
-        if self._tries % RESOLVE_TRIES == 0:
+        link.endpoint, link.local_address = self._remote, self._local_address
+        self._due[Input.SEND_DUE] = received.now + attempt.count_request(received.now)
+        if attempt.is_unanswered:
+            self._events.append(Unanswered(attempt.unanswered_reason(self._remote)))
+        if attempt.wants_lookup:
             self._events.append(ResolveWanted())
-        self._request(link)
-        self._sent_at = now
-        self._send_at = now + self._next_repeat_s(now) * self._randomness.uniform(1 - JITTER, 1)
+        self._send(link.request(self._local, self._offer, self._passive), link)
 
-    def _request(self, link: _Link) -> None:
-        request = Request(
-            self.circuit_id,
-            link.local_nonce,
-            0,
-            _count(link),
-            self._description(link),
-            self._offer,
-            self._passive,
-            PADDED_SIZE,
-        )
-        self._send(request, link.endpoint, link.here)
+    def _take_acknowledge(self, received: Received) -> None:
+        link = self._the_link()
+        self._drop_renewal()
+        link.acknowledge(received.message_of(Acknowledge), received.source, received.local_address)
+        self._state = State.CONFIRMING
+        self._due[Input.EXPIRED] = received.now + CONFIRM_TIMEOUT_S
+        self._attempt.begin_confirming()
+        self._send_confirm(received)
 
-    def _next_repeat_s(self, now: float) -> float:
-        if self._tries <= 1:
-            return FIRST_REPEAT_S
-        if now - self._outage_at >= EAGER_S:
-            self._repeat_s = min(self._repeat_s * 2, LONGEST_REPEAT_S)
-        return self._repeat_s
+    def _send_confirm(self, received: Received) -> None:
+        link = self._the_link()
+        self._send(link.confirm(self._local, self._offer, self._passive), link)
+        self._due[Input.SEND_DUE] = received.now + self._attempt.confirm_delay_s()
 
-    def _silence(self, remote: Endpoint) -> str:
-        if self._wrong_tag:
-            return f"messages from {remote} carry a wrong tag: the keys of both ends differ"
-        return (
-            f"no answer from {remote}: no velad there, a firewall between, "
-            "or its autoconfigure does not list this machine or has another key"
-        )
+    def _on_reject(self, received: Received) -> None:
+        message = received.message_of(Reject)
+        self._events.append(Rejected(message.code, message.text or f"refused, code {message.code}"))
+        self._drop_link()
+        self._state = State.REJECTED
+        # A disabled circuit says nothing about the settings.
+        self._attempt.refused = message.code != RejectCode.DISABLED
+        self._due[Input.SEND_DUE] = received.now + self._attempt.rejected_delay_s()
 
-    def _answer_request(self, what: _Happening) -> None:
-        """Acknowledge, and forget it: nothing is kept before a CONFIRM brings the cookie back."""
-        message, source = what.message_of(Request), what.whence
-        if not self._answers.take(what.now):
+    def _send_soon(self, now: float) -> None:
+        """Send the next REQUEST now, or as soon after the last one as is allowed."""
+        at = self._attempt.earliest_request(now)
+        self._due[Input.SEND_DUE] = min(self._due.get(Input.SEND_DUE, at), at)
+
+    # Answering a remote that seeks this end.
+
+    def _acknowledge(self, received: Received) -> None:
+        """Answer a REQUEST, and store nothing before a CONFIRM brings the cookie back."""
+        message = received.message_of(Request)
+        if not self._answers.take(received.now):
             return
-        cookie = self._cookies.issue(
-            source, self.circuit_id, message.sender_nonce, self._binding, what.now
-        )
-        answer = Acknowledge(self.circuit_id, cookie, message.sender_nonce, message.counter)
-        self._send(answer, source, what.here)
+        answer = self._cookies.acknowledge(message, received.source, self._binding, received.now)
+        self._answer(answer, received)
 
-    def _yield_to_request(self, what: _Happening) -> None:
-        """Both seek each other."""
-        message = what.message_of(Request)
-        if self._has_news_for(message):
-            self._hasten(what.now)
+    def _on_request_while_requesting(self, received: Received) -> None:
+        if self._insists(received.message_of(Request)):
+            self._send_soon(received.now)
         else:
-            self._answer_request(what)
+            self._acknowledge(received)
 
-    def _has_news_for(self, message: Request | Confirm) -> bool:
-        """Tell whether the remote, which resumes, should hear this end's settings instead.
+    def _on_confirm_while_requesting(self, received: Received) -> None:
+        message = received.message_of(Confirm)
+        decision = contention.on_confirm_while_requesting(
+            insists=self._insists(message),
+            outdated=self._is_outdated(message),
+            refused=self._attempt.refused,
+        )
+        self._carry_out(decision, received)
 
-        Not for long from when it is first heard: perhaps it can reach this
-        end, and this end cannot reach it.
-        """
+    def _resolve_collision(self, received: Received) -> None:
+        ours = Claim(not self._passive, self._local.mac, self._the_link().local_nonce)
+        theirs = Claim.of(received.message_of(Confirm))
+        self._carry_out(contention.on_confirm_while_confirming(ours, theirs), received)
+
+    def _on_confirm_while_rejected(self, received: Received) -> None:
+        message = received.message_of(Confirm)
+        decision = contention.on_confirm_while_rejected(
+            outdated=self._is_outdated(message),
+            refused=self._attempt.refused,
+            resumes_ours=message.resuming and not self._passive,
+        )
+        self._carry_out(decision, received)
+
+    def _carry_out(self, decision: Decision, received: Received) -> None:
+        match decision:
+            case Decision.TAKE:
+                self._take_confirm(received)
+            case Decision.REFUSE:
+                text = "the other end wants this circuit otherwise, and is refused that here"
+                self._refuse(received, RejectCode.OUTDATED, text)
+            case Decision.DECLINE | Decision.ASK:
+                # A copy that comes later must not begin a session.
+                self._cookies.spend(received.message_of(Confirm), received.now)
+                if decision is Decision.ASK:
+                    self._send_soon(received.now)
+
+    def _insists(self, message: Request | Confirm) -> bool:
+        """Tell whether the remote resumes, and should hear this end's settings instead."""
         if not self._is_outdated(message) or self._remote is None:
             return False
-        if self._insisting_from is None:
-            self._insisting_from = self._tries
-        return self._tries - self._insisting_from <= INSISTING_TRIES
+        return self._attempt.insists()
 
     def _is_outdated(self, message: Request | Confirm) -> bool:
-        """Tell whether the remote resumes what this end, which is configured, wants otherwise."""
-        return (
-            message.resuming
-            and not self._passive
-            and _on_the_wire(message.offer) != _on_the_wire(self._offer)
-        )
+        return not self._passive and contention.is_outdated(message, self._offer)
 
-    def _take_acknowledgement(self, what: _Happening) -> None:
-        link = self._the_link()
-        message = what.message_of(Acknowledge)
-        self._renewal = self._renew_at = None
-        link.remote_nonce = message.sender_nonce
-        link.heard = message.counter
-        link.proof = link.sent + 1
-        link.here = what.here or link.here
-        if link.endpoint.address != what.whence.address:
-            # One that was asked before the present one, and is slow.
-            link.endpoint = Endpoint(what.whence.address, link.endpoint.port)
-        self._state = State.CONFIRMING
-        self._expire_at = what.now + CONFIRM_TIMEOUT_S
-        self._confirm_repeat_s = CONFIRM_REPEAT_S
-        self._send_confirm(what)
-
-    def _send_confirm(self, what: _Happening) -> None:
-        link = self._the_link()
-        confirm = Confirm(
-            self.circuit_id,
-            link.local_nonce,
-            link.remote_nonce,
-            _count(link),
-            self._description(link),
-            self._offer,
-            self._passive,
-            PADDED_SIZE,
-        )
-        self._send(confirm, link.endpoint, link.here)
-        self._send_at = what.now + self._confirm_repeat_s
-        self._confirm_repeat_s *= 2
-
-    def _seek_again(self, what: _Happening) -> None:
-        """Give up what did not come to be, and ask with a fresh nonce."""
-        self._seek(what.now)
-
-    def _yield_to_confirm(self, what: _Happening) -> None:
-        """Take a session that the remote began, while this end sought one too."""
-        message = what.message_of(Confirm)
-        if self._has_news_for(message):
-            self._decline(message, what.now)
-            self._hasten(what.now)
-        elif self._refused and self._is_outdated(message):
-            self._refuse_outdated(what)
-        else:
-            self._take_confirm(what)
-
-    def _take_confirm_while_rejected(self, what: _Happening) -> None:
-        """Take no session with settings of before, or nobody would see that these are refused."""
-        message = what.message_of(Confirm)
-        if self._refused and self._is_outdated(message):
-            self._refuse_outdated(what)
-        elif message.resuming and not self._passive:  # it may not reject this end any more
-            self._decline(message, what.now)
-            self._hasten(what.now)
-        else:
-            self._take_confirm(what)
-
-    def _refuse_outdated(self, what: _Happening) -> None:
-        message = what.message_of(Confirm)
-        refusal = rejection(
-            message,
-            message.size,
-            RejectCode.OUTDATED,
-            "the other end wants this circuit otherwise, and is refused that here",
-        )
-        self._send(refusal, what.whence, what.here)
-
-    def _decline(self, message: Confirm, now: float) -> None:
-        """Leave it unanswered for good: a copy that comes later must not start a session."""
-        self._cookies.spend(message.receiver_nonce, now)
-
-    def _settle_tie(self, what: _Happening) -> None:
-        """Take the remote's session, or insist on this end's: both ends decide alike.
-
-        Who configured the circuit goes before who resumes it; then the larger MAC address
-        does, and not what is drawn anew with each attempt: one of before, which is of no
-        use any more, would have it over the other end's time and again.
-        """
-        message = what.message_of(Confirm)
-        ours = (not self._passive, self._local.mac, self._the_link().local_nonce)
-        if (not message.resuming, message.description.mac, message.sender_nonce) > ours:
-            self._take_confirm(what)
-        else:
-            self._decline(message, what.now)
-
-    def _take_confirm(self, what: _Happening) -> None:
-        """Begin the session that a CONFIRM with a good cookie asks for; it replaces any other."""
-        message, source = what.message_of(Confirm), what.whence
+    def _take_confirm(self, received: Received) -> None:
+        """Begin the session that a CONFIRM with a valid cookie asks for; it replaces any other."""
+        message = received.message_of(Confirm)
         if self.policy is not None and not message.resuming:
             refused = self.policy.judge(message.description, message.offer)
             if refused is not None:
-                refusal = rejection(message, message.size, refused.code, refused.text)
-                self._send(refusal, source, what.here)
+                self._refuse(received, refused.code, refused.text)
                 return
             if message.offer != self._offer:
-                # The cookie stays good, so that each repetition is answered.
-                self._events.append(OfferChanged(CircuitRequested(source, message, what.here)))
+                # The cookie stays valid, so that each repetition is answered.
+                requested = CircuitRequested(received.source, message, received.local_address)
+                self._events.append(OfferChanged(requested))
                 return
         if self._state is State.SUSPENDED and self._suspended_for in (None, message.description):
-            refusal = rejection(message, message.size, RejectCode.FAILED, self._obstacle)
-            self._send(refusal, source, what.here)
+            self._refuse(received, RejectCode.FAILED, self._obstacle)
             return
         if self._state is State.UP:
             self._events.append(Down("the other end began anew"))
-        self._adopt(what)
+        self._adopt(received)
 
-    def _adopt(self, what: _Happening) -> None:
-        message, source = what.message_of(Confirm), what.whence
+    def _adopt(self, received: Received) -> None:
+        """Begin the session of a CONFIRM, without a judgement."""
+        message = received.message_of(Confirm)
         if self._passive:
-            self._remote, self._here = source, what.here
+            self._remote, self._local_address = received.source, received.local_address
             if not message.resuming:
                 self._offer = message.offer
-        self._cookies.spend(message.receiver_nonce, what.now)
-        self._link = _Link(
-            message.receiver_nonce,
-            message.sender_nonce,
-            source,
-            what.here,
-            sent=message.counter,
-            heard=message.counter,
-            proof=message.counter + 1,
-            accepted=True,
-            remote=message.description,
-        )
-        self.last_heard_at = what.now
-        self._enter_link(what.now)
+        self._cookies.spend(message, received.now)
+        self._link = Link.accept(message, received.source, received.local_address)
+        self.last_heard_at = received.now
+        self._enter_link(received.now)
         if self._is_outdated(message):
-            self._renew_later(what.now)
-        self._send_keepalive(what.now)
+            self._due[Input.RENEWAL_DUE] = received.now + self._attempt.renewal_delay_s()
+        self._send_keepalive(received.now)
 
-    def _renew_later(self, now: float) -> None:
-        self._renew_at = now + self._renew_s * self._randomness.uniform(1 - JITTER, 1)
-        self._renew_s = min(self._renew_s * 2, LONGEST_RENEWAL_S)
+    def _refuse(self, received: Received, code: RejectCode, text: str) -> None:
+        message = received.message_of(Confirm)
+        self._answer(rejection(message, message.size, code, text), received)
 
-    def _renew(self, what: _Happening) -> None:
-        """Ask for a session with this end's settings, beside the one that goes on meanwhile."""
-        link = self._the_link()
-        self._renewal = _Link(self._nonce(), 0, link.endpoint, link.here)
-        self._request(self._renewal)
-        self._renew_later(what.now)
-
-    def _take_renewal(self, what: _Happening) -> None:
-        """Give the session up for the new one, now that what this end asks is answered.
-
-        Not before, or it would go up and down for ever where that is never so.
-        """
-        self._events.append(Down("the other end has settings of before, and gets the present ones"))
-        self._begin_outage(what.now)
-        self._link = self._renewal
-        self._take_acknowledgement(what)
+    # Having a session.
 
     def _enter_link(self, now: float) -> None:
         self._state = State.LINKED
         self._binding = self._nonce()
-        self._rejections = 0
-        self._refused = False
-        self._wrong_tag = False
-        self._renewal = self._renew_at = None
-        self._expire_at = now + LINKED_TIMEOUT_S
-        self._send_at = now + LINKED_REPEAT_S
+        self._attempt.succeed()
+        self._drop_renewal()
+        self._due[Input.EXPIRED] = now + LINKED_TIMEOUT_S
+        self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
         self.agreement = None
         self._settle()
 
     def _settle(self) -> None:
+        """Agree with the remote, and tell if anything changed."""
         link = self._the_link()
-        if link.remote is None:
+        if link.remote_description is None:
             return
-        local = self._description(link)
-        terms = (local, link.remote)
-        if terms == self._settled and self.agreement is not None:
+        local = link.describe(self._local)
+        descriptions = (local, link.remote_description)
+        if descriptions == self._settled and self.agreement is not None:
             return
-        self._settled = terms
-        agreement = agree(local, link.remote, link.endpoint)
+        self._settled = descriptions
+        agreement = agree(local, link.remote_description, link.endpoint)
         if agreement != self.agreement:
             self.agreement = agreement
             self._events.append(Agreed(agreement))
 
-    def _confirm_again(self, what: _Happening) -> None:
-        self._send_keepalive(what.now)
-
-    def _be_linked(self, what: _Happening) -> None:
-        """Take the first KEEPALIVE: the responder has set the session up."""
+    def _on_first_keepalive(self, received: Received) -> None:
+        """Enter the session: the KEEPALIVE shows that the responder has it."""
         link = self._the_link()
-        link.remote = what.message_of(Keepalive).description
-        self._renew_s = FIRST_RENEWAL_S
-        self._enter_link(what.now)
-        self._take_keepalive(what)
+        link.remote_description = received.message_of(Keepalive).description
+        self._attempt.end_renewals()
+        self._enter_link(received.now)
+        self._on_keepalive(received)
 
-    def _take_keepalive(self, what: _Happening) -> None:
-        now, message, link = what.now, what.message_of(Keepalive), self._the_link()
-        link.remote = message.description
-        link.clock_heard, link.clock_heard_at = message.timestamp, now
-        if message.echo is not None and _microseconds(now) >= message.echo:
-            self.rtt_s = (_microseconds(now) - message.echo) / 1e6
+    def _on_keepalive(self, received: Received) -> None:
+        now, message, link = received.now, received.message_of(Keepalive), self._the_link()
+        rtt_s = link.take_keepalive(message, now)
+        self.rtt_s = self.rtt_s if rtt_s is None else rtt_s
         self._settle()
         if self._state is State.LINKED and message.heard >= link.proof:
             self._state = State.UP
@@ -848,12 +531,21 @@ class Session:
         elif not message.up and not link.remote_was_up:
             self._send_keepalive(now)
         if self._state is State.UP:
-            self._expire_at = now + MISSED_INTERVALS * self._interval_s
+            self._due[Input.EXPIRED] = now + MISSED_INTERVALS * self._interval_s
         if message.up:
             link.remote_was_up = True
         elif link.remote_was_up:
-            self._events.append(Down("the other end no longer hears this one"))
-            self._lose(what)
+            self._on_loss("the other end no longer hears this one", received)
+
+    def _keep_alive(self, received: Received) -> None:
+        self._send_keepalive(received.now)
+
+    def _send_keepalive(self, now: float, *, farewell: bool = False) -> None:
+        link = self._the_link()
+        up = self._state is State.UP and not farewell
+        self._send(link.keepalive(self._local, now, up=up), link)
+        delay_s = self._keepalive_jitter.apply(self._interval_s) if up else LINKED_REPEAT_S
+        self._due[Input.SEND_DUE] = now + delay_s
 
     @property
     def _interval_s(self) -> float:
@@ -861,89 +553,74 @@ class Session:
             raise RuntimeError("no agreement in a session")
         return self.agreement.keepalive_s
 
-    def _keep_alive(self, what: _Happening) -> None:
-        self._send_keepalive(what.now)
-
-    def _send_keepalive(self, now: float, *, farewell: bool = False) -> None:
+    def _answer_probe(self, received: Received) -> None:
         link = self._the_link()
-        echo = None
-        if link.clock_heard is not None:
-            echo = link.clock_heard + _microseconds(now - link.clock_heard_at)
-        up = self._state is State.UP and not farewell
-        keepalive = Keepalive(
-            self.circuit_id,
-            link.local_nonce,
-            link.remote_nonce,
-            _count(link),
-            self._description(link),
-            link.heard,
-            _microseconds(now),
-            None if echo is None else echo & 0xFFFF_FFFF_FFFF_FFFF,
-            up,
-        )
-        self._send(keepalive, link.endpoint, link.here)
-        delay_s = LINKED_REPEAT_S
-        if up:
-            delay_s = self._interval_s * self._randomness.uniform(1 - KEEPALIVE_JITTER, 1)
-        self._send_at = now + delay_s
+        self._send(link.probe_reply(received.message_of(Probe).size), link)
 
-    def _miss(self, what: _Happening) -> None:
-        """Three keepalives are missing. Tell the remote: perhaps only one direction is dead."""
+    def _on_probe_reply(self, received: Received) -> None:
+        self._events.append(ProbeAnswered(received.message_of(ProbeReply).size))
+
+    def _renew(self, received: Received) -> None:
+        """Ask for a session with this end's settings; the present one goes on meanwhile."""
+        link = self._the_link()
+        self._renewal = Link(self.circuit_id, self._nonce(), 0, link.endpoint, link.local_address)
+        self._send(self._renewal.request(self._local, self._offer, self._passive), self._renewal)
+        self._due[Input.RENEWAL_DUE] = received.now + self._attempt.renewal_delay_s()
+
+    def _take_renewal(self, received: Received) -> None:
+        """Give the session up for the new one, now that the remote has answered.
+
+        Not before: if no answer ever comes, the circuit would go up and down for ever.
+        """
+        self._events.append(Down("the other end has settings of before, and gets the present ones"))
+        self._attempt.begin(received.now)
+        self._link = self._renewal
+        self._take_acknowledge(received)
+
+    # Losing it.
+
+    def _on_timeout(self, received: Received) -> None:
+        """Tell the remote that three keepalives are missing: one direction may still work."""
         interval_s = self._interval_s
-        self._send_keepalive(what.now, farewell=True)
-        self._events.append(
-            Down(f"three keepalives missed in a row, {interval_s:g} s apart or less")
-        )
-        self._lose(what)
+        self._send_keepalive(received.now, farewell=True)
+        self._on_loss(f"three keepalives missed in a row, {interval_s:g} s apart or less", received)
 
-    def _lose(self, what: _Happening) -> None:
+    def _on_loss(self, reason: str, received: Received) -> None:
+        self._events.append(Down(reason))
         self._events.append(ResolveWanted())
-        self._begin(what)
+        self._begin(received)
 
-    def _be_rejected(self, what: _Happening) -> None:
-        message = what.message_of(Reject)
-        self._events.append(Rejected(message.code, message.text or f"refused, code {message.code}"))
-        self._drop_link()
-        self._state = State.REJECTED
-        self._refused = message.code != RejectCode.DISABLED
-        delay_s = min(FIRST_REJECTED_S * 2 ** min(self._rejections, 8), LONGEST_REPEAT_S)
-        self._rejections += 1
-        self._send_at = what.now + delay_s * self._randomness.uniform(1 - JITTER, 1)
-
-    def _be_forgotten(self, what: _Happening) -> None:
-        """Begin anew with a remote that restarted, and lost the session."""
+    def _on_unknown_session(self, received: Received) -> None:
+        """Begin anew: the remote restarted, and lost the session."""
         if self._state is State.UP:
             self._events.append(Down("the other end lost the session"))
-        self._begin(what)
+        self._begin(received)
 
-    def _be_closed(self, what: _Happening) -> None:
+    def _on_close(self, received: Received) -> None:
         """Answer with the same, once, so that the remote need not repeat it."""
-        message, link = what.message_of(Close), self._the_link()
+        message, link = received.message_of(Close), self._the_link()
         deleted = message.reason == CloseReason.DELETED
-        self._send_close(CloseReason.DELETED if deleted else CloseReason.STOPPING, link)
+        self._send(link.close(CloseReason.DELETED if deleted else CloseReason.STOPPING), link)
         if deleted:
             self._end(by_remote=True)
             return
         if self._state is State.UP:
             self._events.append(Down("the other end is stopping"))
-        self._begin(what)
-        self._send_at = what.now + RESTART_PAUSE_S
+        self._begin(received)
+        self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
 
-    def _leave(self, what: _Happening) -> None:
+    def _leave(self, received: Received) -> None:
         self._state = State.CLOSING
-        self._renewal = self._renew_at = None
-        self._expire_at = what.now + CLOSE_TIMEOUT_S
-        self._repeat_close(what)
+        self._drop_renewal()
+        self._due[Input.EXPIRED] = received.now + CLOSE_TIMEOUT_S
+        self._send_close(received)
 
-    def _repeat_close(self, what: _Happening) -> None:
-        self._send_close(self._close_reason, self._the_link())
-        self._send_at = what.now + CLOSE_REPEAT_S
+    def _send_close(self, received: Received) -> None:
+        link = self._the_link()
+        self._send(link.close(self._close_reason), link)
+        self._due[Input.SEND_DUE] = received.now + CLOSE_REPEAT_S
 
-    def _send_close(self, reason: CloseReason, link: _Link) -> None:
-        message = Close(self.circuit_id, link.local_nonce, link.remote_nonce, _count(link), reason)
-        self._send(message, link.endpoint, link.here)
-
-    def _finish(self, what: _Happening) -> None:
+    def _finish(self, received: Received) -> None:
         self._end(by_remote=False)
 
     def _end(self, *, by_remote: bool) -> None:
@@ -951,162 +628,112 @@ class Session:
         self._state = State.CLOSED
         self._events.append(Closed(by_remote))
 
-    def _answer_probe(self, what: _Happening) -> None:
-        link, message = self._the_link(), what.message_of(Probe)
-        answer = ProbeReply(
-            self.circuit_id, link.local_nonce, link.remote_nonce, _count(link), message.size
-        )
-        self._send(answer, link.endpoint, link.here)
+    def _drop_link(self) -> None:
+        """Forget the session, and all that was to be done in it."""
+        self._link = self._renewal = None
+        self._due.clear()
 
-    def _take_probe_reply(self, what: _Happening) -> None:
-        self._events.append(ProbeAnswered(what.message_of(ProbeReply).size))
+    def _drop_renewal(self) -> None:
+        self._renewal = None
+        self._due.pop(Input.RENEWAL_DUE, None)
 
-    # Small things.
+    # Parts of the above.
 
-    def _hasten(self, now: float) -> None:
-        at = max(now, self._sent_at + CONFIRM_REPEAT_S)
-        self._send_at = at if self._send_at is None else min(self._send_at, at)
-
-    def _the_link(self) -> _Link:
+    def _the_link(self) -> Link:
         if self._link is None:
             raise RuntimeError(f"circuit {self.circuit_id}: {self._state.name} without a link")
         return self._link
 
-    def _description(self, link: _Link) -> Description:
-        """Return what this end says of itself to a remote that speaks to it where link says."""
-        own = self._local.own
-        if link.here is not None:
-            own = Endpoint(link.here, self._local.port)
-        return replace(self._local, own=own, seen=link.endpoint)
-
     def _nonce(self) -> int:
         return self._randomness.getrandbits(64) or 1
 
-    def _send(
-        self,
-        message: Message,
-        to: Endpoint,
-        here: IPAddress | None,
-        *,
-        dont_fragment: bool = False,
-    ) -> None:
-        self._outgoing.append(Datagram(encode(message, self._key), to, here, dont_fragment))
+    def _send(self, message: Message, link: Link, *, dont_fragment: bool = False) -> None:
+        self._outbox.put(message, link.endpoint, link.local_address, dont_fragment=dont_fragment)
+
+    def _answer(self, message: Message, received: Received) -> None:
+        self._outbox.put(message, received.source, received.local_address)
 
 
-def _count(link: _Link) -> int:
-    link.sent += 1
-    return link.sent
-
-
-def _belongs(link: _Link, message: Message) -> bool:
-    return (
-        link.remote_nonce != 0
-        and message.sender_nonce == link.remote_nonce
-        and message.receiver_nonce == link.local_nonce
-    )
-
-
-def _advances(link: _Link, message: Message) -> bool:
-    """Tell whether it is of this session, and neither a replay nor overtaken by a later one."""
-    return _belongs(link, message) and message.counter > link.heard
-
-
-def _on_the_wire(offer: PeerConfig) -> tuple[object, ...]:
-    """Return what messages tell of it; addresses have no order there."""
-    return offer.interface, frozenset(offer.addresses), offer.bridge, offer.mac
-
-
-def _microseconds(seconds: float) -> int:
-    return int(seconds * 1e6)
-
-
-_INPUTS: dict[type[Message], Input] = {
-    Keepalive: Input.KEEPALIVE,
-    Close: Input.CLOSE,
-    Probe: Input.PROBE,
-    ProbeReply: Input.PROBE_REPLY,
-}
-
-# All that can happen, and what is done; a pair that is not here is a bug of the caller's or
-# of this module's, as _classify lets through only what fits the state.
-_Action = Callable[[Session, _Happening], None]
-_S, _I = State, Input
-_TABLE: dict[tuple[State, Input], _Action] = {
+# All that can happen, and what is done. A pair that is not here is a bug of the caller's or of
+# this module's: classify lets through only the messages that fit the state.
+_Action = Callable[[Session, Received], None]
+_S, _I, _M = State, Input, MessageType
+_TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.IDLE, _I.START): Session._begin,
     (_S.IDLE, _I.ACCEPT): Session._adopt,
     (_S.IDLE, _I.CLOSE_WANTED): Session._finish,
-    (_S.IDLE, _I.REQUEST): Session._ignore,
-    (_S.IDLE, _I.CONFIRM): Session._ignore,
+    (_S.IDLE, _M.REQUEST): Session._ignore,
+    (_S.IDLE, _M.CONFIRM): Session._ignore,
     #
     (_S.REQUESTING, _I.CLOSE_WANTED): Session._finish,
     (_S.REQUESTING, _I.SEND_DUE): Session._send_request,
-    (_S.REQUESTING, _I.REQUEST): Session._yield_to_request,
-    (_S.REQUESTING, _I.ACKNOWLEDGE): Session._take_acknowledgement,
-    (_S.REQUESTING, _I.CONFIRM): Session._yield_to_confirm,
-    (_S.REQUESTING, _I.REJECT): Session._be_rejected,
+    (_S.REQUESTING, _M.REQUEST): Session._on_request_while_requesting,
+    (_S.REQUESTING, _M.ACKNOWLEDGE): Session._take_acknowledge,
+    (_S.REQUESTING, _M.CONFIRM): Session._on_confirm_while_requesting,
+    (_S.REQUESTING, _M.REJECT): Session._on_reject,
     #
     (_S.CONFIRMING, _I.CLOSE_WANTED): Session._leave,
     (_S.CONFIRMING, _I.SEND_DUE): Session._send_confirm,
-    (_S.CONFIRMING, _I.EXPIRED): Session._seek_again,
-    (_S.CONFIRMING, _I.REQUEST): Session._answer_request,
-    (_S.CONFIRMING, _I.CONFIRM): Session._settle_tie,
-    (_S.CONFIRMING, _I.KEEPALIVE): Session._be_linked,
-    (_S.CONFIRMING, _I.CLOSE): Session._be_closed,
-    (_S.CONFIRMING, _I.REJECT): Session._be_rejected,
-    (_S.CONFIRMING, _I.PROBE): Session._ignore,
-    (_S.CONFIRMING, _I.PROBE_REPLY): Session._ignore,
+    (_S.CONFIRMING, _I.EXPIRED): Session._seek,
+    (_S.CONFIRMING, _M.REQUEST): Session._acknowledge,
+    (_S.CONFIRMING, _M.CONFIRM): Session._resolve_collision,
+    (_S.CONFIRMING, _M.KEEPALIVE): Session._on_first_keepalive,
+    (_S.CONFIRMING, _M.CLOSE): Session._on_close,
+    (_S.CONFIRMING, _M.REJECT): Session._on_reject,
+    (_S.CONFIRMING, _M.PROBE): Session._ignore,
+    (_S.CONFIRMING, _M.PROBE_REPLY): Session._ignore,
     #
     (_S.REJECTED, _I.CLOSE_WANTED): Session._finish,
     (_S.REJECTED, _I.SEND_DUE): Session._begin,
-    (_S.REJECTED, _I.REQUEST): Session._answer_request,
-    (_S.REJECTED, _I.CONFIRM): Session._take_confirm_while_rejected,
+    (_S.REJECTED, _M.REQUEST): Session._acknowledge,
+    (_S.REJECTED, _M.CONFIRM): Session._on_confirm_while_rejected,
     #
     (_S.LINKED, _I.CLOSE_WANTED): Session._leave,
     (_S.LINKED, _I.SEND_DUE): Session._keep_alive,
     (_S.LINKED, _I.EXPIRED): Session._begin,
-    (_S.LINKED, _I.REQUEST): Session._answer_request,
-    (_S.LINKED, _I.CONFIRM): Session._take_confirm,
-    (_S.LINKED, _I.CONFIRM_AGAIN): Session._confirm_again,
-    (_S.LINKED, _I.KEEPALIVE): Session._take_keepalive,
-    (_S.LINKED, _I.CLOSE): Session._be_closed,
-    (_S.LINKED, _I.REJECT): Session._be_forgotten,
-    (_S.LINKED, _I.PROBE): Session._answer_probe,
-    (_S.LINKED, _I.PROBE_REPLY): Session._ignore,
+    (_S.LINKED, _M.REQUEST): Session._acknowledge,
+    (_S.LINKED, _M.CONFIRM): Session._take_confirm,
+    (_S.LINKED, _I.CONFIRM_AGAIN): Session._keep_alive,
+    (_S.LINKED, _M.KEEPALIVE): Session._on_keepalive,
+    (_S.LINKED, _M.CLOSE): Session._on_close,
+    (_S.LINKED, _M.REJECT): Session._on_unknown_session,
+    (_S.LINKED, _M.PROBE): Session._answer_probe,
+    (_S.LINKED, _M.PROBE_REPLY): Session._ignore,
     #
     (_S.UP, _I.CLOSE_WANTED): Session._leave,
     (_S.UP, _I.SEND_DUE): Session._keep_alive,
-    (_S.UP, _I.EXPIRED): Session._miss,
+    (_S.UP, _I.EXPIRED): Session._on_timeout,
     (_S.UP, _I.RENEWAL_DUE): Session._renew,
-    (_S.UP, _I.REQUEST): Session._answer_request,
-    (_S.UP, _I.ACKNOWLEDGE): Session._take_renewal,
-    (_S.UP, _I.CONFIRM): Session._take_confirm,
-    (_S.UP, _I.CONFIRM_AGAIN): Session._confirm_again,
-    (_S.UP, _I.KEEPALIVE): Session._take_keepalive,
-    (_S.UP, _I.CLOSE): Session._be_closed,
-    (_S.UP, _I.REJECT): Session._be_forgotten,
-    (_S.UP, _I.PROBE): Session._answer_probe,
-    (_S.UP, _I.PROBE_REPLY): Session._take_probe_reply,
+    (_S.UP, _M.REQUEST): Session._acknowledge,
+    (_S.UP, _M.ACKNOWLEDGE): Session._take_renewal,
+    (_S.UP, _M.CONFIRM): Session._take_confirm,
+    (_S.UP, _I.CONFIRM_AGAIN): Session._keep_alive,
+    (_S.UP, _M.KEEPALIVE): Session._on_keepalive,
+    (_S.UP, _M.CLOSE): Session._on_close,
+    (_S.UP, _M.REJECT): Session._on_unknown_session,
+    (_S.UP, _M.PROBE): Session._answer_probe,
+    (_S.UP, _M.PROBE_REPLY): Session._on_probe_reply,
     #
     (_S.SUSPENDED, _I.START): Session._begin,
     (_S.SUSPENDED, _I.CLOSE_WANTED): Session._finish,
-    (_S.SUSPENDED, _I.REQUEST): Session._answer_request,
-    (_S.SUSPENDED, _I.CONFIRM): Session._take_confirm,
+    (_S.SUSPENDED, _M.REQUEST): Session._acknowledge,
+    (_S.SUSPENDED, _M.CONFIRM): Session._take_confirm,
     #
     (_S.CLOSING, _I.CLOSE_WANTED): Session._ignore,
-    (_S.CLOSING, _I.SEND_DUE): Session._repeat_close,
+    (_S.CLOSING, _I.SEND_DUE): Session._send_close,
     (_S.CLOSING, _I.EXPIRED): Session._finish,
-    (_S.CLOSING, _I.REQUEST): Session._ignore,
-    (_S.CLOSING, _I.CONFIRM): Session._ignore,
+    (_S.CLOSING, _M.REQUEST): Session._ignore,
+    (_S.CLOSING, _M.CONFIRM): Session._ignore,
     (_S.CLOSING, _I.CONFIRM_AGAIN): Session._ignore,
-    (_S.CLOSING, _I.KEEPALIVE): Session._ignore,
-    (_S.CLOSING, _I.CLOSE): Session._finish,
-    (_S.CLOSING, _I.REJECT): Session._finish,
-    (_S.CLOSING, _I.PROBE): Session._ignore,
-    (_S.CLOSING, _I.PROBE_REPLY): Session._ignore,
+    (_S.CLOSING, _M.KEEPALIVE): Session._ignore,
+    (_S.CLOSING, _M.CLOSE): Session._finish,
+    (_S.CLOSING, _M.REJECT): Session._finish,
+    (_S.CLOSING, _M.PROBE): Session._ignore,
+    (_S.CLOSING, _M.PROBE_REPLY): Session._ignore,
     #
     (_S.CLOSED, _I.START): Session._begin,
     (_S.CLOSED, _I.ACCEPT): Session._adopt,
     (_S.CLOSED, _I.CLOSE_WANTED): Session._ignore,
-    (_S.CLOSED, _I.REQUEST): Session._ignore,
-    (_S.CLOSED, _I.CONFIRM): Session._ignore,
+    (_S.CLOSED, _M.REQUEST): Session._ignore,
+    (_S.CLOSED, _M.CONFIRM): Session._ignore,
 }
