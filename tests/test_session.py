@@ -684,7 +684,8 @@ def test_offer_changed_against_the_policy_is_rejected_and_the_kept_one_stays() -
     assert second.kept == OFFER
     refused = second.since(changed + 300, Rejected)[-1]
     assert refused == Rejected(
-        RejectCode.OUTDATED, "the other end wants this circuit otherwise, and is refused that here"
+        RejectCode.OUTDATED,
+        "the other end wants other settings for this circuit, and this end refuses them",
     )
 
     link.weather = QUIET

@@ -11,6 +11,8 @@ from enum import Enum, auto
 
 from vela.signaling.messages import Confirm, Offer, Request
 
+OUTDATED_TEXT = "the other end wants other settings for this circuit, and this end refuses them"
+
 
 class Decision(Enum):
     """What to do with a message."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vela.address import Endpoint, IPAddress
+from vela.signaling.agreement import Agreement, agree
 from vela.signaling.messages import (
     Acknowledge,
     Close,
@@ -49,6 +50,8 @@ class Link:
     """The remote asked, this end answered."""
     remote_description: Description | None = None
     remote_was_up: bool = False
+    agreement: Agreement | None = None
+    _agreed_on: tuple[Description, Description] | None = None
     _clock: int | None = None
     """Microseconds of the remote's clock, at _clock_at of this end's."""
     _clock_at: float = 0.0
@@ -120,6 +123,27 @@ class Link:
         if message.echo is None or _microseconds(now) < message.echo:
             return None
         return (_microseconds(now) - message.echo) / 1e6
+
+    def settle(self, local: Description) -> Agreement | None:
+        """Agree with what the remote said last; return the agreement if it changed."""
+        if self.remote_description is None:
+            return None
+        descriptions = (self.describe(local), self.remote_description)
+        if descriptions == self._agreed_on:
+            return None
+        self._agreed_on = descriptions
+        agreement = agree(*descriptions, self.endpoint)
+        if agreement == self.agreement:
+            return None
+        self.agreement = agreement
+        return agreement
+
+    @property
+    def keepalive_s(self) -> float:
+        """The agreed interval between keepalives."""
+        if self.agreement is None:
+            raise RuntimeError(f"circuit {self.circuit_id}: no agreement in a session")
+        return self.agreement.keepalive_s
 
     # Its next messages.
 

@@ -136,6 +136,6 @@ def _judge(
     if message.resuming:
         return Rejection(
             RejectCode.NO_SUCH_CIRCUIT,
-            "the machine that set this circuit up does not have it any more",
+            "the machine that set this circuit up no longer has it",
         )
     return policy.judge_new(message.description, message.offer, peer_circuit_count())

@@ -46,11 +46,6 @@ Events, in the order in which they happen:
 
 In the status, REQUESTING, CONFIRMING and LINKED are "connecting" before the first Up and "down"
 after a Down; REJECTED is "rejected", UP "up", CLOSED "disabled", SUSPENDED "failed".
-
-The initiator's nonce is fresh for each attempt, and the responder's is the cookie, so a pair of
-nonces names a session that both ends have proved to receive in. Cookies are bound to the session
-that the responder has when it issues them: when another session begins they are void, so a CONFIRM
-that was delayed or replayed begins nothing.
 """
 
 from __future__ import annotations
@@ -62,26 +57,13 @@ from collections.abc import Callable
 from vela.address import Endpoint, IPAddress
 from vela.backoff import Jitter
 from vela.errors import RemoteProtocolError
-from vela.signaling import contention
-from vela.signaling.agreement import Agreement, agree
+from vela.signaling import contention, events
+from vela.signaling.agreement import Agreement
 from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Attempt
 from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, rejection
 from vela.signaling.contention import Claim, Decision
 from vela.signaling.cookie import Cookies
-from vela.signaling.events import (
-    Agreed,
-    CircuitRequested,
-    Closed,
-    Datagram,
-    Down,
-    Event,
-    OfferChanged,
-    ProbeAnswered,
-    Rejected,
-    ResolveWanted,
-    Unanswered,
-    Up,
-)
+from vela.signaling.events import CircuitRequested, Datagram, Event
 from vela.signaling.inputs import HANDSHAKE, AnyInput, Input, Received, State, classify
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.link import Link
@@ -151,7 +133,6 @@ class Session:
         """Messages that were stale, replayed, or of another session."""
         self.rtt_s: float | None = None
         self.last_heard_at: float | None = None
-        self.agreement: Agreement | None = None
         self._local = local
         self._passive = policy is not None
         self._offer = Offer() if offer is None else offer
@@ -174,7 +155,6 @@ class Session:
         # Why it is suspended, and how the remote described itself then.
         self._obstacle = ""
         self._suspended_for: Description | None = None
-        self._settled: tuple[Description, Description] | None = None
         self._outbox = Outbox(key)
         self._events: deque[Event] = deque()
 
@@ -191,6 +171,11 @@ class Session:
     def local_address(self) -> IPAddress | None:
         """The address of this host that messages leave from; None: the kernel chooses."""
         return self._local_address if self._link is None else self._link.local_address
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """What both ends agreed on in this session."""
+        return None if self._link is None else self._link.agreement
 
     # Calls of the owner.
 
@@ -351,9 +336,9 @@ class Session:
         link.endpoint, link.local_address = self._remote, self._local_address
         self._due[Input.SEND_DUE] = received.now + attempt.count_request(received.now)
         if attempt.is_unanswered:
-            self._events.append(Unanswered(attempt.unanswered_reason(self._remote)))
+            self._events.append(events.Unanswered(attempt.unanswered_reason(self._remote)))
         if attempt.wants_lookup:
-            self._events.append(ResolveWanted())
+            self._events.append(events.ResolveWanted())
         self._send(link.request(self._local, self._offer, self._passive), link)
 
     def _take_acknowledge(self, received: Received) -> None:
@@ -372,7 +357,9 @@ class Session:
 
     def _on_reject(self, received: Received) -> None:
         message = received.message_of(Reject)
-        self._events.append(Rejected(message.code, message.text or f"refused, code {message.code}"))
+        self._events.append(
+            events.Rejected(message.code, message.text or f"refused, code {message.code}")
+        )
         self._drop_link()
         self._state = State.REJECTED
         # A disabled circuit says nothing about the settings.
@@ -428,8 +415,7 @@ class Session:
             case Decision.TAKE:
                 self._take_confirm(received)
             case Decision.REFUSE:
-                text = "the other end wants this circuit otherwise, and is refused that here"
-                self._refuse(received, RejectCode.OUTDATED, text)
+                self._refuse(received, RejectCode.OUTDATED, contention.OUTDATED_TEXT)
             case Decision.DECLINE | Decision.ASK:
                 # A copy that comes later must not begin a session.
                 self._cookies.spend(received.message_of(Confirm), received.now)
@@ -456,13 +442,12 @@ class Session:
             if message.offer != self._offer:
                 # The cookie stays valid, so that each repetition is answered.
                 requested = CircuitRequested(received.source, message, received.local_address)
-                self._events.append(OfferChanged(requested))
+                self._events.append(events.OfferChanged(requested))
                 return
         if self._state is State.SUSPENDED and self._suspended_for in (None, message.description):
             self._refuse(received, RejectCode.FAILED, self._obstacle)
             return
-        if self._state is State.UP:
-            self._events.append(Down("the other end began anew"))
+        self._tell_down("the other end began a new session")
         self._adopt(received)
 
     def _adopt(self, received: Received) -> None:
@@ -493,23 +478,13 @@ class Session:
         self._drop_renewal()
         self._due[Input.EXPIRED] = now + LINKED_TIMEOUT_S
         self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
-        self.agreement = None
         self._settle()
 
     def _settle(self) -> None:
         """Agree with the remote, and tell if anything changed."""
-        link = self._the_link()
-        if link.remote_description is None:
-            return
-        local = link.describe(self._local)
-        descriptions = (local, link.remote_description)
-        if descriptions == self._settled and self.agreement is not None:
-            return
-        self._settled = descriptions
-        agreement = agree(local, link.remote_description, link.endpoint)
-        if agreement != self.agreement:
-            self.agreement = agreement
-            self._events.append(Agreed(agreement))
+        agreement = self._the_link().settle(self._local)
+        if agreement is not None:
+            self._events.append(events.Agreed(agreement))
 
     def _on_first_keepalive(self, received: Received) -> None:
         """Enter the session: the KEEPALIVE shows that the responder has it."""
@@ -526,12 +501,12 @@ class Session:
         self._settle()
         if self._state is State.LINKED and message.heard >= link.proof:
             self._state = State.UP
-            self._events.append(Up())
+            self._events.append(events.Up())
             self._send_keepalive(now)
         elif not message.up and not link.remote_was_up:
             self._send_keepalive(now)
         if self._state is State.UP:
-            self._due[Input.EXPIRED] = now + MISSED_INTERVALS * self._interval_s
+            self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
         if message.up:
             link.remote_was_up = True
         elif link.remote_was_up:
@@ -544,21 +519,15 @@ class Session:
         link = self._the_link()
         up = self._state is State.UP and not farewell
         self._send(link.keepalive(self._local, now, up=up), link)
-        delay_s = self._keepalive_jitter.apply(self._interval_s) if up else LINKED_REPEAT_S
+        delay_s = self._keepalive_jitter.apply(link.keepalive_s) if up else LINKED_REPEAT_S
         self._due[Input.SEND_DUE] = now + delay_s
-
-    @property
-    def _interval_s(self) -> float:
-        if self.agreement is None:
-            raise RuntimeError("no agreement in a session")
-        return self.agreement.keepalive_s
 
     def _answer_probe(self, received: Received) -> None:
         link = self._the_link()
         self._send(link.probe_reply(received.message_of(Probe).size), link)
 
     def _on_probe_reply(self, received: Received) -> None:
-        self._events.append(ProbeAnswered(received.message_of(ProbeReply).size))
+        self._events.append(events.ProbeAnswered(received.message_of(ProbeReply).size))
 
     def _renew(self, received: Received) -> None:
         """Ask for a session with this end's settings; the present one goes on meanwhile."""
@@ -572,7 +541,7 @@ class Session:
 
         Not before: if no answer ever comes, the circuit would go up and down for ever.
         """
-        self._events.append(Down("the other end has settings of before, and gets the present ones"))
+        self._tell_down("the other end has outdated settings, and gets the present ones")
         self._attempt.begin(received.now)
         self._link = self._renewal
         self._take_acknowledge(received)
@@ -581,19 +550,22 @@ class Session:
 
     def _on_timeout(self, received: Received) -> None:
         """Tell the remote that three keepalives are missing: one direction may still work."""
-        interval_s = self._interval_s
+        interval_s = self._the_link().keepalive_s
         self._send_keepalive(received.now, farewell=True)
         self._on_loss(f"three keepalives missed in a row, {interval_s:g} s apart or less", received)
 
     def _on_loss(self, reason: str, received: Received) -> None:
-        self._events.append(Down(reason))
-        self._events.append(ResolveWanted())
+        self._tell_down(reason)
+        self._events.append(events.ResolveWanted())
         self._begin(received)
+
+    def _tell_down(self, reason: str) -> None:
+        if self._state is State.UP:
+            self._events.append(events.Down(reason))
 
     def _on_unknown_session(self, received: Received) -> None:
         """Begin anew: the remote restarted, and lost the session."""
-        if self._state is State.UP:
-            self._events.append(Down("the other end lost the session"))
+        self._tell_down("the other end lost the session")
         self._begin(received)
 
     def _on_close(self, received: Received) -> None:
@@ -604,8 +576,7 @@ class Session:
         if deleted:
             self._end(by_remote=True)
             return
-        if self._state is State.UP:
-            self._events.append(Down("the other end is stopping"))
+        self._tell_down("the other end is stopping")
         self._begin(received)
         self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
 
@@ -626,7 +597,7 @@ class Session:
     def _end(self, *, by_remote: bool) -> None:
         self._drop_link()
         self._state = State.CLOSED
-        self._events.append(Closed(by_remote))
+        self._events.append(events.Closed(by_remote))
 
     def _drop_link(self) -> None:
         """Forget the session, and all that was to be done in it."""
