@@ -148,17 +148,17 @@ class Link:
     # Its next messages.
 
     def request(self, local: Description, offer: Offer, resuming: bool) -> Request:
-        return Request(*self._next_header(), self.describe(local), offer, resuming, PADDED_SIZE)
+        return Request(*self.next_header(), self.describe(local), offer, resuming, PADDED_SIZE)
 
     def confirm(self, local: Description, offer: Offer, resuming: bool) -> Confirm:
-        return Confirm(*self._next_header(), self.describe(local), offer, resuming, PADDED_SIZE)
+        return Confirm(*self.next_header(), self.describe(local), offer, resuming, PADDED_SIZE)
 
     def keepalive(self, local: Description, now: float, *, up: bool) -> Keepalive:
         echo = None
         if self._clock is not None:
             echo = (self._clock + _microseconds(now - self._clock_at)) & _U64_MASK
         return Keepalive(
-            *self._next_header(),
+            *self.next_header(),
             self.describe(local),
             self.heard,
             _microseconds(now),
@@ -167,13 +167,13 @@ class Link:
         )
 
     def close(self, reason: int) -> Close:
-        return Close(*self._next_header(), reason)
+        return Close(*self.next_header(), reason)
 
     def probe(self, size: int) -> Probe:
-        return Probe(*self._next_header(), size)
+        return Probe(*self.next_header(), size)
 
     def probe_reply(self, size: int) -> ProbeReply:
-        return ProbeReply(*self._next_header(), size)
+        return ProbeReply(*self.next_header(), size)
 
     def describe(self, local: Description) -> Description:
         """Return what this end says about itself to the remote, which speaks to local_address."""
@@ -182,7 +182,8 @@ class Link:
             own = Endpoint(self.local_address, local.port)
         return replace(local, own=own, seen=self.endpoint)
 
-    def _next_header(self) -> tuple[int, int, int, int]:
+    def next_header(self) -> tuple[int, int, int, int]:
+        """Return the first fields of the next message: circuit id, both nonces, counter."""
         self.sent += 1
         return self.circuit_id, self.local_nonce, self.remote_nonce, self.sent
 
