@@ -5,9 +5,9 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "vela._dataplane",
-            sources=["vela/_dataplane.c", *sorted(glob("vela/native/*.c"))],
-            depends=sorted(glob("vela/native/*.h")),
+            "vela.dataplane._native",
+            sources=sorted(glob("vela/dataplane/native/*.c")),
+            depends=sorted(glob("vela/dataplane/native/*.h")),
             extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra"],
         )
     ]

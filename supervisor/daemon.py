@@ -15,29 +15,29 @@ from pathlib import Path
 import structlog
 
 from vela import __version__
-from vela.affinity import allowed_cpus
 from vela.circuit import Config, DaemonConfig
 from vela.config import load_config
-from vela.confinement import find_user
-from vela.counters import CounterSlab
-from vela.engine import LoadedEngine, load_engine
+from vela.dataplane.counters import CounterSlab
+from vela.dataplane.engine import LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
 from vela.key import load_key
-from vela.supervisor.burst import Burst
-from vela.supervisor.circuits import Circuits
+from vela.linux.affinity import allowed_cpus
+from vela.linux.confinement import find_user
+from vela.linux.forwarding import Forwarding
+from vela.linux.netlink import Netlink
+from vela.linux.tap import check_tun
+from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_cookie
+from vela.supervisor.circuit.keeper import CHECK_INTERVAL_S
+from vela.supervisor.circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
+from vela.supervisor.control_channel import ControlChannel
 from vela.supervisor.control_socket import ControlSocket, Reply
-from vela.supervisor.forwarding import Forwarding
-from vela.supervisor.keeper import CHECK_INTERVAL_S
-from vela.supervisor.loop import EventLoop
-from vela.supervisor.names import Names
-from vela.supervisor.negotiator import Negotiator
-from vela.supervisor.netlink import Netlink
+from vela.supervisor.demux import Demux
 from vela.supervisor.notify import READY, STOPPING, notify
-from vela.supervisor.pseudowire import FORK_INTERVAL_S, Services
-from vela.supervisor.reception import Reception
+from vela.supervisor.registry.registry import Registry
+from vela.supervisor.runtime.burst import Burst
+from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.runtime.names import Names
 from vela.supervisor.status import DaemonStatus, document
-from vela.tap import check_tun
-from vela.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_cookie
 
 # A minute; what little there is takes 5 ms to collect.
 CHECKS_BETWEEN_COLLECTIONS = 60
@@ -76,38 +76,37 @@ class Daemon:
             self._forwarding = Forwarding()
             netlink = Netlink()
             undo.callback(netlink.close)
-            self._reception = Reception(self._loop, groups)
+            self._demux = Demux(self._loop, groups)
             names = Names(self._loop, user)
             undo.callback(names.close)
-            self._negotiator = Negotiator(
-                self._loop,
-                self._reception,
-                names,
-                lambda requested: self._circuits.on_requested(requested),
-                lambda: self._circuits.set_up_by_others(),
-                lambda confirm, address: self._circuits.withheld(confirm, address),
-            )
+            self._control_channel = ControlChannel(self._loop, self._demux, names)
             self._set_policy(config)
-            services = Services(
+            make_pseudowire = PseudowireFactory(
                 loop=self._loop,
                 netlink=netlink,
                 forwarding=self._forwarding,
-                reception=self._reception,
-                names=names,
+                demux=self._demux,
                 forks=Burst(self._loop, FORK_INTERVAL_S),
                 counters=CounterSlab(),
                 engine=_load_engine(config.daemon),
                 user=user,
-                port=config.daemon.port,
                 identity=_identity(),
             )
-            self._circuits = Circuits(config, services, self._negotiator)
-            undo.callback(self._circuits.close)
+            self._registry = Registry(
+                config,
+                loop=self._loop,
+                names=names,
+                routes=self._demux,
+                control_channel=self._control_channel,
+                make_data_path=make_pseudowire,
+            )
+            self._control_channel.set_request_handler(self._registry)
+            undo.callback(self._registry.close)
             control_socket = ControlSocket(
                 self._loop, config.daemon.control_socket, self._on_request
             )
             undo.callback(control_socket.close)
-            self._circuits.set_up()
+            self._registry.create_all()
             self._undo = undo.pop_all()
 
     def run(self) -> None:
@@ -116,14 +115,14 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.on_signal(number, loop.stop)
         loop.on_signal(signal.SIGHUP, self._on_hangup)
-        self._circuits.start()
+        self._registry.start()
         self._check()
         notify(READY)
         self._log.info(
             "daemon_started",
             version=__version__,
-            listen=[str(group) for group in self._reception.groups],
-            circuits=len(self._circuits),
+            listen=[str(group) for group in self._demux.groups],
+            circuits=len(self._registry),
         )
         loop.run()
         notify(STOPPING)
@@ -135,9 +134,9 @@ class Daemon:
             version=__version__,
             pid=os.getpid(),
             uptime_seconds=round(self._loop.now() - self._started, 3),
-            listen=tuple(str(group) for group in self._reception.groups),
-            rx_dropped=self._reception.dropped() | self._negotiator.dropped(),
-            circuits=self._circuits.status(),
+            listen=tuple(str(group) for group in self._demux.groups),
+            rx_dropped=self._demux.dropped() | self._control_channel.dropped(),
+            circuits=self._registry.status(),
         )
 
     def reload(self) -> dict[str, str]:
@@ -152,15 +151,15 @@ class Daemon:
         if config.autoconfigure != self._config.autoconfigure:
             self._set_policy(config)
         self._config = config
-        failed = self._circuits.reload(config)
+        failed = self._registry.reload(config)
         self._log.info(
-            "configuration_reloaded", circuits=len(self._circuits), failed=sorted(failed)
+            "configuration_reloaded", circuits=len(self._registry), failed=sorted(failed)
         )
         return failed
 
     def _on_request(self, request: Mapping[str, object]) -> Reply:
         """Do what velactl asks for. Raises VelaError."""
-        circuits = self._circuits
+        registry = self._registry
         match request:
             case {"command": "status"}:
                 reply: Reply = document(self.status())
@@ -171,14 +170,14 @@ class Daemon:
                     reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
                     raise VelaError(f"all else was reloaded, but {reasons}")
             case {"command": "add", "circuit": str(name), "settings": dict(settings)}:
-                added = circuits.add(name, settings)
+                added = registry.add(name, settings)
                 return {"circuit": name, "id": added.config.id}
             case {"command": "delete", "circuit": str(name)}:
-                circuits.delete(name)
+                registry.delete(name)
             case {"command": "down", "circuit": str(name)}:
-                circuits.disable(name)
+                registry.disable(name)
             case {"command": "up", "circuit": str(name)}:
-                circuits.enable(name)
+                registry.enable(name)
             case _:
                 raise VelaError(f"velad does not understand {request}")
         return {}
@@ -188,12 +187,12 @@ class Daemon:
         key = None
         if autoconfigure is not None and autoconfigure.key_file is not None:
             key = load_key(autoconfigure.key_file)
-        self._negotiator.set_policy(autoconfigure, key)
+        self._control_channel.set_policy(autoconfigure, key)
 
     def _check(self) -> None:
         self._loop.call_later(CHECK_INTERVAL_S, self._check)
         self._forwarding.look()
-        self._circuits.check()
+        self._registry.check()
         self._checks += 1
         if self._checks % CHECKS_BETWEEN_COLLECTIONS == 0:
             gc.collect()

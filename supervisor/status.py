@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
-from vela.counters import RX_DROPPED, TX_DROPPED, Counters, Slot
+from vela.dataplane.counters import RX_DROPPED, TX_DROPPED, Counters, Slot
 
 
 def document(value: object) -> Any:

@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from vela.circuit import Engine
-from vela.counters import Counters, Slot
-from vela.dataplane import Attachment, DataPlane
-from vela.encapsulation import Elision
-from vela.engine import load_engine
+from vela.dataplane.contract import Attachment, DataPlane
+from vela.dataplane.counters import Counters, Slot
+from vela.dataplane.engine import load_engine
+from vela.dataplane.frame import Elision
 
 ENGINES: dict[str, Callable[[Attachment], DataPlane]] = {
     engine.value: load_engine(engine).make for engine in (Engine.PYTHON, Engine.NATIVE)

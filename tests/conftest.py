@@ -92,8 +92,8 @@ def pytest_terminal_summary(
 # velad, but that it looks at names and routes twice a second.
 _EAGER = """
 import sys
-from vela.supervisor import circuit
-circuit.REFRESH_INTERVAL_S = 0.5
+from vela.supervisor.runtime import names
+names.REFRESH_INTERVAL_S = 0.5
 from vela.supervisor.cli import main
 sys.exit(main())
 """

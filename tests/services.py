@@ -1,27 +1,37 @@
-"""What a supervisor shares among its circuits, in the process of a test."""
+"""What a supervisor gives its circuits, in the process of a test."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from ipaddress import ip_address
 
 from lab.namespace import Namespace
 from vela.circuit import Engine
-from vela.confinement import find_user
-from vela.counters import CounterSlab
-from vela.engine import load_engine
-from vela.supervisor.burst import Burst
-from vela.supervisor.forwarding import Forwarding
-from vela.supervisor.loop import EventLoop
-from vela.supervisor.names import Names
-from vela.supervisor.netlink import Netlink
-from vela.supervisor.pseudowire import Services
-from vela.supervisor.reception import Reception
-from vela.underlay import ReceiveGroup
+from vela.dataplane.counters import CounterSlab
+from vela.dataplane.engine import load_engine
+from vela.linux.confinement import find_user
+from vela.linux.forwarding import Forwarding
+from vela.linux.netlink import Netlink
+from vela.linux.underlay import ReceiveGroup
+from vela.supervisor.circuit.pseudowire import PseudowireFactory
+from vela.supervisor.demux import Demux
+from vela.supervisor.runtime.burst import Burst
+from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.runtime.names import Names
 
 PORT = 48621
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    loop: EventLoop
+    names: Names
+    demux: Demux
+    make_pseudowire: PseudowireFactory
+    port: int = PORT
 
 
 @contextmanager
@@ -38,16 +48,16 @@ def services_in(namespace: Namespace) -> Iterator[Services]:
         user = find_user("nobody")
         names = Names(loop, user)
         undo.callback(names.close)
-        yield Services(
+        demux = Demux(loop, (group,))
+        factory = PseudowireFactory(
             loop=loop,
             forwarding=Forwarding(),
             netlink=netlink,
-            reception=Reception(loop, (group,)),
-            names=names,
+            demux=demux,
             forks=Burst(loop, 0.0),
             counters=CounterSlab(),
             engine=load_engine(Engine.PYTHON),
             user=user,
-            port=PORT,
             identity=("test",),
         )
+        yield Services(loop, names, demux, factory)

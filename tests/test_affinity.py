@@ -1,4 +1,4 @@
-"""vela.affinity: which CPU, and that a pinned child alone is pinned."""
+"""vela.linux.affinity: which CPU, and that a pinned child alone is pinned."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 import pytest
 from exhaustion import no_descriptors
 
-from vela.affinity import allowed_cpus, least_loaded, pin
 from vela.errors import DeviceError
-from vela.supervisor.process import fork
+from vela.linux.affinity import allowed_cpus, least_loaded, pin
+from vela.supervisor.runtime.process import fork
 
 
 @pytest.mark.parametrize(

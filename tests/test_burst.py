@@ -1,4 +1,4 @@
-"""vela.supervisor.burst: work that is done together, each for itself."""
+"""vela.supervisor.runtime.burst: work that is done together, each for itself."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from vela.supervisor.burst import Burst
-from vela.supervisor.loop import EventLoop
+from vela.supervisor.runtime.burst import Burst
+from vela.supervisor.runtime.loop import EventLoop
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""vela.confinement: what a real child has left, and that it does not outlive its supervisor."""
+"""vela.linux.confinement: what a real child has left; it does not outlive its supervisor."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import sys
 
 import pytest
 
-from vela.confinement import User, confine, find_user
 from vela.errors import ConfigError
-from vela.supervisor.process import fork
+from vela.linux.confinement import User, confine, find_user
+from vela.supervisor.runtime.process import fork
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
@@ -61,8 +61,8 @@ def test_confined_child_dies_with_a_supervisor_that_is_killed() -> None:
     """Also though the change of user clears what prctl had set before."""
     code = f"""
 import os, signal
-from vela.confinement import User, confine
-from vela.supervisor.process import fork
+from vela.linux.confinement import User, confine
+from vela.supervisor.runtime.process import fork
 supervisor = os.getpid()
 def body():
     confine(User({NOBODY.uid}, {NOBODY.gid}), supervisor)

@@ -20,7 +20,7 @@ from exhaustion import no_descriptors
 from vela.errors import DeviceError, VelaError
 from vela.supervisor import control_socket
 from vela.supervisor.control_socket import MAX_CLIENTS, MAX_REQUEST, MAX_UNSENT, ControlSocket, ask
-from vela.supervisor.loop import EventLoop
+from vela.supervisor.runtime.loop import EventLoop
 
 TIMEOUT_S = 10.0
 

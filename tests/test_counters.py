@@ -1,9 +1,9 @@
-"""vela.counters: shared with a real worker process, each slot with one writer."""
+"""vela.dataplane.counters: shared with a real worker process, each slot with one writer."""
 
 from __future__ import annotations
 
-from vela.counters import RX_DROPPED, TX_DROPPED, Counters, CounterSlab, Slot
-from vela.supervisor.process import fork
+from vela.dataplane.counters import RX_DROPPED, TX_DROPPED, Counters, CounterSlab, Slot
+from vela.supervisor.runtime.process import fork
 
 
 def test_counters_of_a_forked_child_are_seen_here_and_outlive_it() -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from vela.datagram import KIND, Kind, ethernet_header, is_ipv4_packet, is_ipv6_packet, needs_escape
+from vela.dataplane.frame import (
+    KIND,
+    Kind,
+    ethernet_header,
+    is_ipv4_packet,
+    is_ipv6_packet,
+    needs_escape,
+)
 
 # docs/protocol.md, section 3, line by line; what is not here begins a complete frame.
 MEANINGS = {

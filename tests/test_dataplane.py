@@ -27,8 +27,8 @@ from attached_plane import (
 
 from lab.namespace import Namespace
 from lab.waiting import eventually
-from vela.counters import Slot
-from vela.encapsulation import Elision
+from vela.dataplane.counters import Slot
+from vela.dataplane.frame import Elision
 
 
 @pytest.fixture(params=ENGINES)

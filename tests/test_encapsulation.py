@@ -1,4 +1,4 @@
-"""vela.encapsulation: every frame, in every mode, byte for byte. docs/protocol.md, section 3."""
+"""vela.dataplane.frame: every frame, in every mode, byte for byte. docs/protocol.md, section 3."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vela.counters import Slot
-from vela.encapsulation import (
+from vela.dataplane.counters import Slot
+from vela.dataplane.frame import (
     HEADROOM,
     REBUILD_ROOM,
     Decapsulator,

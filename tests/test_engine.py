@@ -14,21 +14,21 @@ from lab.circuit import NAME, circuit_table
 from lab.daemon import ROOT, Velad, entry_point
 from lab.namespace import Namespace
 from vela.circuit import Engine
-from vela.engine import load_engine
+from vela.dataplane.engine import load_engine
 
 CONFIG = '[daemon]\nengine = "{}"\n' + circuit_table(
     "127.0.0.2", mac="02:00:5e:10:00:01", peer_mac=None
 )
 
 
-EXTENSION = f"_dataplane{sysconfig.get_config_var('EXT_SUFFIX')}"
+EXTENSION = f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 @pytest.fixture
 def without_native(tmp_path: Path) -> Iterator[None]:
     """What starts inside finds a package whose extension cannot be loaded."""
     shutil.copytree(ROOT / "vela", tmp_path / "vela", ignore=shutil.ignore_patterns("*.so"))
-    (tmp_path / "vela" / EXTENSION).touch()
+    (tmp_path / "vela" / "dataplane" / EXTENSION).touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))
         yield
@@ -81,7 +81,7 @@ def test_native_without_the_native_engine_is_refused_in_one_line(
 
     assert done.returncode == 2
     assert done.stderr == (
-        f'{path}: daemon.engine: "native" cannot be loaded: {tmp_path}/vela/{EXTENSION}: '
+        f'{path}: daemon.engine: "native" cannot be loaded: {tmp_path}/vela/dataplane/{EXTENSION}: '
         'file too short; write "auto" or "python"\n'
     )
 

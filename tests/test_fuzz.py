@@ -90,9 +90,9 @@ def test_fuzzer_from_its_corpus_reaches_all_and_finds_nothing(
 
 
 def test_fuzzer_of_code_that_joins_what_is_wrong_fails_and_prints_the_input(tmp_path: Path) -> None:
-    for folder in ("vela/native", "tests/fuzz", "scripts"):
+    for folder in ("vela/dataplane/native", "tests/fuzz", "scripts"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    joining = tmp_path / "vela" / "native" / "joining.c"
+    joining = tmp_path / "vela" / "dataplane" / "native" / "coalesce.c"
     right = "return vela_fold(transport->pseudo_header + sum) == 0xffff;"
     source = joining.read_text()
     assert source.count(right) == 1

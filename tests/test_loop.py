@@ -1,4 +1,4 @@
-"""vela.supervisor.loop: timers, descriptors and signals on a real selector."""
+"""vela.supervisor.runtime.loop: timers, descriptors and signals on a real selector."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from itertools import pairwise
 
 import pytest
 
-from vela.supervisor import loop as loop_module
-from vela.supervisor.loop import FAILURES_BEFORE_REST, TIMERS_BEFORE_SWEEP, EventLoop, Timer
+from vela.supervisor.runtime import loop as loop_module
+from vela.supervisor.runtime.loop import FAILURES_BEFORE_REST, TIMERS_BEFORE_SWEEP, EventLoop, Timer
 
 
 @pytest.fixture

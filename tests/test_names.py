@@ -1,4 +1,4 @@
-"""vela.supervisor.names: a real helper process, also one that is killed or stopped."""
+"""vela.supervisor.runtime.names: a real helper process, also one that is killed or stopped."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from exhaustion import no_descriptors
 
 from vela.address import Family
-from vela.confinement import User, find_user
-from vela.resolver import Answer
-from vela.supervisor import names
-from vela.supervisor.loop import EventLoop
-from vela.supervisor.names import Names
+from vela.linux.confinement import User, find_user
+from vela.supervisor.runtime import names
+from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.runtime.names import Names
+from vela.supervisor.runtime.resolver import Answer
 
 TIMEOUT_S = 20.0
 

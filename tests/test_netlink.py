@@ -1,4 +1,4 @@
-"""vela.supervisor.netlink: links, addresses and bridges, in namespaces."""
+"""vela.linux.netlink: links, addresses and bridges, in namespaces."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from exhaustion import no_descriptors
 
 from lab.namespace import Namespace
 from vela.errors import DeviceError
-from vela.supervisor.netlink import Netlink
-from vela.tap import Tap
+from vela.linux.netlink import Netlink
+from vela.linux.tap import Tap
 
 pytestmark = pytest.mark.needs_net_admin
 

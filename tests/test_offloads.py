@@ -38,7 +38,7 @@ from packets import (
 )
 
 from lab.segmenter import KernelSegmenter
-from vela.counters import Slot
+from vela.dataplane.counters import Slot
 
 pytestmark = pytest.mark.needs_net_admin
 

@@ -30,7 +30,9 @@ def test_source_distribution_holds_all_that_the_extension_is_built_from(tmp_path
     (archive,) = (tmp_path / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as packed:
         held = {Path(*Path(name).parts[1:]) for name in packed.getnames()}
-    wanted = {Path("vela/_dataplane.c"), Path("vela/_dataplane.pyi"), Path("supervisor/daemon.py")}
-    wanted |= {path.relative_to(ROOT) for path in (ROOT / "vela" / "native").iterdir()}
+    wanted = {Path("vela/dataplane/_native.pyi"), Path("supervisor/daemon.py")}
+    wanted |= {
+        path.relative_to(ROOT) for path in (ROOT / "vela" / "dataplane" / "native").iterdir()
+    }
     assert len(wanted) > 10
     assert wanted <= held

@@ -1,4 +1,4 @@
-"""vela.supervisor.process: the pitfalls of forking, one by one, with real children."""
+"""vela.supervisor.runtime.process: the pitfalls of forking, one by one, with real children."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from functools import partial
 
 import pytest
 
-from vela.supervisor.process import Child, ExitStatus, fork
+from vela.supervisor.runtime.process import Child, ExitStatus, fork
 
 TIMEOUT_S = 10.0
 
@@ -110,7 +110,7 @@ def test_child_that_leaves_runs_nothing_of_the_parents(leave: str) -> None:
     done = run_script(
         f"""
 import atexit, sys
-from vela.supervisor.process import fork
+from vela.supervisor.runtime.process import fork
 atexit.register(print, "at exit")
 def body():
     {leave}
@@ -130,7 +130,7 @@ def test_output_in_the_buffer_is_written_once() -> None:
     done = run_script(
         """
 import sys
-from vela.supervisor.process import fork
+from vela.supervisor.runtime.process import fork
 sys.stdout.write("once ")
 fork(lambda: sys.stdout.flush(), ()).reap()
 print("end")
@@ -145,7 +145,7 @@ def test_output_that_cannot_be_written_does_not_prevent_a_fork(stream: str) -> N
     """What is in the buffer stays there, and every flush fails anew."""
     code = f"""
 import os, sys
-from vela.supervisor.process import fork
+from vela.supervisor.runtime.process import fork
 os.dup2(os.open("/dev/full", os.O_WRONLY), sys.{stream}.fileno())
 try:
     sys.{stream}.write("lost\\n")

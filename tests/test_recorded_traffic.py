@@ -17,7 +17,7 @@ from attached_plane import LOCAL, REMOTE, UDP_SEGMENT, Circuit
 from packets import PLAIN, TCP, UDP, Packet, ethertype
 
 from lab.segmenter import KernelSegmenter
-from vela.counters import Slot
+from vela.dataplane.counters import Slot
 
 pytestmark = pytest.mark.needs_net_admin
 

@@ -1,4 +1,4 @@
-"""vela.resolver: against real name servers in a namespace, and against helpers that fail."""
+"""The resolver helper, against real name servers in a namespace and helpers that fail."""
 
 from __future__ import annotations
 
@@ -18,10 +18,20 @@ import pytest
 
 from vela.address import Family
 from vela.errors import ResolutionError
-from vela.resolver import Answer, Question, Resolver, ResolverLostError, resolve, serve
+from vela.supervisor.runtime.resolver import (
+    Answer,
+    Question,
+    Resolver,
+    ResolverLostError,
+    resolve,
+    serve,
+)
 
 ROOT = Path(__file__).parents[1]
-HELPER = "import socket, sys; from vela.resolver import serve; serve(socket.socket(fileno=int({})))"
+HELPER = (
+    "import socket, sys; from vela.supervisor.runtime.resolver import serve; "
+    "serve(socket.socket(fileno=int({})))"
+)
 RECORDS = [
     "--host-record=four.vela.example,192.0.2.4",
     "--host-record=six.vela.example,2001:db8::6",

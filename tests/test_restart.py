@@ -1,4 +1,4 @@
-"""vela.supervisor.restart: a table of lives and waits."""
+"""vela.supervisor.circuit.restart: a table of lives and waits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from vela.supervisor.restart import RestartPolicy
+from vela.supervisor.circuit.restart import RestartPolicy
 
 
 class Middle(random.Random):

@@ -44,18 +44,18 @@ def build(folder: Path, *, broken: bool = False) -> None:
     """
     shutil.copytree(ROOT / "vela", folder / "vela", ignore=shutil.ignore_patterns("*.so"))
     if broken:
-        ingress = folder / "vela" / "native" / "ingress.c"
+        ingress = folder / "vela" / "dataplane" / "native" / "ingress.c"
         right = "malloc((size_t)RECEIVE_SLOTS * RECEIVE_SLOT)"
         assert ingress.read_text().count(right) == 1
         ingress.write_text(ingress.read_text().replace(right, "malloc(1)"))
-    sources = sorted(str(each) for each in (folder / "vela" / "native").glob("*.c"))
+    sources = sorted(str(each) for each in (folder / "vela" / "dataplane" / "native").glob("*.c"))
     subprocess.run(
         [
             *("clang", "-std=gnu11", "-g", "-O1", "-fPIC", "-shared", "-shared-libasan"),
             *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
             *("-I", sysconfig.get_path("include")),
-            *("-o", f"vela/_dataplane{sysconfig.get_config_var('EXT_SUFFIX')}"),
-            *("vela/_dataplane.c", *sources),
+            *("-o", f"vela/dataplane/_native{sysconfig.get_config_var('EXT_SUFFIX')}"),
+            *sources,
         ],
         cwd=folder,
         check=True,
@@ -142,7 +142,7 @@ def test_worker_with_sanitizers_under_all_kinds_of_traffic_reports_nothing(
         for velad in ends:
             maps = Path(f"/proc/{velad.worker_pid(NAME)}/maps").read_text()
             assert "libclang_rt.asan" in maps
-            assert f"{tmp_path}/vela/_dataplane" in maps
+            assert f"{tmp_path}/vela/dataplane/_native" in maps
 
         with hostility(b.namespace, b.ipv4, a.ipv4), hostility(a.namespace, a.ipv4, b.ipv4):
             traffic(a.namespace, b.namespace)

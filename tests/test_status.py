@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from vela.counters import Counters, Slot
+from vela.dataplane.counters import Counters, Slot
 from vela.supervisor.status import CounterStatus
 
 

@@ -1,4 +1,4 @@
-"""vela.steering: against a dict in an interpreter of classic BPF, and in the kernel."""
+"""vela.linux.steering: against a dict in an interpreter of classic BPF, and in the kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vela.address import IPAddress
-from vela.steering import AmbiguousRouteError, Route, steering_program
+from vela.linux.steering import AmbiguousRouteError, Route, steering_program
 
 SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h
 UDP_GRO = 104  # linux/udp.h

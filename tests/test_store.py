@@ -11,8 +11,8 @@ import pytest
 from vela.address import Remote
 from vela.circuit import CircuitConfig, DaemonConfig, PeerConfig
 from vela.errors import DeviceError
-from vela.supervisor.circuit import Origin
-from vela.supervisor.store import Store, Stored, StoredCircuit
+from vela.supervisor.circuit.circuit import Origin
+from vela.supervisor.registry.store import Store, Stored, StoredCircuit
 
 DAEMON = DaemonConfig()
 COMMANDED = StoredCircuit(

@@ -1,4 +1,4 @@
-"""vela.tap: real interfaces, in namespaces."""
+"""vela.linux.tap: real interfaces, in namespaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lab.link import Interface
 from lab.namespace import Namespace
 from lab.waiting import eventually
 from vela.errors import DeviceError
-from vela.tap import Tap
+from vela.linux.tap import Tap
 
 pytestmark = pytest.mark.needs_net_admin
 

@@ -1,4 +1,4 @@
-"""vela.underlay: groups of listening sockets and the sockets that send, against the kernel."""
+"""vela.linux.underlay: groups of listening sockets and sending sockets, against the kernel."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from exhaustion import no_descriptors
 from lab.topology import TwoRouters
 from vela.address import Endpoint, Family
 from vela.errors import DeviceError
-from vela.steering import Route as Steer
-from vela.steering import steering_program
-from vela.underlay import ReceiveGroup, find_route, open_send_socket
+from vela.linux.steering import Route as Steer
+from vela.linux.steering import steering_program
+from vela.linux.underlay import ReceiveGroup, find_route, open_send_socket
 
 TIMEOUT_S = 5.0
 ANY = ip_address("::")

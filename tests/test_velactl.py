@@ -14,7 +14,7 @@ import pytest
 
 from lab.daemon import entry_point
 from vela.supervisor.control_socket import ControlSocket
-from vela.supervisor.loop import EventLoop
+from vela.supervisor.runtime.loop import EventLoop
 
 CIRCUIT: dict[str, Any] = {
     "name": "vela0",

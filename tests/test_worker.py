@@ -17,14 +17,14 @@ import pytest
 from lab.waiting import eventually
 from vela import worker
 from vela.circuit import Engine
-from vela.confinement import find_user
-from vela.counters import Counters, Slot
-from vela.dataplane import Attachment
-from vela.encapsulation import Elision
-from vela.engine import LoadedEngine, load_engine
-from vela.supervisor.keeper import HANG_AFTER_CHECKS, WorkerKeeper
-from vela.supervisor.loop import EventLoop
-from vela.supervisor.process import fork
+from vela.dataplane.contract import Attachment
+from vela.dataplane.counters import Counters, Slot
+from vela.dataplane.engine import LoadedEngine, load_engine
+from vela.dataplane.frame import Elision
+from vela.linux.confinement import find_user
+from vela.supervisor.circuit.keeper import HANG_AFTER_CHECKS, WorkerKeeper
+from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.runtime.process import fork
 from vela.worker import WorkerTask
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -32,7 +32,7 @@ from lab.waiting import eventually
 pytestmark = pytest.mark.needs_net_admin
 
 KILLS = 5
-# supervisor/restart.py restarts at once what lived a second; what dies sooner, twice in a row.
+# supervisor/circuit/restart.py: what lived a second is restarted at once.
 RAN_WELL_S = 1.1
 RESTART_LIMIT_MS = 50
 # The time after a kill that is looked at, and in which velad is left to its work.

@@ -17,10 +17,10 @@ from typing import NoReturn
 
 import structlog
 
-from vela.affinity import pin, take_turns
-from vela.confinement import User, confine
-from vela.dataplane import Attachment
-from vela.engine import LoadedEngine
+from vela.dataplane.contract import Attachment
+from vela.dataplane.engine import LoadedEngine
+from vela.linux.affinity import pin, take_turns
+from vela.linux.confinement import User, confine
 
 # sysexits.h: EX_UNAVAILABLE, EX_SOFTWARE
 EXIT_INTERFACE_LOST = 69

@@ -3,7 +3,7 @@
  *
  * Input: two bytes of settings, then records; see shapes.h and take_record(). */
 #define _GNU_SOURCE
-#include "../../vela/native/egress.h"
+#include "../../vela/dataplane/native/egress.h"
 
 #include <errno.h>
 #include <netinet/in.h>
@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../vela/native/counters.h"
+#include "../../vela/dataplane/native/counters.h"
 #include "model.h"
 #include "shapes.h"
 

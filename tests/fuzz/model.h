@@ -1,4 +1,4 @@
-/* What the data path ought to do, the slow and plain way. Shares no code with vela/native: bytes are
+/* What the data path ought to do, the slow and plain way. Shares no code with vela/dataplane/native: bytes are
  * numbers in network order here, and checksums a loop over pairs of them. */
 #ifndef VELA_FUZZ_MODEL_H
 #define VELA_FUZZ_MODEL_H

@@ -26,7 +26,6 @@ from vela.address import (
     check_interface,
     parse_interface_name,
 )
-from vela.datagram import CONTROL_CIRCUIT_ID
 from vela.errors import RemoteProtocolError
 from vela.mac import MAC_LENGTH, check_mac
 from vela.signaling.messages import (
@@ -44,7 +43,7 @@ from vela.signaling.messages import (
     Size,
     Tlv,
 )
-from vela.wire import MAX_UDP_PAYLOAD
+from vela.wire import CONTROL_CIRCUIT_ID, MAX_UDP_PAYLOAD
 
 VERSION = 1
 # Byte 0, version, type, circuit id, both nonces, counter.

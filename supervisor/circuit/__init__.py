@@ -1,0 +1,1 @@
+"""One circuit: its life, its interface, its sockets, its worker, its signalling."""

@@ -1,0 +1,604 @@
+"""One circuit: carries out what its lifecycle decides.
+
+A circuit is static, or has signalling. Both are of this class: a static one has no
+signalling channel, and the lifecycle has another table for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Protocol
+
+import structlog
+
+from vela.address import Endpoint, IPAddress
+from vela.circuit import CircuitConfig
+from vela.dataplane.frame import Elision
+from vela.errors import DeviceError, VelaError
+from vela.linux.underlay import UnderlayPath
+from vela.signaling.agreement import Agreement
+from vela.signaling.events import (
+    Agreed,
+    CircuitRequested,
+    Closed,
+    Down,
+    Event,
+    OfferChanged,
+    Rejected,
+    ResolveWanted,
+    Unanswered,
+    Up,
+)
+from vela.signaling.inputs import State as SessionState
+from vela.signaling.messages import CloseReason, Description, Offer, RejectCode
+from vela.signaling.policy import Policy
+from vela.signaling.session import Session
+from vela.supervisor.circuit.lifecycle import Action, Input, Lifecycle, State
+from vela.supervisor.circuit.remote import RemoteSearch, RouteSource
+from vela.supervisor.circuit.signaling import SignalingChannel
+from vela.supervisor.circuit.terms import (
+    Profile,
+    agreed_profile,
+    describe,
+    static_profile,
+)
+from vela.supervisor.control_channel import ControlChannel
+from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.runtime.names import NameSource
+from vela.supervisor.status import CircuitStatus, CounterStatus, WorkerStatus
+
+
+class Origin(Enum):
+    """Who wants a circuit."""
+
+    CONFIG = "config"
+    PEER = "peer"  # the remote set it up
+    COMMAND = "command"
+
+
+# States that need no operator.
+_GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED})
+_SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
+
+
+class DataPath(Protocol):
+    """What carries the frames of a circuit: pseudowire.Pseudowire."""
+
+    @property
+    def cpu(self) -> int: ...
+
+    @property
+    def mtu(self) -> int: ...
+
+    @property
+    def local_mac(self) -> bytes: ...
+
+    @property
+    def offloads(self) -> bool: ...
+
+    @property
+    def attached(self) -> tuple[UnderlayPath, Profile] | None: ...
+
+    def attach(self, path: UnderlayPath, profile: Profile) -> None: ...
+
+    def detach(self) -> None: ...
+
+    def set_carrier(self, carrier: bool) -> None: ...
+
+    def check(self) -> None: ...
+
+    def kill_worker(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def worker_status(self) -> WorkerStatus | None: ...
+
+    def counter_status(self) -> CounterStatus: ...
+
+
+class Owner(Protocol):
+    """Who has all circuits: registry.Registry."""
+
+    def check_id(self, circuit: Circuit, sources: tuple[IPAddress, ...]) -> None:
+        """Raise ConfigError where another circuit has the id toward one of these addresses."""
+
+    def on_deleted(self, circuit: Circuit) -> None:
+        """Remove a circuit that the remote set up and deleted."""
+
+    def on_offer_changed(self, circuit: Circuit, requested: CircuitRequested) -> None:
+        """Take note that the remote, which set the circuit up, wants other settings."""
+
+
+class Circuit:
+    """A circuit from the moment it is configured until it is closed."""
+
+    def __init__(
+        self,
+        config: CircuitConfig,
+        origin: Origin,
+        data_path: DataPath,
+        *,
+        loop: EventLoop,
+        names: NameSource,
+        routes: RouteSource,
+        owner: Owner,
+        port: int,
+        control_channel: ControlChannel | None,
+        offer: Offer | None = None,
+        key: bytes | None = None,
+    ) -> None:
+        """Prepare a circuit; start() or accept() begins.
+
+        port is that of remotes that name none, and of this machine.
+        control_channel None makes the circuit static. offer is what the remote
+        shall get; of a circuit that the remote set up, what it wanted here.
+        """
+        self.config = config
+        self.origin = origin
+        self.offer = Offer() if offer is None else offer
+        self.disabled = False
+        self._data_path = data_path
+        self._loop = loop
+        self._routes = routes
+        self._owner = owner
+        self._port = port
+        self._control_channel = control_channel
+        self._key = key
+        self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
+        self._started = self._closed = False
+        self._lifecycle = Lifecycle(static=control_channel is None)
+        self._inputs: deque[tuple[Input, str]] = deque()
+        self._stepping = False
+        self._logged = (State.RESOLVING, "")
+        self._obstacle = ""
+        self._path: UnderlayPath | None = None
+        self._agreement: Agreement | None = None
+        self._remote = RemoteSearch(
+            config.remote,
+            config.family,
+            port,
+            loop,
+            names,
+            routes,
+            listener=self,
+            local_address=self._local_address,
+        )
+        self._signaling = self._open_signaling()
+
+    # What the registry asks and wants.
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def cpu(self) -> int:
+        return self._data_path.cpu
+
+    @property
+    def state(self) -> State:
+        return self._lifecycle.state
+
+    @property
+    def static(self) -> bool:
+        """Whether it has no signalling."""
+        return self._control_channel is None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it was neither started nor taken down."""
+        return not (self._started or self.disabled or self._closed)
+
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """The remote's, as far as they are known."""
+        return self._remote.addresses
+
+    @property
+    def sources(self) -> tuple[IPAddress, ...]:
+        """The addresses toward which it has its id at present."""
+        attached = self._data_path.attached
+        in_use = () if attached is None else attached[0].sources
+        sought = () if self._path is None or self._signaling is None else self._path.sources
+        return in_use + sought
+
+    @property
+    def sought_in_vain(self) -> bool:
+        """Whether no address of the remote is known although its name was looked up."""
+        return self._remote.sought_in_vain
+
+    def start(self) -> None:
+        """Look for the remote, and carry frames as soon as that is possible."""
+        self._started = True
+        self._log.debug("circuit_started", remote=str(self.config.remote))
+        self._take(Input.START)
+
+    def accept(self, requested: CircuitRequested) -> None:
+        """Begin with what a remote asked for, in place of start(); answer() follows.
+
+        Raises VelaError.
+        """
+        signaling = self._require_signaling()
+        self._started = True
+        signaling.hold()
+        # The path is known before anything is said, so that both ends agree at once.
+        self._path = self._remote.choose((requested.source.address,), requested.local_address)
+        signaling.session.set_local(self._description(self._path), self._loop.now())
+        signaling.session.accept(requested, self._loop.now())
+        self._agreement = signaling.session.agreement
+        self._carry()
+        self._remote.resolve_later()
+        self._take(Input.ACCEPT)
+
+    def answer(self) -> None:
+        """Tell the remote that it was accepted."""
+        self._require_signaling().release()
+
+    def close(self, reason: CloseReason | None = CloseReason.STOPPING) -> None:
+        """Remove everything here; tell the remote whether it is for good, or nothing."""
+        if reason is not None:
+            self.say_goodbye(reason)
+        elif self._signaling is not None:
+            self._signaling.forget()
+        self._closed = True
+        self._remote.stop()
+        self._data_path.close()
+        # Where velad refuses to start, the reason is the one thing that it says.
+        if self._started:
+            self._log.info("circuit_closed")
+
+    def say_goodbye(self, reason: CloseReason) -> None:
+        """Tell the remote, ahead of close()."""
+        if self._signaling is not None and not self.disabled:
+            self._signaling.leave(reason)
+
+    def kill_worker(self) -> None:
+        """Begin to end the worker, ahead of close() in the same turn of the loop."""
+        self._data_path.kill_worker()
+
+    def disable(self) -> None:
+        """Take the circuit down until enable(); the interface stays, without carrier."""
+        self.disabled = self._remote.paused = True
+        self._take(Input.DISABLE)
+
+    def enable(self) -> None:
+        """Undo disable(), and start."""
+        self.disabled = self._remote.paused = False
+        self._started = True
+        self._signaling = self._open_signaling()
+        self._take(Input.ENABLE)
+
+    def set_policy(self, policy: Policy) -> None:
+        """Judge what the remote asks for by this policy from now on."""
+        if self._signaling is not None:
+            self._signaling.session.policy = policy
+
+    def set_key(self, key: bytes | None) -> None:
+        """Use this key from now on; another key takes another session."""
+        if key == self._key:
+            return
+        self._key = key
+        if not self.disabled:
+            self.disable()
+            self.enable()
+
+    def check(self) -> None:
+        """Look after the interface and the worker; to be called once a second."""
+        before = self._obstacle
+        try:
+            self._data_path.check()
+        except VelaError as err:
+            self._obstacle = str(err)
+            if self._obstacle != before:
+                self._log.error("circuit_broken", error=self._obstacle)
+            self._take(Input.BROKEN, self._obstacle)
+        else:
+            self._obstacle = ""
+            if before:
+                self._take(Input.MENDED)
+
+    def status(self) -> CircuitStatus:
+        config, attached = self.config, self._data_path.attached
+        endpoint = attached[0].endpoint if attached else None
+        session = None if self._signaling is None else self._signaling.session
+        rtt_s = None if session is None else session.rtt_s
+        heard_at = None if session is None else session.last_heard_at
+        return CircuitStatus(
+            name=config.name,
+            id=config.id,
+            origin=self.origin.value,
+            state=self.state.word,
+            reason=self._lifecycle.reason,
+            remote=str(config.remote),
+            remote_address=str(endpoint.address) if endpoint else None,
+            remote_port=endpoint.port if endpoint else config.remote.port or self._port,
+            family=endpoint.family.value if endpoint else None,
+            mtu=self._data_path.mtu,
+            encapsulation=config.encapsulation.value,
+            elision=attached is not None and attached[1].elision is not Elision.NEVER,
+            rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 3),
+            last_heard_seconds=None if heard_at is None else round(self._loop.now() - heard_at, 3),
+            worker=self._data_path.worker_status(),
+            counters=self._data_path.counter_status(),
+        )
+
+    # What the search for the remote tells.
+
+    def on_unresolved(self, reason: str) -> None:
+        self._take(Input.UNRESOLVED, reason)
+
+    def on_no_route(self, reason: str) -> None:
+        self._take(Input.NO_ROUTE, reason)
+
+    def on_routed(self, path: UnderlayPath) -> None:
+        try:
+            self._aim(path)
+        except VelaError as err:
+            self._take(Input.FAILED, str(err))
+            return
+        self._take(Input.ROUTED)
+        if self._signaling is not None:
+            self._signaling.pump()
+
+    # What signalling tells.
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Agreed(agreement):
+                self._agreement = agreement
+                self._take(Input.AGREED)
+            case Up():
+                remote = self._require_signaling().session.remote
+                if remote is not None:
+                    self._remote.succeed(remote.address)
+                self._take(Input.UP)
+            case Down(reason):
+                self._take(Input.DOWN, reason)
+            case Unanswered(reason):
+                self._take(Input.UNANSWERED, reason)
+            case Rejected(RejectCode.DISABLED, reason):
+                self._take(Input.REMOTE_DISABLED, reason)
+            case Rejected(RejectCode.NO_SUCH_CIRCUIT, _) if self.origin is Origin.PEER:
+                # The remote deleted it while this end could not be told.
+                self._take(Input.DELETED)
+            case Rejected(_, reason):
+                self._take(Input.REJECTED, reason)
+            case ResolveWanted():
+                self._remote.resolve()
+            case OfferChanged(requested):
+                self._owner.on_offer_changed(self, requested)
+            case Closed() if self.origin is Origin.PEER:
+                self._take(Input.DELETED)
+            case Closed(by_remote):
+                self._take(Input.CLOSED, "the remote deleted it" if by_remote else "closed")
+            case _:
+                pass
+
+    # One step of the life.
+
+    def _take(self, happened: Input, reason: str = "") -> None:
+        """Take an input, and do what follows; an input that comes meanwhile waits its turn."""
+        self._inputs.append((happened, reason))
+        if self._stepping:
+            return
+        self._stepping = True
+        try:
+            while self._inputs and not self._closed:
+                self._step(*self._inputs.popleft())
+        finally:
+            self._inputs.clear()
+            self._stepping = False
+
+    def _step(self, happened: Input, reason: str) -> None:
+        # Addresses of one name are tried in turn for ever: the log has the first round.
+        again = happened is Input.UNANSWERED and self._remote.rotates
+        step = self._lifecycle.take(happened, reason)
+        try:
+            for action in step.actions:
+                _DO[action](self)
+                if self._closed:
+                    return
+        except VelaError as err:
+            # Ahead of what waits: that was said of a circuit that carries frames.
+            self._inputs.appendleft((Input.FAILED, str(err)))
+            return
+        self._log_change(again=again)
+
+    def _log_change(self, *, again: bool) -> None:
+        state, reason = now = (self.state, self._lifecycle.reason)
+        if now == self._logged:
+            return
+        self._logged = now
+        level = "info" if not reason or state in _GOOD else "warning"
+        # On its way, as every circuit is at first.
+        if again or (state in (State.RESOLVING, State.CONNECTING) and not reason):
+            level = "debug"
+        about: dict[str, object] = {"origin": self.origin.value, "mtu": self._data_path.mtu}
+        if self._data_path.attached is not None:
+            path, profile = self._data_path.attached
+            about |= {"remote": str(path.endpoint), "elision": profile.elision.name.lower()}
+        getattr(self._log, level)("circuit_state_changed", state=state.word, reason=reason, **about)
+
+    # Actions of the lifecycle.
+
+    def _resolve(self) -> None:
+        self._remote.resolve()
+
+    def _resolve_soon(self) -> None:
+        self._remote.resolve_soon()
+
+    def _try_next_address(self) -> None:
+        if self._path is None:
+            return
+        try:
+            path = self._remote.next_path(self._path.endpoint.address)
+        except DeviceError as err:
+            self.on_no_route(str(err))
+            return
+        if path is not None:
+            self.on_routed(path)
+
+    def _reuse_path(self) -> None:
+        if self._path is None:
+            self._remote.resolve()
+        else:
+            self.on_routed(self._path)
+
+    def _seek(self) -> None:
+        signaling = self._require_signaling()
+        if signaling.session.state in _SESSION_AT_REST:
+            signaling.session.start(self._loop.now())
+        signaling.pump()
+
+    def _suspend(self) -> None:
+        signaling = self._require_signaling()
+        signaling.session.suspend(f"on the other end, {self._lifecycle.reason}")
+        signaling.pump()
+
+    def _leave(self) -> None:
+        self._require_signaling().leave(CloseReason.STOPPING)
+        self._agreement = None
+        # Another circuit may have the id toward there when this one is enabled.
+        self._path = None
+
+    def _carry(self) -> None:
+        """Attach sockets and worker as agreed, or as configured. Raises VelaError."""
+        if self._signaling is None:
+            if self._path is not None:
+                self._data_path.attach(self._path, static_profile(self.config, self._path))
+            return
+        session, agreement = self._signaling.session, self._agreement
+        if agreement is None or session.remote is None:
+            return
+        # A translated port is the one that leads back.
+        port = session.remote.port if agreement.nat else agreement.remote_port
+        path = self._path_to(Endpoint(session.remote.address, port))
+        # The session may be with another address than was sought.
+        session.set_local(self._description(path), self._loop.now())
+        self._data_path.attach(path, agreed_profile(self.config, agreement, path))
+
+    def _follow_route(self) -> None:
+        """Carry frames along another route to the same remote, where it has changed.
+
+        Where the MTU is configured, or the remote's is smaller, both ends agree as before,
+        and the worker must know the route's all the same.
+        """
+        in_use, attached = self._path_in_use(), self._data_path.attached
+        if in_use is not None and attached is not None and attached[0].route != in_use.route:
+            self._carry()
+
+    def _release(self) -> None:
+        self._data_path.detach()
+
+    def _carrier_on(self) -> None:
+        self._show_carrier(True)
+
+    def _carrier_off(self) -> None:
+        self._show_carrier(False)
+
+    def _remove(self) -> None:
+        self._show_carrier(False)
+        self._owner.on_deleted(self)
+
+    def _show_carrier(self, carrier: bool) -> None:
+        try:
+            self._data_path.set_carrier(carrier)
+        except DeviceError as err:
+            self._log.error("carrier_not_set", error=str(err))
+
+    # Signalling, and what this end says of itself.
+
+    def _open_signaling(self) -> SignalingChannel | None:
+        channel = self._control_channel
+        if channel is None:
+            return None
+        session = Session(
+            self.config.id,
+            self._description(None),
+            remote=None,
+            key=self._key,
+            cookies=channel.cookies,
+            randomness=channel.randomness,
+            offer=self.offer,
+            policy=channel.policy if self.origin is Origin.PEER else None,
+        )
+        return SignalingChannel(session, self._loop, channel, self._on_event)
+
+    def _require_signaling(self) -> SignalingChannel:
+        if self._signaling is None:
+            raise RuntimeError(f"{self.name} is static")
+        return self._signaling
+
+    def _aim(self, path: UnderlayPath) -> None:
+        """Let signalling, or a static circuit, use this path. Raises VelaError."""
+        signaling = self._signaling
+        if signaling is not None:
+            # Before anything is sent: the remote would take both circuits for one.
+            self._owner.check_id(self, path.sources)
+        self._path = path
+        self._remote.use(path.endpoint.address)
+        if signaling is None:
+            return
+        now = self._loop.now()
+        signaling.expect_from(path.sources)
+        in_use = self._path_in_use() if self.state is State.UP else path
+        if in_use is not None:
+            signaling.session.set_local(self._description(in_use), now)
+        signaling.session.set_remote(path.endpoint, now, self._source_of(path))
+
+    def _description(self, path: UnderlayPath | None) -> Description:
+        """Return what this end says of itself. Raises ConfigError where the path is too narrow."""
+        data_path = self._data_path
+        return describe(
+            self.config, path, data_path.local_mac, self._port, offloads=data_path.offloads
+        )
+
+    def _local_address(self) -> IPAddress | None:
+        """Return the address of this machine that the remote speaks to; None: any will do."""
+        if self._signaling is None:
+            return None
+        # Who set the circuit up knows this end by the address that it asked.
+        if self.state is State.UP or self.origin is Origin.PEER:
+            return self._signaling.session.local_address
+        return None
+
+    def _source_of(self, path: UnderlayPath) -> IPAddress | None:
+        """Return where to seek the remote from; None: the address that the kernel takes."""
+        if path.route.source == self._local_address():
+            return path.route.source
+        return None if path.group.address.is_unspecified else path.group.address
+
+    def _path_in_use(self) -> UnderlayPath | None:
+        """Return the path to where the session is; None: there is none at the moment."""
+        remote = self._require_signaling().session.remote
+        try:
+            return None if remote is None else self._path_to(remote)
+        except DeviceError:
+            return None  # the session finds out if it stays so
+
+    def _path_to(self, endpoint: Endpoint) -> UnderlayPath:
+        """Return the path to where the session's remote is. Raises DeviceError."""
+        source = self._require_signaling().session.local_address
+        if source is None:
+            group, route = self._routes.way_to(endpoint)
+        else:
+            group, route = self._routes.way_from(source, endpoint)
+        return UnderlayPath(endpoint, (endpoint.address,), route, group)
+
+
+_DO = {
+    Action.RESOLVE: Circuit._resolve,
+    Action.RESOLVE_SOON: Circuit._resolve_soon,
+    Action.TRY_NEXT_ADDRESS: Circuit._try_next_address,
+    Action.REUSE_PATH: Circuit._reuse_path,
+    Action.SEEK: Circuit._seek,
+    Action.SUSPEND: Circuit._suspend,
+    Action.LEAVE: Circuit._leave,
+    Action.CARRY: Circuit._carry,
+    Action.FOLLOW_ROUTE: Circuit._follow_route,
+    Action.RELEASE: Circuit._release,
+    Action.CARRIER_ON: Circuit._carrier_on,
+    Action.CARRIER_OFF: Circuit._carrier_off,
+    Action.REMOVE: Circuit._remove,
+}

@@ -1,0 +1,160 @@
+"""Keeps one circuit's worker alive: starts it, notices its end or that it hangs, starts another."""
+
+from __future__ import annotations
+
+import random
+import select
+import signal
+import struct
+import termios
+from fcntl import ioctl
+
+import structlog
+
+from vela import worker
+from vela.dataplane.counters import Counters
+from vela.supervisor.circuit.restart import RestartPolicy
+from vela.supervisor.runtime.loop import Callback, EventLoop, Timer
+from vela.supervisor.runtime.process import Child, fork
+from vela.worker import WorkerTask
+
+# A worker whose queue is not empty answers within a batch. This long, and it
+# hangs: twice what a machine under heavy load was seen to keep one waiting.
+HANG_AFTER_CHECKS = 3
+CHECK_INTERVAL_S = 1.0
+
+_INT = struct.Struct("=i")
+
+
+class WorkerKeeper:
+    """One circuit's worker. The descriptors and counters outlive any worker of it."""
+
+    def __init__(
+        self, circuit: str, loop: EventLoop, counters: Counters, interface_lost: Callback
+    ) -> None:
+        """interface_lost is called when the worker found the interface removed; none is started."""
+        self._interface_lost = interface_lost
+        self._loop = loop
+        self._counters = counters
+        self._log = structlog.get_logger().bind(circuit=circuit)
+        self._policy = RestartPolicy(random.Random())
+        self._task: WorkerTask | None = None
+        self._child: Child | None = None
+        self._started = 0.0
+        self._retry: Timer | None = None
+        self._watch = _ProgressWatch()
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child else None
+
+    def start(self, task: WorkerTask) -> None:
+        """Carry the circuit with this task from now on; a worker with an earlier one is ended."""
+        self.stop()
+        self._task = task
+        self._spawn()
+
+    def kill(self) -> None:
+        """Begin to end the worker, ahead of stop() in the same turn of the loop.
+
+        Where many are ended, all are then at it at once.
+        """
+        if self._child is not None:
+            self._child.signal(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End the worker, and wait for it: SIGKILL, as it has nothing to clean up."""
+        self._task = None
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._child is not None:
+            self.kill()
+            self._loop.unwatch(self._child.pidfd)
+            self._child.reap()
+            self._child = None
+
+    def check(self) -> None:
+        """Replace a worker that does nothing while frames wait; to be called at each interval."""
+        if self._child is None or self._task is None:
+            return
+        stuck = self._watch.look(self._task, self._counters.progress())
+        if stuck is not None:
+            self._log.error("worker_hung", direction=stuck, pid=self._child.pid)
+            self._child.signal(signal.SIGKILL)
+
+    def _spawn(self) -> None:
+        task = self._task
+        if task is None:
+            return
+        self._retry = None
+        self._watch = _ProgressWatch()
+        self._started = self._loop.now()
+        try:
+            self._child = fork(lambda: worker.run(task), task.descriptors)
+        except OSError as err:
+            delay_s = self._policy.delay_s(0.0)
+            self._retry = self._loop.call_later(delay_s, self._spawn)
+            self._log.error("worker_not_started", error=str(err), retry_in_s=round(delay_s, 3))
+            return
+        self._loop.watch(self._child.pidfd, self._on_exit)
+
+    def _on_exit(self) -> None:
+        assert self._child is not None
+        child, self._child = self._child, None
+        self._loop.unwatch(child.pidfd)
+        status = child.reap()
+        if status.code == worker.EXIT_INTERFACE_LOST:
+            self._interface_lost()
+            return
+        uptime_s = self._loop.now() - self._started
+        delay_s = self._policy.delay_s(uptime_s)
+        self.restarts += 1
+        if delay_s == 0.0:
+            self._spawn()
+        else:
+            self._retry = self._loop.call_later(delay_s, self._spawn)
+        # Behind the restart: a slow terminal must not hold up frames.
+        self._log.warning(
+            "worker_exited",
+            pid=child.pid,
+            ended=str(status),
+            uptime_s=round(uptime_s, 3),
+            restart_in_s=round(delay_s, 3),
+            successor=self.pid,
+        )
+
+
+class _ProgressWatch:
+    """Compares a worker's progress with what waits for it, look by look."""
+
+    def __init__(self) -> None:
+        self._progress = (0, 0)
+        self._stalls = [0, 0]
+
+    def look(self, task: WorkerTask, progress: tuple[int, int]) -> str | None:
+        """Return the direction that hangs, if one does."""
+        attachment = task.attachment
+        waiting = select.poll()
+        waiting.register(attachment.tap_fd, select.POLLIN)
+        waiting.register(attachment.receive_socket.fileno(), select.POLLIN)
+        readable = {fd for fd, events in waiting.poll(0) if events & select.POLLIN}
+        # Full output queues are the underlay's doing: a worker may wait for it.
+        unsent = _INT.unpack(
+            ioctl(attachment.send_socket.fileno(), termios.TIOCOUTQ, _INT.pack(0))
+        )[0]
+        idle = (
+            attachment.tap_fd not in readable or unsent > 0,
+            attachment.receive_socket.fileno() not in readable,
+        )
+        for direction in range(2):
+            if idle[direction] or progress[direction] != self._progress[direction]:
+                self._stalls[direction] = 0
+            else:
+                self._stalls[direction] += 1
+        self._progress = progress
+        for direction, name in enumerate(("egress", "ingress")):
+            if self._stalls[direction] >= HANG_AFTER_CHECKS:
+                return name
+        return None

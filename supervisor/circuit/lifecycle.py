@@ -1,0 +1,270 @@
+"""The life of one circuit: (state, input) -> (actions, next state). Pure.
+
+A Circuit feeds inputs and carries the actions out. An action that fails is an input in
+its turn. There are two tables: a circuit with signalling, and a static one without.
+A pair that is in neither is a bug, and raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+
+class State(Enum):
+    """What a circuit does. The values are the words of the status, but for BROKEN."""
+
+    RESOLVING = "resolving"  # no address of the remote is known
+    CONNECTING = "connecting"  # looks for the remote, and has not been up
+    UP = "up"  # each end hears the other
+    DOWN = "down"  # was up, or has no route; looks for the remote
+    REJECTED = "rejected"  # the remote refuses it; asks again later
+    UNMONITORED = "unmonitored"  # static: carries frames, nobody checks the remote
+    DISABLED = "disabled"  # taken down by the operator
+    FAILED = "failed"  # this machine cannot carry it; tried again with the next route
+    BROKEN = "broken"  # interface or worker does not work; until MENDED
+
+    @property
+    def word(self) -> str:
+        """Return how the status names it."""
+        return State.FAILED.value if self is State.BROKEN else self.value
+
+
+class Input(Enum):
+    """What can happen to a circuit. Those marked (reason) come with a sentence."""
+
+    START = auto()
+    ACCEPT = auto()  # begins with what the remote asked for
+    DISABLE = auto()
+    ENABLE = auto()
+    # Of the search for the remote.
+    UNRESOLVED = auto()  # (reason)
+    NO_ROUTE = auto()  # (reason)
+    ROUTED = auto()
+    # Of signalling.
+    AGREED = auto()  # how both ends carry frames
+    UP = auto()
+    DOWN = auto()  # (reason)
+    UNANSWERED = auto()  # (reason)
+    REJECTED = auto()  # (reason)
+    REMOTE_DISABLED = auto()  # (reason) the remote's operator took it down
+    CLOSED = auto()  # (reason) the remote ended the session for good
+    DELETED = auto()  # the remote, which had set this circuit up, deleted it
+    # Of this machine.
+    FAILED = auto()  # (reason) an action could not be carried out
+    BROKEN = auto()  # (reason)
+    MENDED = auto()
+
+
+class Action(Enum):
+    """What a circuit does about it, in the order of the list."""
+
+    RESOLVE = auto()  # look for the remote's addresses, and a route
+    RESOLVE_SOON = auto()  # the same after a back-off
+    TRY_NEXT_ADDRESS = auto()
+    REUSE_PATH = auto()  # ROUTED with the path that is known; RESOLVE where there is none
+    SEEK = auto()  # let signalling look for the remote
+    SUSPEND = auto()  # let signalling tell the remote that this end carries nothing, and why
+    LEAVE = auto()  # let signalling say goodbye
+    CARRY = auto()  # attach sockets and worker; may end in FAILED
+    FOLLOW_ROUTE = auto()  # CARRY where the route in use has changed
+    RELEASE = auto()  # detach them
+    CARRIER_ON = auto()
+    CARRIER_OFF = auto()
+    REMOVE = auto()  # the circuit goes away
+
+
+class _Same(Enum):
+    """Stay in the state; keep or take the reason."""
+
+    KEEP_REASON = auto()
+    TAKE_REASON = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _ByHistory:
+    """Two next states: before the circuit was up for the first time, and after."""
+
+    before: State | _Same
+    after: State | _Same
+
+
+_Next = State | _Same | _ByHistory
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What follows from one input."""
+
+    next: _Next
+    actions: tuple[Action, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What an input led to."""
+
+    state: State
+    reason: str
+    actions: tuple[Action, ...]
+
+
+Table = Mapping[tuple[State, Input], Transition]
+
+_S, _I, _A = State, Input, Action
+_STAY, _TAKE_REASON = _Same.KEEP_REASON, _Same.TAKE_REASON
+# Looks for the remote. "connecting" before the first time up, "down" after it.
+_SEEKING = _ByHistory(_S.CONNECTING, _S.DOWN)
+
+
+def _in_states(
+    states: Iterable[State], transitions: Mapping[Input, Transition]
+) -> dict[tuple[State, Input], Transition]:
+    return {(state, each): step for state in states for each, step in transitions.items()}
+
+
+_DISABLE = Transition(_S.DISABLED, (_A.LEAVE, _A.RELEASE, _A.CARRIER_OFF, _A.RESOLVE))
+_FAIL = Transition(_S.FAILED, (_A.CARRIER_OFF, _A.SUSPEND, _A.RESOLVE_SOON))
+_BREAK = Transition(_S.BROKEN, (_A.CARRIER_OFF, _A.SUSPEND))
+
+# What signalling tells a circuit that is not up.
+_NOT_UP = {
+    _I.AGREED: Transition(_STAY, (_A.CARRY,)),
+    _I.UP: Transition(_S.UP, (_A.CARRY, _A.CARRIER_ON)),
+    _I.DOWN: Transition(_S.DOWN, (_A.CARRIER_OFF,)),
+    _I.UNANSWERED: Transition(_SEEKING, (_A.TRY_NEXT_ADDRESS,)),
+    _I.REJECTED: Transition(_S.REJECTED),
+    _I.REMOTE_DISABLED: Transition(_S.DOWN),
+    _I.CLOSED: Transition(_S.DOWN, (_A.CARRIER_OFF, _A.SEEK)),
+    _I.DELETED: Transition(_STAY, (_A.REMOVE,)),
+    _I.NO_ROUTE: Transition(_S.DOWN),
+    _I.FAILED: _FAIL,
+    _I.BROKEN: _BREAK,
+    _I.MENDED: Transition(_STAY),
+    _I.DISABLE: _DISABLE,
+}
+
+WITH_SIGNALING: Table = {
+    **_in_states((_S.RESOLVING, _S.CONNECTING, _S.DOWN, _S.REJECTED), _NOT_UP),
+    (_S.RESOLVING, _I.START): Transition(_S.RESOLVING, (_A.RESOLVE, _A.SEEK)),
+    (_S.RESOLVING, _I.ACCEPT): Transition(_S.CONNECTING),
+    (_S.RESOLVING, _I.UNRESOLVED): Transition(_S.RESOLVING),
+    (_S.RESOLVING, _I.ROUTED): Transition(_SEEKING),
+    # An address that was once in use stays in use while its name does not resolve.
+    (_S.CONNECTING, _I.UNRESOLVED): Transition(_ByHistory(_S.RESOLVING, _STAY)),
+    (_S.CONNECTING, _I.ROUTED): Transition(_STAY),
+    (_S.DOWN, _I.UNRESOLVED): Transition(_ByHistory(_S.RESOLVING, _STAY)),
+    (_S.DOWN, _I.ROUTED): Transition(_ByHistory(_S.CONNECTING, _STAY)),
+    (_S.REJECTED, _I.UNRESOLVED): Transition(_ByHistory(_S.RESOLVING, _STAY)),
+    (_S.REJECTED, _I.ROUTED): Transition(_STAY),
+    #
+    (_S.UP, _I.UNRESOLVED): Transition(_STAY),
+    # Signalling finds out by itself when nothing comes through any more.
+    (_S.UP, _I.NO_ROUTE): Transition(_STAY),
+    (_S.UP, _I.ROUTED): Transition(_STAY, (_A.FOLLOW_ROUTE,)),
+    (_S.UP, _I.AGREED): Transition(_STAY, (_A.CARRY, _A.CARRIER_ON)),
+    (_S.UP, _I.DOWN): Transition(_S.DOWN, (_A.CARRIER_OFF,)),
+    (_S.UP, _I.CLOSED): Transition(_S.DOWN, (_A.CARRIER_OFF, _A.SEEK)),
+    (_S.UP, _I.DELETED): Transition(_STAY, (_A.REMOVE,)),
+    (_S.UP, _I.FAILED): _FAIL,
+    (_S.UP, _I.BROKEN): _BREAK,
+    (_S.UP, _I.MENDED): Transition(_STAY),
+    (_S.UP, _I.DISABLE): _DISABLE,
+    #
+    **_in_states((_S.FAILED,), _NOT_UP),
+    (_S.FAILED, _I.UNRESOLVED): Transition(_STAY),
+    (_S.FAILED, _I.NO_ROUTE): Transition(_S.DOWN, (_A.SEEK,)),
+    (_S.FAILED, _I.ROUTED): Transition(_SEEKING, (_A.CARRY, _A.SEEK)),
+    # A suspended session takes a request that is not the one that failed.
+    (_S.FAILED, _I.AGREED): Transition(_SEEKING, (_A.CARRY,)),
+    (_S.FAILED, _I.FAILED): Transition(_S.FAILED, (_A.SUSPEND, _A.RESOLVE_SOON)),
+    #
+    (_S.BROKEN, _I.MENDED): Transition(_SEEKING, (_A.CARRY, _A.SEEK)),
+    (_S.BROKEN, _I.BROKEN): Transition(_TAKE_REASON, (_A.SUSPEND,)),
+    (_S.BROKEN, _I.AGREED): Transition(_STAY, (_A.SUSPEND,)),
+    (_S.BROKEN, _I.UP): Transition(_STAY, (_A.SUSPEND,)),
+    (_S.BROKEN, _I.DISABLE): _DISABLE,
+    (_S.BROKEN, _I.DELETED): Transition(_STAY, (_A.REMOVE,)),
+    **_in_states(
+        (_S.BROKEN,),
+        dict.fromkeys(
+            (
+                _I.UNRESOLVED,
+                _I.NO_ROUTE,
+                _I.ROUTED,
+                _I.DOWN,
+                _I.UNANSWERED,
+                _I.REJECTED,
+                _I.REMOTE_DISABLED,
+                _I.FAILED,
+            ),
+            Transition(_STAY),
+        ),
+    ),
+    (_S.BROKEN, _I.CLOSED): Transition(_STAY, (_A.SEEK, _A.SUSPEND)),
+    #
+    (_S.DISABLED, _I.ENABLE): Transition(_S.RESOLVING, (_A.RESOLVE, _A.SEEK)),
+    (_S.DISABLED, _I.BROKEN): Transition(_TAKE_REASON),
+    (_S.DISABLED, _I.MENDED): Transition(_TAKE_REASON),
+}
+"""Of a circuit that both ends agree on."""
+
+_STATIC_FAIL = Transition(_S.FAILED, (_A.RELEASE, _A.CARRIER_OFF, _A.RESOLVE_SOON))
+_STATIC = {
+    _I.ROUTED: Transition(_S.UNMONITORED, (_A.CARRY, _A.CARRIER_ON)),
+    _I.NO_ROUTE: Transition(_S.DOWN, (_A.RELEASE, _A.CARRIER_OFF)),
+    _I.UNRESOLVED: Transition(_S.RESOLVING),
+    _I.FAILED: _STATIC_FAIL,
+    _I.BROKEN: Transition(_S.BROKEN, (_A.CARRIER_OFF,)),
+    _I.MENDED: Transition(_STAY),
+    _I.DISABLE: Transition(_S.DISABLED, (_A.RELEASE, _A.CARRIER_OFF, _A.RESOLVE)),
+}
+
+STATIC: Table = {
+    **_in_states((_S.RESOLVING, _S.DOWN, _S.FAILED, _S.UNMONITORED, _S.BROKEN), _STATIC),
+    (_S.RESOLVING, _I.START): Transition(_S.RESOLVING, (_A.RESOLVE,)),
+    # The address in use stays in use.
+    (_S.UNMONITORED, _I.UNRESOLVED): Transition(_STAY),
+    (_S.BROKEN, _I.ROUTED): Transition(_STAY),
+    (_S.BROKEN, _I.NO_ROUTE): Transition(_STAY),
+    (_S.BROKEN, _I.UNRESOLVED): Transition(_STAY),
+    (_S.BROKEN, _I.FAILED): Transition(_STAY),
+    (_S.BROKEN, _I.BROKEN): Transition(_TAKE_REASON),
+    (_S.BROKEN, _I.MENDED): Transition(_S.RESOLVING, (_A.REUSE_PATH,)),
+    #
+    (_S.DISABLED, _I.ENABLE): Transition(_S.RESOLVING, (_A.RESOLVE,)),
+    (_S.DISABLED, _I.BROKEN): Transition(_TAKE_REASON),
+    (_S.DISABLED, _I.MENDED): Transition(_TAKE_REASON),
+}
+"""Of a circuit that is configured on both ends, without a handshake."""
+
+
+class Lifecycle:
+    """The state of one circuit, and the reason that the status shows."""
+
+    def __init__(self, *, static: bool) -> None:
+        self.state = State.RESOLVING
+        self.reason = ""
+        self._table = STATIC if static else WITH_SIGNALING
+        self._was_up = False
+
+    def take(self, happened: Input, reason: str = "") -> Step:
+        """Take an input; return the state that it leads to, and what is to be done.
+
+        Raises RuntimeError where the input cannot happen in this state.
+        """
+        transition = self._table.get((self.state, happened))
+        if transition is None:
+            raise RuntimeError(f"{happened.name} in {self.state.name}")
+        following = transition.next
+        if isinstance(following, _ByHistory):
+            following = following.after if self._was_up else following.before
+        if isinstance(following, State):
+            self.state = following
+            self.reason = reason
+        elif following is _TAKE_REASON:
+            self.reason = reason
+        if self.state is State.UP:
+            self._was_up = True
+        return Step(self.state, self.reason, transition.actions)

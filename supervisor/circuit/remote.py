@@ -1,0 +1,166 @@
+"""Where a circuit's remote is: its name to addresses, an address to a route, again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from vela.address import Endpoint, Family, IPAddress, Remote
+from vela.errors import DeviceError
+from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
+from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.runtime.names import NameSource, NameWatch
+from vela.supervisor.runtime.resolver import Answer
+
+
+class RouteSource(Protocol):
+    """What knows routes from the listening addresses: see demux."""
+
+    def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Route]: ...
+
+    def way_to(self, remote: Endpoint) -> tuple[ReceiveGroup, Route]: ...
+
+
+class Listener(Protocol):
+    """Who is told what was found."""
+
+    def on_unresolved(self, reason: str) -> None: ...
+
+    def on_no_route(self, reason: str) -> None: ...
+
+    def on_routed(self, path: UnderlayPath) -> None: ...
+
+
+class RemoteSearch:
+    """Resolves one circuit's remote for as long as the circuit lives."""
+
+    def __init__(
+        self,
+        remote: Remote,
+        family: Family | None,
+        port: int,
+        loop: EventLoop,
+        names: NameSource,
+        routes: RouteSource,
+        listener: Listener,
+        local_address: Callable[[], IPAddress | None],
+    ) -> None:
+        """port is that of a remote that names none.
+
+        local_address returns the address of this machine that the remote
+        speaks to, where that is known: routes are taken from there if there are any.
+        """
+        self._remote = remote
+        self._port = remote.port or port
+        self._loop = loop
+        self._routes = routes
+        self._listener = listener
+        self._local_address = local_address
+        self._watch = NameWatch(loop, names, remote.host, family, self._on_answer)
+        self._resolved: tuple[IPAddress, ...] = ()
+        # The address that works or is tried; and when the others were tried in vain.
+        self._favourite: IPAddress | None = None
+        self._silent: dict[IPAddress, float] = {}
+        self.paused = False
+        """Addresses are kept up to date; the listener hears nothing."""
+
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """The remote's, as far as they are known."""
+        known = self._remote.address
+        return self._resolved if known is None else (known,)
+
+    @property
+    def sought_in_vain(self) -> bool:
+        """Whether no address is known although the name was looked up."""
+        return not self.addresses and self._watch.failures > 0
+
+    @property
+    def rotates(self) -> bool:
+        """Whether addresses were tried in vain since the last success."""
+        return bool(self._silent)
+
+    def resolve(self) -> None:
+        """Look the remote up now, and the route to it."""
+        self._watch.look()
+
+    def resolve_soon(self) -> None:
+        """Do so after a back-off, as something has failed."""
+        self._watch.look_again()
+
+    def resolve_later(self) -> None:
+        """Do so in a minute."""
+        self._watch.look_later(failed=False)
+
+    def stop(self) -> None:
+        """Tell the listener nothing more."""
+        self._watch.stop()
+
+    def use(self, address: IPAddress) -> None:
+        """Prefer this address from now on."""
+        self._favourite = address
+
+    def succeed(self, address: IPAddress) -> None:
+        """Take note that the remote answers at this address."""
+        self._favourite = address
+        self._silent.clear()
+
+    def next_path(self, tried: IPAddress) -> UnderlayPath | None:
+        """Return the path to the address that was longest not tried; None: there is one address.
+
+        Raises DeviceError where no address has a route.
+        """
+        now = self._loop.now()
+        self._silent = {
+            each: now if each == tried else self._silent.get(each, 0.0) for each in self._resolved
+        }
+        return self.choose(self._resolved) if len(self._resolved) > 1 else None
+
+    def choose(
+        self, addresses: tuple[IPAddress, ...], local_address: IPAddress | None = None
+    ) -> UnderlayPath:
+        """Return the path to the first address, by precedence, that has a route.
+
+        local_address: from where; None: from where the remote speaks to, or any.
+        Raises DeviceError, with the reason for each address.
+        """
+        source = local_address or self._local_address()
+        obstacles = []
+        for address in sorted(addresses, key=self._precedence):
+            endpoint = Endpoint(address, self._port)
+            try:
+                group, route = self._route_to(endpoint, source)
+            except DeviceError as err:
+                obstacles.append(str(err))
+                continue
+            return UnderlayPath(endpoint, tuple(sorted(addresses, key=str)), route, group)
+        raise DeviceError("; ".join(dict.fromkeys(obstacles)))
+
+    def _on_answer(self, answer: Answer) -> bool:
+        """Tell the listener what is known of the remote now; return whether it has a route."""
+        if self.paused:
+            self._resolved = answer.addresses or self._resolved
+            return answer.error is None
+        if answer.error is not None:
+            self._listener.on_unresolved(answer.error)
+            return False
+        self._resolved = answer.addresses
+        try:
+            path = self.choose(answer.addresses)
+        except DeviceError as err:
+            self._listener.on_no_route(str(err))
+            return False
+        self._listener.on_routed(path)
+        return True
+
+    def _precedence(self, address: IPAddress) -> tuple[float, bool]:
+        """Return the sort key of an address, the first one to try lowest; equals stay in order."""
+        return self._silent.get(address, 0.0), address != self._favourite
+
+    def _route_to(self, endpoint: Endpoint, source: IPAddress | None) -> tuple[ReceiveGroup, Route]:
+        if source is not None and source.version == endpoint.address.version:
+            try:
+                return self._routes.way_from(source, endpoint)
+            except DeviceError:
+                pass  # this machine may have lost the address
+        return self._routes.way_to(endpoint)

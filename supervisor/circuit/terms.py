@@ -1,0 +1,117 @@
+"""How a circuit carries frames: what this end offers, and what both ends settled on. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vela.address import Endpoint, Family
+from vela.circuit import CircuitConfig, Encapsulation, SourcePort
+from vela.dataplane.frame import Elision
+from vela.errors import ConfigError
+from vela.linux.underlay import UnderlayPath
+from vela.signaling.agreement import Agreement
+from vela.signaling.messages import Capability, Description
+from vela.wire import MIN_IPV6_MTU, OVERHEAD, tap_mtu
+
+# Until the remote is known: what most will have, as a change later takes the kernel a while.
+PROVISIONAL_MTU = 1500 - OVERHEAD[Family.IPV4]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How both ends carry frames."""
+
+    mtu: int
+    """The TAP's, in bytes."""
+    elision: Elision
+    remote_mac: bytes | None
+    """None where nobody said: rebuilt frames then show one that is made up."""
+    leave_checksums: bool
+    """The remote completes inner checksums, and so does this end."""
+    source_port: int | None
+    """To send from: the listening one, shared, or one of the circuit's own. None: a derived one."""
+
+
+def describe(
+    config: CircuitConfig,
+    path: UnderlayPath | None,
+    mac: bytes,
+    port: int,
+    *,
+    offloads: bool,
+) -> Description:
+    """Return what this end says of itself; path None: it is not known yet.
+
+    port is the listening one; offloads tells whether the engine takes frames
+    that the kernel left unfinished. Raises ConfigError where the path is too narrow.
+    """
+    capabilities = Capability(0)
+    if config.encapsulation is Encapsulation.AUTO:
+        capabilities |= Capability.ELISION
+    if offloads:
+        capabilities |= Capability.NATIVE_ENGINE
+        # Only elided packets may have partial checksums.
+        if Capability.ELISION in capabilities:
+            capabilities |= Capability.CHECKSUM_OFFLOAD
+    return Description(
+        mac=mac,
+        mtu=(config.mtu or PROVISIONAL_MTU) if path is None else own_mtu(config, path),
+        capabilities=capabilities,
+        port=port,
+        keepalive_ms=round(config.keepalive * 1000),
+        own=Endpoint(path.route.source, port) if path else None,
+    )
+
+
+def agreed_profile(config: CircuitConfig, agreement: Agreement, path: UnderlayPath) -> Profile:
+    """Return how frames are carried by what both ends agreed on."""
+    return Profile(
+        mtu=agreement.mtu,
+        elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
+        remote_mac=agreement.remote_mac,
+        leave_checksums=agreement.elision and agreement.checksum_offload,
+        source_port=path.group.port if agreement.nat else source_port(config, path),
+    )
+
+
+def static_profile(config: CircuitConfig, path: UnderlayPath) -> Profile:
+    """Return how frames are carried by the configuration alone. Raises ConfigError."""
+    match config.encapsulation:
+        case Encapsulation.IP:
+            elision = Elision.ALWAYS
+        case Encapsulation.AUTO if config.peer.mac is not None:
+            elision = Elision.KNOWN
+        case _:
+            elision = Elision.NEVER
+    return Profile(
+        mtu=own_mtu(config, path),
+        elision=elision,
+        remote_mac=config.peer.mac,
+        leave_checksums=elision is Elision.KNOWN and config.peer.checksum_offload,
+        source_port=source_port(config, path),
+    )
+
+
+def own_mtu(config: CircuitConfig, path: UnderlayPath) -> int:
+    """Return the TAP MTU, in bytes, that is configured or that the path allows.
+
+    Raises ConfigError where the path is too narrow for the circuit's addresses.
+    """
+    if config.mtu is not None:
+        return config.mtu
+    mtu = tap_mtu(path.route.mtu, path.endpoint.family)
+    if mtu < MIN_IPV6_MTU and any(each.version == 6 for each in config.addresses):
+        raise ConfigError(
+            f"the way to the remote leaves an MTU of {mtu}, and IPv6 needs {MIN_IPV6_MTU}"
+        )
+    return mtu
+
+
+def source_port(config: CircuitConfig, path: UnderlayPath) -> int | None:
+    """Return the UDP port to send from; None: one of the circuit's own."""
+    wanted = config.source_port
+    if isinstance(wanted, int):
+        return wanted
+    # The original VELA uses one port both ways.
+    shared = wanted is SourcePort.LISTEN or config.encapsulation is Encapsulation.IP
+    return path.group.port if shared else None

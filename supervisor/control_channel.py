@@ -1,0 +1,193 @@
+"""Control messages between the sockets and whom they are about: a circuit, or nobody yet."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Protocol
+
+import structlog
+
+from vela.address import Endpoint, IPAddress
+from vela.circuit import AutoconfigureConfig
+from vela.errors import RemoteProtocolError
+from vela.linux.underlay import ANY_ADDRESS
+from vela.signaling.codec import read_header
+from vela.signaling.cookie import Cookies
+from vela.signaling.events import CircuitRequested, Datagram
+from vela.signaling.messages import Confirm, RejectCode
+from vela.signaling.policy import Policy
+from vela.signaling.responder import Responder
+from vela.supervisor.demux import ControlHandler
+from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.runtime.names import NameSource, NameWatch
+from vela.supervisor.runtime.resolver import Answer
+
+
+class ControlTransport(Protocol):
+    """What carries control messages: demux.Demux."""
+
+    def set_control_handler(self, handler: ControlHandler) -> None: ...
+
+    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
+        """Send from the listening port. Raise OSError where the kernel refuses."""
+
+
+class RequestHandler(Protocol):
+    """Who decides on requests of other machines: registry.Registry."""
+
+    def handle_request(self, requested: CircuitRequested) -> None:
+        """Set the circuit up, or refuse it; the policy allows it."""
+
+    def peer_circuit_count(self) -> int:
+        """Return how many circuits other machines have set up here."""
+
+    def deferral_reason(self, confirm: Confirm, address: IPAddress) -> str:
+        """Return why a circuit that may be here is not to be had now; empty: there is none."""
+
+
+class Participant(Protocol):
+    """A circuit that negotiates."""
+
+    def converses_with(self, address: IPAddress) -> bool:
+        """Tell whether messages from this address can be from its remote."""
+
+    def receive_control(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
+        """Take a control message; local_address: the address that it came to.
+
+        Raises RemoteProtocolError.
+        """
+
+
+class ControlChannel:
+    """Finds whom a control message is about, and answers what is about no circuit."""
+
+    def __init__(self, loop: EventLoop, transport: ControlTransport, names: NameSource) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._names = names
+        self._handler: RequestHandler | None = None
+        self._participants: dict[int, list[Participant]] = {}
+        self._log = structlog.get_logger()
+        self._dropped: Counter[str] = Counter()
+        self._watches: list[NameWatch] = []
+        self._resolved: dict[str, tuple[IPAddress, ...]] = {}
+        self.randomness = random.SystemRandom()
+        self.cookies = Cookies(self.randomness)
+        self._responder = Responder(None, None, self.cookies)
+        transport.set_control_handler(self._receive)
+
+    @property
+    def policy(self) -> Policy | None:
+        return self._responder.policy
+
+    @property
+    def key(self) -> bytes | None:
+        """The key of what others set up here."""
+        return self._responder.key
+
+    def set_request_handler(self, handler: RequestHandler) -> None:
+        """Let requests go there; until then no circuit is known, and none is set up."""
+        self._handler = handler
+
+    def set_policy(self, config: AutoconfigureConfig | None, key: bytes | None) -> None:
+        """Say what others may set up here from now on; None: nothing."""
+        for watch in self._watches:
+            watch.stop()
+        self._watches.clear()
+        self._resolved.clear()
+        self._responder.key = key
+        self._responder.policy = None if config is None else _policy_of(config)
+        for source in config.sources if config is not None else ():
+            if isinstance(source, str):
+                watch = NameWatch(self._loop, self._names, source, None, self._on_answer)
+                self._watches.append(watch)
+                watch.look()
+
+    def add(self, circuit_id: int, participant: Participant) -> None:
+        self._participants.setdefault(circuit_id, []).append(participant)
+
+    def remove(self, circuit_id: int, participant: Participant) -> None:
+        self._participants[circuit_id].remove(participant)
+
+    def send(self, datagrams: Iterable[Datagram]) -> None:
+        """Send from the listening port. What cannot be sent is lost, as on any network."""
+        for datagram in datagrams:
+            local_address = datagram.local_address or ANY_ADDRESS[datagram.remote.family]
+            try:
+                self._transport.send_control(datagram.data, local_address, datagram.remote)
+            except OSError as err:
+                self._log.debug(
+                    "control_message_not_sent", remote=str(datagram.remote), error=str(err)
+                )
+
+    def reject(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
+        """Refuse what the policy allows and this machine cannot do."""
+        self._responder.reject(requested, code, text)
+        self.send(self._responder.datagrams_to_send())
+
+    def dropped(self) -> dict[str, int]:
+        """Return how many messages were not answered, by reason."""
+        unanswered = {
+            f"control_{why.value}": count for why, count in self._responder.unanswered.items()
+        }
+        return unanswered | {f"control_{why}": count for why, count in self._dropped.items()}
+
+    def _receive(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
+        try:
+            circuit_id = read_header(data).circuit_id
+            # The latest first: an earlier one may still be saying goodbye.
+            for participant in reversed(self._participants.get(circuit_id, [])):
+                if participant.converses_with(source.address):
+                    participant.receive_control(data, source, local_address)
+                    return
+            requested = self._responder.receive_datagram(
+                data,
+                source,
+                self._loop.now(),
+                peer_circuit_count=self._peer_circuit_count,
+                deferral_reason=lambda confirm: self._deferral_reason(confirm, source.address),
+                local_address=local_address,
+            )
+        except RemoteProtocolError as err:
+            self._dropped[err.reason] += 1
+            self._log.debug("control_message_dropped", source=str(source), error=str(err))
+            return
+        self.send(self._responder.datagrams_to_send())
+        if requested is not None and self._handler is not None:
+            self._handler.handle_request(requested)
+
+    def _peer_circuit_count(self) -> int:
+        return 0 if self._handler is None else self._handler.peer_circuit_count()
+
+    def _deferral_reason(self, confirm: Confirm, address: IPAddress) -> str:
+        return "" if self._handler is None else self._handler.deferral_reason(confirm, address)
+
+    def _on_answer(self, answer: Answer) -> bool:
+        """Take the addresses of a machine that may set up circuits here."""
+        policy, name = self._responder.policy, answer.host
+        if policy is None:
+            return False
+        if answer.error is not None:
+            # A machine that was let in before stays so while a name server is away.
+            self._log.warning("autoconfigure_source_unresolved", name=name, error=answer.error)
+            return False
+        self._resolved[name] = answer.addresses
+        resolved = tuple(each for known in self._resolved.values() for each in known)
+        self._responder.policy = replace(policy, resolved=resolved)
+        return True
+
+
+def _policy_of(config: AutoconfigureConfig) -> Policy:
+    """Return the rules of the [autoconfigure] table; its host names are resolved later."""
+    networks = tuple(each for each in config.sources if not isinstance(each, str))
+    return Policy(
+        accept=config.accept,
+        sources=networks if config.sources else None,
+        networks=config.networks,
+        bridges=config.bridges,
+        interfaces=config.interfaces,
+        max_circuits=config.max_circuits,
+    )

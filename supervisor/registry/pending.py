@@ -1,0 +1,109 @@
+"""Circuits that are wanted and cannot be made at present: why, and when that is tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from vela.circuit import CircuitConfig
+from vela.errors import VelaError
+from vela.supervisor.circuit.circuit import Origin
+from vela.supervisor.circuit.lifecycle import State
+from vela.supervisor.circuit.terms import PROVISIONAL_MTU
+from vela.supervisor.registry.store import StoredCircuit
+from vela.supervisor.runtime.loop import EventLoop, Timer
+from vela.supervisor.status import CircuitStatus, CounterStatus
+
+# What is in the way, a missing bridge say, is for a person to change.
+RETRY_INTERVAL_S = 10.0
+
+Maker = Callable[[StoredCircuit], None]
+"""Raises VelaError."""
+
+
+class PendingCircuits:
+    """By name, each with the reason; tried again until it is there, or is dropped."""
+
+    def __init__(self, loop: EventLoop, port: int, make: Maker) -> None:
+        """port is that of remotes that name none."""
+        self._loop = loop
+        self._port = port
+        self._make = make
+        self._wanted: dict[str, tuple[StoredCircuit, str]] = {}
+        self._timer: Timer | None = None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._wanted
+
+    def find(self, name: str) -> tuple[StoredCircuit, str] | None:
+        """Return the circuit of this name, and why it is not there."""
+        return self._wanted.get(name)
+
+    def reasons(self, origin: Origin) -> dict[str, str]:
+        """Return why the circuits of an origin are not there, by name."""
+        return {
+            name: reason
+            for name, (wanted, reason) in self._wanted.items()
+            if wanted.origin is origin
+        }
+
+    def add(self, wanted: StoredCircuit, error: VelaError | None = None) -> None:
+        """Take one that could not be made; without an error, one that was not tried yet."""
+        reason = "" if error is None else _on_one_line(error)
+        self._wanted[wanted.config.name] = (wanted, reason)
+        if self._timer is None:
+            self._timer = self._loop.call_later(RETRY_INTERVAL_S, self._on_timer)
+
+    def drop(self, name: str) -> None:
+        self._wanted.pop(name, None)
+
+    def retry(self) -> None:
+        """Try all now."""
+        for name, (wanted, before) in tuple(self._wanted.items()):
+            try:
+                self._make(wanted)
+            except VelaError as err:
+                reason = _on_one_line(err)
+                if reason != before:
+                    structlog.get_logger().error("circuit_not_started", circuit=name, error=reason)
+                self._wanted[name] = (wanted, reason)
+            else:
+                self.drop(name)
+
+    def wanted(self) -> dict[str, tuple[CircuitConfig, Origin]]:
+        """Return what is wanted, by name, and by whom."""
+        return {name: (each.config, each.origin) for name, (each, _) in self._wanted.items()}
+
+    def status(self) -> tuple[CircuitStatus, ...]:
+        return tuple(
+            CircuitStatus(
+                name=wanted.config.name,
+                id=wanted.config.id,
+                origin=wanted.origin.value,
+                state=State.FAILED.value,
+                reason=reason,
+                remote=str(wanted.config.remote),
+                remote_address=None,
+                remote_port=wanted.config.remote.port or self._port,
+                family=None,
+                mtu=wanted.config.mtu or PROVISIONAL_MTU,
+                encapsulation=wanted.config.encapsulation.value,
+                elision=False,
+                rtt_ms=None,
+                last_heard_seconds=None,
+                worker=None,
+                counters=CounterStatus.zero(),
+            )
+            for wanted, reason in self._wanted.values()
+        )
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.retry()
+        if self._wanted:
+            self._timer = self._loop.call_later(RETRY_INTERVAL_S, self._on_timer)
+
+
+def _on_one_line(error: VelaError) -> str:
+    return "; ".join(str(error).splitlines())

@@ -1,0 +1,156 @@
+"""Circuits that no configuration file names, kept across restarts: circuits.json."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from vela.circuit import CircuitConfig, DaemonConfig
+from vela.config import format_circuit, parse_circuits
+from vela.errors import ConfigError, DeviceError
+from vela.supervisor.circuit.circuit import Origin
+
+FILE = "circuits.json"
+SET_ASIDE = "circuits.json.unreadable"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCircuit:
+    """A circuit that a command or another machine set up."""
+
+    config: CircuitConfig
+    origin: Origin
+    named_by_peer: bool = False
+    """The other end wanted this interface name; else it was chosen here."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadEntry:
+    """An entry that makes no sense here at present; kept as it is, for whoever mends it."""
+
+    name: str
+    entry: object
+    """What JSON can say."""
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """All that is kept."""
+
+    circuits: tuple[StoredCircuit, ...] = ()
+    unread: tuple[UnreadEntry, ...] = ()
+    disabled: frozenset[str] = field(default_factory=frozenset)
+    """Names of circuits of any origin that `velactl down` took down."""
+
+
+class Store:
+    """The file in the state directory. Always whole: written beside it, then put in its place."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._path = directory / FILE
+
+    def load(self, daemon: DaemonConfig) -> Stored:
+        """Return what was saved last.
+
+        A file that makes no sense as a whole is set aside, with an error in
+        the log: the configuration's circuits must run all the same. Raises
+        DeviceError if it is there and cannot be read, or set aside.
+        """
+        try:
+            text = self._path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return Stored()
+        except UnicodeDecodeError as err:
+            return self._set_aside(str(err))
+        except OSError as err:
+            raise DeviceError(f"{self._path}: {os.strerror(err.errno or 0)}") from err
+        try:
+            return _parse(json.loads(text), daemon, str(self._path))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+            return self._set_aside(f"{type(err).__name__}: {err}")
+
+    def save(self, stored: Stored) -> None:
+        """Keep this from now on. Raises DeviceError, and then what was kept before still is."""
+        new = self._path.with_suffix(".new")
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with new.open("w", encoding="utf-8") as file:
+                json.dump(_format(stored), file, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self._path)
+        except FileExistsError as err:
+            raise DeviceError(
+                f"{self._directory}: something is there that is no directory"
+            ) from err
+        except OSError as err:
+            with contextlib.suppress(OSError):
+                new.unlink()
+            raise DeviceError(f"{self._path}: {os.strerror(err.errno or 0)}") from err
+
+    def _set_aside(self, reason: str) -> Stored:
+        names = itertools.chain([SET_ASIDE], (f"{SET_ASIDE}.{n}" for n in itertools.count(2)))
+        aside = next(path for name in names if not os.path.lexists(path := self._directory / name))
+        structlog.get_logger().error(
+            "state_unreadable", path=str(self._path), kept_as=str(aside), error=reason
+        )
+        try:
+            self._path.replace(aside)
+        except OSError as err:
+            raise DeviceError(f"{aside}: {os.strerror(err.errno or 0)}") from err
+        return Stored()
+
+
+def _format(stored: Stored) -> Mapping[str, object]:
+    return {
+        "version": _VERSION,
+        "circuits": {
+            each.config.name: {
+                "origin": each.origin.value,
+                "named_by_peer": each.named_by_peer,
+                "settings": format_circuit(each.config),
+            }
+            for each in stored.circuits
+        }
+        | {each.name: each.entry for each in stored.unread},
+        "disabled": sorted(stored.disabled),
+    }
+
+
+def _parse(document: Mapping[str, object], daemon: DaemonConfig, source: str) -> Stored:
+    """Raises what Python does where the document has another shape."""
+    if document["version"] != _VERSION:
+        raise ValueError(f"version {document['version']}; {_VERSION} is known here")
+    entries, disabled = document["circuits"], document["disabled"]
+    if not isinstance(entries, dict) or not isinstance(disabled, list):
+        raise TypeError("circuits is no object, or disabled no list")
+    circuits: list[StoredCircuit] = []
+    unread: list[UnreadEntry] = []
+    for name, entry in entries.items():
+        # Each by itself: circuits of two origins may share what one file's may not.
+        try:
+            circuits.append(_parse_entry(name, entry, daemon, source))
+        except ConfigError as err:
+            unread.append(UnreadEntry(name, entry, str(err)))
+        except (ValueError, KeyError, TypeError) as err:
+            unread.append(UnreadEntry(name, entry, f"{type(err).__name__}: {err}"))
+    return Stored(tuple(circuits), tuple(unread), frozenset(str(name) for name in disabled))
+
+
+def _parse_entry(name: str, entry: object, daemon: DaemonConfig, source: str) -> StoredCircuit:
+    """Raises ConfigError, or what Python does where the entry has another shape."""
+    if not isinstance(entry, dict):
+        raise TypeError("no object")
+    (config,) = parse_circuits({name: entry["settings"]}, daemon, source)
+    return StoredCircuit(config, Origin(entry["origin"]), bool(entry["named_by_peer"]))

@@ -1,0 +1,36 @@
+"""Work that is cheaper done together: at once, or where some was just done, with what follows."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from vela.supervisor.runtime.loop import Callback, EventLoop, Timer
+
+
+class Burst:
+    """Does the first thing in this turn of the loop, and then what has come each interval."""
+
+    def __init__(self, loop: EventLoop, interval_s: float) -> None:
+        self._loop = loop
+        self._interval_s = interval_s
+        self._waiting: deque[Timer] = deque()
+        self._due: Timer | None = None
+        self._done_at = loop.now() - interval_s
+
+    def add(self, callback: Callback) -> Timer:
+        """Call back in the burst to come. The timer can be cancelled until then."""
+        pending = Timer(self._loop.now(), 0, callback)
+        self._waiting.append(pending)
+        if self._due is None:
+            delay_s = self._done_at + self._interval_s - self._loop.now()
+            if delay_s > 0:
+                self._due = self._loop.call_later(delay_s, self._fire)
+            else:
+                self._due = self._loop.call_soon(self._fire)
+        return pending
+
+    def _fire(self) -> None:
+        self._due = None
+        self._done_at = self._loop.now()
+        while self._waiting:
+            self._loop.guard(self._waiting.popleft().fire)

@@ -1,0 +1,257 @@
+"""The one event loop: descriptors that become readable, timers on the monotonic clock, signals."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import selectors
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+# One failure may be chance, as is a lack of memory. A descriptor whose callback fails this
+# often in a row would be ready again at once, and keep the loop busy with nothing else.
+FAILURES_BEFORE_REST = 3
+FIRST_REST_S = 1.0
+LONGEST_REST_S = 30.0
+
+# Timers that were cancelled are thrown out when there are as many as others, and this many:
+# a flood of datagrams that each move a time must not fill memory until it comes.
+TIMERS_BEFORE_SWEEP = 1024
+
+Callback = Callable[[], object]
+"""What it returns is ignored."""
+
+
+Ready = list[tuple[selectors.SelectorKey, int]]
+
+
+class Clock(Protocol):
+    """Where the loop's time comes from."""
+
+    def now(self) -> float:
+        """Return monotonic seconds."""
+
+    def wait(self, selector: selectors.BaseSelector, timeout_s: float | None) -> Ready:
+        """Wait until a descriptor is ready, timeout_s at most; None: for ever."""
+
+
+class MonotonicClock:
+    """The machine's."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wait(self, selector: selectors.BaseSelector, timeout_s: float | None) -> Ready:
+        return selector.select(timeout_s)
+
+
+@dataclass(order=True, slots=True)
+class Timer:
+    """A call at a time. cancel() is safe at any moment, also after the call."""
+
+    when: float
+    """Monotonic seconds."""
+    _order: int
+    _callback: Callback | None = field(compare=False)
+
+    def cancel(self) -> None:
+        self._callback = None
+
+    @property
+    def over(self) -> bool:
+        """Whether it has called back, or was cancelled."""
+        return self._callback is None
+
+    def fire(self) -> None:
+        """Call back now, unless that was done or cancelled."""
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Watch:
+    readable: Callback | None
+    writable: Callback | None
+
+    @property
+    def events(self) -> int:
+        return (selectors.EVENT_READ if self.readable else 0) | (
+            selectors.EVENT_WRITE if self.writable else 0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    watch: _Watch
+    end: Timer
+
+
+class EventLoop:
+    """Runs callbacks, one at a time, in the thread that called run().
+
+    An exception that comes out of one is a bug; it is logged, and all others go on.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        """clock: another than the machine's, for tests."""
+        self._clock = MonotonicClock() if clock is None else clock
+        self._log = structlog.get_logger()
+        self._failures: dict[int, int] = {}
+        self._resting: dict[int, _Rest] = {}
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[Timer] = []
+        self._sweep_at = TIMERS_BEFORE_SWEEP
+        self._soon: deque[Timer] = deque()
+        self._order = itertools.count()
+        self._running = False
+        self._signals: dict[int, Callback] = {}
+        self._wakeup_reader, self._wakeup_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # A handler that only sets a flag would be seen at the next timeout
+        # (PEP 475); a byte in this pipe ends the wait at once.
+        signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
+        self.watch(self._wakeup_reader, self._on_wakeup)
+
+    def now(self) -> float:
+        """Return monotonic seconds."""
+        return self._clock.now()
+
+    def watch(self, fd: int, callback: Callback) -> None:
+        """Call back whenever fd is readable, until unwatch.
+
+        Where that fails FAILURES_BEFORE_REST times in a row, fd is left alone for a while.
+        """
+        watch = _Watch(callback, None)
+        self._selector.register(fd, watch.events, watch)
+
+    def unwatch(self, fd: int) -> None:
+        self._failures.pop(fd, None)
+        rest = self._resting.pop(fd, None)
+        if rest is None:
+            self._selector.unregister(fd)
+        else:
+            rest.end.cancel()
+
+    def watch_writable(self, fd: int, readable: Callback | None, writable: Callback | None) -> None:
+        """Let a watched fd call back when it is writable, too; None: no longer. Not both None."""
+        watch = _Watch(readable, writable)
+        rest = self._resting.get(fd)
+        if rest is None:
+            self._selector.modify(fd, watch.events, watch)
+        else:
+            self._resting[fd] = _Rest(watch, rest.end)
+
+    def call_later(self, delay_s: float, callback: Callback) -> Timer:
+        return self.call_at(self.now() + delay_s, callback)
+
+    def call_at(self, when: float, callback: Callback) -> Timer:
+        """Call back at a time, in monotonic seconds; soon where it is past."""
+        timer = Timer(when, next(self._order), callback)
+        heapq.heappush(self._timers, timer)
+        if len(self._timers) >= self._sweep_at:
+            self._timers = [each for each in self._timers if not each.over]
+            heapq.heapify(self._timers)
+            self._sweep_at = max(2 * len(self._timers), TIMERS_BEFORE_SWEEP)
+        return timer
+
+    def call_soon(self, callback: Callback) -> Timer:
+        """Call back after all that is going on now, and before anything is read again.
+
+        So does what is asked for by such a call, but what that asks for may come later.
+        """
+        timer = Timer(self.now(), next(self._order), callback)
+        self._soon.append(timer)
+        return timer
+
+    def on_signal(self, number: signal.Signals, callback: Callback) -> None:
+        self._signals[number] = callback
+        # Without a Python handler nothing is written to the wake-up pipe.
+        signal.signal(number, lambda _number, _frame: None)
+
+    def run(self) -> None:
+        """Run until stop()."""
+        self._running = True
+        while self._running:
+            for key, events in self._clock.wait(self._selector, self._timeout()):
+                self._serve(key.fd, key.data, events)
+            self._fire_timers()
+            self._fire_soon()
+
+    def stop(self) -> None:
+        """Let run() return after what is going on now."""
+        self._running = False
+
+    def guard(self, callback: Callback) -> bool:
+        """Call back now; an exception is logged. Tell whether there was none."""
+        try:
+            callback()
+        except Exception:
+            self._log.exception("callback_failed")
+            return False
+        return True
+
+    def _serve(self, fd: int, watch: _Watch, events: int) -> None:
+        well = True
+        for event, callback in (
+            (selectors.EVENT_READ, watch.readable),
+            (selectors.EVENT_WRITE, watch.writable),
+        ):
+            # An earlier callback of this round may have taken it off.
+            current = self._selector.get_map().get(fd)
+            if events & event and callback and current and current.data is watch:
+                well = self.guard(callback) and well
+        if well:
+            self._failures.pop(fd, None)
+        elif fd in self._selector.get_map():
+            self._failures[fd] = self._failures.get(fd, 0) + 1
+            self._let_rest(fd)
+
+    def _let_rest(self, fd: int) -> None:
+        """Leave a descriptor alone, longer each time, after FAILURES_BEFORE_REST failures."""
+        times = self._failures[fd] - FAILURES_BEFORE_REST
+        if times < 0:
+            return
+        rest_s = min(FIRST_REST_S * 2 ** min(times, 16), LONGEST_REST_S)
+        watch: _Watch = self._selector.unregister(fd).data
+
+        def resume() -> None:
+            rested = self._resting.pop(fd).watch
+            self._selector.register(fd, rested.events, rested)
+
+        self._resting[fd] = _Rest(watch, self.call_later(rest_s, resume))
+        self._log.error(
+            "descriptor_ignored", fd=fd, failures=self._failures[fd], for_s=round(rest_s, 3)
+        )
+
+    def _timeout(self) -> float | None:
+        if self._soon:
+            return 0.0
+        return max(0.0, self._timers[0].when - self.now()) if self._timers else None
+
+    def _fire_timers(self) -> None:
+        now = self.now()
+        # Only those due now: one that sets itself again must not keep the loop here.
+        due = []
+        while self._timers and self._timers[0].when <= now:
+            due.append(heapq.heappop(self._timers))
+        for timer in due:
+            self.guard(timer.fire)
+
+    def _fire_soon(self) -> None:
+        # Two rounds: one that asks for itself again must not keep the loop here.
+        for _ in range(2):
+            for _ in range(len(self._soon)):
+                self.guard(self._soon.popleft().fire)
+
+    def _on_wakeup(self) -> None:
+        for number in os.read(self._wakeup_reader, 4096):
+            callback = self._signals.get(number)
+            if callback is not None:
+                self.guard(callback)

@@ -1,0 +1,314 @@
+"""Two machines without TAPs, sockets or time: the real registry, circuits and sessions of each.
+
+What a machine lacks is at its edge only: the data path records what it is told, the network
+between the machines loses, delays and repeats control messages, and time jumps to the next timer.
+"""
+
+from __future__ import annotations
+
+import random
+import selectors
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, cast
+
+from vela.address import Endpoint, Family, IPAddress
+from vela.circuit import AutoconfigureConfig, CircuitConfig, Config, DaemonConfig
+from vela.errors import DeviceError, VelaError
+from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
+from vela.supervisor.circuit.terms import PROVISIONAL_MTU, Profile
+from vela.supervisor.control_channel import ControlChannel
+from vela.supervisor.demux import ControlHandler
+from vela.supervisor.registry.registry import Registry
+from vela.supervisor.runtime.loop import EventLoop, Ready
+from vela.supervisor.runtime.names import AnswerCallback
+from vela.supervisor.runtime.resolver import Answer
+from vela.supervisor.status import CounterStatus, WorkerStatus
+from vela.wire import DEFAULT_PORT
+
+ROUTER_A, ROUTER_B = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+
+
+class SimulatedClock:
+    """Jumps to the next timer as soon as no descriptor is ready."""
+
+    def __init__(self) -> None:
+        self._now = 1000.0
+
+    def now(self) -> float:
+        return self._now
+
+    def wait(self, selector: selectors.BaseSelector, timeout_s: float | None) -> Ready:
+        ready = selector.select(0)
+        if not ready:
+            if timeout_s is None:
+                raise AssertionError("nothing is due, for ever")
+            self._now += timeout_s
+        return ready
+
+
+class StrictLoop(EventLoop):
+    """Remembers what the supervisor's loop only logs: callbacks that failed."""
+
+    def __init__(self) -> None:
+        super().__init__(SimulatedClock())
+        self.failures: list[Exception] = []
+
+    def guard(self, callback: Any) -> bool:
+        try:
+            callback()
+        except Exception as err:
+            self.failures.append(err)
+            return False
+        return True
+
+    def run_for(self, seconds: float) -> None:
+        self.call_later(seconds, self.stop)
+        self.run()
+
+
+@dataclass
+class RecordingDataPath:
+    """A pseudowire that has no interface: it remembers what it was told."""
+
+    config: CircuitConfig
+    cpu: int
+    local_mac: bytes
+    mtu: int = PROVISIONAL_MTU
+    offloads: bool = False
+    attached: tuple[UnderlayPath, Profile] | None = None
+    carrier: bool = False
+    closed: bool = False
+    obstacle: str = ""
+    """What check() finds broken."""
+    refusal: str = ""
+    """What attach() fails with."""
+    attachments: int = 0
+
+    def attach(self, path: UnderlayPath, profile: Profile) -> None:
+        assert not self.closed
+        if self.refusal:
+            self.attached = None
+            raise DeviceError(self.refusal)
+        if self.attached != (path, profile):
+            self.attachments += 1
+        self.attached = (path, profile)
+        self.mtu = profile.mtu
+
+    def detach(self) -> None:
+        self.attached = None
+
+    def set_carrier(self, carrier: bool) -> None:
+        assert not self.closed
+        self.carrier = carrier
+
+    def check(self) -> None:
+        if self.obstacle:
+            raise DeviceError(self.obstacle)
+
+    def kill_worker(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+        self.carrier = False
+
+    def worker_status(self) -> WorkerStatus | None:
+        return None
+
+    def counter_status(self) -> CounterStatus:
+        return CounterStatus.zero()
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """What a path says of its listening address."""
+
+    address: IPAddress
+    port: int
+
+
+class Machine:
+    """One daemon. boot() begins, crash() ends it without a word, stop() in order."""
+
+    def __init__(
+        self,
+        network: Network,
+        address: IPAddress,
+        state_directory: Path,
+        circuits: tuple[CircuitConfig, ...] = (),
+        autoconfigure: AutoconfigureConfig | None = None,
+        key: bytes | None = None,
+    ) -> None:
+        self.network = network
+        self.address = address
+        self.key = key
+        self.config = Config(
+            daemon=DaemonConfig(state_directory=state_directory),
+            autoconfigure=autoconfigure,
+            circuits=circuits,
+        )
+        self.names: dict[str, tuple[IPAddress, ...]] = {}
+        self.reachable = True
+        """Whether there is a route to the other machine."""
+        self.data_paths: dict[str, RecordingDataPath] = {}
+        self.refusals: dict[str, str] = {}
+        """By circuit name, what its next data paths fail to attach with."""
+        self.handler: ControlHandler | None = None
+        self.registry: Registry | None = None
+        network.machines[address] = self
+
+    # What a daemon's parts take for the network, the name server and the kernel.
+
+    def set_control_handler(self, handler: ControlHandler) -> None:
+        self.handler = handler
+
+    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
+        self.network.carry(data, Endpoint(self.address, DEFAULT_PORT), remote)
+
+    def ask(self, host: str, family: Family | None, callback: AnswerCallback) -> None:
+        generation = self.registry
+        try:
+            answer = Answer(host, family, (ip_address(host),), None)
+        except ValueError:
+            known = self.names.get(host, ())
+            error = None if known else f"{host}: no such name"
+            answer = Answer(host, family, known, error)
+
+        def reply() -> None:
+            if self.registry is generation:  # not to one that has crashed since
+                callback(answer)
+
+        self.network.loop.call_later(0.001, reply)
+
+    def way_to(self, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
+        if not self.reachable:
+            raise DeviceError(f"no way to {remote.address}: Network is unreachable")
+        group = cast(ReceiveGroup, _Group(ip_address("::"), DEFAULT_PORT))
+        return group, Route(self.address, 1500)
+
+    def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
+        return self.way_to(remote)
+
+    def make_data_path(self, config: CircuitConfig, cpu: int) -> RecordingDataPath:
+        # Stable, and not the same on two machines.
+        mac = bytes((2, 0, 0x5E, 0x10, int(self.address) & 0xFF, config.id))
+        made = RecordingDataPath(config, cpu, config.mac or mac)
+        made.refusal = self.refusals.get(config.name, "")
+        self.data_paths[config.name] = made
+        return made
+
+    # What the operator does.
+
+    def boot(self) -> None:
+        channel = ControlChannel(self.network.loop, self, self)
+        channel.set_policy(self.config.autoconfigure, self.key)
+        self.channel = channel
+        self.registry = Registry(
+            self.config,
+            loop=self.network.loop,
+            names=self,
+            routes=self,
+            control_channel=channel,
+            make_data_path=self.make_data_path,
+        )
+        channel.set_request_handler(self.registry)
+        self.registry.create_all()
+        self.registry.start()
+
+    def crash(self) -> None:
+        """End as kill -9 does: nothing is said, and no timer fires any more."""
+        registry, self.registry, self.handler = self.registry, None, None
+        if registry is not None:
+            self.network.silence(self.address)
+            registry.close()
+            self.network.loop.run_for(1.5)  # the goodbyes are lost, and give up
+            self.network.silence(None)
+        self.data_paths.clear()
+
+    def stop(self) -> None:
+        if self.registry is not None:
+            self.registry.close()
+            self.network.loop.run_for(1.5)
+        self.registry, self.handler = None, None
+        self.data_paths.clear()
+
+    def reload(self, config: Config) -> dict[str, str]:
+        assert self.registry is not None
+        if config.autoconfigure != self.config.autoconfigure:
+            self.channel.set_policy(config.autoconfigure, self.key)
+        self.config = config
+        return self.registry.reload(config)
+
+    def add(self, name: str, settings: Mapping[str, object]) -> None:
+        assert self.registry is not None
+        self.registry.add(name, settings)
+
+    def check(self) -> None:
+        if self.registry is not None:
+            self.registry.check()
+
+    def states(self) -> dict[str, tuple[str, str]]:
+        """Return state and reason of each circuit."""
+        assert self.registry is not None
+        return {each.name: (each.state, each.reason) for each in self.registry.status()}
+
+    def try_command(self, command: Any) -> None:
+        """Run an operator's command; a refusal is an answer."""
+        with suppress(VelaError):
+            command()
+
+
+@dataclass
+class Network:
+    """Time, and what is under way between the machines."""
+
+    dice: random.Random
+    loss: float = 0.0
+    duplication: float = 0.0
+    longest_delay_s: float = 0.002
+    machines: dict[IPAddress, Machine] = field(default_factory=dict)
+    loop: StrictLoop = field(default_factory=StrictLoop)
+    carried: int = 0
+
+    def __post_init__(self) -> None:
+        self._silent: IPAddress | None = None
+
+    def silence(self, address: IPAddress | None) -> None:
+        """Let nothing that this machine sends arrive."""
+        self._silent = address
+
+    def carry(self, data: bytes, source: Endpoint, to: Endpoint) -> None:
+        if source.address == self._silent:
+            return
+        for _ in range(1 + (self.dice.random() < self.duplication)):
+            if self.dice.random() < self.loss:
+                continue
+            delay_s = self.dice.uniform(0.0005, self.longest_delay_s)
+            self.loop.call_later(delay_s, lambda: self._deliver(data, source, to))
+
+    def _deliver(self, data: bytes, source: Endpoint, to: Endpoint) -> None:
+        machine = self.machines.get(to.address)
+        if machine is not None and machine.handler is not None:
+            self.carried += 1
+            machine.handler(data, source, to.address)
+
+    def run(self, seconds: float) -> None:
+        """Let time pass; each machine looks after its circuits once a second."""
+        end = self.loop.now() + seconds
+        while self.loop.now() < end:
+            self.loop.run_for(min(1.0, end - self.loop.now()))
+            for machine in self.machines.values():
+                machine.check()
+
+
+@contextmanager
+def network(seed: int) -> Iterator[Network]:
+    try:
+        yield Network(random.Random(seed))
+    finally:
+        signal.set_wakeup_fd(-1)

@@ -1,0 +1,62 @@
+"""The contract of the data path.
+
+A data path moves frames between one TAP and one pair of UDP sockets, in
+batches: each call of egress() or ingress() waits until there is something to
+do, does what is there up to a batch, and returns. The two are called by one
+thread each, for ever, so frames keep their order in each direction.
+
+_pydataplane is the reference: what it does is the specification of any other.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import Protocol
+
+from vela.dataplane.frame import Elision
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """What a data path works on: open descriptors, which it does not close, and numbers."""
+
+    circuit_id: int
+    tap_fd: int
+    """Blocking; frames without a header before them (IFF_NO_PI), unless virtio_header."""
+    receive_socket: socket.socket
+    """Blocking, unconnected, UDP_GRO on; the steering sends only what is for this circuit here."""
+    send_socket: socket.socket
+    """Blocking; connected to the remote, unless destination is set."""
+    destination: tuple[str, int] | None
+    """As sendmsg takes it; None where send_socket is connected."""
+    divert_socket: socket.socket
+    """Non-blocking SOCK_SEQPACKET to the supervisor, for datagrams that are not this circuit's."""
+    local_mac: bytes
+    remote_mac: bytes
+    """As rebuilt frames show it; where it is not known, any that differs from local_mac."""
+    elision: Elision
+    frame_limit: int
+    """The largest frame that the TAP gives and takes, in bytes."""
+    datagram_limit: int
+    """The largest UDP payload that the underlay does not fragment, in bytes."""
+    counters: memoryview
+    """vela.dataplane.counters.Slot by slot, 64 bits each."""
+    virtio_header: bool = False
+    """A virtio header goes before each frame of the TAP, which may be left unfinished: without its
+    checksum, or not yet cut into segments. Not for the reference."""
+    leave_checksums: bool = False
+    """Both ends leave inner checksums to the outer one: docs/protocol.md, 3.5."""
+    origin: tuple[int, int, bytes] | None = None
+    """What sendmsg takes along, so that datagrams leave from the right one of this machine's
+    addresses; None where send_socket is bound to that."""
+
+
+class DataPlane(Protocol):
+    """Two loops' bodies. Nothing that the network does to a frame makes them raise."""
+
+    def egress(self) -> None:
+        """Forward frames TAP to UDP: wait for the first, take those behind it as they are there."""
+
+    def ingress(self) -> None:
+        """Forward frames UDP to TAP, likewise."""

@@ -1,0 +1,62 @@
+"""The choice between the twins of the data path: by name, or the better of what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vela.circuit import Engine
+from vela.dataplane.contract import Attachment, DataPlane
+from vela.dataplane.reference import PythonDataPlane
+from vela.errors import ConfigError
+
+try:
+    from vela.dataplane._native import DataPlane as NativeDataPlane
+except ImportError as err:
+    _WHY_NOT_NATIVE = str(err)
+else:
+    _WHY_NOT_NATIVE = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """A twin, and what its circuits are to be given."""
+
+    name: str
+    """As the status shows it."""
+    offloads: bool
+    """Whether it takes what a TAP with offloads gives: frames that the kernel left unfinished."""
+    make: Callable[[Attachment], DataPlane]
+    fallback: str = ""
+    """Why it is not the one that would be better."""
+
+
+def load_engine(wanted: Engine) -> LoadedEngine:
+    """Return the engine of this name. Raises ConfigError where it cannot be loaded."""
+    if wanted is Engine.PYTHON:
+        return LoadedEngine("python", False, PythonDataPlane)
+    if not _WHY_NOT_NATIVE:
+        return LoadedEngine("native", True, _make_native)
+    if wanted is Engine.NATIVE:
+        raise ConfigError(f'"native" cannot be loaded: {_WHY_NOT_NATIVE}; write "auto" or "python"')
+    return LoadedEngine("python", False, PythonDataPlane, _WHY_NOT_NATIVE)
+
+
+def _make_native(attachment: Attachment) -> DataPlane:
+    return NativeDataPlane(
+        circuit_id=attachment.circuit_id,
+        tap_fd=attachment.tap_fd,
+        receive_fd=attachment.receive_socket.fileno(),
+        send_fd=attachment.send_socket.fileno(),
+        divert_fd=attachment.divert_socket.fileno(),
+        destination=attachment.destination,
+        origin=attachment.origin,
+        local_mac=attachment.local_mac,
+        remote_mac=attachment.remote_mac,
+        elision=attachment.elision,
+        frame_limit=attachment.frame_limit,
+        datagram_limit=attachment.datagram_limit,
+        virtio_header=attachment.virtio_header,
+        leave_checksums=attachment.leave_checksums,
+        counters=attachment.counters,
+    )

@@ -1,0 +1,77 @@
+/* Frames TAP to UDP, a batch at a time. Twin of PythonDataPlane.egress in vela/dataplane/reference.py. */
+#ifndef VELA_NATIVE_EGRESS_H
+#define VELA_NATIVE_EGRESS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <time.h>
+
+#include "frame.h"
+#include "origin.h"
+#include "segmentation.h"
+#include "virtio.h"
+
+enum {
+	/* Reads of the TAP in a batch. Every kernel with UDP_SEGMENT takes as many datagrams in one
+	 * send (UDP_MAX_SEGMENTS, Linux 4.18). */
+	BATCH = 64,
+	RUN_MAX = 64,
+	/* Seconds for which a refusal of the kernel's is remembered: routes become wider again, and one more
+	 * costs a system call. */
+	REFUSED_S = 2,
+	MAX_UDP_PAYLOAD = MAX_IP_PACKET - IPV4_HEADER - UDP_HEADER,
+	/* Room before a frame: the virtio header, which is read and then overwritten. */
+	FRAME_OFFSET = 16,
+	/* A frame at the largest: an IP packet behind Ethernet with two tags. */
+	FRAME_MAX = ETHERNET_HEADER + 2 * VLAN_TAG + MAX_IP_PACKET,
+	/* Small frames of a batch lie beside each other, behind them there is room for any one. Pages
+	 * that were never written to are not there. */
+	EGRESS_BUFFER = 2 * (FRAME_OFFSET + FRAME_MAX + 1),
+};
+
+/* A datagram that waits to be sent: one piece, or a head and a payload. */
+struct datagram {
+	struct iovec pieces[2];
+	size_t length;
+};
+
+struct egress {
+	struct encapsulation encapsulation;
+	int tap_fd;
+	int send_fd;
+	size_t virtio_header; /* bytes before each frame of the TAP, or 0 */
+	bool leave_checksums; /* the remote completes inner checksums; docs/protocol.md, 3.5 */
+	size_t route_limit;    /* the largest datagram that the route takes in one piece, as it was */
+	size_t datagram_limit; /* as it was last seen to be */
+	size_t segment_limit;  /* larger datagrams are sent one by one */
+	time_t refused_until;  /* when the limits are looked at again; 0: they are as they were */
+	struct sockaddr_storage destination;
+	socklen_t destination_length; /* 0: the socket is connected */
+	struct origin origin;
+	uint64_t *counters;
+	/* The run that is put together: datagrams of one size, the last one may be shorter. */
+	struct datagram run[RUN_MAX];
+	size_t run_count;
+	size_t run_octets;
+	uint8_t (*heads)[SEGMENT_HEAD_MAX];
+	uint8_t *buffer;
+	size_t used; /* of the buffer */
+};
+
+/* Returns false where there is no memory. */
+bool egress_init(struct egress *self);
+void egress_free(struct egress *self);
+
+/* Wait for a frame, and forward it and those behind it. Returns 0, or what errno says of the TAP. */
+int egress_batch(struct egress *self);
+
+/* Take a frame of length bytes that lies FRAME_OFFSET behind what the TAP gave; it and its datagrams
+ * are in use until egress_flush(). */
+void egress_frame(struct egress *self, uint8_t *frame, size_t length,
+		  const struct virtio_header *header);
+void egress_flush(struct egress *self);
+
+#endif

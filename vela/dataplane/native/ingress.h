@@ -1,0 +1,54 @@
+/* Frames UDP to TAP, a batch at a time. Twin of PythonDataPlane.ingress in vela/dataplane/reference.py. */
+#ifndef VELA_NATIVE_INGRESS_H
+#define VELA_NATIVE_INGRESS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+#include "frame.h"
+#include "coalesce.h"
+#include "origin.h"
+
+enum {
+	/* Buffers that are received into by one call; what UDP GRO joined fills one. */
+	RECEIVE_SLOTS = 16,
+	RECEIVE_SLOT = 65536,
+	/* More bytes than this at once are forwarded before others are received: they then still are in
+	 * the processor's cache. */
+	BULK = 16384,
+};
+
+struct ingress {
+	struct encapsulation encapsulation;
+	int tap_fd;
+	int receive_fd;
+	int send_fd; /* for answers to echo requests */
+	int divert_fd;
+	size_t virtio_header; /* bytes before each frame of the TAP, or 0: then none are joined */
+	bool leave_checksums; /* elided packets may have only their pseudo-header's sum */
+	bool join_tcp, join_udp; /* as long as the kernel takes them */
+	struct sockaddr_storage destination;
+	socklen_t destination_length; /* 0: the socket is connected */
+	struct origin origin;
+	uint64_t *counters;
+	struct train train;
+	bool bulk; /* whether the last receive gave so much */
+	uint8_t *buffer;
+};
+
+/* Returns false where there is no memory. */
+bool ingress_init(struct ingress *self);
+void ingress_free(struct ingress *self);
+
+/* Wait for a datagram, and forward it and those behind it. Returns 0, or what errno says of the
+ * socket, where that is lost. */
+int ingress_batch(struct ingress *self);
+
+/* Take what one receive gave: datagrams of size bytes each, the last one may be shorter. What it
+ * holds is in use until ingress_flush(). */
+void ingress_datagrams(struct ingress *self, uint8_t *data, size_t length, size_t size);
+void ingress_flush(struct ingress *self);
+
+#endif

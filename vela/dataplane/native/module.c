@@ -1,0 +1,267 @@
+/* The native twin of the data path as a Python type. Here are only its
+ * arguments, its errors, and the interpreter's lock, which both calls give up for as long as they
+ * last. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "counters.h"
+#include "egress.h"
+#include "ingress.h"
+
+typedef struct {
+	PyObject_HEAD
+	struct egress egress;
+	struct ingress ingress;
+	Py_buffer counters;
+} DataPlane;
+
+/* Fill in what sendmsg takes on this socket for (address, port). Returns -1 with an exception set. */
+static int pack_address(int fd, const char *address, int port, struct sockaddr_storage *packed,
+			socklen_t *length)
+{
+	struct sockaddr_storage own;
+	socklen_t own_length = sizeof(own);
+	void *target;
+
+	if (getsockname(fd, (struct sockaddr *)&own, &own_length) < 0) {
+		PyErr_SetFromErrno(PyExc_OSError);
+		return -1;
+	}
+	memset(packed, 0, sizeof(*packed));
+	packed->ss_family = own.ss_family;
+	if (own.ss_family == AF_INET6) {
+		struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)packed;
+		in6->sin6_port = htons((uint16_t)port);
+		target = &in6->sin6_addr;
+		*length = sizeof(*in6);
+	} else {
+		struct sockaddr_in *in = (struct sockaddr_in *)packed;
+		in->sin_port = htons((uint16_t)port);
+		target = &in->sin_addr;
+		*length = sizeof(*in);
+	}
+	if (port < 1 || port > 65535 || inet_pton(own.ss_family, address, target) != 1) {
+		PyErr_Format(PyExc_ValueError, "%s port %d is no destination of this socket", address,
+			     port);
+		return -1;
+	}
+	return 0;
+}
+
+/* Write a control message with the header that sendmsg wants. */
+static int pack_origin(int level, int type, const char *value, Py_ssize_t length,
+		       struct origin *packed)
+{
+	if (length < 1 || length > ORIGIN_MAX) {
+		PyErr_Format(PyExc_ValueError, "%zd bytes do not say where to send from", length);
+		return -1;
+	}
+	struct cmsghdr header = {
+		.cmsg_len = CMSG_LEN((size_t)length), .cmsg_level = level, .cmsg_type = type};
+	memset(packed, 0, sizeof(*packed));
+	packed->length = CMSG_SPACE((size_t)length);
+	memcpy(packed->space, &header, sizeof(header));
+	memcpy(packed->space + CMSG_LEN(0), value, (size_t)length);
+	return 0;
+}
+
+static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = {"circuit_id",  "tap_fd",      "receive_fd",     "send_fd",
+				"divert_fd",   "destination", "origin",         "local_mac",
+				"remote_mac",  "elision",     "frame_limit",    "datagram_limit",
+				"virtio_header", "leave_checksums", "counters", NULL};
+	DataPlane *self = (DataPlane *)object;
+	struct egress *egress = &self->egress;
+	struct ingress *ingress = &self->ingress;
+	int circuit_id, tap_fd, receive_fd, send_fd, divert_fd, elision, virtio_header, leave_checksums;
+	PyObject *destination, *origin;
+	Py_buffer local_mac = {0}, remote_mac = {0}, counters = {0};
+	Py_ssize_t frame_limit, datagram_limit;
+	int status = -1;
+
+	if (self->counters.obj) {
+		PyErr_SetString(PyExc_RuntimeError, "a data plane is set up once");
+		return -1;
+	}
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innppw*", names, &circuit_id,
+					 &tap_fd, &receive_fd, &send_fd, &divert_fd, &destination, &origin,
+					 &local_mac, &remote_mac, &elision, &frame_limit,
+					 &datagram_limit, &virtio_header, &leave_checksums, &counters))
+		return -1;
+	if (circuit_id < 1 || circuit_id > 255 || elision < ELISION_NEVER || elision > ELISION_ALWAYS ||
+	    local_mac.len != 6 || remote_mac.len != 6 || frame_limit < ETHERNET_HEADER ||
+	    frame_limit > MAX_UDP_PAYLOAD - HEADROOM || datagram_limit < HEADROOM ||
+	    datagram_limit > MAX_UDP_PAYLOAD || counters.len < WORKER_SLOTS * (Py_ssize_t)sizeof(uint64_t) ||
+	    (uintptr_t)counters.buf % sizeof(uint64_t)) {
+		PyErr_SetString(PyExc_ValueError, "an argument is out of its range");
+		goto exit;
+	}
+	if (destination != Py_None) {
+		const char *address;
+		int port;
+		if (!PyArg_ParseTuple(destination, "si", &address, &port) ||
+		    pack_address(send_fd, address, port, &egress->destination,
+				 &egress->destination_length) < 0)
+			goto exit;
+		ingress->destination = egress->destination;
+		ingress->destination_length = egress->destination_length;
+	}
+	if (origin != Py_None) {
+		int level, type;
+		const char *value;
+		Py_ssize_t length;
+		if (!PyArg_ParseTuple(origin, "iiy#", &level, &type, &value, &length) ||
+		    pack_origin(level, type, value, length, &egress->origin) < 0)
+			goto exit;
+		ingress->origin = egress->origin;
+	}
+	encapsulation_init(&egress->encapsulation, (uint8_t)circuit_id, local_mac.buf, remote_mac.buf,
+			   (enum elision)elision, (size_t)frame_limit);
+	ingress->encapsulation = egress->encapsulation;
+	egress->tap_fd = ingress->tap_fd = tap_fd;
+	egress->send_fd = ingress->send_fd = send_fd;
+	ingress->receive_fd = receive_fd;
+	ingress->divert_fd = divert_fd;
+	egress->virtio_header = ingress->virtio_header =
+		virtio_header ? sizeof(struct virtio_header) : 0;
+	egress->leave_checksums = ingress->leave_checksums = leave_checksums;
+	egress->route_limit = (size_t)datagram_limit;
+	egress->counters = ingress->counters = counters.buf;
+	if (!egress_init(egress) || !ingress_init(ingress)) {
+		PyErr_NoMemory();
+		goto exit;
+	}
+	self->counters = counters;
+	counters = (Py_buffer){0};
+	status = 0;
+exit:
+	PyBuffer_Release(&local_mac);
+	PyBuffer_Release(&remote_mac);
+	PyBuffer_Release(&counters);
+	return status;
+}
+
+static void DataPlane_dealloc(PyObject *object)
+{
+	DataPlane *self = (DataPlane *)object;
+	PyTypeObject *type = Py_TYPE(object);
+
+	egress_free(&self->egress);
+	ingress_free(&self->ingress);
+	PyBuffer_Release(&self->counters);
+	type->tp_free(object);
+	Py_DECREF(type);
+}
+
+static int is_set_up(const DataPlane *self)
+{
+	if (self->counters.obj)
+		return 1;
+	PyErr_SetString(PyExc_RuntimeError, "the data plane was not set up");
+	return 0;
+}
+
+static PyObject *outcome(int error)
+{
+	if (error == 0)
+		Py_RETURN_NONE;
+	errno = error;
+	return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+PyDoc_STRVAR(egress_doc, "egress($self, /)\n"
+			 "--\n\n"
+			 "Forward frames TAP to UDP. See vela.dataplane.DataPlane.");
+
+static PyObject *DataPlane_egress(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+	DataPlane *self = (DataPlane *)object;
+	int error;
+
+	if (!is_set_up(self))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	error = egress_batch(&self->egress);
+	Py_END_ALLOW_THREADS
+	return outcome(error);
+}
+
+PyDoc_STRVAR(ingress_doc, "ingress($self, /)\n"
+			  "--\n\n"
+			  "Forward frames UDP to TAP. See vela.dataplane.DataPlane.");
+
+static PyObject *DataPlane_ingress(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+	DataPlane *self = (DataPlane *)object;
+	int error;
+
+	if (!is_set_up(self))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	error = ingress_batch(&self->ingress);
+	Py_END_ALLOW_THREADS
+	return outcome(error);
+}
+
+static PyMethodDef DataPlane_methods[] = {
+	{"egress", DataPlane_egress, METH_NOARGS, egress_doc},
+	{"ingress", DataPlane_ingress, METH_NOARGS, ingress_doc},
+	{NULL, NULL, 0, NULL},
+};
+
+PyDoc_STRVAR(DataPlane_doc,
+	     "DataPlane(*, circuit_id, tap_fd, receive_fd, send_fd, divert_fd, destination, origin,\n"
+	     "          local_mac, remote_mac, elision, frame_limit, datagram_limit, virtio_header,\n"
+	     "          leave_checksums, counters)\n"
+	     "--\n\n"
+	     "Forwards one circuit's frames. Arguments as in vela.dataplane.Attachment, sockets by their\n"
+	     "descriptors. Raises ValueError where one is out of its range.");
+
+static PyType_Slot DataPlane_slots[] = {
+	{Py_tp_doc, (void *)DataPlane_doc},
+	{Py_tp_new, PyType_GenericNew},
+	{Py_tp_init, DataPlane_init},
+	{Py_tp_dealloc, DataPlane_dealloc},
+	{Py_tp_methods, DataPlane_methods},
+	{0, NULL},
+};
+
+static PyType_Spec DataPlane_spec = {
+	.name = "vela.dataplane._native.DataPlane",
+	.basicsize = sizeof(DataPlane),
+	.flags = Py_TPFLAGS_DEFAULT,
+	.slots = DataPlane_slots,
+};
+
+static int module_exec(PyObject *module)
+{
+	PyObject *type = PyType_FromModuleAndSpec(module, &DataPlane_spec, NULL);
+	int status = type ? PyModule_AddObjectRef(module, "DataPlane", type) : -1;
+
+	Py_XDECREF(type);
+	return status;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+	{Py_mod_exec, module_exec},
+	{0, NULL},
+};
+
+static struct PyModuleDef module = {
+	PyModuleDef_HEAD_INIT,
+	.m_name = "vela.dataplane._native",
+	.m_doc = "The native twin of vela.dataplane.reference.",
+	.m_size = 0,
+	.m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+	return PyModuleDef_Init(&module);
+}

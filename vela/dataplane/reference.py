@@ -1,0 +1,289 @@
+"""The reference twin of the data path, in plain Python. docs/protocol.md, section 3."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+
+from vela.address import Family
+from vela.dataplane.contract import Attachment
+from vela.dataplane.counters import Slot
+from vela.dataplane.frame import (
+    ECHO_REPLY,
+    ECHO_REQUEST,
+    HEADROOM,
+    REBUILD_ROOM,
+    VERIFICATION_HEADER,
+    Decapsulator,
+    Dropped,
+    Encapsulator,
+    Verification,
+)
+from vela.linux.underlay import route_mtu
+from vela.wire import CIRCUIT_ID, ETHERNET_HEADER, MAX_UDP_PAYLOAD, datagram_limit
+
+UDP_SEGMENT = 103  # include/uapi/linux/udp.h; the socket module has no name for it
+_SEGMENT_SIZE = struct.Struct("=H")
+_GRO_SIZE = struct.Struct("=i")
+_GRO_SPACE = socket.CMSG_SPACE(_GRO_SIZE.size)
+
+# Frames share a send, which costs more than the reads of all of them. Every
+# kernel with UDP_SEGMENT takes 64 (UDP_MAX_SEGMENTS, Linux 4.18).
+BATCH = 64
+
+# The kernel's words for a batch that cannot be cut into datagrams here: larger
+# than the route's MTU, or none of any size; net/ipv4/udp.c, udp_send_skb.
+_TOO_LARGE = (errno.EINVAL, errno.EMSGSIZE)
+_NO_OFFLOAD = errno.EIO
+
+# For so long a refusal is remembered: routes become wider again, and one more costs a
+# system call.
+REFUSED_S = 2.0
+
+
+class PythonDataPlane:
+    """Forwards one circuit's frames; see vela.dataplane for the contract."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._circuit_id = attachment.circuit_id
+        self._tap_fd = attachment.tap_fd
+        self._receive_socket = attachment.receive_socket
+        self._send_socket = attachment.send_socket
+        self._destination = attachment.destination
+        self._origin = () if attachment.origin is None else (attachment.origin,)
+        self._divert_socket = attachment.divert_socket
+        self._counters = attachment.counters
+        self._frame_limit = attachment.frame_limit
+        self._route_limit = attachment.datagram_limit
+        macs = (attachment.local_mac, attachment.remote_mac)
+        leave = attachment.leave_checksums
+        self._encapsulator = Encapsulator(
+            self._circuit_id, *macs, attachment.elision, leave_checksums=leave
+        )
+        self._decapsulator = Decapsulator(*macs, self._frame_limit, leave_checksums=leave)
+
+        # As many as the largest batch so far had frames: most circuits need few.
+        self._frames: list[bytearray] = []
+        self._frame_views: list[memoryview] = []
+        self._frame_targets: list[list[memoryview]] = []
+        self._add_frame_buffer()
+        # Larger datagrams are fragmented, as far as is known.
+        self._datagram_limit = self._route_limit
+        # Larger datagrams are sent one by one.
+        self._segment_limit = self._route_limit
+        self._refused_until = 0.0  # monotonic; 0: nothing is
+
+        self._received = bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD)
+        self._received_view = memoryview(self._received)
+        self._received_target = [self._received_view[REBUILD_ROOM:]]
+
+    def egress(self) -> None:
+        counters = self._counters
+        counters[Slot.EGRESS_PROGRESS] += 1
+        if self._refused_until and self._refused_until <= time.monotonic():
+            self._renew_limits()
+        frames, views, targets = self._frames, self._frame_views, self._frame_targets
+        tap_fd, frame_limit = self._tap_fd, self._frame_limit
+        encapsulate = self._encapsulator.encapsulate
+        datagrams: list[memoryview] = []
+        octets = elided = 0
+        taken = 0
+        length = os.readv(tap_fd, targets[taken])
+        while True:
+            if ETHERNET_HEADER <= length <= frame_limit:
+                end = HEADROOM + length
+                try:
+                    start, is_elided = encapsulate(frames[taken], HEADROOM, end)
+                except Dropped as dropped:
+                    counters[dropped.slot] += 1
+                else:
+                    datagrams.append(views[taken][start:end])
+                    octets += length
+                    elided += is_elided
+            else:
+                counters[Slot.TX_ERRORS] += 1
+            taken += 1
+            if taken == BATCH:
+                break
+            if taken == len(frames):
+                self._add_frame_buffer()
+            try:
+                length = os.preadv(tap_fd, targets[taken], -1, os.RWF_NOWAIT)
+            except BlockingIOError:
+                break
+        self._send_all(datagrams)
+        counters[Slot.TX_FRAMES] += len(datagrams)
+        counters[Slot.TX_BYTES] += octets
+        counters[Slot.TX_ELIDED] += elided
+
+    def _add_frame_buffer(self) -> None:
+        # One byte more than a frame may have shows a frame that was cut off.
+        frame = bytearray(HEADROOM + self._frame_limit + 1)
+        view = memoryview(frame)
+        self._frames.append(frame)
+        self._frame_views.append(view)
+        self._frame_targets.append([view[HEADROOM:]])
+
+    def _send_all(self, datagrams: list[memoryview]) -> None:
+        """Send datagrams in order, runs of one size together; a smaller one may end a run."""
+        first = 0
+        while first < len(datagrams):
+            size = total = len(datagrams[first])
+            behind = first + 1
+            if size <= self._segment_limit:
+                while behind < len(datagrams):
+                    length = len(datagrams[behind])
+                    if length > size or total + length > MAX_UDP_PAYLOAD:
+                        break
+                    total += length
+                    behind += 1
+                    if length < size:
+                        break
+            self._send_run(datagrams[first:behind], size)
+            first = behind
+
+    def _send_run(self, run: list[memoryview], size: int) -> None:
+        """Send datagrams of size bytes each; the last one may be shorter."""
+        if len(run) > 1 and self._send_segmented(run, size):
+            return
+        counters = self._counters
+        for datagram in run:
+            if not self._send_one(datagram):
+                counters[Slot.TX_ERRORS] += 1
+            elif len(datagram) > self._datagram_limit:
+                counters[Slot.TX_FRAGMENTED] += 1
+
+    def _send_segmented(self, run: list[memoryview], size: int) -> bool:
+        """Let the kernel cut one buffer into datagrams; False: nothing was sent."""
+        segments = (socket.IPPROTO_UDP, UDP_SEGMENT, _SEGMENT_SIZE.pack(size))
+        error = 0
+        for _ in range(2):
+            try:
+                self._send_socket.sendmsg(run, (segments, *self._origin), 0, self._destination)
+            except OSError as err:
+                error = err.errno or 0
+            else:
+                return True
+            if self._refuses_segments(error, size):
+                break
+        self._limit_segments(error, size)
+        return False
+
+    def _refuses_segments(self, error: int, size: int) -> bool:
+        """Tell whether it is segments of this size that the kernel refuses.
+
+        If not, it reports what ICMP said of an earlier datagram (EMSGSIZE is
+        among that), instead of sending this.
+        """
+        return error == _NO_OFFLOAD or (error in _TOO_LARGE and size > self._ask_route_limit())
+
+    def _limit_segments(self, error: int, size: int) -> None:
+        """Remember a refusal, so that not every batch finds it out again."""
+        if error == _NO_OFFLOAD:
+            self._segment_limit = 0
+        elif error in _TOO_LARGE:
+            # The route has become narrower: larger ones are fragmented, and count.
+            limit = self._ask_route_limit()
+            if not 0 < limit < size:
+                limit = size - 1
+            self._segment_limit = self._datagram_limit = limit
+        else:
+            return
+        self._refused_until = time.monotonic() + REFUSED_S
+
+    def _renew_limits(self) -> None:
+        """Forget refusals that are old; what is known of the route stays true."""
+        limit = min(self._ask_route_limit() or self._route_limit, self._route_limit)
+        self._segment_limit = self._datagram_limit = limit
+        narrow = limit < self._route_limit
+        self._refused_until = time.monotonic() + REFUSED_S if narrow else 0.0
+
+    def _ask_route_limit(self) -> int:
+        """Return the largest datagram that the route takes in one piece, by what the kernel knows.
+
+        0 where it does not tell: of a socket that is not connected.
+        """
+        family = Family.IPV4 if self._send_socket.family == socket.AF_INET else Family.IPV6
+        try:
+            mtu = route_mtu(self._send_socket)
+        except OSError:
+            return 0
+        return max(datagram_limit(mtu, family), 0)
+
+    def _send_one(self, datagram: memoryview, flags: int = 0) -> bool:
+        """Send a datagram; False: the kernel would not."""
+        # A connected socket reports what ICMP said of an earlier datagram
+        # instead of sending this one: so once more.
+        for _ in range(2):
+            try:
+                self._send_socket.sendmsg((datagram,), self._origin, flags, self._destination)
+            except OSError:
+                continue
+            return True
+        return False
+
+    def ingress(self) -> None:
+        counters = self._counters
+        counters[Slot.INGRESS_PROGRESS] += 1
+        length, ancillary, _, _ = self._receive_socket.recvmsg_into(
+            self._received_target, _GRO_SPACE
+        )
+        size = _GRO_SIZE.unpack(ancillary[0][2])[0] if ancillary else max(length, 1)
+        if not length:
+            counters[Slot.RX_SHORT] += 1
+        data, view, tap_fd = self._received, self._received_view, self._tap_fd
+        circuit_id, decapsulate = self._circuit_id, self._decapsulator.decapsulate
+        frames = octets = elided = 0
+        end = behind = REBUILD_ROOM + length
+        # In order: a rebuilt header overwrites the end of the datagram before.
+        for start in range(REBUILD_ROOM, behind, size):
+            end = min(start + size, behind)
+            if data[start] != circuit_id:
+                # UDP GRO joins datagrams of several circuits that share a
+                # sending port, and all come here: docs/protocol.md, 3.4.
+                self._divert(start, end)
+                continue
+            try:
+                frame, is_elided = decapsulate(data, start, end)
+                os.write(tap_fd, view[frame:end])
+            except Dropped as dropped:
+                counters[dropped.slot] += 1
+            except Verification:
+                self._verify(start, end)
+            except OSError:
+                # EIO: the interface is down (drivers/net/tun.c, tun_get_user).
+                counters[Slot.RX_INTERFACE_DOWN] += 1
+            else:
+                frames += 1
+                octets += end - frame
+                elided += is_elided
+        counters[Slot.RX_FRAMES] += frames
+        counters[Slot.RX_BYTES] += octets
+        counters[Slot.RX_ELIDED] += elided
+
+    def _verify(self, start: int, end: int) -> None:
+        """Answer an in-circuit echo request, in place. docs/protocol.md, section 5."""
+        counters = self._counters
+        if end - start < VERIFICATION_HEADER:
+            counters[Slot.RX_SHORT] += 1
+            return
+        message = start + CIRCUIT_ID + 1
+        if self._received[message] == ECHO_REQUEST:
+            self._received[message] = ECHO_REPLY
+            # Frames are more urgent than an answer, which a full socket would have to wait for.
+            self._send_one(self._received_view[start:end], socket.MSG_DONTWAIT)
+            counters[Slot.RX_VERIFICATIONS] += 1
+        elif self._received[message] == ECHO_REPLY:
+            self._divert(start, end)
+        else:
+            counters[Slot.RX_RESERVED] += 1
+
+    def _divert(self, start: int, end: int) -> None:
+        """Give a datagram to the supervisor, which knows whose it is."""
+        try:
+            self._divert_socket.send(self._received_view[start:end])
+        except OSError:
+            self._counters[Slot.RX_CONGESTED] += 1

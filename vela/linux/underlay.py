@@ -1,0 +1,339 @@
+"""The UDP sockets: groups that circuits receive on, and one of its own that each sends from."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from vela.address import Endpoint, Family, IPAddress
+from vela.errors import DeviceError
+
+# include/uapi/asm-generic/socket.h; the socket module names none of them.
+_SO_ATTACH_FILTER = 26
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+_SO_ATTACH_REUSEPORT_CBPF = 51
+_SO_NETNS_COOKIE = 71
+SO_RXQ_OVFL = 40
+# include/uapi/linux/in.h, in6.h and udp.h.
+_IP_MTU_DISCOVER = 10
+_IP_PMTUDISC_WANT = 1
+_IP_MTU = 14
+_IPV6_MTU_DISCOVER = 23
+_IPV6_PMTUDISC_WANT = 1
+_IPV6_MTU = 24
+_IP_PKTINFO = 8
+UDP_GRO = 104
+
+_IN_PKTINFO = struct.Struct("=i4s4s")  # interface, own address, the header's (ip(7))
+_IN6_PKTINFO = struct.Struct("=16sI")  # own address, interface (RFC 3542, section 6)
+PKTINFO_SPACE = socket.CMSG_SPACE(max(_IN_PKTINFO.size, _IN6_PKTINFO.size))
+
+_SOCK_FPROG = struct.Struct("@HP")  # include/uapi/linux/filter.h
+_SOCK_FILTER_SIZE = 8
+_DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, nothing of the packet
+
+# What 1 Gbit/s of full-size datagrams needs while a worker is replaced (50 ms);
+# the kernel takes memory only for what is queued.
+RECEIVE_BUFFER = 8 << 20
+# 64 KiB batches under way; more would only be queueing delay.
+SEND_BUFFER = 1 << 20
+
+
+# As a listening address, or one to send from: whichever the kernel takes.
+ANY_ADDRESS: dict[Family, IPAddress] = {
+    Family.IPV4: IPv4Address("0.0.0.0"),
+    Family.IPV6: IPv6Address("::"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What the kernel says of the way to a remote."""
+
+    source: IPAddress
+    mtu: int
+    """Bytes, outer IP header included; known narrow spots further on count."""
+
+
+class ReceiveGroup:
+    """The sockets of one listening address, which share its port (SO_REUSEPORT).
+
+    Index 0 is the supervisor's own. The kernel numbers sockets in the order
+    of their binding and moves the last one when one is closed, so none is
+    closed before the group is: what a circuit gives back, the next one gets.
+    """
+
+    def __init__(self, address: IPAddress, port: int, *, only_ipv6: bool) -> None:
+        """Bind the address; where it is an IPv6 one, IPv4 comes in too unless only_ipv6.
+
+        Raises DeviceError if the port is taken, or the address is not here.
+        """
+        self.address = address
+        self.port = port
+        self._only_ipv6 = only_ipv6
+        self._sockets: list[socket.socket] = []
+        self._free: list[int] = []
+        # Bound before it shares: a second velad must not slip in.
+        first = self._bound_socket(shared=False)
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        first.setblocking(False)
+        # Each datagram then tells how many before it found this socket full.
+        first.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
+        if address.is_unspecified:
+            # And which address of this machine it came to.
+            if address.version == 4:
+                first.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            else:
+                first.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        self._sockets.append(first)
+        # There is a group, and a program can be attached, from the second socket on.
+        try:
+            self.release(self.acquire())
+        except DeviceError:
+            self.close()
+            raise
+
+    def __str__(self) -> str:
+        return str(Endpoint(self.address, self.port))
+
+    @property
+    def control_socket(self) -> socket.socket:
+        """The supervisor's, non-blocking: control messages, and all that no circuit claims."""
+        return self._sockets[0]
+
+    def serves(self, family: Family) -> bool:
+        """Tell whether datagrams of this family arrive here."""
+        if self.address.version == 4:
+            return family is Family.IPV4
+        return family is Family.IPV6 or (not self._only_ipv6 and self.address == IPv6Address("::"))
+
+    def hears(self, address: IPAddress) -> bool:
+        """Tell whether datagrams to this address of the machine arrive here.
+
+        Of the groups of one port only one can: the kernel lets no other share
+        a port with one that is bound to all addresses.
+        """
+        if self.address.is_unspecified:
+            return self.serves(Family.IPV4 if address.version == 4 else Family.IPV6)
+        return self.address == address
+
+    def addressed(self, ancillary: Iterable[tuple[int, int, bytes]]) -> IPAddress:
+        """Return which address of this machine a datagram of the control socket came to.
+
+        ancillary is what recvmsg says, in a space of PKTINFO_SPACE and more.
+        """
+        for level, kind, value in ancillary:
+            if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+                return IPv4Address(_IN_PKTINFO.unpack(value)[1])
+            if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+                address = IPv6Address(_IN6_PKTINFO.unpack(value)[0])
+                return address.ipv4_mapped or address
+        return self.address
+
+    def send(self, data: bytes, here: IPAddress, remote: Endpoint) -> None:
+        """Send from an address of this machine and the listening port, without waiting.
+
+        Raises OSError: EINVAL where the machine has no such address.
+        """
+        ancillary = []
+        if self.address.is_unspecified and not here.is_unspecified:
+            ancillary.append(pktinfo(here))
+        self.control_socket.sendmsg([data], ancillary, 0, self.sockaddr(remote))
+
+    def acquire(self) -> int:
+        """Return the index of a socket for a circuit: blocking, and with nothing left in it.
+
+        Raises DeviceError where there can be no more.
+        """
+        if self._free:
+            index = self._free.pop()
+            drain(self._sockets[index])
+            return index
+        self._sockets.append(self._bound_socket(shared=True))
+        return len(self._sockets) - 1
+
+    def member(self, index: int) -> socket.socket:
+        return self._sockets[index]
+
+    def release(self, index: int) -> None:
+        """Take a socket back; the caller has steered datagrams away from it."""
+        self._free.append(index)
+
+    def steer(self, program: bytes) -> None:
+        """Let this classic BPF program choose the socket; it replaces the one before at once.
+
+        No privilege is needed, and a group keeps its program as sockets join
+        (Linux 4.5, commit 538950a1b752).
+        """
+        _attach(self._sockets[0], _SO_ATTACH_REUSEPORT_CBPF, program)
+
+    def close(self) -> None:
+        for each in self._sockets:
+            each.close()
+        self._sockets.clear()
+
+    def _bound_socket(self, *, shared: bool) -> socket.socket:
+        with ExitStack() as undo:
+            try:
+                opened = undo.enter_context(_udp_socket(self.address, only_ipv6=self._only_ipv6))
+                # All sockets of a group alike: which of them GRO looks at is the hash's choice.
+                opened.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+                _set_buffer(opened, RECEIVE_BUFFER, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
+                _set_buffer(opened, SEND_BUFFER, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+                opened.bind((str(self.address), self.port))
+            except OSError as err:
+                why = os.strerror(err.errno or 0)
+                if err.errno == errno.EAFNOSUPPORT and self.address.version == 6:
+                    why = 'this kernel has no IPv6; daemon.listen = ["0.0.0.0"] would be right'
+                raise DeviceError(f"cannot listen on {self}: {why}") from err
+            undo.pop_all()
+        return opened
+
+    @property
+    def receive_buffer(self) -> int:
+        """Bytes that the kernel granted each socket, of RECEIVE_BUFFER."""
+        return _granted(self._sockets[0], socket.SO_RCVBUF)
+
+    def sockaddr(self, endpoint: Endpoint) -> tuple[str, int]:
+        """Return an endpoint in the form in which this group's sockets send to it."""
+        if self.address.version == 6 and endpoint.address.version == 4:
+            return f"::ffff:{endpoint.address}", endpoint.port
+        return str(endpoint.address), endpoint.port
+
+
+@dataclass(frozen=True, slots=True)
+class UnderlayPath:
+    """Where a circuit sends to and receives from."""
+
+    endpoint: Endpoint
+    sources: tuple[IPAddress, ...]
+    """All addresses that the remote may send from."""
+    route: Route
+    """Its source is the local address that the remote speaks to."""
+    group: ReceiveGroup
+    """Where datagrams to that address arrive."""
+
+
+def pktinfo(here: IPAddress) -> tuple[int, int, bytes]:
+    """Return what makes sendmsg send from an address of this machine.
+
+    IPv4's also suits an AF_INET6 socket that sends to an IPv4-mapped address
+    (net/ipv4/ip_sockglue.c, ip_cmsg_send).
+    """
+    if here.version == 4:
+        return socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, here.packed, bytes(4))
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(here.packed, 0)
+
+
+def open_send_socket(local: IPAddress, port: int, remote: Endpoint) -> socket.socket:
+    """Return a blocking socket bound to (local, port) and connected to remote; it receives nothing.
+
+    Raises OSError: EADDRINUSE where another socket has the port.
+    """
+    if local.version != remote.address.version:
+        # Dual stack: the listening address is "::", its IPv4 side 0.0.0.0.
+        local = ANY_ADDRESS[remote.family]
+    opened = _udp_socket(local, only_ipv6=True)
+    try:
+        # What comes to this port is nobody's, and must not lie here unread.
+        _attach(opened, _SO_ATTACH_FILTER, _DROP_ALL)
+        opened.bind((str(local), port))
+        opened.connect((str(remote.address), remote.port))
+        _set_buffer(opened, SEND_BUFFER, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def find_route(local: IPAddress, remote: Endpoint) -> Route:
+    """Ask the kernel for the way from a listening address to a remote.
+
+    Raises OSError: ENETUNREACH where there is none.
+    """
+    if local.version != remote.address.version:
+        local = ANY_ADDRESS[remote.family]
+    with _udp_socket(local, only_ipv6=True) as probe:
+        probe.bind((str(local), 0))
+        probe.connect((str(remote.address), remote.port))
+        return Route(ip_address(probe.getsockname()[0]), route_mtu(probe))
+
+
+def route_mtu(connected: socket.socket) -> int:
+    """Return the MTU, in bytes, of the route that a UDP socket is connected along.
+
+    The outer IP header counts, and so does what ICMP said of the path. Raises
+    OSError: ENOTCONN where it is not connected.
+    """
+    if connected.family == socket.AF_INET:
+        return connected.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+    return connected.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+
+
+def set_send_buffer(sender: socket.socket) -> None:
+    """Give a socket room for what its reader has not come to yet."""
+    _set_buffer(sender, SEND_BUFFER, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+
+
+def drain(receiver: socket.socket) -> None:
+    """Throw away what is queued."""
+    try:
+        while True:
+            receiver.recv(1, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        pass
+
+
+def namespace_cookie() -> int:
+    """Return the kernel's number of this network namespace: 1 for the initial one.
+
+    Linux 5.14, commit e8b9eab99232; before it, 0.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            raw = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        except OSError:
+            return 0
+    return int.from_bytes(raw, "little")
+
+
+def _udp_socket(local: IPAddress, *, only_ipv6: bool) -> socket.socket:
+    family = socket.AF_INET if local.version == 4 else socket.AF_INET6
+    opened = socket.socket(family, socket.SOCK_DGRAM)
+    # What does not fit the path is fragmented here, on the kernel's own
+    # knowledge of it: docs/protocol.md, 3.1. Set against a system-wide default
+    # (net.ipv4.ip_no_pmtu_disc).
+    if family == socket.AF_INET6:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
+        opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_WANT)
+    opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_WANT)
+    return opened
+
+
+def _attach(opened: socket.socket, option: int, program: bytes) -> None:
+    """Hand a classic BPF program, an array of struct sock_filter, to the kernel."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = _SOCK_FPROG.pack(len(program) // _SOCK_FILTER_SIZE, ctypes.addressof(buffer))
+    opened.setsockopt(socket.SOL_SOCKET, option, fprog)
+
+
+def _set_buffer(opened: socket.socket, size: int, force: int, plain: int) -> None:
+    """Ask for size bytes; beyond the system's limit where the privilege is there."""
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, force, size)
+    except PermissionError:
+        opened.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
+def _granted(opened: socket.socket, option: int) -> int:
+    # The kernel doubles what is asked for, to have room for its own bookkeeping (socket(7)).
+    return opened.getsockopt(socket.SOL_SOCKET, option) // 2
