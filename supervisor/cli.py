@@ -10,9 +10,9 @@ from pathlib import Path
 from vela import __version__
 from vela.errors import ConfigError, VelaError
 from vela.log import configure
-from vela.supervisor.daemon import Daemon, find_mistakes
 
 from .config.reader import load_config
+from .daemon import Daemon, find_mistakes
 
 EXIT_OK = 0
 EXIT_REFUSED = 1  # by the machine: privileges, devices, ports, names in use

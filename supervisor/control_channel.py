@@ -13,22 +13,18 @@ import structlog
 from vela.address import Endpoint, IPAddress
 from vela.errors import RemoteProtocolError
 from vela.linux.underlay import ANY_ADDRESS
-from vela.negotiation import (
-    CircuitRequested,
-    Confirm,
-    Cookies,
-    Datagram,
-    Policy,
-    RejectCode,
-    Responder,
-    read_header,
-)
-from vela.supervisor.demux import ControlHandler
-from vela.supervisor.runtime.loop import EventLoop
-from vela.supervisor.runtime.names import NameSource, NameWatch
-from vela.supervisor.runtime.resolver import Answer
+from vela.signaling.codec import read_header
+from vela.signaling.cookie import Cookies
+from vela.signaling.events import CircuitRequested, Datagram
+from vela.signaling.messages import Confirm, RejectCode
+from vela.signaling.policy import Policy
+from vela.signaling.responder import Responder
 
 from .config.records import AutoconfigureConfig
+from .demux import ControlHandler
+from .runtime.loop import EventLoop
+from .runtime.names import NameSource, NameWatch
+from .runtime.resolver import Answer
 
 
 class ControlTransport(Protocol):
@@ -59,8 +55,8 @@ class Participant(Protocol):
     def converses_with(self, address: IPAddress) -> bool:
         """Tell whether messages from this address can be from its remote."""
 
-    def receive_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
-        """Take a control message; here: the address that it came to.
+    def receive_control(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
+        """Take a control message; local_address: the address that it came to.
 
         Raises RemoteProtocolError.
         """
@@ -104,7 +100,7 @@ class ControlChannel:
         self._watches.clear()
         self._resolved.clear()
         self._responder.key = key
-        self._responder.policy = None if config is None else Policy(config)
+        self._responder.policy = None if config is None else _policy_of(config)
         for source in config.sources if config is not None else ():
             if isinstance(source, str):
                 watch = NameWatch(self._loop, self._names, source, None, self._on_answer)
@@ -120,7 +116,7 @@ class ControlChannel:
     def send(self, datagrams: Iterable[Datagram]) -> None:
         """Send from the listening port. What cannot be sent is lost, as on any network."""
         for datagram in datagrams:
-            local_address = datagram.here or ANY_ADDRESS[datagram.remote.family]
+            local_address = datagram.local_address or ANY_ADDRESS[datagram.remote.family]
             try:
                 self._transport.send_control(datagram.data, local_address, datagram.remote)
             except OSError as err:
@@ -140,21 +136,21 @@ class ControlChannel:
         }
         return unanswered | {f"control_{why}": count for why, count in self._dropped.items()}
 
-    def _receive(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
+    def _receive(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
         try:
             circuit_id = read_header(data).circuit_id
             # The latest first: an earlier one may still be saying goodbye.
             for participant in reversed(self._participants.get(circuit_id, [])):
                 if participant.converses_with(source.address):
-                    participant.receive_control(data, source, here)
+                    participant.receive_control(data, source, local_address)
                     return
             requested = self._responder.receive_datagram(
                 data,
                 source,
-                self._peer_circuit_count,
                 self._loop.now(),
-                lambda confirm: self._deferral_reason(confirm, source.address),
-                here,
+                peer_circuit_count=self._peer_circuit_count,
+                deferral_reason=lambda confirm: self._deferral_reason(confirm, source.address),
+                local_address=local_address,
             )
         except RemoteProtocolError as err:
             self._dropped[err.reason] += 1
@@ -183,3 +179,16 @@ class ControlChannel:
         resolved = tuple(each for known in self._resolved.values() for each in known)
         self._responder.policy = replace(policy, resolved=resolved)
         return True
+
+
+def _policy_of(config: AutoconfigureConfig) -> Policy:
+    """Return the rules of the [autoconfigure] table; its host names are resolved later."""
+    networks = tuple(each for each in config.sources if not isinstance(each, str))
+    return Policy(
+        accept=config.accept,
+        sources=networks if config.sources else None,
+        networks=config.networks,
+        bridges=config.bridges,
+        interfaces=config.interfaces,
+        max_circuits=config.max_circuits,
+    )

@@ -15,7 +15,8 @@ from pathlib import Path
 import structlog
 
 from vela.errors import DeviceError, VelaError
-from vela.supervisor.runtime.loop import EventLoop, Timer
+
+from .runtime.loop import EventLoop, Timer
 
 MAX_REQUEST = 65536  # bytes; commands are short
 MAX_UNSENT = 4 << 20  # bytes; a status of 255 circuits takes 300 000

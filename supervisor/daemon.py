@@ -24,21 +24,21 @@ from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.tap import check_tun
 from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_cookie
-from vela.supervisor.circuit.keeper import CHECK_INTERVAL_S
-from vela.supervisor.circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
-from vela.supervisor.control_channel import ControlChannel
-from vela.supervisor.control_socket import ControlSocket, Reply
-from vela.supervisor.demux import Demux
-from vela.supervisor.notify import READY, STOPPING, notify
-from vela.supervisor.registry.registry import Registry
-from vela.supervisor.runtime.burst import Burst
-from vela.supervisor.runtime.loop import EventLoop
-from vela.supervisor.runtime.names import Names
-from vela.supervisor.status import DaemonStatus, document
 
+from .circuit.keeper import CHECK_INTERVAL_S
+from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
 from .config.key import load_key
 from .config.reader import load_config
 from .config.records import Config, DaemonConfig
+from .control_channel import ControlChannel
+from .control_socket import ControlSocket, Reply
+from .demux import Demux
+from .notify import READY, STOPPING, notify
+from .registry.registry import Registry
+from .runtime.burst import Burst
+from .runtime.loop import EventLoop
+from .runtime.names import Names
+from .status import DaemonStatus, document
 
 # A minute; what little there is takes 5 ms to collect.
 CHECKS_BETWEEN_COLLECTIONS = 60

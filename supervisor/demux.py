@@ -28,9 +28,10 @@ from vela.linux.underlay import (
     find_route,
 )
 from vela.linux.underlay import Route as Way
-from vela.supervisor.runtime.burst import Burst
-from vela.supervisor.runtime.loop import EventLoop, Timer
 from vela.wire import CONTROL_CIRCUIT_ID, MAX_UDP_PAYLOAD
+
+from .runtime.burst import Burst
+from .runtime.loop import EventLoop, Timer
 
 # Datagrams taken before the loop looks at anything else: a flood must not hold
 # up a worker's restart. 64 of them take about 1 ms.

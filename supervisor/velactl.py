@@ -11,9 +11,9 @@ from typing import Any
 
 from vela import __version__
 from vela.errors import VelaError
-from vela.supervisor.control_socket import ask
 
 from .config.records import DaemonConfig
+from .control_socket import ask
 
 TIMEOUT_S = 5.0
 

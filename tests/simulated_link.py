@@ -10,22 +10,16 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, ip_address, ip_network
 
 from vela.address import Endpoint
-from vela.agreement import (
-    Agreed,
-    Agreement,
-    CircuitRequested,
-    Closed,
-    Datagram,
-    Event,
-    OfferChanged,
-)
-from vela.circuit import AutoconfigureConfig, PeerConfig
-from vela.control import Capability, Description, MessageType, read_header
-from vela.cookie import Cookies
 from vela.errors import RemoteProtocolError
-from vela.policy import Policy
-from vela.responder import Responder
-from vela.session import Session, State
+from vela.signaling.agreement import Agreement
+from vela.signaling.codec import read_header
+from vela.signaling.cookie import Cookies
+from vela.signaling.events import Agreed, CircuitRequested, Closed, Datagram, Event, OfferChanged
+from vela.signaling.inputs import State
+from vela.signaling.messages import Capability, Description, MessageType, Offer
+from vela.signaling.policy import Policy
+from vela.signaling.responder import Responder
+from vela.signaling.session import Session
 
 ROUTER1 = Endpoint(ip_address("192.0.2.1"), 48621)
 ROUTER2 = Endpoint(ip_address("192.0.2.2"), 48621)
@@ -48,13 +42,14 @@ LOCAL2 = Description(
     keepalive_ms=5000,
     own=ROUTER2,
 )
-OFFER = PeerConfig(interface="vela0", addresses=(IPv4Interface("172.16.16.2/30"),))
+OFFER = Offer(interface="vela0", addresses=(IPv4Interface("172.16.16.2/30"),))
 POLICY = Policy(
-    AutoconfigureConfig(
-        sources=(ip_network("192.0.2.0/24"),),
-        networks=(ip_network("172.16.0.0/12"),),
-        bridges=("br-lan",),
-    )
+    accept=True,
+    sources=(ip_network("192.0.2.0/24"),),
+    networks=(ip_network("172.16.0.0/12"),),
+    bridges=("br-lan",),
+    interfaces="vela*",
+    max_circuits=64,
 )
 
 
@@ -70,12 +65,12 @@ class Machine:
         *,
         key: bytes | None = KEY,
         policy: Policy | None = None,
-        offer: PeerConfig | None = None,
+        offer: Offer | None = None,
     ) -> None:
         """offer: what the configuration here gives the remote; None: it has no circuit."""
         self.endpoint, self.remote, self.local, self.key = endpoint, remote, local, key
         self.randomness, self.policy, self.offer = randomness, policy, offer
-        self.kept: PeerConfig | None = None
+        self.kept: Offer | None = None
         self.obstacle = ""
         """Why it cannot carry frames."""
         self.events: list[tuple[float, Event]] = []
@@ -116,7 +111,12 @@ class Machine:
                 if session.ignored == ignored:
                     self.taken.add(data)
             else:
-                self._take(self.responder.receive_datagram(data, source, lambda: 0, now), now)
+                self._take(
+                    self.responder.receive_datagram(
+                        data, source, now, peer_circuit_count=lambda: 0
+                    ),
+                    now,
+                )
                 self.taken.add(data)
         except RemoteProtocolError:
             self.refused += 1
@@ -272,10 +272,19 @@ def both_active(seed: int) -> Link:
     return Link(
         (
             Machine(ROUTER1, ROUTER2, LOCAL1, dice, offer=OFFER),
-            Machine(ROUTER2, ROUTER1, LOCAL2, dice, offer=PeerConfig()),
+            Machine(ROUTER2, ROUTER1, LOCAL2, dice, offer=Offer()),
         ),
         dice,
     )
+
+
+def nonces(session: Session) -> tuple[int, int] | None:
+    """Return the nonces of a session, the smaller first: the same for both ends."""
+    link = session._link
+    if link is None or not link.remote_nonce:
+        return None
+    low, high = sorted((link.local_nonce, link.remote_nonce))
+    return low, high
 
 
 def agreed_values(machine: Machine) -> Agreement:

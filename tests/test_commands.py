@@ -432,7 +432,9 @@ def test_change_that_the_other_end_refuses_leaves_its_circuit_as_it_was(
         assert addresses(routers.b.namespace, NAME) == {"172.16.16.2/30", "fd00:16::2/64"}
         assert set(stored(both.b)) == {NAME}
         told = both.b.wait_for_state(NAME, "rejected")["reason"]
-        assert told == "the other end wants this circuit otherwise, and is refused that here"
+        assert (
+            told == "the other end wants other settings for this circuit, and this end refuses them"
+        )
 
         # What was wanted before is still to be had.
         both.a.configure(asking(routers.b.ipv4))

@@ -25,9 +25,9 @@ from simulated_link import (
 )
 
 from vela.address import Endpoint
-from vela.circuit import PeerConfig
-from vela.control import CloseReason, MessageType, read_header
-from vela.session import State
+from vela.signaling.codec import read_header
+from vela.signaling.inputs import State
+from vela.signaling.messages import CloseReason, MessageType, Offer
 
 PROBED = 200
 # Where the intact message is answered at once.
@@ -85,9 +85,9 @@ class Recorder(Machine):
 
 
 def machines(
-    key: bytes | None, randomness: random.Random, *, offer2: PeerConfig | None, accept: bool
+    key: bytes | None, randomness: random.Random, *, offer2: Offer | None, accept: bool
 ) -> tuple[Recorder, Recorder]:
-    policy = replace(POLICY, config=replace(POLICY.config, accept=accept))
+    policy = replace(POLICY, accept=accept)
     return (
         Recorder(ROUTER1, ROUTER2, LOCAL1, randomness, key=key, offer=OFFER),
         Recorder(
@@ -106,7 +106,7 @@ def machines(
 def meetings(key: bytes | None) -> dict[str, Meeting]:
     """Return where messages of all types meet the state that they are for."""
     found: dict[str, Meeting] = {}
-    for offer2, accept in ((None, True), (PeerConfig(), True), (None, False)):
+    for offer2, accept in ((None, True), (Offer(), True), (None, False)):
         dice = random.Random(1)
         pair = machines(key, dice, offer2=offer2, accept=accept)
         link = Link(pair, dice)
@@ -115,7 +115,7 @@ def meetings(key: bytes | None) -> dict[str, Meeting]:
         first = pair[0].session
         assert first is not None
         if first.state is State.UP:
-            first.probe(PROBED, link.now)
+            first.probe(PROBED)
             link.collect(pair[0])
             link.run(link.now + 1)
             # One begins anew, and is asked by the other, which does not know.

@@ -31,16 +31,6 @@ ROOMS = """
     vela vela.supervisor
 """
 
-NOT_YET_MOVED = {
-    **{
-        f"vela.{name}": "vela.signaling"
-        for name in (
-            *("control", "agreement", "policy", "cookie", "limiter", "session", "responder"),
-            "negotiation",
-        )
-    },
-    "vela.circuit": "vela.linux",
-}
 
 OWNERS = {
     "toml": "vela.supervisor.config.syntax",
@@ -63,7 +53,7 @@ def room_of(module: str) -> str | None:
     """Return the room that a module belongs to; the two packages themselves are rooms."""
     if module in ("vela", "vela.supervisor"):
         return module
-    name = NOT_YET_MOVED.get(module, module)
+    name = module
     while name not in ("vela", "vela.supervisor"):
         if name in HEIGHTS:
             return name

@@ -8,13 +8,13 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from vela.address import Endpoint, IPAddress, Remote
-from vela.agreement import CircuitRequested
-from vela.control import Capability, Confirm, Description, RejectCode
 from vela.errors import ConfigError
-from vela.policy import Policy
+from vela.signaling.events import CircuitRequested
+from vela.signaling.messages import Capability, Confirm, Description, Offer, RejectCode
+from vela.signaling.policy import Policy
 from vela.supervisor.circuit.circuit import Origin
 from vela.supervisor.circuit.lifecycle import State
-from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, PeerConfig
+from vela.supervisor.config.records import CircuitConfig
 from vela.supervisor.registry.requests import (
     Refuse,
     SetUp,
@@ -27,9 +27,14 @@ from vela.supervisor.registry.requests import (
 
 ROUTER = ip_address("192.0.2.9")
 DESCRIPTION = Description(bytes.fromhex("02005e100001"), 1471, Capability(0), 48621, 2500)
-OFFER = PeerConfig(interface="vela7", addresses=(ip_interface("172.16.0.2/30"),))
+OFFER = Offer(interface="vela7", addresses=(ip_interface("172.16.0.2/30"),))
 POLICY = Policy(
-    AutoconfigureConfig(networks=(ip_network("172.16.0.0/12"),), interfaces="vela*", max_circuits=2)
+    accept=True,
+    sources=None,
+    networks=(ip_network("172.16.0.0/12"),),
+    bridges=(),
+    interfaces="vela*",
+    max_circuits=2,
 )
 
 
@@ -39,7 +44,7 @@ class Known:
     origin: Origin = Origin.PEER
     state: State = State.DOWN
     disabled: bool = False
-    offer: PeerConfig = OFFER
+    offer: Offer = OFFER
     addresses: tuple[IPAddress, ...] = (ip_address("192.0.2.8"),)
     sought_in_vain: bool = False
 
@@ -67,7 +72,7 @@ def circuit(name: str = "vela7", id: int = 7, remote: str = "192.0.2.8") -> Circ
     return CircuitConfig(name, id, Remote(remote))
 
 
-def request(offer: PeerConfig = OFFER, *, resuming: bool = False) -> CircuitRequested:
+def request(offer: Offer = OFFER, *, resuming: bool = False) -> CircuitRequested:
     confirm = Confirm(7, 1, 2, 3, DESCRIPTION, offer, resuming)
     return CircuitRequested(Endpoint(ROUTER, 48621), confirm)
 
@@ -133,7 +138,7 @@ def test_remote_that_listens_on_another_port_is_remembered_with_it() -> None:
     ],
 )
 def test_request_for_what_is_taken_is_refused_in_one_line(
-    free: Free, offer: PeerConfig, text: str
+    free: Free, offer: Offer, text: str
 ) -> None:
     assert decide(request(offer), situation(free=free)) == Refuse(RejectCode.CONFLICT, text)
 

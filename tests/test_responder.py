@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address
 
 import pytest
 from hypothesis import given
@@ -12,32 +12,36 @@ from hypothesis import strategies as st
 from simulated_link import CIRCUIT, KEY, LOCAL1, OFFER, POLICY, ROUTER1
 
 from vela.address import Endpoint
-from vela.agreement import CircuitRequested
-from vela.circuit import AutoconfigureConfig, PeerConfig
-from vela.control import (
+from vela.errors import RemoteProtocolError
+from vela.signaling.codec import decode, encode
+from vela.signaling.cookie import Cookies
+from vela.signaling.events import CircuitRequested
+from vela.signaling.limiter import MAX_SOURCES, RateLimiter
+from vela.signaling.messages import (
     Acknowledge,
     Close,
     Confirm,
     Keepalive,
     Message,
+    Offer,
     Probe,
     Reject,
     RejectCode,
     Request,
-    decode,
-    encode,
 )
-from vela.cookie import Cookies
-from vela.errors import RemoteProtocolError
-from vela.limiter import MAX_SOURCES, RateLimiter
-from vela.policy import Policy
-from vela.responder import Responder, Silence
+from vela.signaling.policy import Policy
+from vela.signaling.responder import Responder, Silence
 
 STRANGER = Endpoint(ip_address("198.51.100.7"), 48621)
 REQUEST = Request(CIRCUIT, 0x11, 0, 1, LOCAL1, OFFER, size=320)
 CONFIRM = Confirm(CIRCUIT, 0x11, 0, 2, LOCAL1, OFFER, size=320)
 KEEPALIVE = Keepalive(CIRCUIT, 0x11, 0x22, 9, LOCAL1, 8, 1_000_000, None, True)
-ANYBODY = Policy(AutoconfigureConfig(networks=POLICY.config.networks))
+ANYBODY = replace(POLICY, sources=None)
+
+
+def nobody() -> int:
+    """Return how many circuits there are that remotes have set up."""
+    return 0
 
 
 def responder(policy: Policy | None = POLICY, key: bytes | None = None, seed: int = 0) -> Responder:
@@ -53,7 +57,9 @@ def ask(
     key: bytes | None = None,
     circuits: int = 0,
 ) -> tuple[CircuitRequested | None, list[Message]]:
-    requested = answering.receive_datagram(encode(message, key), source, lambda: circuits, now)
+    requested = answering.receive_datagram(
+        encode(message, key), source, now, peer_circuit_count=lambda: circuits
+    )
     sent = answering.datagrams_to_send()
     assert all(datagram.remote == source for datagram in sent)
     return requested, [decode(datagram.data, key) for datagram in sent]
@@ -133,10 +139,11 @@ def test_request_where_no_sources_are_listed_is_answered_only_under_the_key() ->
 
 
 def test_request_from_a_listed_name_is_answered_once_it_is_resolved() -> None:
-    config = replace(POLICY.config, sources=("router1.example.net",))
+    policy = replace(POLICY, sources=())  # names alone are listed
+    resolved = replace(policy, resolved=(ROUTER1.address,))
 
-    assert ask(responder(Policy(config)), REQUEST) == (None, [])
-    assert len(ask(responder(Policy(config, (ROUTER1.address,))), REQUEST)[1]) == 1
+    assert ask(responder(policy), REQUEST) == (None, [])
+    assert len(ask(responder(resolved), REQUEST)[1]) == 1
 
 
 @pytest.mark.parametrize("sent_under", [None, b"another"])
@@ -186,7 +193,7 @@ def test_circuit_that_cannot_be_made_is_rejected_in_words() -> None:
 
 
 def test_circuits_of_others_are_limited_in_number() -> None:
-    answering = responder(replace(POLICY, config=replace(POLICY.config, max_circuits=3)))
+    answering = responder(replace(POLICY, max_circuits=3))
     confirm = acknowledged(answering)
 
     assert ask(answering, confirm, circuits=2)[0] is not None
@@ -206,23 +213,29 @@ def test_circuits_are_looked_through_for_no_stranger_before_its_cookie_is_back()
         asked.append("count")
         return 0
 
-    def withheld(_: Confirm) -> str:
-        asked.append("withheld")
+    def deferral_reason(_: Confirm) -> str:
+        asked.append("deferral_reason")
         return ""
 
     def receive(message: Message, source: Endpoint = ROUTER1) -> None:
-        answering.receive_datagram(encode(message, None), source, count, 100.0, withheld)
+        answering.receive_datagram(
+            encode(message, None),
+            source,
+            100.0,
+            peer_circuit_count=count,
+            deferral_reason=deferral_reason,
+        )
 
     for message in (REQUEST, KEEPALIVE, replace(confirm, receiver_nonce=0x99)):
         receive(message)
     receive(confirm, STRANGER)
     assert asked == []
     receive(confirm)
-    assert asked == ["withheld", "count"]
+    assert asked == ["deferral_reason", "count"]
 
 
 MESSAGES = st.one_of(
-    st.builds(replace, st.just(REQUEST), size=st.integers(0, 400), offer=st.just(PeerConfig())),
+    st.builds(replace, st.just(REQUEST), size=st.integers(0, 400), offer=st.just(Offer())),
     st.builds(
         Confirm,
         st.just(CIRCUIT),
@@ -230,7 +243,7 @@ MESSAGES = st.one_of(
         st.integers(0, 99),
         st.integers(0, 99),
         st.just(LOCAL1),
-        st.just(PeerConfig()),
+        st.just(Offer()),
         st.booleans(),
     ),
     st.builds(replace, st.just(KEEPALIVE), counter=st.integers(0, 99)),
@@ -241,20 +254,20 @@ MESSAGES = st.one_of(
 
 @given(messages=st.lists(MESSAGES, max_size=20))
 def test_answers_are_never_larger_than_what_they_answer(messages: list[Message]) -> None:
-    answering = responder(replace(POLICY, config=replace(POLICY.config, bridges=())))
+    answering = responder(replace(POLICY, bridges=()))
 
     for message in messages:
         data = encode(message, None)
-        answering.receive_datagram(data, ROUTER1, lambda: 0, 100.0)
+        answering.receive_datagram(data, ROUTER1, 100.0, peer_circuit_count=nobody)
         assert sum(len(each.data) for each in answering.datagrams_to_send()) <= len(data)
 
 
 def test_refusal_with_a_long_text_is_no_larger_than_the_smallest_confirm() -> None:
-    answering = responder(replace(POLICY, config=replace(POLICY.config, accept=False)))
-    confirm = replace(acknowledged(answering), offer=PeerConfig(), size=0)
+    answering = responder(replace(POLICY, accept=False))
+    confirm = replace(acknowledged(answering), offer=Offer(), size=0)
     data = encode(confirm, None)
 
-    answering.receive_datagram(data, ROUTER1, lambda: 0, 100.0)
+    answering.receive_datagram(data, ROUTER1, 100.0, peer_circuit_count=nobody)
 
     [answer] = answering.datagrams_to_send()
     assert len(answer.data) <= len(data)
@@ -310,7 +323,7 @@ def test_limiter_bounds_what_all_forged_sources_together_get() -> None:
 
 
 def test_policy_without_networks_allows_no_address_but_a_circuit_without() -> None:
-    policy = Policy(AutoconfigureConfig(sources=(ip_network("192.0.2.0/24"),)))
+    policy = replace(POLICY, networks=())
 
     refused = policy.judge(LOCAL1, OFFER)
     assert refused is not None
@@ -319,32 +332,36 @@ def test_policy_without_networks_allows_no_address_but_a_circuit_without() -> No
         "address 172.16.16.2/30 lies in none of autoconfigure.networks on the other end, "
         "which is empty"
     )
-    assert policy.judge(LOCAL1, PeerConfig()) is None
+    assert policy.judge(LOCAL1, Offer()) is None
 
 
 def test_answers_leave_from_the_address_that_was_asked() -> None:
-    answering, here = responder(), ip_address("198.51.100.2")
+    answering, asked_at = responder(), ip_address("198.51.100.2")
+    deferred: dict[Message, str] = {}
 
-    def nobody() -> int:
-        return 0
+    def receive(message: Message, now: float) -> CircuitRequested | None:
+        return answering.receive_datagram(
+            encode(message, None),
+            ROUTER1,
+            now,
+            peer_circuit_count=nobody,
+            deferral_reason=lambda confirm: deferred.get(confirm, ""),
+            local_address=asked_at,
+        )
 
-    answering.receive_datagram(encode(REQUEST, None), ROUTER1, nobody, 100.0, here=here)
+    receive(REQUEST, 100.0)
     [answer] = answering.datagrams_to_send()
     acknowledge = decode(answer.data, None)
     assert isinstance(acknowledge, Acknowledge)
     confirm = replace(CONFIRM, receiver_nonce=acknowledge.sender_nonce)
 
-    requested = answering.receive_datagram(encode(confirm, None), ROUTER1, nobody, 100.1, here=here)
+    requested = receive(confirm, 100.1)
     assert requested is not None
     answering.reject(requested, RejectCode.CONFLICT, "taken")
     [refusal] = answering.datagrams_to_send()
 
-    assert (answer.here, requested.here, refusal.here) == (here, here, here)
-    resuming = replace(confirm, resuming=True)
-    withheld = {confirm: "taken down", resuming: ""}
-    for message in withheld:
-        answering.receive_datagram(
-            encode(message, None), ROUTER1, nobody, 100.2, withheld.__getitem__, here
-        )
-    answering.receive_datagram(encode(KEEPALIVE, None), ROUTER1, nobody, 100.3, here=here)
-    assert [each.here for each in answering.datagrams_to_send()] == [here, here, here]
+    assert answer.local_address == requested.local_address == refusal.local_address == asked_at
+    deferred[confirm] = "taken down"
+    for message in (confirm, replace(confirm, resuming=True), KEEPALIVE):
+        receive(message, 100.2)
+    assert [each.local_address for each in answering.datagrams_to_send()] == [asked_at] * 3

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Interface, ip_address
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
 import pytest
 from simulated_link import (
@@ -23,13 +23,16 @@ from simulated_link import (
     Weather,
     agreed_values,
     both_active,
+    nonces,
     one_sided,
 )
 
 from vela.address import Endpoint
-from vela.agreement import (
+from vela.signaling.agreement import Agreement
+from vela.signaling.codec import decode, encode, read_header
+from vela.signaling.cookie import Cookies
+from vela.signaling.events import (
     Agreed,
-    Agreement,
     CircuitRequested,
     Closed,
     Down,
@@ -40,22 +43,19 @@ from vela.agreement import (
     Unanswered,
     Up,
 )
-from vela.circuit import PeerConfig
-from vela.control import (
+from vela.signaling.inputs import HANDSHAKE, AnyInput, Input, State
+from vela.signaling.messages import (
     Acknowledge,
     CloseReason,
     Confirm,
     Keepalive,
     MessageType,
+    Offer,
     Reject,
     RejectCode,
     Request,
-    decode,
-    encode,
-    read_header,
 )
-from vela.cookie import Cookies
-from vela.session import _TABLE, Input, Session, State
+from vela.signaling.session import _TABLE, Session
 
 SEEDS_AT_ONCE = 100
 BATCHES = 10
@@ -69,10 +69,9 @@ AGREED1 = Agreement(
     checksum_offload=False,
     keepalive_s=1.0,
     remote_port=48621,
-    remote_native=False,
     nat=False,
 )
-AGREED2 = replace(AGREED1, local_mac=LOCAL2.mac, remote_mac=LOCAL1.mac, remote_native=True)
+AGREED2 = replace(AGREED1, local_mac=LOCAL2.mac, remote_mac=LOCAL1.mac)
 
 
 def up_link(link: Link) -> tuple[Session, Session]:
@@ -98,7 +97,7 @@ def transitions(link: Link, since: float) -> list[object]:
     ]
 
 
-def storm(link: Link, offers: tuple[PeerConfig, ...] = ()) -> None:
+def storm(link: Link, offers: tuple[Offer, ...] = ()) -> None:
     """Lose, reorder, duplicate, delay; restart either side, the first one with any offer."""
     dice = link.randomness
     link.weather = Weather(
@@ -135,13 +134,13 @@ def weather_a_storm(link: Link) -> None:
     link.run(link.now + 6)
     settled = link.now
     first, second = sessions(link)
-    found = first.session_id, transitions(link, settled)
+    found = nonces(first), transitions(link, settled)
     link.run(settled + 6)
 
     assert link.machines[0].up
     assert link.machines[1].up
     assert (agreed_values(link.machines[0]), agreed_values(link.machines[1])) == (AGREED1, AGREED2)
-    assert first.session_id == second.session_id == found[0]
+    assert nonces(first) == nonces(second) == found[0]
     assert transitions(link, settled) == []
     assert link.answered_replays == []
 
@@ -251,7 +250,7 @@ def test_machine_restarted_is_up_again_within_a_second(make: Make, which: int) -
     up_link(link)
 
     for _ in range(10):
-        before = sessions(link)[1 - which].session_id
+        before = nonces(sessions(link)[1 - which])
         link.run(link.now + link.randomness.uniform(0, 3))
         link.machines[which].boot(link.now)
         link.collect(link.machines[which])
@@ -259,7 +258,7 @@ def test_machine_restarted_is_up_again_within_a_second(make: Make, which: int) -
 
         first, second = sessions(link)
         assert all(machine.up for machine in link.machines)
-        assert first.session_id == second.session_id != before
+        assert nonces(first) == nonces(second) != before
     assert len(link.machines[1].requested) == (make is one_sided)
 
 
@@ -283,7 +282,7 @@ def test_recorded_messages_replayed_in_any_order_change_nothing(make: Make) -> N
             storm(link)
             link.weather = QUIET
             link.run(link.now + 6)
-            before, at = sessions(link)[0].session_id, link.now
+            before, at = nonces(sessions(link)[0]), link.now
             recorded = [(source, data) for when, source, data in link.log]
             link.randomness.shuffle(recorded)
 
@@ -296,7 +295,7 @@ def test_recorded_messages_replayed_in_any_order_change_nothing(make: Make) -> N
                     assert len(answer.data) <= len(data)
                 link.run(link.now + 0.01)
 
-            assert sessions(link)[0].session_id == before
+            assert nonces(sessions(link)[0]) == before
             assert transitions(link, at) == []
 
 
@@ -493,7 +492,7 @@ def test_request_that_violates_the_policy_is_rejected_in_words(
     first, second = link.machines
     assert first.offer is not None
     first.offer = replace(first.offer, **offer)  # type: ignore[arg-type]
-    second.policy = replace(POLICY, config=replace(POLICY.config, **config))  # type: ignore[arg-type]
+    second.policy = replace(POLICY, **config)  # type: ignore[arg-type]
     link.boot()
 
     link.run(link.now + 1)
@@ -508,7 +507,7 @@ def test_request_that_violates_the_policy_is_rejected_in_words(
 def test_rejected_request_is_tried_again_and_heals() -> None:
     link = one_sided(12)
     first, second = link.machines
-    second.policy = replace(POLICY, config=replace(POLICY.config, accept=False))
+    second.policy = replace(POLICY, accept=False)
     link.boot()
     link.run(link.now + 5)
     assert first.session is not None
@@ -546,7 +545,7 @@ def test_offer_changed_reaches_the_other_end_if_policy_allows(lost: bool) -> Non
 CHANGED = replace(OFFER, addresses=(IPv4Interface("172.16.16.6/30"),))
 
 
-def resume_after_an_outage(link: Link, offer: PeerConfig) -> None:
+def resume_after_an_outage(link: Link, offer: Offer) -> None:
     """Router 1 is configured anew while router 2 is away, which is heard first when it is back."""
     up_link(link)
     first, second = link.machines
@@ -619,7 +618,10 @@ def test_session_resumed_with_an_old_offer_stays_up_until_the_new_one_can_be_ask
 
 def test_session_resumed_with_the_present_offer_is_not_asked_for_anew() -> None:
     link = one_sided(31)
-    resume_after_an_outage(link, replace(OFFER, checksum_offload=True))  # says nothing there
+    present = replace(OFFER, addresses=(*OFFER.addresses, IPv6Interface("fd00:16::2/64")))
+    link.machines[0].offer = present
+    # Addresses have no order on the wire.
+    resume_after_an_outage(link, replace(present, addresses=present.addresses[::-1]))
     back, sent = link.now, len(link.log)
     link.unheard = {(ROUTER1, MessageType.REQUEST)}
 
@@ -682,11 +684,12 @@ def test_offer_changed_against_the_policy_is_rejected_and_the_kept_one_stays() -
     assert second.kept == OFFER
     refused = second.since(changed + 300, Rejected)[-1]
     assert refused == Rejected(
-        RejectCode.OUTDATED, "the other end wants this circuit otherwise, and is refused that here"
+        RejectCode.OUTDATED,
+        "the other end wants other settings for this circuit, and this end refuses them",
     )
 
     link.weather = QUIET
-    second.policy = replace(POLICY, config=replace(POLICY.config, bridges=("br-wan",)))
+    second.policy = replace(POLICY, bridges=("br-wan",))
     second.boot(link.now)
     link.collect(second)
     link.run(link.now + 31)
@@ -697,7 +700,7 @@ def test_offer_changed_against_the_policy_is_rejected_and_the_kept_one_stays() -
 def test_rejection_of_what_the_other_end_resumes_is_over_at_once() -> None:
     link = one_sided(32)
     first, second = link.machines
-    second.policy = replace(POLICY, config=replace(POLICY.config, max_circuits=0))
+    second.policy = replace(POLICY, max_circuits=0)
     link.boot()
     link.run(link.now + 40)
     assert len(first.since(0, Rejected)) >= 4  # the next one is 24 s away at least
@@ -715,7 +718,7 @@ def test_offer_changed_that_is_not_accepted_leaves_the_session_as_it_is() -> Non
     """More than the policy has to be asked: it is for the caller to say."""
     link = one_sided(33)
     first, second = up_link(link)
-    before = second.session_id
+    before = nonces(second)
     request = next(data for _, _, data in link.log if data[2] == MessageType.REQUEST)
     link.machines[1].receive(
         encode(replace(decode(request, KEY), sender_nonce=0x77), KEY), ROUTER1, link.now
@@ -731,7 +734,7 @@ def test_offer_changed_that_is_not_accepted_leaves_the_session_as_it_is() -> Non
         assert second.next_event() is None
         assert second.datagrams_to_send() == []
 
-    assert (second.state, second.session_id) == (State.UP, before)
+    assert (second.state, nonces(second)) == (State.UP, before)
     link.run(link.now + 10)
     assert (first.state, second.state) == (State.UP, State.UP)
 
@@ -782,7 +785,7 @@ def test_probe_is_answered_with_its_size_and_no_more_bytes() -> None:
     first, _ = up_link(link)
     before = len(link.log)
 
-    assert first.probe(1472, link.now)
+    assert first.probe(1472)
     link.collect(link.machines[0])
     link.run(link.now + 0.01)
 
@@ -828,7 +831,7 @@ def test_restart_of_the_initiator_cannot_be_forged_from_elsewhere() -> None:
     link = one_sided(21, key=None)
     _, second = up_link(link)
     confirm = next(data for _, _, data in link.log if data[2] == MessageType.CONFIRM)
-    before = second.session_id
+    before = nonces(second)
 
     for nonce in range(1000):
         forged = bytearray(confirm)
@@ -836,7 +839,7 @@ def test_restart_of_the_initiator_cannot_be_forged_from_elsewhere() -> None:
         link.machines[1].receive(bytes(forged), ROUTER1, link.now)
 
     assert link.machines[1].sent() == []
-    assert second.session_id == before
+    assert nonces(second) == before
     assert second.state is State.UP
 
 
@@ -951,21 +954,21 @@ def quiet_session() -> Session:
 
 
 def test_table_has_every_message_that_a_state_can_be_sent() -> None:
-    anywhere = {Input.REQUEST, Input.CONFIRM}
-    in_session = {Input.KEEPALIVE, Input.CLOSE, Input.PROBE, Input.PROBE_REPLY, Input.REJECT}
+    anywhere: set[AnyInput] = {MessageType.REQUEST, MessageType.CONFIRM}
+    in_session = {MessageType.REJECT} | set(MessageType) - HANDSHAKE
     accepted = {Input.CONFIRM_AGAIN}
     possible = {
         State.IDLE: anywhere,
-        State.REQUESTING: anywhere | {Input.ACKNOWLEDGE, Input.REJECT},
+        State.REQUESTING: anywhere | {MessageType.ACKNOWLEDGE, MessageType.REJECT},
         State.CONFIRMING: anywhere | in_session,
         State.REJECTED: anywhere,
         State.LINKED: anywhere | in_session | accepted,
-        State.UP: anywhere | in_session | accepted | {Input.ACKNOWLEDGE},
+        State.UP: anywhere | in_session | accepted | {MessageType.ACKNOWLEDGE},
         State.SUSPENDED: anywhere,
         State.CLOSING: anywhere | in_session | accepted,
         State.CLOSED: anywhere,
     }
-    messages = anywhere | in_session | accepted | {Input.ACKNOWLEDGE}
+    messages = set(MessageType) | accepted
 
     for state in State:
         found = {happened for where, happened in _TABLE if where is state} & messages
@@ -1030,7 +1033,7 @@ def test_session_stays_at_the_address_where_it_was_accepted() -> None:
 
     sent = session.datagrams_to_send()
     assert len(sent) >= 3
-    assert {datagram.here for datagram in sent} == {session.here} == {HERE}
+    assert {datagram.local_address for datagram in sent} == {session.local_address} == {HERE}
     assert {described(each.data) for each in sent} == {Endpoint(HERE, 48621)}
     # LOCAL2 believes otherwise, which is no NAT.
     assert session.agreement == AGREED2
@@ -1046,7 +1049,7 @@ def test_request_is_answered_from_the_address_that_it_came_to() -> None:
 
     request, answer = session.datagrams_to_send()
 
-    assert (request.here, answer.here) == (HERE, ELSEWHERE)
+    assert (request.local_address, answer.local_address) == (HERE, ELSEWHERE)
     assert described(request.data) == Endpoint(HERE, 48621)
     assert read_header(answer.data).type is MessageType.ACKNOWLEDGE
 
@@ -1061,6 +1064,6 @@ def test_initiator_that_leaves_its_address_to_the_kernel_learns_it_from_the_answ
     session.receive(Acknowledge(CIRCUIT, 0x33, nonce, 1), ROUTER2, 0.1, HERE)
 
     [confirm] = session.datagrams_to_send()
-    assert (request.here, confirm.here) == (None, HERE)
+    assert (request.local_address, confirm.local_address) == (None, HERE)
     assert described(request.data) == LOCAL1.own
     assert described(confirm.data) == Endpoint(HERE, 48621)

@@ -12,7 +12,9 @@ import pytest
 from simulated_link import CIRCUIT, LOCAL1, OFFER, ROUTER2
 
 from vela.errors import RemoteProtocolError
-from vela.negotiation import Cookies, Event, Session
+from vela.signaling.cookie import Cookies
+from vela.signaling.events import Event
+from vela.signaling.session import Session
 from vela.supervisor.circuit.signaling import AFTER_FAILURE_S, SignalingChannel
 from vela.supervisor.control_channel import ControlChannel
 from vela.supervisor.demux import Demux

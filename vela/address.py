@@ -173,18 +173,28 @@ def parse_interface(text: str) -> IPInterface:
         raise ValueError(
             f"{shown(text)} has no valid prefix length; 1..{address.max_prefixlen} would be right"
         )
-    interface = ip_interface(f"{address}/{int(length)}")
+    return check_interface(ip_interface(f"{address}/{int(length)}"))
+
+
+def check_interface(interface: IPInterface) -> IPInterface:
+    """Return an address with its prefix length if one interface can have it."""
+    address, network = interface.ip, interface.network
+    _refuse_odd_notation(address)
     _refuse_group(address)
     if address.is_unspecified or address.is_loopback:
-        raise ValueError(f"{text} is no address for an interface; one from your plan would be")
-    if interface.network.prefixlen == 0:
-        raise ValueError(f"{text} covers every destination; a longer prefix would be right")
+        raise ValueError(f"{interface} is no address for an interface; one from your plan would be")
+    if network.prefixlen == 0:
+        raise ValueError(f"{interface} covers every destination; a longer prefix would be right")
     # RFC 3021 and RFC 6164: in a subnet of two, both addresses are hosts.
-    if interface.network.num_addresses > 2:
-        if address == interface.network.network_address:
-            raise ValueError(f"{text} is the subnet's own address; a host's address in it is meant")
-        if address.version == 4 and address == interface.network.broadcast_address:
-            raise ValueError(f"{text} is the subnet's broadcast; a host's address in it is meant")
+    if network.prefixlen < address.max_prefixlen - 1:
+        if address == network.network_address:
+            raise ValueError(
+                f"{interface} is the subnet's own address; a host's address in it is meant"
+            )
+        if address.version == 4 and address == network.broadcast_address:
+            raise ValueError(
+                f"{interface} is the subnet's broadcast; a host's address in it is meant"
+            )
     return interface
 
 

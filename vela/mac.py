@@ -19,11 +19,17 @@ def parse_mac(text: str) -> bytes:
     """
     if not _TEXT.fullmatch(text):
         raise ValueError(f'{text!r} is not a MAC address such as "02:00:5e:10:00:01"')
-    mac = bytes.fromhex(text.replace(":", ""))
+    return check_mac(bytes.fromhex(text.replace(":", "")))
+
+
+def check_mac(mac: bytes) -> bytes:
+    """Return six bytes if an interface can have them as its address. Raises ValueError."""
     if mac[0] & 1:
-        raise ValueError(f"{text} is a group address; an interface needs an individual one")
+        raise ValueError(
+            f"{format_mac(mac)} is a group address; an interface needs an individual one"
+        )
     if mac == bytes(MAC_LENGTH):
-        raise ValueError(f"{text} is no address")
+        raise ValueError(f"{format_mac(mac)} is no address")
     return mac
 
 

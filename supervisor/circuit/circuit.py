@@ -13,9 +13,12 @@ from typing import Protocol
 import structlog
 
 from vela.address import Endpoint, IPAddress
-from vela.agreement import (
+from vela.dataplane.frame import Elision
+from vela.errors import DeviceError, VelaError
+from vela.linux.underlay import UnderlayPath
+from vela.signaling.agreement import Agreement
+from vela.signaling.events import (
     Agreed,
-    Agreement,
     CircuitRequested,
     Closed,
     Down,
@@ -26,28 +29,25 @@ from vela.agreement import (
     Unanswered,
     Up,
 )
-from vela.control import CloseReason, Description, RejectCode
-from vela.dataplane.frame import Elision
-from vela.errors import DeviceError, VelaError
-from vela.linux.underlay import UnderlayPath
-from vela.policy import Policy
-from vela.session import Session
-from vela.session import State as SessionState
-from vela.supervisor.circuit.lifecycle import Action, Input, Lifecycle, State
-from vela.supervisor.circuit.remote import RemoteSearch, RouteSource
-from vela.supervisor.circuit.signaling import SignalingChannel
-from vela.supervisor.circuit.terms import (
+from vela.signaling.inputs import State as SessionState
+from vela.signaling.messages import CloseReason, Description, Offer, RejectCode
+from vela.signaling.policy import Policy
+from vela.signaling.session import Session
+
+from ..config.records import CircuitConfig
+from ..control_channel import ControlChannel
+from ..runtime.loop import EventLoop
+from ..runtime.names import NameSource
+from ..status import CircuitStatus, CounterStatus, WorkerStatus
+from .lifecycle import Action, Input, Lifecycle, State
+from .remote import RemoteSearch, RouteSource
+from .signaling import SignalingChannel
+from .terms import (
     Profile,
     agreed_profile,
     describe,
     static_profile,
 )
-from vela.supervisor.control_channel import ControlChannel
-from vela.supervisor.runtime.loop import EventLoop
-from vela.supervisor.runtime.names import NameSource
-from vela.supervisor.status import CircuitStatus, CounterStatus, WorkerStatus
-
-from ..config.records import CircuitConfig, PeerConfig
 
 
 class Origin(Enum):
@@ -126,7 +126,7 @@ class Circuit:
         owner: Owner,
         port: int,
         control_channel: ControlChannel | None,
-        offer: PeerConfig | None = None,
+        offer: Offer | None = None,
         key: bytes | None = None,
     ) -> None:
         """Prepare a circuit; start() or accept() begins.
@@ -137,7 +137,7 @@ class Circuit:
         """
         self.config = config
         self.origin = origin
-        self.offer = PeerConfig() if offer is None else offer
+        self.offer = Offer() if offer is None else offer
         self.disabled = False
         self._data_path = data_path
         self._loop = loop
@@ -224,7 +224,7 @@ class Circuit:
         self._started = True
         signaling.hold()
         # The path is known before anything is said, so that both ends agree at once.
-        self._path = self._remote.choose((requested.source.address,), requested.here)
+        self._path = self._remote.choose((requested.source.address,), requested.local_address)
         signaling.session.set_local(self._description(self._path), self._loop.now())
         signaling.session.accept(requested, self._loop.now())
         self._agreement = signaling.session.agreement
@@ -561,7 +561,7 @@ class Circuit:
             return None
         # Who set the circuit up knows this end by the address that it asked.
         if self.state is State.UP or self.origin is Origin.PEER:
-            return self._signaling.session.here
+            return self._signaling.session.local_address
         return None
 
     def _source_of(self, path: UnderlayPath) -> IPAddress | None:
@@ -580,7 +580,7 @@ class Circuit:
 
     def _path_to(self, endpoint: Endpoint) -> UnderlayPath:
         """Return the path to where the session's remote is. Raises DeviceError."""
-        source = self._require_signaling().session.here
+        source = self._require_signaling().session.local_address
         if source is None:
             group, route = self._routes.way_to(endpoint)
         else:

@@ -13,10 +13,11 @@ import structlog
 
 from vela import worker
 from vela.dataplane.counters import Counters
-from vela.supervisor.circuit.restart import RestartPolicy
-from vela.supervisor.runtime.loop import Callback, EventLoop, Timer
-from vela.supervisor.runtime.process import Child, fork
 from vela.worker import WorkerTask
+
+from ..runtime.loop import Callback, EventLoop, Timer
+from ..runtime.process import Child, fork
+from .restart import RestartPolicy
 
 # A worker whose queue is not empty answers within a batch. This long, and it
 # hangs: twice what a machine under heavy load was seen to keep one waiting.

@@ -22,12 +22,6 @@ from vela.linux.netlink import Netlink
 from vela.linux.tap import Tap
 from vela.linux.underlay import UnderlayPath, open_send_socket, pktinfo, set_send_buffer
 from vela.mac import derive_mac
-from vela.supervisor.circuit.keeper import WorkerKeeper
-from vela.supervisor.circuit.terms import PROVISIONAL_MTU, Profile
-from vela.supervisor.demux import DATAGRAMS_AT_ONCE, Claim, Demux
-from vela.supervisor.runtime.burst import Burst
-from vela.supervisor.runtime.loop import EventLoop, Timer
-from vela.supervisor.status import CounterStatus, WorkerStatus
 from vela.wire import (
     MAX_SOURCE_PORT,
     MAX_UDP_PAYLOAD,
@@ -39,6 +33,12 @@ from vela.wire import (
 from vela.worker import WorkerTask
 
 from ..config.records import CircuitConfig, Encapsulation
+from ..demux import DATAGRAMS_AT_ONCE, Claim, Demux
+from ..runtime.burst import Burst
+from ..runtime.loop import EventLoop, Timer
+from ..status import CounterStatus, WorkerStatus
+from .keeper import WorkerKeeper
+from .terms import PROVISIONAL_MTU, Profile
 
 # Workers that start are forked in a row, this often: what the supervisor writes to
 # between two forks is copied for each (measured with 255: 8 MB a worker, and

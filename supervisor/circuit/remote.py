@@ -8,9 +8,10 @@ from typing import Protocol
 from vela.address import Endpoint, Family, IPAddress, Remote
 from vela.errors import DeviceError
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
-from vela.supervisor.runtime.loop import EventLoop
-from vela.supervisor.runtime.names import NameSource, NameWatch
-from vela.supervisor.runtime.resolver import Answer
+
+from ..runtime.loop import EventLoop
+from ..runtime.names import NameSource, NameWatch
+from ..runtime.resolver import Answer
 
 
 class RouteSource(Protocol):

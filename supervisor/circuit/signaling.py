@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vela.address import Endpoint, IPAddress
-from vela.negotiation import CloseReason, Event, Session, State
-from vela.supervisor.control_channel import ControlChannel
-from vela.supervisor.runtime.loop import EventLoop, Timer
+from vela.signaling.events import Event
+from vela.signaling.inputs import State
+from vela.signaling.messages import CloseReason
+from vela.signaling.session import Session
+
+from ..control_channel import ControlChannel
+from ..runtime.loop import EventLoop, Timer
 
 # A session whose timer fails, which is a bug, is tried again this much later.
 AFTER_FAILURE_S = 1.0
@@ -44,9 +48,9 @@ class SignalingChannel:
         remote = self.session.remote
         return (remote is not None and remote.address == address) or address in self._sources
 
-    def receive_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
+    def receive_control(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
         try:
-            self.session.receive_datagram(data, source, self._loop.now(), here)
+            self.session.receive_datagram(data, source, self._loop.now(), local_address)
         finally:
             self.pump()
 

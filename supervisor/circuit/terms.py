@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vela.address import Endpoint, Family
-from vela.agreement import Agreement
-from vela.control import Capability, Description
 from vela.dataplane.frame import Elision
 from vela.errors import ConfigError
 from vela.linux.underlay import UnderlayPath
+from vela.signaling.agreement import Agreement
+from vela.signaling.messages import Capability, Description
 from vela.wire import MIN_IPV6_MTU, OVERHEAD, tap_mtu
 
 from ..config.records import CircuitConfig, Encapsulation, SourcePort

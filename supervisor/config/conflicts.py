@@ -13,8 +13,8 @@ from ipaddress import IPv6Address
 from typing import NamedTuple
 
 from vela.address import Family, IPAddress, IPInterface, Remote
-from vela.control import MAX_ADDRESSES
 from vela.mac import format_mac
+from vela.signaling.messages import MAX_ADDRESSES
 from vela.wire import MIN_IPV6_MTU
 
 from .records import CircuitConfig, DaemonConfig, Encapsulation

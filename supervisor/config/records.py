@@ -7,9 +7,7 @@ from enum import Enum
 from ipaddress import IPv6Address
 from pathlib import Path
 
-from vela.address import Endpoint, Family, IPAddress, IPInterface, Remote
-from vela.circuit import AutoconfigureConfig as AutoconfigureConfig
-from vela.circuit import PeerConfig as PeerConfig
+from vela.address import Endpoint, Family, IPAddress, IPInterface, IPNetwork, Remote
 from vela.dataplane.engine import Engine
 from vela.wire import DEFAULT_PORT
 
@@ -27,6 +25,19 @@ class SourcePort(Enum):
 
     AUTO = "auto"  # a port of its own, derived from the circuit
     LISTEN = "listen"  # the port that the daemon listens on
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """What the other end gets by autoconfiguration."""
+
+    interface: str | None = None
+    addresses: tuple[IPInterface, ...] = ()
+    bridge: str | None = None
+    mac: bytes | None = None
+    """Its TAP's; on a static circuit, the one thing that lets frames be elided."""
+    checksum_offload: bool = False
+    """On a static circuit: it completes inner checksums that are left to the outer one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,21 @@ class CircuitConfig:
     up: Path | None = None
     down: Path | None = None
     peer: PeerConfig = field(default_factory=PeerConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class AutoconfigureConfig:
+    """The [autoconfigure] table: what other machines may set up here."""
+
+    accept: bool = True
+    sources: tuple[IPNetwork | str, ...] = ()
+    """Networks, and host names still to be resolved. The key is called "from"."""
+    key_file: Path | None = None
+    networks: tuple[IPNetwork, ...] = ()
+    bridges: tuple[str, ...] = ()
+    interfaces: str = "vela*"
+    """A shell pattern (fnmatch)."""
+    max_circuits: int = 64
 
 
 @dataclass(frozen=True, slots=True)

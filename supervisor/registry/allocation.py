@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 
 from vela.address import IPAddress, Remote, parse_interface_name, parse_remote
 from vela.errors import ConfigError
-from vela.supervisor.circuit.circuit import Circuit
 from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
 
+from ..circuit.circuit import Circuit
 from ..config.conflicts import ConflictFinder, find_contradictions, remote_identity
 from ..config.records import CircuitConfig, DaemonConfig
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import structlog
 
 from vela.errors import DeviceError
-from vela.supervisor.circuit.circuit import Circuit, Origin
-from vela.supervisor.registry.store import Store, Stored, StoredCircuit
-from vela.supervisor.runtime.loop import EventLoop, Timer
 
+from ..circuit.circuit import Circuit, Origin
 from ..config.records import DaemonConfig
+from ..runtime.loop import EventLoop, Timer
+from .store import Store, Stored, StoredCircuit
 
 # What others set up in a burst is written to disk together, at most this often.
 SAVE_INTERVAL_S = 0.25

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import structlog
 
 from vela.errors import VelaError
-from vela.supervisor.circuit.circuit import Origin
-from vela.supervisor.circuit.lifecycle import State
-from vela.supervisor.circuit.terms import PROVISIONAL_MTU
-from vela.supervisor.registry.store import StoredCircuit
-from vela.supervisor.runtime.loop import EventLoop, Timer
-from vela.supervisor.status import CircuitStatus, CounterStatus
 
+from ..circuit.circuit import Origin
+from ..circuit.lifecycle import State
+from ..circuit.terms import PROVISIONAL_MTU
 from ..config.records import CircuitConfig
+from ..runtime.loop import EventLoop, Timer
+from ..status import CircuitStatus, CounterStatus
+from .store import StoredCircuit
 
 # What is in the way, a missing bridge say, is for a person to change.
 RETRY_INTERVAL_S = 10.0

@@ -9,27 +9,27 @@ from functools import partial
 import structlog
 
 from vela.address import IPAddress
-from vela.agreement import CircuitRequested
-from vela.control import CloseReason, Confirm, RejectCode
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
-from vela.supervisor.circuit.circuit import Circuit, DataPath, Origin
-from vela.supervisor.circuit.lifecycle import State
-from vela.supervisor.circuit.remote import RouteSource
-from vela.supervisor.control_channel import ControlChannel
-from vela.supervisor.registry import requests
-from vela.supervisor.registry.allocation import Allocation
-from vela.supervisor.registry.kept import Kept, is_named_by_peer
-from vela.supervisor.registry.pending import PendingCircuits
-from vela.supervisor.registry.requests import Refuse, SetUp, Situation, offer_of
-from vela.supervisor.registry.store import Store, Stored, StoredCircuit
-from vela.supervisor.runtime.loop import EventLoop
-from vela.supervisor.runtime.names import NameSource
-from vela.supervisor.status import CircuitStatus
+from vela.signaling.events import CircuitRequested
+from vela.signaling.messages import CloseReason, Confirm, RejectCode
 
+from ..circuit.circuit import Circuit, DataPath, Origin
+from ..circuit.lifecycle import State
+from ..circuit.remote import RouteSource
 from ..config.key import load_key
 from ..config.reader import parse_circuits
 from ..config.records import CircuitConfig, Config, Encapsulation
+from ..control_channel import ControlChannel
+from ..runtime.loop import EventLoop
+from ..runtime.names import NameSource
+from ..status import CircuitStatus
+from . import requests
+from .allocation import Allocation
+from .kept import Kept, is_named_by_peer
+from .pending import PendingCircuits
+from .requests import Refuse, SetUp, Situation, offer_of
+from .store import Store, Stored, StoredCircuit
 
 # Between the first steps of circuits at start: a remote that sets up its ends takes about
 # as long for each, and must not be asked again before it comes to it.
@@ -387,7 +387,7 @@ class Registry:
             owner=self,
             port=self._port,
             control_channel=None if static else self._control_channel,
-            offer=offer_of(config, named_by_peer) if origin is Origin.PEER else config.peer,
+            offer=offer_of(config, origin, named_by_peer),
             key=key,
         )
 
@@ -413,7 +413,7 @@ class Registry:
             policy = self._control_channel.policy
             if policy is None:
                 raise ConfigError("another machine set it up, and there is no [autoconfigure]")
-            refused = policy.judge_offer(offer_of(kept.config, kept.named_by_peer))
+            refused = policy.judge_offer(offer_of(kept.config, kept.origin, kept.named_by_peer))
             if refused is not None:
                 raise ConfigError(refused.text)
         self._allocation.check_free(kept.config)

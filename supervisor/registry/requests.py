@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vela.address import Endpoint, IPAddress, Remote
-from vela.agreement import CircuitRequested
-from vela.control import Confirm, RejectCode
 from vela.errors import VelaError
-from vela.policy import Policy
-from vela.supervisor.circuit.circuit import Origin
-from vela.supervisor.circuit.lifecycle import State
+from vela.signaling.events import CircuitRequested
+from vela.signaling.messages import Confirm, Offer, RejectCode
+from vela.signaling.policy import Policy
 
-from ..config.records import CircuitConfig, PeerConfig
+from ..circuit.circuit import Origin
+from ..circuit.lifecycle import State
+from ..config.records import CircuitConfig
 
 
 class KnownCircuit(Protocol):
@@ -33,7 +33,7 @@ class KnownCircuit(Protocol):
     def disabled(self) -> bool: ...
 
     @property
-    def offer(self) -> PeerConfig: ...
+    def offer(self) -> Offer: ...
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]: ...
@@ -87,7 +87,7 @@ def decide(requested: CircuitRequested, now: Situation) -> SetUp | Refuse:
     """Decide on a request for a circuit that this machine does not have with that address."""
     try:
         wanted = requested.offer.interface
-        name = wanted or now.free.free_name(now.policy.config.interfaces)
+        name = wanted or now.free.free_name(now.policy.interfaces)
         config = config_for(requested, name, now.port)
         if _is_pending_for_another(config, now.pending):
             return Refuse(RejectCode.CONFLICT, from_here(f"there is a circuit {name} already"))
@@ -116,7 +116,7 @@ def decide_change(
         if name is None and circuit.offer.interface is None:
             name = before
         elif name is None:
-            name = now.free.free_name(now.policy.config.interfaces)
+            name = now.free.free_name(now.policy.interfaces)
         config = config_for(requested, name, now.port)
         now.free.check_free(config, before)
     except VelaError as err:
@@ -193,9 +193,12 @@ def config_for(requested: CircuitRequested, name: str, port: int) -> CircuitConf
     )
 
 
-def offer_of(config: CircuitConfig, named_by_peer: bool) -> PeerConfig:
-    """Return what the remote wanted here, from the circuit that came of it."""
-    return PeerConfig(
+def offer_of(config: CircuitConfig, origin: Origin, named_by_peer: bool) -> Offer:
+    """Return the settings for the remote; of a circuit that it set up, those it wanted here."""
+    if origin is not Origin.PEER:
+        peer = config.peer
+        return Offer(peer.interface, peer.addresses, peer.bridge, peer.mac)
+    return Offer(
         interface=config.name if named_by_peer else None,
         addresses=config.addresses,
         bridge=config.bridge,

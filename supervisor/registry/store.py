@@ -14,8 +14,8 @@ from pathlib import Path
 import structlog
 
 from vela.errors import ConfigError, DeviceError
-from vela.supervisor.circuit.circuit import Origin
 
+from ..circuit.circuit import Origin
 from ..config.reader import format_circuit, parse_circuits
 from ..config.records import CircuitConfig, DaemonConfig
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from vela.supervisor.runtime.loop import Callback, EventLoop, Timer
+from .loop import Callback, EventLoop, Timer
 
 
 class Burst:

@@ -14,10 +14,11 @@ import structlog
 from vela.address import Family, IPAddress
 from vela.errors import ResolutionError
 from vela.linux.confinement import User, confine
-from vela.supervisor.runtime import resolver
-from vela.supervisor.runtime.loop import EventLoop, Timer
-from vela.supervisor.runtime.process import Child, fork
-from vela.supervisor.runtime.resolver import Answer, Resolver, ResolverLostError
+
+from . import resolver
+from .loop import EventLoop, Timer
+from .process import Child, fork
+from .resolver import Answer, Resolver, ResolverLostError
 
 # A watched name is looked up again this often, as names change their addresses.
 REFRESH_INTERVAL_S = 60.0

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vela.address import Endpoint
-from vela.circuit import PeerConfig
-from vela.control import (
+from vela.errors import RemoteProtocolError
+from vela.signaling.codec import decode, encode, read_header, rejection
+from vela.signaling.messages import (
     MAX_MESSAGE,
     Acknowledge,
     Capability,
@@ -26,17 +27,13 @@ from vela.control import (
     Keepalive,
     Message,
     MessageType,
+    Offer,
     Probe,
     ProbeReply,
     Reject,
     RejectCode,
     Request,
-    decode,
-    encode,
-    read_header,
-    rejection,
 )
-from vela.errors import RemoteProtocolError
 
 VECTORS = Path(__file__).parent / "vectors"
 KEY = bytes.fromhex("000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f")
@@ -52,7 +49,7 @@ DESCRIPTION = Description(
     own=ROUTER1,
     seen=ROUTER2,
 )
-OFFER = PeerConfig(
+OFFER = Offer(
     interface="vela0",
     addresses=(IPv4Interface("172.16.16.2/30"), IPv6Interface("fd00:16::2/64")),
     bridge="br-lan",
@@ -223,7 +220,7 @@ def test_unknown_tlvs_are_skipped() -> None:
         ("01 0006 02005e100009", "TLV 1 twice"),
         ("08 0005 76656c6131", "TLV 8 twice"),
         ("15 0000 15 0000", "TLV 21 twice"),
-        ("09 0005 ac101002 1e", "172.16.16.2 twice"),
+        ("09 0005 ac101002 1e", "172.16.16.2/30 twice"),
         ("09 0004 ac101002", "TLV 9 of 4 bytes"),
         ("09 0005 ac101002 21", "prefix length"),
         ("09 0005 ac101002 00", "covers every destination"),
@@ -251,8 +248,8 @@ def test_request_with_a_wrong_tlv_is_malformed(tlv: str, said: str) -> None:
         ("020004 000005bf", "020004 00000043", "MTU 67"),
         ("020004 000005bf", "020004 ffffffff", "MTU 4294967295"),
         ("020004 000005bf", "c80004 000005bf", "TLV 2 is missing"),
-        ("040002 bded", "040002 0000", "port 0"),
-        ("070004 00001388", "070004 00000063", "keepalive 99"),
+        ("040002 bded", "040002 0000", "PORT 0"),
+        ("070004 00001388", "070004 00000063", "KEEPALIVE 99"),
         ("080005 76656c6130", "080005 76652f6130", "no interface name"),
         ("080005 76656c6130", "080005 76656cff30", "ascii"),
         ("0b0006 62722d6c616e", "0b0006 62720a6c616e", "no interface name"),
@@ -315,7 +312,7 @@ def test_request_with_too_much_to_say_is_refused_here() -> None:
     addresses = tuple(IPv4Interface(f"10.0.{i}.1/24") for i in range(33))
 
     with pytest.raises(ValueError, match="33 addresses; 32 fit"):
-        encode(Request(1, 2, 0, 1, DESCRIPTION, PeerConfig(addresses=addresses)), None)
+        encode(Request(1, 2, 0, 1, DESCRIPTION, Offer(addresses=addresses)), None)
 
 
 U64 = st.integers(0, 2**64 - 1)
@@ -342,9 +339,7 @@ ADDRESSES = st.integers(0, 16).flatmap(
         ),
     ).map(lambda both: both[0] + both[1])
 )
-OFFERS = st.builds(
-    PeerConfig, interface=NAMES, addresses=ADDRESSES, bridge=NAMES, mac=st.none() | MACS
-)
+OFFERS = st.builds(Offer, interface=NAMES, addresses=ADDRESSES, bridge=NAMES, mac=st.none() | MACS)
 COMMON = (st.integers(1, 255), U64, U64, st.integers(0, 2**63 - 1))
 TEXTS = st.text(max_size=50).filter(str.isprintable)
 MESSAGES = st.one_of(

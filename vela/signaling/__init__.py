@@ -1,0 +1,1 @@
+"""The handshake and the liveness of circuits. Pure: no sockets, no clock."""

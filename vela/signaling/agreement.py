@@ -1,0 +1,47 @@
+"""The values that both ends of a circuit agree on, from what each says about itself. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vela.address import Endpoint
+from vela.signaling.messages import Capability, Description
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Both ends compute the same values, with local and remote exchanged."""
+
+    local_mac: bytes
+    remote_mac: bytes
+    mtu: int
+    """The smaller one."""
+    elision: bool
+    """Both ends can."""
+    checksum_offload: bool
+    """Both ends can."""
+    keepalive_s: float
+    """The smaller interval."""
+    remote_port: int
+    """The port that the remote says it listens on."""
+    nat: bool
+    """An address or port is translated on the way: send from the listening port."""
+
+
+def agree(local: Description, remote: Description, source: Endpoint) -> Agreement:
+    """Return what two descriptions agree on; source: where the remote's messages come from."""
+    both = local.capabilities & remote.capabilities
+    return Agreement(
+        local_mac=local.mac,
+        remote_mac=remote.mac,
+        mtu=min(local.mtu, remote.mtu),
+        elision=Capability.ELISION in both,
+        checksum_offload=Capability.CHECKSUM_OFFLOAD in both,
+        keepalive_s=min(local.keepalive_ms, remote.keepalive_ms) / 1000,
+        remote_port=remote.port,
+        nat=_differ(remote.own, source) or _differ(local.own, remote.seen),
+    )
+
+
+def _differ(own: Endpoint | None, seen: Endpoint | None) -> bool:
+    return own is not None and seen is not None and own != seen

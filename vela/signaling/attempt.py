@@ -1,0 +1,133 @@
+"""How an end that seeks its remote goes on: tries, repeats, refusals. Pure.
+
+docs/protocol.md, sections 4.2, 4.3 and 4.6.
+"""
+
+from __future__ import annotations
+
+import random
+
+from vela.address import Endpoint
+from vela.backoff import Backoff, Jitter
+
+# Without a session: a REQUEST each second, so that a link that comes back carries frames again
+# within two seconds; after five minutes less and less often.
+FIRST_REPEAT_S = 0.5
+REPEAT_S = 1.0
+LONGEST_REPEAT_S = 30.0
+EAGER_S = 300.0
+JITTER = 0.2  # taken off: many circuits must not ask in step
+
+# A cookie is void after the remote's restart, so not for long; yet longer than any round trip.
+CONFIRM_REPEAT_S = 0.3
+CONFIRM_TIMEOUT_S = 2.5
+
+FIRST_REJECTED_S = 2.0
+
+# A REQUEST beside a session with outdated settings. There is no hurry, as the session works.
+FIRST_RENEWAL_S = 10.0
+LONGEST_RENEWAL_S = 300.0
+
+UNANSWERED_TRIES = 3  # REQUESTs to one address, before another address is to be tried
+INSISTING_TRIES = 3  # REQUESTs, before a remote may resume outdated settings
+RESOLVE_TRIES = 8  # REQUESTs, between two look-ups of the name
+
+
+class Attempt:
+    """What an end has tried since its session was lost, and when it tries again."""
+
+    def __init__(self, randomness: random.Random) -> None:
+        self._jitter = Jitter(randomness, shorter=JITTER)
+        self._late_repeats = Backoff(2 * REPEAT_S, LONGEST_REPEAT_S, self._jitter)
+        self._confirms = Backoff(CONFIRM_REPEAT_S, CONFIRM_TIMEOUT_S)
+        self._rejections = Backoff(FIRST_REJECTED_S, LONGEST_REPEAT_S, self._jitter)
+        self._renewals = Backoff(FIRST_RENEWAL_S, LONGEST_RENEWAL_S, self._jitter)
+        self._began_at = 0.0
+        self._sent_at = 0.0
+        self._tries = self._tries_at_endpoint = 0
+        # The number of tries when a remote with outdated settings was first heard.
+        self._insisting_from: int | None = None
+        self.refused = False
+        """The remote has refused the settings that this end wants."""
+        self.wrong_tag = False
+        """A message with a wrong tag came since the last session."""
+
+    def begin(self, now: float) -> None:
+        """Begin to seek the remote."""
+        self._began_at = now
+        self._tries = self._tries_at_endpoint = 0
+        self._insisting_from = None
+        self._late_repeats.reset()
+
+    def succeed(self) -> None:
+        """Take note that there is a session."""
+        self._rejections.reset()
+        self.refused = self.wrong_tag = False
+
+    def change_endpoint(self) -> None:
+        """Take note that the next REQUEST goes to another address or port."""
+        self._tries_at_endpoint = 0
+
+    # REQUESTs.
+
+    def count_request(self, now: float) -> float:
+        """Take note of a REQUEST that is sent now; return the delay before the next, in seconds."""
+        self._tries += 1
+        self._tries_at_endpoint += 1
+        self._sent_at = now
+        if self._tries == 1:
+            return self._jitter.apply(FIRST_REPEAT_S)
+        if now - self._began_at < EAGER_S:
+            return self._jitter.apply(REPEAT_S)
+        return self._late_repeats.next_delay_s()
+
+    def earliest_request(self, now: float) -> float:
+        """Return when the next REQUEST may be sent, if there is a reason to hurry."""
+        return max(now, self._sent_at + CONFIRM_REPEAT_S)
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether the last REQUEST is the third in a row at this address, or the sixth, ..."""
+        return self._tries_at_endpoint % UNANSWERED_TRIES == 0
+
+    @property
+    def wants_lookup(self) -> bool:
+        """Whether the name is to be looked up again after the last REQUEST."""
+        return self._tries % RESOLVE_TRIES == 0
+
+    def unanswered_reason(self, remote: Endpoint) -> str:
+        """Return why there may be no answer, in a sentence for the operator."""
+        if self.wrong_tag:
+            return f"messages from {remote} carry a wrong tag: the keys of both ends differ"
+        return (
+            f"no answer from {remote}: no velad there, a firewall between, "
+            "or its autoconfigure does not list this machine or has another key"
+        )
+
+    def insists(self) -> bool:
+        """Tell whether this end still asks for its own settings, as a remote resumes outdated ones.
+
+        Only for some tries after the remote is first heard: perhaps it can
+        reach this end, and this end cannot reach it.
+        """
+        if self._insisting_from is None:
+            self._insisting_from = self._tries
+        return self._tries - self._insisting_from <= INSISTING_TRIES
+
+    # CONFIRMs, rejections, renewals: the delay before the next, in seconds.
+
+    def begin_confirming(self) -> None:
+        self._confirms.reset()
+
+    def confirm_delay_s(self) -> float:
+        return self._confirms.next_delay_s()
+
+    def rejected_delay_s(self) -> float:
+        return self._rejections.next_delay_s()
+
+    def renewal_delay_s(self) -> float:
+        return self._renewals.next_delay_s()
+
+    def end_renewals(self) -> None:
+        """Take note that the remote has the settings that this end wants."""
+        self._renewals.reset()

@@ -1,0 +1,126 @@
+"""What a session tells its owner: events, and datagrams to send. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vela.address import Endpoint, IPAddress
+from vela.signaling.agreement import Agreement
+from vela.signaling.messages import Confirm, Description, Offer
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """To be sent from the listening socket."""
+
+    data: bytes
+    remote: Endpoint
+    local_address: IPAddress | None = None
+    """The source address; None: the kernel chooses."""
+    dont_fragment: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitRequested:
+    """A remote asks for a circuit on this host, has proved its address, and the policy allows it.
+
+    Answer with Session.accept, or with Responder.reject.
+    """
+
+    source: Endpoint
+    confirm: Confirm
+    local_address: IPAddress | None = None
+    """The address of this host that the remote asked."""
+
+    @property
+    def circuit_id(self) -> int:
+        return self.confirm.circuit_id
+
+    @property
+    def description(self) -> Description:
+        return self.confirm.description
+
+    @property
+    def offer(self) -> Offer:
+        """The settings that this end is to have."""
+        return self.confirm.offer
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """These values apply from now on. Comes before Up, and again whenever one changes."""
+
+    agreement: Agreement
+
+
+@dataclass(frozen=True, slots=True)
+class OfferChanged:
+    """The remote that set up this circuit wants other settings, and the policy allows them.
+
+    Answer with accept() of another session, which replaces this one; this one
+    continues until then. Or answer with Responder.reject.
+    """
+
+    requested: CircuitRequested
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """Each end has heard that the other end hears it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The session was up and is no longer. It goes on trying."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """Three requests in a row were not answered, or three more.
+
+    Call Session.set_remote if the remote has another address.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The remote refuses. The session tries again later."""
+
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveWanted:
+    """Look up the remote's name again, and call Session.set_remote."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeAnswered:
+    """A probe of this size, in bytes of UDP payload, arrived."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The session is over: close() was called, or the remote deleted the circuit."""
+
+    by_remote: bool
+
+
+Event = (
+    Agreed
+    | OfferChanged
+    | Up
+    | Down
+    | Unanswered
+    | Rejected
+    | ResolveWanted
+    | ProbeAnswered
+    | Closed
+)

@@ -1,0 +1,122 @@
+"""What can happen to a session, and which messages count. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TypeVar
+
+from vela.address import Endpoint, IPAddress
+from vela.signaling.link import Link
+from vela.signaling.messages import (
+    Acknowledge,
+    Confirm,
+    Message,
+    MessageType,
+    Reject,
+    RejectCode,
+    Request,
+    type_of,
+)
+
+_M = TypeVar("_M", bound=Message)
+
+
+class State(Enum):
+    """IDLE and CLOSED do nothing, SUSPENDED refuses; all others but CLOSING strive for UP."""
+
+    IDLE = auto()
+    REQUESTING = auto()
+    CONFIRMING = auto()
+    REJECTED = auto()
+    LINKED = auto()  # both ends have the session, and may not hear each other yet
+    UP = auto()
+    SUSPENDED = auto()  # this end cannot carry frames
+    CLOSING = auto()
+    CLOSED = auto()
+
+
+class Input(Enum):
+    """An input that is not the first message of its kind."""
+
+    START = auto()
+    ACCEPT = auto()
+    CLOSE_WANTED = auto()
+    SEND_DUE = auto()
+    RENEWAL_DUE = auto()
+    EXPIRED = auto()
+    CONFIRM_AGAIN = auto()  # of the session that an earlier CONFIRM began
+
+
+HANDSHAKE = frozenset(
+    {MessageType.REQUEST, MessageType.ACKNOWLEDGE, MessageType.CONFIRM, MessageType.REJECT}
+)
+"""The messages that are of no session yet, or of none any more. All others count in one."""
+
+AnyInput = Input | MessageType
+"""A message is the input of its type, if it counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """When an input came; and the message, if it is one."""
+
+    now: float
+    message: Message | None = None
+    _source: Endpoint | None = None
+    local_address: IPAddress | None = None
+    """The address of this host that the message came to."""
+
+    def message_of(self, kind: type[_M]) -> _M:
+        if not isinstance(self.message, kind):
+            raise RuntimeError(f"{self.message} where {kind.__name__} is due")
+        return self.message
+
+    @property
+    def source(self) -> Endpoint:
+        if self._source is None:
+            raise RuntimeError("an input without a source")
+        return self._source
+
+
+def classify(
+    received: Received,
+    state: State,
+    link: Link | None,
+    renewal: Link | None,
+    has_valid_cookie: Callable[[Received], bool],
+) -> AnyInput | None:
+    """Return which input a message is; None: it changes nothing and is not answered.
+
+    link: the session, or the request for one; renewal: the request for
+    another one beside it.
+    """
+    message = received.message_of(Message)
+    counts = False
+    match message:
+        case Request():
+            own = {each.local_nonce for each in (link, renewal) if each is not None}
+            counts = (
+                received.source.port != 0  # else it is forged: no answer can be sent there
+                and not message.receiver_nonce
+                and message.sender_nonce not in own | {0}
+            )
+        case Acknowledge():
+            request = renewal or link
+            counts = request is not None and request.awaits(message)
+        case Confirm() if link is not None and link.accepted and link.has(message):
+            return Input.CONFIRM_AGAIN if link.advances_with(message) else None
+        case Confirm():
+            counts = has_valid_cookie(received)
+        case Reject():
+            # Once there is a session, only that the remote does not have it.
+            in_session = state in (State.LINKED, State.UP, State.CLOSING)
+            counts = (
+                link is not None
+                and link.is_refused_by(message)
+                and in_session == (message.code == RejectCode.NO_SUCH_SESSION)
+            )
+        case _:
+            counts = link is not None and link.advances_with(message)
+    return type_of(message) if counts else None

@@ -1,0 +1,192 @@
+"""A pair of nonces with its counters: which messages belong to it, and its next messages. Pure.
+
+docs/protocol.md, section 4.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vela.address import Endpoint, IPAddress
+from vela.signaling.agreement import Agreement, agree
+from vela.signaling.messages import (
+    Acknowledge,
+    Close,
+    Confirm,
+    Description,
+    Keepalive,
+    Message,
+    Offer,
+    Probe,
+    ProbeReply,
+    Reject,
+    Request,
+)
+
+# A REQUEST and a CONFIRM have at least this size, so that every answer fits: bytes.
+PADDED_SIZE = 320
+
+_U64_MASK = 0xFFFF_FFFF_FFFF_FFFF
+
+
+@dataclass(slots=True)
+class Link:
+    """One session, or one that was asked for and not answered: then remote_nonce is 0."""
+
+    circuit_id: int
+    local_nonce: int
+    remote_nonce: int
+    endpoint: Endpoint
+    """Where messages go."""
+    local_address: IPAddress | None
+    """The address of this host that the remote speaks to; None: not known yet."""
+    sent: int = 0
+    """The counter of the last message that this end sent."""
+    heard: int = 0
+    """The highest counter of the remote's."""
+    proof: int = 0
+    """The first counter of this end's that proves, if the remote heard it, that it hears."""
+    accepted: bool = False
+    """The remote asked, this end answered."""
+    remote_description: Description | None = None
+    remote_was_up: bool = False
+    agreement: Agreement | None = None
+    _agreed_on: tuple[Description, Description] | None = None
+    _clock: int | None = None
+    """Microseconds of the remote's clock, at _clock_at of this end's."""
+    _clock_at: float = 0.0
+
+    @classmethod
+    def accept(cls, confirm: Confirm, source: Endpoint, local_address: IPAddress | None) -> Link:
+        """Return the session that a CONFIRM with a valid cookie asks for."""
+        return cls(
+            confirm.circuit_id,
+            confirm.receiver_nonce,
+            confirm.sender_nonce,
+            source,
+            local_address,
+            sent=confirm.counter,
+            heard=confirm.counter,
+            proof=confirm.counter + 1,
+            accepted=True,
+            remote_description=confirm.description,
+        )
+
+    def acknowledge(
+        self, message: Acknowledge, source: Endpoint, local_address: IPAddress | None
+    ) -> None:
+        """Take the remote's nonce from the answer to the REQUEST."""
+        self.remote_nonce = message.sender_nonce
+        self.heard = message.counter
+        self.proof = self.sent + 1
+        self.local_address = local_address or self.local_address
+        if self.endpoint.address != source.address:
+            # Another address of the remote's, which was asked before and is slow.
+            self.endpoint = Endpoint(source.address, self.endpoint.port)
+
+    # Which messages belong to it.
+
+    def has(self, message: Message) -> bool:
+        return (
+            self.remote_nonce != 0
+            and message.sender_nonce == self.remote_nonce
+            and message.receiver_nonce == self.local_nonce
+        )
+
+    def advances_with(self, message: Message) -> bool:
+        """Tell whether it is of this session, and neither a replay nor overtaken by a later one."""
+        return self.has(message) and message.counter > self.heard
+
+    def awaits(self, message: Acknowledge) -> bool:
+        """Tell whether it answers the REQUEST, and is the first answer."""
+        return (
+            not self.remote_nonce
+            and message.receiver_nonce == self.local_nonce
+            and message.sender_nonce != 0
+        )
+
+    def is_refused_by(self, message: Reject) -> bool:
+        """Tell whether it answers a message of this end's, which had asked for the session.
+
+        Only the remote knows the nonce, so nobody off the path can forge it.
+        """
+        return (
+            not self.accepted
+            and message.receiver_nonce == self.local_nonce
+            and message.counter <= self.sent
+        )
+
+    def take_keepalive(self, message: Keepalive, now: float) -> float | None:
+        """Take what a KEEPALIVE says; return the round trip, in seconds, if it says that."""
+        self.remote_description = message.description
+        self._clock, self._clock_at = message.timestamp, now
+        if message.echo is None or _microseconds(now) < message.echo:
+            return None
+        return (_microseconds(now) - message.echo) / 1e6
+
+    def settle(self, local: Description) -> Agreement | None:
+        """Agree with what the remote said last; return the agreement if it changed."""
+        if self.remote_description is None:
+            return None
+        descriptions = (self.describe(local), self.remote_description)
+        if descriptions == self._agreed_on:
+            return None
+        self._agreed_on = descriptions
+        agreement = agree(*descriptions, self.endpoint)
+        if agreement == self.agreement:
+            return None
+        self.agreement = agreement
+        return agreement
+
+    @property
+    def keepalive_s(self) -> float:
+        """The agreed interval between keepalives."""
+        if self.agreement is None:
+            raise RuntimeError(f"circuit {self.circuit_id}: no agreement in a session")
+        return self.agreement.keepalive_s
+
+    # Its next messages.
+
+    def request(self, local: Description, offer: Offer, resuming: bool) -> Request:
+        return Request(*self.next_header(), self.describe(local), offer, resuming, PADDED_SIZE)
+
+    def confirm(self, local: Description, offer: Offer, resuming: bool) -> Confirm:
+        return Confirm(*self.next_header(), self.describe(local), offer, resuming, PADDED_SIZE)
+
+    def keepalive(self, local: Description, now: float, *, up: bool) -> Keepalive:
+        echo = None
+        if self._clock is not None:
+            echo = (self._clock + _microseconds(now - self._clock_at)) & _U64_MASK
+        return Keepalive(
+            *self.next_header(),
+            self.describe(local),
+            self.heard,
+            _microseconds(now),
+            echo,
+            up,
+        )
+
+    def close(self, reason: int) -> Close:
+        return Close(*self.next_header(), reason)
+
+    def probe(self, size: int) -> Probe:
+        return Probe(*self.next_header(), size)
+
+    def probe_reply(self, size: int) -> ProbeReply:
+        return ProbeReply(*self.next_header(), size)
+
+    def describe(self, local: Description) -> Description:
+        """Return what this end says about itself to the remote, which speaks to local_address."""
+        own = local.own
+        if self.local_address is not None:
+            own = Endpoint(self.local_address, local.port)
+        return replace(local, own=own, seen=self.endpoint)
+
+    def next_header(self) -> tuple[int, int, int, int]:
+        """Return the first fields of the next message: circuit id, both nonces, counter."""
+        self.sent += 1
+        return self.circuit_id, self.local_nonce, self.remote_nonce, self.sent
+
+
+def _microseconds(seconds: float) -> int:
+    return int(seconds * 1e6)

@@ -1,0 +1,141 @@
+"""Answers messages about circuits that do not exist; it stores nothing before a CONFIRM. Pure.
+
+docs/protocol.md, sections 4.2 and 4.7. How to drive it: vela.signaling.session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from vela.address import Endpoint, IPAddress
+from vela.signaling.codec import decode, rejection
+from vela.signaling.cookie import Cookies
+from vela.signaling.events import CircuitRequested, Datagram
+from vela.signaling.limiter import RateLimiter
+from vela.signaling.messages import Confirm, Keepalive, RejectCode, Request
+from vela.signaling.outbox import Outbox
+from vela.signaling.policy import Policy, Rejection
+
+# Sessions bind their cookies to themselves; 0 stands for no session.
+_BINDING = 0
+
+
+class Silence(Enum):
+    """Why a message was not answered, beside the reasons of RemoteProtocolError."""
+
+    DISABLED = "disabled"  # no [autoconfigure]
+    UNLISTED = "unlisted"  # the source is not among those that may ask
+    TOO_FAST = "too_fast"
+    STALE = "stale"  # an invalid or expired cookie, or a message that nothing answers
+
+
+class Responder:
+    """Judges requests for new circuits. A daemon has one."""
+
+    def __init__(self, policy: Policy | None, key: bytes | None, cookies: Cookies) -> None:
+        """policy None: nobody is answered."""
+        self.policy = policy
+        self.unanswered = dict.fromkeys(Silence, 0)
+        self._cookies = cookies
+        self._limiter = RateLimiter()
+        self._outbox = Outbox(key)
+
+    @property
+    def key(self) -> bytes | None:
+        return self._outbox.key
+
+    @key.setter
+    def key(self, key: bytes | None) -> None:
+        self._outbox.key = key
+
+    def receive_datagram(
+        self,
+        data: bytes,
+        source: Endpoint,
+        now: float,
+        *,
+        peer_circuit_count: Callable[[], int],
+        deferral_reason: Callable[[Confirm], str] = lambda _: "",
+        local_address: IPAddress | None = None,
+    ) -> CircuitRequested | None:
+        """Take a control message; return the request for a circuit, if it is one and is allowed.
+
+        peer_circuit_count returns how many circuits remotes have set up.
+        deferral_reason returns, in a sentence, why the circuit may exist and
+        cannot be had at present; else an empty string. Both may be slow: they
+        are called only for a remote that has proved its address.
+        local_address: the address of this host that it came to; answers leave
+        from there. Raises RemoteProtocolError, to be counted.
+        """
+        policy = self.policy
+        if policy is None:
+            self._be_silent(Silence.DISABLED)
+            return None
+        if not source.port:  # forged: no answer can be sent there
+            self._be_silent(Silence.STALE)
+            return None
+        # Before any work is spent on strangers.
+        if not policy.knows(source.address, authenticated=self.key is not None):
+            self._be_silent(Silence.UNLISTED)
+            return None
+        # Without a key a flood is stopped before it is read; with one after the tag, or
+        # forgeries would use up what their victim may ask.
+        if self.key is None and not self._limiter.take(source.address, now):
+            self._be_silent(Silence.TOO_FAST)
+            return None
+        message = decode(data, self.key)
+        if not isinstance(message, Request | Confirm | Keepalive) or not message.sender_nonce:
+            self._be_silent(Silence.STALE)
+            return None
+        if self.key is not None and not self._limiter.take(source.address, now):
+            self._be_silent(Silence.TOO_FAST)
+            return None
+        match message:
+            case Request(receiver_nonce=0):
+                answer = self._cookies.acknowledge(message, source, _BINDING, now)
+                self._outbox.put(answer, source, local_address)
+            case Confirm() if self._cookies.check(message, source, _BINDING, now):
+                requested = CircuitRequested(source, message, local_address)
+                refused = _judge(policy, message, peer_circuit_count, deferral_reason)
+                if refused is None:
+                    return requested
+                self.reject(requested, refused.code, refused.text)
+            case Keepalive():
+                # The nonce of the session proves to the remote that the answer is not forged.
+                refusal = rejection(message, len(data), RejectCode.NO_SUCH_SESSION)
+                self._outbox.put(refusal, source, local_address)
+            case _:
+                self._be_silent(Silence.STALE)
+        return None
+
+    def reject(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
+        """Refuse a request, with a sentence for the operator of the remote."""
+        confirm = requested.confirm
+        answer = rejection(confirm, confirm.size, code, text)
+        self._outbox.put(answer, requested.source, requested.local_address)
+
+    def datagrams_to_send(self) -> list[Datagram]:
+        """Hand over what is to be sent; each is handed over once."""
+        return self._outbox.take_all()
+
+    def _be_silent(self, reason: Silence) -> None:
+        self.unanswered[reason] += 1
+
+
+def _judge(
+    policy: Policy,
+    message: Confirm,
+    peer_circuit_count: Callable[[], int],
+    deferral_reason: Callable[[Confirm], str],
+) -> Rejection | None:
+    """Return why a remote that has proved its address may not have the circuit."""
+    reason = deferral_reason(message)
+    if reason:
+        return Rejection(RejectCode.DISABLED, reason)
+    if message.resuming:
+        return Rejection(
+            RejectCode.NO_SUCH_CIRCUIT,
+            "the machine that set this circuit up no longer has it",
+        )
+    return policy.judge_new(message.description, message.offer, peer_circuit_count())
