@@ -21,8 +21,8 @@ class Feature(Enum):
     """By the words of daemon.disable_features and of the status."""
 
     NETNS_COOKIE = "netns_cookie"
-    """A number for each network namespace: Linux 5.14, commit e8b9eab99232.
-    Else the namespace's inode tells two of them on one machine apart."""
+    """A number for each network namespace: Linux 5.14, commit e8b9eab99232. Else the namespace's
+    inode tells two of them on one machine apart."""
     RWF_NOWAIT = "rwf_nowait"
     """A read of a TAP that does not wait although the descriptor does: Linux 6.4, commit
     438b406055cd. Else the descriptor never waits, and the worker polls it before it reads."""

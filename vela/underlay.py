@@ -47,10 +47,11 @@ RECEIVE_BUFFER = 8 << 20
 SEND_BUFFER = 1 << 20
 
 
-# The initial one's cookie; net/core/net_namespace.c, net_ns_init.
-_INITIAL_NAMESPACE = 1
-_OWN_NAMESPACE = "/proc/self/ns/net"
-_FIRST_NAMESPACE = "/proc/1/ns/net"
+# To look at the namespace of another process, as the first one, takes CAP_SYS_PTRACE; but there are
+# settings that only the first namespace shows (net/core/sysctl_net_core.c, sysctl_core_init).
+_FIRST_NAMESPACE = 1
+_ONLY_IN_FIRST = "/proc/sys/net/core/dev_weight"
+_OWN_NAMESPACE = "/proc/thread-self/ns/net"
 
 # As a listening address, or one to send from: whichever the kernel takes.
 ANY_ADDRESS: dict[Family, IPAddress] = {
@@ -291,17 +292,15 @@ def drain(receiver: socket.socket) -> None:
 def namespace_number(features: Features) -> int:
     """Return a number that no other network namespace of this machine has; 1 for the first.
 
-    Without NETNS_COOKIE it is the namespace's inode. The first namespace has 1
-    all the same, so that its interfaces keep their MAC addresses when the
-    machine gets a later kernel.
+    For others the kernel's cookie, or without NETNS_COOKIE the namespace's
+    inode. The first one's cookie depends on the kernel: 1 up to Linux 6.17,
+    something else since all namespaces are numbered together. Its interfaces
+    must keep their MAC addresses when the machine gets another kernel.
     """
+    if os.path.exists(_ONLY_IN_FIRST):
+        return _FIRST_NAMESPACE
     if Feature.NETNS_COOKIE not in features:
-        own = os.stat(_OWN_NAMESPACE)
-        try:
-            first = os.stat(_FIRST_NAMESPACE)
-        except OSError:  # a container that hides other processes, or CAP_SYS_PTRACE is missing
-            return _INITIAL_NAMESPACE
-        return _INITIAL_NAMESPACE if os.path.samestat(own, first) else own.st_ino
+        return os.stat(_OWN_NAMESPACE).st_ino
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asked:
         raw = asked.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, NETNS_COOKIE_SIZE)
     return int.from_bytes(raw, "little")
