@@ -22,6 +22,7 @@ from vela.counters import Counters, Slot
 from vela.dataplane import Attachment
 from vela.encapsulation import Elision
 from vela.engine import LoadedEngine, load_engine
+from vela.features import ALL_FEATURES, Feature, Features
 from vela.supervisor.keeper import HANG_AFTER_CHECKS, WorkerKeeper
 from vela.supervisor.loop import EventLoop
 from vela.supervisor.process import fork
@@ -41,8 +42,9 @@ def frame(mark: int) -> bytes:
 class Circuit:
     """A task, and in the test's hands all that is around its worker."""
 
-    def __init__(self, stack: ExitStack, engine: Engine) -> None:
+    def __init__(self, stack: ExitStack, engine: Engine, features: Features) -> None:
         self.host, self.tap = self._pair(stack)
+        self.tap.setblocking(Feature.RWF_NOWAIT in features)
         self.supervisor, divert = self._pair(stack)
         divert.setblocking(False)
         self.remote = self._udp(stack)
@@ -66,6 +68,7 @@ class Circuit:
                 frame_limit=1489,
                 datagram_limit=1472,
                 counters=self.counters.worker,
+                features=features,
             ),
             cpu=self.cpu,
             user=find_user("nobody"),
@@ -101,9 +104,15 @@ def stack() -> Iterator[ExitStack]:
         yield opened
 
 
+@pytest.fixture(params=[ALL_FEATURES, frozenset()], ids=["with all features", "without any"])
+def features(request: pytest.FixtureRequest) -> Features:
+    chosen: Features = request.param
+    return chosen
+
+
 @pytest.fixture(params=[Engine.PYTHON, Engine.NATIVE], ids=lambda engine: engine.value)
-def circuit(stack: ExitStack, request: pytest.FixtureRequest) -> Circuit:
-    return Circuit(stack, request.param)
+def circuit(stack: ExitStack, features: Features, request: pytest.FixtureRequest) -> Circuit:
+    return Circuit(stack, request.param, features)
 
 
 def test_worker_carries_both_ways_confined_pinned_and_with_nothing_else(circuit: Circuit) -> None:
@@ -135,6 +144,20 @@ def test_worker_carries_both_ways_confined_pinned_and_with_nothing_else(circuit:
         ended = child.reap()
 
     assert ended.signal == signal.SIGTERM
+
+
+def test_worker_sleeps_until_there_is_a_frame(circuit: Circuit) -> None:
+    child = fork(lambda: worker.run(circuit.task), circuit.task.descriptors)
+    try:
+        circuit.exchange(50)
+        for _ in range(20):
+            circuit.exchange(1)
+    finally:
+        child.signal(signal.SIGTERM)
+        child.reap()
+
+    # Once more for each time that it waited: it polls where a read found nothing.
+    assert all(progress <= 2 * (70 + 1) for progress in circuit.counters.progress())
 
 
 def test_worker_interrupts_others_until_it_is_ready_as_frames_wait_for_it(

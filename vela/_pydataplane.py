@@ -77,7 +77,9 @@ class PythonDataPlane:
         self._datagram_limit = self._route_limit
         # Larger datagrams are sent one by one.
         self._segment_limit = self._route_limit if self._segments else 0
-        self._refused_until = 0.0  # monotonic; 0: nothing is
+        # Monotonic; 0: nothing is. Where nothing is segmented, no refusal tells that the route
+        # has become narrower: so the kernel is asked each time.
+        self._refused_until = 0.0 if self._segments else time.monotonic()
 
         self._received = bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD)
         self._received_view = memoryview(self._received)
@@ -207,8 +209,8 @@ class PythonDataPlane:
         limit = min(self._ask_route_limit() or self._route_limit, self._route_limit)
         self._datagram_limit = limit
         self._segment_limit = limit if self._segments else 0
-        narrow = limit < self._route_limit
-        self._refused_until = time.monotonic() + REFUSED_S if narrow else 0.0
+        again = limit < self._route_limit or not self._segments
+        self._refused_until = time.monotonic() + REFUSED_S if again else 0.0
 
     def _ask_route_limit(self) -> int:
         """Return the largest datagram that the route takes in one piece, by what the kernel knows.

@@ -34,7 +34,8 @@ bool egress_init(struct egress *self)
 		return false;
 	}
 	set_limits(self, self->route_limit);
-	self->refused_until = 0;
+	/* Where nothing is segmented, no refusal tells that the route has become narrower. */
+	self->refused_until = self->segment ? 0 : 1;
 	return true;
 }
 
@@ -46,29 +47,16 @@ void egress_free(struct egress *self)
 	self->heads = NULL;
 }
 
-/* Send a message to the remote. Returns 0, or what errno says. */
-static int send_to_remote(struct egress *self, struct msghdr *message)
+static struct msghdr message_of(struct egress *self, struct datagram *datagram)
 {
-	ssize_t sent;
-
-	message->msg_name = self->destination_length ? &self->destination : NULL;
-	message->msg_namelen = self->destination_length;
-	do
-		sent = sendmsg(self->send_fd, message, 0);
-	while (sent < 0 && errno == EINTR);
-	return sent < 0 ? errno : 0;
-}
-
-static int send_one(struct egress *self, struct datagram *datagram)
-{
-	struct msghdr message = {
+	return (struct msghdr){
+		.msg_name = self->destination_length ? &self->destination : NULL,
+		.msg_namelen = self->destination_length,
 		.msg_iov = datagram->pieces,
 		.msg_iovlen = datagram->pieces[1].iov_len ? 2 : 1,
 		.msg_control = self->origin.length ? self->origin.space : NULL,
 		.msg_controllen = self->origin.length,
 	};
-
-	return send_to_remote(self, &message);
 }
 
 /* Send the run in one call, which the kernel cuts into datagrams. */
@@ -80,7 +68,10 @@ static int send_segmented(struct egress *self)
 		char space[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(ORIGIN_MAX)];
 		struct cmsghdr align;
 	} control = {0};
+	ssize_t sent;
 	struct msghdr message = {
+		.msg_name = self->destination_length ? &self->destination : NULL,
+		.msg_namelen = self->destination_length,
 		.msg_iov = pieces,
 		.msg_control = control.space,
 		.msg_controllen = CMSG_SPACE(sizeof(uint16_t)) + self->origin.length,
@@ -99,20 +90,40 @@ static int send_segmented(struct egress *self)
 			pieces[count++] = self->run[i].pieces[1];
 	}
 	message.msg_iovlen = count;
-	return send_to_remote(self, &message);
+	do
+		sent = sendmsg(self->send_fd, &message, 0);
+	while (sent < 0 && errno == EINTR);
+	return sent < 0 ? errno : 0;
 }
 
 /* Send the run one by one; what cannot be sent is counted. */
 static void send_singly(struct egress *self)
 {
-	for (size_t i = 0; i < self->run_count; i++) {
-		struct datagram *datagram = &self->run[i];
-		/* A connected socket reports what ICMP said of an earlier datagram instead of sending
-		 * this one: so once more. */
-		if (send_one(self, datagram) && send_one(self, datagram))
+	struct mmsghdr messages[RUN_MAX];
+	size_t next = 0;
+	bool failed = false;
+
+	for (size_t i = 0; i < self->run_count; i++)
+		messages[i].msg_hdr = message_of(self, &self->run[i]);
+	while (next < self->run_count) {
+		int sent = sendmmsg(self->send_fd, messages + next,
+				    (unsigned int)(self->run_count - next), 0);
+		if (sent > 0) {
+			for (; sent > 0; sent--, next++)
+				self->counters[TX_FRAGMENTED] +=
+					self->run[next].length > self->datagram_limit;
+			failed = false;
+		} else if (errno == EINTR) {
+			continue;
+		} else if (!failed) {
+			/* A connected socket reports what ICMP said of an earlier datagram instead of
+			 * sending this one: so once more. */
+			failed = true;
+		} else {
 			self->counters[TX_ERRORS]++;
-		else if (datagram->length > self->datagram_limit)
-			self->counters[TX_FRAGMENTED]++;
+			failed = false;
+			next++;
+		}
 	}
 }
 
@@ -183,7 +194,8 @@ static void renew_limits(struct egress *self)
 	if (limit == 0 || limit > self->route_limit)
 		limit = self->route_limit;
 	set_limits(self, limit);
-	self->refused_until = limit < self->route_limit ? now_s() + REFUSED_S : 0;
+	bool again = limit < self->route_limit || !self->segment;
+	self->refused_until = again ? now_s() + REFUSED_S : 0;
 }
 
 void egress_flush(struct egress *self)

@@ -12,8 +12,10 @@
 #include "origin.h"
 
 enum {
-	/* Buffers that are received into by one call; what UDP GRO joined fills one. */
+	/* Buffers that are received into by one call: where UDP GRO joins datagrams, which fill one, and
+	 * where each has one for itself. Pages that were never written to are not there. */
 	RECEIVE_SLOTS = 16,
+	RECEIVE_SLOTS_SINGLE = 64,
 	RECEIVE_SLOT = 65536,
 	/* More bytes than this at once are forwarded before others are received: they then still are in
 	 * the processor's cache. */
