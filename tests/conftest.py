@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from lab import daemon, namespace
 from lab.topology import TwoRouters, two_routers
+from vela.features import ALL_FEATURES, words
 
 MARKER = "needs_net_admin"
 _selected = pytest.StashKey[list[str]]()
@@ -111,6 +112,21 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
         return [sys.executable, "-c", _EAGER], environment
 
     monkeypatch.setattr(daemon, "entry_point", entry_point)
+
+
+FEATURES_OFF = {
+    "all features": (),
+    "no rwf_nowait": ("rwf_nowait",),
+    "no features": words(ALL_FEATURES),
+}
+
+
+@pytest.fixture(params=FEATURES_OFF)
+def features(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let every velad of the test do without some of the kernel's features, or without any."""
+    name: str = request.param
+    monkeypatch.setattr(daemon, "disabled_features", FEATURES_OFF[name])
+    return name
 
 
 @pytest.fixture

@@ -72,6 +72,7 @@ def _payload_that_carries(circuit: Circuit, frame: bytes) -> bytes:
     return payload
 
 
+@pytest.mark.usefixtures("features")
 def test_frame_to_any_first_byte_arrives_escaped_only_where_it_must(routers: TwoRouters) -> None:
     with static_circuit(routers, addresses=NO_ADDRESSES) as circuit:
         firsts = (*range(0x3F, 0x51), *range(0x5F, 0x71), 0x00, 0x02, 0x01, 0x33, 0xFE, 0xFF)
@@ -135,6 +136,7 @@ NOT_IP = {
 }
 
 
+@pytest.mark.usefixtures("features")
 def test_frame_that_only_claims_to_be_ip_travels_complete(routers: TwoRouters) -> None:
     with static_circuit(routers, addresses=NO_ADDRESSES) as circuit:
         for name, rest in NOT_IP.items():
@@ -156,6 +158,7 @@ def test_frame_of_a_header_alone_arrives(routers: TwoRouters) -> None:
             behind.wait_for(lambda packet, frame=frame: packet.data == frame)  # type: ignore[misc]
 
 
+@pytest.mark.usefixtures("features")
 def test_elided_packet_keeps_its_trailing_padding(routers: TwoRouters) -> None:
     with static_circuit(routers, addresses=NO_ADDRESSES) as circuit:
         for padding in (b"\x00", bytes(18), bytes(range(200, 256)), b"\xff" * 1300):
@@ -177,6 +180,7 @@ def test_ip_between_other_addresses_than_the_taps_travels_complete(routers: TwoR
                 assert carried(circuit, frame) == b"\x01" + frame
 
 
+@pytest.mark.usefixtures("features")
 @pytest.mark.parametrize("mtu", [600, 1471, 1472, 9000])
 def test_largest_tagged_frame_arrives_and_a_larger_one_cannot_be_sent(
     routers: TwoRouters, mtu: int

@@ -42,6 +42,7 @@ def neighbours(end: End) -> list[str]:
     return end.router.namespace.run(*command).stdout.splitlines()
 
 
+@pytest.mark.usefixtures("features")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_arp_finds_the_other_end(routers: TwoRouters, engine: str) -> None:
     with static_circuit(routers, engine=engine) as circuit, Capture(routers.b.underlay) as within:
@@ -138,6 +139,7 @@ def test_multicast_reaches_the_group_at_the_other_end(routers: TwoRouters, engin
         circuit.b.counted(rx_frames=AtLeast(2), rx_dropped={})
 
 
+@pytest.mark.usefixtures("features")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_tagged_frame_keeps_its_tags(routers: TwoRouters, engine: str) -> None:
     with (
@@ -163,6 +165,7 @@ def test_tagged_frame_keeps_its_tags(routers: TwoRouters, engine: str) -> None:
             )
 
 
+@pytest.mark.usefixtures("features")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_full_size_tagged_frames_cross_in_both_directions_by_outer_fragments(
     routers: TwoRouters, engine: str
@@ -223,6 +226,7 @@ def test_dhcp_server_leases_an_address_across_the_circuit(
         assert ping(routers.a.namespace, "172.16.17.1", count=2).received == 2
 
 
+@pytest.mark.usefixtures("features")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bridged_lans_of_full_size_hosts_are_one(routers: TwoRouters, engine: str) -> None:
     with ExitStack() as stack:

@@ -18,6 +18,7 @@ from lab.daemon import Velad
 from lab.load import ping
 from lab.namespace import Namespace
 from lab.topology import TwoRouters
+from lab.waiting import eventually
 from vela.features import ALL_FEATURES, Feature, Features, probe, tun_offloads, words
 
 ADDRESSES = ("172.16.16.1", "172.16.16.2")
@@ -159,3 +160,29 @@ def test_features_that_are_disabled_are_not_used_and_all_the_others_are(
 def logged(velad: Velad) -> str:
     (line,) = (line for line in velad.log().splitlines() if "] kernel_features " in line)
     return line
+
+
+@pytest.mark.needs_net_admin
+@pytest.mark.parametrize("engine", ["native", "python"])
+def test_worker_that_polls_notices_that_its_interface_was_removed(
+    engine: str, routers: TwoRouters
+) -> None:
+    """Its poll is woken, and the read behind it says so: no crash, and no frames for nobody."""
+    config = f'[daemon]\nengine = "{engine}"\ndisable_features = ["rwf_nowait"]\n'
+    with circuit(routers, policy_a=config) as both:
+        worker = both.a.worker_pid(NAME)
+        routers.a.namespace.run("ip", "link", "delete", NAME)
+
+        both.a.wait_for(
+            lambda status: status["circuits"][0]["worker"]["pid"] not in (None, worker),
+            10,
+            "another worker",
+        )
+        both.a.wait_for_state(NAME, "up")
+        eventually(
+            lambda: ping(routers.a.namespace, ADDRESSES[1]).lost == 0, 10, "pings to be answered"
+        )
+
+        assert "interface_removed" in both.a.log()
+        assert "worker_crashed" not in both.a.log()
+        assert both.a.circuit(NAME)["worker"]["restarts"] == 0

@@ -29,8 +29,8 @@ from lab.regimes import Regime
 from lab.results import Results
 from lab.tables import legend, tables
 from lab.topology import TwoRouters, two_routers
-from lab.tunnels.catalogue import CIRCUITS, FASTD, TUNNELS, VXLAN
-from lab.tunnels.tunnel import Segment, UnavailableError, fragments_made
+from lab.tunnels.catalogue import CIRCUITS, FASTD, LACKING, NATIVE, TUNNELS, VXLAN
+from lab.tunnels.tunnel import Segment, Tunnel, UnavailableError, fragments_made
 
 TCP, STREAMS, UDP, RTT, MANY = "tcp", "streams", "udp", "rtt", "circuits"
 MEASUREMENTS = (TCP, STREAMS, UDP, RTT, MANY)
@@ -41,6 +41,7 @@ DEFAULT_MEASUREMENTS = {
     Regime.GIGABIT: (TCP,),
 }
 REFERENCES = (VXLAN, FASTD)
+FEATURES_MEASUREMENTS = (TCP, UDP)
 
 ROUNDS = 3
 SECONDS = 1
@@ -62,7 +63,10 @@ BUSY = 0.25
 class Plan:
     """What one run is asked to do."""
 
-    tunnels: tuple[str, ...]
+    tunnels: dict[str, Tunnel]
+    """In the order in which tables show them."""
+    references: tuple[str, ...]
+    """Those that others are compared with, as far as they are among the tunnels."""
     regimes: dict[Regime, tuple[str, ...]]
     """The measurements in each."""
     rounds: int
@@ -107,7 +111,7 @@ def run(plan: Plan) -> Results:
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             settings=_settings(plan),
             underlay_mtu=routers.a.underlay.mtu,
-            references=tuple(name for name in REFERENCES if name in plan.tunnels),
+            references=tuple(name for name in plan.references if name in plan.tunnels),
         )
         if results.machine.load > BUSY * results.machine.cpus:
             say(f"this machine is not idle (load {results.machine.load:.1f}): figures will suffer")
@@ -159,11 +163,9 @@ def _set_up(
     plan: Plan, routers: TwoRouters, results: Results, stack: ExitStack
 ) -> dict[str, Segment]:
     segments = {}
-    for number, name in enumerate(TUNNELS, start=1):
-        if name not in plan.tunnels:
-            continue
+    for number, (name, tunnel) in enumerate(plan.tunnels.items(), start=1):
         try:
-            segments[name] = stack.enter_context(TUNNELS[name](routers, number))
+            segments[name] = stack.enter_context(tunnel(routers, number))
         except UnavailableError as err:
             say(f"skipping {name}: {err}")
             results.skipped[name] = str(err)
@@ -314,6 +316,13 @@ def parse(argv: list[str]) -> Plan:
         help="only this one; may be repeated. wire: the cable carries frames as a wire does; "
         "offload: buffers of 64 KiB; gigabit: a wire that carries 1 Gbit/s",
     )
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="instead of other tunnels: VELA with each feature of the kernel disabled in turn, "
+        "with those that older kernels lack, and with all; one TCP stream and rates of frames, in "
+        "the regime wire",
+    )
     parser.add_argument("--rounds", type=int, help=f"of each measurement ({ROUNDS})")
     parser.add_argument(
         "--seconds", type=int, help=f"of each TCP run ({SECONDS}; gigabit: three times that)"
@@ -337,17 +346,25 @@ def parse(argv: list[str]) -> Plan:
     if rounds < 1 or scale.seconds < 1:
         parser.error("rounds and seconds are at least 1")
     chosen = [Regime(value) for value in given.regime or ()]
-    regimes = dict.fromkeys(chosen or ([Regime.WIRE] if given.quick else Regime))
+    regimes = dict.fromkeys(chosen or ([Regime.WIRE] if given.quick or given.features else Regime))
+    tunnels, measurements = TUNNELS, DEFAULT_MEASUREMENTS
+    references: tuple[str, ...] = REFERENCES
+    if given.features:
+        if given.tunnel:
+            parser.error("--features measures VELA alone: no --tunnel")
+        tunnels, references = LACKING, (NATIVE,)
+        measurements = dict.fromkeys(Regime, FEATURES_MEASUREMENTS)
+    elif given.quick:
+        tunnels = {name: TUNNELS[name] for name in QUICK_TUNNELS}
+        measurements = dict.fromkeys(Regime, QUICK_MEASUREMENTS)
+    if given.tunnel:
+        tunnels = {name: tunnel for name, tunnel in TUNNELS.items() if name in given.tunnel}
     output = given.output or Path("bench-results", datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"))
     return Plan(
-        tunnels=tuple(given.tunnel or (QUICK_TUNNELS if given.quick else TUNNELS)),
+        tunnels=tunnels,
+        references=references,
         regimes={
-            regime: tuple(
-                dict.fromkeys(
-                    given.measurement
-                    or (QUICK_MEASUREMENTS if given.quick else DEFAULT_MEASUREMENTS[regime])
-                )
-            )
+            regime: tuple(dict.fromkeys(given.measurement or measurements[regime]))
             for regime in regimes
         },
         rounds=rounds,
