@@ -85,6 +85,17 @@ def test_egress_of_frames_of_one_size_shares_a_send(segmenting: str, stack: Exit
     assert circuit.egress(*frames) == [b"".join(map(on_wire, frames))]
 
 
+@pytest.mark.parametrize("engine", ["python without udp_segment", "native without udp_segment"])
+def test_egress_without_udp_segment_sends_each_frame_by_itself(
+    engine: str, stack: ExitStack
+) -> None:
+    circuit = Circuit(stack, engine)
+    circuit.remote.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+    frames = [broadcast(500, mark) for mark in range(80)] + [broadcast(99)]
+
+    assert circuit.egress(*frames) == [on_wire(frame) for frame in frames]
+
+
 def test_egress_elides_escapes_and_counts(circuit: Circuit) -> None:
     packet = bytes.fromhex("4500001c000000004011000000000000000000000000000000000000")
     elided = REMOTE + LOCAL + b"\x08\x00" + packet

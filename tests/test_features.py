@@ -27,7 +27,6 @@ ALL = ("netns_cookie", "rwf_nowait", "tso", "udp_gro", "udp_segment", "uso")
 KERNELS = {
     "5.10": ("netns_cookie", "rwf_nowait", "uso"),
     "6.1": ("rwf_nowait", "uso"),
-    "6.3": ("rwf_nowait",),
     "without any": ALL,
 }
 
