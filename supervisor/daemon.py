@@ -69,7 +69,9 @@ class Daemon:
         # Before another machine asks for a circuit in vain.
         check_tun()
         engine = _load_engine(config.daemon)
-        self._features = _find_features(config.daemon, engine)
+        kernel = probe()
+        self._features = engine.usable(kernel).difference(config.daemon.disable_features)
+        self._missing_features = engine.usable(ALL_FEATURES) - kernel
         with ExitStack() as undo:
             groups = _listen(config.daemon, self._features)
             for group in groups:
@@ -117,6 +119,12 @@ class Daemon:
     def run(self) -> None:
         """Carry circuits until SIGTERM or SIGINT, then take everything down."""
         loop = self._loop
+        self._log.info(
+            "kernel_features",
+            used=list(words(self._features)),
+            disabled=list(words(self._config.daemon.disable_features)),
+            missing=list(words(self._missing_features)),
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.on_signal(number, loop.stop)
         loop.on_signal(signal.SIGHUP, self._on_hangup)
@@ -271,20 +279,6 @@ def _load_engine(config: DaemonConfig) -> LoadedEngine:
             advice='build the package with a C compiler, or write engine = "python"',
         )
     return engine
-
-
-def _find_features(config: DaemonConfig, engine: LoadedEngine) -> Features:
-    """Return what of the kernel is used, and say so, and why not all is. Raises DeviceError."""
-    kernel = probe()
-    usable = engine.usable(kernel)
-    used = usable.difference(config.disable_features)
-    structlog.get_logger().info(
-        "kernel_features",
-        used=list(words(used)),
-        disabled=list(words(usable - used)),
-        missing=list(words(engine.usable(ALL_FEATURES) - kernel)),
-    )
-    return used
 
 
 def _warn_of_clipped_buffers(groups: tuple[ReceiveGroup, ...]) -> None:

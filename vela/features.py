@@ -80,7 +80,8 @@ def probe() -> Features:
     """Ask the kernel for each feature, on a TAP and on a socket that nobody else uses.
 
     The TAP is there for a few milliseconds, never up, and goes with its
-    descriptor, whatever happens. Raises DeviceError where there can be none.
+    descriptor, whatever happens. Who may make none has nothing of it; raises
+    DeviceError where there can be none for another reason.
     """
     return _probe_tap() | _probe_socket()
 
@@ -95,6 +96,8 @@ def _probe_tap() -> Features:
         flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL
         try:
             fcntl.ioctl(tap, _TUNSETIFF, _IFREQ.pack(_PROBE_NAME, flags))
+        except PermissionError:
+            return frozenset()  # then no circuit has an interface, and says why
         except OSError as err:
             raise DeviceError(
                 f"cannot create a TAP to see what this kernel can do: {err.strerror}"
