@@ -87,6 +87,7 @@ def assert_nothing_lost(ends: Ends) -> None:
             assert set(each["rx_dropped"].values()) == {0}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("engine", ENGINES)
 def test_four_circuits_loaded_at_once_carry_no_less_than_one_and_share_it_evenly(
     routers: TwoRouters, engine: str, capsys: pytest.CaptureFixture[str]

@@ -422,11 +422,16 @@ def test_datagram_truncated_at_any_byte_is_refused(size: int) -> None:
         headers.datagram(frame[:size])
 
 
+@pytest.mark.parametrize("processes", [0, 2])
 @pytest.mark.parametrize(
     ("body", "status"), [("pytest.skip('no')", 1), ("pass", 0)], ids=["all skipped", "one ran"]
 )
 def test_session_in_ci_with_all_root_tests_skipped_fails(
-    body: str, status: int, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    body: str,
+    status: int,
+    processes: int,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CI", "true")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "scripts"))
@@ -446,7 +451,7 @@ def test_session_in_ci_with_all_root_tests_skipped_fails(
         """
     )
 
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_subprocess(f"--numprocesses={processes}")
 
     assert result.ret == status
     # The count is still the closing line.

@@ -17,7 +17,7 @@ from lab.daemon import Velad
 from lab.topology import TwoRouters
 from lab.waiting import eventually
 
-pytestmark = pytest.mark.needs_net_admin
+pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
 
 COUNT = 255
 UP_WITHIN_S = 5.0

@@ -180,6 +180,7 @@ def neighbourly(remote: str, number: int) -> str:
 CIRCUITS = ("vela0", "vela1", "vela2")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("direction", "outer"), [("egress", "ipv4"), ("ingress", "ipv6")])
 def test_worker_killed_under_traffic_is_replaced_within_50_ms(
     routers: TwoRouters, direction: str, outer: str, capsys: pytest.CaptureFixture[str]
