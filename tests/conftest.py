@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from lab import daemon, namespace
+from lab.link import Regime
 from lab.topology import TwoRouters, two_routers
 
 MARKER = "needs_net_admin"
@@ -115,3 +116,10 @@ def routers() -> Iterator[TwoRouters]:
     """Two routers joined by a cable of MTU 1500."""
     with two_routers() as both:
         yield both
+
+
+@pytest.fixture
+def framed(routers: TwoRouters) -> TwoRouters:
+    """The same, with a cable that carries frame by frame: what a capture of it shows."""
+    routers.set_regime(Regime.FRAMES)
+    return routers

@@ -136,6 +136,7 @@ def test_bench_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @needs_net_admin
+@pytest.mark.usefixtures("framed")
 @pytest.mark.parametrize("name", [name for name in TUNNELS if name != "no tunnel"])
 def test_tunnel_of_its_mtu_fills_the_cable_and_no_more(routers: TwoRouters, name: str) -> None:
     try:

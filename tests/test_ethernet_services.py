@@ -42,6 +42,7 @@ def neighbours(end: End) -> list[str]:
     return end.router.namespace.run(*command).stdout.splitlines()
 
 
+@pytest.mark.usefixtures("framed")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_arp_finds_the_other_end(routers: TwoRouters, engine: str) -> None:
     with static_circuit(routers, engine=engine) as circuit, Capture(routers.b.underlay) as within:
@@ -73,6 +74,7 @@ def test_arp_finds_the_other_end(routers: TwoRouters, engine: str) -> None:
         )
 
 
+@pytest.mark.usefixtures("framed")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_ipv6_neighbour_discovery_finds_the_other_end(routers: TwoRouters, engine: str) -> None:
     with static_circuit(routers, engine=engine) as circuit, Capture(routers.b.underlay) as within:
@@ -88,6 +90,7 @@ def test_ipv6_neighbour_discovery_finds_the_other_end(routers: TwoRouters, engin
         assert any(line.startswith(f"fd00:16::2 lladdr {MAC_B} ") for line in neighbours(circuit.a))
 
 
+@pytest.mark.usefixtures("framed")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_multicast_reaches_the_group_at_the_other_end(routers: TwoRouters, engine: str) -> None:
     with ExitStack() as stack:
@@ -138,6 +141,7 @@ def test_multicast_reaches_the_group_at_the_other_end(routers: TwoRouters, engin
         circuit.b.counted(rx_frames=AtLeast(2), rx_dropped={})
 
 
+@pytest.mark.usefixtures("framed")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_tagged_frame_keeps_its_tags(routers: TwoRouters, engine: str) -> None:
     with (

@@ -315,6 +315,22 @@ def test_regime_wire_splits_tcp_before_the_cable() -> None:
 
 
 @needs_net_admin
+def test_regime_frames_carries_single_datagrams_of_one_buffer(framed: TwoRouters) -> None:
+    batch = [bytes([number]) * 100 for number in range(60)]
+    with (
+        Capture(framed.a.underlay) as leaving,
+        Capture(framed.b.underlay) as arriving,
+        udp_socket(framed.a.namespace, framed.a.ipv4) as sender,
+        udp_socket(framed.b.namespace, framed.b.ipv4, VELA_PORT),
+    ):
+        send_joined(sender, batch, framed.b.ipv4)
+
+        for capture in (leaving, arriving):
+            seen = capture.wait_for_count(lambda packet: payload_of(packet) is not None, 60)
+            assert [payload_of(packet) for packet in seen] == batch
+
+
+@needs_net_admin
 def test_iperf3_over_a_limited_rate_measures_it(routers: TwoRouters) -> None:
     routers.a.underlay.set_rate("50mbit")
 
