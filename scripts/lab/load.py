@@ -17,13 +17,14 @@ from typing import Any
 from lab.echo_replies import EchoReplies
 from lab.errors import LabError
 from lab.namespace import Namespace
+from lab.waiting import PATIENCE
 
 IPERF3_PORT = 5201
 CONGESTION_CONTROL = "cubic"
 """For measurements: Linux's own choice, on any machine. BBR paces 1 % below what a wire carries."""
 # Beyond the measuring time: connecting, and the exchange of results.
-IPERF3_GRACE_S = 10.0
-_LISTEN_TIMEOUT_S = 5.0
+IPERF3_GRACE_S = 10.0 * PATIENCE
+_LISTEN_TIMEOUT_S = 5.0 * PATIENCE
 
 FEW_PINGS = 3
 
@@ -155,7 +156,7 @@ def ping(
     if dont_fragment:
         argv += ["-M", "do"]
     pinned = ["taskset", "--cpu-list", str(cpu)] if cpu is not None else []
-    limit_s = count * (interval_s + 0.1) + timeout_s + 10.0
+    limit_s = count * (interval_s + 0.1) + timeout_s + 10.0 * PATIENCE
     with EchoReplies(namespace, version, identifier) as replies:
         done = namespace.run(*pinned, *argv, address, check=False, timeout_s=limit_s)
         output = done.stdout + done.stderr
