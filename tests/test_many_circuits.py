@@ -14,6 +14,7 @@ import pytest
 
 from lab.cpu import busy_s, ran_s
 from lab.daemon import Velad
+from lab.process import children
 from lab.topology import TwoRouters
 from lab.waiting import eventually
 
@@ -63,11 +64,6 @@ def ups(velad: Velad) -> dict[str, float]:
 
 def descendants(pid: int) -> list[int]:
     return [each for child in children(pid) for each in (child, *descendants(child))]
-
-
-def children(pid: int) -> list[int]:
-    path = Path("/proc", str(pid), "task", str(pid), "children")
-    return [int(pid) for pid in path.read_text().split()]
 
 
 def memory_kb(pid: int) -> int:

@@ -52,21 +52,26 @@ def busy_s() -> float:
 
 def ran_s(pid: int) -> float:
     """Return how long the threads that a process has now have run; exact, unlike ticks."""
-    return _scheduled_s(pid, 0)
+    return sum(_scheduled_s(pid, 0))
 
 
 def waited_s(pid: int) -> float:
     """Return how long the threads that a process has now were ready to run, and others ran."""
-    return _scheduled_s(pid, 1)
+    return sum(_scheduled_s(pid, 1))
 
 
-def _scheduled_s(pid: int, field: int) -> float:
+def longest_wait_s(pid: int) -> float:
+    """Return how long that one of them did which waited longest."""
+    return max(_scheduled_s(pid, 1), default=0.0)
+
+
+def _scheduled_s(pid: int, field: int) -> list[float]:
     # Documentation/scheduler/sched-stats.rst: nanoseconds on a CPU, then in its queue.
-    total_ns = 0
+    found = []
     for path in Path("/proc", str(pid), "task").glob("*/schedstat"):
         with suppress(FileNotFoundError, ProcessLookupError):  # one that has just ended
-            total_ns += int(path.read_text().split()[field])
-    return total_ns * 1e-9
+            found.append(int(path.read_text().split()[field]) * 1e-9)
+    return found
 
 
 def _machine_s() -> float:

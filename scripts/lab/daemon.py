@@ -300,8 +300,8 @@ class Velad(Resource):
 
         def found() -> float:
             for line in self.log().splitlines():
-                stamp, _, rest = line.partition(" ")
-                if f"] {event} " in rest and all(word in f"{rest} " for word in words):
+                stamp, _, rest = f"{line} ".partition(" ")
+                if f"] {event} " in rest and all(word in rest for word in words):
                     at = datetime.fromisoformat(stamp).timestamp()
                     if at >= since:
                         return at
@@ -341,6 +341,15 @@ def started_together(*velads: Velad) -> Iterator[None]:
         for velad in velads:
             velad.await_ready()
         yield
+
+
+def waits_from_now(*velads: Velad) -> Callable[[], float]:
+    """Return what tells, in seconds, how long they have waited for a CPU since this call.
+
+    See Velad.waited_s; one that does not run yet has not waited yet.
+    """
+    before = sum(velad.waited_s() for velad in velads)
+    return lambda: sum(velad.waited_s() for velad in velads) - before
 
 
 def with_files(config: str, directory: Path) -> str:
