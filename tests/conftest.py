@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Iterator
-from functools import cache
+from collections.abc import Callable, Generator, Iterator
+from functools import cache, partial
 
 import pytest
 from hypothesis import settings
@@ -15,6 +15,7 @@ from lab.link import Regime
 from lab.topology import TwoRouters, two_routers
 
 MARKER = "needs_net_admin"
+FIGURE = "figure"
 
 # A loaded machine is no mistake; and what a failure was found with is shown, to find it again.
 settings.register_profile("vela", deadline=None, print_blob=True)
@@ -39,6 +40,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # of pytest-xdist, whose controller sees all reports
         config.pluginmanager.register(RootOnly())
+        config.pluginmanager.register(FiguresShown())
+
+
+class FiguresShown:
+    """Shows at the end what tests have measured."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self._lines += [str(text) for kind, text in report.user_properties if kind == FIGURE]
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._lines:
+            terminalreporter.section("figures")
+        for line in self._lines:
+            terminalreporter.line(line)
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """What a test says with it is shown at the end, also where it passes."""
+    return partial(record_property, FIGURE)
 
 
 class RootOnly:

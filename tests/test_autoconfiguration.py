@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def is_ready(velad: Velad, wanted: set[str], mtu: int) -> bool:
 
 @pytest.mark.parametrize("first", ["initiator", "responder"])
 def test_circuit_is_whole_on_both_ends_soon_after_the_later_start(
-    routers: TwoRouters, first: str, capsys: pytest.CaptureFixture[str]
+    routers: TwoRouters, first: str, figure: Callable[[str], None]
 ) -> None:
     a = Velad(routers.a.namespace, asking(routers.b.ipv4))
     b = Velad(routers.b.namespace, policy())
@@ -75,11 +76,10 @@ def test_circuit_is_whole_on_both_ends_soon_after_the_later_start(
                 ready_at(a, ADDRESSES_A, launched_at), ready_at(b, ADDRESSES_B, launched_at)
             )
             of_others_s = waited_s()
-    with capsys.disabled():
-        print(
-            f"\n{first} first: ready {ready - started_at:.3f} s after the later start, "
-            f"{ready - launched_at:.2f} s after its launch; {of_others_s:.3f} s of it waiting for a CPU"
-        )
+    figure(
+        f"{first} first: ready {ready - started_at:.3f} s after the later start, "
+        f"{ready - launched_at:.2f} s after its launch; {of_others_s:.3f} s of it waiting for a CPU"
+    )
     assert ready - started_at - of_others_s < START_TO_UP_S
 
 

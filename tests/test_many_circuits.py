@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -128,7 +129,7 @@ def states(velad: Velad) -> list[str]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("later", ["configured", "autoconfigured"])
 def test_255_circuits_from_one_configuration_are_up_on_both_ends_within_5_s(
-    routers: TwoRouters, later: str, capsys: pytest.CaptureFixture[str]
+    routers: TwoRouters, later: str, figure: Callable[[str], None]
 ) -> None:
     tries: list[Try] = []
     while not tries or (tries[-1].took_s >= UP_WITHIN_S and len(tries) < MOST_TRIES):
@@ -147,13 +148,12 @@ def test_255_circuits_from_one_configuration_are_up_on_both_ends_within_5_s(
                 before_s = cpu_s(pids)
                 time.sleep(IDLE_S)
                 used_s[velad.name] = cpu_s(pids) - before_s
-    with capsys.disabled():
-        print(f"\n{COUNT} circuits, the {later} side later: up after {', '.join(map(str, tries))}")
-        for name in ("a", "b"):
-            print(
-                f"  {name}: {statistics.mean(sizes[name]):.0f} kB a worker, "
-                f"{used_s[name]:.2f} s of CPU in {IDLE_S:g} s of idling"
-            )
+    figure(f"{COUNT} circuits, the {later} side later: up after {', '.join(map(str, tries))}")
+    for name in ("a", "b"):
+        figure(
+            f"  {name}: {statistics.mean(sizes[name]):.0f} kB a worker, "
+            f"{used_s[name]:.2f} s of CPU in {IDLE_S:g} s of idling"
+        )
     assert [len(pids) for pids in workers.values()] == [COUNT + 1] * 2  # and a helper for names
     assert min(each.took_s for each in tries) < UP_WITHIN_S
     assert max(used_s.values()) < IDLE_CPU_S

@@ -220,7 +220,7 @@ CIRCUITS = ("vela0", "vela1", "vela2")
 @pytest.mark.alone
 @pytest.mark.parametrize(("direction", "outer"), [("egress", "ipv4"), ("ingress", "ipv6")])
 def test_worker_killed_under_traffic_is_replaced_within_50_ms(
-    routers: TwoRouters, direction: str, outer: str, capsys: pytest.CaptureFixture[str]
+    routers: TwoRouters, direction: str, outer: str, figure: Callable[[str], None]
 ) -> None:
     """A frame's outage is its arrival less the kill, or less its departure if that was later.
 
@@ -276,14 +276,13 @@ def test_worker_killed_under_traffic_is_replaced_within_50_ms(
     judged, left_out = outages[:KILLS], outages[KILLS:]
     median = statistics.median(each.own_ms for each in judged)
     lost = lost_by(kills, frames["vela0"])
-    with capsys.disabled():
-        print(
-            f"\n{direction}, {outer}: forwards again {median:.1f} ms after the kill, less what it "
-            "waited for a CPU, the median of "
-            f"{', '.join(map(str, judged))}; left out: {', '.join(map(str, left_out)) or 'none'}; "
-            f"lost per kill: {', '.join(str(each or 'none') for each in lost)}, "
-            f"of {streams['vela0'].sent} frames"
-        )
+    figure(
+        f"{direction}, {outer}: forwards again {median:.1f} ms after the kill, less what it "
+        "waited for a CPU, the median of "
+        f"{', '.join(map(str, judged))}; left out: {', '.join(map(str, left_out)) or 'none'}; "
+        f"lost per kill: {', '.join(str(each or 'none') for each in lost)}, "
+        f"of {streams['vela0'].sent} frames"
+    )
     assert median < RESTART_LIMIT_MS
     for numbers in lost:
         # Of what the worker had in hand: one batch, in one piece.
@@ -349,7 +348,7 @@ def test_frames_sent_while_there_is_no_worker_arrive_up_to_the_queues_capacity(
 
 
 def test_datagrams_that_come_while_there_is_no_worker_are_delivered_up_to_the_sockets_capacity(
-    routers: TwoRouters, capsys: pytest.CaptureFixture[str]
+    routers: TwoRouters, figure: Callable[[str], None]
 ) -> None:
     """The socket holds at least what a link of 1 Gbit/s brings while a worker is replaced."""
     size, chunk = 1400, 250
@@ -387,15 +386,14 @@ def test_datagrams_that_come_while_there_is_no_worker_are_delivered_up_to_the_so
         arrived = [number for mark, number in outlet.frames() if mark == "waiting"]
 
     kept = next((i for i, number in enumerate(arrived) if i != number), len(arrived))
-    with capsys.disabled():
-        print(f"\nwhile there was no worker, {kept} frames of {size} bytes waited in its socket")
+    figure(f"while there was no worker, {kept} frames of {size} bytes waited in its socket")
     assert early == []
     assert capacity <= kept < sent + chunk  # the end of it was reached
     assert arrived == sorted(set(arrived))
 
 
 def test_worker_that_is_stopped_is_replaced_only_where_frames_wait(
-    routers: TwoRouters, capsys: pytest.CaptureFixture[str]
+    routers: TwoRouters, figure: Callable[[str], None]
 ) -> None:
     for router in (routers.a, routers.b):
         router.namespace.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
@@ -421,8 +419,7 @@ def test_worker_that_is_stopped_is_replaced_only_where_frames_wait(
             injector.send(numbered("idle", 0))
         a.counted("vela1", tx_frames=1)
 
-    with capsys.disabled():
-        print(f"\nhung worker replaced after {took_s:.1f} s, {stream.sent} frames waited")
+    figure(f"hung worker replaced after {took_s:.1f} s, {stream.sent} frames waited")
     assert len(outlet.frames()) >= stream.sent - BATCH
     assert took_s >= 2
     assert took_s - of_others_s < 10
@@ -457,7 +454,7 @@ def test_worker_whose_underlay_is_blocked_is_left_alone(routers: TwoRouters) -> 
 
 
 def test_supervisor_killed_leaves_nothing_and_another_starts_at_once(
-    routers: TwoRouters, capsys: pytest.CaptureFixture[str]
+    routers: TwoRouters, figure: Callable[[str], None]
 ) -> None:
     with ExitStack() as stack:
         velad = stack.enter_context(started(routers.a, config("10.201.0.2", 1)))
@@ -482,8 +479,7 @@ def test_supervisor_killed_leaves_nothing_and_another_starts_at_once(
         velad.kill()
         velad.start()
         velad.wait_for_state("vela1", "unmonitored")
-    with capsys.disabled():
-        print(f"\nnothing left {took_ms:.0f} ms after the supervisor was killed")
+    figure(f"nothing left {took_ms:.0f} ms after the supervisor was killed")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -511,7 +507,7 @@ def test_velad_told_to_stop_ends_with_status_0_and_leaves_nothing(
 
 
 def test_worker_in_a_crash_loop_comes_back_ever_later_and_disturbs_no_other(
-    routers: TwoRouters, capsys: pytest.CaptureFixture[str]
+    routers: TwoRouters, figure: Callable[[str], None]
 ) -> None:
     with both(routers) as (a, _), Outlet(Interface(routers.b.namespace, "vela1")) as outlet:
         neighbour = a.worker_pid("vela1")
@@ -528,8 +524,7 @@ def test_worker_in_a_crash_loop_comes_back_ever_later_and_disturbs_no_other(
         worker = a.circuit("vela0")["worker"]
         still = a.circuit("vela1")["worker"]
 
-    with capsys.disabled():
-        print("\ncrash loop: back after " + ", ".join(f"{each:.2f}" for each in delays_s) + " s")
+    figure("crash loop: back after " + ", ".join(f"{each:.2f}" for each in delays_s) + " s")
     *at_once, first, second, third = delays_s
     # Half a second doubled each time, give or take 20 %, and what it takes to look.
     assert max(at_once) < 0.4 <= first

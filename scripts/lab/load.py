@@ -1,4 +1,4 @@
-"""Traffic between namespaces, and what came of it: iperf3 and ping."""
+"""Traffic between namespaces, and what came of it: iperf3, ping, the kernel's counters."""
 
 from __future__ import annotations
 
@@ -170,6 +170,13 @@ def ping(
             received = max(received, replies.wait_for(transmitted, timeout_s))
     rtt_ms = tuple(float(value) for value in _RTT.findall(done.stdout))
     return Pings(transmitted, received, rtt_ms, output)
+
+
+def kernel_counts(namespace: Namespace, *names: str) -> int:
+    """Return the sum of some of a namespace's protocol counters, named as by nstat(8)."""
+    shown = namespace.run("nstat", "--ignore", "--zeros", "--noupdate", "--json", *names).stdout
+    counts: dict[str, int] = json.loads(shown)["kernel"]
+    return sum(counts[name] for name in names)
 
 
 def _serve(namespace: Namespace, port: int) -> subprocess.Popen[str]:
