@@ -6,7 +6,6 @@ Little is copied in each case unless more is asked for: the whole gigabyte by
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from lab.bad_underlay import BadUnderlay, Every, Hits, bad_underlay
 from lab.circuit import ADDRESSES_A, ADDRESSES_B, NAME, Circuit, static_circuit
 from lab.copying import Copied, copy
+from lab.load import kernel_counts
 from lab.namespace import Namespace
 from lab.waiting import eventually
 
@@ -85,13 +85,6 @@ def ways(underlay: BadUnderlay, circuit: Circuit) -> tuple[Way, Way]:
     found = eventually(still, 10.0, "the circuit to be still")
     assert found is not None
     return found
-
-
-def kernel_counts(namespace: Namespace, *names: str) -> int:
-    """Return the sum of some of a namespace's protocol counters, named as by nstat(8)."""
-    shown = namespace.run("nstat", "--ignore", "--zeros", "--noupdate", "--json", *names).stdout
-    counts: dict[str, int] = json.loads(shown)["kernel"]
-    return sum(counts[name] for name in names)
 
 
 def overtaken(namespace: Namespace) -> int:

@@ -17,7 +17,7 @@ FUZZING_S = 8
 # Both are compiled first, with sanitizers, at the same time.
 TIMEOUT_S = 280.0
 
-pytestmark = pytest.mark.timeout(TIMEOUT_S + 20)
+pytestmark = [pytest.mark.timeout(TIMEOUT_S + 20), pytest.mark.xdist_group("fuzz")]
 
 
 @dataclass(frozen=True, slots=True)

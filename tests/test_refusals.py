@@ -369,7 +369,7 @@ def test_velad_whose_control_socket_cannot_be_made_says_so_and_removes_nothing(
         done = routers.a.namespace.run(
             *(*command, "--config", str(directory / "vela.toml")),
             check=False,
-            timeout_s=5,
+            timeout_s=20,
             env=env,
         )
     finally:

@@ -28,7 +28,10 @@ from vela.supervisor.loop import EventLoop
 from vela.supervisor.process import fork
 from vela.worker import WorkerTask
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
+]
 
 LOCAL = bytes.fromhex("02005e100001")
 REMOTE = bytes.fromhex("02005e100002")

@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from lab.counters import Expectation, Wanted
+from lab.cpu import waited_s
 from lab.errors import LabError
 from lab.namespace import Namespace
+from lab.process import session_members
 from lab.resource import Resource
-from lab.waiting import eventually
+from lab.waiting import PATIENCE, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_TIMEOUT_S = 15.0
-STOP_TIMEOUT_S = 15.0
-VELACTL_TIMEOUT_S = 15.0
+READY_TIMEOUT_S = 15.0 * PATIENCE
+STOP_TIMEOUT_S = 15.0 * PATIENCE
+VELACTL_TIMEOUT_S = 15.0 * PATIENCE
 COUNTED_TIMEOUT_S = 5.0
 LOG_TAIL_LINES = 40
 
@@ -302,8 +304,8 @@ class Velad(Resource):
 
         def found() -> float:
             for line in self.log().splitlines():
-                stamp, _, rest = line.partition(" ")
-                if f"] {event} " in rest and all(word in f"{rest} " for word in words):
+                stamp, _, rest = f"{line} ".partition(" ")
+                if f"] {event} " in rest and all(word in rest for word in words):
                     at = datetime.fromisoformat(stamp).timestamp()
                     if at >= since:
                         return at
@@ -311,6 +313,16 @@ class Velad(Resource):
 
         what = " ".join((f"velad {self.name} to log", event, *(word.strip() for word in words)))
         return eventually(found, timeout_s, what)
+
+    def waited_s(self) -> float:
+        """Return how long its processes have been ready to run while others ran.
+
+        Of those that there are now, since each was started: so much earlier they would have done,
+        at the most, what they did on a machine of their own. Zero if it does not run.
+        """
+        if self.process is None:
+            return 0.0
+        return sum(waited_s(pid) for pid in session_members(self.pid))
 
     def log_tail(self) -> str:
         """Return the log's last lines."""
@@ -333,6 +345,15 @@ def started_together(*velads: Velad) -> Iterator[None]:
         for velad in velads:
             velad.await_ready()
         yield
+
+
+def waits_from_now(*velads: Velad) -> Callable[[], float]:
+    """Return what tells, in seconds, how long they have waited for a CPU since this call.
+
+    See Velad.waited_s; one that does not run yet has not waited yet.
+    """
+    before = sum(velad.waited_s() for velad in velads)
+    return lambda: sum(velad.waited_s() for velad in velads) - before
 
 
 def with_files(config: str, directory: Path, more: str = "") -> str:
