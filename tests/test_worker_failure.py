@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 
 from lab import autoconfigured
 from lab.autoconfigured import asking, policy
-from lab.circuit import ADDRESSES_A, ADDRESSES_B, MAC_A, MAC_B, NAME, circuit_table
+from lab.circuit import ADDRESSES_B, NAME, static_circuit
 from lab.daemon import Velad
 from lab.frames import await_operational
 from lab.link import Interface
@@ -43,7 +43,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         [*COMPILER, "-shared", "-fPIC", "-o", str(path), str(source), "-ldl"], check=True
     )
-    # Workers have it already; but the folders above are root's alone.
     return path
 
 
@@ -93,7 +92,7 @@ class Calls:
 
 @pytest.fixture
 def calls(library: Path) -> Iterator[Calls]:
-    # Not below tmp_path, which workers must not look into.
+    # Not tmp_path: workers look into it, and pytest's folders are root's alone.
     folder = Path(f"/tmp/vela-failing-calls-{os.getpid()}")
     folder.mkdir(mode=0o755)
     try:
@@ -110,16 +109,14 @@ def negotiated(
 ) -> Iterator[tuple[End, End]]:
     """A circuit that A asks B for, as soon as it is up; calls fail on A alone."""
     daemon = f'[daemon]\nengine = "{engine}"\n'
-    with Velad(routers.b.namespace, policy(), name="b") as b:
+    with ExitStack() as stack:
+        b = stack.enter_context(Velad(routers.b.namespace, policy(), name="b"))
         with calls.preloaded():
-            a = Velad(routers.a.namespace, daemon + asking(routers.b.ipv4), name="a")
-            a.__enter__()
-        try:
-            ends = End(routers.a, a), End(routers.b, b)
-            await_up(*ends)
-            yield ends
-        finally:
-            a.close()
+            config = daemon + asking(routers.b.ipv4)
+            a = stack.enter_context(Velad(routers.a.namespace, config, name="a"))
+        ends = End(routers.a, a), End(routers.b, b)
+        await_up(*ends)
+        yield ends
 
 
 def await_up(*ends: End) -> None:
@@ -129,6 +126,11 @@ def await_up(*ends: End) -> None:
             RECOVERY_S,
             f"the circuit to be up on {end.velad.name}",
         )
+
+
+def is_told(other: End, reason: str) -> bool:
+    """Return whether the end whose workers live is down, with carrier off and the reason."""
+    return other.shows("rejected", carrier=False, reason=f"on the other end, {reason}")
 
 
 def kill_worker(end: End) -> int:
@@ -180,13 +182,7 @@ def test_worker_that_cannot_receive_fails_the_circuit_on_both_ends_until_it_can(
         kill_worker(a)
         eventually(lambda: a.shows("failed", carrier=False, reason=reason), 10, "A to be failed")
         came_up = [end.logged("circuit_state_changed", "state").count("up") for end in (a, b)]
-        eventually(
-            lambda: b.shows(
-                "down", "rejected", carrier=False, reason=f"on the other end, {reason}"
-            ),
-            10,
-            "B to be told",
-        )
+        eventually(lambda: is_told(b, reason), 10, "B to be told")
         listed = a.velad.control("status").stdout
         entry = a.velad.circuit(NAME)
         tries = len(a.logged("worker_exited", "restart_in_s"))
@@ -220,13 +216,7 @@ def test_worker_that_cannot_send_fails_the_circuit_with_the_first_frame_until_it
         calls.fail("preadv2")
         with Stream(a.interface, "vela0", 0.01):
             eventually(lambda: a.shows("failed", carrier=False, reason=reason), 10, "A to fail")
-            eventually(
-                lambda: b.shows(
-                    "down", "rejected", carrier=False, reason=f"on the other end, {reason}"
-                ),
-                10,
-                "B to be told",
-            )
+            eventually(lambda: is_told(b, reason), 10, "B to be told")
             # One death is enough where a circuit has just recovered, and the delays go on.
             eventually(
                 lambda: len(a.logged("worker_exited", "restart_in_s")) >= 6, 30, "further tries"
@@ -249,13 +239,7 @@ def test_worker_that_cannot_start_fails_the_circuit_until_it_can(
         calls.fail("setresuid")
         kill_worker(a)
         eventually(lambda: a.shows("failed", carrier=False, reason=reason), 10, "A to be failed")
-        eventually(
-            lambda: b.shows(
-                "down", "rejected", carrier=False, reason=f"on the other end, {reason}"
-            ),
-            10,
-            "B to be told",
-        )
+        eventually(lambda: is_told(b, reason), 10, "B to be told")
 
         calls.succeed("setresuid")
         await_up(a, b)
@@ -279,10 +263,7 @@ def test_worker_killed_three_times_fails_the_circuit_on_both_ends_until_one_live
             failing,
             spared,
             lambda: (
-                failing.shows("failed", carrier=False, reason=KILLED)
-                and other.shows(
-                    "down", "rejected", carrier=False, reason=f"on the other end, {KILLED}"
-                )
+                failing.shows("failed", carrier=False, reason=KILLED) and is_told(other, KILLED)
             ),
             "both ends to show the failure",
         )
@@ -291,21 +272,10 @@ def test_worker_killed_three_times_fails_the_circuit_on_both_ends_until_one_live
         assert passes(a)
 
 
-def static(routers: TwoRouters) -> tuple[str, str]:
-    return (
-        circuit_table(routers.b.ipv4, mac=MAC_A, peer_mac=MAC_B, addresses=list(ADDRESSES_A)),
-        circuit_table(routers.a.ipv4, mac=MAC_B, peer_mac=MAC_A, addresses=list(ADDRESSES_B)),
-    )
-
-
 @pytest.fixture
 def static_ends(routers: TwoRouters) -> Iterator[tuple[End, End]]:
-    config_a, config_b = static(routers)
-    with (
-        Velad(routers.b.namespace, config_b, name="b") as b,
-        Velad(routers.a.namespace, config_a, name="a") as a,
-    ):
-        ends = End(routers.a, a), End(routers.b, b)
+    with static_circuit(routers) as circuit:
+        ends = End(routers.a, circuit.a.velad), End(routers.b, circuit.b.velad)
         await_up(*ends)
         yield ends
 
