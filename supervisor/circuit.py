@@ -73,7 +73,7 @@ class Circuit(ABC):
         # A name's, when it was last looked up.
         self._addresses: tuple[IPAddress, ...] = ()
         self.disabled = False
-        self._wire = Pseudowire(config, services, cpu)
+        self._wire = Pseudowire(config, services, cpu, self.check)
 
     @property
     def name(self) -> str:
@@ -141,6 +141,7 @@ class Circuit(ABC):
             self._timer.cancel()
         self._wire.detach()
         self._wire.set_carrier(False)
+        self._broken = ""  # check() looks again
         self._become(State.DISABLED)
         # Who its remote is stays known: that one is told.
         self._refresh()
@@ -159,6 +160,8 @@ class Circuit(ABC):
                 self._log.error("circuit_broken", error=str(err))
             self._broken = str(err)
         else:
+            if self._broken:
+                self._log.info("circuit_mended")
             self._broken = ""
 
     def status(self) -> CircuitStatus:

@@ -38,7 +38,7 @@ from vela.mtu import (
 from vela.supervisor.burst import Burst
 from vela.supervisor.forwarding import Forwarding
 from vela.supervisor.keeper import WorkerKeeper
-from vela.supervisor.loop import EventLoop, Timer
+from vela.supervisor.loop import Callback, EventLoop, Timer
 from vela.supervisor.names import Names
 from vela.supervisor.netlink import Netlink
 from vela.supervisor.reception import DATAGRAMS_AT_ONCE, Claim, Reception
@@ -116,8 +116,15 @@ class Pseudowire:
     workers come and go.
     """
 
-    def __init__(self, config: CircuitConfig, services: Services, cpu: int) -> None:
-        """Create the interface, without carrier. Raises DeviceError, and then there is none."""
+    def __init__(
+        self, config: CircuitConfig, services: Services, cpu: int, failure_changed: Callback
+    ) -> None:
+        """Create the interface, without carrier. Raises DeviceError, and then there is none.
+
+        failure_changed is called when workers die again and again, and when one lives at last:
+        check() tells.
+        """
+        self._failure_changed = failure_changed
         self._config = config
         self._services = services
         self._cpu = cpu
@@ -134,7 +141,11 @@ class Pseudowire:
         self._made_up_mac = derive_mac("remote", *identity)
         self._counters = services.counters.take()
         self._keeper = WorkerKeeper(
-            config.name, services.loop, self._counters, self._on_interface_lost
+            config.name,
+            services.loop,
+            self._counters,
+            self._on_interface_lost,
+            self._on_failure_changed,
         )
         with ExitStack() as undo:
             undo.callback(services.counters.give_back, self._counters)
@@ -186,7 +197,7 @@ class Pseudowire:
         """
         if (path, profile) == self._attached:
             return
-        self.detach()
+        self._release()
         try:
             self._attach(path, profile)
         except BaseException:
@@ -202,6 +213,10 @@ class Pseudowire:
 
     def detach(self) -> None:
         """Stop carrying frames; those that come meanwhile wait in the interface's queue."""
+        self._release()
+        self._keeper.forget()
+
+    def _release(self) -> None:
         self._attached = None
         self._stop_worker()
         if self._send_socket is not None:
@@ -212,22 +227,27 @@ class Pseudowire:
             self._claim = None
 
     def set_carrier(self, carrier: bool) -> None:
-        """Show the link up or down to routing daemons and bridges. Raises DeviceError."""
+        """Show the link up or down to routing daemons and bridges. Raises DeviceError.
+
+        It stays down while workers die again and again.
+        """
         self._carrier = carrier
         # One that was removed gets its carrier when it is made again.
         if self._tap.exists():
-            self._tap.set_carrier(carrier)
+            self._tap.set_carrier(carrier and not self._keeper.failure)
 
     def check(self) -> None:
         """Look after interface and worker; to be called once a second.
 
         Raises VelaError as long as an interface that somebody removed cannot
-        be made again.
+        be made again, or workers die again and again.
         """
         if not self._tap.exists():
             self._replace_interface()
         self._limit_super_frames()
         self._keeper.check()
+        if self._keeper.failure:
+            raise DeviceError(self._keeper.failure)
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
         """Take a datagram that came past the worker. See reception.Receiver."""
@@ -322,6 +342,13 @@ class Pseudowire:
         except DeviceError as err:
             self._log.error("interface_not_replaced", error=str(err))
 
+    def _on_failure_changed(self) -> None:
+        try:
+            self.set_carrier(self._carrier)
+        except DeviceError as err:
+            self._log.error("carrier_not_set", error=str(err))
+        self._failure_changed()
+
     def _replace_interface(self) -> None:
         """Make the interface again, which somebody removed, and go on as before."""
         if not self._interface_lost:
@@ -333,7 +360,7 @@ class Pseudowire:
         self._tap.close()
         self._tap = self._make_interface(mtu)
         self._interface_lost = False
-        self.detach()
+        self._release()
         if attached is not None:
             self.attach(*attached)
         self.set_carrier(self._carrier)
@@ -388,6 +415,7 @@ class Pseudowire:
                 leave_checksums=profile.leave_checksums,
                 features=self._services.features,
             ),
+            exit_message=self._keeper.exit_message,
             cpu=self._cpu,
             user=self._services.user,
             supervisor_pid=os.getpid(),

@@ -158,7 +158,7 @@ def _details(circuit: Document) -> list[str]:
         ("encapsulation", sending),
         (
             "worker",
-            f"pid {worker['pid']}, CPU {worker['cpu']}, {worker['engine']}, "
+            f"{_process(worker)}, CPU {worker['cpu']}, {worker['engine']}, "
             f"{worker['restarts']} restarts"
             if worker
             else "none",
@@ -170,6 +170,10 @@ def _details(circuit: Document) -> list[str]:
         ("dropped", _reasons({**counters["tx_dropped"], **counters["rx_dropped"]}) or "nothing"),
     ]
     return [f"{name:<14}{value}" for name, value in facts]
+
+
+def _process(worker: Document) -> str:
+    return "no process" if worker["pid"] is None else f"pid {worker['pid']}"
 
 
 def _heard(circuit: Document) -> str:

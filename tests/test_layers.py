@@ -33,6 +33,7 @@ LAYERS = """
     vela.dataplane vela.config vela.agreement vela.policy vela.cookie vela.limiter
     vela.encapsulation vela.tables vela.control
     vela.tap vela.underlay vela.resolver vela.affinity vela.confinement vela.counters
+        vela.exit_message
         vela.key
         vela.steering vela.address
     vela.checksum
