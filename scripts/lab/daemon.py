@@ -38,6 +38,9 @@ _DAEMON_TABLE = re.compile(r"^\[daemon\][ \t]*(#.*)?$", re.MULTILINE)
 recent: list[Velad] = []
 """Every one made since the list was last cleared: what a failed test shows the logs of."""
 
+disabled_features: tuple[str, ...] = ()
+"""Of the kernel: what every velad is told not to use."""
+
 
 class Velad(Resource):
     """One velad. A context: started and ready inside, stopped on leaving.
@@ -79,7 +82,8 @@ class Velad(Resource):
 
     def configure(self, config: str) -> None:
         """Write the configuration; a running velad sees it when told to reload."""
-        self.config_path.write_text(with_files(config, self.directory))
+        more = f"disable_features = {json.dumps(disabled_features)}" if disabled_features else ""
+        self.config_path.write_text(with_files(config, self.directory, more))
 
     def start(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Start it and wait until it says READY=1 (sd_notify).
@@ -339,11 +343,11 @@ def started_together(*velads: Velad) -> Iterator[None]:
         yield
 
 
-def with_files(config: str, directory: Path) -> str:
-    """Return the TOML text with the keys that name files, below directory, in [daemon]."""
+def with_files(config: str, directory: Path, more: str = "") -> str:
+    """Return the TOML text with keys added to [daemon]: those that name files, and more."""
     added = (
         f"control_socket = {json.dumps(str(directory / CONTROL_SOCKET))}\n"
-        f"state_directory = {json.dumps(str(directory / 'state'))}"
+        f"state_directory = {json.dumps(str(directory / 'state'))}\n{more}"
     )
     header = _DAEMON_TABLE.search(config)
     if header is None:
