@@ -25,6 +25,7 @@ from vela.dataplane import Attachment
 from vela.encapsulation import REBUILD_ROOM, Decapsulator, Dropped, Elision, Verification
 from vela.engine import LoadedEngine
 from vela.errors import DeviceError
+from vela.features import Features
 from vela.mac import derive_mac
 from vela.mtu import (
     MAX_UDP_PAYLOAD,
@@ -71,6 +72,8 @@ class Services:
     """Where workers are started: see FORK_INTERVAL_S."""
     counters: CounterSlab
     engine: LoadedEngine
+    features: Features
+    """Of the kernel, that the engine uses."""
     user: User
     port: int
     """Of remotes that name none."""
@@ -288,7 +291,13 @@ class Pseudowire:
         config, netlink = self._config, self._services.netlink
         engine = self._services.engine
         limit = self._limit_for(mtu)
-        tap = Tap(config.name, self.local_mac, mtu, offloads=engine.offloads)
+        tap = Tap(
+            config.name,
+            self.local_mac,
+            mtu,
+            offloads=engine.offloads,
+            features=self._services.features,
+        )
         try:
             if config.bridge is not None:
                 self._bridge_index = netlink.find(config.bridge)
@@ -417,6 +426,7 @@ class Pseudowire:
                 counters=self._counters.worker,
                 virtio_header=self._tap.offloads,
                 leave_checksums=profile.leave_checksums,
+                features=self._services.features,
             ),
             cpu=self._cpu,
             user=self._services.user,

@@ -12,6 +12,7 @@ from typing import Any
 from vela import __version__
 from vela.circuit import DaemonConfig
 from vela.errors import VelaError
+from vela.features import ALL_FEATURES, words
 from vela.supervisor.control_socket import ask
 
 TIMEOUT_S = 5.0
@@ -97,6 +98,11 @@ def _summary(status: Document) -> list[str]:
     """Return a line about the daemon, and a table of its circuits."""
     uptime, listen = _duration(status["uptime_seconds"]), ", ".join(status["listen"])
     lines = [f"velad {status['version']}, pid {status['pid']}, up {uptime}, listening on {listen}"]
+    # A velad that was not started again since an update may not say.
+    used = status.get("engine_features", words(ALL_FEATURES))
+    unused = [word for word in words(ALL_FEATURES) if word not in used]
+    if unused:
+        lines.append(f"kernel features not in use: {', '.join(unused)}")
     dropped = _reasons(status["rx_dropped"])
     if dropped:
         lines.append(f"dropped: {dropped}")

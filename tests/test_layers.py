@@ -38,7 +38,7 @@ LAYERS = """
     vela.checksum
     vela.circuit
     vela.datagram
-    vela.mtu vela.mac
+    vela.mtu vela.mac vela.features
     vela.errors
     vela vela.supervisor
 """

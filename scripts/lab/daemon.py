@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -38,19 +38,29 @@ _DAEMON_TABLE = re.compile(r"^\[daemon\][ \t]*(#.*)?$", re.MULTILINE)
 recent: list[Velad] = []
 """Every one made since the list was last cleared: what a failed test shows the logs of."""
 
+disabled_features: tuple[str, ...] = ()
+"""Of the kernel: what every velad is told not to use."""
+
 
 class Velad(Resource):
     """One velad. A context: started and ready inside, stopped on leaving.
 
     config is TOML; the keys that name files are added to its [daemon] table.
     Everything it writes is in directory: a temporary one, removed at the end,
-    unless one is given.
+    unless one is given. prefix comes before its command line, such as "ip vrf exec red".
     """
 
     def __init__(
-        self, namespace: Namespace, config: str, *, name: str = "", directory: Path | None = None
+        self,
+        namespace: Namespace,
+        config: str,
+        *,
+        name: str = "",
+        directory: Path | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.namespace = namespace
+        self._prefix = prefix
         self.name = name or namespace.name
         self._own_directory = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="vela-lab-"))
@@ -72,7 +82,8 @@ class Velad(Resource):
 
     def configure(self, config: str) -> None:
         """Write the configuration; a running velad sees it when told to reload."""
-        self.config_path.write_text(with_files(config, self.directory))
+        more = f"disable_features = {json.dumps(disabled_features)}" if disabled_features else ""
+        self.config_path.write_text(with_files(config, self.directory, more))
 
     def start(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Start it and wait until it says READY=1 (sd_notify).
@@ -89,6 +100,7 @@ class Velad(Resource):
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(notify_path))
         command, env = entry_point("velad", "vela.supervisor.cli")
+        command = [*self._prefix, *command]
         env["NOTIFY_SOCKET"] = str(notify_path)
         with self.log_path.open("ab") as log:
             self.process = self.namespace.popen(
@@ -331,11 +343,11 @@ def started_together(*velads: Velad) -> Iterator[None]:
         yield
 
 
-def with_files(config: str, directory: Path) -> str:
-    """Return the TOML text with the keys that name files, below directory, in [daemon]."""
+def with_files(config: str, directory: Path, more: str = "") -> str:
+    """Return the TOML text with keys added to [daemon]: those that name files, and more."""
     added = (
         f"control_socket = {json.dumps(str(directory / CONTROL_SOCKET))}\n"
-        f"state_directory = {json.dumps(str(directory / 'state'))}"
+        f"state_directory = {json.dumps(str(directory / 'state'))}\n{more}"
     )
     header = _DAEMON_TABLE.search(config)
     if header is None:

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,7 +72,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 
 ssize_t __wrap_preadv2(int fd, const struct iovec *pieces, int count, off_t offset, int flags)
 {
-	(void)flags;
+	ENSURE(flags == 0 || (flags == RWF_NOWAIT && test.egress.nowait));
 	ENSURE(fd == test.egress.tap_fd && count == 1 && offset == -1);
 	if (test.failure == FAILS_INTERRUPTED && ++test.calls % 3 == 0) {
 		errno = EINTR;
@@ -85,6 +86,15 @@ ssize_t __wrap_preadv2(int fd, const struct iovec *pieces, int count, off_t offs
 	size_t length = item->length < pieces->iov_len ? item->length : pieces->iov_len;
 	memcpy(pieces->iov_base, item->data, length);
 	return (ssize_t)length;
+}
+
+/* Behind a read that found nothing: nothing comes any more. */
+int __wrap_poll(struct pollfd *waiting, nfds_t count, int timeout_ms)
+{
+	ENSURE(!test.egress.nowait && count == 1 && waiting->fd == test.egress.tap_fd);
+	ENSURE(waiting->events == POLLIN && timeout_ms == -1 && test.next == test.frames.count);
+	waiting->revents = POLLERR;
+	return 1;
 }
 
 static int refuse(int error)
@@ -159,7 +169,7 @@ ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
 		length += message->msg_iov[i].iov_len;
 	ENSURE(length > 0 && length <= 65507);
 	if (size)
-		ENSURE(size <= test.egress.route_limit && length > size && length <= 64 * size);
+		ENSURE(test.egress.segment && size <= test.egress.route_limit && length > size && length <= 64 * size);
 	switch (test.failure) {
 	case FAILS_MTU:
 	case FAILS_SIZE:
@@ -445,6 +455,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	egress->leave_checksums = settings & 4;
 	egress->virtio_header = settings & 8 ? 0 : sizeof(struct virtio_header);
 	egress->destination_length = settings & 16 ? sizeof(struct sockaddr_in) : 0;
+	egress->nowait = !(settings & 64);
+	egress->segment = !(settings & 128);
 	egress->route_limit = datagram_limits[more >> 6];
 	test.connected = egress->destination_length == 0;
 	egress->counters = test.counters;

@@ -14,9 +14,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -126,10 +128,12 @@ def command(
     timeout_s: float = STEP_TIMEOUT_S,
     root: Path | None = None,
     cwd: Path | None = None,
+    on_line: Callable[[str], None] = lambda line: None,
 ) -> str:
     """Run argv, in a chroot of root if that is given; return its output.
 
-    Raises ImageError, with the end of its output, if it fails.
+    on_line is called with each line of it as it comes. Raises ImageError, with the
+    end of the output, if it fails or takes longer than timeout_s; it is then killed.
     """
     env = dict(os.environ)
     line = list(argv)
@@ -139,25 +143,38 @@ def command(
         env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
     env |= {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             line,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=timeout_s,
             env=env,
             cwd=cwd,
+            start_new_session=True,
         )
     except FileNotFoundError as err:
         raise ImageError(f"{argv[0]} is not installed: run scripts/setup development") from err
-    except subprocess.TimeoutExpired as err:
-        raise ImageError(f"{' '.join(argv)}: not done after {timeout_s:g} s") from err
-    if done.returncode:
-        end = "\n".join(done.stdout.splitlines()[-20:])
-        raise ImageError(f"{' '.join(argv)}: exit status {done.returncode}:\n{end}")
-    return done.stdout
+    said = []
+    expiry = threading.Timer(timeout_s, os.killpg, (process.pid, signal.SIGKILL))
+    expiry.start()
+    with process:
+        try:
+            assert process.stdout is not None
+            for text in process.stdout:
+                said.append(text)
+                on_line(text.rstrip())
+            process.wait()
+        finally:
+            expiry.cancel()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+    if process.returncode:
+        took = f", killed after {timeout_s:g} s" if process.returncode == -signal.SIGKILL else ""
+        end = "".join(said[-20:])
+        raise ImageError(f"{' '.join(argv)}: exit status {process.returncode}{took}:\n{end}")
+    return "".join(said)
 
 
 def mirror() -> str:
@@ -193,9 +210,10 @@ def _build(
     began = time.monotonic()
     try:
         command(
-            *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=tar"),
+            *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=tar"),
             *(f"--include={','.join(sorted(set(packages)))}", suite, str(draft), _source(suite)),
             timeout_s=BUILD_TIMEOUT_S,
+            on_line=lambda line: say(line[3:]) if line.startswith("I: ") else None,
         )
         if kernels:
             with tempfile.TemporaryDirectory(prefix="vela-root-", dir=archive.parent) as folder:

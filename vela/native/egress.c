@@ -5,15 +5,25 @@
 #include <errno.h>
 #include <linux/udp.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "checksum.h"
 #include "counters.h"
 
+#ifndef RWF_NOWAIT
+#define RWF_NOWAIT 0x00000008 /* include/uapi/linux/fs.h, Linux 4.14 */
+#endif
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103 /* include/uapi/linux/udp.h, Linux 4.18 */
 #endif
+
+static void set_limits(struct egress *self, size_t limit)
+{
+	self->datagram_limit = limit;
+	self->segment_limit = self->segment ? limit : 0;
+}
 
 bool egress_init(struct egress *self)
 {
@@ -23,7 +33,7 @@ bool egress_init(struct egress *self)
 		egress_free(self);
 		return false;
 	}
-	self->datagram_limit = self->segment_limit = self->route_limit;
+	set_limits(self, self->route_limit);
 	self->refused_until = 0;
 	return true;
 }
@@ -157,7 +167,7 @@ static void limit_segments(struct egress *self, int error, size_t size)
 		size_t limit = ask_route_limit(self);
 		if (limit == 0 || limit >= size)
 			limit = size - 1;
-		self->segment_limit = self->datagram_limit = limit;
+		set_limits(self, limit);
 	} else {
 		return;
 	}
@@ -172,7 +182,7 @@ static void renew_limits(struct egress *self)
 	size_t limit = ask_route_limit(self);
 	if (limit == 0 || limit > self->route_limit)
 		limit = self->route_limit;
-	self->segment_limit = self->datagram_limit = limit;
+	set_limits(self, limit);
 	self->refused_until = limit < self->route_limit ? now_s() + REFUSED_S : 0;
 }
 
@@ -329,6 +339,29 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 	append_segments(self, &segmentation);
 }
 
+/* Read what the TAP gives next; wait for it if wait is set. Returns its length; -1 where there is
+ * nothing more at once (EAGAIN), or where the TAP is lost. */
+static ssize_t read_tap(const struct egress *self, const struct iovec *target, bool wait)
+{
+	struct pollfd tap = {.fd = self->tap_fd, .events = POLLIN};
+	int flags = self->nowait && !wait ? RWF_NOWAIT : 0;
+	ssize_t length;
+
+	for (;;) {
+		length = preadv2(self->tap_fd, target, 1, -1, flags);
+		if (length >= 0 || (errno != EINTR && errno != EAGAIN))
+			return length;
+		if (errno == EINTR)
+			continue;
+		if (self->nowait || !wait)
+			return -1;
+		/* Behind a read that found nothing: under load there are frames, and no poll. What is
+		 * wrong with the TAP the next read says. */
+		poll(&tap, 1, -1);
+		wait = false;
+	}
+}
+
 int egress_batch(struct egress *self)
 {
 	self->counters[EGRESS_PROGRESS]++;
@@ -344,10 +377,7 @@ int egress_batch(struct egress *self)
 		/* One byte more than a frame may have shows a frame that was cut off. */
 		struct iovec target = {frame - self->virtio_header,
 				       self->virtio_header + FRAME_MAX + 1};
-		ssize_t length;
-		do
-			length = preadv2(self->tap_fd, &target, 1, -1, taken ? RWF_NOWAIT : 0);
-		while (length < 0 && errno == EINTR);
+		ssize_t length = read_tap(self, &target, taken == 0);
 		if (length < 0) {
 			int error = errno;
 			egress_flush(self);

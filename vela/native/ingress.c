@@ -19,7 +19,6 @@
 bool ingress_init(struct ingress *self)
 {
 	self->buffer = malloc((size_t)RECEIVE_SLOTS * RECEIVE_SLOT);
-	self->join_tcp = self->join_udp = self->virtio_header > 0;
 	self->train.count = 0;
 	self->train.leave_checksum = false;
 	return self->buffer != NULL;
@@ -89,7 +88,7 @@ static bool write_joined(struct ingress *self, struct train *train)
 	uint64_t *counters = self->counters;
 
 	if (!write_pieces(self, pieces, train_join(train, pieces))) {
-		/* Remembered: an older kernel knows nothing of joined UDP (Linux 6.2). */
+		/* Remembered, though the kernel took the offload. */
 		if (errno == EINVAL)
 			*(train->transport.tcp ? &self->join_tcp : &self->join_udp) = false;
 		return false;
@@ -277,7 +276,7 @@ int ingress_batch(struct ingress *self)
 				  gro_size(&messages[i].msg_hdr, length));
 		octets += length;
 	}
-	self->bulk = octets > BULK;
+	self->bulk = self->gro && octets > BULK;
 	ingress_flush(self);
 	return 0;
 }

@@ -29,6 +29,7 @@ struct ingress {
 	size_t virtio_header; /* bytes before each frame of the TAP, or 0: then none are joined */
 	bool leave_checksums; /* elided packets may have only their pseudo-header's sum */
 	bool join_tcp, join_udp; /* as long as the kernel takes them */
+	bool gro; /* the kernel joins datagrams of a size into one buffer */
 	struct sockaddr_storage destination;
 	socklen_t destination_length; /* 0: the socket is connected */
 	struct origin origin;
