@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vm import at_boot
 from vm.images import ImageError, Say, command, say
 
 DISK_MIB = 3000
@@ -72,6 +73,7 @@ def prepare(root: Path) -> None:
     # A first boot would do more than any later one.
     (root / "etc/machine-id").write_text(f"{MACHINE_ID}\n")
     shutil.copy(GUEST / UNIT, root / "etc/systemd/system")
+    at_boot.prepare(root)
     command("systemctl", "enable", UNIT, root=root)
     # Nobody logs in, and nothing else starts in the middle of a test.
     command("systemctl", "mask", *_MASKED, root=root)

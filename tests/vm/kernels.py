@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vm import boot, installation
+from vm import at_boot, boot, installation
 from vm.images import ImageError, kernel_releases, make_root, say
 from vm.systems import PACKAGES, SYSTEMS, System, kernels
 
@@ -110,7 +110,10 @@ class Machines:
             folder / "disk.img",
             folder / "root/boot" / f"vmlinuz-{release}",
             folder / "root/boot" / f"initrd.img-{release}",
-            arguments=f"vela.scenarios={','.join(scenarios)}",
+            arguments=" ".join(
+                [f"vela.scenarios={','.join(scenarios)}"]
+                + ([at_boot.ARGUMENT] if at_boot.SCENARIO in scenarios else [])
+            ),
             timeout_s=deadline_s,
             on_report=on_report,
         )
@@ -155,7 +158,9 @@ def _note(row: Row, report: boot.Report, seconds: float) -> None:
                 row.skipped.append(label)
             else:
                 row.failed.append(label)
-            say(f"{name}: {seconds:.0f} s: {label}: {report['outcome']}, {report['seconds']} s")
+            notes = "".join(f", {what}: {value}" for what, value in report["notes"].items())
+            outcome = f"{report['outcome']}, {report['seconds']} s{notes}"
+            say(f"{name}: {seconds:.0f} s: {label}: {outcome}")
             if report["outcome"] != "passed":
                 print(report["text"], flush=True)
         case "end":

@@ -32,7 +32,7 @@ SYSTEMS = (
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "initramfs-tools", "zstd"),
     *("linux-image-amd64", "iproute2", "iputils-ping", "iperf3", "ethtool", "nftables"),
-    *("wireguard-tools", "tcpdump"),
+    *("wireguard-tools", "tcpdump", "ifupdown"),
     *installation.PACKAGES,
 )
 

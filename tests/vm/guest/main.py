@@ -55,6 +55,7 @@ class Reporter:
             name=report.location[2],
             outcome=report.outcome,
             seconds=round(self._seconds[node], 1),
+            notes=dict(report.user_properties),
             text=text[-TEXT_CHARACTERS:],
         )
 
@@ -67,6 +68,7 @@ class Reporter:
                 name="collection",
                 outcome="failed",
                 seconds=0.0,
+                notes={},
                 text=report.longreprtext[-TEXT_CHARACTERS:],
             )
 
