@@ -73,7 +73,10 @@ class Circuit(ABC):
         # A name's, when it was last looked up.
         self._addresses: tuple[IPAddress, ...] = ()
         self.disabled = False
-        self._wire = Pseudowire(config, services, cpu, self.check)
+        # Whoever asks for a circuit now, by a command or from another machine, is told at once.
+        self._wire = Pseudowire(
+            config, services, cpu, self.check, await_bridge=origin is Origin.CONFIG
+        )
 
     @property
     def name(self) -> str:
@@ -172,7 +175,7 @@ class Circuit(ABC):
             id=self.config.id,
             origin=self.origin.value,
             state=self.state.value,
-            reason=self._broken or self._reason,
+            reason="; ".join(filter(None, (self._broken or self._reason, self._wire.obstacle))),
             remote=str(remote),
             remote_address=str(endpoint.address) if endpoint else None,
             remote_port=endpoint.port if endpoint else remote.port or self._services.port,

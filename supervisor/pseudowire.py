@@ -117,12 +117,18 @@ class Pseudowire:
     """
 
     def __init__(
-        self, config: CircuitConfig, services: Services, cpu: int, failure_changed: Callback
+        self,
+        config: CircuitConfig,
+        services: Services,
+        cpu: int,
+        failure_changed: Callback,
+        *,
+        await_bridge: bool = False,
     ) -> None:
         """Create the interface, without carrier. Raises DeviceError, and then there is none.
 
         failure_changed is called when workers die again and again, and when one lives at last:
-        check() tells.
+        check() tells. await_bridge: a bridge that does not exist is no error; see obstacle.
         """
         self._failure_changed = failure_changed
         self._config = config
@@ -132,6 +138,8 @@ class Pseudowire:
         self._attached: tuple[Path, Profile] | None = None
         self._carrier = False
         self._interface_lost = False
+        self._bridge_index: int | None = None
+        self._await_bridge = await_bridge
         self._claim: Claim | None = None
         self._send_socket: socket.socket | None = None
         self._starting: Timer | None = None
@@ -154,6 +162,8 @@ class Pseudowire:
             undo.callback(self._divert_writer.close)
             self._tap = self._make_interface(config.mtu or PROVISIONAL_MTU)
             undo.pop_all()
+        # Made already, it outlives its bridge.
+        self._await_bridge = True
         self._decapsulator = self._make_decapsulator(None, leave_checksums=False)
         set_send_buffer(self._divert_writer)
         services.loop.watch(self._divert_reader.fileno(), self._on_diverted)
@@ -175,6 +185,13 @@ class Pseudowire:
     def attached(self) -> tuple[Path, Profile] | None:
         """Where frames go at present, and how."""
         return self._attached
+
+    @property
+    def obstacle(self) -> str:
+        """Why the interface is not part of its bridge; empty: it is, or has none."""
+        if self._config.bridge is None or self._bridge_index is not None:
+            return ""
+        return f"waits for the bridge {self._config.bridge}, which does not exist"
 
     def kill_worker(self) -> None:
         """Begin to end the worker, ahead of close() in the same turn of the loop."""
@@ -246,6 +263,7 @@ class Pseudowire:
             self._replace_interface()
         self._limit_super_frames()
         self._keeper.check()
+        self._look_for_bridge()
         if self._keeper.failure:
             raise DeviceError(self._keeper.failure)
 
@@ -303,14 +321,11 @@ class Pseudowire:
         )
         try:
             if config.bridge is not None:
-                bridge_mtu = netlink.join_bridge(config.name, config.bridge)
-                if config.mtu is None or config.mtu < bridge_mtu:
-                    self._log.warning(
-                        "bridge_mtu_exceeds_circuit",
-                        bridge=config.bridge,
-                        bridge_mtu=bridge_mtu,
-                        advice=f"set mtu = {bridge_mtu} to carry all that the bridge does",
-                    )
+                self._bridge_index = netlink.find(config.bridge)
+                if self._bridge_index is not None or not self._await_bridge:
+                    self._join_bridge(config.bridge)
+                else:
+                    self._log.warning("bridge_missing", bridge=config.bridge)
             # A remote that is a TUN answers no ARP and no neighbour solicitation.
             netlink.bring_up(
                 config.name,
@@ -323,6 +338,32 @@ class Pseudowire:
             raise
         self._super_frame_limit = limit
         return tap
+
+    def _join_bridge(self, bridge: str) -> None:
+        bridge_mtu = self._services.netlink.join_bridge(self._config.name, bridge)
+        if self._config.mtu is None or self._config.mtu < bridge_mtu:
+            self._log.warning(
+                "bridge_mtu_exceeds_circuit",
+                bridge=bridge,
+                bridge_mtu=bridge_mtu,
+                advice=f"set mtu = {bridge_mtu} to carry all that the bridge does",
+            )
+
+    def _look_for_bridge(self) -> None:
+        """Join the bridge if it was made since the last look. Raises DeviceError."""
+        bridge = self._config.bridge
+        if bridge is None:
+            return
+        index = self._services.netlink.find(bridge)
+        if index == self._bridge_index:
+            return
+        self._bridge_index = None
+        if index is None:
+            self._log.warning("bridge_missing", bridge=bridge)
+            return
+        self._join_bridge(bridge)
+        self._bridge_index = index
+        self._log.info("bridge_joined", bridge=bridge)
 
     def _limit_for(self, mtu: int) -> int:
         bridged = self._config.bridge is not None

@@ -524,17 +524,19 @@ def test_reload_tells_which_circuits_cannot_be_made_and_they_are_tried_again(
     routers: TwoRouters,
 ) -> None:
     with circuit(routers, policy_a=policy()) as both:
+        # The kernel refuses IPv6 addresses of new interfaces.
+        routers.a.namespace.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
         other = asking(
-            routers.b.ipv4, name="vela1", id=2, addresses=[], peer={"addresses": []}, bridge="br9"
+            routers.b.ipv4, name="vela1", id=2, addresses=["fd00:17::1/64"], peer={"addresses": []}
         )
-        both.a.configure(policy() + asking(routers.b.ipv4, bridge="br9") + other)
+        both.a.configure(policy() + asking(routers.b.ipv4, mtu=1400) + other)
         done = both.a.control("reload", check=False)
 
         assert done.returncode == 1
         assert done.stderr == (
             "velactl: all else was reloaded, but "
-            "vela0: br9: there is no interface of this name; "
-            "vela1: br9: there is no interface of this name\n"
+            "vela0: vela0: cannot add address fd00:16::1/64: Permission denied; "
+            "vela1: vela1: cannot add address fd00:17::1/64: Permission denied\n"
         )
         assert [each["state"] for each in both.a.status()["circuits"]] == ["failed"] * 2
         # Its other end is not told that it is gone.
@@ -543,7 +545,7 @@ def test_reload_tells_which_circuits_cannot_be_made_and_they_are_tried_again(
             lambda status: [each["reason"] for each in status["circuits"]] == [told], 10, told
         )
 
-        bridge(routers.a.namespace, "br9")
+        routers.a.namespace.sysctl("net/ipv6/conf/default/disable_ipv6", 0)
         assert both.a.control("reload").returncode == 0
         wait_until_up(both)
         wait_until_up(both, a="vela1", b="vela1")

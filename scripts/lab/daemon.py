@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -49,13 +49,20 @@ class Velad(Resource):
 
     config is TOML; the keys that name files are added to its [daemon] table.
     Everything it writes is in directory: a temporary one, removed at the end,
-    unless one is given.
+    unless one is given. prefix comes before its command line, such as "ip vrf exec red".
     """
 
     def __init__(
-        self, namespace: Namespace, config: str, *, name: str = "", directory: Path | None = None
+        self,
+        namespace: Namespace,
+        config: str,
+        *,
+        name: str = "",
+        directory: Path | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.namespace = namespace
+        self._prefix = prefix
         self.name = name or namespace.name
         self._own_directory = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="vela-lab-"))
@@ -95,6 +102,7 @@ class Velad(Resource):
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(notify_path))
         command, env = entry_point("velad", "vela.supervisor.cli")
+        command = [*self._prefix, *command]
         env["NOTIFY_SOCKET"] = str(notify_path)
         with self.log_path.open("ab") as log:
             self.process = self.namespace.popen(
