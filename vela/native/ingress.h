@@ -13,7 +13,8 @@
 
 enum {
 	/* Buffers that are received into by one call: where UDP GRO joins datagrams, which fill one, and
-	 * where each has one for itself. Pages that were never written to are not there. */
+	 * where each has one for itself (64 carried a fifth more than 16). Pages that were never written to
+	 * are not there. */
 	RECEIVE_SLOTS = 16,
 	RECEIVE_SLOTS_SINGLE = 64,
 	RECEIVE_SLOT = 65536,
