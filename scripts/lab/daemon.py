@@ -368,8 +368,10 @@ def with_files(config: str, directory: Path, more: str = "") -> str:
     """Return the TOML text with keys added to [daemon]: those that name files, and more."""
     added = (
         f"control_socket = {json.dumps(str(directory / CONTROL_SOCKET))}\n"
-        f"state_directory = {json.dumps(str(directory / 'state'))}\n{more}"
+        f"state_directory = {json.dumps(str(directory / 'state'))}"
     )
+    if more:
+        added += f"\n{more}"
     header = _DAEMON_TABLE.search(config)
     if header is None:
         return f"[daemon]\n{added}\n\n{config}"
