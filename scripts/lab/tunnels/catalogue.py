@@ -28,6 +28,9 @@ TUNNELS: dict[str, Tunnel] = {
 }
 """By the names that tables show, in their order."""
 
+APART: dict[str, Tunnel] = {f"vela {engine}": vela(engine, apart=True) for engine in ENGINES}
+"""Those that choose a CPU for themselves, with one for each end. Others run where there is room."""
+
 CIRCUITS: dict[str, Circuits] = {
     **{f"vela {engine}": many_vela(engine) for engine in ENGINES},
     VXLAN: many_vxlan,
