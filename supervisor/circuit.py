@@ -73,7 +73,10 @@ class Circuit(ABC):
         # A name's, when it was last looked up.
         self._addresses: tuple[IPAddress, ...] = ()
         self.disabled = False
-        self._wire = Pseudowire(config, services, cpu)
+        # Whoever asks for a circuit now, by a command or from another machine, is told at once.
+        self._wire = Pseudowire(
+            config, services, cpu, self.check, await_bridge=origin is Origin.CONFIG
+        )
 
     @property
     def name(self) -> str:
@@ -141,6 +144,7 @@ class Circuit(ABC):
             self._timer.cancel()
         self._wire.detach()
         self._wire.set_carrier(False)
+        self._broken = ""  # check() looks again
         self._become(State.DISABLED)
         # Who its remote is stays known: that one is told.
         self._refresh()
@@ -159,6 +163,8 @@ class Circuit(ABC):
                 self._log.error("circuit_broken", error=str(err))
             self._broken = str(err)
         else:
+            if self._broken:
+                self._log.info("circuit_mended")
             self._broken = ""
 
     def status(self) -> CircuitStatus:
@@ -169,7 +175,7 @@ class Circuit(ABC):
             id=self.config.id,
             origin=self.origin.value,
             state=self.state.value,
-            reason=self._broken or self._reason,
+            reason="; ".join(filter(None, (self._broken or self._reason, self._wire.obstacle))),
             remote=str(remote),
             remote_address=str(endpoint.address) if endpoint else None,
             remote_port=endpoint.port if endpoint else remote.port or self._services.port,

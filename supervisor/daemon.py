@@ -22,6 +22,7 @@ from vela.confinement import find_user
 from vela.counters import CounterSlab
 from vela.engine import LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
+from vela.features import ALL_FEATURES, Feature, Features, probe, words
 from vela.key import load_key
 from vela.supervisor.burst import Burst
 from vela.supervisor.circuits import Circuits
@@ -37,7 +38,7 @@ from vela.supervisor.pseudowire import FORK_INTERVAL_S, Services
 from vela.supervisor.reception import Reception
 from vela.supervisor.status import DaemonStatus, document
 from vela.tap import check_tun
-from vela.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_cookie
+from vela.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_number
 
 # A minute; what little there is takes 5 ms to collect.
 CHECKS_BETWEEN_COLLECTIONS = 60
@@ -67,8 +68,12 @@ class Daemon:
         user = find_user(config.daemon.user)
         # Before another machine asks for a circuit in vain.
         check_tun()
+        engine = _load_engine(config.daemon)
+        kernel = probe()
+        self._features = engine.usable(kernel).difference(config.daemon.disable_features)
+        self._missing_features = engine.usable(ALL_FEATURES) - kernel
         with ExitStack() as undo:
-            groups = _listen(config.daemon)
+            groups = _listen(config.daemon, self._features)
             for group in groups:
                 undo.callback(group.close)
             _warn_of_clipped_buffers(groups)
@@ -96,10 +101,11 @@ class Daemon:
                 names=names,
                 forks=Burst(self._loop, FORK_INTERVAL_S),
                 counters=CounterSlab(),
-                engine=_load_engine(config.daemon),
+                engine=engine,
+                features=self._features,
                 user=user,
                 port=config.daemon.port,
-                identity=_identity(),
+                identity=_identity(self._features),
             )
             self._circuits = Circuits(config, services, self._negotiator)
             undo.callback(self._circuits.close)
@@ -113,6 +119,12 @@ class Daemon:
     def run(self) -> None:
         """Carry circuits until SIGTERM or SIGINT, then take everything down."""
         loop = self._loop
+        self._log.info(
+            "kernel_features",
+            used=list(words(self._features)),
+            disabled=list(words(self._config.daemon.disable_features)),
+            missing=list(words(self._missing_features)),
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.on_signal(number, loop.stop)
         loop.on_signal(signal.SIGHUP, self._on_hangup)
@@ -136,6 +148,7 @@ class Daemon:
             pid=os.getpid(),
             uptime_seconds=round(self._loop.now() - self._started, 3),
             listen=tuple(str(group) for group in self._reception.groups),
+            engine_features=words(self._features),
             rx_dropped=self._reception.dropped() | self._negotiator.dropped(),
             circuits=self._circuits.status(),
         )
@@ -238,14 +251,16 @@ def find_mistakes(config: Config) -> list[str]:
     return mistakes
 
 
-def _listen(config: DaemonConfig) -> tuple[ReceiveGroup, ...]:
+def _listen(config: DaemonConfig, features: Features) -> tuple[ReceiveGroup, ...]:
     """Bind all listening addresses, or none."""
     # "::" takes IPv4 too, unless an address of that family is named as well.
     only_ipv6 = any(address.version == 4 for address in config.listen)
     groups: list[ReceiveGroup] = []
     try:
         for address in config.listen:
-            group = ReceiveGroup(address, config.port, only_ipv6=only_ipv6)
+            group = ReceiveGroup(
+                address, config.port, only_ipv6=only_ipv6, gro=Feature.UDP_GRO in features
+            )
             groups.append(group)
     except VelaError:
         for group in groups:
@@ -298,7 +313,7 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _identity() -> tuple[str, ...]:
+def _identity(features: Features) -> tuple[str, ...]:
     """Return what tells this machine, and this network namespace on it, from all others."""
     try:
         machine = _MACHINE_ID.read_text(encoding="ascii").strip()
@@ -307,4 +322,4 @@ def _identity() -> tuple[str, ...]:
     # Empty in images of machines, and "uninitialized" while one starts for the first time.
     if not _IS_MACHINE_ID.fullmatch(machine):
         machine = os.uname().nodename
-    return machine, str(namespace_cookie())
+    return machine, str(namespace_number(features))

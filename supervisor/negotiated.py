@@ -152,10 +152,12 @@ class NegotiatedCircuit(Circuit):
         super().check()
         if self.disabled:
             return
-        if self._broken and self._session.state is not SessionState.SUSPENDED:
+        suspended = self._session.state is SessionState.SUSPENDED
+        if self._broken and not (suspended and self._reason == self._broken):
             self._suspend(self._broken)
             self._become(State.DOWN if self._was_up else State.CONNECTING, self._broken)
-        elif not self._broken and self._state is not State.FAILED:
+        elif not self._broken and suspended and self._state is not State.FAILED:
+            self._become(State.DOWN if self._was_up else State.CONNECTING)
             self._seek_again()
 
     @property
@@ -359,7 +361,7 @@ class NegotiatedCircuit(Circuit):
         self._conversation.pump()
 
     def _seek_again(self) -> None:
-        if self._session.state is SessionState.SUSPENDED:
+        if not self._broken and self._session.state is SessionState.SUSPENDED:
             self._session.start(self._conversation.now())
             self._conversation.pump()
 

@@ -25,6 +25,7 @@ from vela.dataplane import Attachment
 from vela.encapsulation import REBUILD_ROOM, Decapsulator, Dropped, Elision, Verification
 from vela.engine import LoadedEngine
 from vela.errors import DeviceError
+from vela.features import Features
 from vela.mac import derive_mac
 from vela.mtu import (
     MAX_UDP_PAYLOAD,
@@ -37,7 +38,7 @@ from vela.mtu import (
 from vela.supervisor.burst import Burst
 from vela.supervisor.forwarding import Forwarding
 from vela.supervisor.keeper import WorkerKeeper
-from vela.supervisor.loop import EventLoop, Timer
+from vela.supervisor.loop import Callback, EventLoop, Timer
 from vela.supervisor.names import Names
 from vela.supervisor.netlink import Netlink
 from vela.supervisor.reception import DATAGRAMS_AT_ONCE, Claim, Reception
@@ -71,6 +72,8 @@ class Services:
     """Where workers are started: see FORK_INTERVAL_S."""
     counters: CounterSlab
     engine: LoadedEngine
+    features: Features
+    """Of the kernel, that the engine uses."""
     user: User
     port: int
     """Of remotes that name none."""
@@ -113,8 +116,21 @@ class Pseudowire:
     workers come and go.
     """
 
-    def __init__(self, config: CircuitConfig, services: Services, cpu: int) -> None:
-        """Create the interface, without carrier. Raises DeviceError, and then there is none."""
+    def __init__(
+        self,
+        config: CircuitConfig,
+        services: Services,
+        cpu: int,
+        failure_changed: Callback,
+        *,
+        await_bridge: bool = False,
+    ) -> None:
+        """Create the interface, without carrier. Raises DeviceError, and then there is none.
+
+        failure_changed is called when workers die again and again, and when one lives at last:
+        check() tells. await_bridge: a bridge that does not exist is no error; see obstacle.
+        """
+        self._failure_changed = failure_changed
         self._config = config
         self._services = services
         self._cpu = cpu
@@ -122,6 +138,8 @@ class Pseudowire:
         self._attached: tuple[Path, Profile] | None = None
         self._carrier = False
         self._interface_lost = False
+        self._bridge_index: int | None = None
+        self._await_bridge = await_bridge
         self._claim: Claim | None = None
         self._send_socket: socket.socket | None = None
         self._starting: Timer | None = None
@@ -131,7 +149,11 @@ class Pseudowire:
         self._made_up_mac = derive_mac("remote", *identity)
         self._counters = services.counters.take()
         self._keeper = WorkerKeeper(
-            config.name, services.loop, self._counters, self._on_interface_lost
+            config.name,
+            services.loop,
+            self._counters,
+            self._on_interface_lost,
+            self._on_failure_changed,
         )
         with ExitStack() as undo:
             undo.callback(services.counters.give_back, self._counters)
@@ -140,6 +162,8 @@ class Pseudowire:
             undo.callback(self._divert_writer.close)
             self._tap = self._make_interface(config.mtu or PROVISIONAL_MTU)
             undo.pop_all()
+        # Made already, it outlives its bridge.
+        self._await_bridge = True
         self._decapsulator = self._make_decapsulator(None, leave_checksums=False)
         set_send_buffer(self._divert_writer)
         services.loop.watch(self._divert_reader.fileno(), self._on_diverted)
@@ -162,6 +186,13 @@ class Pseudowire:
         """Where frames go at present, and how."""
         return self._attached
 
+    @property
+    def obstacle(self) -> str:
+        """Why the interface is not part of its bridge; empty: it is, or has none."""
+        if self._config.bridge is None or self._bridge_index is not None:
+            return ""
+        return f"waits for the bridge {self._config.bridge}, which does not exist"
+
     def kill_worker(self) -> None:
         """Begin to end the worker, ahead of close() in the same turn of the loop."""
         self._keeper.kill()
@@ -183,7 +214,7 @@ class Pseudowire:
         """
         if (path, profile) == self._attached:
             return
-        self.detach()
+        self._release()
         try:
             self._attach(path, profile)
         except BaseException:
@@ -199,6 +230,10 @@ class Pseudowire:
 
     def detach(self) -> None:
         """Stop carrying frames; those that come meanwhile wait in the interface's queue."""
+        self._release()
+        self._keeper.forget()
+
+    def _release(self) -> None:
         self._attached = None
         self._stop_worker()
         if self._send_socket is not None:
@@ -209,22 +244,28 @@ class Pseudowire:
             self._claim = None
 
     def set_carrier(self, carrier: bool) -> None:
-        """Show the link up or down to routing daemons and bridges. Raises DeviceError."""
+        """Show the link up or down to routing daemons and bridges. Raises DeviceError.
+
+        It stays down while workers die again and again.
+        """
         self._carrier = carrier
         # One that was removed gets its carrier when it is made again.
         if self._tap.exists():
-            self._tap.set_carrier(carrier)
+            self._tap.set_carrier(carrier and not self._keeper.failure)
 
     def check(self) -> None:
         """Look after interface and worker; to be called once a second.
 
         Raises VelaError as long as an interface that somebody removed cannot
-        be made again.
+        be made again, or workers die again and again.
         """
         if not self._tap.exists():
             self._replace_interface()
         self._limit_super_frames()
         self._keeper.check()
+        self._look_for_bridge()
+        if self._keeper.failure:
+            raise DeviceError(self._keeper.failure)
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
         """Take a datagram that came past the worker. See reception.Receiver."""
@@ -271,17 +312,20 @@ class Pseudowire:
         config, netlink = self._config, self._services.netlink
         engine = self._services.engine
         limit = self._limit_for(mtu)
-        tap = Tap(config.name, self.local_mac, mtu, offloads=engine.offloads)
+        tap = Tap(
+            config.name,
+            self.local_mac,
+            mtu,
+            offloads=engine.offloads,
+            features=self._services.features,
+        )
         try:
             if config.bridge is not None:
-                bridge_mtu = netlink.join_bridge(config.name, config.bridge)
-                if config.mtu is None or config.mtu < bridge_mtu:
-                    self._log.warning(
-                        "bridge_mtu_exceeds_circuit",
-                        bridge=config.bridge,
-                        bridge_mtu=bridge_mtu,
-                        advice=f"set mtu = {bridge_mtu} to carry all that the bridge does",
-                    )
+                self._bridge_index = netlink.find(config.bridge)
+                if self._bridge_index is not None or not self._await_bridge:
+                    self._join_bridge(config.bridge)
+                else:
+                    self._log.warning("bridge_missing", bridge=config.bridge)
             # A remote that is a TUN answers no ARP and no neighbour solicitation.
             netlink.bring_up(
                 config.name,
@@ -294,6 +338,32 @@ class Pseudowire:
             raise
         self._super_frame_limit = limit
         return tap
+
+    def _join_bridge(self, bridge: str) -> None:
+        bridge_mtu = self._services.netlink.join_bridge(self._config.name, bridge)
+        if self._config.mtu is None or self._config.mtu < bridge_mtu:
+            self._log.warning(
+                "bridge_mtu_exceeds_circuit",
+                bridge=bridge,
+                bridge_mtu=bridge_mtu,
+                advice=f"set mtu = {bridge_mtu} to carry all that the bridge does",
+            )
+
+    def _look_for_bridge(self) -> None:
+        """Join the bridge if it was made since the last look. Raises DeviceError."""
+        bridge = self._config.bridge
+        if bridge is None:
+            return
+        index = self._services.netlink.find(bridge)
+        if index == self._bridge_index:
+            return
+        self._bridge_index = None
+        if index is None:
+            self._log.warning("bridge_missing", bridge=bridge)
+            return
+        self._join_bridge(bridge)
+        self._bridge_index = index
+        self._log.info("bridge_joined", bridge=bridge)
 
     def _limit_for(self, mtu: int) -> int:
         bridged = self._config.bridge is not None
@@ -313,6 +383,13 @@ class Pseudowire:
         except DeviceError as err:
             self._log.error("interface_not_replaced", error=str(err))
 
+    def _on_failure_changed(self) -> None:
+        try:
+            self.set_carrier(self._carrier)
+        except DeviceError as err:
+            self._log.error("carrier_not_set", error=str(err))
+        self._failure_changed()
+
     def _replace_interface(self) -> None:
         """Make the interface again, which somebody removed, and go on as before."""
         if not self._interface_lost:
@@ -324,7 +401,7 @@ class Pseudowire:
         self._tap.close()
         self._tap = self._make_interface(mtu)
         self._interface_lost = False
-        self.detach()
+        self._release()
         if attached is not None:
             self.attach(*attached)
         self.set_carrier(self._carrier)
@@ -377,7 +454,9 @@ class Pseudowire:
                 counters=self._counters.worker,
                 virtio_header=self._tap.offloads,
                 leave_checksums=profile.leave_checksums,
+                features=self._services.features,
             ),
+            exit_message=self._keeper.exit_message,
             cpu=self._cpu,
             user=self._services.user,
             supervisor_pid=os.getpid(),

@@ -19,6 +19,7 @@ from vela.circuit import Endpoint, IPAddress
 from vela.datagram import CONTROL_CIRCUIT_ID
 from vela.encapsulation import REBUILD_ROOM
 from vela.errors import DeviceError, VelaError
+from vela.features import UDP_GRO
 from vela.mtu import MAX_UDP_PAYLOAD
 from vela.steering import MAX_INSTRUCTIONS, Route, steering_program
 from vela.supervisor.burst import Burst
@@ -27,7 +28,6 @@ from vela.underlay import (
     ANY_ADDRESS,
     PKTINFO_SPACE,
     SO_RXQ_OVFL,
-    UDP_GRO,
     ReceiveGroup,
     find_route,
 )

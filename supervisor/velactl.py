@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 from vela import __version__
 from vela.circuit import DaemonConfig
 from vela.errors import VelaError
-from vela.supervisor.control_socket import ask
+from vela.features import ALL_FEATURES, words
+from vela.supervisor.control_socket import ask, find_socket
 
 TIMEOUT_S = 5.0
+# Hundreds of circuits may change. systemd waits 90 s.
+RELOAD_TIMEOUT_S = 60.0
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -25,6 +29,8 @@ Document = Mapping[str, Any]
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Return its exit status."""
     arguments = _parser().parse_args(argv)
+    if arguments.socket is None:
+        arguments.socket = _default_socket()
     try:
         command: Callable[[argparse.Namespace], int] = arguments.run
         return command(arguments)
@@ -89,14 +95,31 @@ def _command(arguments: argparse.Namespace) -> int:
     request = {"command": arguments.command}
     if "circuit" in arguments:
         request["circuit"] = arguments.circuit
-    ask(arguments.socket, request, TIMEOUT_S)
+    timeout_s = RELOAD_TIMEOUT_S if arguments.command == "reload" else TIMEOUT_S
+    ask(arguments.socket, request, timeout_s)
     return EXIT_OK
+
+
+def _default_socket() -> Path:
+    """Return the socket of the velad that systemd runs this command for, or the usual one.
+
+    systemd sets MAINPID for ExecReload. A daemon's control_socket may differ from the one in
+    its file, which may have been changed, or damaged, since it was started.
+    """
+    main_pid = os.environ.get("MAINPID", "")
+    found = find_socket(int(main_pid)) if main_pid.isdecimal() else None
+    return found or DaemonConfig().control_socket
 
 
 def _summary(status: Document) -> list[str]:
     """Return a line about the daemon, and a table of its circuits."""
     uptime, listen = _duration(status["uptime_seconds"]), ", ".join(status["listen"])
     lines = [f"velad {status['version']}, pid {status['pid']}, up {uptime}, listening on {listen}"]
+    # A velad that was not started again since an update may not say.
+    used = status.get("engine_features", words(ALL_FEATURES))
+    unused = [word for word in words(ALL_FEATURES) if word not in used]
+    if unused:
+        lines.append(f"kernel features not in use: {', '.join(unused)}")
     dropped = _reasons(status["rx_dropped"])
     if dropped:
         lines.append(f"dropped: {dropped}")
@@ -152,7 +175,7 @@ def _details(circuit: Document) -> list[str]:
         ("encapsulation", sending),
         (
             "worker",
-            f"pid {worker['pid']}, CPU {worker['cpu']}, {worker['engine']}, "
+            f"{_process(worker)}, CPU {worker['cpu']}, {worker['engine']}, "
             f"{worker['restarts']} restarts"
             if worker
             else "none",
@@ -164,6 +187,10 @@ def _details(circuit: Document) -> list[str]:
         ("dropped", _reasons({**counters["tx_dropped"], **counters["rx_dropped"]}) or "nothing"),
     ]
     return [f"{name:<14}{value}" for name, value in facts]
+
+
+def _process(worker: Document) -> str:
+    return "no process" if worker["pid"] is None else f"pid {worker['pid']}"
 
 
 def _heard(circuit: Document) -> str:
@@ -208,9 +235,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--socket",
         type=Path,
-        default=DaemonConfig().control_socket,
         metavar="PATH",
-        help="velad's control socket (default: %(default)s)",
+        help=f"velad's control socket (default: {DaemonConfig().control_socket})",
     )
     parser.add_argument("--version", action="version", version=f"velactl {__version__}")
     commands: Any = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -12,6 +12,7 @@ from vela.circuit import Engine
 from vela.confinement import find_user
 from vela.counters import CounterSlab
 from vela.engine import load_engine
+from vela.features import probe
 from vela.supervisor.burst import Burst
 from vela.supervisor.forwarding import Forwarding
 from vela.supervisor.loop import EventLoop
@@ -31,6 +32,7 @@ def services_in(namespace: Namespace) -> Iterator[Services]:
         undo.enter_context(namespace.entered())
         loop = EventLoop()
         undo.callback(signal.set_wakeup_fd, -1)
+        engine = load_engine(Engine.PYTHON)
         group = ReceiveGroup(ip_address("::"), PORT, only_ipv6=False)
         undo.callback(group.close)
         netlink = Netlink()
@@ -46,7 +48,8 @@ def services_in(namespace: Namespace) -> Iterator[Services]:
             names=names,
             forks=Burst(loop, 0.0),
             counters=CounterSlab(),
-            engine=load_engine(Engine.PYTHON),
+            engine=engine,
+            features=engine.usable(probe()),
             user=user,
             port=PORT,
             identity=("test",),

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
 
 import pytest
@@ -43,6 +44,13 @@ BENCH = [sys.executable, "-m", "lab.bench"]
 MOST_TRIES = 5
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder whose path is short, as those of sockets have to be."""
+    with TemporaryDirectory(prefix="vela-") as made:
+        yield Path(made)
+
+
 def environment(temporary: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "TMPDIR": str(temporary)}
 
@@ -62,9 +70,10 @@ def processes_that_name(path: Path) -> list[str]:
 
 @needs_net_admin
 @pytest.mark.timeout(240)
-def test_bench_quick_shows_writes_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    temporary, output = tmp_path / "temporary", tmp_path / "output"
-    temporary.mkdir()
+def test_bench_quick_shows_writes_and_leaves_nothing_behind(
+    tmp_path: Path, temporary: Path
+) -> None:
+    output = tmp_path / "output"
     chosen = [f"--tunnel={name}" for name in ("vela python", "kernel vxlan")]
     with subprocess.Popen(
         [*BENCH, "--quick", *chosen, f"--output={output}"],
@@ -116,9 +125,8 @@ def test_bench_quick_shows_writes_and_leaves_nothing_behind(tmp_path: Path) -> N
 
 
 @needs_net_admin
-def test_bench_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
-    temporary, output = tmp_path / "temporary", tmp_path / "output"
-    temporary.mkdir()
+def test_bench_interrupted_leaves_nothing_behind(tmp_path: Path, temporary: Path) -> None:
+    output = tmp_path / "output"
     chosen = [f"--tunnel={name}" for name in ("vela python", "socat")]
     with subprocess.Popen(
         [*BENCH, "--seconds=20", "--measurement=tcp", *chosen, f"--output={output}"],
@@ -143,6 +151,7 @@ def test_bench_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @needs_net_admin
+@pytest.mark.usefixtures("framed")
 @pytest.mark.parametrize("name", [name for name in TUNNELS if name != "no tunnel"])
 def test_tunnel_of_its_mtu_fills_the_cable_and_no_more(routers: TwoRouters, name: str) -> None:
     try:

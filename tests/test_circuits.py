@@ -18,7 +18,7 @@ from vela.supervisor.process import Child, ExitStatus
 from vela.supervisor.pseudowire import Services
 from vela.supervisor.static import StaticCircuit
 
-pytestmark = pytest.mark.needs_net_admin
+pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
 
 CIRCUITS = 3
 

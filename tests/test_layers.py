@@ -33,12 +33,13 @@ LAYERS = """
     vela.dataplane vela.config vela.agreement vela.policy vela.cookie vela.limiter
     vela.encapsulation vela.tables vela.control
     vela.tap vela.underlay vela.resolver vela.affinity vela.confinement vela.counters
+        vela.exit_message
         vela.key
         vela.steering vela.address
     vela.checksum
     vela.circuit
     vela.datagram
-    vela.mtu vela.mac
+    vela.mtu vela.mac vela.features
     vela.errors
     vela vela.supervisor
 """

@@ -18,6 +18,8 @@ from vela.supervisor import names
 from vela.supervisor.loop import EventLoop
 from vela.supervisor.names import Names
 
+pytestmark = pytest.mark.alone
+
 TIMEOUT_S = 20.0
 
 

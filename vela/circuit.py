@@ -15,6 +15,7 @@ from ipaddress import (
 )
 from pathlib import Path
 
+from vela.features import Feature
 from vela.mtu import Family
 
 IPAddress = IPv4Address | IPv6Address
@@ -153,6 +154,8 @@ class DaemonConfig:
     state_directory: Path = Path("/var/lib/vela")
     user: str = "nobody"
     engine: Engine = Engine.AUTO
+    disable_features: tuple[Feature, ...] = ()
+    """Not to be used, though the kernel may have them."""
     log_level: str = "info"
     log_format: str = "console"
     metrics: Endpoint | None = None

@@ -43,9 +43,20 @@ from vela.circuit import (
 )
 from vela.control import MAX_ADDRESSES
 from vela.errors import ConfigError
+from vela.features import Feature
 from vela.mac import format_mac, parse_mac
 from vela.mtu import MAX_TAP_MTU, MIN_IPV6_MTU, MIN_TAP_MTU, Family
-from vela.tables import Table, boolean, integer, member, number, text, word, word_or
+from vela.tables import (
+    Table,
+    boolean,
+    integer,
+    known_word,
+    member,
+    number,
+    text,
+    word,
+    word_or,
+)
 
 MIN_KEEPALIVE_S, MAX_KEEPALIVE_S = 0.1, 3600.0
 MAX_CPU = 8191  # the largest NR_CPUS that Linux can be built for (arch/x86/Kconfig)
@@ -271,6 +282,7 @@ _INTERFACE_NAME = text(parse_interface_name)
 _MAC = text(parse_mac)
 _FAMILY = word({"any": None, **{family.value: family for family in Family}})
 _MTU = word_or({"auto": None}, integer(MIN_TAP_MTU, MAX_TAP_MTU), "'auto' or a number of bytes")
+_FEATURE = known_word({feature.value: feature for feature in Feature})
 _CPU = word_or({"auto": None}, integer(0, MAX_CPU), "'auto' or a CPU's number")
 _SOURCE_PORT = word_or(
     {word.value: word for word in SourcePort}, _PORT, "'auto', 'listen' or a port's number"
@@ -305,6 +317,7 @@ def _read_daemon(table: Table) -> DaemonConfig:
         state_directory=table.read("state_directory", _ABSOLUTE_PATH, _DAEMON.state_directory),
         user=table.read("user", text(_user), _DAEMON.user),
         engine=table.read("engine", member(Engine), _DAEMON.engine),
+        disable_features=table.read_list("disable_features", _FEATURE),
         log_level=table.read("log_level", _LOG_LEVEL, _DAEMON.log_level),
         log_format=table.read("log_format", _LOG_FORMAT, _DAEMON.log_format),
         metrics=table.read("metrics", text(parse_endpoint), _DAEMON.metrics),

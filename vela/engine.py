@@ -9,6 +9,7 @@ from vela._pydataplane import PythonDataPlane
 from vela.circuit import Engine
 from vela.dataplane import Attachment, DataPlane
 from vela.errors import ConfigError
+from vela.features import OFFLOADS, Feature, Features
 
 try:
     from vela._dataplane import DataPlane as NativeDataPlane
@@ -29,6 +30,10 @@ class LoadedEngine:
     make: Callable[[Attachment], DataPlane]
     fallback: str = ""
     """Why it is not the one that would be better."""
+
+    def usable(self, features: Features) -> Features:
+        """Return those of the kernel's features that this twin uses."""
+        return features if self.offloads else features - OFFLOADS
 
 
 def load_engine(wanted: Engine) -> LoadedEngine:
@@ -58,5 +63,10 @@ def _make_native(attachment: Attachment) -> DataPlane:
         datagram_limit=attachment.datagram_limit,
         virtio_header=attachment.virtio_header,
         leave_checksums=attachment.leave_checksums,
+        nowait=Feature.RWF_NOWAIT in attachment.features,
+        segment=Feature.UDP_SEGMENT in attachment.features,
+        gro=Feature.UDP_GRO in attachment.features,
+        join_tcp=Feature.TSO in attachment.features,
+        join_udp=Feature.USO in attachment.features,
         counters=attachment.counters,
     )

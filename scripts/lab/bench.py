@@ -29,7 +29,7 @@ from lab.regimes import Regime
 from lab.results import Results
 from lab.tables import legend, tables
 from lab.topology import TwoRouters, two_routers
-from lab.tunnels.catalogue import APART, CIRCUITS, FASTD, TUNNELS, VXLAN
+from lab.tunnels.catalogue import APART, CIRCUITS, FASTD, LACKING, NATIVE, TUNNELS, VXLAN
 from lab.tunnels.tunnel import Segment, Tunnel, UnavailableError, fragments_made
 
 TCP, STREAMS, UDP, OVERLOAD = "tcp", "streams", "udp", "overload"
@@ -42,6 +42,7 @@ DEFAULT_MEASUREMENTS = {
     Regime.GIGABIT: (TCP,),
 }
 REFERENCES = (VXLAN, FASTD)
+FEATURES_MEASUREMENTS = (TCP, UDP)
 
 # Numbers beyond those of the tunnels, which stay up.
 _FIRST_MANY = len(TUNNELS) + 1
@@ -67,7 +68,10 @@ DISTURBING = 0.25
 class Plan:
     """What one run is asked to do."""
 
-    tunnels: tuple[str, ...]
+    tunnels: dict[str, Tunnel]
+    """In the order in which tables show them."""
+    references: tuple[str, ...]
+    """Those that others are compared with, as far as they are among the tunnels."""
     regimes: dict[Regime, tuple[str, ...]]
     """The measurements in each."""
     rounds: int
@@ -112,18 +116,19 @@ def run(plan: Plan) -> Results:
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             settings=_settings(plan),
             underlay_mtu=routers.a.underlay.mtu,
-            references=tuple(name for name in REFERENCES if name in plan.tunnels),
+            references=tuple(name for name in plan.references if name in plan.tunnels),
         )
         if results.machine.load > DISTURBING * results.machine.cpus:
             say(f"this machine is not idle (load {results.machine.load:.1f}): figures will suffer")
         began = time.monotonic()
         try:
-            segments = _set_up(plan.tunnels, TUNNELS, 1, routers, results, stack)
+            segments = _set_up(plan.tunnels, 1, routers, results, stack)
             if not segments:
                 raise LabError("nothing left to measure")
             apart = {}
             if any(BUSY in measurements for measurements in plan.regimes.values()):
-                apart = _set_up(tuple(segments), APART, _FIRST_APART, routers, results, stack)
+                wanted = {name: APART[name] for name in segments if name in APART}
+                apart = _set_up(wanted, _FIRST_APART, routers, results, stack)
             circuits = [name for name in segments if name in CIRCUITS]
             progress = Progress(_steps(plan, len(segments), len(circuits)))
             for regime, measurements in plan.regimes.items():
@@ -166,20 +171,17 @@ def _steps(plan: Plan, tunnels: int, circuits: int) -> int:
 
 
 def _set_up(
-    names: tuple[str, ...],
     tunnels: dict[str, Tunnel],
     first: int,
     routers: TwoRouters,
     results: Results,
     stack: ExitStack,
 ) -> dict[str, Segment]:
-    """Return those of the tunnels with these names that can be had, numbered from first."""
+    """Return those of the tunnels that can be had, numbered from first."""
     segments = {}
-    for number, name in enumerate(tunnels, start=first):
-        if name not in names:
-            continue
+    for number, (name, tunnel) in enumerate(tunnels.items(), start=first):
         try:
-            segments[name] = stack.enter_context(tunnels[name](routers, number))
+            segments[name] = stack.enter_context(tunnel(routers, number))
         except UnavailableError as err:
             say(f"skipping {name}: {err}")
             results.skipped[name] = str(err)
@@ -337,6 +339,13 @@ def parse(argv: list[str]) -> Plan:
         help="only this one; may be repeated. wire: the cable carries frames as a wire does; "
         "offload: buffers of 64 KiB; gigabit: a wire that carries 1 Gbit/s",
     )
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="instead of other tunnels: VELA with each feature of the kernel disabled in turn, "
+        "with those that older kernels lack, and with all; one TCP stream and rates of frames, in "
+        "the regime wire",
+    )
     parser.add_argument("--rounds", type=int, help=f"of each measurement ({ROUNDS})")
     parser.add_argument(
         "--seconds", type=int, help=f"of each TCP run ({SECONDS}; gigabit: three times that)"
@@ -360,17 +369,25 @@ def parse(argv: list[str]) -> Plan:
     if rounds < 1 or scale.seconds < 1:
         parser.error("rounds and seconds are at least 1")
     chosen = [Regime(value) for value in given.regime or ()]
-    regimes = dict.fromkeys(chosen or ([Regime.WIRE] if given.quick else Regime))
+    regimes = dict.fromkeys(chosen or ([Regime.WIRE] if given.quick or given.features else Regime))
+    tunnels, measurements = TUNNELS, DEFAULT_MEASUREMENTS
+    references: tuple[str, ...] = REFERENCES
+    if given.features:
+        if given.tunnel:
+            parser.error("--features measures VELA alone: no --tunnel")
+        tunnels, references = LACKING, (NATIVE,)
+        measurements = dict.fromkeys(Regime, FEATURES_MEASUREMENTS)
+    elif given.quick:
+        tunnels = {name: TUNNELS[name] for name in QUICK_TUNNELS}
+        measurements = dict.fromkeys(Regime, QUICK_MEASUREMENTS)
+    if given.tunnel:
+        tunnels = {name: tunnel for name, tunnel in TUNNELS.items() if name in given.tunnel}
     output = given.output or Path("bench-results", datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"))
     return Plan(
-        tunnels=tuple(given.tunnel or (QUICK_TUNNELS if given.quick else TUNNELS)),
+        tunnels=tunnels,
+        references=references,
         regimes={
-            regime: tuple(
-                dict.fromkeys(
-                    given.measurement
-                    or (QUICK_MEASUREMENTS if given.quick else DEFAULT_MEASUREMENTS[regime])
-                )
-            )
+            regime: tuple(dict.fromkeys(given.measurement or measurements[regime]))
             for regime in regimes
         },
         rounds=rounds,

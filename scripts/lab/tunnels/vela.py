@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -25,13 +26,17 @@ UP_TIMEOUT_S = 20.0
 OVERHEAD = 20 + 8 + 1  # IPv4, UDP, circuit id; docs/protocol.md
 
 
-def vela(engine: str, apart: bool = False) -> Tunnel:
-    """Return the tunnel of one circuit with that engine; apart: its ends on different CPUs."""
+def vela(engine: str, disabled: tuple[str, ...] = (), *, apart: bool = False) -> Tunnel:
+    """Return the tunnel of one circuit with that engine.
+
+    disabled: features of the kernel; apart: its ends are on different CPUs.
+    """
 
     @contextmanager
     def tunnel(routers: TwoRouters, number: int) -> Iterator[Segment]:
         pairs = [ends(routers, number, "vela")]
-        with vela_circuits(engine, pairs, port(number), apart) as segments:
+        made = vela_circuits(engine, pairs, port(number), disabled, apart=apart)
+        with made as segments:
             yield segments[0]
 
     return tunnel
@@ -39,17 +44,22 @@ def vela(engine: str, apart: bool = False) -> Tunnel:
 
 @contextmanager
 def vela_circuits(
-    engine: str, pairs: list[tuple[End, End]], udp_port: int, apart: bool = False
+    engine: str,
+    pairs: list[tuple[End, End]],
+    udp_port: int,
+    disabled: tuple[str, ...] = (),
+    *,
+    apart: bool = False,
 ) -> Iterator[list[Segment]]:
     """Circuits 1, 2, ... between one velad at each end, one for each pair of ends.
 
-    apart: the two ends of each on different CPUs. Those of the engine in
+    apart: the two ends of each are on different CPUs. Those of the engine in
     Python always are: it computes more than it waits, so each end needs what
-    a machine of its own would give it. For the native one it is better to
-    share, as waking a CPU takes longer.
+    a machine of its own would give it. The native ones do better on one CPU,
+    as waking another one takes longer.
     """
     apart = apart or engine == "python"
-    configs = [_config(engine, pairs, udp_port, own, apart) for own in (0, 1)]
+    configs = [_config(engine, pairs, udp_port, disabled, own, apart) for own in (0, 1)]
     _need_engine(pairs[0][0], configs[0])
     with ExitStack() as stack:
         routers = [end.router for end in pairs[0]]
@@ -76,8 +86,18 @@ def _all_up(status: dict[str, Any]) -> bool:
     return all(circuit["state"] == "up" for circuit in status["circuits"])
 
 
-def _config(engine: str, pairs: list[tuple[End, End]], udp_port: int, own: int, apart: bool) -> str:
-    text = [f'[daemon]\nengine = "{engine}"\nport = {udp_port}\n']
+def _config(
+    engine: str,
+    pairs: list[tuple[End, End]],
+    udp_port: int,
+    disabled: tuple[str, ...],
+    own: int,
+    apart: bool,
+) -> str:
+    text = [
+        f'[daemon]\nengine = "{engine}"\nport = {udp_port}\n'
+        f"disable_features = {json.dumps(disabled)}\n"
+    ]
     cpus = sorted(os.sched_getaffinity(0))
     for circuit_id, pair in enumerate(pairs, start=1):
         end, other = pair[own], pair[1 - own]
