@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lab.blast import Trial, blast_across
+from lab.blast import UNLIMITED, Trial, blast_across
+from lab.busy_loops import BusyLoops
 from lab.capture import Capture
-from lab.cpu import cpu_used
+from lab.cpu import cpu_used, ran_s
 from lab.daemon import ROOT
 from lab.errors import LabError
 from lab.load import iperf3, ping
@@ -35,6 +37,7 @@ from lab.topology import TwoRouters
 from lab.tunnels.catalogue import CIRCUITS, TUNNELS
 from lab.tunnels.direct import direct
 from lab.tunnels.tunnel import UnavailableError, fragments_made, need_program
+from lab.waiting import eventually
 
 needs_net_admin = pytest.mark.needs_net_admin
 BENCH = [sys.executable, "-m", "lab.bench"]
@@ -86,10 +89,12 @@ def test_bench_quick_shows_writes_and_leaves_nothing_behind(
     assert [title.partition(": ")[2] for title in titles] == [
         "One TCP stream",
         "UDP with less than 1 % loss, thousand frames/s",
+        "64-byte frames from a sender without limit, thousand/s",
         "Round trip, µs",
+        "Round trip on busy hosts, µs",
         "A TCP stream on each of many circuits at once",
     ]
-    assert shown.count("\nvela python ") == shown.count("\nkernel vxlan ") == 4
+    assert shown.count("\nvela python ") == shown.count("\nkernel vxlan ") == 6
     found = json.loads((output / "results.json").read_text())
     assert (found["skipped"], found["failures"]) == ({}, [])
     assert found["machine"]["cpus"] == len(os.sched_getaffinity(0))
@@ -102,7 +107,9 @@ def test_bench_quick_shows_writes_and_leaves_nothing_behind(
         for key in (
             "tcp_1_ba_mbit_per_s",
             "udp_full_frames_per_s",
+            "overload_frames_per_s",
             "rtt_p99_us",
+            "busy_p99_us",
             "circuits_2_jain",
         ):
             assert entry["figures"][key]["rounds"] == [entry["figures"][key]["median"]]
@@ -110,7 +117,7 @@ def test_bench_quick_shows_writes_and_leaves_nothing_behind(
         assert entry["figures"]["udp_64_loss"]["median"] < 0.01
     assert tunnels["kernel vxlan"]["figures"]["rtt_p50_us"]["relative_to"] == {"kernel vxlan": 1.0}
     bars = ElementTree.parse(output / "plot.svg").findall(".//{*}line")
-    assert len(bars) == 2 * 8  # no four streams in a quick run
+    assert len(bars) == 2 * 11  # no four streams in a quick run
     assert "| vela python |" in (output / "table.md").read_text()
     assert [name for name in existing() if name.startswith(prefix(running.pid))] == []
     assert list(temporary.iterdir()) == []
@@ -220,6 +227,44 @@ def test_blast_counts_what_a_full_queue_drops(routers: TwoRouters) -> None:
     assert 0 < tried.received < tried.seconds * 2083 + 2 * 2048 / 60 + 40
     assert tried.sent > 1.5 * tried.received
     assert tried.loss == 1 - tried.received / tried.sent
+
+
+@needs_net_admin
+def test_blast_without_limit_sends_more_than_is_taken(routers: TwoRouters) -> None:
+    routers.a.underlay.set_rate("1mbit", burst="2kb", latency="1ms")
+    with (
+        Program("blast") as program,
+        direct(routers, 1) as segment,
+        blast_across(program, segment, 60) as blast,
+    ):
+        tried = blast.trial(UNLIMITED, 0.2)
+
+    assert tried.sent > 4 * tried.received > 0
+
+
+def test_busy_loops_compute_on_each_cpu_until_they_are_ended() -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    with BusyLoops(cpus, limit_s=60) as loops:
+        pids = loops.pids
+        assert [os.sched_getaffinity(pid) for pid in pids] == [{cpu} for cpu in cpus]
+        before = {pid: ran_s(pid) for pid in pids}
+        eventually(
+            lambda: all(ran_s(pid) > before[pid] + 0.05 for pid in pids), 30, "all of them to run"
+        )
+        loops.check()
+
+    assert loops.pids == []
+    assert not any(Path("/proc", str(pid)).exists() for pid in pids)
+
+
+def test_busy_loops_that_end_before_the_measurement_fail_it() -> None:
+    with BusyLoops([min(os.sched_getaffinity(0))], limit_s=1) as loops:
+        (pid,) = loops.pids
+        pidfd = os.pidfd_open(pid)
+        assert select.select([pidfd], [], [], 30)[0]
+        os.close(pidfd)
+        with pytest.raises(LabError, match="not done within the 1 s of a busy loop"):
+            loops.check()
 
 
 @needs_net_admin

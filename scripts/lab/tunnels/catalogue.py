@@ -38,6 +38,9 @@ LACKING: dict[str, Tunnel] = {
 }
 """VELA as it comes, and with features of the kernel disabled."""
 
+APART: dict[str, Tunnel] = {f"vela {engine}": vela(engine, apart=True) for engine in ENGINES}
+"""Those that choose a CPU for themselves, with one for each end. Others run where there is room."""
+
 CIRCUITS: dict[str, Circuits] = {
     **{f"vela {engine}": many_vela(engine) for engine in ENGINES},
     VXLAN: many_vxlan,
