@@ -15,7 +15,7 @@ from lab.tunnels.socat import socat
 from lab.tunnels.tunnel import Segment
 from lab.tunnels.vela import vela
 
-pytestmark = pytest.mark.needs_net_admin
+pytestmark = [pytest.mark.needs_net_admin, pytest.mark.alone]
 
 LIMIT_S = 60
 PINGS = 100

@@ -141,7 +141,8 @@ def test_worker_carries_both_ways_confined_pinned_and_with_nothing_else(circuit:
         assert status["NoNewPrivs"].strip() == "1"
         assert status["Threads"].strip() == "2"
         threads = [int(name) for name in os.listdir(f"/proc/{child.pid}/task")]
-        assert [os.sched_getscheduler(each) for each in threads] == [os.SCHED_BATCH] * 2
+        # As velad's: SCHED_BATCH waits for the turn of every other program on a busy host.
+        assert [os.sched_getscheduler(each) for each in threads] == [os.sched_getscheduler(0)] * 2
         assert status["Cpus_allowed_list"].strip() == str(circuit.cpu)
         opened = {int(name) for name in os.listdir(f"/proc/{child.pid}/fd")}
         assert opened == {0, 1, 2, *circuit.task.descriptors}

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import structlog
 
-from vela.affinity import pin, take_turns
+from vela.affinity import pin
 from vela.confinement import User, confine
 from vela.dataplane import Attachment
 from vela.engine import LoadedEngine
@@ -90,9 +90,6 @@ def run(task: WorkerTask) -> NoReturn:
         gc.disable()  # the loops make no cycles
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         plane = task.engine.make(task.attachment)
-        # As late as that: until now the successor of a worker that was killed interrupts others,
-        # and is ready sooner. Inherited by the second thread.
-        take_turns()
         # What threading.Thread keeps account of, nobody here asks for.
         _thread.start_new_thread(forward, (plane.ingress,))
     except BaseException as err:
