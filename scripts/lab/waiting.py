@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,7 +12,9 @@ from lab.errors import LabError
 T = TypeVar("T")
 
 INTERVAL_S = 0.02
-PATIENCE = 3.0
+SLOWNESS_VARIABLE = "VELA_LAB_SLOWNESS"
+"""Set in the environment of an emulated machine: how many times slower than others it is."""
+PATIENCE = 3.0 * float(os.environ.get(SLOWNESS_VARIABLE, "1"))
 """How many times as long a wait may take where others keep the machine busy.
 
 What waits says how long is enough on a machine of its own; nothing is asserted by it.

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import pytest
 
-from vm.guest import kernel
+from vela.features import ALL_FEATURES, probe, words
 
 REPORTS = "/dev/ttyS1"
 HERE = Path(__file__).resolve().parent
@@ -92,14 +92,24 @@ def main() -> int:
     with open(REPORTS, "w") as out:
         tty.setraw(out)
         reporter = Reporter(out)
+        features = probe()
         reporter.tell(
             "system",
             kernel=platform.release(),
             python=platform.python_version(),
-            **kernel.describe(),
+            features=words(features),
+            missing=words(ALL_FEATURES - features),
         )
         os.chdir(TESTS.parent)
-        status = pytest.main(["-p", "no:cacheprovider", *arguments(names)], plugins=[reporter])
+        options = (
+            "-p",
+            "no:cacheprovider",
+            "-o",
+            "timeout=900",
+            "-o",
+            "addopts=--import-mode=importlib",
+        )
+        status = pytest.main([*options, *arguments(names)], plugins=[reporter])
         reporter.tell("end", status=int(status))
     return int(status)
 
