@@ -38,8 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"velactl: {err}", file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
-        # The reader, `head` say, has seen enough; nothing more can be told to it.
-        sys.stderr.close()
+        # The reader, `head` for instance, has seen enough. What is left in the buffer must go
+        # somewhere when the interpreter ends: it fails with 120 otherwise (Python 3.13).
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return EXIT_OK
 
 

@@ -35,8 +35,8 @@ _SOURCES = (
     *("README.md", "LICENSE", "MANIFEST.in"),
 )
 _TREE = ("tests", "scripts", "config", "pyproject.toml")
-_IGNORED = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info", ".*")
-_COMPILE_FLAGS = "-Werror"
+IGNORED = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info", ".*")
+COMPILE_FLAGS = "-Werror"
 
 
 def install(
@@ -50,12 +50,12 @@ def install(
     """Install VELA and what its tests need into PREFIX of a root. Raises ImageError."""
     version = command("python3", "-c", "import sys; print(*sys.version_info[:2])", root=root)
     python = ".".join(version.split())
-    wheels = _wheels(python, requirements, any_age=any_age, rebuild=rebuild, say=say)
-    say(f"installing VELA for Python {python}, its C extension compiled with {_COMPILE_FLAGS}")
+    collected = wheels(python, requirements, any_age=any_age, rebuild=rebuild, say=say)
+    say(f"installing VELA for Python {python}, its C extension compiled with {COMPILE_FLAGS}")
     # In the root, as chroot sees nothing else; gone afterwards.
     with tempfile.TemporaryDirectory(prefix="vela-build-", dir=root) as folder:
         build = Path(folder)
-        shutil.copytree(wheels, build / "wheels")
+        shutil.copytree(collected, build / "wheels")
         _copy(_SOURCES, build / "source")
         inside = Path("/", build.name)
         command("python3", "-m", "venv", PREFIX, root=root)
@@ -63,7 +63,7 @@ def install(
         offline = ("install", "--no-index", "--find-links", str(inside / "wheels"))
         command(*pip, *offline, *requirements, root=root)
         command(
-            *("env", f"CFLAGS={_COMPILE_FLAGS}", *pip, *offline),
+            *("env", f"CFLAGS={COMPILE_FLAGS}", *pip, *offline),
             *("--no-deps", "--no-build-isolation", str(inside / "source")),
             root=root,
         )
@@ -75,15 +75,18 @@ def _copy(names: Sequence[str], destination: Path) -> None:
     for name in names:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, destination / name, symlinks=True, ignore=_IGNORED)
+            shutil.copytree(source, destination / name, symlinks=True, ignore=IGNORED)
         else:
             shutil.copy(source, destination)
 
 
-def _wheels(
+def wheels(
     python: str, requirements: Sequence[str], *, any_age: bool, rebuild: bool, say: Say
 ) -> Path:
-    """Return a folder with the wheels of requirements, and of what these require, from pip."""
+    """Return a folder with the wheels of requirements, and of what these require, from pip.
+
+    python is a version, "3.13". Raises ImageError.
+    """
     digest = hashlib.sha256(json.dumps(sorted(requirements)).encode()).hexdigest()[:12]
     folder = cache() / f"wheels-{python}-{digest}"
     with locked(folder.with_name(f"{folder.name}.lock"), say):

@@ -43,17 +43,22 @@ Note = Callable[[str, object], None]
 @pytest.fixture(scope="module")
 def remote() -> Iterator[Velad]:
     """Another router; velad runs there, and lets this machine set up circuits. No way to it yet."""
-    with (
-        Namespace("remote") as namespace,
-        Velad(namespace, REMOTE_CONFIG) as velad,
-    ):
-        yield velad
+    with Namespace("remote") as namespace:
+        velad = Velad(namespace, REMOTE_CONFIG)
+        try:
+            # The guest may be at its boot still.
+            velad.start(timeout_s=60)
+            yield velad
+        finally:
+            velad.close()
 
 
 def test_unit_file_has_no_mistakes() -> None:
-    done = _run("systemd-analyze", "verify", f"/etc/systemd/system/{UNIT}")
+    done = _run("systemd-analyze", "verify", f"/etc/systemd/system/{UNIT}", check=False)
 
-    assert UNIT not in done.stdout + done.stderr
+    said = [line for line in (done.stdout + done.stderr).splitlines() if UNIT in line]
+    # It looks for commands without ExecSearchPath (systemd 252).
+    assert [line for line in said if "is not executable: No such file" not in line] == []
 
 
 def test_unit_is_active_after_a_boot_whose_network_is_late() -> None:
