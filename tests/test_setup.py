@@ -42,11 +42,12 @@ mkdir "$1"
 cd "$1"
 mkdir upper work upper-tree work-tree root
 mount -t overlay vela-test -o "lowerdir=$2,upperdir=upper,workdir=work" root
+# Before the tree, which may lie in /tmp.
+mount -t tmpfs vela-test root/tmp
 mkdir -p "root$3"
 mount -t overlay vela-test -o "lowerdir=$3,upperdir=upper-tree,workdir=work-tree" "root$3"
 mount --rbind /proc root/proc
 mount --rbind /dev root/dev
-mount -t tmpfs vela-test root/tmp
 """
 
 # Holds a lock, as apt and dpkg do, until its standard input ends.
