@@ -27,6 +27,8 @@ EXHAUSTED_PAUSE_S = 1.0
 # What accept(2) says where descriptors or memory are lacking.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
+_ACCEPTS = 0x10000  # include/linux/net.h, __SO_ACCEPTCON
+
 _TIMEVAL = struct.Struct("@ll")  # include/uapi/asm-generic/socket.h, SO_SNDTIMEO
 
 Reply = Mapping[str, object]
@@ -197,6 +199,25 @@ class _Client:
         self.unsent = bytearray()
         self.ended = False
         """Nothing more comes from it; it may still wait for replies."""
+
+
+def find_socket(pid: int) -> Path | None:
+    """Return the path of the Unix socket that a process listens on; None: it cannot be told."""
+    process = Path("/proc", str(pid))
+    links = set()
+    try:
+        table = (process / "net" / "unix").read_text()
+        for link in (process / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                links.add(str(link.readlink()))
+    except OSError:
+        return None
+    for line in table.splitlines()[1:]:
+        # net/unix/af_unix.c, unix_seq_show: Num RefCount Protocol Flags Type St Inode Path
+        fields = line.split(maxsplit=7)
+        if len(fields) == 8 and int(fields[3], 16) & _ACCEPTS and f"socket:[{fields[6]}]" in links:
+            return Path(fields[7])
+    return None
 
 
 def ask(path: Path, request: Mapping[str, object], timeout_s: float) -> Mapping[str, object]:

@@ -20,10 +20,11 @@ from vela.dataplane.engine import LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
 from vela.linux.affinity import allowed_cpus
 from vela.linux.confinement import find_user
+from vela.linux.features import ALL_FEATURES, Feature, Features, probe, words
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.tap import check_tun
-from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_cookie
+from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_number
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
@@ -68,8 +69,12 @@ class Daemon:
         user = find_user(config.daemon.user)
         # Before another machine asks for a circuit in vain.
         check_tun()
+        engine = _load_engine(config.daemon)
+        kernel = probe()
+        self._features = engine.usable(kernel).difference(config.daemon.disable_features)
+        self._missing_features = engine.usable(ALL_FEATURES) - kernel
         with ExitStack() as undo:
-            groups = _listen(config.daemon)
+            groups = _listen(config.daemon, self._features)
             for group in groups:
                 undo.callback(group.close)
             _warn_of_clipped_buffers(groups)
@@ -89,9 +94,10 @@ class Daemon:
                 demux=self._demux,
                 forks=Burst(self._loop, FORK_INTERVAL_S),
                 counters=CounterSlab(),
-                engine=_load_engine(config.daemon),
+                engine=engine,
+                features=self._features,
                 user=user,
-                identity=_identity(),
+                identity=_identity(self._features),
             )
             self._registry = Registry(
                 config,
@@ -113,6 +119,12 @@ class Daemon:
     def run(self) -> None:
         """Carry circuits until SIGTERM or SIGINT, then take everything down."""
         loop = self._loop
+        self._log.info(
+            "kernel_features",
+            used=list(words(self._features)),
+            disabled=list(words(self._config.daemon.disable_features)),
+            missing=list(words(self._missing_features)),
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.on_signal(number, loop.stop)
         loop.on_signal(signal.SIGHUP, self._on_hangup)
@@ -136,6 +148,7 @@ class Daemon:
             pid=os.getpid(),
             uptime_seconds=round(self._loop.now() - self._started, 3),
             listen=tuple(str(group) for group in self._demux.groups),
+            engine_features=words(self._features),
             rx_dropped=self._demux.dropped() | self._control_channel.dropped(),
             circuits=self._registry.status(),
         )
@@ -238,14 +251,16 @@ def find_mistakes(config: Config) -> list[str]:
     return mistakes
 
 
-def _listen(config: DaemonConfig) -> tuple[ReceiveGroup, ...]:
+def _listen(config: DaemonConfig, features: Features) -> tuple[ReceiveGroup, ...]:
     """Bind all listening addresses, or none."""
     # "::" takes IPv4 too, unless an address of that family is named as well.
     only_ipv6 = any(address.version == 4 for address in config.listen)
     groups: list[ReceiveGroup] = []
     try:
         for address in config.listen:
-            group = ReceiveGroup(address, config.port, only_ipv6=only_ipv6)
+            group = ReceiveGroup(
+                address, config.port, only_ipv6=only_ipv6, gro=Feature.UDP_GRO in features
+            )
             groups.append(group)
     except VelaError:
         for group in groups:
@@ -298,7 +313,7 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _identity() -> tuple[str, ...]:
+def _identity(features: Features) -> tuple[str, ...]:
     """Return what tells this machine, and this network namespace on it, from all others."""
     try:
         machine = _MACHINE_ID.read_text(encoding="ascii").strip()
@@ -307,4 +322,4 @@ def _identity() -> tuple[str, ...]:
     # Empty in images of machines, and "uninitialized" while one starts for the first time.
     if not _IS_MACHINE_ID.fullmatch(machine):
         machine = os.uname().nodename
-    return machine, str(namespace_cookie())
+    return machine, str(namespace_number(features))

@@ -18,12 +18,12 @@ import structlog
 from vela.address import Endpoint, IPAddress
 from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError, VelaError
+from vela.linux.features import UDP_GRO
 from vela.linux.steering import MAX_INSTRUCTIONS, Route, steering_program
 from vela.linux.underlay import (
     ANY_ADDRESS,
     PKTINFO_SPACE,
     SO_RXQ_OVFL,
-    UDP_GRO,
     ReceiveGroup,
     find_route,
 )

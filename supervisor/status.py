@@ -88,5 +88,7 @@ class DaemonStatus:
     pid: int
     uptime_seconds: float
     listen: tuple[str, ...]
+    engine_features: tuple[str, ...]
+    """Of the kernel, in use; sorted."""
     rx_dropped: Mapping[str, int]
     circuits: tuple[CircuitStatus, ...]

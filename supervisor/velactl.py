@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 
 from vela import __version__
 from vela.errors import VelaError
+from vela.linux.features import ALL_FEATURES, words
 
 from .config.records import DaemonConfig
-from .control_socket import ask
+from .control_socket import ask, find_socket
 
 TIMEOUT_S = 5.0
+# Hundreds of circuits may change. systemd waits 90 s.
+RELOAD_TIMEOUT_S = 60.0
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -26,6 +30,8 @@ Document = Mapping[str, Any]
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Return its exit status."""
     arguments = _parser().parse_args(argv)
+    if arguments.socket is None:
+        arguments.socket = _default_socket()
     try:
         command: Callable[[argparse.Namespace], int] = arguments.run
         return command(arguments)
@@ -33,8 +39,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"velactl: {err}", file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
-        # The reader, `head` say, has seen enough; nothing more can be told to it.
-        sys.stderr.close()
+        # The reader, `head` for instance, has seen enough. What is left in the buffer must go
+        # somewhere when the interpreter ends: it fails with 120 otherwise (Python 3.13).
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return EXIT_OK
 
 
@@ -90,14 +98,31 @@ def _command(arguments: argparse.Namespace) -> int:
     request = {"command": arguments.command}
     if "circuit" in arguments:
         request["circuit"] = arguments.circuit
-    ask(arguments.socket, request, TIMEOUT_S)
+    timeout_s = RELOAD_TIMEOUT_S if arguments.command == "reload" else TIMEOUT_S
+    ask(arguments.socket, request, timeout_s)
     return EXIT_OK
+
+
+def _default_socket() -> Path:
+    """Return the socket of the velad that systemd runs this command for, or the usual one.
+
+    systemd sets MAINPID for ExecReload. A daemon's control_socket may differ from the one in
+    its file, which may have been changed, or damaged, since it was started.
+    """
+    main_pid = os.environ.get("MAINPID", "")
+    found = find_socket(int(main_pid)) if main_pid.isdecimal() else None
+    return found or DaemonConfig().control_socket
 
 
 def _summary(status: Document) -> list[str]:
     """Return a line about the daemon, and a table of its circuits."""
     uptime, listen = _duration(status["uptime_seconds"]), ", ".join(status["listen"])
     lines = [f"velad {status['version']}, pid {status['pid']}, up {uptime}, listening on {listen}"]
+    # A velad that was not started again since an update may not say.
+    used = status.get("engine_features", words(ALL_FEATURES))
+    unused = [word for word in words(ALL_FEATURES) if word not in used]
+    if unused:
+        lines.append(f"kernel features not in use: {', '.join(unused)}")
     dropped = _reasons(status["rx_dropped"])
     if dropped:
         lines.append(f"dropped: {dropped}")
@@ -153,7 +178,7 @@ def _details(circuit: Document) -> list[str]:
         ("encapsulation", sending),
         (
             "worker",
-            f"pid {worker['pid']}, CPU {worker['cpu']}, {worker['engine']}, "
+            f"{_process(worker)}, CPU {worker['cpu']}, {worker['engine']}, "
             f"{worker['restarts']} restarts"
             if worker
             else "none",
@@ -165,6 +190,10 @@ def _details(circuit: Document) -> list[str]:
         ("dropped", _reasons({**counters["tx_dropped"], **counters["rx_dropped"]}) or "nothing"),
     ]
     return [f"{name:<14}{value}" for name, value in facts]
+
+
+def _process(worker: Document) -> str:
+    return "no process" if worker["pid"] is None else f"pid {worker['pid']}"
 
 
 def _heard(circuit: Document) -> str:
@@ -209,9 +238,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--socket",
         type=Path,
-        default=DaemonConfig().control_socket,
         metavar="PATH",
-        help="velad's control socket (default: %(default)s)",
+        help=f"velad's control socket (default: {DaemonConfig().control_socket})",
     )
     parser.add_argument("--version", action="version", version=f"velactl {__version__}")
     commands: Any = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -8,18 +8,32 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from vela.dataplane.contract import Attachment, DataPlane
+from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import Counters, Slot
 from vela.dataplane.engine import Engine, load_engine
 from vela.dataplane.frame import Elision
+from vela.linux.features import ALL_FEATURES, Feature, Features, words
 
-ENGINES: dict[str, Callable[[Attachment], DataPlane]] = {
-    engine.value: load_engine(engine).make for engine in (Engine.PYTHON, Engine.NATIVE)
+ENGINES = tuple(load_engine(engine) for engine in (Engine.PYTHON, Engine.NATIVE))
+
+DATA_PATH = ALL_FEATURES - {Feature.NETNS_COOKIE}
+WITHOUT: dict[str, Features] = {
+    "": frozenset(),
+    **{f" without {word}": frozenset({Feature(word)}) for word in words(ALL_FEATURES)},
+    " without any": ALL_FEATURES,
 }
+PLANES = {
+    engine.name + without: (engine.make, engine.usable(ALL_FEATURES - missing))
+    for engine in ENGINES
+    for without, missing in WITHOUT.items()
+    # What it would not use makes no difference.
+    if not missing or missing & engine.usable(DATA_PATH)
+}
+"""Each engine with all features of the kernel, without each in turn, and without any: by what tests
+call them, "native" or "native without rwf_nowait"."""
 
 UDP_SEGMENT, UDP_GRO = 103, 104  # include/uapi/linux/udp.h
 
@@ -40,7 +54,9 @@ class Circuit:
         divert.setblocking(False)
         self.remote = self.udp()
         receiving, sending = self.udp(), self.udp()
-        receiving.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        make, features = PLANES[engine]
+        if Feature.UDP_GRO in features:
+            receiving.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         sending.connect(self.remote.getsockname())
         self.address = receiving.getsockname()
         self.counters = Counters()
@@ -58,11 +74,12 @@ class Circuit:
                 frame_limit=1489,
                 datagram_limit=1472,
                 counters=self.counters.worker,
+                features=features,
             ),
             **changes,  # type: ignore[arg-type]
         )
         self.tap = tap
-        self.plane = ENGINES[engine](self.attachment)
+        self.plane = make(self.attachment)
 
     def udp(self, port: int = 0) -> socket.socket:
         made = self._stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Iterator
-from functools import cache
+from collections.abc import Callable, Generator, Iterator
+from functools import cache, partial
 
 import pytest
 from hypothesis import settings
 
 from lab import daemon, namespace
+from lab.link import Regime
 from lab.topology import TwoRouters, two_routers
+from vela.linux.features import ALL_FEATURES, words
 
 MARKER = "needs_net_admin"
-_selected = pytest.StashKey[list[str]]()
-_ran = pytest.StashKey[list[str]]()
-
+FIGURE = "figure"
 
 # A loaded machine is no mistake; and what a failure was found with is shown, to find it again.
 settings.register_profile("vela", deadline=None, print_blob=True)
@@ -39,13 +39,60 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_selected] = []
-    config.stash[_ran] = []
+    if not hasattr(config, "workerinput"):  # of pytest-xdist, whose controller sees all reports
+        config.pluginmanager.register(RootOnly())
+        config.pluginmanager.register(FiguresShown())
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    marked = [item.nodeid for item in session.items if item.get_closest_marker(MARKER)]
-    session.config.stash[_selected] = marked
+class FiguresShown:
+    """Shows at the end what tests have measured."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self._lines += [str(text) for kind, text in report.user_properties if kind == FIGURE]
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._lines:
+            terminalreporter.section("figures")
+        for line in self._lines:
+            terminalreporter.line(line)
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """What a test says with it is shown at the end, also where it passes."""
+    return partial(record_property, FIGURE)
+
+
+class RootOnly:
+    """Fails a session in which not one of the tests that need root ran where they could have."""
+
+    def __init__(self) -> None:
+        self._selected: set[str] = set()
+        self._ran: set[str] = set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if MARKER in report.keywords:
+            self._selected.add(report.nodeid)
+            if report.when == "call" and not report.skipped:
+                self._ran.add(report.nodeid)
+
+    def _all_skipped(self) -> bool:
+        required = os.geteuid() == 0 or os.environ.get("CI") == "true"
+        return required and bool(self._selected) and not self._ran
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if exitstatus == 0 and self._all_skipped():
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._all_skipped():
+            count = len(self._selected)
+            terminalreporter.section(f"all {count} {MARKER} tests were skipped", red=True)
+            terminalreporter.line("as root, or where CI=true, that is a failure")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -60,33 +107,10 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.when == "call" and not report.skipped and item.get_closest_marker(MARKER):
-        item.config.stash[_ran].append(item.nodeid)
     if report.failed:
         for velad in daemon.recent:
             report.sections.append((f"log of velad {velad.name}", velad.log()))
     return report
-
-
-def _silently_skipped(config: pytest.Config) -> bool:
-    """Whether not one of the tests that need root ran where they could have."""
-    required = os.geteuid() == 0 or os.environ.get("CI") == "true"
-    return required and bool(config.stash[_selected]) and not config.stash[_ran]
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    config = session.config
-    if exitstatus == 0 and not config.option.collectonly and _silently_skipped(config):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    if not config.option.collectonly and _silently_skipped(config):
-        count = len(config.stash[_selected])
-        terminalreporter.section(f"all {count} {MARKER} tests were skipped", red=True)
-        terminalreporter.line("as root, or where CI=true, that is a failure")
 
 
 # velad, but that it looks at names and routes twice a second.
@@ -113,8 +137,30 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "entry_point", entry_point)
 
 
+FEATURES_OFF = {
+    "all features": (),
+    "no rwf_nowait": ("rwf_nowait",),
+    "no features": words(ALL_FEATURES),
+}
+
+
+@pytest.fixture(params=FEATURES_OFF)
+def features(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let every velad of the test do without some of the kernel's features, or without any."""
+    name: str = request.param
+    monkeypatch.setattr(daemon, "disabled_features", FEATURES_OFF[name])
+    return name
+
+
 @pytest.fixture
 def routers() -> Iterator[TwoRouters]:
     """Two routers joined by a cable of MTU 1500."""
     with two_routers() as both:
         yield both
+
+
+@pytest.fixture
+def framed(routers: TwoRouters) -> TwoRouters:
+    """The same, with a cable that carries frame by frame: what a capture of it shows."""
+    routers.set_regime(Regime.FRAMES)
+    return routers

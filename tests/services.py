@@ -12,6 +12,7 @@ from lab.namespace import Namespace
 from vela.dataplane.counters import CounterSlab
 from vela.dataplane.engine import Engine, load_engine
 from vela.linux.confinement import find_user
+from vela.linux.features import probe
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.underlay import ReceiveGroup
@@ -40,6 +41,7 @@ def services_in(namespace: Namespace) -> Iterator[Services]:
         undo.enter_context(namespace.entered())
         loop = EventLoop()
         undo.callback(signal.set_wakeup_fd, -1)
+        engine = load_engine(Engine.PYTHON)
         group = ReceiveGroup(ip_address("::"), PORT, only_ipv6=False)
         undo.callback(group.close)
         netlink = Netlink()
@@ -55,7 +57,8 @@ def services_in(namespace: Namespace) -> Iterator[Services]:
             demux=demux,
             forks=Burst(loop, 0.0),
             counters=CounterSlab(),
-            engine=load_engine(Engine.PYTHON),
+            engine=engine,
+            features=engine.usable(probe()),
             user=user,
             identity=("test",),
         )

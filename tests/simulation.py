@@ -24,7 +24,7 @@ from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, C
 from vela.supervisor.control_channel import ControlChannel
 from vela.supervisor.demux import ControlHandler
 from vela.supervisor.registry.registry import Registry
-from vela.supervisor.runtime.loop import EventLoop, Ready
+from vela.supervisor.runtime.loop import Callback, EventLoop, Ready
 from vela.supervisor.runtime.names import AnswerCallback
 from vela.supervisor.runtime.resolver import Answer
 from vela.supervisor.status import CounterStatus, WorkerStatus
@@ -83,8 +83,9 @@ class RecordingDataPath:
     attached: tuple[UnderlayPath, Profile] | None = None
     carrier: bool = False
     closed: bool = False
+    broken: str = ""
+    """What check() finds."""
     obstacle: str = ""
-    """What check() finds broken."""
     refusal: str = ""
     """What attach() fails with."""
     attachments: int = 0
@@ -107,8 +108,11 @@ class RecordingDataPath:
         self.carrier = carrier
 
     def check(self) -> None:
-        if self.obstacle:
-            raise DeviceError(self.obstacle)
+        if self.broken:
+            raise DeviceError(self.broken)
+
+    def set_failure_handler(self, handler: Callback) -> None:
+        self.on_failure = handler
 
     def kill_worker(self) -> None:
         pass
@@ -194,7 +198,9 @@ class Machine:
     def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
         return self.way_to(remote)
 
-    def make_data_path(self, config: CircuitConfig, cpu: int) -> RecordingDataPath:
+    def make_data_path(
+        self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False
+    ) -> RecordingDataPath:
         # Stable, and not the same on two machines.
         mac = bytes((2, 0, 0x5E, 0x10, int(self.address) & 0xFF, config.id))
         made = RecordingDataPath(config, cpu, config.mac or mac)

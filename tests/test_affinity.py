@@ -42,6 +42,7 @@ def test_allowed_cpus_that_cannot_be_read_are_told_in_words() -> None:
         allowed_cpus()
 
 
+@pytest.mark.alone
 def test_pin_in_a_child_pins_the_child_alone() -> None:
     before = os.sched_getaffinity(0)
     assert allowed_cpus() == tuple(sorted(before))

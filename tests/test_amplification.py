@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import time
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from struct import pack
@@ -19,9 +20,10 @@ from lab.capture import Capture, Packet
 from lab.daemon import Velad
 from lab.datagrams import VELA_PORT, udp_socket
 from lab.flood import Flood
-from lab.load import ping
+from lab.load import kernel_counts, ping
 from lab.topology import TwoRouters
 from lab.waiting import eventually
+from vela.signaling.limiter import TOTAL_BURST, TOTAL_RATE
 
 pytestmark = pytest.mark.needs_net_admin
 
@@ -116,7 +118,7 @@ def test_unauthenticated_source_gets_no_more_bytes_than_it_sent_for_each_message
     source: str,
     key: bool,
     answered: bool,
-    capsys: pytest.CaptureFixture[str],
+    figure: Callable[[str], None],
 ) -> None:
     routers.a.underlay.add_address(f"{source}/32")
     routers.b.namespace.run("ip", "route", "add", f"{UNLISTED}/32", "dev", "eth0")
@@ -148,8 +150,7 @@ def test_unauthenticated_source_gets_no_more_bytes_than_it_sent_for_each_message
         circuit = b.circuit("vela0")
         circuits = len(b.status()["circuits"])
         log = b.log()
-    with capsys.disabled():
-        print(f"\n{source}, key {key}: {sent} bytes in, {total} bytes out in {answers} answers")
+    figure(f"{source}, key {key}: {sent} bytes in, {total} bytes out in {answers} answers")
     assert (answers > 0) is answered
     assert circuits == 1
     assert circuit["state"] == "up"
@@ -164,7 +165,7 @@ def resident_kb(pid: int) -> int:
 
 
 def test_flood_of_requests_from_forged_sources_leaves_memory_flat_and_circuits_undisturbed(
-    routers: TwoRouters, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    routers: TwoRouters, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
     seed = int.from_bytes(os.urandom(4))
     randomness = random.Random(seed)
@@ -185,11 +186,15 @@ def test_flood_of_requests_from_forged_sources_leaves_memory_flat_and_circuits_u
         raw.bind((routers.a.underlay.name, 0))
         endless = cycle(frames)
 
+        def b_answers() -> int:
+            return kernel_counts(routers.b.namespace, "UdpOutDatagrams")
+
         def send() -> int:
             raw.send(next(endless))
             return 1
 
         memory = []
+        answers_before, flooded_at = b_answers(), time.monotonic()
         # Once round, so that what is bounded is full: the limiter's sources, caches of addresses.
         with Flood(send) as flood:
             eventually(lambda: flood.sent >= len(frames), 60, "each forged request to be sent")
@@ -201,23 +206,24 @@ def test_flood_of_requests_from_forged_sources_leaves_memory_flat_and_circuits_u
             answered_s = time.monotonic() - asked_at
             memory.append(resident_kb(b.pid))
             eventually(lambda: flood.sent >= 2 * len(frames), 60, "as many again")
+            answers, took_s = b_answers() - answers_before, time.monotonic() - flooded_at
         eventually(lambda: b.circuit("vela0")["state"] == "up", 5, "the circuit")
         log = a.log() + b.log()
     dropped = {reason: count for reason, count in status["rx_dropped"].items() if count}
-    with capsys.disabled():
-        print(
-            f"\nforged (seed {seed}): {flood.sent} requests, dropped {dropped}; "
-            f"{pings.received} of {pings.transmitted} pings, status in {answered_s:.2f} s, "
-            f"memory {memory[0]} -> {memory[1]} kB"
-        )
+    figure(
+        f"forged (seed {seed}): {flood.sent} requests in {took_s:.1f} s, {answers} datagrams out, "
+        f"dropped {dropped}; "
+        f"{pings.received} of {pings.transmitted} pings, status in {answered_s:.2f} s, "
+        f"memory {memory[0]} -> {memory[1]} kB"
+    )
     assert flood.sent >= 2 * len(frames)
-    # Asked more often than is answered; what a slow machine does not get to is neither.
+    # No more than vela/limiter.py lets pass are answered; what a slow machine does not get to is
+    # neither answered nor refused. Beside them there are echo replies and keepalives.
     assert dropped.keys() <= {"control_too_fast", "overflow"}
-    assert sum(dropped.values()) >= len(frames) // 4
+    assert 0 < answers <= TOTAL_BURST + TOTAL_RATE * took_s + count + 100
     assert pings.lost == 0
     assert [each["state"] for each in status["circuits"]] == ["up"]
     assert "state=down" not in log
-    assert answered_s < 5
     assert memory[1] - memory[0] < MEMORY_LIMIT_KB
 
 

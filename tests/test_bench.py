@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
 
 import pytest
 
-from lab.blast import Trial, blast_across
+from lab.blast import UNLIMITED, Trial, blast_across
+from lab.busy_loops import BusyLoops
 from lab.capture import Capture
-from lab.cpu import cpu_used
+from lab.cpu import cpu_used, ran_s
 from lab.daemon import ROOT
 from lab.errors import LabError
 from lab.load import iperf3, ping
@@ -34,10 +37,18 @@ from lab.topology import TwoRouters
 from lab.tunnels.catalogue import CIRCUITS, TUNNELS
 from lab.tunnels.direct import direct
 from lab.tunnels.tunnel import UnavailableError, fragments_made, need_program
+from lab.waiting import eventually
 
 needs_net_admin = pytest.mark.needs_net_admin
 BENCH = [sys.executable, "-m", "lab.bench"]
 MOST_TRIES = 5
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder whose path is short, as those of sockets have to be."""
+    with TemporaryDirectory(prefix="vela-") as made:
+        yield Path(made)
 
 
 def environment(temporary: Path) -> dict[str, str]:
@@ -59,9 +70,10 @@ def processes_that_name(path: Path) -> list[str]:
 
 @needs_net_admin
 @pytest.mark.timeout(240)
-def test_bench_quick_shows_writes_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    temporary, output = tmp_path / "temporary", tmp_path / "output"
-    temporary.mkdir()
+def test_bench_quick_shows_writes_and_leaves_nothing_behind(
+    tmp_path: Path, temporary: Path
+) -> None:
+    output = tmp_path / "output"
     chosen = [f"--tunnel={name}" for name in ("vela python", "kernel vxlan")]
     with subprocess.Popen(
         [*BENCH, "--quick", *chosen, f"--output={output}"],
@@ -77,10 +89,12 @@ def test_bench_quick_shows_writes_and_leaves_nothing_behind(tmp_path: Path) -> N
     assert [title.partition(": ")[2] for title in titles] == [
         "One TCP stream",
         "UDP with less than 1 % loss, thousand frames/s",
+        "64-byte frames from a sender without limit, thousand/s",
         "Round trip, µs",
+        "Round trip on busy hosts, µs",
         "A TCP stream on each of many circuits at once",
     ]
-    assert shown.count("\nvela python ") == shown.count("\nkernel vxlan ") == 4
+    assert shown.count("\nvela python ") == shown.count("\nkernel vxlan ") == 6
     found = json.loads((output / "results.json").read_text())
     assert (found["skipped"], found["failures"]) == ({}, [])
     assert found["machine"]["cpus"] == len(os.sched_getaffinity(0))
@@ -93,7 +107,9 @@ def test_bench_quick_shows_writes_and_leaves_nothing_behind(tmp_path: Path) -> N
         for key in (
             "tcp_1_ba_mbit_per_s",
             "udp_full_frames_per_s",
+            "overload_frames_per_s",
             "rtt_p99_us",
+            "busy_p99_us",
             "circuits_2_jain",
         ):
             assert entry["figures"][key]["rounds"] == [entry["figures"][key]["median"]]
@@ -101,7 +117,7 @@ def test_bench_quick_shows_writes_and_leaves_nothing_behind(tmp_path: Path) -> N
         assert entry["figures"]["udp_64_loss"]["median"] < 0.01
     assert tunnels["kernel vxlan"]["figures"]["rtt_p50_us"]["relative_to"] == {"kernel vxlan": 1.0}
     bars = ElementTree.parse(output / "plot.svg").findall(".//{*}line")
-    assert len(bars) == 2 * 8  # no four streams in a quick run
+    assert len(bars) == 2 * 11  # no four streams in a quick run
     assert "| vela python |" in (output / "table.md").read_text()
     assert [name for name in existing() if name.startswith(prefix(running.pid))] == []
     assert list(temporary.iterdir()) == []
@@ -109,9 +125,8 @@ def test_bench_quick_shows_writes_and_leaves_nothing_behind(tmp_path: Path) -> N
 
 
 @needs_net_admin
-def test_bench_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
-    temporary, output = tmp_path / "temporary", tmp_path / "output"
-    temporary.mkdir()
+def test_bench_interrupted_leaves_nothing_behind(tmp_path: Path, temporary: Path) -> None:
+    output = tmp_path / "output"
     chosen = [f"--tunnel={name}" for name in ("vela python", "socat")]
     with subprocess.Popen(
         [*BENCH, "--seconds=20", "--measurement=tcp", *chosen, f"--output={output}"],
@@ -136,6 +151,7 @@ def test_bench_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @needs_net_admin
+@pytest.mark.usefixtures("framed")
 @pytest.mark.parametrize("name", [name for name in TUNNELS if name != "no tunnel"])
 def test_tunnel_of_its_mtu_fills_the_cable_and_no_more(routers: TwoRouters, name: str) -> None:
     try:
@@ -211,6 +227,44 @@ def test_blast_counts_what_a_full_queue_drops(routers: TwoRouters) -> None:
     assert 0 < tried.received < tried.seconds * 2083 + 2 * 2048 / 60 + 40
     assert tried.sent > 1.5 * tried.received
     assert tried.loss == 1 - tried.received / tried.sent
+
+
+@needs_net_admin
+def test_blast_without_limit_sends_more_than_is_taken(routers: TwoRouters) -> None:
+    routers.a.underlay.set_rate("1mbit", burst="2kb", latency="1ms")
+    with (
+        Program("blast") as program,
+        direct(routers, 1) as segment,
+        blast_across(program, segment, 60) as blast,
+    ):
+        tried = blast.trial(UNLIMITED, 0.2)
+
+    assert tried.sent > 4 * tried.received > 0
+
+
+def test_busy_loops_compute_on_each_cpu_until_they_are_ended() -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    with BusyLoops(cpus, limit_s=60) as loops:
+        pids = loops.pids
+        assert [os.sched_getaffinity(pid) for pid in pids] == [{cpu} for cpu in cpus]
+        before = {pid: ran_s(pid) for pid in pids}
+        eventually(
+            lambda: all(ran_s(pid) > before[pid] + 0.05 for pid in pids), 30, "all of them to run"
+        )
+        loops.check()
+
+    assert loops.pids == []
+    assert not any(Path("/proc", str(pid)).exists() for pid in pids)
+
+
+def test_busy_loops_that_end_before_the_measurement_fail_it() -> None:
+    with BusyLoops([min(os.sched_getaffinity(0))], limit_s=1) as loops:
+        (pid,) = loops.pids
+        pidfd = os.pidfd_open(pid)
+        assert select.select([pidfd], [], [], 30)[0]
+        os.close(pidfd)
+        with pytest.raises(LabError, match="not done within the 1 s of a busy loop"):
+            loops.check()
 
 
 @needs_net_admin

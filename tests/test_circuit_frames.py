@@ -17,7 +17,8 @@ from lab.injector import Injector
 from lab.load import ping
 from lab.topology import TwoRouters
 
-pytestmark = pytest.mark.needs_net_admin
+# Of frames that travel alone: two that wait at the TAP may share a buffer elsewhere.
+pytestmark = [pytest.mark.needs_net_admin, pytest.mark.usefixtures("framed")]
 
 A = bytes.fromhex(MAC_A.replace(":", ""))
 B = bytes.fromhex(MAC_B.replace(":", ""))
@@ -34,25 +35,11 @@ IPV6 = (
 )
 
 
-TRIES = 5
-CIRCUIT_ID = ESCAPE = 1
-
-
 def carried(circuit: Circuit, frame: bytes) -> bytes:
     """Send a frame at A, see it arrive at B byte for byte; return the datagram that carried it.
 
     Its last bytes must be like no other frame's.
     """
-    for _ in range(TRIES):
-        payload = _payload_that_carries(circuit, frame)
-        # Now and then the kernel has a frame of its own to send, and both share a send, which
-        # this cable carries in one piece.
-        if len(payload) <= CIRCUIT_ID + ESCAPE + len(frame):
-            return payload
-    raise AssertionError(f"in {TRIES} tries the frame never travelled alone")
-
-
-def _payload_that_carries(circuit: Circuit, frame: bytes) -> bytes:
     with (
         Injector(circuit.a.interface) as injector,
         Capture(circuit.b.router.underlay) as within,
@@ -72,6 +59,7 @@ def _payload_that_carries(circuit: Circuit, frame: bytes) -> bytes:
     return payload
 
 
+@pytest.mark.usefixtures("features")
 def test_frame_to_any_first_byte_arrives_escaped_only_where_it_must(routers: TwoRouters) -> None:
     with static_circuit(routers, addresses=NO_ADDRESSES) as circuit:
         firsts = (*range(0x3F, 0x51), *range(0x5F, 0x71), 0x00, 0x02, 0x01, 0x33, 0xFE, 0xFF)
@@ -94,9 +82,7 @@ def test_taps_whose_addresses_need_the_escape_reach_each_other(
         Capture(routers.b.underlay) as within,
     ):
         for inner in ("172.16.16.2", "fd00:16::2"):
-            # One at a time: two that wait may travel as one buffer.
-            for _ in range(2):
-                assert ping(routers.a.namespace, inner, count=1).received == 1
+            assert ping(routers.a.namespace, inner, count=2).received == 2
         header = bytes.fromhex(f"0140{mac_b}{mac_a}".replace(":", ""))
         escaped = [packet.data for packet in within.packets() if packet.data[42:56] == header]
         assert len([frame for frame in escaped if frame[56:58] == b"\x08\x00"]) >= 2
@@ -135,6 +121,7 @@ NOT_IP = {
 }
 
 
+@pytest.mark.usefixtures("features")
 def test_frame_that_only_claims_to_be_ip_travels_complete(routers: TwoRouters) -> None:
     with static_circuit(routers, addresses=NO_ADDRESSES) as circuit:
         for name, rest in NOT_IP.items():
@@ -156,6 +143,7 @@ def test_frame_of_a_header_alone_arrives(routers: TwoRouters) -> None:
             behind.wait_for(lambda packet, frame=frame: packet.data == frame)  # type: ignore[misc]
 
 
+@pytest.mark.usefixtures("features")
 def test_elided_packet_keeps_its_trailing_padding(routers: TwoRouters) -> None:
     with static_circuit(routers, addresses=NO_ADDRESSES) as circuit:
         for padding in (b"\x00", bytes(18), bytes(range(200, 256)), b"\xff" * 1300):
@@ -177,6 +165,7 @@ def test_ip_between_other_addresses_than_the_taps_travels_complete(routers: TwoR
                 assert carried(circuit, frame) == b"\x01" + frame
 
 
+@pytest.mark.usefixtures("features")
 @pytest.mark.parametrize("mtu", [600, 1471, 1472, 9000])
 def test_largest_tagged_frame_arrives_and_a_larger_one_cannot_be_sent(
     routers: TwoRouters, mtu: int

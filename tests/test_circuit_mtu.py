@@ -15,6 +15,7 @@ from lab.capture import Capture, Packet
 from lab.circuit import ADDRESSES_A, MAC_A, MAC_B, NAME, End, circuit_table, static_circuit
 from lab.counters import AtLeast
 from lab.daemon import Velad
+from lab.link import Regime
 from lab.load import ping
 from lab.topology import TwoRouters, two_routers
 from lab.waiting import eventually
@@ -92,7 +93,7 @@ def test_full_size_packet_elided_is_one_datagram_that_fills_the_underlay(
     underlay_mtu: int, outer: str, mtu: int, engine: str
 ) -> None:
     with (
-        two_routers(underlay_mtu) as routers,
+        two_routers(underlay_mtu, Regime.FRAMES) as routers,
         static_circuit(routers, outer=outer, engine=engine) as circuit,
         Capture(circuit.a.interface) as before,
         Capture(routers.b.underlay) as within,
@@ -129,6 +130,7 @@ def test_full_size_packet_elided_is_one_datagram_that_fills_the_underlay(
         assert not any(is_fragment(packet) for packet in within.packets())
 
 
+@pytest.mark.usefixtures("framed")
 @pytest.mark.parametrize(("encapsulation", "names_peer_mac"), [("ethernet", True), ("auto", False)])
 def test_circuit_that_does_not_elide_carries_complete_frames(
     routers: TwoRouters, encapsulation: str, names_peer_mac: bool

@@ -14,6 +14,8 @@ from lab.namespace import Namespace
 from vela import __version__
 from vela.supervisor.cli import main
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="velad starts as root only")
+
 GOOD = """
 [daemon]
 control_socket = "{directory}/velad.sock"
@@ -58,7 +60,7 @@ def test_check_of_a_good_file_changes_nothing(config: Path, tmp_path: Path) -> N
     assert "vela0" not in {name for _, name in socket.if_nameindex()}
 
 
-@pytest.mark.parametrize("arguments", [("--check",), ()])
+@pytest.mark.parametrize("arguments", [("--check",), pytest.param((), marks=needs_root)])
 def test_mistakes_are_told_all_at_once_with_status_2(
     config: Path, arguments: tuple[str, ...]
 ) -> None:
@@ -123,6 +125,7 @@ def test_command_line_with_a_mistake_ends_with_status_2(argv: tuple[str, ...]) -
     assert err.startswith("usage: velad")
 
 
+@needs_root
 def test_file_that_is_not_there_ends_with_status_2(tmp_path: Path) -> None:
     status, out, err = velad("--config", str(tmp_path / "none.toml"))
 

@@ -16,7 +16,10 @@ from vela.errors import ConfigError
 from vela.linux.confinement import User, confine, find_user
 from vela.supervisor.runtime.process import fork
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
+]
 
 NOBODY = User(pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid)
 TIMEOUT_S = 10.0

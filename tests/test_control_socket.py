@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from exhaustion import no_descriptors
 
+from lab.waiting import eventually
 from vela.errors import DeviceError, VelaError
 from vela.supervisor import control_socket
 from vela.supervisor.control_socket import MAX_CLIENTS, MAX_REQUEST, MAX_UNSENT, ControlSocket, ask
@@ -94,6 +95,10 @@ def server(loop: EventLoop, path: Path) -> Iterator[Server]:
     made = Server(loop, path)
     yield made
     made.control.close()
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def read_line(connection: socket.socket) -> object:
@@ -277,7 +282,7 @@ def test_reader_that_never_reads_is_dropped_before_it_fills_memory(server: Serve
 
 
 def test_clients_that_leave_at_any_moment_leave_nothing_behind(server: Server) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
 
     def client() -> None:
         for moment in range(30):
@@ -286,8 +291,9 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind(server: Server) -
         ask(server.path, {}, TIMEOUT_S)
 
     server.run(client)
-    server.run(lambda: time.sleep(0.05))
-    assert len(os.listdir("/proc/self/fd")) == before
+    # With the two ends of the pipe by which a client's end is told.
+    server.run(lambda: eventually(lambda: open_files() <= before + 2, TIMEOUT_S, "them to close"))
+    assert open_files() == before
 
 
 def test_more_clients_than_there_is_room_for_are_turned_away(server: Server) -> None:
@@ -361,13 +367,25 @@ def test_connection_without_a_descriptor_for_it_is_answered_later_and_does_not_r
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(control_socket, "EXHAUSTED_PAUSE_S", 0.1)
+    pause_s = 0.1
+    monkeypatch.setattr(control_socket, "EXHAUSTED_PAUSE_S", pause_s)
+    said = 0
+
+    def look() -> None:
+        nonlocal said
+        said += capsys.readouterr().out.count("control_connection_not_accepted")
+        if said >= 3:
+            loop.stop()
+        else:
+            loop.call_later(0.01, look)
+
     with server.connect() as client:
         client.sendall(b'{"say": 1}\n')
-        loop.call_later(0.35, loop.stop)
+        started = loop.now()
+        look()
         with no_descriptors():
             loop.run()
-        assert 2 <= capsys.readouterr().out.count("control_connection_not_accepted") <= 4
+        assert said - 1 <= (loop.now() - started) / pause_s
         assert server.requests == 0
 
         answers: list[object] = []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from vela.dataplane.counters import RX_DROPPED, TX_DROPPED, Counters, CounterSlab, Slot
 from vela.supervisor.runtime.process import fork
 
 
+@pytest.mark.alone
 def test_counters_of_a_forked_child_are_seen_here_and_outlive_it() -> None:
     counters = Counters()
     counters.worker[Slot.TX_FRAMES] = 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vela.linux.features import ALL_FEATURES
 from vela.supervisor import daemon
 
 MACHINE_ID = "0123456789abcdef0123456789abcdef"
@@ -21,7 +22,7 @@ def test_machine_without_an_id_of_its_own_is_told_by_its_name(
         path.write_text(text)
     monkeypatch.setattr(daemon, "_MACHINE_ID", path)
 
-    assert daemon._identity()[0] == os.uname().nodename
+    assert daemon._identity(ALL_FEATURES)[0] == os.uname().nodename
 
 
 def test_machine_is_told_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,4 +30,4 @@ def test_machine_is_told_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path.write_text(f"{MACHINE_ID}\n")
     monkeypatch.setattr(daemon, "_MACHINE_ID", path)
 
-    assert daemon._identity()[0] == MACHINE_ID
+    assert daemon._identity(ALL_FEATURES)[0] == MACHINE_ID

@@ -12,8 +12,8 @@ from contextlib import ExitStack, suppress
 import pytest
 from attached_plane import (
     CIRCUIT,
-    ENGINES,
     LOCAL,
+    PLANES,
     REMOTE,
     TIMEOUT_S,
     UDP_GRO,
@@ -29,10 +29,17 @@ from lab.namespace import Namespace
 from lab.waiting import eventually
 from vela.dataplane.counters import Slot
 from vela.dataplane.frame import Elision
+from vela.linux.features import Feature
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=PLANES)
 def engine(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=[name for name, (_, has) in PLANES.items() if Feature.UDP_SEGMENT in has])
+def segmenting(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
 
@@ -70,11 +77,23 @@ def test_egress_of_many_frames_keeps_their_order_and_bytes(
     assert circuit.counters.worker[Slot.TX_ERRORS] == 0
 
 
-def test_egress_of_frames_of_one_size_shares_a_send(circuit: Circuit) -> None:
+def test_egress_of_frames_of_one_size_shares_a_send(segmenting: str, stack: ExitStack) -> None:
+    circuit = Circuit(stack, segmenting)
     circuit.remote.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
     frames = [broadcast(500, mark) for mark in range(20)] + [broadcast(99)]
 
     assert circuit.egress(*frames) == [b"".join(map(on_wire, frames))]
+
+
+@pytest.mark.parametrize("engine", ["python without udp_segment", "native without udp_segment"])
+def test_egress_without_udp_segment_sends_each_frame_by_itself(
+    engine: str, stack: ExitStack
+) -> None:
+    circuit = Circuit(stack, engine)
+    circuit.remote.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+    frames = [broadcast(500, mark) for mark in range(80)] + [broadcast(99)]
+
+    assert circuit.egress(*frames) == [on_wire(frame) for frame in frames]
 
 
 def test_egress_elides_escapes_and_counts(circuit: Circuit) -> None:
@@ -228,11 +247,12 @@ def test_ingress_of_merged_datagrams_gives_each_its_frame(circuit: Circuit) -> N
     size = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", 101))]
 
     circuit.remote.sendmsg(datagrams, size, 0, circuit.address)
-    circuit.plane.ingress()
+    if Feature.UDP_GRO in circuit.attachment.features:
+        circuit.plane.ingress()
+        assert not readable(circuit.attachment.receive_socket)
 
-    assert not readable(circuit.attachment.receive_socket)
     head = LOCAL + REMOTE + b"\x08\x00"
-    assert queued(circuit.host) == [head + packet for packet in (*packets, last)]
+    assert circuit.ingress() == [head + packet for packet in (*packets, last)]
     assert circuit.counters.worker[Slot.RX_ELIDED] == 41
 
 
@@ -342,12 +362,12 @@ def test_ingress_of_datagrams_of_any_content_never_raises(circuit: Circuit) -> N
 @pytest.mark.needs_net_admin
 @pytest.mark.parametrize("mtu", [1000, 68])
 def test_egress_where_the_kernel_cannot_segment_sends_one_by_one(
-    engine: str, stack: ExitStack, mtu: int
+    segmenting: str, stack: ExitStack, mtu: int
 ) -> None:
     """Segments above the route's MTU, found out only by the refusal (EINVAL or EMSGSIZE)."""
     namespace = stack.enter_context(Namespace("narrow"))
     with namespace.entered():
-        circuit = Circuit(stack, engine)
+        circuit = Circuit(stack, segmenting)
         namespace.run("ip", "link", "set", "dev", "lo", "mtu", str(mtu))
         large = [broadcast(1400, mark) for mark in range(10)]
         small = [broadcast(30, mark) for mark in range(10)]
@@ -361,12 +381,38 @@ def test_egress_where_the_kernel_cannot_segment_sends_one_by_one(
 
 
 @pytest.mark.needs_net_admin
-def test_egress_on_a_route_that_is_wide_again_shares_a_send_again(
+@pytest.mark.parametrize("engine", ["python without udp_segment", "native without udp_segment"])
+def test_egress_one_by_one_sees_soon_that_the_route_has_become_narrower(
     engine: str, stack: ExitStack
+) -> None:
+    """No refusal says so, as the kernel fragments what is too large."""
+    namespace = stack.enter_context(Namespace("narrow"))
+    with namespace.entered():
+        circuit = Circuit(stack, engine)
+        frame = broadcast(1400)
+        assert circuit.egress(frame) == [on_wire(frame)]
+        namespace.run("ip", "link", "set", "dev", "lo", "mtu", "1000")
+
+        def fragmented() -> int:
+            assert circuit.egress(frame) == [on_wire(frame)]
+            return circuit.counters.worker[Slot.TX_FRAGMENTED]
+
+        eventually(fragmented, 10, "a fragmented datagram to be counted")
+        namespace.run("ip", "link", "set", "dev", "lo", "mtu", "65536")
+
+        def whole() -> bool:
+            return fragmented() == fragmented()
+
+        eventually(whole, 10, "datagrams to be whole again")
+
+
+@pytest.mark.needs_net_admin
+def test_egress_on_a_route_that_is_wide_again_shares_a_send_again(
+    segmenting: str, stack: ExitStack
 ) -> None:
     namespace = stack.enter_context(Namespace("wide"))
     with namespace.entered():
-        circuit = Circuit(stack, engine)
+        circuit = Circuit(stack, segmenting)
         circuit.remote.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         large = [on_wire(broadcast(1000, mark)) for mark in range(4)]
         frames = [datagram[1:] for datagram in large]
@@ -385,12 +431,12 @@ def test_egress_on_a_route_that_is_wide_again_shares_a_send_again(
 @pytest.mark.needs_net_admin
 @pytest.mark.parametrize("said_mtu", [65535, 900])
 def test_egress_after_icmp_said_fragmentation_needed_does_what_the_route_is_then(
-    engine: str, stack: ExitStack, said_mtu: int
+    segmenting: str, stack: ExitStack, said_mtu: int
 ) -> None:
     """EMSGSIZE then comes for whatever is sent next, and may concern what nobody sends any more."""
     namespace = stack.enter_context(Namespace("icmp"))
     with namespace.entered():
-        circuit = Circuit(stack, engine)
+        circuit = Circuit(stack, segmenting)
         circuit.remote.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         sender = circuit.attachment.send_socket
         say_fragmentation_needed(sender.getsockname(), circuit.remote.getsockname(), said_mtu)

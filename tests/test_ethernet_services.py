@@ -20,7 +20,7 @@ from lab.injector import Injector
 from lab.link import Interface, bridge
 from lab.load import iperf3, ping
 from lab.topology import Router, TwoRouters, bridged_host
-from lab.waiting import eventually
+from lab.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.needs_net_admin
 
@@ -42,6 +42,7 @@ def neighbours(end: End) -> list[str]:
     return end.router.namespace.run(*command).stdout.splitlines()
 
 
+@pytest.mark.usefixtures("features", "framed")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_arp_finds_the_other_end(routers: TwoRouters, engine: str) -> None:
     with static_circuit(routers, engine=engine) as circuit, Capture(routers.b.underlay) as within:
@@ -73,6 +74,7 @@ def test_arp_finds_the_other_end(routers: TwoRouters, engine: str) -> None:
         )
 
 
+@pytest.mark.usefixtures("framed")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_ipv6_neighbour_discovery_finds_the_other_end(routers: TwoRouters, engine: str) -> None:
     with static_circuit(routers, engine=engine) as circuit, Capture(routers.b.underlay) as within:
@@ -88,6 +90,7 @@ def test_ipv6_neighbour_discovery_finds_the_other_end(routers: TwoRouters, engin
         assert any(line.startswith(f"fd00:16::2 lladdr {MAC_B} ") for line in neighbours(circuit.a))
 
 
+@pytest.mark.usefixtures("framed")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_multicast_reaches_the_group_at_the_other_end(routers: TwoRouters, engine: str) -> None:
     with ExitStack() as stack:
@@ -111,7 +114,7 @@ def test_multicast_reaches_the_group_at_the_other_end(routers: TwoRouters, engin
             IPv6Address("ff15::1234").packed + struct.pack("=I", index),
         )
         for receiver in (receiver_v4, receiver_v6):
-            receiver.settimeout(5)
+            receiver.settimeout(5 * PATIENCE)
 
         sender_v4 = stack.enter_context(a.socket(socket.AF_INET, socket.SOCK_DGRAM))
         sender_v4.setsockopt(
@@ -138,6 +141,7 @@ def test_multicast_reaches_the_group_at_the_other_end(routers: TwoRouters, engin
         circuit.b.counted(rx_frames=AtLeast(2), rx_dropped={})
 
 
+@pytest.mark.usefixtures("features", "framed")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_tagged_frame_keeps_its_tags(routers: TwoRouters, engine: str) -> None:
     with (
@@ -163,6 +167,7 @@ def test_tagged_frame_keeps_its_tags(routers: TwoRouters, engine: str) -> None:
             )
 
 
+@pytest.mark.usefixtures("features")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_full_size_tagged_frames_cross_in_both_directions_by_outer_fragments(
     routers: TwoRouters, engine: str
@@ -213,7 +218,7 @@ def test_dhcp_server_leases_an_address_across_the_circuit(
         routers.a.namespace.run(
             *("udhcpc", "-i", NAME, "-f", "-n", "-q", "-t", "5", "-T", "1"),
             *("-s", str(script), "-p", str(tmp_path / "udhcpc.pid")),
-            timeout_s=15,
+            timeout_s=15 * PATIENCE,
         )
 
         address, router, server, seconds = lease.read_text().split()
@@ -223,6 +228,7 @@ def test_dhcp_server_leases_an_address_across_the_circuit(
         assert ping(routers.a.namespace, "172.16.17.1", count=2).received == 2
 
 
+@pytest.mark.usefixtures("features")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bridged_lans_of_full_size_hosts_are_one(routers: TwoRouters, engine: str) -> None:
     with ExitStack() as stack:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,9 +87,10 @@ def assert_nothing_lost(ends: Ends) -> None:
             assert set(each["rx_dropped"].values()) == {0}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("engine", ENGINES)
 def test_four_circuits_loaded_at_once_carry_no_less_than_one_and_share_it_evenly(
-    routers: TwoRouters, engine: str, capsys: pytest.CaptureFixture[str]
+    routers: TwoRouters, engine: str, figure: Callable[[str], None]
 ) -> None:
     a, b = routers.a.namespace, routers.b.namespace
     alone: list[float] = []
@@ -120,12 +121,11 @@ def test_four_circuits_loaded_at_once_carry_no_less_than_one_and_share_it_evenly
             together.append(megabits(IN_B))
 
         assert_nothing_lost(ends)
-    with capsys.disabled():
-        relative, shares = verdict()
-        print(
-            f"\n{engine}: four carry {relative:.2f} times what one does, "
-            f"shared {', '.join(f'{each:.2f}' for each in shares)}; {len(together)} rounds"
-        )
+    relative, shares = verdict()
+    figure(
+        f"{engine}: four carry {relative:.2f} times what one does, "
+        f"shared {', '.join(f'{each:.2f}' for each in shares)}; {len(together)} rounds"
+    )
     assert as_it_should_be(), (verdict(), alone, together)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
 
-from lab.daemon import Velad
+from lab.daemon import Velad, waits_from_now
 from lab.link import Interface
 from lab.load import ping
 from lab.stream import Stream
@@ -102,7 +102,7 @@ def down_at(since: float, end: End) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Return:
-    """How long it took until both ends were up again."""
+    """How long it took until both ends were up again, less what they waited for a CPU."""
 
     since_launch_s: float
     """With what the interpreter takes to start, which is the machine's."""
@@ -114,11 +114,16 @@ class Return:
 
 
 def start_again(victim: End, other: End) -> Return:
-    launched_at = time.time()
+    both = victim.velad, other.velad
+    launched_at, since_launch_s = time.time(), waits_from_now(*both)
     victim.velad.start()
+    since_start_s = waits_from_now(*both)
     started_at = victim.velad.logged_at("daemon_started", launched_at)
     back_at = up_at(launched_at, victim, other)
-    return Return(back_at - launched_at, back_at - started_at)
+    return Return(
+        max(0.0, back_at - launched_at - since_launch_s()),
+        max(0.0, back_at - started_at - since_start_s()),
+    )
 
 
 @pytest.mark.timeout(180)
@@ -131,7 +136,7 @@ def start_again(victim: End, other: End) -> Return:
     ],
 )
 def test_velad_killed_under_traffic_time_and_again_has_its_circuit_back_within_2_s(
-    routers: TwoRouters, killed: str, outer: str, kills: int, capsys: pytest.CaptureFixture[str]
+    routers: TwoRouters, killed: str, outer: str, kills: int, figure: Callable[[str], None]
 ) -> None:
     with circuit(routers, outer=outer) as (a, b):
         victim, other = (a, b) if killed == "configured" else (b, a)
@@ -143,30 +148,29 @@ def test_velad_killed_under_traffic_time_and_again_has_its_circuit_back_within_2
                 assert ping(routers.a.namespace, "172.16.16.2").lost == 0
         assert len(other.velad.status()["circuits"]) == 1
         assert stream.sent > 100 * kills
-    with capsys.disabled():
-        print(
-            f"\n{killed} side killed, {outer}: up again {', '.join(map(str, returns))} s "
-            "after its launch (its start)"
-        )
+    figure(
+        f"{killed} side killed, {outer}: up again {', '.join(map(str, returns))} s "
+        "after its launch (its start)"
+    )
     assert max(each.since_start_s for each in returns) < BACK_WITHIN_S
     assert min(each.since_launch_s for each in returns) < BACK_WITHIN_S
 
 
 @pytest.mark.parametrize("stopped", ["configured", "autoconfigured"])
 def test_velad_told_to_stop_takes_the_other_end_down_at_once_and_both_come_back(
-    routers: TwoRouters, stopped: str, capsys: pytest.CaptureFixture[str]
+    routers: TwoRouters, stopped: str, figure: Callable[[str], None]
 ) -> None:
     with circuit(routers) as (a, b):
         victim, other = (a, b) if stopped == "configured" else (b, a)
-        stopped_at = time.time()
+        stopped_at, waited_s = time.time(), waits_from_now(other.velad)
         assert victim.velad.stop() == 0
-        down_s = down_at(stopped_at, other) - stopped_at
+        gone_at = victim.velad.logged_at("daemon_stopped", stopped_at)
+        down_s = down_at(stopped_at, other) - gone_at - waited_s()
         entry = other.velad.wait_for_state("vela0", "down")
 
         back = start_again(victim, other)
         pings = ping(routers.a.namespace, "172.16.16.2")
-    with capsys.disabled():
-        print(f"\n{stopped} side stopped: down there {down_s:.2f} s later, back in {back} s")
+    figure(f"{stopped} side stopped: down there {down_s:.2f} s after its end, back in {back} s")
     assert down_s < 1.0
     assert entry["reason"] == "the other end is stopping"
     assert back.since_start_s < BACK_WITHIN_S
@@ -195,23 +199,22 @@ def test_circuit_whose_underlay_is_cut_is_down_within_four_keepalives_and_comes_
     routers: TwoRouters,
     hooks: tuple[str, ...],
     lasts_s: float,
-    capsys: pytest.CaptureFixture[str],
+    figure: Callable[[str], None],
 ) -> None:
     with circuit(routers, f"keepalive = {KEEPALIVE_S}\n") as ends:
-        cut_at = time.time()
+        cut_at, waited_s = time.time(), waits_from_now(*(end.velad for end in ends))
         cut(routers.a, *hooks)
-        down_s = {end.velad.name: down_at(cut_at, end) - cut_at for end in ends}
+        down_s = {end.velad.name: down_at(cut_at, end) - cut_at - waited_s() for end in ends}
         reasons = [end.velad.wait_for_state("vela0", "down")["reason"] for end in ends]
         time.sleep(max(0.0, cut_at + lasts_s - time.time()))
         carriers = [end.interface.carrier for end in ends]
 
-        mended_at = time.time()
+        mended_at, waited_s = time.time(), waits_from_now(*(end.velad for end in ends))
         mend(routers.a)
-        up_s = up_at(mended_at, *ends) - mended_at
+        up_s = up_at(mended_at, *ends) - mended_at - waited_s()
         pings = ping(routers.a.namespace, "172.16.16.2")
-    with capsys.disabled():
-        shown = ", ".join(f"{name} {each:.2f} s" for name, each in sorted(down_s.items()))
-        print(f"\ncut ({' and '.join(hooks)} at A): down on {shown}; back in {up_s:.2f} s")
+    shown = ", ".join(f"{name} {each:.2f} s" for name, each in sorted(down_s.items()))
+    figure(f"cut ({' and '.join(hooks)} at A): down on {shown}; back in {up_s:.2f} s")
     assert sorted(down_s) == ["a", "b"]
     assert max(down_s.values()) < 4 * KEEPALIVE_S
     assert all(reasons)

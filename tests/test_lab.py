@@ -8,7 +8,6 @@ import select
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
@@ -26,7 +25,7 @@ from lab.errors import LabError
 from lab.frames import Outlet
 from lab.injector import Injector
 from lab.link import Interface, Regime
-from lab.load import iperf3, ping
+from lab.load import iperf3, kernel_counts, ping
 from lab.namespace import Namespace, existing
 from lab.stream import Stream
 from lab.topology import TwoRouters, bridged_host, routed_host, three_routers, two_routers
@@ -141,6 +140,7 @@ def test_ping_size_counts_the_ip_header(routers: TwoRouters) -> None:
 def test_ping_counts_a_last_reply_for_which_ping_does_not_wait(
     routers: TwoRouters, address: str
 ) -> None:
+    a = routers.a.namespace
     routers.b.namespace.sysctl("net/ipv4/icmp_echo_ignore_all", 1)
     routers.b.namespace.sysctl("net/ipv6/icmp/echo_ignore_all", 1)
     with (
@@ -149,17 +149,20 @@ def test_ping_counts_a_last_reply_for_which_ping_does_not_wait(
         Injector(routers.b.underlay) as injector,
     ):
 
-        def answer(*delays_s: float) -> None:
-            for number, delay_s in enumerate(delays_s, start=1):
+        def answer() -> None:
+            for number in (1, 2, 3):
                 request = requests.wait_for_count(lambda packet: is_echo(packet.data), number)[-1]
-                time.sleep(delay_s)
+                if number == 3:
+                    eventually(lambda: not a.pids(), 10, "ping to end")
                 injector.send(answered(request.data))
 
-        answering = executor.submit(answer, 0.0, 0.0, 0.6)
-        pings = ping(routers.a.namespace, address, count=3, interval_s=0.1)
+        answering = executor.submit(answer)
+        pings = ping(a, address, count=3, interval_s=0.1)
         answering.result()
 
-    assert (pings.transmitted, pings.received, len(pings.rtt_ms)) == (3, 3, 2)
+    assert (pings.transmitted, pings.received) == (3, 3)
+    # On a busy machine ping may not wait for others, either.
+    assert len(pings.rtt_ms) < 3
 
 
 # RFC 792 and RFC 4443, sections 4.1 and 4.2: where the type is, of a request and of a reply.
@@ -281,9 +284,9 @@ def test_stream_that_cannot_send_raises(routers: TwoRouters) -> None:
 def test_capture_that_waits_in_vain_raises(routers: TwoRouters) -> None:
     with (
         Capture(routers.a.underlay) as capture,
-        pytest.raises(LabError, match=r"saw 0 of 1 in 0\.05 s of a unicorn"),
+        pytest.raises(LabError, match=r"saw 0 of 1 in 0\.3 s of a unicorn"),
     ):
-        capture.wait_for(lambda packet: False, 0.05, "a unicorn")
+        capture.wait_for(lambda packet: False, 0.1, "a unicorn")
 
 
 @needs_net_admin
@@ -315,6 +318,22 @@ def test_regime_wire_splits_tcp_before_the_cable() -> None:
 
 
 @needs_net_admin
+def test_regime_frames_carries_single_datagrams_of_one_buffer(framed: TwoRouters) -> None:
+    batch = [bytes([number]) * 100 for number in range(60)]
+    with (
+        Capture(framed.a.underlay) as leaving,
+        Capture(framed.b.underlay) as arriving,
+        udp_socket(framed.a.namespace, framed.a.ipv4) as sender,
+        udp_socket(framed.b.namespace, framed.b.ipv4, VELA_PORT),
+    ):
+        send_joined(sender, batch, framed.b.ipv4)
+
+        for capture in (leaving, arriving):
+            seen = capture.wait_for_count(lambda packet: payload_of(packet) is not None, 60)
+            assert [payload_of(packet) for packet in seen] == batch
+
+
+@needs_net_admin
 def test_iperf3_over_a_limited_rate_measures_it(routers: TwoRouters) -> None:
     routers.a.underlay.set_rate("50mbit")
 
@@ -337,7 +356,8 @@ def test_iperf3_over_udp_counts_packets(routers: TwoRouters) -> None:
 
     # 8 Mbit/s in datagrams of 8000 bits: a thousand a second, fewer where the machine paused.
     assert 100 <= measured.packets <= 1100 * measured.seconds
-    assert measured.lost_packets == 0
+    # On a busy machine its server's socket may run over.
+    assert 0 <= measured.lost_packets <= kernel_counts(routers.b.namespace, "UdpRcvbufErrors")
 
 
 @needs_net_admin
@@ -422,11 +442,20 @@ def test_datagram_truncated_at_any_byte_is_refused(size: int) -> None:
         headers.datagram(frame[:size])
 
 
+@pytest.mark.parametrize("processes", [0, 2])
 @pytest.mark.parametrize(
-    ("body", "status"), [("pytest.skip('no')", 1), ("pass", 0)], ids=["all skipped", "one ran"]
+    ("body", "status"),
+    [
+        pytest.param("pytest.skip('no')", 1, id="all skipped"),
+        pytest.param("pass", 0, id="one ran", marks=needs_net_admin),
+    ],
 )
 def test_session_in_ci_with_all_root_tests_skipped_fails(
-    body: str, status: int, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    body: str,
+    status: int,
+    processes: int,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CI", "true")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "scripts"))
@@ -446,7 +475,7 @@ def test_session_in_ci_with_all_root_tests_skipped_fails(
         """
     )
 
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_subprocess(f"--numprocesses={processes}")
 
     assert result.ret == status
     # The count is still the closing line.

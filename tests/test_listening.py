@@ -102,6 +102,7 @@ def test_circuit_hears_its_remote_at_whichever_address_is_listened_on(
     assert sorted(outlet.frames()) == [("either", number) for number in range(10)]
 
 
+@pytest.mark.usefixtures("framed")
 @pytest.mark.parametrize("version", [4, 6])
 def test_circuits_send_from_the_port_that_is_configured(routers: TwoRouters, version: int) -> None:
     remote = "10.201.0.2" if version == 4 else "fd00:201::2"

@@ -18,6 +18,8 @@ from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.names import Names
 from vela.supervisor.runtime.resolver import Answer
 
+pytestmark = pytest.mark.alone
+
 TIMEOUT_S = 20.0
 
 

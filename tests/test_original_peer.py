@@ -151,6 +151,7 @@ NOT_IP = [
 ]
 
 
+@pytest.mark.usefixtures("framed")
 def test_original_peer_is_sent_nothing_but_bare_ip_packets(routers: TwoRouters) -> None:
     namespace = routers.a.namespace
     with (

@@ -18,6 +18,8 @@ import pytest
 
 from vela.supervisor.runtime.process import Child, ExitStatus, fork
 
+pytestmark = pytest.mark.alone
+
 TIMEOUT_S = 10.0
 
 

@@ -22,7 +22,8 @@ from lab.quickstart import CONFIG_B, RUNS, Run
 
 # An environment is made, and filled from the index of packages.
 TIMEOUT_S = 300.0
-pytestmark = pytest.mark.timeout(TIMEOUT_S)
+# One clone for all of them; and what one run keeps, another would take down.
+pytestmark = [pytest.mark.timeout(TIMEOUT_S), pytest.mark.xdist_group("quickstart")]
 QUICKSTART = str(ROOT / "scripts" / "quickstart")
 
 

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from vela.address import Endpoint, Family, Remote
 from vela.dataplane.engine import Engine
 from vela.errors import ConfigError
+from vela.linux.features import Feature
 from vela.supervisor.config.reader import load_config, parse_config
 from vela.supervisor.config.records import (
     AutoconfigureConfig,
@@ -54,6 +55,7 @@ def test_config_empty_is_all_defaults() -> None:
             state_directory=Path("/var/lib/vela"),
             user="nobody",
             engine=Engine.AUTO,
+            disable_features=(),
             log_level="info",
             log_format="console",
             metrics=None,
@@ -85,6 +87,7 @@ control_socket = "/s"
 state_directory = "/d"
 user = "vela"
 engine = "python"
+disable_features = ["uso", "rwf_nowait"]
 log_level = "debug"
 log_format = "json"
 metrics = "[::1]:9486"
@@ -130,6 +133,7 @@ checksum_offload = true
             state_directory=Path("/d"),
             user="vela",
             engine=Engine.PYTHON,
+            disable_features=(Feature.USO, Feature.RWF_NOWAIT),
             log_level="debug",
             log_format="json",
             metrics=Endpoint(IPv6Address("::1"), 9486),
@@ -275,6 +279,11 @@ def test_key_unknown_is_reported_with_the_closest(text: str, mistake: str) -> No
         ('[daemon]\nlisten = "::"\n', "daemon.listen: '::' is a string; a list"),
         ("[daemon]\nlisten = [1]\n", "daemon.listen[0]: 1 is a whole number; a string"),
         ("[daemon]\nengine = 1\n", "daemon.engine: 1 is a whole number; 'auto' or 'native'"),
+        (
+            "[daemon]\ndisable_features = 1\n",
+            "daemon.disable_features: 1 is a whole number; a list",
+        ),
+        ("[daemon]\ndisable_features = [1]\n", "daemon.disable_features[0]: 1 is a whole number; "),
         (circuit_with("keepalive = true"), "circuits.vela0.keepalive: true is a boolean"),
         (circuit_with('keepalive = "5"'), "circuits.vela0.keepalive: '5' is a string; a number"),
         (circuit_with("autoconfigure = 1"), "circuits.vela0.autoconfigure: 1 is a whole number"),
@@ -312,6 +321,8 @@ def test_value_of_wrong_type_is_reported(text: str, mistake: str) -> None:
         'user = ""',
         'user = " "',
         'engine = "fast"',
+        'disable_features = ["fast"]',
+        'disable_features = ["uso", "uso"]',
         'log_level = "INFO"',
         'log_format = "xml"',
         'metrics = "127.0.0.1"',
@@ -495,6 +506,20 @@ def test_interface_pattern_that_no_name_fits_is_reported_with_both_lengths() -> 
     assert only_mistake_in('[autoconfigure]\ninterfaces = "customer-circuit*"\n') == (
         "autoconfigure.interfaces: 'customer-circuit*' matches no interface name: it takes 16 "
         "characters at least, and a name has 15 at most; a shorter one would be right"
+    )
+
+
+@pytest.mark.parametrize("word", ["rwf_nowayt", "RWF_NOWAIT", "rwf-nowait", "nowait"])
+def test_feature_that_is_nearly_known_is_recognized_in_the_message(word: str) -> None:
+    assert only_mistake_in(f'[daemon]\ndisable_features = ["uso", "{word}"]\n') == (
+        f"daemon.disable_features[1]: '{word}' is unknown here; did you mean 'rwf_nowait'?"
+    )
+
+
+def test_feature_that_is_unknown_is_reported_with_all_that_are_known() -> None:
+    assert only_mistake_in('[daemon]\ndisable_features = ["io_uring"]\n') == (
+        "daemon.disable_features[0]: 'io_uring' is unknown here; "
+        "known: netns_cookie, rwf_nowait, tso, udp_gro, udp_segment, uso"
     )
 
 

@@ -18,7 +18,7 @@ from vela.supervisor.control_channel import ControlChannel
 from vela.supervisor.registry.registry import Registry
 from vela.supervisor.runtime.process import Child, ExitStatus
 
-pytestmark = pytest.mark.needs_net_admin
+pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
 
 CIRCUITS = 3
 

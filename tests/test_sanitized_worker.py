@@ -45,7 +45,7 @@ def build(folder: Path, *, broken: bool = False) -> None:
     shutil.copytree(ROOT / "vela", folder / "vela", ignore=shutil.ignore_patterns("*.so"))
     if broken:
         ingress = folder / "vela" / "dataplane" / "native" / "ingress.c"
-        right = "malloc((size_t)RECEIVE_SLOTS * RECEIVE_SLOT)"
+        right = "malloc(receive_slots(self) * RECEIVE_SLOT)"
         assert ingress.read_text().count(right) == 1
         ingress.write_text(ingress.read_text().replace(right, "malloc(1)"))
     sources = sorted(str(each) for each in (folder / "vela" / "dataplane" / "native").glob("*.c"))

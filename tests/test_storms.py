@@ -112,7 +112,7 @@ class Storm:
 
     def break_and_mend(self) -> None:
         for path in self._one().data_paths.values():
-            path.obstacle = "the worker is broken"
+            path.broken = "the worker is broken"
         self.network.run(self.dice.uniform(0, 5))
         self.mend()
 
@@ -134,7 +134,7 @@ class Storm:
         for machine in (self.a, self.b):
             machine.refusals.clear()
             for path in machine.data_paths.values():
-                path.obstacle = path.refusal = ""
+                path.broken = path.refusal = ""
 
     events: tuple[Callable[[Storm], None], ...] = (
         change_weather,

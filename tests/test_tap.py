@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
@@ -17,6 +18,7 @@ from lab.link import Interface
 from lab.namespace import Namespace
 from lab.waiting import eventually
 from vela.errors import DeviceError
+from vela.linux.features import ALL_FEATURES, Feature, Features, probe
 from vela.linux.tap import Tap
 
 pytestmark = pytest.mark.needs_net_admin
@@ -135,3 +137,44 @@ def test_tap_mtu_changes_while_it_is_in_use(namespace: Namespace) -> None:
         with pytest.raises(DeviceError):
             tap.set_mtu(10)
         assert tap.mtu == 8971
+
+
+@pytest.mark.parametrize(
+    ("features", "blocking", "tso", "uso"),
+    [
+        (ALL_FEATURES, True, "on", "on"),
+        (ALL_FEATURES - {Feature.USO}, True, "on", "off"),
+        (ALL_FEATURES - {Feature.TSO}, True, "off", "on"),
+        (ALL_FEATURES - {Feature.RWF_NOWAIT}, False, "on", "on"),
+        (frozenset(), False, "off", "off"),
+    ],
+)
+def test_tap_has_what_the_features_allow(
+    namespace: Namespace, features: Features, blocking: bool, tso: str, uso: str
+) -> None:
+    with namespace.entered():
+        if features - probe():
+            pytest.skip("this kernel has less")
+        tap = Tap("vela0", MAC, 1471, offloads=True, features=features)
+    with closing(tap):
+        shown = namespace.run("ethtool", "-k", "vela0").stdout
+        assert os.get_blocking(tap.fd) is blocking
+        assert re.findall(r"tcp-segmentation-offload: (\w+)", shown) == [tso]
+        assert re.findall(r"tx-udp-segmentation: (\w+)", shown) == [uso]
+        assert re.findall(r"tx-checksumming: (\w+)", shown) == ["on"]
+
+
+@pytest.mark.parametrize("offloads", [False, True])
+def test_tap_that_does_not_block_takes_every_frame(namespace: Namespace, offloads: bool) -> None:
+    """More than any queue or buffer has room for, from the supervisor's own write()."""
+    with namespace.entered():
+        tap = Tap("vela0", MAC, 1471, offloads=offloads, features=frozenset())
+    with closing(tap):
+        Interface(namespace, "vela0").set_up()
+        for _ in range(5000):
+            tap.write(memoryview(FRAME))
+        (shown,) = json.loads(namespace.run("ip", "-j", "-s", "link", "show", "vela0").stdout)
+        with pytest.raises(BlockingIOError):
+            os.read(tap.fd, 2000)
+
+    assert shown["stats64"]["rx"]["packets"] == 5000

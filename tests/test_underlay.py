@@ -8,16 +8,19 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 from exhaustion import no_descriptors
 
+from lab.namespace import Namespace
 from lab.topology import TwoRouters
 from vela.address import Endpoint, Family
 from vela.errors import DeviceError
+from vela.linux.features import ALL_FEATURES, Feature, Features, probe
 from vela.linux.steering import Route as Steer
 from vela.linux.steering import steering_program
-from vela.linux.underlay import ReceiveGroup, find_route, open_send_socket
+from vela.linux.underlay import ReceiveGroup, find_route, namespace_number, open_send_socket
 
 TIMEOUT_S = 5.0
 ANY = ip_address("::")
@@ -275,3 +278,28 @@ def test_group_of_ipv6_where_the_kernel_has_none_says_what_would_do(
         "cannot listen on [::]:48621: this kernel has no IPv6; "
         'daemon.listen = ["0.0.0.0"] would be right'
     )
+
+
+@pytest.mark.needs_net_admin
+@pytest.mark.parametrize("cookies", [True, False])
+def test_namespaces_have_numbers_of_their_own_with_cookies_and_without(cookies: bool) -> None:
+    features: Features = frozenset({Feature.NETNS_COOKIE} & probe()) if cookies else frozenset()
+    numbers = [namespace_number(features)]
+    for _ in range(2):
+        with Namespace("number") as namespace, namespace.entered():
+            numbers.append(namespace_number(features))
+            assert namespace_number(features) == numbers[-1]
+            with Namespace("other") as other, other.entered():
+                numbers.append(namespace_number(features))
+
+    # Of namespaces that are gone the inodes are used again.
+    assert len(set(numbers[:3])) == 3
+
+
+@pytest.mark.skipif(
+    not Path("/proc/sys/net/core/dev_weight").exists(),
+    reason="not in the first network namespace",
+)
+def test_first_namespace_is_1_whatever_cookie_the_kernel_gives_it() -> None:
+    """3 by Linux 6.18, 1 by those before: a MAC address that is derived of it must not change."""
+    assert namespace_number(frozenset()) == namespace_number(ALL_FEATURES) == 1

@@ -65,6 +65,7 @@ STATUS: dict[str, Any] = {
     "pid": 4700,
     "uptime_seconds": 93784.5,
     "listen": ["[::]:48621"],
+    "engine_features": ["netns_cookie", "rwf_nowait", "tso", "udp_gro", "udp_segment", "uso"],
     "rx_dropped": {"empty": 0, "unknown_circuit": 3},
     "circuits": [CIRCUIT, RESOLVING],
 }
@@ -128,6 +129,23 @@ def test_status_shows_a_line_for_each_circuit(velad: Velad) -> None:
         "  -",
         "vela-long-name: no name server gave an answer",
     ]
+
+
+def test_status_names_the_features_of_the_kernel_that_are_not_in_use(velad: Velad) -> None:
+    velad.answer = STATUS | {"engine_features": ["netns_cookie", "tso", "udp_gro", "udp_segment"]}
+
+    _, out, _ = velad.control("status")
+
+    assert out.splitlines()[1] == "kernel features not in use: rwf_nowait, uso"
+
+
+def test_status_of_a_velad_that_tells_no_features_is_shown(velad: Velad) -> None:
+    velad.answer = {key: STATUS[key] for key in STATUS if key != "engine_features"}
+
+    status, out, err = velad.control("status")
+
+    assert (status, err) == (0, "")
+    assert "features" not in out
 
 
 def test_status_of_one_circuit_shows_all_of_it(velad: Velad) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import socket
@@ -19,14 +20,19 @@ from vela import worker
 from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import Counters, Slot
 from vela.dataplane.engine import Engine, LoadedEngine, load_engine
+from vela.dataplane.exit_message import ExitMessage
 from vela.dataplane.frame import Elision
 from vela.linux.confinement import find_user
+from vela.linux.features import ALL_FEATURES, Feature, Features
 from vela.supervisor.circuit.keeper import HANG_AFTER_CHECKS, WorkerKeeper
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.process import fork
 from vela.worker import WorkerTask
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
+]
 
 LOCAL = bytes.fromhex("02005e100001")
 REMOTE = bytes.fromhex("02005e100002")
@@ -40,8 +46,9 @@ def frame(mark: int) -> bytes:
 class Circuit:
     """A task, and in the test's hands all that is around its worker."""
 
-    def __init__(self, stack: ExitStack, engine: Engine) -> None:
+    def __init__(self, stack: ExitStack, engine: Engine, features: Features) -> None:
         self.host, self.tap = self._pair(stack)
+        self.tap.setblocking(Feature.RWF_NOWAIT in features)
         self.supervisor, divert = self._pair(stack)
         divert.setblocking(False)
         self.remote = self._udp(stack)
@@ -65,7 +72,9 @@ class Circuit:
                 frame_limit=1489,
                 datagram_limit=1472,
                 counters=self.counters.worker,
+                features=features,
             ),
+            exit_message=ExitMessage(self.counters.exit_message),
             cpu=self.cpu,
             user=find_user("nobody"),
             supervisor_pid=os.getpid(),
@@ -100,9 +109,15 @@ def stack() -> Iterator[ExitStack]:
         yield opened
 
 
+@pytest.fixture(params=[ALL_FEATURES, frozenset()], ids=["with all features", "without any"])
+def features(request: pytest.FixtureRequest) -> Features:
+    chosen: Features = request.param
+    return chosen
+
+
 @pytest.fixture(params=[Engine.PYTHON, Engine.NATIVE], ids=lambda engine: engine.value)
-def circuit(stack: ExitStack, request: pytest.FixtureRequest) -> Circuit:
-    return Circuit(stack, request.param)
+def circuit(stack: ExitStack, features: Features, request: pytest.FixtureRequest) -> Circuit:
+    return Circuit(stack, request.param, features)
 
 
 def test_worker_carries_both_ways_confined_pinned_and_with_nothing_else(circuit: Circuit) -> None:
@@ -125,7 +140,8 @@ def test_worker_carries_both_ways_confined_pinned_and_with_nothing_else(circuit:
         assert status["NoNewPrivs"].strip() == "1"
         assert status["Threads"].strip() == "2"
         threads = [int(name) for name in os.listdir(f"/proc/{child.pid}/task")]
-        assert [os.sched_getscheduler(each) for each in threads] == [os.SCHED_BATCH] * 2
+        # As velad's: SCHED_BATCH waits for the turn of every other program on a busy host.
+        assert [os.sched_getscheduler(each) for each in threads] == [os.sched_getscheduler(0)] * 2
         assert status["Cpus_allowed_list"].strip() == str(circuit.cpu)
         opened = {int(name) for name in os.listdir(f"/proc/{child.pid}/fd")}
         assert opened == {0, 1, 2, *circuit.task.descriptors}
@@ -134,6 +150,20 @@ def test_worker_carries_both_ways_confined_pinned_and_with_nothing_else(circuit:
         ended = child.reap()
 
     assert ended.signal == signal.SIGTERM
+
+
+def test_worker_sleeps_until_there_is_a_frame(circuit: Circuit) -> None:
+    child = fork(lambda: worker.run(circuit.task), circuit.task.descriptors)
+    try:
+        circuit.exchange(50)
+        for _ in range(20):
+            circuit.exchange(1)
+    finally:
+        child.signal(signal.SIGTERM)
+        child.reap()
+
+    # Once more for each time that it waited: it polls where a read found nothing.
+    assert all(progress <= 2 * (70 + 1) for progress in circuit.counters.progress())
 
 
 def test_worker_interrupts_others_until_it_is_ready_as_frames_wait_for_it(
@@ -154,6 +184,36 @@ def test_worker_whose_loop_breaks_ends_with_a_status_of_its_own(circuit: Circuit
     child = fork(lambda: worker.run(circuit.task), circuit.task.descriptors[1:])
 
     assert child.reap().code == 70
+    assert circuit.task.exit_message.read() == "egress: Bad file descriptor"
+
+
+def test_worker_whose_other_loop_breaks_says_so(circuit: Circuit) -> None:
+    kept = set(circuit.task.descriptors) - {circuit.receiving.fileno()}
+    child = fork(lambda: worker.run(circuit.task), kept)
+
+    assert child.reap().code == 70
+    assert circuit.task.exit_message.read() == "ingress: Bad file descriptor"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "start: MemoryError"),
+        (OSError(12, os.strerror(12)), "start: Cannot allocate memory"),
+        (SystemExit(3), "start: SystemExit: 3"),
+    ],
+)
+def test_worker_that_cannot_start_says_so(
+    circuit: Circuit, error: BaseException, said: str
+) -> None:
+    def fail(_: Attachment) -> NoReturn:
+        raise error
+
+    task = replace(circuit.task, engine=LoadedEngine("broken", False, fail))
+    child = fork(lambda: worker.run(task), task.descriptors)
+
+    assert child.reap().code == 70
+    assert task.exit_message.read() == said
 
 
 def stop(pid: int) -> None:
@@ -173,13 +233,29 @@ class Kept:
     def __init__(self, circuit: Circuit) -> None:
         self.loop = EventLoop()
         self.circuit = circuit
-        self.keeper = WorkerKeeper("vela0", self.loop, circuit.counters, pytest.fail)
+        self.failures: list[str] = []
+        self.keeper = WorkerKeeper(
+            "vela0", self.loop, circuit.counters, pytest.fail, self._on_failure_changed
+        )
         self.keeper.start(circuit.task)
+
+    def _on_failure_changed(self) -> None:
+        self.failures.append(self.keeper.failure)
+        self.loop.stop()
 
     @property
     def pid(self) -> int:
         assert self.keeper.pid is not None
         return self.keeper.pid
+
+    def turn_until_failure_changes(self) -> str:
+        """Return the failure; empty: it is over."""
+        before = len(self.failures)
+        expired = self.loop.call_later(TIMEOUT_S, self.loop.stop)
+        self.loop.run()
+        expired.cancel()
+        assert len(self.failures) == before + 1, "no change"
+        return self.failures[-1]
 
     def turn_until_replaced(self, pid: int) -> None:
         expired = self.loop.call_later(TIMEOUT_S, self.loop.stop)
@@ -269,3 +345,81 @@ def test_keeper_leaves_a_worker_alone_that_has_nothing_to_do(kept: Kept) -> None
 
     kept.circuit.exchange(1)
     assert kept.pid == idle
+
+
+def test_keeper_reports_the_failure_and_that_a_worker_proved_to_live(kept: Kept) -> None:
+    for _ in range(2):
+        killed = kept.pid
+        os.kill(killed, signal.SIGKILL)
+        kept.turn_until_replaced(killed)
+    assert kept.failures == []
+    os.kill(kept.pid, signal.SIGKILL)
+
+    assert kept.turn_until_failure_changes() == "worker: killed by SIGKILL"
+    assert kept.keeper.pid is None
+    failed_at = kept.loop.now()
+    assert kept.turn_until_failure_changes() == ""
+    # The first delay is at least 0.4 s, and the proof takes 1 s.
+    assert kept.loop.now() - failed_at >= 1.4
+    kept.circuit.exchange(5)
+
+    # The next death, so soon, fails it again.
+    os.kill(kept.pid, signal.SIGTERM)
+    assert kept.turn_until_failure_changes() == "worker: killed by SIGTERM"
+    assert kept.keeper.restarts == 4
+
+
+def test_keeper_reports_what_the_last_worker_said(kept: Kept) -> None:
+    def fail(_: Attachment) -> NoReturn:
+        raise OSError(12, os.strerror(12))
+
+    broken = replace(kept.circuit.task, engine=LoadedEngine("broken", False, fail))
+    kept.keeper.start(broken)
+
+    assert kept.turn_until_failure_changes() == "worker: start: Cannot allocate memory"
+    # A new task does not end the failure, a worker that lives does.
+    kept.keeper.start(kept.circuit.task)
+    assert kept.keeper.failure == "worker: start: Cannot allocate memory"
+    assert kept.turn_until_failure_changes() == ""
+
+
+def test_keeper_reports_the_exit_status_of_a_worker_that_said_nothing(kept: Kept) -> None:
+    def leave(_: Attachment) -> NoReturn:
+        os._exit(3)
+
+    silent = replace(kept.circuit.task, engine=LoadedEngine("silent", False, leave))
+    kept.keeper.start(silent)
+
+    assert kept.turn_until_failure_changes() == "worker: exit status 3"
+
+
+def test_keeper_reports_that_no_process_could_be_started(kept: Kept) -> None:
+    kept.keeper.stop()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        kept.keeper.start(kept.circuit.task)
+        assert kept.turn_until_failure_changes() == "worker: start: Too many open files"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert kept.turn_until_failure_changes() == ""
+
+
+def test_keeper_reports_workers_that_hang(kept: Kept) -> None:
+    kept.circuit.exchange(1)
+    for _ in range(2):
+        hung = kept.pid
+        hang(kept)
+        kept.turn_until_replaced(hung)
+    hang(kept)
+
+    assert kept.turn_until_failure_changes() == "worker: egress: hung"
+
+
+def hang(kept: Kept) -> None:
+    """Let the worker hang until that is noticed."""
+    stop(kept.pid)
+    kept.circuit.host.send(frame(1))
+    for _ in range(1 + HANG_AFTER_CHECKS):
+        kept.keeper.check()

@@ -6,6 +6,7 @@ import os
 import pwd
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_worker_of_a_configured_user_runs_as_that_user(routers: TwoRouters) -> N
 
 
 def test_workers_are_pinned_and_spread_evenly(
-    routers: TwoRouters, capsys: pytest.CaptureFixture[str]
+    routers: TwoRouters, figure: Callable[[str], None]
 ) -> None:
     allowed = sorted(os.sched_getaffinity(0))
     config = "".join(circuit(number) for number in range(1, CIRCUITS + 1))
@@ -95,12 +96,11 @@ def test_workers_are_pinned_and_spread_evenly(
         supervisor = pss_kb(velad.pid)
         load = Counter(workers.values())
 
-    with capsys.disabled():
-        print(
-            f"\n{CIRCUITS} circuits: proportional set size of a worker "
-            f"{statistics.median(sizes):.0f} kB (largest {max(sizes)}), "
-            f"supervisor {supervisor} kB, workers by CPU {dict(load)}"
-        )
+    figure(
+        f"{CIRCUITS} circuits: proportional set size of a worker "
+        f"{statistics.median(sizes):.0f} kB (largest {max(sizes)}), "
+        f"supervisor {supervisor} kB, workers by CPU {dict(load)}"
+    )
     assert pinned == {pid: {cpu} for pid, cpu in workers.items()}
     assert sorted(load) == allowed[:CIRCUITS]
     assert max(load.values()) - min(load.values()) <= 1

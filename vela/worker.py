@@ -1,6 +1,6 @@
 """The process that carries one circuit: confined, pinned, two blocking loops, until it is killed.
 
-In goes a WorkerTask; out come an exit status, the counters, and log lines. It
+In goes a WorkerTask; out come an exit status, the counters, an exit message, and log lines. It
 opens nothing and has nothing to clean up, so SIGTERM keeps its default action.
 """
 
@@ -19,7 +19,8 @@ import structlog
 
 from vela.dataplane.contract import Attachment
 from vela.dataplane.engine import LoadedEngine
-from vela.linux.affinity import pin, take_turns
+from vela.dataplane.exit_message import ExitMessage
+from vela.linux.affinity import pin
 from vela.linux.confinement import User, confine
 
 # sysexits.h: EX_UNAVAILABLE, EX_SOFTWARE
@@ -42,6 +43,7 @@ class WorkerTask:
     circuit: str
     engine: LoadedEngine
     attachment: Attachment
+    exit_message: ExitMessage
     cpu: int
     user: User
     supervisor_pid: int
@@ -64,15 +66,6 @@ def run(task: WorkerTask) -> NoReturn:
     # supervisor's memory.
     log = structlog.get_logger()
     about = {"circuit": task.circuit, "pid": os.getpid()}
-    try:
-        pin(task.cpu)
-    except OSError as err:
-        # It was there when the supervisor looked; slower, but frames go on.
-        log.warning("cpu_not_pinned", cpu=task.cpu, error=str(err), **about)
-    confine(task.user, task.supervisor_pid)
-    gc.disable()  # the loops make no cycles
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    plane = task.engine.make(task.attachment)
 
     def forward(direction: Callable[[], None]) -> NoReturn:
         try:
@@ -81,12 +74,25 @@ def run(task: WorkerTask) -> NoReturn:
         except BaseException as err:
             if isinstance(err, OSError) and err.errno in _INTERFACE_LOST:
                 os._exit(EXIT_INTERFACE_LOST)
-            log.exception("worker_crashed", direction=direction.__name__, **about)
-            os._exit(EXIT_CRASHED)
+            try:
+                task.exit_message.write(direction.__name__, err)
+                log.exception("worker_crashed", direction=direction.__name__, **about)
+            finally:
+                os._exit(EXIT_CRASHED)
 
-    # As late as that: until now the successor of a worker that was killed interrupts others,
-    # and is ready sooner. Inherited by the second thread.
-    take_turns()
-    # What threading.Thread keeps account of, nobody here asks for.
-    _thread.start_new_thread(forward, (plane.ingress,))
+    try:
+        try:
+            pin(task.cpu)
+        except OSError as err:
+            # It was there when the supervisor looked; slower, but frames go on.
+            log.warning("cpu_not_pinned", cpu=task.cpu, error=str(err), **about)
+        confine(task.user, task.supervisor_pid)
+        gc.disable()  # the loops make no cycles
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        plane = task.engine.make(task.attachment)
+        # What threading.Thread keeps account of, nobody here asks for.
+        _thread.start_new_thread(forward, (plane.ingress,))
+    except BaseException as err:
+        task.exit_message.write("start", err)
+        raise
     forward(plane.egress)

@@ -29,11 +29,12 @@ from lab.regimes import Regime
 from lab.results import Results
 from lab.tables import legend, tables
 from lab.topology import TwoRouters, two_routers
-from lab.tunnels.catalogue import CIRCUITS, FASTD, TUNNELS, VXLAN
-from lab.tunnels.tunnel import Segment, UnavailableError, fragments_made
+from lab.tunnels.catalogue import APART, CIRCUITS, FASTD, LACKING, NATIVE, TUNNELS, VXLAN
+from lab.tunnels.tunnel import Segment, Tunnel, UnavailableError, fragments_made
 
-TCP, STREAMS, UDP, RTT, MANY = "tcp", "streams", "udp", "rtt", "circuits"
-MEASUREMENTS = (TCP, STREAMS, UDP, RTT, MANY)
+TCP, STREAMS, UDP, OVERLOAD = "tcp", "streams", "udp", "overload"
+RTT, BUSY, MANY = "rtt", "busy", "circuits"
+MEASUREMENTS = (TCP, STREAMS, UDP, OVERLOAD, RTT, BUSY, MANY)
 # Single frames and pings are the same whatever the cable does with buffers.
 DEFAULT_MEASUREMENTS = {
     Regime.WIRE: MEASUREMENTS,
@@ -41,6 +42,11 @@ DEFAULT_MEASUREMENTS = {
     Regime.GIGABIT: (TCP,),
 }
 REFERENCES = (VXLAN, FASTD)
+FEATURES_MEASUREMENTS = (TCP, UDP)
+
+# Numbers beyond those of the tunnels, which stay up.
+_FIRST_MANY = len(TUNNELS) + 1
+_FIRST_APART = _FIRST_MANY + len(CIRCUITS)
 
 ROUNDS = 3
 SECONDS = 1
@@ -52,17 +58,20 @@ QUICK = Scale(
     effort=Effort(trial_s=0.1, confirmation_s=0.2, tolerance=0.25),
     circuits=(1, 2),
 )
-QUICK_MEASUREMENTS = (TCP, UDP, RTT, MANY)
+QUICK_MEASUREMENTS = (TCP, UDP, OVERLOAD, RTT, BUSY, MANY)
 QUICK_TUNNELS = ("vela native", "vela python", VXLAN, FASTD)
 # Above this share of the CPUs, something else is at work and will be measured too.
-BUSY = 0.25
+DISTURBING = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one run is asked to do."""
 
-    tunnels: tuple[str, ...]
+    tunnels: dict[str, Tunnel]
+    """In the order in which tables show them."""
+    references: tuple[str, ...]
+    """Those that others are compared with, as far as they are among the tunnels."""
     regimes: dict[Regime, tuple[str, ...]]
     """The measurements in each."""
     rounds: int
@@ -107,19 +116,25 @@ def run(plan: Plan) -> Results:
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             settings=_settings(plan),
             underlay_mtu=routers.a.underlay.mtu,
-            references=tuple(name for name in REFERENCES if name in plan.tunnels),
+            references=tuple(name for name in plan.references if name in plan.tunnels),
         )
-        if results.machine.load > BUSY * results.machine.cpus:
+        if results.machine.load > DISTURBING * results.machine.cpus:
             say(f"this machine is not idle (load {results.machine.load:.1f}): figures will suffer")
         began = time.monotonic()
         try:
-            segments = _set_up(plan, routers, results, stack)
+            segments = _set_up(plan.tunnels, 1, routers, results, stack)
+            if not segments:
+                raise LabError("nothing left to measure")
+            apart = {}
+            if any(BUSY in measurements for measurements in plan.regimes.values()):
+                wanted = {name: APART[name] for name in segments if name in APART}
+                apart = _set_up(wanted, _FIRST_APART, routers, results, stack)
             circuits = [name for name in segments if name in CIRCUITS]
             progress = Progress(_steps(plan, len(segments), len(circuits)))
             for regime, measurements in plan.regimes.items():
                 regime.apply(routers)
                 bench.scale = _scale(plan, regime)
-                _measure(plan, regime, bench, segments, results, progress)
+                _measure(plan, regime, bench, segments, apart, results, progress)
                 if MANY in measurements:
                     with _many(routers, circuits, max(plan.scale.circuits)) as sets:
                         _measure_circuits(plan, regime, bench, sets, results, progress)
@@ -156,21 +171,22 @@ def _steps(plan: Plan, tunnels: int, circuits: int) -> int:
 
 
 def _set_up(
-    plan: Plan, routers: TwoRouters, results: Results, stack: ExitStack
+    tunnels: dict[str, Tunnel],
+    first: int,
+    routers: TwoRouters,
+    results: Results,
+    stack: ExitStack,
 ) -> dict[str, Segment]:
+    """Return those of the tunnels that can be had, numbered from first."""
     segments = {}
-    for number, name in enumerate(TUNNELS, start=1):
-        if name not in plan.tunnels:
-            continue
+    for number, (name, tunnel) in enumerate(tunnels.items(), start=first):
         try:
-            segments[name] = stack.enter_context(TUNNELS[name](routers, number))
+            segments[name] = stack.enter_context(tunnel(routers, number))
         except UnavailableError as err:
             say(f"skipping {name}: {err}")
             results.skipped[name] = str(err)
         else:
             say(f"{name} is up")
-    if not segments:
-        raise LabError("nothing left to measure")
     return segments
 
 
@@ -179,6 +195,7 @@ def _measure(
     regime: Regime,
     bench: Bench,
     segments: dict[str, Segment],
+    apart: dict[str, Segment],
     results: Results,
     progress: Progress,
 ) -> None:
@@ -186,7 +203,9 @@ def _measure(
         TCP: bench.tcp,
         STREAMS: bench.tcp_streams,
         UDP: bench.udp,
+        OVERLOAD: bench.overload,
         RTT: bench.rtt,
+        BUSY: bench.busy,
     }
     for turn in range(plan.rounds):
         for measurement in plan.regimes[regime]:
@@ -194,6 +213,8 @@ def _measure(
                 continue
             for name in _rotated(list(segments), turn):
                 segment = segments[name]
+                if measurement == BUSY:
+                    segment = apart.get(name, segment)
                 with _recorded(results, progress, regime, turn, measurement, name) as figures:
                     figures.update(methods[measurement](segment))
                 results.add(regime, name, segment.mtu, figures)
@@ -240,7 +261,9 @@ _BRIEF = {
     TCP: ("mbit_per_s", "{:.0f}", "Mbit/s"),
     STREAMS: ("mbit_per_s", "{:.0f}", "Mbit/s"),
     UDP: ("frames_per_s", "{:.0f}", "frames/s"),
+    OVERLOAD: ("frames_per_s", "{:.0f}", "frames/s"),
     RTT: ("us", "{:.0f}", "µs"),
+    BUSY: ("us", "{:.0f}", "µs"),
     MANY: ("mbit_per_s", "{:.0f}", "Mbit/s"),
 }
 
@@ -255,8 +278,7 @@ def _brief(measurement: str, figures: Figures) -> str:
 def _many(routers: TwoRouters, names: list[str], count: int) -> Iterator[dict[str, list[Segment]]]:
     with ExitStack() as stack:
         sets = {}
-        # Numbers beyond those of the tunnels, which stay up.
-        for number, name in enumerate(names, start=len(TUNNELS) + 1):
+        for number, name in enumerate(names, start=_FIRST_MANY):
             say(f"setting up {count} circuits: {name}")
             sets[name] = stack.enter_context(CIRCUITS[name](routers, number, count))
         yield sets
@@ -286,8 +308,9 @@ def parse(argv: list[str]) -> Plan:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measure VELA beside other tunnels between two routers on this machine: TCP, "
-        "the highest rate of frames with less than 1 % loss, the round trip, CPU time, and many "
-        "circuits at once. All are up at the same time and measured in turn. Tables go to the "
+        "the highest rate of frames with less than 1 % loss, what arrives of more than that, the "
+        "round trip, idle and on busy hosts, CPU time, and many circuits at once. All are "
+        "up at the same time and measured in turn. Tables go to the "
         "terminal; tables, a plot and all figures as JSON to a folder.",
         epilog="Measured by default: in the regime wire everything, in the others one TCP stream.",
     )
@@ -304,7 +327,9 @@ def parse(argv: list[str]) -> Plan:
         choices=MEASUREMENTS,
         help="only this one, in every regime; may be repeated. tcp: one stream; streams: "
         "several at once; udp: frames of 64 and 512 bytes, their frame check included, and of "
-        "the tunnel's MTU; rtt: pings; "
+        "the tunnel's MTU; overload: frames of 64 bytes from a sender without limit; rtt: pings; "
+        "busy: pings while a program on each CPU computes without end, VELA's ends on different "
+        "CPUs; "
         "circuits: a stream on each of many circuits",
     )
     parser.add_argument(
@@ -313,6 +338,13 @@ def parse(argv: list[str]) -> Plan:
         choices=[regime.value for regime in Regime],
         help="only this one; may be repeated. wire: the cable carries frames as a wire does; "
         "offload: buffers of 64 KiB; gigabit: a wire that carries 1 Gbit/s",
+    )
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="instead of other tunnels: VELA with each feature of the kernel disabled in turn, "
+        "with those that older kernels lack, and with all; one TCP stream and rates of frames, in "
+        "the regime wire",
     )
     parser.add_argument("--rounds", type=int, help=f"of each measurement ({ROUNDS})")
     parser.add_argument(
@@ -337,17 +369,25 @@ def parse(argv: list[str]) -> Plan:
     if rounds < 1 or scale.seconds < 1:
         parser.error("rounds and seconds are at least 1")
     chosen = [Regime(value) for value in given.regime or ()]
-    regimes = dict.fromkeys(chosen or ([Regime.WIRE] if given.quick else Regime))
+    regimes = dict.fromkeys(chosen or ([Regime.WIRE] if given.quick or given.features else Regime))
+    tunnels, measurements = TUNNELS, DEFAULT_MEASUREMENTS
+    references: tuple[str, ...] = REFERENCES
+    if given.features:
+        if given.tunnel:
+            parser.error("--features measures VELA alone: no --tunnel")
+        tunnels, references = LACKING, (NATIVE,)
+        measurements = dict.fromkeys(Regime, FEATURES_MEASUREMENTS)
+    elif given.quick:
+        tunnels = {name: TUNNELS[name] for name in QUICK_TUNNELS}
+        measurements = dict.fromkeys(Regime, QUICK_MEASUREMENTS)
+    if given.tunnel:
+        tunnels = {name: tunnel for name, tunnel in TUNNELS.items() if name in given.tunnel}
     output = given.output or Path("bench-results", datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"))
     return Plan(
-        tunnels=tuple(given.tunnel or (QUICK_TUNNELS if given.quick else TUNNELS)),
+        tunnels=tunnels,
+        references=references,
         regimes={
-            regime: tuple(
-                dict.fromkeys(
-                    given.measurement
-                    or (QUICK_MEASUREMENTS if given.quick else DEFAULT_MEASUREMENTS[regime])
-                )
-            )
+            regime: tuple(dict.fromkeys(given.measurement or measurements[regime]))
             for regime in regimes
         },
         rounds=rounds,

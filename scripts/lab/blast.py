@@ -16,6 +16,8 @@ ETHERNET_HEADER = 14
 HEADERS = ETHERNET_HEADER + 20 + 8  # IPv4, UDP
 MIN_PAYLOAD = 16  # blast.c's mark
 PORT = 5300
+UNLIMITED = 1e9
+"""A rate that no sender reaches."""
 # Of the sockets: what waits there while the sink waits for a CPU.
 BUFFER_BYTES = 4 << 20
 GRACE_S = 10.0

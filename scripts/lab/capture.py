@@ -13,6 +13,7 @@ from lab.errors import LabError
 from lab.headers import ETHERTYPE_VLAN
 from lab.link import Interface
 from lab.resource import Resource
+from lab.waiting import PATIENCE
 
 # include/uapi/asm-generic/socket.h, linux/if_ether.h, linux/if_packet.h
 _SO_RCVBUFFORCE = 33
@@ -91,8 +92,12 @@ class Capture(Resource):
         timeout_s: float = 5.0,
         what: str = "packets",
     ) -> list[Packet]:
-        """Return the first count such packets. Raises LabError if fewer come in time."""
-        deadline = time.monotonic() + timeout_s
+        """Return the first count such packets. Raises LabError if fewer come in time.
+
+        That is PATIENCE times timeout_s: see lab.waiting.
+        """
+        limit_s = PATIENCE * timeout_s
+        deadline = time.monotonic() + limit_s
         found = [packet for packet in self.seen if predicate(packet)]
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
@@ -103,7 +108,7 @@ class Capture(Resource):
                     found.append(packet)
             elif not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 raise LabError(
-                    f"saw {len(found)} of {count} in {timeout_s:g} s of {what}, "
+                    f"saw {len(found)} of {count} in {limit_s:g} s of {what}, "
                     f"among {len(self.seen)} packets"
                 )
         return found[:count]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,11 +52,26 @@ def busy_s() -> float:
 
 def ran_s(pid: int) -> float:
     """Return how long the threads that a process has now have run; exact, unlike ticks."""
-    # Documentation/scheduler/sched-stats.rst: nanoseconds on a CPU come first.
-    return sum(
-        int(path.read_text().split()[0]) * 1e-9
-        for path in Path("/proc", str(pid), "task").glob("*/schedstat")
-    )
+    return sum(_scheduled_s(pid, 0))
+
+
+def waited_s(pid: int) -> float:
+    """Return how long the threads that a process has now were ready to run, and others ran."""
+    return sum(_scheduled_s(pid, 1))
+
+
+def longest_wait_s(pid: int) -> float:
+    """Return how long that one of them did which waited longest."""
+    return max(_scheduled_s(pid, 1), default=0.0)
+
+
+def _scheduled_s(pid: int, field: int) -> list[float]:
+    # Documentation/scheduler/sched-stats.rst: nanoseconds on a CPU, then in its queue.
+    found = []
+    for path in Path("/proc", str(pid), "task").glob("*/schedstat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # one that has just ended
+            found.append(int(path.read_text().split()[field]) * 1e-9)
+    return found
 
 
 def _machine_s() -> float:

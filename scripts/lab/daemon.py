@@ -13,22 +13,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lab.counters import Expectation, Wanted
+from lab.cpu import waited_s
 from lab.errors import LabError
 from lab.namespace import Namespace
+from lab.process import session_members
 from lab.resource import Resource
-from lab.waiting import eventually
+from lab.waiting import PATIENCE, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_TIMEOUT_S = 15.0
-STOP_TIMEOUT_S = 15.0
-VELACTL_TIMEOUT_S = 15.0
+READY_TIMEOUT_S = 15.0 * PATIENCE
+STOP_TIMEOUT_S = 15.0 * PATIENCE
+VELACTL_TIMEOUT_S = 15.0 * PATIENCE
 COUNTED_TIMEOUT_S = 5.0
 LOG_TAIL_LINES = 40
 
@@ -38,19 +40,29 @@ _DAEMON_TABLE = re.compile(r"^\[daemon\][ \t]*(#.*)?$", re.MULTILINE)
 recent: list[Velad] = []
 """Every one made since the list was last cleared: what a failed test shows the logs of."""
 
+disabled_features: tuple[str, ...] = ()
+"""Of the kernel: what every velad is told not to use."""
+
 
 class Velad(Resource):
     """One velad. A context: started and ready inside, stopped on leaving.
 
     config is TOML; the keys that name files are added to its [daemon] table.
     Everything it writes is in directory: a temporary one, removed at the end,
-    unless one is given.
+    unless one is given. prefix comes before its command line, such as "ip vrf exec red".
     """
 
     def __init__(
-        self, namespace: Namespace, config: str, *, name: str = "", directory: Path | None = None
+        self,
+        namespace: Namespace,
+        config: str,
+        *,
+        name: str = "",
+        directory: Path | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.namespace = namespace
+        self._prefix = prefix
         self.name = name or namespace.name
         self._own_directory = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="vela-lab-"))
@@ -72,7 +84,8 @@ class Velad(Resource):
 
     def configure(self, config: str) -> None:
         """Write the configuration; a running velad sees it when told to reload."""
-        self.config_path.write_text(with_files(config, self.directory))
+        more = f"disable_features = {json.dumps(disabled_features)}" if disabled_features else ""
+        self.config_path.write_text(with_files(config, self.directory, more))
 
     def start(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Start it and wait until it says READY=1 (sd_notify).
@@ -89,6 +102,7 @@ class Velad(Resource):
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(notify_path))
         command, env = entry_point("velad", "vela.supervisor.cli")
+        command = [*self._prefix, *command]
         env["NOTIFY_SOCKET"] = str(notify_path)
         with self.log_path.open("ab") as log:
             self.process = self.namespace.popen(
@@ -298,8 +312,8 @@ class Velad(Resource):
 
         def found() -> float:
             for line in self.log().splitlines():
-                stamp, _, rest = line.partition(" ")
-                if f"] {event} " in rest and all(word in f"{rest} " for word in words):
+                stamp, _, rest = f"{line} ".partition(" ")
+                if f"] {event} " in rest and all(word in rest for word in words):
                     at = datetime.fromisoformat(stamp).timestamp()
                     if at >= since:
                         return at
@@ -307,6 +321,16 @@ class Velad(Resource):
 
         what = " ".join((f"velad {self.name} to log", event, *(word.strip() for word in words)))
         return eventually(found, timeout_s, what)
+
+    def waited_s(self) -> float:
+        """Return how long its processes have been ready to run while others ran.
+
+        Of those that there are now, since each was started: so much earlier they would have done,
+        at the most, what they did on a machine of their own. Zero if it does not run.
+        """
+        if self.process is None:
+            return 0.0
+        return sum(waited_s(pid) for pid in session_members(self.pid))
 
     def log_tail(self) -> str:
         """Return the log's last lines."""
@@ -331,12 +355,23 @@ def started_together(*velads: Velad) -> Iterator[None]:
         yield
 
 
-def with_files(config: str, directory: Path) -> str:
-    """Return the TOML text with the keys that name files, below directory, in [daemon]."""
+def waits_from_now(*velads: Velad) -> Callable[[], float]:
+    """Return what tells, in seconds, how long they have waited for a CPU since this call.
+
+    See Velad.waited_s; one that does not run yet has not waited yet.
+    """
+    before = sum(velad.waited_s() for velad in velads)
+    return lambda: sum(velad.waited_s() for velad in velads) - before
+
+
+def with_files(config: str, directory: Path, more: str = "") -> str:
+    """Return the TOML text with keys added to [daemon]: those that name files, and more."""
     added = (
         f"control_socket = {json.dumps(str(directory / CONTROL_SOCKET))}\n"
         f"state_directory = {json.dumps(str(directory / 'state'))}"
     )
+    if more:
+        added += f"\n{more}"
     header = _DAEMON_TABLE.search(config)
     if header is None:
         return f"[daemon]\n{added}\n\n{config}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from struct import Struct
 
 from lab.namespace import Namespace
+from lab.waiting import PATIENCE
 
 VELA_PORT = 48621
 
@@ -21,7 +22,7 @@ def udp_socket(namespace: Namespace, address: str, port: int = 0) -> socket.sock
     made = namespace.socket(family, socket.SOCK_DGRAM)
     try:
         made.bind((address, port))
-        made.settimeout(5.0)
+        made.settimeout(5.0 * PATIENCE)
     except BaseException:
         made.close()
         raise

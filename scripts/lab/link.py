@@ -12,15 +12,21 @@ ETHERNET_MTU = 1500
 
 
 class Regime(Enum):
-    """Whether a veth hands over large buffers or frames of the size a wire carries."""
+    """Whether a veth hands over large buffers or frames of the size a wire carries.
+
+    How many frames share a buffer depends on how busy the machine is. What is
+    captured of FRAMES does not.
+    """
 
     OFFLOAD = "offload"  # Linux's defaults: one 64 KiB buffer travels whole
     WIRE = "wire"  # segmented before it leaves, joined again (GRO) on arrival
+    FRAMES = "frames"  # segmented before it leaves, and left so
 
 
 _FEATURES = {
     Regime.OFFLOAD: {"tso": "on", "gso": "on", "tx-udp-segmentation": "on", "gro": "off"},
     Regime.WIRE: {"tso": "off", "gso": "off", "tx-udp-segmentation": "off", "gro": "on"},
+    Regime.FRAMES: {"tso": "off", "gso": "off", "tx-udp-segmentation": "off", "gro": "off"},
 }
 
 

@@ -1,4 +1,4 @@
-"""Traffic between namespaces, and what came of it: iperf3 and ping."""
+"""Traffic between namespaces, and what came of it: iperf3, ping, the kernel's counters."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from typing import Any
 from lab.echo_replies import EchoReplies
 from lab.errors import LabError
 from lab.namespace import Namespace
+from lab.waiting import PATIENCE
 
 IPERF3_PORT = 5201
 CONGESTION_CONTROL = "cubic"
 """For measurements: Linux's own choice, on any machine. BBR paces 1 % below what a wire carries."""
 # Beyond the measuring time: connecting, and the exchange of results.
-IPERF3_GRACE_S = 10.0
-_LISTEN_TIMEOUT_S = 5.0
+IPERF3_GRACE_S = 10.0 * PATIENCE
+_LISTEN_TIMEOUT_S = 5.0 * PATIENCE
 
 FEW_PINGS = 3
 
@@ -155,7 +156,7 @@ def ping(
     if dont_fragment:
         argv += ["-M", "do"]
     pinned = ["taskset", "--cpu-list", str(cpu)] if cpu is not None else []
-    limit_s = count * (interval_s + 0.1) + timeout_s + 10.0
+    limit_s = count * (interval_s + 0.1) + timeout_s + 10.0 * PATIENCE
     with EchoReplies(namespace, version, identifier) as replies:
         done = namespace.run(*pinned, *argv, address, check=False, timeout_s=limit_s)
         output = done.stdout + done.stderr
@@ -169,6 +170,13 @@ def ping(
             received = max(received, replies.wait_for(transmitted, timeout_s))
     rtt_ms = tuple(float(value) for value in _RTT.findall(done.stdout))
     return Pings(transmitted, received, rtt_ms, output)
+
+
+def kernel_counts(namespace: Namespace, *names: str) -> int:
+    """Return the sum of some of a namespace's protocol counters, named as by nstat(8)."""
+    shown = namespace.run("nstat", "--ignore", "--zeros", "--noupdate", "--json", *names).stdout
+    counts: dict[str, int] = json.loads(shown)["kernel"]
+    return sum(counts[name] for name in names)
 
 
 def _serve(namespace: Namespace, port: int) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""What is measured of a tunnel: TCP, the rate of frames, the round trip, many circuits at once.
+"""What is measured of a tunnel: TCP, frames, the round trip, many circuits, a busy host, overload.
 
 Figures are known by keys whose endings say the unit; A to B is "ab".
 """
@@ -10,7 +10,8 @@ import os
 from dataclasses import dataclass, field
 from statistics import mean
 
-from lab.blast import ETHERNET_HEADER, blast_across
+from lab.blast import ETHERNET_HEADER, UNLIMITED, blast_across
+from lab.busy_loops import BusyLoops
 from lab.cpu import cpu_used
 from lab.errors import LabError
 from lab.load import CONGESTION_CONTROL, iperf3, ping
@@ -26,9 +27,12 @@ FRAME_CHECK = 4
 # (RFC 2544, section 9.1); beside these, the largest that each tunnel carries.
 FRAME_SIZES = (64, 512)
 FULL = "full"
+OVERLOAD_FRAME = 64
 
 PINGING_CPUS = 4
 """At most."""
+
+BUSY_LIMIT_S = 120
 
 FIRST_RATE_PER_S = 20000.0
 # The last round's rate is a good guess for this one's.
@@ -114,12 +118,31 @@ class Bench:
                 figures[f"{key}_forwarders_s_per_million"] = found.forwarders_cpu_s / millions
         return figures
 
+    def overload(self, segment: Segment) -> Figures:
+        """Frames that arrive while A sends as many as it can, whatever becomes of them."""
+        with blast_across(self.blast, segment, OVERLOAD_FRAME - FRAME_CHECK) as blast:
+            found = blast.trial(UNLIMITED, self.scale.seconds)
+        return {
+            "overload_frames_per_s": found.delivered_per_s,
+            "overload_sent_per_s": found.sent_per_s,
+        }
+
     def rtt(self, segment: Segment) -> Figures:
         """The round trip while nothing else happens, from a program on each CPU in turn; means.
 
         Where it runs is not the tunnel's doing, and half of it: a CPU that
         sleeps takes long to wake.
         """
+        return self._round_trip(segment, "rtt")
+
+    def busy(self, segment: Segment) -> Figures:
+        """The round trip while each CPU has a program that never sleeps; else as rtt."""
+        with BusyLoops(sorted(os.sched_getaffinity(0)), BUSY_LIMIT_S) as loops:
+            figures = self._round_trip(segment, "busy")
+            loops.check()
+        return figures
+
+    def _round_trip(self, segment: Segment, key: str) -> Figures:
         cpus = some_cpus()
         runs = [
             ping(
@@ -134,9 +157,9 @@ class Bench:
         if not all(run.rtt_ms for run in runs):
             raise LabError(f"{segment.b.address} answered no ping")
         return {
-            "rtt_p50_us": mean(percentile(run.rtt_ms, 50) for run in runs) * 1e3,
-            "rtt_p99_us": mean(percentile(run.rtt_ms, 99) for run in runs) * 1e3,
-            "rtt_lost": float(sum(run.lost for run in runs)),
+            f"{key}_p50_us": mean(percentile(run.rtt_ms, 50) for run in runs) * 1e3,
+            f"{key}_p99_us": mean(percentile(run.rtt_ms, 99) for run in runs) * 1e3,
+            f"{key}_lost": float(sum(run.lost for run in runs)),
         }
 
     def circuits(self, segments: list[Segment]) -> Figures:

@@ -87,6 +87,11 @@ def _quantities(results: Results) -> list[Quantity]:
         Quantity("full frames, thousand/s", "udp_full_frames_per_s", 1e-3, "{:.1f}"),
         Quantity("round trip p50, µs", "rtt_p50_us"),
         Quantity("round trip p99, µs", "rtt_p99_us"),
+        Quantity("round trip p50 on busy hosts, µs", "busy_p50_us"),
+        Quantity("round trip p99 on busy hosts, µs", "busy_p99_us"),
+        Quantity(
+            "64-byte frames delivered under overload, thousand/s", "overload_frames_per_s", 1e-3
+        ),
         Quantity(
             f"{most_circuits} circuits at once, Mbit/s", f"circuits_{most_circuits}_mbit_per_s"
         ),

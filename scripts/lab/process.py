@@ -20,6 +20,12 @@ def start_time(pid: int) -> int | None:
     return int(text.rpartition(")")[2].split()[19])
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that the main thread of one has forked, and not yet reaped."""
+    path = Path("/proc", str(pid), "task", str(pid), "children")
+    return [int(child) for child in path.read_text().split()]
+
+
 def running_members(session: int) -> list[int]:
     """Return those that have not ended: of some, only the exit status is left to be taken.
 

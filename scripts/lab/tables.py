@@ -111,10 +111,21 @@ def _columns(results: Results) -> dict[str, list[Column]]:
             _median("CPU s/million of 64", "udp_64_machine_s_per_million", "{:.1f}"),
             _median("forwarders'", "udp_64_forwarders_s_per_million", "{:.1f}"),
         ],
+        "64-byte frames from a sender without limit, thousand/s": [
+            _median("delivered", "overload_frames_per_s", "{:.1f}", 1e-3),
+            *ratios("overload_frames_per_s"),
+            _median("sent", "overload_sent_per_s", "{:.0f}", 1e-3),
+        ],
         "Round trip, µs": [
             _median("p50", "rtt_p50_us"),
             *ratios("rtt_p50_us"),
             _median("p99", "rtt_p99_us"),
+        ],
+        "Round trip on busy hosts, µs": [
+            _median("p50", "busy_p50_us"),
+            *ratios("busy_p50_us"),
+            _median("p99", "busy_p99_us"),
+            *ratios("busy_p99_us"),
         ],
         "A TCP stream on each of many circuits at once": [
             *(_median(f"{n}: Mbit/s", f"circuits_{n}_mbit_per_s") for n in counts),
@@ -171,6 +182,15 @@ def legend(results: Results) -> list[str]:
         "Round trips are means over the CPUs that ping was put on in turn, as a CPU that sleeps "
         "takes long to wake.",
     ]
+    if any(
+        series.median("busy_p50_us") is not None
+        for tunnels in results.series.values()
+        for series in tunnels.values()
+    ):
+        said.append(
+            "On busy hosts each CPU has a program that never sleeps, and the two ends of VELA have "
+            "a CPU each."
+        )
     if "vela python" in _mtus(results):
         said.append(
             "The two ends of vela python have a CPU each, as the scheduler lets other programs "

@@ -36,7 +36,7 @@ from vela.signaling.session import Session
 
 from ..config.records import CircuitConfig
 from ..control_channel import ControlChannel
-from ..runtime.loop import EventLoop
+from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..status import CircuitStatus, CounterStatus, WorkerStatus
 from .lifecycle import Action, Input, Lifecycle, State
@@ -92,6 +92,13 @@ class DataPath(Protocol):
     def kill_worker(self) -> None: ...
 
     def close(self) -> None: ...
+
+    @property
+    def obstacle(self) -> str:
+        """What it waits for, although it carries frames; empty: nothing."""
+
+    def set_failure_handler(self, handler: Callback) -> None:
+        """Let handler be called when workers fail again and again, and when one lives again."""
 
     def worker_status(self) -> WorkerStatus | None: ...
 
@@ -166,6 +173,7 @@ class Circuit:
             local_address=self._local_address,
         )
         self._signaling = self._open_signaling()
+        data_path.set_failure_handler(self.check)
 
     # What the registry asks and wants.
 
@@ -261,6 +269,7 @@ class Circuit:
     def disable(self) -> None:
         """Take the circuit down until enable(); the interface stays, without carrier."""
         self.disabled = self._remote.paused = True
+        self._obstacle = ""  # check() looks again
         self._take(Input.DISABLE)
 
     def enable(self) -> None:
@@ -297,6 +306,7 @@ class Circuit:
         else:
             self._obstacle = ""
             if before:
+                self._log.info("circuit_mended")
                 self._take(Input.MENDED)
 
     def status(self) -> CircuitStatus:
@@ -310,7 +320,7 @@ class Circuit:
             id=config.id,
             origin=self.origin.value,
             state=self.state.word,
-            reason=self._lifecycle.reason,
+            reason="; ".join(filter(None, (self._lifecycle.reason, self._data_path.obstacle))),
             remote=str(config.remote),
             remote_address=str(endpoint.address) if endpoint else None,
             remote_port=endpoint.port if endpoint else config.remote.port or self._port,

@@ -13,11 +13,12 @@ import structlog
 
 from vela import worker
 from vela.dataplane.counters import Counters
+from vela.dataplane.exit_message import ExitMessage, describe
 from vela.worker import WorkerTask
 
 from ..runtime.loop import Callback, EventLoop, Timer
-from ..runtime.process import Child, fork
-from .restart import RestartPolicy
+from ..runtime.process import Child, ExitStatus, fork
+from .restart import PROOF_S, RestartPolicy
 
 # A worker whose queue is not empty answers within a batch. This long, and it
 # hangs: twice what a machine under heavy load was seen to keep one waiting.
@@ -31,24 +32,43 @@ class WorkerKeeper:
     """One circuit's worker. The descriptors and counters outlive any worker of it."""
 
     def __init__(
-        self, circuit: str, loop: EventLoop, counters: Counters, interface_lost: Callback
+        self,
+        circuit: str,
+        loop: EventLoop,
+        counters: Counters,
+        interface_lost: Callback,
+        failure_changed: Callback,
     ) -> None:
-        """interface_lost is called when the worker found the interface removed; none is started."""
+        """interface_lost is called when the worker found the interface removed; none is started.
+
+        failure_changed is called when failure is another one than before.
+        """
         self._interface_lost = interface_lost
+        self._failure_changed = failure_changed
         self._loop = loop
         self._counters = counters
+        self.exit_message = ExitMessage(counters.exit_message)
         self._log = structlog.get_logger().bind(circuit=circuit)
         self._policy = RestartPolicy(random.Random())
         self._task: WorkerTask | None = None
         self._child: Child | None = None
         self._started = 0.0
         self._retry: Timer | None = None
+        self._proof: Timer | None = None
         self._watch = _ProgressWatch()
+        self._stuck: str | None = None
+        self._failure = ""
         self.restarts = 0
 
     @property
     def pid(self) -> int | None:
-        return self._child.pid if self._child else None
+        """None if there is no worker, or, after a failure, none that proved to live."""
+        return self._child.pid if self._child and not self._failure else None
+
+    @property
+    def failure(self) -> str:
+        """The last worker's error where workers die again and again, else empty. See restart.py."""
+        return self._failure
 
     def start(self, task: WorkerTask) -> None:
         """Carry the circuit with this task from now on; a worker with an earlier one is ended."""
@@ -67,14 +87,20 @@ class WorkerKeeper:
     def stop(self) -> None:
         """End the worker, and wait for it: SIGKILL, as it has nothing to clean up."""
         self._task = None
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        for timer in (self._retry, self._proof):
+            if timer is not None:
+                timer.cancel()
+        self._retry = self._proof = None
         if self._child is not None:
             self.kill()
             self._loop.unwatch(self._child.pidfd)
             self._child.reap()
             self._child = None
+
+    def forget(self) -> None:
+        """Forget earlier deaths; the worker must be stopped."""
+        self._policy = RestartPolicy(random.Random())
+        self._failure = ""
 
     def check(self) -> None:
         """Replace a worker that does nothing while frames wait; to be called at each interval."""
@@ -82,6 +108,7 @@ class WorkerKeeper:
             return
         stuck = self._watch.look(self._task, self._counters.progress())
         if stuck is not None:
+            self._stuck = stuck
             self._log.error("worker_hung", direction=stuck, pid=self._child.pid)
             self._child.signal(signal.SIGKILL)
 
@@ -91,40 +118,73 @@ class WorkerKeeper:
             return
         self._retry = None
         self._watch = _ProgressWatch()
+        self._stuck = None
+        self.exit_message.clear()
         self._started = self._loop.now()
         try:
             self._child = fork(lambda: worker.run(task), task.descriptors)
         except OSError as err:
-            delay_s = self._policy.delay_s(0.0)
+            delay_s = self._policy.delay_s(self._started)
             self._retry = self._loop.call_later(delay_s, self._spawn)
             self._log.error("worker_not_started", error=str(err), retry_in_s=round(delay_s, 3))
+            self._set_failure(f"worker: start: {describe(err)}")
             return
         self._loop.watch(self._child.pidfd, self._on_exit)
+        if self._policy.failed:
+            self._proof = self._loop.call_later(PROOF_S, self._on_proof)
 
     def _on_exit(self) -> None:
         assert self._child is not None
         child, self._child = self._child, None
         self._loop.unwatch(child.pidfd)
+        if self._proof is not None:
+            self._proof.cancel()
+            self._proof = None
         status = child.reap()
         if status.code == worker.EXIT_INTERFACE_LOST:
             self._interface_lost()
             return
-        uptime_s = self._loop.now() - self._started
-        delay_s = self._policy.delay_s(uptime_s)
+        # Before the successor starts, which has a message of its own.
+        error = self._error(status)
+        now = self._loop.now()
+        uptime_s = now - self._started
+        delay_s = self._policy.delay_s(now)
         self.restarts += 1
         if delay_s == 0.0:
             self._spawn()
         else:
             self._retry = self._loop.call_later(delay_s, self._spawn)
+            self._set_failure(error)
         # Behind the restart: a slow terminal must not hold up frames.
         self._log.warning(
             "worker_exited",
             pid=child.pid,
             ended=str(status),
+            error=error,
             uptime_s=round(uptime_s, 3),
             restart_in_s=round(delay_s, 3),
             successor=self.pid,
         )
+
+    def _error(self, status: ExitStatus) -> str:
+        """Return the reason for a worker's end, as the status shows it."""
+        if self._stuck is not None:
+            return f"worker: {self._stuck}: hung"
+        if status.signal is not None:  # whatever it says itself
+            return f"worker: killed by {status}"
+        return f"worker: {self.exit_message.read() or status}"
+
+    def _on_proof(self) -> None:
+        self._proof = None
+        self._policy.proved(self._loop.now())
+        self._set_failure("")
+
+    def _set_failure(self, error: str) -> None:
+        """Make the last worker's error the failure, if workers die again and again."""
+        failure = error if self._policy.failed else ""
+        if failure != self._failure:
+            self._failure = failure
+            self._failure_changed()
 
 
 class _ProgressWatch:

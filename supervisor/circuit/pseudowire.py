@@ -17,10 +17,16 @@ from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Verification
 from vela.errors import DeviceError
 from vela.linux.confinement import User
+from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.tap import Tap
-from vela.linux.underlay import UnderlayPath, open_send_socket, pktinfo, set_send_buffer
+from vela.linux.underlay import (
+    UnderlayPath,
+    open_send_socket,
+    pktinfo,
+    set_send_buffer,
+)
 from vela.mac import derive_mac
 from vela.wire import (
     MAX_SOURCE_PORT,
@@ -35,7 +41,7 @@ from vela.worker import WorkerTask
 from ..config.records import CircuitConfig, Encapsulation
 from ..demux import DATAGRAMS_AT_ONCE, Claim, Demux
 from ..runtime.burst import Burst
-from ..runtime.loop import EventLoop, Timer
+from ..runtime.loop import Callback, EventLoop, Timer
 from ..status import CounterStatus, WorkerStatus
 from .keeper import WorkerKeeper
 from .terms import PROVISIONAL_MTU, Profile
@@ -62,13 +68,17 @@ class PseudowireFactory:
     """Where workers are started: see FORK_INTERVAL_S."""
     counters: CounterSlab
     engine: LoadedEngine
+    features: Features
+    """Of the kernel, that the engine uses."""
     user: User
     identity: tuple[str, ...]
     """What tells this machine from others, for addresses that are derived."""
 
-    def __call__(self, config: CircuitConfig, cpu: int) -> Pseudowire:
-        """Create a circuit's interface. Raises DeviceError, and then there is none."""
-        return Pseudowire(config, self, cpu)
+    def __call__(
+        self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False
+    ) -> Pseudowire:
+        """Create a circuit's interface: see Pseudowire."""
+        return Pseudowire(config, self, cpu, await_bridge=await_bridge)
 
 
 class Pseudowire:
@@ -78,8 +88,14 @@ class Pseudowire:
     workers come and go.
     """
 
-    def __init__(self, config: CircuitConfig, parts: PseudowireFactory, cpu: int) -> None:
-        """Create the interface, without carrier. Raises DeviceError, and then there is none."""
+    def __init__(
+        self, config: CircuitConfig, parts: PseudowireFactory, cpu: int, *, await_bridge: bool
+    ) -> None:
+        """Create the interface, without carrier. Raises DeviceError, and then there is none.
+
+        await_bridge: a bridge that does not exist is no error; see obstacle.
+        """
+        self._on_failure: Callback | None = None
         self._config = config
         self._parts = parts
         self._cpu = cpu
@@ -87,6 +103,8 @@ class Pseudowire:
         self._attached: tuple[UnderlayPath, Profile] | None = None
         self._carrier = False
         self._interface_lost = False
+        self._bridge_index: int | None = None
+        self._await_bridge = await_bridge
         self._claim: Claim | None = None
         self._send_socket: socket.socket | None = None
         self._starting: Timer | None = None
@@ -96,7 +114,11 @@ class Pseudowire:
         self._made_up_mac = derive_mac("remote", *identity)
         self._counters = parts.counters.take()
         self._keeper = WorkerKeeper(
-            config.name, parts.loop, self._counters, self._on_interface_lost
+            config.name,
+            parts.loop,
+            self._counters,
+            self._on_interface_lost,
+            self._on_failure_changed,
         )
         with ExitStack() as undo:
             undo.callback(parts.counters.give_back, self._counters)
@@ -105,6 +127,8 @@ class Pseudowire:
             undo.callback(self._divert_writer.close)
             self._tap = self._make_interface(config.mtu or PROVISIONAL_MTU)
             undo.pop_all()
+        # Made already, it outlives its bridge.
+        self._await_bridge = True
         self._decapsulator = self._make_decapsulator(None, leave_checksums=False)
         set_send_buffer(self._divert_writer)
         parts.loop.watch(self._divert_reader.fileno(), self._on_diverted)
@@ -132,6 +156,17 @@ class Pseudowire:
         """Where frames go at present, and how."""
         return self._attached
 
+    @property
+    def obstacle(self) -> str:
+        """Why the interface is not part of its bridge; empty: it is, or has none."""
+        if self._config.bridge is None or self._bridge_index is not None:
+            return ""
+        return f"waits for the bridge {self._config.bridge}, which does not exist"
+
+    def set_failure_handler(self, handler: Callback) -> None:
+        """Let handler be called when workers fail again and again, and when one lives again."""
+        self._on_failure = handler
+
     def kill_worker(self) -> None:
         """Begin to end the worker, ahead of close() in the same turn of the loop."""
         self._keeper.kill()
@@ -153,7 +188,7 @@ class Pseudowire:
         """
         if (path, profile) == self._attached:
             return
-        self.detach()
+        self._release()
         try:
             self._attach(path, profile)
         except BaseException:
@@ -169,6 +204,10 @@ class Pseudowire:
 
     def detach(self) -> None:
         """Stop carrying frames; those that come meanwhile wait in the interface's queue."""
+        self._release()
+        self._keeper.forget()
+
+    def _release(self) -> None:
         self._attached = None
         self._stop_worker()
         if self._send_socket is not None:
@@ -179,22 +218,28 @@ class Pseudowire:
             self._claim = None
 
     def set_carrier(self, carrier: bool) -> None:
-        """Show the link up or down to routing daemons and bridges. Raises DeviceError."""
+        """Show the link up or down to routing daemons and bridges. Raises DeviceError.
+
+        It stays down while workers die again and again.
+        """
         self._carrier = carrier
         # One that was removed gets its carrier when it is made again.
         if self._tap.exists():
-            self._tap.set_carrier(carrier)
+            self._tap.set_carrier(carrier and not self._keeper.failure)
 
     def check(self) -> None:
         """Look after interface and worker; to be called once a second.
 
         Raises VelaError as long as an interface that somebody removed cannot
-        be made again.
+        be made again, or workers die again and again.
         """
         if not self._tap.exists():
             self._replace_interface()
         self._limit_super_frames()
         self._keeper.check()
+        self._look_for_bridge()
+        if self._keeper.failure:
+            raise DeviceError(self._keeper.failure)
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
         """Take a datagram that came past the worker. See demux.Receiver."""
@@ -241,17 +286,20 @@ class Pseudowire:
         config, netlink = self._config, self._parts.netlink
         engine = self._parts.engine
         limit = self._limit_for(mtu)
-        tap = Tap(config.name, self.local_mac, mtu, offloads=engine.offloads)
+        tap = Tap(
+            config.name,
+            self.local_mac,
+            mtu,
+            offloads=engine.offloads,
+            features=self._parts.features,
+        )
         try:
             if config.bridge is not None:
-                bridge_mtu = netlink.join_bridge(config.name, config.bridge)
-                if config.mtu is None or config.mtu < bridge_mtu:
-                    self._log.warning(
-                        "bridge_mtu_exceeds_circuit",
-                        bridge=config.bridge,
-                        bridge_mtu=bridge_mtu,
-                        advice=f"set mtu = {bridge_mtu} to carry all that the bridge does",
-                    )
+                self._bridge_index = netlink.find(config.bridge)
+                if self._bridge_index is not None or not self._await_bridge:
+                    self._join_bridge(config.bridge)
+                else:
+                    self._log.warning("bridge_missing", bridge=config.bridge)
             # A remote that is a TUN answers no ARP and no neighbour solicitation.
             netlink.bring_up(
                 config.name,
@@ -264,6 +312,32 @@ class Pseudowire:
             raise
         self._super_frame_limit = limit
         return tap
+
+    def _join_bridge(self, bridge: str) -> None:
+        bridge_mtu = self._parts.netlink.join_bridge(self._config.name, bridge)
+        if self._config.mtu is None or self._config.mtu < bridge_mtu:
+            self._log.warning(
+                "bridge_mtu_exceeds_circuit",
+                bridge=bridge,
+                bridge_mtu=bridge_mtu,
+                advice=f"set mtu = {bridge_mtu} to carry all that the bridge does",
+            )
+
+    def _look_for_bridge(self) -> None:
+        """Join the bridge if it was made since the last look. Raises DeviceError."""
+        bridge = self._config.bridge
+        if bridge is None:
+            return
+        index = self._parts.netlink.find(bridge)
+        if index == self._bridge_index:
+            return
+        self._bridge_index = None
+        if index is None:
+            self._log.warning("bridge_missing", bridge=bridge)
+            return
+        self._join_bridge(bridge)
+        self._bridge_index = index
+        self._log.info("bridge_joined", bridge=bridge)
 
     def _limit_for(self, mtu: int) -> int:
         bridged = self._config.bridge is not None
@@ -283,6 +357,14 @@ class Pseudowire:
         except DeviceError as err:
             self._log.error("interface_not_replaced", error=str(err))
 
+    def _on_failure_changed(self) -> None:
+        try:
+            self.set_carrier(self._carrier)
+        except DeviceError as err:
+            self._log.error("carrier_not_set", error=str(err))
+        if self._on_failure is not None:
+            self._on_failure()
+
     def _replace_interface(self) -> None:
         """Make the interface again, which somebody removed, and go on as before."""
         if not self._interface_lost:
@@ -294,7 +376,7 @@ class Pseudowire:
         self._tap.close()
         self._tap = self._make_interface(mtu)
         self._interface_lost = False
-        self.detach()
+        self._release()
         if attached is not None:
             self.attach(*attached)
         self.set_carrier(self._carrier)
@@ -347,7 +429,9 @@ class Pseudowire:
                 counters=self._counters.worker,
                 virtio_header=self._tap.offloads,
                 leave_checksums=profile.leave_checksums,
+                features=self._parts.features,
             ),
+            exit_message=self._keeper.exit_message,
             cpu=self._cpu,
             user=self._parts.user,
             supervisor_pid=os.getpid(),

@@ -1,40 +1,59 @@
-"""When a worker that ended is started again. Pure: monotonic times in, delays out."""
+"""When a dead worker is started again, and when its circuit has failed.
+
+Pure: monotonic times in, delays out.
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
 
-# A worker that lived this long had begun to carry frames; its end is news,
-# and the circuit must not wait.
-RAN_WELL_S = 1.0
-# One that did not may have been killed for lack of memory, or by hand, right after its
-# predecessor was; the circuit is back as soon. More of that in a row is a crash loop.
-EARLY_DEATHS_AT_ONCE = 2
+# This many deaths within this time: the circuit has failed. After the earlier ones a worker is
+# started at once: it may have been killed by hand, or for lack of memory.
+DEATHS = 3
+WITHIN_S = 10.0
+
+# Of a failed circuit, a worker that lives this long has proved to live. What is wrong with one
+# shows when it starts, or with the frames that wait for it: within milliseconds.
+PROOF_S = 1.0
+
 FIRST_DELAY_S = 0.5
-LONGEST_DELAY_S = 30.0
-JITTER = 0.2  # of the delay, both ways: many circuits must not come back in step
+# With the proof, 10 s: workers start no further apart, and a circuit whose cause of failure is gone
+# is back in that time.
+LONGEST_DELAY_S = 9.0
+JITTER = 0.2  # of the delay, downward: many circuits must not come back in step
 
 
 @dataclass(slots=True)
 class RestartPolicy:
-    """At once after a worker that ran well, and after EARLY_DEATHS_AT_ONCE that did not.
+    """The deaths of one circuit's workers. Never gives up.
 
-    Then twice as late each time. Never gives up.
+    A circuit that recovered is on probation for WITHIN_S: the next death within that time fails
+    it again, and the delays go on doubling. All times are monotonic seconds.
     """
 
     randomness: random.Random
-    _early_deaths: int = field(default=0, init=False)
+    failed: bool = field(default=False, init=False)
+    """Whether the circuit has no worker that proved to live."""
+    _deaths: list[float] = field(default_factory=list, init=False)
+    _delays: int = field(default=0, init=False)
 
-    def delay_s(self, uptime_s: float) -> float:
-        """Return how long to wait, in seconds, after a worker that lived uptime_s."""
-        if uptime_s >= RAN_WELL_S:
-            self._early_deaths = 0
+    def delay_s(self, now: float) -> float:
+        """Take note that a worker died. Return how long to wait with the next one, in seconds."""
+        self._deaths = [at for at in self._deaths if now - at < WITHIN_S]
+        if not (self.failed or self._deaths):
+            self._delays = 0
+        self._deaths.append(now)
+        if len(self._deaths) >= DEATHS:
+            self.failed = True
+        if not self.failed:
             return 0.0
         # Capped before it is raised to a power: years of deaths must not overflow.
-        doublings = min(self._early_deaths - EARLY_DEATHS_AT_ONCE, 16)
-        self._early_deaths += 1
-        if doublings < 0:
-            return 0.0
-        delay = min(FIRST_DELAY_S * (1 << doublings), LONGEST_DELAY_S)
-        return delay * self.randomness.uniform(1 - JITTER, 1 + JITTER)
+        delay = min(FIRST_DELAY_S * (1 << min(self._delays, 16)), LONGEST_DELAY_S)
+        self._delays += 1
+        return delay * self.randomness.uniform(1 - JITTER, 1)
+
+    def proved(self, now: float) -> None:
+        """Take note that a worker of a failed circuit has lived for PROOF_S."""
+        self.failed = False
+        self._deaths = [now] * (DEATHS - 1)

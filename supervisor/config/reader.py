@@ -26,6 +26,7 @@ from vela.address import (
 )
 from vela.dataplane.engine import Engine
 from vela.errors import ConfigError
+from vela.linux.features import Feature
 from vela.mac import format_mac, parse_mac
 from vela.wire import MAX_CIRCUIT_ID, MAX_TAP_MTU, MIN_CIRCUIT_ID, MIN_TAP_MTU
 
@@ -48,6 +49,7 @@ from .tables import (
     TableKey,
     boolean,
     integer,
+    known_word,
     member,
     number,
     read_record,
@@ -158,6 +160,7 @@ def _user(value: str) -> str:
 
 _ABSOLUTE_PATH = text(_path)
 _PORT = integer(1, MAX_PORT)
+_FEATURE = known_word({feature.value: feature for feature in Feature})
 _LOG_LEVEL = word({level: level for level in ("debug", "info", "warning", "error")})
 _LOG_FORMAT = word({name: name for name in ("console", "json")})
 _INTERFACE_NAME = text(parse_interface_name)
@@ -226,6 +229,7 @@ def _read_daemon(table: Table) -> DaemonConfig:
         state_directory=table.read("state_directory", _ABSOLUTE_PATH, _DAEMON.state_directory),
         user=table.read("user", text(_user), _DAEMON.user),
         engine=table.read("engine", member(Engine), _DAEMON.engine),
+        disable_features=table.read_list("disable_features", _FEATURE),
         log_level=table.read("log_level", _LOG_LEVEL, _DAEMON.log_level),
         log_format=table.read("log_format", _LOG_FORMAT, _DAEMON.log_format),
         metrics=table.read("metrics", text(parse_endpoint), _DAEMON.metrics),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vela.address import Endpoint, Family, IPAddress, IPInterface, IPNetwork, Remote
 from vela.dataplane.engine import Engine
+from vela.linux.features import Feature
 from vela.wire import DEFAULT_PORT
 
 
@@ -93,6 +94,8 @@ class DaemonConfig:
     state_directory: Path = Path("/var/lib/vela")
     user: str = "nobody"
     engine: Engine = Engine.AUTO
+    disable_features: tuple[Feature, ...] = ()
+    """Not to be used, though the kernel may have them."""
     log_level: str = "info"
     log_format: str = "console"
     metrics: Endpoint | None = None

@@ -273,6 +273,22 @@ def word(words: Mapping[str, W]) -> Parser[W]:
     return parse
 
 
+def known_word(words: Mapping[str, W]) -> Parser[W]:
+    """Make a parser of more words than one would like to read in each message."""
+    known = ", ".join(words)
+
+    def parse(value: object) -> W:
+        if not isinstance(value, str):
+            raise wrong_type(value, f"a word of {known}")
+        if value not in words:
+            close = get_close_matches(value.lower(), words, n=1)
+            right = f"did you mean {close[0]!r}?" if close else f"known: {known}"
+            raise ValueError(f"{_shown(value)} is unknown here; {right}")
+        return words[value]
+
+    return parse
+
+
 def member(enum: type[E]) -> Parser[E]:
     """Return a parser of the values of an enumeration, to its members."""
     return word({str(item.value): item for item in enum})

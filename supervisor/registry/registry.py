@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
+from typing import Protocol
 
 import structlog
 
@@ -35,8 +36,15 @@ from .store import Store, Stored, StoredCircuit
 # as long for each, and must not be asked again before it comes to it.
 START_INTERVAL_S = 0.005
 
-DataPathFactory = Callable[[CircuitConfig, int], DataPath]
-"""Makes a circuit's interface and what goes with it, on a CPU. Raises DeviceError."""
+
+class DataPathFactory(Protocol):
+    """What makes circuits' data paths: pseudowire.PseudowireFactory."""
+
+    def __call__(self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False) -> DataPath:
+        """Create a circuit's interface, and what goes with it. Raises DeviceError.
+
+        await_bridge: a bridge that does not exist is waited for.
+        """
 
 
 class Registry:
@@ -380,7 +388,10 @@ class Registry:
         return Circuit(
             config,
             origin,
-            self._make_data_path(config, self._cpu_for(config)),
+            # A command, or another machine, is told at once what is missing.
+            self._make_data_path(
+                config, self._cpu_for(config), await_bridge=origin is Origin.CONFIG
+            ),
             loop=self._loop,
             names=self._names,
             routes=self._routes,

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,6 +41,7 @@ static struct {
 	size_t too_large; /* segments of this size were refused */
 	time_t refused_at, clock_s;
 	bool connected; /* getsockopt() tells of the route */
+	bool ready;     /* or the TAP has to be polled first */
 	struct list frames; /* to be read from the TAP, with their virtio headers */
 	size_t next;
 	struct list sent, received, expected;
@@ -48,17 +50,18 @@ static struct {
 
 /* Of all inputs, to show that what is tried does happen. */
 static struct {
-	uint64_t frames, cut, segmented, left, renewed;
+	uint64_t frames, cut, segmented, singly, left, renewed, polled;
 } total;
 
 static void sum_up(void)
 {
 	fprintf(stderr,
 		"reached: frames %llu, cut %llu, sent segmented %llu, checksums left %llu, "
-		"limits renewed %llu\n",
+		"limits renewed %llu, sent singly %llu, TAP polled %llu\n",
 		(unsigned long long)total.frames, (unsigned long long)total.cut,
 		(unsigned long long)total.segmented, (unsigned long long)total.left,
-		(unsigned long long)total.renewed);
+		(unsigned long long)total.renewed, (unsigned long long)total.singly,
+		(unsigned long long)total.polled);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -71,13 +74,13 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 
 ssize_t __wrap_preadv2(int fd, const struct iovec *pieces, int count, off_t offset, int flags)
 {
-	(void)flags;
+	ENSURE(flags == 0 || (flags == RWF_NOWAIT && test.egress.nowait));
 	ENSURE(fd == test.egress.tap_fd && count == 1 && offset == -1);
 	if (test.failure == FAILS_INTERRUPTED && ++test.calls % 3 == 0) {
 		errno = EINTR;
 		return -1;
 	}
-	if (test.next == test.frames.count) {
+	if (test.next == test.frames.count || !test.ready) {
 		errno = EAGAIN;
 		return -1;
 	}
@@ -85,6 +88,17 @@ ssize_t __wrap_preadv2(int fd, const struct iovec *pieces, int count, off_t offs
 	size_t length = item->length < pieces->iov_len ? item->length : pieces->iov_len;
 	memcpy(pieces->iov_base, item->data, length);
 	return (ssize_t)length;
+}
+
+/* Behind a read that found nothing. */
+int __wrap_poll(struct pollfd *waiting, nfds_t count, int timeout_ms)
+{
+	ENSURE(!test.egress.nowait && count == 1 && waiting->fd == test.egress.tap_fd);
+	ENSURE(waiting->events == POLLIN && timeout_ms == -1 && !test.ready);
+	waiting->revents = POLLIN;
+	test.ready = true;
+	total.polled++;
+	return 1;
 }
 
 static int refuse(int error)
@@ -146,20 +160,27 @@ static size_t segment_size(const struct msghdr *message)
 	return size;
 }
 
+static size_t length_of(const struct msghdr *message)
+{
+	size_t length = 0;
+
+	for (size_t i = 0; i < message->msg_iovlen; i++)
+		length += message->msg_iov[i].iov_len;
+	return length;
+}
+
 /* See net/ipv4/udp.c, udp_sendmsg and udp_send_skb. */
 ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
 {
-	size_t length = 0, size = segment_size(message);
+	size_t length = length_of(message), size = segment_size(message);
 	bool lost = false;
 
 	ENSURE(fd == test.egress.send_fd && flags == 0);
 	ENSURE((message->msg_name != NULL) == (test.egress.destination_length > 0));
 	test.calls++;
-	for (size_t i = 0; i < message->msg_iovlen; i++)
-		length += message->msg_iov[i].iov_len;
 	ENSURE(length > 0 && length <= 65507);
 	if (size)
-		ENSURE(size <= test.egress.route_limit && length > size && length <= 64 * size);
+		ENSURE(test.egress.segment && size <= test.egress.route_limit && length > size && length <= 64 * size);
 	switch (test.failure) {
 	case FAILS_MTU:
 	case FAILS_SIZE:
@@ -203,6 +224,24 @@ ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
 		test.fragmented += length > test.egress.datagram_limit;
 	test.lost += lost;
 	return lost ? refuse(EMSGSIZE) : (ssize_t)length;
+}
+
+/* See net/socket.c, __sys_sendmmsg: what goes wrong behind the first is not told, and met again by who
+ * goes on from there. */
+int __wrap_sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags)
+{
+	ENSURE(count > 0 && count <= RUN_MAX);
+	for (unsigned int i = 0; i < count; i++) {
+		const struct msghdr *message = &messages[i].msg_hdr;
+		ENSURE(message->msg_controllen == 0);
+		/* Counted as one try of two when it is the first. */
+		if (i > 0 && test.failure == FAILS_LARGE && length_of(message) > 900)
+			return (int)i;
+		if (__wrap_sendmsg(fd, message, flags) < 0)
+			return i > 0 ? (int)i : -1;
+		total.singly += count > 1;
+	}
+	return (int)count;
 }
 
 static bool can_be_elided(const uint8_t *frame, size_t length)
@@ -445,6 +484,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	egress->leave_checksums = settings & 4;
 	egress->virtio_header = settings & 8 ? 0 : sizeof(struct virtio_header);
 	egress->destination_length = settings & 16 ? sizeof(struct sockaddr_in) : 0;
+	egress->nowait = test.ready = !(settings & 64);
+	egress->segment = !(settings & 128);
 	egress->route_limit = datagram_limits[more >> 6];
 	test.connected = egress->destination_length == 0;
 	egress->counters = test.counters;

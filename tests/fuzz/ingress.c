@@ -477,7 +477,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	test.failure = (enum failure)((more >> 3 & 7) % FAILURES);
 	test.calls = 0;
 	test.count = test.next = test.octets = test.written = 0;
-	test.refused_tcp = test.refused_udp = false;
+	/* Nor are they joined where the kernel is known not to take them. */
+	test.refused_tcp = settings & 2;
+	test.refused_udp = settings & 128;
 
 	memset(ingress, 0, sizeof(*ingress));
 	encapsulation_init(&ingress->encapsulation, ID, local_mac, remote_mac, ELISION_KNOWN,
@@ -490,6 +492,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	ingress->virtio_header = settings & 8 ? 0 : sizeof(struct virtio_header);
 	ingress->destination_length = settings & 16 ? sizeof(struct sockaddr_in) : 0;
 	ingress->counters = test.counters;
+	ingress->gro = !(settings & 1);
+	ingress->join_tcp = ingress->virtio_header && !test.refused_tcp;
+	ingress->join_udp = ingress->virtio_header && !test.refused_udp;
 
 	while (input.left && test.count < RECEIVES && test.octets < OCTETS)
 		take_record(&input);

@@ -15,6 +15,9 @@ ACK, PSH_ACK, ECE_ACK, CWR_ACK, FIN_ACK = 0x10, 0x18, 0x50, 0x90, 0x11
 BATCH, FRAMES = 0, 32
 LEAVE, PLAIN_TAP, ADDRESSED = 4, 8, 16
 NEVER, ALWAYS = 2, 3
+# Egress on a kernel without RWF_NOWAIT, UDP_SEGMENT; ingress without UDP_GRO, TSO, USO.
+NO_NOWAIT, NO_SEGMENT = 64, 128
+NO_GRO, NO_TSO, NO_USO = 1, 2, 128
 
 
 def word(value: int) -> bytes:
@@ -99,6 +102,8 @@ def egress() -> dict[str, bytes]:
         small = finished(shape(950)) * 3 + finished(shape(10)) * 3
         if failure:
             seeds[f"failure-small-{failure}"] = bytes([BATCH, failure << 3 | 1 | 0xC0]) + small
+        singly = bytes([NO_NOWAIT | NO_SEGMENT, failure << 3 | 1])
+        seeds[f"failure-singly-{failure}"] = singly + super_frame(1388, own) + small
     for mode in (NEVER, ALWAYS):
         mixed = finished(shape(100)) + super_frame(500, shape(2000)) + unfinished(shape(40, tags=1))
         seeds[f"elision-{mode}"] = bytes([mode, 0]) + mixed
@@ -170,6 +175,9 @@ def ingress() -> dict[str, bytes]:
         both = flow(shape(700), 5) + flow(shape(700, udp=True), 5)
         asked = b"\x01\x14" + b"\x21\x14"
         seeds[f"failure-{failure}"] = bytes([ADDRESSED, failure << 3]) + (both + asked) * 2
+    for name, lacking in (("gro", NO_GRO), ("tso", NO_TSO), ("uso", NO_USO)):
+        both = flow(shape(1300), 12) + flow(shape(1300, udp=True), 12)
+        seeds[f"without-{name}"] = bytes([lacking, 0]) + both * 2
     # Of the third of six: class, identification, hops, sequence, flags, window, checksum, ...
     for at in (15, 22, 45, 49, 60):
         for mended in (False, True) if at == 60 else (True,):

@@ -19,6 +19,11 @@ class DataPlane:
         datagram_limit: int,
         virtio_header: bool,
         leave_checksums: bool,
+        nowait: bool,
+        segment: bool,
+        gro: bool,
+        join_tcp: bool,
+        join_udp: bool,
         counters: memoryview,
     ) -> None: ...
     def egress(self) -> None: ...

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vela.dataplane.frame import Elision
+from vela.linux.features import ALL_FEATURES, Features
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,11 @@ class Attachment:
 
     circuit_id: int
     tap_fd: int
-    """Blocking; frames without a header before them (IFF_NO_PI), unless virtio_header."""
+    """Frames without a header before them (IFF_NO_PI), unless virtio_header. Blocking; not so
+    without RWF_NOWAIT among the features."""
     receive_socket: socket.socket
-    """Blocking, unconnected, UDP_GRO on; the steering sends only what is for this circuit here."""
+    """Blocking, unconnected, UDP_GRO on if it is among the features; the steering sends only what
+    is for this circuit here."""
     send_socket: socket.socket
     """Blocking; connected to the remote, unless destination is set."""
     destination: tuple[str, int] | None
@@ -50,6 +53,8 @@ class Attachment:
     origin: tuple[int, int, bytes] | None = None
     """What sendmsg takes along, so that datagrams leave from the right one of this machine's
     addresses; None where send_socket is bound to that."""
+    features: Features = ALL_FEATURES
+    """What the kernel can do and the data path is to use."""
 
 
 class DataPlane(Protocol):

@@ -55,7 +55,8 @@ RX_DROPPED = {
 TX_DROPPED = {"not_ip": Slot.TX_NOT_IP}
 
 
-_CIRCUIT_SLOTS = 2 * BLOCK_SLOTS
+_EXIT_MESSAGE_SLOTS = 2 * CACHE_LINE_SLOTS
+_CIRCUIT_SLOTS = 2 * BLOCK_SLOTS + _EXIT_MESSAGE_SLOTS
 _SLAB_CIRCUITS = 256
 
 
@@ -69,7 +70,9 @@ class Counters:
         self.slots = slots
         self.worker = slots[:BLOCK_SLOTS]
         # Frames that the supervisor itself delivers, see vela.dataplane.
-        self.supervisor = slots[BLOCK_SLOTS:]
+        self.supervisor = slots[BLOCK_SLOTS : 2 * BLOCK_SLOTS]
+        # Bytes, see vela.dataplane.exit_message; 128.
+        self.exit_message = slots[2 * BLOCK_SLOTS :].cast("B")
 
     def total(self, slot: Slot) -> int:
         """Return what all writers of this slot have counted."""

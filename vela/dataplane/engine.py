@@ -9,6 +9,7 @@ from enum import Enum
 from vela.dataplane.contract import Attachment, DataPlane
 from vela.dataplane.reference import PythonDataPlane
 from vela.errors import ConfigError
+from vela.linux.features import OFFLOADS, Feature, Features
 
 try:
     from vela.dataplane._native import DataPlane as NativeDataPlane
@@ -38,6 +39,10 @@ class LoadedEngine:
     fallback: str = ""
     """Why it is not the one that would be better."""
 
+    def usable(self, features: Features) -> Features:
+        """Return those of the kernel's features that this twin uses."""
+        return features if self.offloads else features - OFFLOADS
+
 
 def load_engine(wanted: Engine) -> LoadedEngine:
     """Return the engine of this name. Raises ConfigError where it cannot be loaded."""
@@ -66,5 +71,10 @@ def _make_native(attachment: Attachment) -> DataPlane:
         datagram_limit=attachment.datagram_limit,
         virtio_header=attachment.virtio_header,
         leave_checksums=attachment.leave_checksums,
+        nowait=Feature.RWF_NOWAIT in attachment.features,
+        segment=Feature.UDP_SEGMENT in attachment.features,
+        gro=Feature.UDP_GRO in attachment.features,
+        join_tcp=Feature.TSO in attachment.features,
+        join_udp=Feature.USO in attachment.features,
         counters=attachment.counters,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 import time
@@ -22,10 +23,10 @@ from vela.dataplane.frame import (
     Encapsulator,
     Verification,
 )
+from vela.linux.features import UDP_SEGMENT, Feature
 from vela.linux.underlay import route_mtu
 from vela.wire import CIRCUIT_ID, ETHERNET_HEADER, MAX_UDP_PAYLOAD, datagram_limit
 
-UDP_SEGMENT = 103  # include/uapi/linux/udp.h; the socket module has no name for it
 _SEGMENT_SIZE = struct.Struct("=H")
 _GRO_SIZE = struct.Struct("=i")
 _GRO_SPACE = socket.CMSG_SPACE(_GRO_SIZE.size)
@@ -58,6 +59,11 @@ class PythonDataPlane:
         self._counters = attachment.counters
         self._frame_limit = attachment.frame_limit
         self._route_limit = attachment.datagram_limit
+        # Where the TAP's descriptor does not block, reads are plain ones, behind a poll.
+        self._nowait = os.RWF_NOWAIT if Feature.RWF_NOWAIT in attachment.features else 0
+        self._tap_poll = select.poll()
+        self._tap_poll.register(self._tap_fd, select.POLLIN)
+        self._segments = Feature.UDP_SEGMENT in attachment.features
         macs = (attachment.local_mac, attachment.remote_mac)
         leave = attachment.leave_checksums
         self._encapsulator = Encapsulator(
@@ -73,8 +79,10 @@ class PythonDataPlane:
         # Larger datagrams are fragmented, as far as is known.
         self._datagram_limit = self._route_limit
         # Larger datagrams are sent one by one.
-        self._segment_limit = self._route_limit
-        self._refused_until = 0.0  # monotonic; 0: nothing is
+        self._segment_limit = self._route_limit if self._segments else 0
+        # Monotonic; 0: nothing is. Where nothing is segmented, no refusal tells that the route
+        # has become narrower: so the kernel is asked each time.
+        self._refused_until = 0.0 if self._segments else time.monotonic()
 
         self._received = bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD)
         self._received_view = memoryview(self._received)
@@ -91,7 +99,12 @@ class PythonDataPlane:
         datagrams: list[memoryview] = []
         octets = elided = 0
         taken = 0
-        length = os.readv(tap_fd, targets[taken])
+        try:
+            length = os.readv(tap_fd, targets[taken])
+        except BlockingIOError:
+            # The descriptor does not block. Asked for frames first: under load there are some.
+            self._tap_poll.poll()
+            return
         while True:
             if ETHERNET_HEADER <= length <= frame_limit:
                 end = HEADROOM + length
@@ -111,7 +124,7 @@ class PythonDataPlane:
             if taken == len(frames):
                 self._add_frame_buffer()
             try:
-                length = os.preadv(tap_fd, targets[taken], -1, os.RWF_NOWAIT)
+                length = os.preadv(tap_fd, targets[taken], -1, self._nowait)
             except BlockingIOError:
                 break
         self._send_all(datagrams)
@@ -197,9 +210,10 @@ class PythonDataPlane:
     def _renew_limits(self) -> None:
         """Forget refusals that are old; what is known of the route stays true."""
         limit = min(self._ask_route_limit() or self._route_limit, self._route_limit)
-        self._segment_limit = self._datagram_limit = limit
-        narrow = limit < self._route_limit
-        self._refused_until = time.monotonic() + REFUSED_S if narrow else 0.0
+        self._datagram_limit = limit
+        self._segment_limit = limit if self._segments else 0
+        again = limit < self._route_limit or not self._segments
+        self._refused_until = time.monotonic() + REFUSED_S if again else 0.0
 
     def _ask_route_limit(self) -> int:
         """Return the largest datagram that the route takes in one piece, by what the kernel knows.

@@ -1,4 +1,9 @@
-"""Which CPU a worker runs on, and how it shares it. The only importer of psutil."""
+"""Which CPU a worker runs on. The only importer of psutil.
+
+Workers keep the scheduling class that velad was started with, SCHED_OTHER unless the operator
+says otherwise. SCHED_BATCH carries 7 to 8 % more on an idle machine, and waits for the turn of
+every other program on a busy one: docs/architecture.md, Measured.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +41,3 @@ def pin(cpu: int) -> None:
     """Run the calling process on this CPU alone. Raises OSError if it cannot."""
     # Not by psutil, which first reads /proc: a worker's frames are waiting.
     os.sched_setaffinity(0, {cpu})
-
-
-def take_turns() -> None:
-    """Let the calling process finish its turn of the CPU, and others theirs, before they change.
-
-    SCHED_BATCH (sched(7)): a worker that is woken still runs at once on an idle
-    CPU, but interrupts nobody. Otherwise each frame that one thread sends wakes
-    the one that receives it, or the program that waits for it, in place of the
-    sender, and batches never grow: measured, a third of one TCP stream.
-    """
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

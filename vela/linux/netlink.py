@@ -96,6 +96,13 @@ class Netlink:
         """Let no frame that is still to be cut into segments be larger than size bytes."""
         self._set_link(name, "limit its super-frames", ("IFLA_GSO_MAX_SIZE", size))
 
+    def find(self, name: str) -> int | None:
+        """Return the index of the interface of this name; None: there is none."""
+        try:
+            return self._index(name)
+        except DeviceError:
+            return None
+
     def join_bridge(self, name: str, bridge: str) -> int:
         """Make an interface a port of a bridge; return the bridge's MTU before that, in bytes."""
         master, mtu = self._index(bridge), self._mtu(bridge)

@@ -14,22 +14,15 @@ import struct
 import pytun
 
 from vela.errors import DeviceError
+from vela.linux.features import ALL_FEATURES, TUN, TUNSETOFFLOAD, Feature, Features, tun_offloads
 
 _TUNSETCARRIER = 0x400454E2  # include/uapi/linux/if_tun.h, Linux 5.0
-_TUNSETOFFLOAD = 0x400454D0
 _TUNGETIFF = 0x800454D2
 _IFF_VNET_HDR = 0x4000  # pytun has no name for it
 
-# The same file's TUN_F_*, what a frame may be left unfinished of.
-_CHECKSUM, _TSO4, _TSO6, _TSO_ECN, _USO4, _USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
-_TCP = _CHECKSUM | _TSO4 | _TSO6 | _TSO_ECN
-# From the best on; the kernel takes a set as a whole. UDP since Linux 6.2.
-_OFFLOADS = (_TCP | _USO4 | _USO6, _TCP, _CHECKSUM, 0)
-
-_TUN = "/dev/net/tun"
 # There is no file; or there is, and no driver behind it.
 _NO_TUN = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
-_LOAD_TUN = f"no {_TUN}; load the kernel's tun module (modprobe tun)"
+_LOAD_TUN = f"no {TUN}; load the kernel's tun module (modprobe tun)"
 
 VIRTIO_HEADER = bytes(10)
 """Before a frame with which nothing is left to do. include/uapi/linux/virtio_net.h."""
@@ -40,21 +33,31 @@ _INT = struct.Struct("=i")
 def check_tun() -> None:
     """Raises DeviceError where this machine can make no TAP at all."""
     try:
-        os.close(os.open(_TUN, os.O_RDWR | os.O_CLOEXEC))
+        os.close(os.open(TUN, os.O_RDWR | os.O_CLOEXEC))
     except OSError as err:
         if err.errno in _NO_TUN:
             raise DeviceError(_LOAD_TUN) from err
-        raise DeviceError(f"cannot open {_TUN}: {err.strerror}") from err
+        raise DeviceError(f"cannot open {TUN}: {err.strerror}") from err
 
 
 class Tap:
-    """A TAP interface that did not exist before. Blocking."""
+    """A TAP interface that did not exist before."""
 
-    def __init__(self, name: str, mac: bytes, mtu: int, *, offloads: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        mac: bytes,
+        mtu: int,
+        *,
+        offloads: bool = False,
+        features: Features = ALL_FEATURES,
+    ) -> None:
         """Create the interface, down and without carrier; mtu in bytes.
 
         With offloads a virtio header goes before each frame, and the kernel
-        leaves frames unfinished as far as it can; else they are as they are.
+        leaves frames unfinished as far as features say; else they are as they
+        are. Without RWF_NOWAIT among the features the descriptor does not block:
+        all copies of it, in a worker too, share that.
 
         Raises DeviceError, and then there is no interface.
         """
@@ -81,7 +84,10 @@ class Tap:
             self.set_mtu(mtu)
             self.set_carrier(False)
             if offloads:
-                self._set_offloads()
+                self._set_offloads(tun_offloads(features))
+            # Writes never wait, either way: a TAP takes what memory there is (its send buffer
+            # is INT_MAX), so none is refused with EAGAIN. drivers/net/tun.c, tun_chr_open.
+            os.set_blocking(self.fd, Feature.RWF_NOWAIT in features)
         except (OSError, DeviceError):
             self.close()
             raise
@@ -119,15 +125,11 @@ class Tap:
             return False
         return True
 
-    def _set_offloads(self) -> None:
-        for offloads in _OFFLOADS:
-            try:
-                fcntl.ioctl(self.fd, _TUNSETOFFLOAD, offloads)
-            except OSError as err:
-                refused = err
-            else:
-                return
-        raise DeviceError(f"{self.name}: cannot set its offloads: {_reason(refused)}")
+    def _set_offloads(self, offloads: int) -> None:
+        try:
+            fcntl.ioctl(self.fd, TUNSETOFFLOAD, offloads)
+        except OSError as err:
+            raise DeviceError(f"{self.name}: cannot set its offloads: {_reason(err)}") from err
 
     def _set_mac(self, mac: bytes) -> None:
         try:

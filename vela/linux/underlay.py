@@ -14,13 +14,13 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from vela.address import Endpoint, Family, IPAddress
 from vela.errors import DeviceError
+from vela.linux.features import NETNS_COOKIE_SIZE, SO_NETNS_COOKIE, UDP_GRO, Feature, Features
 
 # include/uapi/asm-generic/socket.h; the socket module names none of them.
 _SO_ATTACH_FILTER = 26
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _SO_ATTACH_REUSEPORT_CBPF = 51
-_SO_NETNS_COOKIE = 71
 SO_RXQ_OVFL = 40
 # include/uapi/linux/in.h, in6.h and udp.h.
 _IP_MTU_DISCOVER = 10
@@ -30,7 +30,6 @@ _IPV6_MTU_DISCOVER = 23
 _IPV6_PMTUDISC_WANT = 1
 _IPV6_MTU = 24
 _IP_PKTINFO = 8
-UDP_GRO = 104
 
 _IN_PKTINFO = struct.Struct("=i4s4s")  # interface, own address, the header's (ip(7))
 _IN6_PKTINFO = struct.Struct("=16sI")  # own address, interface (RFC 3542, section 6)
@@ -46,6 +45,12 @@ RECEIVE_BUFFER = 8 << 20
 # 64 KiB batches under way; more would only be queueing delay.
 SEND_BUFFER = 1 << 20
 
+
+# To look at the namespace of another process, as the first one, takes CAP_SYS_PTRACE; but there are
+# settings that only the first namespace shows (net/core/sysctl_net_core.c, sysctl_core_init).
+_FIRST_NAMESPACE = 1
+_ONLY_IN_FIRST = "/proc/sys/net/core/dev_weight"
+_OWN_NAMESPACE = "/proc/thread-self/ns/net"
 
 # As a listening address, or one to send from: whichever the kernel takes.
 ANY_ADDRESS: dict[Family, IPAddress] = {
@@ -71,14 +76,16 @@ class ReceiveGroup:
     closed before the group is: what a circuit gives back, the next one gets.
     """
 
-    def __init__(self, address: IPAddress, port: int, *, only_ipv6: bool) -> None:
+    def __init__(self, address: IPAddress, port: int, *, only_ipv6: bool, gro: bool = True) -> None:
         """Bind the address; where it is an IPv6 one, IPv4 comes in too unless only_ipv6.
 
+        With gro the kernel joins datagrams that follow each other.
         Raises DeviceError if the port is taken, or the address is not here.
         """
         self.address = address
         self.port = port
         self._only_ipv6 = only_ipv6
+        self._gro = gro
         self._sockets: list[socket.socket] = []
         self._free: list[int] = []
         # Bound before it shares: a second velad must not slip in.
@@ -185,7 +192,8 @@ class ReceiveGroup:
             try:
                 opened = undo.enter_context(_udp_socket(self.address, only_ipv6=self._only_ipv6))
                 # All sockets of a group alike: which of them GRO looks at is the hash's choice.
-                opened.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+                if self._gro:
+                    opened.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
                 _set_buffer(opened, RECEIVE_BUFFER, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
                 _set_buffer(opened, SEND_BUFFER, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
@@ -293,16 +301,20 @@ def drain(receiver: socket.socket) -> None:
         pass
 
 
-def namespace_cookie() -> int:
-    """Return the kernel's number of this network namespace: 1 for the initial one.
+def namespace_number(features: Features) -> int:
+    """Return a number that no other network namespace of this machine has; 1 for the first.
 
-    Linux 5.14, commit e8b9eab99232; before it, 0.
+    For others the kernel's cookie, or without NETNS_COOKIE the namespace's
+    inode. The first one's cookie depends on the kernel: 1 up to Linux 6.17,
+    something else since all namespaces are numbered together. Its interfaces
+    must keep their MAC addresses when the machine gets another kernel.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        try:
-            raw = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-        except OSError:
-            return 0
+    if os.path.exists(_ONLY_IN_FIRST):
+        return _FIRST_NAMESPACE
+    if Feature.NETNS_COOKIE not in features:
+        return os.stat(_OWN_NAMESPACE).st_ino
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asked:
+        raw = asked.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, NETNS_COOKIE_SIZE)
     return int.from_bytes(raw, "little")
 
 

@@ -28,6 +28,19 @@ TUNNELS: dict[str, Tunnel] = {
 }
 """By the names that tables show, in their order."""
 
+NATIVE = "vela native"
+FEATURES = ("rwf_nowait", "tso", "udp_gro", "udp_segment", "uso")
+LACKING: dict[str, Tunnel] = {
+    NATIVE: TUNNELS[NATIVE],
+    **{f"no {feature}": vela("native", (feature,)) for feature in FEATURES},
+    "as Linux 5.10, 6.1": vela("native", ("rwf_nowait", "uso")),
+    "none of them": vela("native", FEATURES),
+}
+"""VELA as it comes, and with features of the kernel disabled."""
+
+APART: dict[str, Tunnel] = {f"vela {engine}": vela(engine, apart=True) for engine in ENGINES}
+"""Those that choose a CPU for themselves, with one for each end. Others run where there is room."""
+
 CIRCUITS: dict[str, Circuits] = {
     **{f"vela {engine}": many_vela(engine) for engine in ENGINES},
     VXLAN: many_vxlan,

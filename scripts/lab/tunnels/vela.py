@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -25,12 +26,17 @@ UP_TIMEOUT_S = 20.0
 OVERHEAD = 20 + 8 + 1  # IPv4, UDP, circuit id; docs/protocol.md
 
 
-def vela(engine: str) -> Tunnel:
-    """Return the tunnel of one circuit with that engine."""
+def vela(engine: str, disabled: tuple[str, ...] = (), *, apart: bool = False) -> Tunnel:
+    """Return the tunnel of one circuit with that engine.
+
+    disabled: features of the kernel; apart: its ends are on different CPUs.
+    """
 
     @contextmanager
     def tunnel(routers: TwoRouters, number: int) -> Iterator[Segment]:
-        with vela_circuits(engine, [ends(routers, number, "vela")], port(number)) as segments:
+        pairs = [ends(routers, number, "vela")]
+        made = vela_circuits(engine, pairs, port(number), disabled, apart=apart)
+        with made as segments:
             yield segments[0]
 
     return tunnel
@@ -38,10 +44,22 @@ def vela(engine: str) -> Tunnel:
 
 @contextmanager
 def vela_circuits(
-    engine: str, pairs: list[tuple[End, End]], udp_port: int
+    engine: str,
+    pairs: list[tuple[End, End]],
+    udp_port: int,
+    disabled: tuple[str, ...] = (),
+    *,
+    apart: bool = False,
 ) -> Iterator[list[Segment]]:
-    """Circuits 1, 2, ... between one velad at each end, one for each pair of ends."""
-    configs = [_config(engine, pairs, udp_port, own) for own in (0, 1)]
+    """Circuits 1, 2, ... between one velad at each end, one for each pair of ends.
+
+    apart: the two ends of each are on different CPUs. Those of the engine in
+    Python always are: it computes more than it waits, so each end needs what
+    a machine of its own would give it. The native ones do better on one CPU,
+    as waking another one takes longer.
+    """
+    apart = apart or engine == "python"
+    configs = [_config(engine, pairs, udp_port, disabled, own, apart) for own in (0, 1)]
     _need_engine(pairs[0][0], configs[0])
     with ExitStack() as stack:
         routers = [end.router for end in pairs[0]]
@@ -68,8 +86,18 @@ def _all_up(status: dict[str, Any]) -> bool:
     return all(circuit["state"] == "up" for circuit in status["circuits"])
 
 
-def _config(engine: str, pairs: list[tuple[End, End]], udp_port: int, own: int) -> str:
-    text = [f'[daemon]\nengine = "{engine}"\nport = {udp_port}\n']
+def _config(
+    engine: str,
+    pairs: list[tuple[End, End]],
+    udp_port: int,
+    disabled: tuple[str, ...],
+    own: int,
+    apart: bool,
+) -> str:
+    text = [
+        f'[daemon]\nengine = "{engine}"\nport = {udp_port}\n'
+        f"disable_features = {json.dumps(disabled)}\n"
+    ]
     cpus = sorted(os.sched_getaffinity(0))
     for circuit_id, pair in enumerate(pairs, start=1):
         end, other = pair[own], pair[1 - own]
@@ -78,9 +106,7 @@ def _config(engine: str, pairs: list[tuple[End, End]], udp_port: int, own: int) 
             f'id = {circuit_id}\nremote = "{other.router.ipv4}:{udp_port}"\n'
             f'addresses = ["{end.address}/24"]\n'
         )
-        if engine == "python":
-            # It computes more than it waits, so each end needs what a machine of its own would
-            # give it. For the other one it is better to share: waking a CPU takes longer.
+        if apart:
             text.append(f"cpu = {cpus[(circuit_id + own) % len(cpus)]}\n")
     return "".join(text)
 

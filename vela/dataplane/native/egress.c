@@ -5,15 +5,25 @@
 #include <errno.h>
 #include <linux/udp.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "checksum.h"
 #include "counters.h"
 
+#ifndef RWF_NOWAIT
+#define RWF_NOWAIT 0x00000008 /* include/uapi/linux/fs.h, Linux 4.14 */
+#endif
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103 /* include/uapi/linux/udp.h, Linux 4.18 */
 #endif
+
+static void set_limits(struct egress *self, size_t limit)
+{
+	self->datagram_limit = limit;
+	self->segment_limit = self->segment ? limit : 0;
+}
 
 bool egress_init(struct egress *self)
 {
@@ -23,8 +33,9 @@ bool egress_init(struct egress *self)
 		egress_free(self);
 		return false;
 	}
-	self->datagram_limit = self->segment_limit = self->route_limit;
-	self->refused_until = 0;
+	set_limits(self, self->route_limit);
+	/* Where nothing is segmented, no refusal tells that the route has become narrower. */
+	self->refused_until = self->segment ? 0 : 1;
 	return true;
 }
 
@@ -36,29 +47,16 @@ void egress_free(struct egress *self)
 	self->heads = NULL;
 }
 
-/* Send a message to the remote. Returns 0, or what errno says. */
-static int send_to_remote(struct egress *self, struct msghdr *message)
+static struct msghdr message_of(struct egress *self, struct datagram *datagram)
 {
-	ssize_t sent;
-
-	message->msg_name = self->destination_length ? &self->destination : NULL;
-	message->msg_namelen = self->destination_length;
-	do
-		sent = sendmsg(self->send_fd, message, 0);
-	while (sent < 0 && errno == EINTR);
-	return sent < 0 ? errno : 0;
-}
-
-static int send_one(struct egress *self, struct datagram *datagram)
-{
-	struct msghdr message = {
+	return (struct msghdr){
+		.msg_name = self->destination_length ? &self->destination : NULL,
+		.msg_namelen = self->destination_length,
 		.msg_iov = datagram->pieces,
 		.msg_iovlen = datagram->pieces[1].iov_len ? 2 : 1,
 		.msg_control = self->origin.length ? self->origin.space : NULL,
 		.msg_controllen = self->origin.length,
 	};
-
-	return send_to_remote(self, &message);
 }
 
 /* Send the run in one call, which the kernel cuts into datagrams. */
@@ -70,7 +68,10 @@ static int send_segmented(struct egress *self)
 		char space[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(ORIGIN_MAX)];
 		struct cmsghdr align;
 	} control = {0};
+	ssize_t sent;
 	struct msghdr message = {
+		.msg_name = self->destination_length ? &self->destination : NULL,
+		.msg_namelen = self->destination_length,
 		.msg_iov = pieces,
 		.msg_control = control.space,
 		.msg_controllen = CMSG_SPACE(sizeof(uint16_t)) + self->origin.length,
@@ -89,20 +90,40 @@ static int send_segmented(struct egress *self)
 			pieces[count++] = self->run[i].pieces[1];
 	}
 	message.msg_iovlen = count;
-	return send_to_remote(self, &message);
+	do
+		sent = sendmsg(self->send_fd, &message, 0);
+	while (sent < 0 && errno == EINTR);
+	return sent < 0 ? errno : 0;
 }
 
 /* Send the run one by one; what cannot be sent is counted. */
 static void send_singly(struct egress *self)
 {
-	for (size_t i = 0; i < self->run_count; i++) {
-		struct datagram *datagram = &self->run[i];
-		/* A connected socket reports what ICMP said of an earlier datagram instead of sending
-		 * this one: so once more. */
-		if (send_one(self, datagram) && send_one(self, datagram))
+	struct mmsghdr messages[RUN_MAX];
+	size_t next = 0;
+	bool failed = false;
+
+	for (size_t i = 0; i < self->run_count; i++)
+		messages[i].msg_hdr = message_of(self, &self->run[i]);
+	while (next < self->run_count) {
+		int sent = sendmmsg(self->send_fd, messages + next,
+				    (unsigned int)(self->run_count - next), 0);
+		if (sent > 0) {
+			for (; sent > 0; sent--, next++)
+				self->counters[TX_FRAGMENTED] +=
+					self->run[next].length > self->datagram_limit;
+			failed = false;
+		} else if (errno == EINTR) {
+			continue;
+		} else if (!failed) {
+			/* A connected socket reports what ICMP said of an earlier datagram instead of
+			 * sending this one: so once more. */
+			failed = true;
+		} else {
 			self->counters[TX_ERRORS]++;
-		else if (datagram->length > self->datagram_limit)
-			self->counters[TX_FRAGMENTED]++;
+			failed = false;
+			next++;
+		}
 	}
 }
 
@@ -157,7 +178,7 @@ static void limit_segments(struct egress *self, int error, size_t size)
 		size_t limit = ask_route_limit(self);
 		if (limit == 0 || limit >= size)
 			limit = size - 1;
-		self->segment_limit = self->datagram_limit = limit;
+		set_limits(self, limit);
 	} else {
 		return;
 	}
@@ -172,8 +193,9 @@ static void renew_limits(struct egress *self)
 	size_t limit = ask_route_limit(self);
 	if (limit == 0 || limit > self->route_limit)
 		limit = self->route_limit;
-	self->segment_limit = self->datagram_limit = limit;
-	self->refused_until = limit < self->route_limit ? now_s() + REFUSED_S : 0;
+	set_limits(self, limit);
+	bool again = limit < self->route_limit || !self->segment;
+	self->refused_until = again ? now_s() + REFUSED_S : 0;
 }
 
 void egress_flush(struct egress *self)
@@ -329,6 +351,29 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 	append_segments(self, &segmentation);
 }
 
+/* Read what the TAP gives next; wait for it if wait is set. Returns its length; -1 where there is
+ * nothing more at once (EAGAIN), or where the TAP is lost. */
+static ssize_t read_tap(const struct egress *self, const struct iovec *target, bool wait)
+{
+	struct pollfd tap = {.fd = self->tap_fd, .events = POLLIN};
+	int flags = self->nowait && !wait ? RWF_NOWAIT : 0;
+	ssize_t length;
+
+	for (;;) {
+		length = preadv2(self->tap_fd, target, 1, -1, flags);
+		if (length >= 0 || (errno != EINTR && errno != EAGAIN))
+			return length;
+		if (errno == EINTR)
+			continue;
+		if (self->nowait || !wait)
+			return -1;
+		/* Behind a read that found nothing: under load there are frames, and no poll. What is
+		 * wrong with the TAP the next read says. */
+		poll(&tap, 1, -1);
+		wait = false;
+	}
+}
+
 int egress_batch(struct egress *self)
 {
 	self->counters[EGRESS_PROGRESS]++;
@@ -344,10 +389,7 @@ int egress_batch(struct egress *self)
 		/* One byte more than a frame may have shows a frame that was cut off. */
 		struct iovec target = {frame - self->virtio_header,
 				       self->virtio_header + FRAME_MAX + 1};
-		ssize_t length;
-		do
-			length = preadv2(self->tap_fd, &target, 1, -1, taken ? RWF_NOWAIT : 0);
-		while (length < 0 && errno == EINTR);
+		ssize_t length = read_tap(self, &target, taken == 0);
 		if (length < 0) {
 			int error = errno;
 			egress_flush(self);

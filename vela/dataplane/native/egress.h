@@ -44,6 +44,8 @@ struct egress {
 	int send_fd;
 	size_t virtio_header; /* bytes before each frame of the TAP, or 0 */
 	bool leave_checksums; /* the remote completes inner checksums; docs/protocol.md, 3.5 */
+	bool nowait;  /* the TAP's descriptor blocks, and RWF_NOWAIT works on it; else it does not block */
+	bool segment; /* UDP_SEGMENT works */
 	size_t route_limit;    /* the largest datagram that the route takes in one piece, as it was */
 	size_t datagram_limit; /* as it was last seen to be */
 	size_t segment_limit;  /* larger datagrams are sent one by one */

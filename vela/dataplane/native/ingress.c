@@ -16,10 +16,14 @@
 #define UDP_GRO 104 /* include/uapi/linux/udp.h, Linux 5.0 */
 #endif
 
+static size_t receive_slots(const struct ingress *self)
+{
+	return self->gro ? RECEIVE_SLOTS : RECEIVE_SLOTS_SINGLE;
+}
+
 bool ingress_init(struct ingress *self)
 {
-	self->buffer = malloc((size_t)RECEIVE_SLOTS * RECEIVE_SLOT);
-	self->join_tcp = self->join_udp = self->virtio_header > 0;
+	self->buffer = malloc(receive_slots(self) * RECEIVE_SLOT);
 	self->train.count = 0;
 	self->train.leave_checksum = false;
 	return self->buffer != NULL;
@@ -89,7 +93,7 @@ static bool write_joined(struct ingress *self, struct train *train)
 	uint64_t *counters = self->counters;
 
 	if (!write_pieces(self, pieces, train_join(train, pieces))) {
-		/* Remembered: an older kernel knows nothing of joined UDP (Linux 6.2). */
+		/* Remembered, though the kernel took the offload. */
 		if (errno == EINVAL)
 			*(train->transport.tcp ? &self->join_tcp : &self->join_udp) = false;
 		return false;
@@ -246,13 +250,13 @@ static size_t gro_size(struct msghdr *message, size_t length)
 
 int ingress_batch(struct ingress *self)
 {
-	struct mmsghdr messages[RECEIVE_SLOTS];
-	struct iovec targets[RECEIVE_SLOTS];
+	struct mmsghdr messages[RECEIVE_SLOTS_SINGLE];
+	struct iovec targets[RECEIVE_SLOTS_SINGLE];
 	union {
 		char space[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr align;
-	} controls[RECEIVE_SLOTS];
-	size_t slots = self->bulk ? 1 : RECEIVE_SLOTS;
+	} controls[RECEIVE_SLOTS_SINGLE];
+	size_t slots = self->bulk ? 1 : receive_slots(self);
 	size_t octets = 0;
 	int count;
 
@@ -277,7 +281,7 @@ int ingress_batch(struct ingress *self)
 				  gro_size(&messages[i].msg_hdr, length));
 		octets += length;
 	}
-	self->bulk = octets > BULK;
+	self->bulk = self->gro && octets > BULK;
 	ingress_flush(self);
 	return 0;
 }

@@ -12,8 +12,11 @@
 #include "origin.h"
 
 enum {
-	/* Buffers that are received into by one call; what UDP GRO joined fills one. */
+	/* Buffers that are received into by one call: where UDP GRO joins datagrams, which fill one, and
+	 * where each has one for itself (64 carried a fifth more than 16). Pages that were never written to
+	 * are not there. */
 	RECEIVE_SLOTS = 16,
+	RECEIVE_SLOTS_SINGLE = 64,
 	RECEIVE_SLOT = 65536,
 	/* More bytes than this at once are forwarded before others are received: they then still are in
 	 * the processor's cache. */
@@ -29,6 +32,7 @@ struct ingress {
 	size_t virtio_header; /* bytes before each frame of the TAP, or 0: then none are joined */
 	bool leave_checksums; /* elided packets may have only their pseudo-header's sum */
 	bool join_tcp, join_udp; /* as long as the kernel takes them */
+	bool gro; /* the kernel joins datagrams of a size into one buffer */
 	struct sockaddr_storage destination;
 	socklen_t destination_length; /* 0: the socket is connected */
 	struct origin origin;

@@ -75,11 +75,13 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	static char *names[] = {"circuit_id",  "tap_fd",      "receive_fd",     "send_fd",
 				"divert_fd",   "destination", "origin",         "local_mac",
 				"remote_mac",  "elision",     "frame_limit",    "datagram_limit",
-				"virtio_header", "leave_checksums", "counters", NULL};
+				"virtio_header", "leave_checksums", "nowait", "segment", "gro",
+				"join_tcp", "join_udp", "counters", NULL};
 	DataPlane *self = (DataPlane *)object;
 	struct egress *egress = &self->egress;
 	struct ingress *ingress = &self->ingress;
 	int circuit_id, tap_fd, receive_fd, send_fd, divert_fd, elision, virtio_header, leave_checksums;
+	int nowait, segment, gro, join_tcp, join_udp;
 	PyObject *destination, *origin;
 	Py_buffer local_mac = {0}, remote_mac = {0}, counters = {0};
 	Py_ssize_t frame_limit, datagram_limit;
@@ -89,10 +91,11 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_RuntimeError, "a data plane is set up once");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innppw*", names, &circuit_id,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppw*", names, &circuit_id,
 					 &tap_fd, &receive_fd, &send_fd, &divert_fd, &destination, &origin,
 					 &local_mac, &remote_mac, &elision, &frame_limit,
-					 &datagram_limit, &virtio_header, &leave_checksums, &counters))
+					 &datagram_limit, &virtio_header, &leave_checksums, &nowait, &segment,
+					 &gro, &join_tcp, &join_udp, &counters))
 		return -1;
 	if (circuit_id < 1 || circuit_id > 255 || elision < ELISION_NEVER || elision > ELISION_ALWAYS ||
 	    local_mac.len != 6 || remote_mac.len != 6 || frame_limit < ETHERNET_HEADER ||
@@ -131,6 +134,12 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	egress->virtio_header = ingress->virtio_header =
 		virtio_header ? sizeof(struct virtio_header) : 0;
 	egress->leave_checksums = ingress->leave_checksums = leave_checksums;
+	egress->nowait = nowait;
+	egress->segment = segment;
+	ingress->gro = gro;
+	/* Without a virtio header nothing could say so. */
+	ingress->join_tcp = virtio_header && join_tcp;
+	ingress->join_udp = virtio_header && join_udp;
 	egress->route_limit = (size_t)datagram_limit;
 	egress->counters = ingress->counters = counters.buf;
 	if (!egress_init(egress) || !ingress_init(ingress)) {
@@ -218,10 +227,11 @@ static PyMethodDef DataPlane_methods[] = {
 PyDoc_STRVAR(DataPlane_doc,
 	     "DataPlane(*, circuit_id, tap_fd, receive_fd, send_fd, divert_fd, destination, origin,\n"
 	     "          local_mac, remote_mac, elision, frame_limit, datagram_limit, virtio_header,\n"
-	     "          leave_checksums, counters)\n"
+	     "          leave_checksums, nowait, segment, gro, join_tcp, join_udp, counters)\n"
 	     "--\n\n"
 	     "Forwards one circuit's frames. Arguments as in vela.dataplane.Attachment, sockets by their\n"
-	     "descriptors. Raises ValueError where one is out of its range.");
+	     "descriptors, and features one by one: nowait is RWF_NOWAIT, segment UDP_SEGMENT, gro\n"
+	     "UDP_GRO, join_tcp TSO, join_udp USO. Raises ValueError where one is out of its range.");
 
 static PyType_Slot DataPlane_slots[] = {
 	{Py_tp_doc, (void *)DataPlane_doc},

@@ -1,0 +1,1 @@
+"""Stock Debian systems, made here: roots to chroot into, guests to boot."""
