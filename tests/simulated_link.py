@@ -46,7 +46,7 @@ OFFER = Offer(interface="vela0", addresses=(IPv4Interface("172.16.16.2/30"),))
 POLICY = Policy(
     accept=True,
     sources=(ip_network("192.0.2.0/24"),),
-    networks=(ip_network("172.16.0.0/12"),),
+    networks=(ip_network("172.16.0.0/12"), ip_network("fd00::/8")),
     bridges=("br-lan",),
     interfaces="vela*",
     max_circuits=64,
