@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=4_000_000,
         metavar="BYTES",
-        help="how much each test of tests/test_copying.py copies at a time (%(default)s)",
+        help="how much each test of tests/system/test_copying.py copies at a time (%(default)s)",
     )
 
 

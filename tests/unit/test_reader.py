@@ -36,7 +36,7 @@ from vela.supervisor.config.records import (
     SourcePort,
 )
 
-EXAMPLE = Path(__file__).parent.parent / "config" / "vela.toml"
+EXAMPLE = Path(__file__).parents[2] / "config" / "vela.toml"
 EXAMPLE_TEXT = EXAMPLE.read_text()
 # What a person does to the example: take the "#" away before a key.
 UNCOMMENTED = re.sub(r"(?m)^# ([a-z_]+ = )", r"\1", EXAMPLE_TEXT)

@@ -27,7 +27,7 @@ from lab.topology import TwoRouters
 
 pytestmark = pytest.mark.needs_net_admin
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SEED = 20240229
 ADDRESSES = "172.16.16.2", "fd00:16::2"
 

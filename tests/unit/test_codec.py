@@ -35,7 +35,7 @@ from vela.signaling.messages import (
     Request,
 )
 
-VECTORS = Path(__file__).parent / "vectors"
+VECTORS = Path(__file__).parents[1] / "vectors"
 KEY = bytes.fromhex("000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f")
 
 ROUTER1 = Endpoint(ip_address("192.0.2.1"), 48621)

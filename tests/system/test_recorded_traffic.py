@@ -21,7 +21,7 @@ from vela.dataplane.counters import Slot
 
 pytestmark = pytest.mark.needs_net_admin
 
-RECORDING = Path(__file__).parent / "recordings" / "lan.pcap"
+RECORDING = Path(__file__).parents[1] / "recordings" / "lan.pcap"
 # pcap-savefile(5): magic, version, version, reserved, reserved, snap length, link type; and of
 # each packet, seconds, microseconds, captured and original length.
 FILE_HEADER, PACKET_HEADER = struct.Struct("=IHHIIII"), struct.Struct("=IIII")

@@ -27,7 +27,7 @@ from vela.signaling.messages import (
     Tlv,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 KEY = bytes(range(32))
 TAG = bytes(TAG_LENGTH)
 # Values of each kind, no two the same, none with a zero that could pass for a part of the tag.

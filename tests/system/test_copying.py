@@ -1,7 +1,7 @@
 """A file copied over a circuit whose underlay drops, duplicates and reorders, or becomes narrower.
 
 Little is copied in each case unless more is asked for: the whole gigabyte by
-`scripts/test tests/test_copying.py --copy-bytes 1000000000`.
+`scripts/test tests/system/test_copying.py --copy-bytes 1000000000`.
 """
 
 from __future__ import annotations

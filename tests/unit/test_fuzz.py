@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DIRECTIONS = ("egress", "ingress")
 FUZZING_S = 8
 # Both are compiled first, with sanitizers, at the same time.

@@ -27,7 +27,7 @@ from vela.supervisor.runtime.resolver import (
     serve,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HELPER = (
     "import socket, sys; from vela.supervisor.runtime.resolver import serve; "
     "serve(socket.socket(fileno=int({})))"
