@@ -4,7 +4,7 @@
 
 Whatever the program starts is under the filter as well. It says what the kernels themselves say
 (EOPNOTSUPP, EINVAL, ENOPROTOOPT), so nothing of VELA is replaced. What stands behind a pointer a
-filter cannot see: a send with UDP_SEGMENT, or a frame of UDP super-frame's kind, would still pass.
+filter cannot see: a send with UDP_SEGMENT, or a frame of UDP GSO frame's kind, would still pass.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ MAX_IP_PACKET = 65535  # RFC 791, total length; the same cap serves IPv6 without
 MAX_UDP_PAYLOAD = MAX_IP_PACKET - IPV4_HEADER - UDP_HEADER
 
 _SEGMENTS_PER_SEND = 64
-_KERNELS_SUPER_FRAME_LIMIT = 65536  # include/linux/netdevice.h, GSO_LEGACY_MAX_SIZE
+_KERNEL_GSO_MAX_SIZE = 65536  # include/linux/netdevice.h, GSO_LEGACY_MAX_SIZE
 _TCP_TIMESTAMPS = 12  # RFC 7323, appendix A: option and padding
 # What TCP sets aside for headers (MAX_TCP_HEADER + 1, include/net/tcp.h): 257 or 321.
 _TCP_RESERVE = 321
@@ -60,19 +60,19 @@ def datagram_limit(underlay_mtu: int, family: Family) -> int:
     return min(underlay_mtu, MAX_IP_PACKET) - IP_HEADER[family] - UDP_HEADER
 
 
-def super_frame_limit(mtu: int, *, forwarded: bool) -> int:
+def gso_max_size(mtu: int, *, forwarded: bool) -> int:
     """Return how large a frame, in bytes, may be handed to a TAP of this MTU, to be cut there.
 
     TCP of this machine makes them as large as that, so its segments, full ones,
     are to be just as many as one send takes: 65507 bytes, 64 datagrams
     (UDP_MAX_SEGMENTS). The receiving kernel then joins just these again (UDP GRO
-    ends below 64 KiB), and one super-frame stays one. One that other machines
+    ends below 64 KiB), and one GSO frame stays one. One that other machines
     made, and this one forwards, is as large as it is; above the limit the kernel
     would cut it before the TAP (net/core/dev.c, gso_features_check), which takes
     a third of the throughput.
     """
     if forwarded:
-        return _KERNELS_SUPER_FRAME_LIMIT
+        return _KERNEL_GSO_MAX_SIZE
     segments = min(MAX_UDP_PAYLOAD // (mtu + CIRCUIT_ID), _SEGMENTS_PER_SEND)
     payload = max(mtu - IPV4_HEADER - TCP_HEADER - _TCP_TIMESTAMPS, 1)
     return min(segments * payload + _TCP_RESERVE, MAX_IP_PACKET)

@@ -34,7 +34,7 @@ from vela.wire import (
     MIN_SOURCE_PORT,
     datagram_limit,
     frame_limit,
-    super_frame_limit,
+    gso_max_size,
 )
 from vela.worker import WorkerTask
 
@@ -129,7 +129,7 @@ class Pseudowire:
             undo.pop_all()
         # Made already, it outlives its bridge.
         self._await_bridge = True
-        self._decapsulator = self._make_decapsulator(None, leave_checksums=False)
+        self._decapsulator = self._make_decapsulator(None, partial_checksums=False)
         set_send_buffer(self._divert_writer)
         parts.loop.watch(self._divert_reader.fileno(), self._on_diverted)
 
@@ -235,7 +235,7 @@ class Pseudowire:
         """
         if not self._tap.exists():
             self._replace_interface()
-        self._limit_super_frames()
+        self._set_gso_max_size()
         self._keeper.check()
         self._look_for_bridge()
         if self._keeper.failure:
@@ -305,12 +305,12 @@ class Pseudowire:
                 config.name,
                 config.addresses,
                 arp=config.encapsulation is not Encapsulation.IP,
-                super_frame_limit=limit if engine.offloads else None,
+                gso_max_size=limit if engine.offloads else None,
             )
         except DeviceError:
             tap.close()
             raise
-        self._super_frame_limit = limit
+        self._gso_max_size = limit
         return tap
 
     def _join_bridge(self, bridge: str) -> None:
@@ -342,14 +342,14 @@ class Pseudowire:
     def _limit_for(self, mtu: int) -> int:
         bridged = self._config.bridge is not None
         forwarded = bridged or self._parts.forwarding.enabled
-        return super_frame_limit(mtu, forwarded=forwarded)
+        return gso_max_size(mtu, forwarded=forwarded)
 
-    def _limit_super_frames(self) -> None:
-        """Let super-frames be as large as is best by now."""
+    def _set_gso_max_size(self) -> None:
+        """Let GSO frames be as large as is best by now."""
         limit = self._limit_for(self._tap.mtu)
-        if self._tap.offloads and limit != self._super_frame_limit:
-            self._parts.netlink.limit_super_frames(self._config.name, limit)
-            self._super_frame_limit = limit
+        if self._tap.offloads and limit != self._gso_max_size:
+            self._parts.netlink.set_gso_max_size(self._config.name, limit)
+            self._gso_max_size = limit
 
     def _on_interface_lost(self) -> None:
         try:
@@ -382,32 +382,32 @@ class Pseudowire:
         self.set_carrier(self._carrier)
 
     def _make_decapsulator(
-        self, remote_mac: bytes | None, *, leave_checksums: bool
+        self, remote_mac: bytes | None, *, partial_checksums: bool
     ) -> Decapsulator:
         return Decapsulator(
             self.local_mac,
             remote_mac or self._made_up_mac,
             frame_limit(self._tap.mtu),
-            leave_checksums=leave_checksums,
+            partial_checksums=partial_checksums,
         )
 
     def _attach(self, path: UnderlayPath, profile: Profile) -> None:
         family = path.endpoint.family
         if profile.mtu != self._tap.mtu:
             self._tap.set_mtu(profile.mtu)
-            self._limit_super_frames()
+            self._set_gso_max_size()
         self._decapsulator = self._make_decapsulator(
-            profile.remote_mac, leave_checksums=profile.leave_checksums
+            profile.remote_mac, partial_checksums=profile.partial_checksums
         )
         claim = self._claim = self._parts.demux.claim(
             self, self._config.id, path.sources, path.group
         )
-        destination = origin = None
+        destination = source_address = None
         if profile.source_port == path.group.port:
             send_socket = claim.socket
             destination = path.group.sockaddr(path.endpoint)
             if path.group.address.is_unspecified:
-                origin = pktinfo(path.route.source)
+                source_address = pktinfo(path.route.source)
         else:
             send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
         task = WorkerTask(
@@ -419,7 +419,7 @@ class Pseudowire:
                 receive_socket=claim.socket,
                 send_socket=send_socket,
                 destination=destination,
-                origin=origin,
+                source_address=source_address,
                 divert_socket=self._divert_writer,
                 local_mac=self.local_mac,
                 remote_mac=profile.remote_mac or self._made_up_mac,
@@ -428,7 +428,7 @@ class Pseudowire:
                 datagram_limit=datagram_limit(path.route.mtu, family),
                 counters=self._counters.worker,
                 virtio_header=self._tap.offloads,
-                leave_checksums=profile.leave_checksums,
+                partial_checksums=profile.partial_checksums,
                 features=self._parts.features,
             ),
             exit_message=self._keeper.exit_message,

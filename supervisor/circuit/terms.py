@@ -27,7 +27,7 @@ class Profile:
     elision: Elision
     remote_mac: bytes | None
     """None where nobody said: rebuilt frames then show one that is made up."""
-    leave_checksums: bool
+    partial_checksums: bool
     """The remote completes inner checksums, and so does this end."""
     source_port: int | None
     """To send from: the listening one, shared, or one of the circuit's own. None: a derived one."""
@@ -70,7 +70,7 @@ def agreed_profile(config: CircuitConfig, agreement: Agreement, path: UnderlayPa
         mtu=agreement.mtu,
         elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
         remote_mac=agreement.remote_mac,
-        leave_checksums=agreement.elision and agreement.checksum_offload,
+        partial_checksums=agreement.elision and agreement.checksum_offload,
         source_port=path.group.port if agreement.nat else source_port(config, path),
     )
 
@@ -88,7 +88,7 @@ def static_profile(config: CircuitConfig, path: UnderlayPath) -> Profile:
         mtu=own_mtu(config, path),
         elision=elision,
         remote_mac=config.peer.mac,
-        leave_checksums=elision is Elision.KNOWN and config.peer.checksum_offload,
+        partial_checksums=elision is Elision.KNOWN and config.peer.checksum_offload,
         source_port=source_port(config, path),
     )
 

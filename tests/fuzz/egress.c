@@ -258,9 +258,9 @@ static bool can_be_elided(const uint8_t *frame, size_t length)
 }
 
 /* Whether a receiver would complete its checksum; found says where that is. */
-static bool looks_left(const uint8_t *frame, size_t length, struct anatomy *found)
+static bool is_partial(const uint8_t *frame, size_t length, struct anatomy *found)
 {
-	if (!test.egress.leave_checksums || test.egress.encapsulation.elision != ELISION_KNOWN)
+	if (!test.egress.partial_checksums || test.egress.encapsulation.elision != ELISION_KNOWN)
 		return false;
 	return can_be_elided(frame, length) && dissect(frame + 14, length - 14, found) &&
 	       read16(frame + 14 + found->field) == found->pseudo;
@@ -279,7 +279,7 @@ static void expect(const uint8_t *frame, size_t length, const struct todo *todo)
 	}
 	uint8_t *copy = keep(length);
 	memcpy(copy, frame, length);
-	bool looks = looks_left(copy, length, &found);
+	bool looks = is_partial(copy, length, &found);
 	bool leave = looks && unfinished && todo->start == 14 + found.transport &&
 		     todo->start + todo->offset == 14 + found.field;
 	if (!super && unfinished) {
@@ -288,7 +288,7 @@ static void expect(const uint8_t *frame, size_t length, const struct todo *todo)
 			return;
 		}
 		if (!leave)
-			looks = looks_left(copy, length, &found);
+			looks = is_partial(copy, length, &found);
 	}
 	bool elided = can_be_elided(copy, length) && (leave || !looks);
 	if (!elided && test.egress.encapsulation.elision == ELISION_ALWAYS) {
@@ -316,7 +316,7 @@ static void expect(const uint8_t *frame, size_t length, const struct todo *todo)
 		/* Where a guest gave not the sum of the pseudo-header, a segment may by chance look left
 		 * when it is finished. */
 		struct item *item = &test.expected.items[i];
-		if (super && !leave && test.egress.leave_checksums &&
+		if (super && !leave && test.egress.partial_checksums &&
 		    test.egress.encapsulation.elision == ELISION_KNOWN)
 			complete_left(item->data + 14, item->length - 14);
 	}
@@ -434,7 +434,7 @@ static void receive(void)
 		whole->length += frame.rest_length;
 		test.elided -= frame.elided;
 		if (test.egress.encapsulation.elision == ELISION_KNOWN &&
-		    test.egress.leave_checksums && frame.elided)
+		    test.egress.partial_checksums && frame.elided)
 			whole->left = complete_left(whole->data + 14, whole->length - 14);
 		total.left += whole->left;
 	}
@@ -481,7 +481,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			   elisions[settings & 3], frame_limits[more & 7]);
 	egress->tap_fd = 1000;
 	egress->send_fd = 1001;
-	egress->leave_checksums = settings & 4;
+	egress->partial_checksums = settings & 4;
 	egress->virtio_header = settings & 8 ? 0 : sizeof(struct virtio_header);
 	egress->destination_length = settings & 16 ? sizeof(struct sockaddr_in) : 0;
 	egress->nowait = test.ready = !(settings & 64);

@@ -214,7 +214,7 @@ ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
 	ENSURE(fd == test.ingress.send_fd && flags == MSG_DONTWAIT && message->msg_iovlen == 1);
 	ENSURE((message->msg_name != NULL) == (test.ingress.destination_length > 0));
 	ENSURE(message->msg_namelen == test.ingress.destination_length);
-	ENSURE(message->msg_controllen == test.ingress.origin.length);
+	ENSURE(message->msg_controllen == test.ingress.source_address.length);
 	if (test.failure == FAILS_ANSWERING && ++test.calls % 2)
 		return refuse(ECONNREFUSED);
 	list_add(&test.got_answers, message->msg_iov->iov_base, length);
@@ -277,7 +277,7 @@ static void expect_frame(const uint8_t *frame, size_t length, bool elided)
 		return;
 	if (test.failure != FAILS_DOWN)
 		test.expected[RX_ELIDED]++;
-	item->left = test.ingress.leave_checksums && dissect(frame + 14, length - 14, &found) &&
+	item->left = test.ingress.partial_checksums && dissect(frame + 14, length - 14, &found) &&
 		     read16(frame + 14 + found.field) == found.pseudo;
 }
 
@@ -488,13 +488,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	ingress->send_fd = 1001;
 	ingress->receive_fd = 1002;
 	ingress->divert_fd = 1003;
-	ingress->leave_checksums = settings & 4;
+	ingress->partial_checksums = settings & 4;
 	ingress->virtio_header = settings & 8 ? 0 : sizeof(struct virtio_header);
 	ingress->destination_length = settings & 16 ? sizeof(struct sockaddr_in) : 0;
 	ingress->counters = test.counters;
 	ingress->gro = !(settings & 1);
-	ingress->join_tcp = ingress->virtio_header && !test.refused_tcp;
-	ingress->join_udp = ingress->virtio_header && !test.refused_udp;
+	ingress->coalesce_tcp = ingress->virtio_header && !test.refused_tcp;
+	ingress->coalesce_udp = ingress->virtio_header && !test.refused_udp;
 
 	while (input.left && test.count < RECEIVES && test.octets < OCTETS)
 		take_record(&input);
@@ -504,7 +504,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		drive_receives(settings & 64);
 	else
 		drive_batches();
-	ENSURE(ingress->train.count == 0);
+	ENSURE(ingress->coalesced.count == 0);
 	ingress_free(ingress);
 
 	ENSURE(test.written == test.frames.count);

@@ -62,7 +62,7 @@ bool complete(uint8_t *frame, size_t length, size_t start, size_t offset);
  * does not. */
 bool complete_left(uint8_t *packet, size_t length);
 
-/* Cut a super-frame as the kernel does, into frames behind list. head_room: how much there may be
+/* Cut a GSO frame as the kernel does, into frames behind list. head_room: how much there may be
  * before a payload. False where the virtio header does not fit the frame. */
 bool cut(const uint8_t *frame, size_t length, const struct todo *todo, size_t head_room,
 	 struct list *list);

@@ -48,7 +48,7 @@ def link(namespace: Namespace, name: str) -> dict[str, Any]:
     return found
 
 
-def super_frame_limit(namespace: Namespace) -> int:
+def gso_max_size(namespace: Namespace) -> int:
     shown = namespace.run("ip", "-json", "-details", "link", "show", "dev", "vela0").stdout
     limit: int = json.loads(shown)[0]["gso_max_size"]
     return limit
@@ -57,15 +57,15 @@ def super_frame_limit(namespace: Namespace) -> int:
 def test_super_frames_are_limited_from_the_start_and_later(
     namespace: Namespace, netlink: Netlink
 ) -> None:
-    assert super_frame_limit(namespace) == 65536
+    assert gso_max_size(namespace) == 65536
 
-    netlink.bring_up("vela0", (), arp=True, super_frame_limit=62757)
-    assert super_frame_limit(namespace) == 62757
+    netlink.bring_up("vela0", (), arp=True, gso_max_size=62757)
+    assert gso_max_size(namespace) == 62757
 
-    netlink.limit_super_frames("vela0", 62754)
-    assert super_frame_limit(namespace) == 62754
-    with pytest.raises(DeviceError, match=r"^vela0: cannot limit its super-frames: "):
-        netlink.limit_super_frames("vela0", 1 << 24)
+    netlink.set_gso_max_size("vela0", 62754)
+    assert gso_max_size(namespace) == 62754
+    with pytest.raises(DeviceError, match=r"^vela0: cannot limit its GSO frames: "):
+        netlink.set_gso_max_size("vela0", 1 << 24)
 
 
 def test_bring_up_gives_addresses_that_are_usable_at_once(

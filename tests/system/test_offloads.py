@@ -96,7 +96,7 @@ def twins(native: str) -> Iterator[Twins]:
 def leaving(native: str) -> Iterator[Twins]:
     """Both ends leave inner checksums to the outer one."""
     with ExitStack() as stack:
-        yield Twins(stack, native, leave_checksums=True)
+        yield Twins(stack, native, partial_checksums=True)
 
 
 def framed(addresses: bytes, tags: bytes, packet: Packet, *, finished: bool = False) -> bytes:
@@ -536,14 +536,14 @@ def test_finished_checksum_that_looks_left_travels_complete_and_stays_as_it_is(
 ) -> None:
     """Wrong, and just the sum of the pseudo-header: it must not come out right."""
     packet = Packet(protocol=protocol, payload=bytes(range(100)))
-    looks_left = OUTWARD + b"\x08\x00" + packet.unfinished()
+    is_partial = OUTWARD + b"\x08\x00" + packet.unfinished()
     circuit: Circuit = getattr(leaving, engine)
 
-    sent = circuit.egress((PLAIN if engine == "native" else b"") + looks_left)
+    sent = circuit.egress((PLAIN if engine == "native" else b"") + is_partial)
 
-    assert sent == [b"\x07" + looks_left]
+    assert sent == [b"\x07" + is_partial]
     expected, frames, _ = receive_both(leaving, sent)
-    assert expected == frames == [looks_left]
+    assert expected == frames == [is_partial]
     leaving.counted()
 
 

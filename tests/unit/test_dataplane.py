@@ -184,7 +184,7 @@ def test_what_is_sent_leaves_from_the_origin_though_the_socket_is_bound_to_all(
         engine,
         send_socket=listening,
         destination=(to, remote.getsockname()[1]),
-        origin=ORIGIN[here],
+        source_address=ORIGIN[here],
     )
     frames = [broadcast(60, 1), broadcast(60, 2), broadcast(300, 3)]
 
@@ -201,7 +201,7 @@ def test_what_is_sent_leaves_from_the_origin_though_the_socket_is_bound_to_all(
 @pytest.mark.parametrize("size", [0, 21])
 def test_origin_of_a_size_that_no_address_has_is_refused(stack: ExitStack, size: int) -> None:
     with pytest.raises(ValueError, match=f"{size} bytes do not say where to send from"):
-        Circuit(stack, "native", origin=(0, 8, bytes(size)))
+        Circuit(stack, "native", source_address=(0, 8, bytes(size)))
 
 
 def test_egress_while_the_remote_is_closed_loses_nothing_once_it_is_back(circuit: Circuit) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from vela.address import Family
 from vela.errors import ConfigError
-from vela.wire import OVERHEAD, datagram_limit, frame_limit, super_frame_limit, tap_mtu
+from vela.wire import OVERHEAD, datagram_limit, frame_limit, gso_max_size, tap_mtu
 
 
 def test_overhead_is_29_bytes_on_ipv4_and_49_on_ipv6() -> None:
@@ -65,8 +65,8 @@ def test_datagram_limit_is_without_the_outer_headers(
 def test_super_frame_limit_makes_as_many_segments_as_one_send_takes(
     mtu: int, expected: int
 ) -> None:
-    assert super_frame_limit(mtu, forwarded=False) == expected
-    assert super_frame_limit(mtu, forwarded=True) == 65536
+    assert gso_max_size(mtu, forwarded=False) == expected
+    assert gso_max_size(mtu, forwarded=True) == 65536
 
 
 def test_frame_limit_has_room_for_one_tag() -> None:

@@ -59,13 +59,13 @@ def find_transport(data: Sequence[int], packet: int, end: int) -> Transport | No
     return Transport(start, field, pseudo_header % 0xFFFF or 0xFFFF)
 
 
-def looks_left(data: Sequence[int], packet: int, end: int) -> bool:
+def is_partial(data: Sequence[int], packet: int, end: int) -> bool:
     """Tell whether a packet's checksum field holds nothing but the sum of its pseudo-header."""
     return _find_left(data, packet, end) is not None
 
 
-def finish_left(data: bytearray, packet: int, end: int) -> None:
-    """Complete the checksum of a packet that looks_left(), in place; else change nothing."""
+def complete(data: bytearray, packet: int, end: int) -> None:
+    """Complete the checksum of a packet that is_partial(), in place; else change nothing."""
     found = _find_left(data, packet, end)
     if found is None:
         return

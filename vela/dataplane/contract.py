@@ -48,9 +48,9 @@ class Attachment:
     virtio_header: bool = False
     """A virtio header goes before each frame of the TAP, which may be left unfinished: without its
     checksum, or not yet cut into segments. Not for the reference."""
-    leave_checksums: bool = False
+    partial_checksums: bool = False
     """Both ends leave inner checksums to the outer one: docs/protocol.md, 3.5."""
-    origin: tuple[int, int, bytes] | None = None
+    source_address: tuple[int, int, bytes] | None = None
     """What sendmsg takes along, so that datagrams leave from the right one of this machine's
     addresses; None where send_socket is bound to that."""
     features: Features = ALL_FEATURES

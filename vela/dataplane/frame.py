@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 
-from vela.dataplane.checksum import finish_left, looks_left
+from vela.dataplane.checksum import complete, is_partial
 from vela.dataplane.counters import Slot
 from vela.wire import CIRCUIT_ID, ESCAPE, ETHERNET_HEADER, IPV4_HEADER, IPV6_HEADER
 
@@ -141,9 +141,9 @@ class Encapsulator:
         remote_mac: bytes,
         elision: Elision,
         *,
-        leave_checksums: bool = False,
+        partial_checksums: bool = False,
     ) -> None:
-        """leave_checksums: the receiver takes elided packets that look so for unfinished."""
+        """partial_checksums: the receiver takes elided packets that look so for unfinished."""
         self._circuit_id = circuit_id
         # Chosen once: this runs for each frame.
         self._can_elide = {
@@ -152,7 +152,7 @@ class Encapsulator:
             Elision.ALWAYS: self._can_elide_any,
         }[elision]
         self._only_elided = elision is Elision.ALWAYS
-        self._leave_checksums = leave_checksums
+        self._leave_checksums = partial_checksums
         self._header_ipv4 = ethernet_header(remote_mac, local_mac, ETHERTYPE_IPV4)
         self._header_ipv6 = ethernet_header(remote_mac, local_mac, ETHERTYPE_IPV6)
 
@@ -188,7 +188,7 @@ class Encapsulator:
         else:
             return False
         # A finished one that looks unfinished must not be taken for that.
-        return elide and not (self._leave_checksums and looks_left(data, packet, end))
+        return elide and not (self._leave_checksums and is_partial(data, packet, end))
 
     def _can_elide_any(self, data: bytearray, start: int, end: int) -> bool:
         packet = start + ETHERNET_HEADER
@@ -206,13 +206,13 @@ class Decapsulator:
         remote_mac: bytes,
         frame_limit: int,
         *,
-        leave_checksums: bool = False,
+        partial_checksums: bool = False,
     ) -> None:
-        """leave_checksums: the sender may leave those of elided packets unfinished."""
+        """partial_checksums: the sender may leave those of elided packets unfinished."""
         self._header_ipv4 = ethernet_header(local_mac, remote_mac, ETHERTYPE_IPV4)
         self._header_ipv6 = ethernet_header(local_mac, remote_mac, ETHERTYPE_IPV6)
         self._frame_limit = frame_limit
-        self._leave_checksums = leave_checksums
+        self._leave_checksums = partial_checksums
 
     def decapsulate(self, data: bytearray, start: int, end: int) -> tuple[int, bool]:
         """Find or rebuild the frame in the datagram at data[start:end].
@@ -249,5 +249,5 @@ class Decapsulator:
         if end - frame > self._frame_limit:
             raise Dropped(Slot.RX_OVERSIZED)
         if elided and self._leave_checksums:
-            finish_left(data, packet, end)
+            complete(data, packet, end)
         return frame, elided

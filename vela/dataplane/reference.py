@@ -54,7 +54,9 @@ class PythonDataPlane:
         self._receive_socket = attachment.receive_socket
         self._send_socket = attachment.send_socket
         self._destination = attachment.destination
-        self._origin = () if attachment.origin is None else (attachment.origin,)
+        self._source_address = (
+            () if attachment.source_address is None else (attachment.source_address,)
+        )
         self._divert_socket = attachment.divert_socket
         self._counters = attachment.counters
         self._frame_limit = attachment.frame_limit
@@ -65,11 +67,11 @@ class PythonDataPlane:
         self._tap_poll.register(self._tap_fd, select.POLLIN)
         self._segments = Feature.UDP_SEGMENT in attachment.features
         macs = (attachment.local_mac, attachment.remote_mac)
-        leave = attachment.leave_checksums
+        leave = attachment.partial_checksums
         self._encapsulator = Encapsulator(
-            self._circuit_id, *macs, attachment.elision, leave_checksums=leave
+            self._circuit_id, *macs, attachment.elision, partial_checksums=leave
         )
-        self._decapsulator = Decapsulator(*macs, self._frame_limit, leave_checksums=leave)
+        self._decapsulator = Decapsulator(*macs, self._frame_limit, partial_checksums=leave)
 
         # As many as the largest batch so far had frames: most circuits need few.
         self._frames: list[bytearray] = []
@@ -175,7 +177,9 @@ class PythonDataPlane:
         error = 0
         for _ in range(2):
             try:
-                self._send_socket.sendmsg(run, (segments, *self._origin), 0, self._destination)
+                self._send_socket.sendmsg(
+                    run, (segments, *self._source_address), 0, self._destination
+                )
             except OSError as err:
                 error = err.errno or 0
             else:
@@ -233,7 +237,9 @@ class PythonDataPlane:
         # instead of sending this one: so once more.
         for _ in range(2):
             try:
-                self._send_socket.sendmsg((datagram,), self._origin, flags, self._destination)
+                self._send_socket.sendmsg(
+                    (datagram,), self._source_address, flags, self._destination
+                )
             except OSError:
                 continue
             return True

@@ -27,7 +27,7 @@ class Feature(Enum):
     """A read of a TAP that does not wait although the descriptor does: Linux 6.4, commit
     438b406055cd. Else the descriptor never waits, and the worker polls it before it reads."""
     TSO = "tso"
-    """TCP super-frames from a TAP, and to it: Linux 2.6.27. Else the kernel cuts them before."""
+    """TCP GSO frames from a TAP, and to it: Linux 2.6.27. Else the kernel cuts them before."""
     UDP_GRO = "udp_gro"
     """A receive that joins datagrams: Linux 5.0. Else only recvmmsg takes many at once."""
     UDP_SEGMENT = "udp_segment"

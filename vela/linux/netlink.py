@@ -57,18 +57,18 @@ class Netlink:
         addresses: Iterable[IPInterface],
         *,
         arp: bool,
-        super_frame_limit: int | None = None,
+        gso_max_size: int | None = None,
     ) -> None:
         """Set an interface up with these addresses.
 
         Without arp no neighbour is ever asked for: for remotes that only know
         IP packets (a TUN), every destination is reached by sending it there.
-        super_frame_limit: the largest frame, in bytes, that is still to be cut
+        gso_max_size: the largest frame, in bytes, that is still to be cut
         into segments.
         """
         attributes = [("IFLA_TXQLEN", QUEUE_LENGTH)]
-        if super_frame_limit is not None:
-            attributes.append(("IFLA_GSO_MAX_SIZE", super_frame_limit))
+        if gso_max_size is not None:
+            attributes.append(("IFLA_GSO_MAX_SIZE", gso_max_size))
         index = self._set_link(
             name,
             "set it up",
@@ -92,9 +92,9 @@ class Netlink:
                 f"{name}: cannot add address {address}",
             )
 
-    def limit_super_frames(self, name: str, size: int) -> None:
+    def set_gso_max_size(self, name: str, size: int) -> None:
         """Let no frame that is still to be cut into segments be larger than size bytes."""
-        self._set_link(name, "limit its super-frames", ("IFLA_GSO_MAX_SIZE", size))
+        self._set_link(name, "limit its GSO frames", ("IFLA_GSO_MAX_SIZE", size))
 
     def find(self, name: str) -> int | None:
         """Return the index of the interface of this name; None: there is none."""

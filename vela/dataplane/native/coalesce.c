@@ -52,7 +52,7 @@ static const uint8_t *find_packet(const struct frame *frame, size_t *tags, size_
 	return packet;
 }
 
-/* Whether a frame can be part of a train at all. */
+/* Whether a frame can be part of a coalesced at all. */
 static bool joinable(const uint8_t *packet, size_t length, struct transport *transport)
 {
 	if (!find_transport(packet, length, transport) || transport->payload == length)
@@ -68,13 +68,13 @@ static bool joinable(const uint8_t *packet, size_t length, struct transport *tra
 }
 
 bool checksums_right(const uint8_t *packet, size_t length, const struct transport *transport,
-		     bool leave_checksum)
+		     bool partial_checksum)
 {
 	/* All ones is right, too, but not what comes out where a checksum is computed. */
 	if (transport->ipv4 && (get16(packet + IPV4_CHECKSUM) == 0xffff ||
 				vela_fold(vela_sum(packet, transport->offset)) != 0xffff))
 		return false;
-	if (leave_checksum && is_checksum_left(packet, transport))
+	if (partial_checksum && is_checksum_partial(packet, transport))
 		return true;
 	if (transport->tcp && get16(packet + transport->checksum) == 0xffff)
 		return false;
@@ -83,7 +83,7 @@ bool checksums_right(const uint8_t *packet, size_t length, const struct transpor
 	return vela_fold(transport->pseudo_header + sum) == 0xffff;
 }
 
-void train_start(struct train *self, const struct frame *frame)
+void coalesce_start(struct coalesced *self, const struct frame *frame)
 {
 	size_t length;
 
@@ -101,7 +101,7 @@ void train_start(struct train *self, const struct frame *frame)
 	self->open = !(self->last_flags & TCP_PSH);
 }
 
-bool train_add(struct train *self, const struct frame *frame)
+bool coalesce_add(struct coalesced *self, const struct frame *frame)
 {
 	struct transport transport;
 	size_t tags, length;
@@ -150,13 +150,13 @@ bool train_add(struct train *self, const struct frame *frame)
 	/* Last, as it reads all of it; the first one's when there is a second. */
 	if (!self->verified) {
 		size_t first_length = self->transport.payload + self->payload_length;
-		if (!checksums_right(first, first_length, &self->transport, self->leave_checksum)) {
+		if (!checksums_right(first, first_length, &self->transport, self->partial_checksum)) {
 			self->open = false;
 			return false;
 		}
 		self->verified = true;
 	}
-	if (!checksums_right(packet, length, &transport, self->leave_checksum))
+	if (!checksums_right(packet, length, &transport, self->partial_checksum))
 		return false;
 
 	self->frames[self->count++] = *frame;
@@ -169,7 +169,7 @@ bool train_add(struct train *self, const struct frame *frame)
 	return true;
 }
 
-size_t train_join(struct train *self, struct iovec *pieces)
+size_t coalesce_finish(struct coalesced *self, struct iovec *pieces)
 {
 	const struct transport *transport = &self->transport;
 	struct virtio_header header = {

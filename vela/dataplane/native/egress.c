@@ -54,8 +54,8 @@ static struct msghdr message_of(struct egress *self, struct datagram *datagram)
 		.msg_namelen = self->destination_length,
 		.msg_iov = datagram->pieces,
 		.msg_iovlen = datagram->pieces[1].iov_len ? 2 : 1,
-		.msg_control = self->origin.length ? self->origin.space : NULL,
-		.msg_controllen = self->origin.length,
+		.msg_control = self->source_address.length ? self->source_address.space : NULL,
+		.msg_controllen = self->source_address.length,
 	};
 }
 
@@ -65,7 +65,7 @@ static int send_segmented(struct egress *self)
 	struct iovec pieces[2 * RUN_MAX];
 	size_t count = 0;
 	union {
-		char space[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(ORIGIN_MAX)];
+		char space[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(SOURCE_ADDRESS_MAX)];
 		struct cmsghdr align;
 	} control = {0};
 	ssize_t sent;
@@ -74,7 +74,7 @@ static int send_segmented(struct egress *self)
 		.msg_namelen = self->destination_length,
 		.msg_iov = pieces,
 		.msg_control = control.space,
-		.msg_controllen = CMSG_SPACE(sizeof(uint16_t)) + self->origin.length,
+		.msg_controllen = CMSG_SPACE(sizeof(uint16_t)) + self->source_address.length,
 	};
 	uint16_t size = (uint16_t)self->run[0].length;
 	struct cmsghdr *segment = CMSG_FIRSTHDR(&message);
@@ -83,7 +83,7 @@ static int send_segmented(struct egress *self)
 	segment->cmsg_type = UDP_SEGMENT;
 	segment->cmsg_len = CMSG_LEN(sizeof(size));
 	memcpy(CMSG_DATA(segment), &size, sizeof(size));
-	memcpy(control.space + CMSG_SPACE(sizeof(size)), self->origin.space, self->origin.length);
+	memcpy(control.space + CMSG_SPACE(sizeof(size)), self->source_address.space, self->source_address.length);
 	for (size_t i = 0; i < self->run_count; i++) {
 		pieces[count++] = self->run[i].pieces[0];
 		if (self->run[i].pieces[1].iov_len)
@@ -261,15 +261,15 @@ static void append_segments(struct egress *self, struct segmentation *segmentati
 
 /* Tell whether the receiver would complete this frame's checksum, and describe where it is.
  * docs/protocol.md, 3.5. */
-static bool looks_left(const struct egress *self, const uint8_t *frame, size_t length,
+static bool is_partial(const struct egress *self, const uint8_t *frame, size_t length,
 		       struct transport *transport)
 {
 	const uint8_t *packet = frame + ETHERNET_HEADER;
 
-	return self->leave_checksums && self->encapsulation.elision == ELISION_KNOWN &&
+	return self->partial_checksums && self->encapsulation.elision == ELISION_KNOWN &&
 	       can_elide(&self->encapsulation, frame, length) &&
 	       find_transport(packet, length - ETHERNET_HEADER, transport) &&
-	       is_checksum_left(packet, transport);
+	       is_checksum_partial(packet, transport);
 }
 
 /* Tell whether it is this checksum that is left to be done. */
@@ -301,7 +301,7 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 		return;
 	}
 	bool unfinished = header->flags & VIRTIO_NEEDS_CHECKSUM;
-	bool looks = looks_left(self, frame, length, &transport);
+	bool looks = is_partial(self, frame, length, &transport);
 	bool leave = looks && is_to_be_finished(header, &transport);
 	/* Before all that depends on the frame's bytes: this may write to any of them, when the virtio
 	 * header is a hostile guest's. */
@@ -310,7 +310,7 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 			counters[TX_ERRORS]++;
 			return;
 		}
-		looks = looks_left(self, frame, length, &transport);
+		looks = is_partial(self, frame, length, &transport);
 	}
 	/* A finished one that looks left must not be taken for that: it travels complete. */
 	enum encapsulated how =

@@ -10,7 +10,7 @@
 #include <time.h>
 
 #include "frame.h"
-#include "origin.h"
+#include "source_address.h"
 #include "segmentation.h"
 #include "virtio.h"
 
@@ -43,7 +43,7 @@ struct egress {
 	int tap_fd;
 	int send_fd;
 	size_t virtio_header; /* bytes before each frame of the TAP, or 0 */
-	bool leave_checksums; /* the remote completes inner checksums; docs/protocol.md, 3.5 */
+	bool partial_checksums; /* the remote completes inner checksums; docs/protocol.md, 3.5 */
 	bool nowait;  /* the TAP's descriptor blocks, and RWF_NOWAIT works on it; else it does not block */
 	bool segment; /* UDP_SEGMENT works */
 	size_t route_limit;    /* the largest datagram that the route takes in one piece, as it was */
@@ -52,7 +52,7 @@ struct egress {
 	time_t refused_until;  /* when the limits are looked at again; 0: they are as they were */
 	struct sockaddr_storage destination;
 	socklen_t destination_length; /* 0: the socket is connected */
-	struct origin origin;
+	struct source_address source_address;
 	uint64_t *counters;
 	/* The run that is put together: datagrams of one size, the last one may be shorter. */
 	struct datagram run[RUN_MAX];

@@ -24,8 +24,8 @@ static size_t receive_slots(const struct ingress *self)
 bool ingress_init(struct ingress *self)
 {
 	self->buffer = malloc(receive_slots(self) * RECEIVE_SLOT);
-	self->train.count = 0;
-	self->train.leave_checksum = false;
+	self->coalesced.count = 0;
+	self->coalesced.partial_checksum = false;
 	return self->buffer != NULL;
 }
 
@@ -52,9 +52,9 @@ static void describe(const struct ingress *self, const struct frame *frame,
 {
 	struct transport transport;
 
-	if (!self->leave_checksums || !frame->elided ||
+	if (!self->partial_checksums || !frame->elided ||
 	    !find_transport(frame->rest, frame->rest_length, &transport) ||
-	    !is_checksum_left(frame->rest, &transport))
+	    !is_checksum_partial(frame->rest, &transport))
 		return;
 	header->flags = VIRTIO_NEEDS_CHECKSUM;
 	header->checksum_start = (uint16_t)(ETHERNET_HEADER + transport.offset);
@@ -87,36 +87,36 @@ static void write_frame(struct ingress *self, const struct frame *frame)
 }
 
 /* Write two or more frames as one; false where that did not go, and each by itself may. */
-static bool write_joined(struct ingress *self, struct train *train)
+static bool write_coalesced(struct ingress *self, struct coalesced *coalesced)
 {
 	struct iovec pieces[1 + TRAIN_MAX];
 	uint64_t *counters = self->counters;
 
-	if (!write_pieces(self, pieces, train_join(train, pieces))) {
+	if (!write_pieces(self, pieces, coalesce_finish(coalesced, pieces))) {
 		/* Remembered, though the kernel took the offload. */
 		if (errno == EINVAL)
-			*(train->transport.tcp ? &self->join_tcp : &self->join_udp) = false;
+			*(coalesced->transport.tcp ? &self->coalesce_tcp : &self->coalesce_udp) = false;
 		return false;
 	}
-	counters[RX_FRAMES] += train->count;
-	for (size_t i = 0; i < train->count; i++) {
-		counters[RX_BYTES] += ETHERNET_HEADER + train->frames[i].rest_length;
-		counters[RX_ELIDED] += train->frames[i].elided;
+	counters[RX_FRAMES] += coalesced->count;
+	for (size_t i = 0; i < coalesced->count; i++) {
+		counters[RX_BYTES] += ETHERNET_HEADER + coalesced->frames[i].rest_length;
+		counters[RX_ELIDED] += coalesced->frames[i].elided;
 	}
 	return true;
 }
 
 void ingress_flush(struct ingress *self)
 {
-	struct train *train = &self->train;
+	struct coalesced *coalesced = &self->coalesced;
 
-	if (train->count > 1 && !write_joined(self, train)) {
-		for (size_t i = 0; i < train->count; i++)
-			write_frame(self, &train->frames[i]);
-	} else if (train->count == 1) {
-		write_frame(self, &train->frames[0]);
+	if (coalesced->count > 1 && !write_coalesced(self, coalesced)) {
+		for (size_t i = 0; i < coalesced->count; i++)
+			write_frame(self, &coalesced->frames[i]);
+	} else if (coalesced->count == 1) {
+		write_frame(self, &coalesced->frames[0]);
 	}
-	train->count = 0;
+	coalesced->count = 0;
 }
 
 /* Give a datagram to the supervisor, which knows whose it is. */
@@ -135,8 +135,8 @@ static bool answer(struct ingress *self, uint8_t *datagram, size_t length)
 		.msg_namelen = self->destination_length,
 		.msg_iov = &piece,
 		.msg_iovlen = 1,
-		.msg_control = self->origin.length ? self->origin.space : NULL,
-		.msg_controllen = self->origin.length,
+		.msg_control = self->source_address.length ? self->source_address.space : NULL,
+		.msg_controllen = self->source_address.length,
 	};
 
 	/* Frames are more urgent than an answer, which a full socket would have to wait for. */
@@ -170,23 +170,23 @@ static void verify(struct ingress *self, uint8_t *datagram, size_t length)
 
 static void take_frame(struct ingress *self, const struct frame *frame)
 {
-	struct train *train = &self->train;
+	struct coalesced *coalesced = &self->coalesced;
 
 	if (self->virtio_header == 0) {
 		write_frame(self, frame);
 		return;
 	}
-	if (train->count && train_add(train, frame)) {
-		if (!train->open)
+	if (coalesced->count && coalesce_add(coalesced, frame)) {
+		if (!coalesced->open)
 			ingress_flush(self);
 		return;
 	}
 	ingress_flush(self);
-	train->leave_checksum = self->leave_checksums && frame->elided;
-	train_start(train, frame);
-	if (train->open && !(train->transport.tcp ? self->join_tcp : self->join_udp))
-		train->open = false;
-	if (!train->open)
+	coalesced->partial_checksum = self->partial_checksums && frame->elided;
+	coalesce_start(coalesced, frame);
+	if (coalesced->open && !(coalesced->transport.tcp ? self->coalesce_tcp : self->coalesce_udp))
+		coalesced->open = false;
+	if (!coalesced->open)
 		ingress_flush(self);
 }
 

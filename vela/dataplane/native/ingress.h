@@ -9,7 +9,7 @@
 
 #include "frame.h"
 #include "coalesce.h"
-#include "origin.h"
+#include "source_address.h"
 
 enum {
 	/* Buffers that are received into by one call: where UDP GRO joins datagrams, which fill one, and
@@ -30,14 +30,14 @@ struct ingress {
 	int send_fd; /* for answers to echo requests */
 	int divert_fd;
 	size_t virtio_header; /* bytes before each frame of the TAP, or 0: then none are joined */
-	bool leave_checksums; /* elided packets may have only their pseudo-header's sum */
-	bool join_tcp, join_udp; /* as long as the kernel takes them */
+	bool partial_checksums; /* elided packets may have only their pseudo-header's sum */
+	bool coalesce_tcp, coalesce_udp; /* as long as the kernel takes them */
 	bool gro; /* the kernel joins datagrams of a size into one buffer */
 	struct sockaddr_storage destination;
 	socklen_t destination_length; /* 0: the socket is connected */
-	struct origin origin;
+	struct source_address source_address;
 	uint64_t *counters;
-	struct train train;
+	struct coalesced coalesced;
 	bool bulk; /* whether the last receive gave so much */
 	uint8_t *buffer;
 };

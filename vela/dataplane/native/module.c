@@ -54,10 +54,10 @@ static int pack_address(int fd, const char *address, int port, struct sockaddr_s
 }
 
 /* Write a control message with the header that sendmsg wants. */
-static int pack_origin(int level, int type, const char *value, Py_ssize_t length,
-		       struct origin *packed)
+static int pack_source_address(int level, int type, const char *value, Py_ssize_t length,
+		       struct source_address *packed)
 {
-	if (length < 1 || length > ORIGIN_MAX) {
+	if (length < 1 || length > SOURCE_ADDRESS_MAX) {
 		PyErr_Format(PyExc_ValueError, "%zd bytes do not say where to send from", length);
 		return -1;
 	}
@@ -73,16 +73,16 @@ static int pack_origin(int level, int type, const char *value, Py_ssize_t length
 static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = {"circuit_id",  "tap_fd",      "receive_fd",     "send_fd",
-				"divert_fd",   "destination", "origin",         "local_mac",
+				"divert_fd",   "destination", "source_address",         "local_mac",
 				"remote_mac",  "elision",     "frame_limit",    "datagram_limit",
-				"virtio_header", "leave_checksums", "nowait", "segment", "gro",
-				"join_tcp", "join_udp", "counters", NULL};
+				"virtio_header", "partial_checksums", "nowait", "segment", "gro",
+				"coalesce_tcp", "coalesce_udp", "counters", NULL};
 	DataPlane *self = (DataPlane *)object;
 	struct egress *egress = &self->egress;
 	struct ingress *ingress = &self->ingress;
-	int circuit_id, tap_fd, receive_fd, send_fd, divert_fd, elision, virtio_header, leave_checksums;
-	int nowait, segment, gro, join_tcp, join_udp;
-	PyObject *destination, *origin;
+	int circuit_id, tap_fd, receive_fd, send_fd, divert_fd, elision, virtio_header, partial_checksums;
+	int nowait, segment, gro, coalesce_tcp, coalesce_udp;
+	PyObject *destination, *source_address;
 	Py_buffer local_mac = {0}, remote_mac = {0}, counters = {0};
 	Py_ssize_t frame_limit, datagram_limit;
 	int status = -1;
@@ -92,10 +92,10 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		return -1;
 	}
 	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppw*", names, &circuit_id,
-					 &tap_fd, &receive_fd, &send_fd, &divert_fd, &destination, &origin,
+					 &tap_fd, &receive_fd, &send_fd, &divert_fd, &destination, &source_address,
 					 &local_mac, &remote_mac, &elision, &frame_limit,
-					 &datagram_limit, &virtio_header, &leave_checksums, &nowait, &segment,
-					 &gro, &join_tcp, &join_udp, &counters))
+					 &datagram_limit, &virtio_header, &partial_checksums, &nowait, &segment,
+					 &gro, &coalesce_tcp, &coalesce_udp, &counters))
 		return -1;
 	if (circuit_id < 1 || circuit_id > 255 || elision < ELISION_NEVER || elision > ELISION_ALWAYS ||
 	    local_mac.len != 6 || remote_mac.len != 6 || frame_limit < ETHERNET_HEADER ||
@@ -115,14 +115,14 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		ingress->destination = egress->destination;
 		ingress->destination_length = egress->destination_length;
 	}
-	if (origin != Py_None) {
+	if (source_address != Py_None) {
 		int level, type;
 		const char *value;
 		Py_ssize_t length;
-		if (!PyArg_ParseTuple(origin, "iiy#", &level, &type, &value, &length) ||
-		    pack_origin(level, type, value, length, &egress->origin) < 0)
+		if (!PyArg_ParseTuple(source_address, "iiy#", &level, &type, &value, &length) ||
+		    pack_source_address(level, type, value, length, &egress->source_address) < 0)
 			goto exit;
-		ingress->origin = egress->origin;
+		ingress->source_address = egress->source_address;
 	}
 	encapsulation_init(&egress->encapsulation, (uint8_t)circuit_id, local_mac.buf, remote_mac.buf,
 			   (enum elision)elision, (size_t)frame_limit);
@@ -133,13 +133,13 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	ingress->divert_fd = divert_fd;
 	egress->virtio_header = ingress->virtio_header =
 		virtio_header ? sizeof(struct virtio_header) : 0;
-	egress->leave_checksums = ingress->leave_checksums = leave_checksums;
+	egress->partial_checksums = ingress->partial_checksums = partial_checksums;
 	egress->nowait = nowait;
 	egress->segment = segment;
 	ingress->gro = gro;
 	/* Without a virtio header nothing could say so. */
-	ingress->join_tcp = virtio_header && join_tcp;
-	ingress->join_udp = virtio_header && join_udp;
+	ingress->coalesce_tcp = virtio_header && coalesce_tcp;
+	ingress->coalesce_udp = virtio_header && coalesce_udp;
 	egress->route_limit = (size_t)datagram_limit;
 	egress->counters = ingress->counters = counters.buf;
 	if (!egress_init(egress) || !ingress_init(ingress)) {
@@ -225,13 +225,13 @@ static PyMethodDef DataPlane_methods[] = {
 };
 
 PyDoc_STRVAR(DataPlane_doc,
-	     "DataPlane(*, circuit_id, tap_fd, receive_fd, send_fd, divert_fd, destination, origin,\n"
+	     "DataPlane(*, circuit_id, tap_fd, receive_fd, send_fd, divert_fd, destination, source_address,\n"
 	     "          local_mac, remote_mac, elision, frame_limit, datagram_limit, virtio_header,\n"
-	     "          leave_checksums, nowait, segment, gro, join_tcp, join_udp, counters)\n"
+	     "          partial_checksums, nowait, segment, gro, coalesce_tcp, coalesce_udp, counters)\n"
 	     "--\n\n"
 	     "Forwards one circuit's frames. Arguments as in vela.dataplane.Attachment, sockets by their\n"
 	     "descriptors, and features one by one: nowait is RWF_NOWAIT, segment UDP_SEGMENT, gro\n"
-	     "UDP_GRO, join_tcp TSO, join_udp USO. Raises ValueError where one is out of its range.");
+	     "UDP_GRO, coalesce_tcp TSO, coalesce_udp USO. Raises ValueError where one is out of its range.");
 
 static PyType_Slot DataPlane_slots[] = {
 	{Py_tp_doc, (void *)DataPlane_doc},

@@ -81,7 +81,7 @@ bool find_transport(const uint8_t *packet, size_t length, struct transport *foun
 	return true;
 }
 
-bool is_checksum_left(const uint8_t *packet, const struct transport *transport)
+bool is_checksum_partial(const uint8_t *packet, const struct transport *transport)
 {
 	return memcmp(packet + transport->checksum, &transport->pseudo_header,
 		      sizeof(transport->pseudo_header)) == 0;

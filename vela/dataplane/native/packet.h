@@ -88,7 +88,7 @@ bool find_transport(const uint8_t *packet, size_t length, struct transport *foun
 
 /* Tell whether a packet's checksum field has nothing but the sum of the pseudo-header, so that it is
  * left to be completed. */
-bool is_checksum_left(const uint8_t *packet, const struct transport *transport);
+bool is_checksum_partial(const uint8_t *packet, const struct transport *transport);
 
 /* Return the folded sum of the pseudo-header (RFC 9293, section 3.1; RFC 8200, section 8.1) of
  * length bytes of transport header and payload. */

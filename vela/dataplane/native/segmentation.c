@@ -43,7 +43,7 @@ bool finish_checksum(uint8_t *frame, size_t length, const struct virtio_header *
 
 bool segmentation_open(struct segmentation *self, const uint8_t *datagram, size_t length,
 		       size_t network, size_t transport, const struct virtio_header *header,
-		       bool leave_checksum)
+		       bool partial_checksum)
 {
 	uint8_t kind = header->gso_type & ~VIRTIO_GSO_ECN;
 	size_t own;
@@ -84,7 +84,7 @@ bool segmentation_open(struct segmentation *self, const uint8_t *datagram, size_
 	self->payload = datagram + self->head_length;
 	self->payload_length = length - self->head_length;
 	self->segment_size = header->segment_size;
-	self->leave_checksum = leave_checksum;
+	self->partial_checksum = partial_checksum;
 	if (self->ipv4)
 		self->identification = get16(datagram + network + IPV4_IDENTIFICATION);
 	if (self->tcp) {
@@ -145,7 +145,7 @@ size_t segmentation_next(struct segmentation *self, uint8_t *head, const uint8_t
 		field = transport + UDP_CHECKSUM;
 	}
 	uint64_t sum = self->pseudo_header + htons((uint16_t)transport_length);
-	if (self->leave_checksum) {
+	if (self->partial_checksum) {
 		uint16_t value = vela_fold(sum);
 		memcpy(field, &value, sizeof(value));
 	} else {

@@ -20,7 +20,7 @@ enum {
 /* Complete the checksum that was left to the device; false where it is not in the frame. */
 bool finish_checksum(uint8_t *frame, size_t length, const struct virtio_header *header);
 
-/* A super-frame that is cut into one datagram for each of its segments. */
+/* A GSO frame that is cut into one datagram for each of its segments. */
 struct segmentation {
 	const uint8_t *head; /* what goes before the first payload: datagram, not frame */
 	size_t head_length;
@@ -31,18 +31,18 @@ struct segmentation {
 	size_t segment_size;   /* of each segment's payload, but the last one's */
 	bool ipv4;
 	bool tcp;
-	bool leave_checksum; /* as the sum of the pseudo-header: the receiver completes it */
+	bool partial_checksum; /* as the sum of the pseudo-header: the receiver completes it */
 	uint64_t pseudo_header; /* its sum, without the length */
 	uint32_t sequence;
 	uint16_t identification;
 	uint8_t flags;
 };
 
-/* Begin with a datagram (see encapsulate) that ends where its super-frame does. network and
+/* Begin with a datagram (see encapsulate) that ends where its GSO frame does. network and
  * transport are offsets in it. False where the headers are not what the virtio header says. */
 bool segmentation_open(struct segmentation *self, const uint8_t *datagram, size_t length,
 		       size_t network, size_t transport, const struct virtio_header *header,
-		       bool leave_checksum);
+		       bool partial_checksum);
 
 /* Return how many segments are left. */
 size_t segmentation_left(const struct segmentation *self);
