@@ -20,7 +20,6 @@ from vela.linux.confinement import User
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
-from vela.linux.tap import Tap
 from vela.linux.underlay import (
     UnderlayPath,
     open_send_socket,
@@ -34,15 +33,15 @@ from vela.wire import (
     MIN_SOURCE_PORT,
     datagram_limit,
     frame_limit,
-    gso_max_size,
 )
 from vela.worker import WorkerTask
 
-from ..config.records import CircuitConfig, Encapsulation
+from ..config.records import CircuitConfig
 from ..demux import DATAGRAMS_AT_ONCE, Claim, Demux
 from ..runtime.burst import Burst
 from ..runtime.loop import Callback, EventLoop, Timer
 from ..status import CounterStatus, WorkerStatus
+from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
 from .terms import PROVISIONAL_MTU, Profile
 
@@ -103,8 +102,6 @@ class Pseudowire:
         self._attached: tuple[UnderlayPath, Profile] | None = None
         self._carrier = False
         self._interface_lost = False
-        self._bridge_index: int | None = None
-        self._await_bridge = await_bridge
         self._claim: Claim | None = None
         self._send_socket: socket.socket | None = None
         self._starting: Timer | None = None
@@ -125,10 +122,17 @@ class Pseudowire:
             self._divert_reader, self._divert_writer = _socket_pair(config.name)
             undo.callback(self._divert_reader.close)
             undo.callback(self._divert_writer.close)
-            self._tap = self._make_interface(config.mtu or PROVISIONAL_MTU)
+            self._interface = AttachmentCircuit(
+                config,
+                self.local_mac,
+                config.mtu or PROVISIONAL_MTU,
+                netlink=parts.netlink,
+                forwarding=parts.forwarding,
+                offloads=parts.engine.offloads,
+                features=parts.features,
+                await_bridge=await_bridge,
+            )
             undo.pop_all()
-        # Made already, it outlives its bridge.
-        self._await_bridge = True
         self._decapsulator = self._make_decapsulator(None, partial_checksums=False)
         set_send_buffer(self._divert_writer)
         parts.loop.watch(self._divert_reader.fileno(), self._on_diverted)
@@ -144,7 +148,7 @@ class Pseudowire:
     @property
     def mtu(self) -> int:
         """The TAP's, in bytes."""
-        return self._tap.mtu
+        return self._interface.mtu
 
     @property
     def offloads(self) -> bool:
@@ -159,9 +163,7 @@ class Pseudowire:
     @property
     def obstacle(self) -> str:
         """Why the interface is not part of its bridge; empty: it is, or has none."""
-        if self._config.bridge is None or self._bridge_index is not None:
-            return ""
-        return f"waits for the bridge {self._config.bridge}, which does not exist"
+        return self._interface.obstacle
 
     def set_failure_handler(self, handler: Callback) -> None:
         """Let handler be called when workers fail again and again, and when one lives again."""
@@ -177,7 +179,7 @@ class Pseudowire:
         self._parts.loop.unwatch(self._divert_reader.fileno())
         self._divert_reader.close()
         self._divert_writer.close()
-        self._tap.close()
+        self._interface.close()
         self._parts.counters.give_back(self._counters)
 
     def attach(self, path: UnderlayPath, profile: Profile) -> None:
@@ -224,8 +226,8 @@ class Pseudowire:
         """
         self._carrier = carrier
         # One that was removed gets its carrier when it is made again.
-        if self._tap.exists():
-            self._tap.set_carrier(carrier and not self._keeper.failure)
+        if self._interface.exists():
+            self._interface.set_carrier(carrier and not self._keeper.failure)
 
     def check(self) -> None:
         """Look after interface and worker; to be called once a second.
@@ -233,11 +235,11 @@ class Pseudowire:
         Raises VelaError as long as an interface that somebody removed cannot
         be made again, or workers die again and again.
         """
-        if not self._tap.exists():
+        if not self._interface.exists():
             self._replace_interface()
-        self._set_gso_max_size()
+        self._interface.set_gso_max_size()
         self._keeper.check()
-        self._look_for_bridge()
+        self._interface.look_for_bridge()
         if self._keeper.failure:
             raise DeviceError(self._keeper.failure)
 
@@ -254,7 +256,7 @@ class Pseudowire:
             counters[Slot.RX_RESERVED] += 1
             return
         try:
-            self._tap.write(memoryview(data)[frame:end])
+            self._interface.write(memoryview(data)[frame:end])
         except OSError:
             counters[Slot.RX_INTERFACE_DOWN] += 1
             return
@@ -282,75 +284,6 @@ class Pseudowire:
             self._starting = None
         self._keeper.stop()
 
-    def _make_interface(self, mtu: int) -> Tap:
-        config, netlink = self._config, self._parts.netlink
-        engine = self._parts.engine
-        limit = self._limit_for(mtu)
-        tap = Tap(
-            config.name,
-            self.local_mac,
-            mtu,
-            offloads=engine.offloads,
-            features=self._parts.features,
-        )
-        try:
-            if config.bridge is not None:
-                self._bridge_index = netlink.find(config.bridge)
-                if self._bridge_index is not None or not self._await_bridge:
-                    self._join_bridge(config.bridge)
-                else:
-                    self._log.warning("bridge_missing", bridge=config.bridge)
-            # A remote that is a TUN answers no ARP and no neighbour solicitation.
-            netlink.bring_up(
-                config.name,
-                config.addresses,
-                arp=config.encapsulation is not Encapsulation.IP,
-                gso_max_size=limit if engine.offloads else None,
-            )
-        except DeviceError:
-            tap.close()
-            raise
-        self._gso_max_size = limit
-        return tap
-
-    def _join_bridge(self, bridge: str) -> None:
-        bridge_mtu = self._parts.netlink.join_bridge(self._config.name, bridge)
-        if self._config.mtu is None or self._config.mtu < bridge_mtu:
-            self._log.warning(
-                "bridge_mtu_exceeds_circuit",
-                bridge=bridge,
-                bridge_mtu=bridge_mtu,
-                advice=f"set mtu = {bridge_mtu} to carry all that the bridge does",
-            )
-
-    def _look_for_bridge(self) -> None:
-        """Join the bridge if it was made since the last look. Raises DeviceError."""
-        bridge = self._config.bridge
-        if bridge is None:
-            return
-        index = self._parts.netlink.find(bridge)
-        if index == self._bridge_index:
-            return
-        self._bridge_index = None
-        if index is None:
-            self._log.warning("bridge_missing", bridge=bridge)
-            return
-        self._join_bridge(bridge)
-        self._bridge_index = index
-        self._log.info("bridge_joined", bridge=bridge)
-
-    def _limit_for(self, mtu: int) -> int:
-        bridged = self._config.bridge is not None
-        forwarded = bridged or self._parts.forwarding.enabled
-        return gso_max_size(mtu, forwarded=forwarded)
-
-    def _set_gso_max_size(self) -> None:
-        """Let GSO frames be as large as is best by now."""
-        limit = self._limit_for(self._tap.mtu)
-        if self._tap.offloads and limit != self._gso_max_size:
-            self._parts.netlink.set_gso_max_size(self._config.name, limit)
-            self._gso_max_size = limit
-
     def _on_interface_lost(self) -> None:
         try:
             self._replace_interface()
@@ -370,11 +303,10 @@ class Pseudowire:
         if not self._interface_lost:
             self._interface_lost = True
             self._log.warning("interface_removed")
-        attached, mtu = self._attached, self._tap.mtu
-        # Kept, so that what fails now can be tried again from here.
+        attached = self._attached
+        # What fails now can be tried again from here: it stays attached.
         self._stop_worker()
-        self._tap.close()
-        self._tap = self._make_interface(mtu)
+        self._interface.make_again()
         self._interface_lost = False
         self._release()
         if attached is not None:
@@ -387,15 +319,13 @@ class Pseudowire:
         return Decapsulator(
             self.local_mac,
             remote_mac or self._made_up_mac,
-            frame_limit(self._tap.mtu),
+            frame_limit(self._interface.mtu),
             partial_checksums=partial_checksums,
         )
 
     def _attach(self, path: UnderlayPath, profile: Profile) -> None:
         family = path.endpoint.family
-        if profile.mtu != self._tap.mtu:
-            self._tap.set_mtu(profile.mtu)
-            self._set_gso_max_size()
+        self._interface.set_mtu(profile.mtu)
         self._decapsulator = self._make_decapsulator(
             profile.remote_mac, partial_checksums=profile.partial_checksums
         )
@@ -415,7 +345,7 @@ class Pseudowire:
             engine=self._parts.engine,
             attachment=Attachment(
                 circuit_id=self._config.id,
-                tap_fd=self._tap.fd,
+                tap_fd=self._interface.fd,
                 receive_socket=claim.socket,
                 send_socket=send_socket,
                 destination=destination,
@@ -424,10 +354,10 @@ class Pseudowire:
                 local_mac=self.local_mac,
                 remote_mac=profile.remote_mac or self._made_up_mac,
                 elision=profile.elision,
-                frame_limit=frame_limit(self._tap.mtu),
+                frame_limit=frame_limit(self._interface.mtu),
                 datagram_limit=datagram_limit(path.route.mtu, family),
                 counters=self._counters.worker,
-                virtio_header=self._tap.offloads,
+                virtio_header=self._interface.virtio_header,
                 partial_checksums=profile.partial_checksums,
                 features=self._parts.features,
             ),

@@ -74,7 +74,7 @@ class RemoteSearch:
     @property
     def sought_in_vain(self) -> bool:
         """Whether no address is known although the name was looked up."""
-        return not self.addresses and self._watch.failures > 0
+        return not self.addresses and self._watch.failed
 
     @property
     def rotates(self) -> bool:

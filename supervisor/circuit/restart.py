@@ -6,7 +6,8 @@ Pure: monotonic times in, delays out.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+
+from vela.backoff import Backoff, Jitter
 
 # This many deaths within this time: the circuit has failed. After the earlier ones a worker is
 # started at once: it may have been killed by hand, or for lack of memory.
@@ -24,7 +25,6 @@ LONGEST_DELAY_S = 9.0
 JITTER = 0.2  # of the delay, downward: many circuits must not come back in step
 
 
-@dataclass(slots=True)
 class RestartPolicy:
     """The deaths of one circuit's workers. Never gives up.
 
@@ -32,26 +32,23 @@ class RestartPolicy:
     it again, and the delays go on doubling. All times are monotonic seconds.
     """
 
-    randomness: random.Random
-    failed: bool = field(default=False, init=False)
-    """Whether the circuit has no worker that proved to live."""
-    _deaths: list[float] = field(default_factory=list, init=False)
-    _delays: int = field(default=0, init=False)
+    def __init__(self, randomness: random.Random) -> None:
+        self.failed = False
+        """Whether the circuit has no worker that proved to live."""
+        self._deaths: list[float] = []
+        self._backoff = Backoff(FIRST_DELAY_S, LONGEST_DELAY_S, Jitter(randomness, shorter=JITTER))
 
     def delay_s(self, now: float) -> float:
         """Take note that a worker died. Return how long to wait with the next one, in seconds."""
         self._deaths = [at for at in self._deaths if now - at < WITHIN_S]
         if not (self.failed or self._deaths):
-            self._delays = 0
+            self._backoff.reset()
         self._deaths.append(now)
         if len(self._deaths) >= DEATHS:
             self.failed = True
         if not self.failed:
             return 0.0
-        # Capped before it is raised to a power: years of deaths must not overflow.
-        delay = min(FIRST_DELAY_S * (1 << min(self._delays, 16)), LONGEST_DELAY_S)
-        self._delays += 1
-        return delay * self.randomness.uniform(1 - JITTER, 1)
+        return self._backoff.next_delay_s()
 
     def proved(self, now: float) -> None:
         """Take note that a worker of a failed circuit has lived for PROOF_S."""

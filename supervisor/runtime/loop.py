@@ -15,6 +15,8 @@ from typing import Protocol
 
 import structlog
 
+from vela.backoff import Backoff
+
 # One failure may be chance, as is a lack of memory. A descriptor whose callback fails this
 # often in a row would be ready again at once, and keep the loop busy with nothing else.
 FAILURES_BEFORE_REST = 3
@@ -94,6 +96,14 @@ class _Rest:
     end: Timer
 
 
+@dataclass(slots=True)
+class _Failures:
+    """Of a descriptor's callbacks, in a row."""
+
+    count: int = 0
+    rests: Backoff = field(default_factory=lambda: Backoff(FIRST_REST_S, LONGEST_REST_S))
+
+
 class EventLoop:
     """Runs callbacks, one at a time, in the thread that called run().
 
@@ -104,7 +114,7 @@ class EventLoop:
         """clock: another than the machine's, for tests."""
         self._clock = MonotonicClock() if clock is None else clock
         self._log = structlog.get_logger()
-        self._failures: dict[int, int] = {}
+        self._failures: dict[int, _Failures] = {}
         self._resting: dict[int, _Rest] = {}
         self._selector = selectors.DefaultSelector()
         self._timers: list[Timer] = []
@@ -210,15 +220,14 @@ class EventLoop:
         if well:
             self._failures.pop(fd, None)
         elif fd in self._selector.get_map():
-            self._failures[fd] = self._failures.get(fd, 0) + 1
-            self._let_rest(fd)
+            failures = self._failures.setdefault(fd, _Failures())
+            failures.count += 1
+            if failures.count >= FAILURES_BEFORE_REST:
+                self._let_rest(fd, failures)
 
-    def _let_rest(self, fd: int) -> None:
-        """Leave a descriptor alone, longer each time, after FAILURES_BEFORE_REST failures."""
-        times = self._failures[fd] - FAILURES_BEFORE_REST
-        if times < 0:
-            return
-        rest_s = min(FIRST_REST_S * 2 ** min(times, 16), LONGEST_REST_S)
+    def _let_rest(self, fd: int, failures: _Failures) -> None:
+        """Leave a descriptor alone, longer each time."""
+        rest_s = failures.rests.next_delay_s()
         watch: _Watch = self._selector.unregister(fd).data
 
         def resume() -> None:
@@ -227,7 +236,7 @@ class EventLoop:
 
         self._resting[fd] = _Rest(watch, self.call_later(rest_s, resume))
         self._log.error(
-            "descriptor_ignored", fd=fd, failures=self._failures[fd], for_s=round(rest_s, 3)
+            "descriptor_ignored", fd=fd, failures=failures.count, for_s=round(rest_s, 3)
         )
 
     def _timeout(self) -> float | None:

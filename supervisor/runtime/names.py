@@ -12,6 +12,7 @@ from typing import Protocol
 import structlog
 
 from vela.address import Family, IPAddress
+from vela.backoff import Backoff
 from vela.errors import ResolutionError
 from vela.linux.confinement import User, confine
 
@@ -145,10 +146,11 @@ class NameWatch:
         self._host = host
         self._family = family
         self._on_answer = on_answer
+        self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
         self._timer: Timer | None = None
         self._answering = self._failed_meanwhile = self._stopped = False
-        self.failures = 0
-        """In a row, until now."""
+        self.failed = False
+        """Whether the last look-up did, or what followed from it."""
 
     def look(self) -> None:
         """Look the name up now."""
@@ -163,10 +165,12 @@ class NameWatch:
 
     def look_later(self, *, failed: bool) -> None:
         """Look it up in a minute; where something has failed, after a back-off."""
-        self.failures = self.failures + 1 if failed else 0
         delay_s = REFRESH_INTERVAL_S
         if failed:
-            delay_s = min(FIRST_RETRY_S * 2 ** min(self.failures - 1, 16), LONGEST_RETRY_S)
+            delay_s = self._backoff.next_delay_s()
+        else:
+            self._backoff.reset()
+        self.failed = failed
         self._cancel()
         self._timer = self._loop.call_later(delay_s, self.look)
 

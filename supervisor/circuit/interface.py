@@ -1,0 +1,162 @@
+"""The attachment circuit: a TAP with its addresses, its bridge and its carrier."""
+
+from __future__ import annotations
+
+import structlog
+
+from vela.errors import DeviceError
+from vela.linux.features import Features
+from vela.linux.forwarding import Forwarding
+from vela.linux.netlink import Netlink
+from vela.linux.tap import Tap
+from vela.wire import gso_max_size
+
+from ..config.records import CircuitConfig, Encapsulation
+
+
+class AttachmentCircuit:
+    """One circuit's interface. It exists until close(), unless somebody removes it."""
+
+    def __init__(
+        self,
+        config: CircuitConfig,
+        mac: bytes,
+        mtu: int,
+        *,
+        netlink: Netlink,
+        forwarding: Forwarding,
+        offloads: bool,
+        features: Features,
+        await_bridge: bool,
+    ) -> None:
+        """Create the interface: up, with addresses, without carrier; mtu in bytes.
+
+        offloads: see linux.tap. await_bridge: a bridge that does not exist is no
+        error; see obstacle. Raises DeviceError, and then there is no interface.
+        """
+        self.mac = mac
+        self._config = config
+        self._netlink = netlink
+        self._forwarding = forwarding
+        self._offloads = offloads
+        self._features = features
+        self._bridge_index: int | None = None
+        self._gso_max_size = 0
+        self._await_bridge = await_bridge
+        self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
+        self._tap = self._make(mtu)
+        # An interface that exists outlives its bridge.
+        self._await_bridge = True
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that frames are read from and written to."""
+        return self._tap.fd
+
+    @property
+    def mtu(self) -> int:
+        return self._tap.mtu
+
+    @property
+    def virtio_header(self) -> bool:
+        """Whether a virtio header goes before each frame."""
+        return self._tap.offloads
+
+    @property
+    def obstacle(self) -> str:
+        """Why the interface is not part of its bridge; empty: it is, or has none."""
+        if self._config.bridge is None or self._bridge_index is not None:
+            return ""
+        return f"waits for the bridge {self._config.bridge}, which does not exist"
+
+    def exists(self) -> bool:
+        """Tell whether the interface is still there, under whatever name it has now."""
+        return self._tap.exists()
+
+    def make_again(self) -> None:
+        """Make an interface that somebody removed again, with the same settings.
+
+        Raises DeviceError, and then it can be called once more.
+        """
+        self._tap.close()
+        self._tap = self._make(self._tap.mtu)
+
+    def set_mtu(self, mtu: int) -> None:
+        """Set the interface's MTU, in bytes. Raises DeviceError."""
+        if mtu != self._tap.mtu:
+            self._tap.set_mtu(mtu)
+            self.set_gso_max_size()
+
+    def set_carrier(self, carrier: bool) -> None:
+        """Show the link up or down to routing daemons and bridges. Raises DeviceError."""
+        self._tap.set_carrier(carrier)
+
+    def set_gso_max_size(self) -> None:
+        """Let GSO frames be as large as is best by now. Raises DeviceError."""
+        size = self._best_gso_max_size(self._tap.mtu)
+        if self._tap.offloads and size != self._gso_max_size:
+            self._netlink.set_gso_max_size(self._config.name, size)
+            self._gso_max_size = size
+
+    def look_for_bridge(self) -> None:
+        """Join the bridge if it was made since the last look. Raises DeviceError."""
+        bridge = self._config.bridge
+        if bridge is None:
+            return
+        index = self._netlink.find(bridge)
+        if index == self._bridge_index:
+            return
+        self._bridge_index = None
+        if index is None:
+            self._log.warning("bridge_missing", bridge=bridge)
+            return
+        self._join(bridge)
+        self._bridge_index = index
+        self._log.info("bridge_joined", bridge=bridge)
+
+    def write(self, frame: memoryview) -> None:
+        """Give the kernel a complete frame. Raises OSError: EIO where the interface is down."""
+        self._tap.write(frame)
+
+    def close(self) -> None:
+        """Remove the interface, as far as no worker holds it."""
+        self._tap.close()
+
+    def _make(self, mtu: int) -> Tap:
+        config = self._config
+        size = self._best_gso_max_size(mtu)
+        tap = Tap(config.name, self.mac, mtu, offloads=self._offloads, features=self._features)
+        try:
+            if config.bridge is not None:
+                self._bridge_index = self._netlink.find(config.bridge)
+                if self._bridge_index is not None or not self._await_bridge:
+                    self._join(config.bridge)
+                else:
+                    self._log.warning("bridge_missing", bridge=config.bridge)
+            # A remote that is a TUN answers no ARP and no neighbour solicitation.
+            self._netlink.bring_up(
+                config.name,
+                config.addresses,
+                arp=config.encapsulation is not Encapsulation.IP,
+                gso_max_size=size if self._offloads else None,
+            )
+        except DeviceError:
+            tap.close()
+            raise
+        self._gso_max_size = size
+        return tap
+
+    def _join(self, bridge: str) -> None:
+        config = self._config
+        bridge_mtu = self._netlink.join_bridge(config.name, bridge)
+        if config.mtu is None or config.mtu < bridge_mtu:
+            self._log.warning(
+                "bridge_mtu_exceeds_circuit",
+                bridge=bridge,
+                bridge_mtu=bridge_mtu,
+                advice=f"set mtu = {bridge_mtu} to carry all that the bridge does",
+            )
+
+    def _best_gso_max_size(self, mtu: int) -> int:
+        forwarded = self._config.bridge is not None or self._forwarding.enabled
+        return gso_max_size(mtu, forwarded=forwarded)
