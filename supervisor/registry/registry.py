@@ -27,10 +27,9 @@ from ..runtime.names import NameSource
 from ..status import CircuitStatus
 from . import requests
 from .allocation import Allocation
-from .kept import Kept, is_named_by_peer
 from .pending import PendingCircuits
 from .requests import Refuse, SetUp, Situation, offer_of
-from .store import Store, Stored, StoredCircuit
+from .store import CircuitStore, StateFile, Stored, StoredCircuit, is_named_by_peer
 
 # Between the first steps of circuits at start: a remote that sets up its ends takes about
 # as long for each, and must not be asked again before it comes to it.
@@ -70,8 +69,8 @@ class Registry:
         self._circuits: dict[str, Circuit] = {}
         self._pending = PendingCircuits(loop, self._port, self._create_pending)
         self._allocation = Allocation(config.daemon, self._circuits, self._pending)
-        store = Store(config.daemon.state_directory)
-        self._kept = Kept(store, loop, self._circuits)
+        state_file = StateFile(config.daemon.state_directory)
+        self._store = CircuitStore(state_file, loop, self._circuits)
         self._log = structlog.get_logger()
 
     def create_all(self) -> None:
@@ -80,7 +79,7 @@ class Registry:
         Raises VelaError where one of the configuration cannot be had; one
         that was kept is tried again later, with an error in the log.
         """
-        stored = self._kept.load(self._config.daemon)
+        stored = self._store.load(self._config.daemon)
         for config in self._config.circuits:
             self._create(config, Origin.CONFIG)
         for unread in stored.unread:
@@ -98,7 +97,7 @@ class Registry:
                 )
         for name in stored.disabled & self._circuits.keys():
             self._circuits[name].disable()
-        self._kept.set_absent(
+        self._store.set_absent(
             Stored(
                 tuple(left_out), stored.unread, frozenset(stored.disabled - self._circuits.keys())
             )
@@ -119,7 +118,7 @@ class Registry:
 
     def close(self) -> None:
         """Take all down; remotes are told that they come back."""
-        self._kept.close()
+        self._store.close()
         guard, circuits = self._loop.guard, tuple(self._circuits.values())
         # First, as the kernel takes 20 ms for the end of each interface.
         for circuit in circuits:
@@ -156,9 +155,9 @@ class Registry:
                 stays = name in wanted and _is_same_circuit(wanted[name], circuit.config)
                 self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
                 if circuit.disabled and name in wanted:
-                    self._kept.add_disabled(name)
+                    self._store.add_disabled(name)
                 elif circuit.disabled:
-                    self._kept.try_save()
+                    self._store.try_save()
         # Those that go said so under the key of before.
         self._apply_policy()
         for name in self._pending.reasons(Origin.CONFIG):
@@ -184,9 +183,9 @@ class Registry:
         (config,) = parse_circuits({name: table}, self._config.daemon, "velactl add")
         self._allocation.check_free(config)
         circuit = self._create(config, Origin.COMMAND)
-        self._kept.reclaim(name)
+        self._store.reclaim(name)
         try:
-            self._kept.save()
+            self._store.save()
         except DeviceError:
             self._remove(circuit, CloseReason.DELETED)
             raise
@@ -199,8 +198,8 @@ class Registry:
         if unmade is not None and unmade[0].origin is not Origin.CONFIG:
             # The other end is told when it resumes.
             self._pending.drop(name)
-            self._kept.reclaim(name)
-            self._kept.save()
+            self._store.reclaim(name)
+            self._store.save()
             return
         circuit = self._find(name)
         if circuit.origin is Origin.CONFIG:
@@ -208,21 +207,21 @@ class Registry:
         if circuit.origin is Origin.PEER and circuit.state is State.UP:
             raise ConfigError(f"{name} was set up by {circuit.config.remote}; delete it there")
         self._remove(circuit, CloseReason.DELETED)
-        self._kept.save()
+        self._store.save()
 
     def disable(self, name: str) -> None:
         """Let a circuit carry nothing until enable(), across restarts, too. Raises VelaError."""
         circuit = self._find(name)
         if not circuit.disabled:
             circuit.disable()
-            self._kept.save()
+            self._store.save()
 
     def enable(self, name: str) -> None:
         """Undo disable(). Raises VelaError."""
         circuit = self._find(name)
         if circuit.disabled:
             circuit.enable()
-            self._kept.save()
+            self._store.save()
 
     # What control messages of other machines lead to.
 
@@ -264,7 +263,7 @@ class Registry:
     def on_deleted(self, circuit: Circuit) -> None:
         self._log.info("circuit_deleted_by_peer", circuit=circuit.name)
         self._remove(circuit, CloseReason.DELETED)
-        self._kept.try_save()
+        self._store.try_save()
 
     def check_id(self, circuit: Circuit, sources: tuple[IPAddress, ...]) -> None:
         self._allocation.check_id(circuit, sources)
@@ -311,9 +310,9 @@ class Registry:
             self._give_up(requested, replaced, err)
             return
         self._circuits[config.name] = circuit
-        self._kept.reclaim(config.name)
+        self._store.reclaim(config.name)
         self._pending.drop(config.name)
-        self._kept.save_in_time(saved)
+        self._store.save_in_time(saved)
 
     def _give_up(
         self, requested: CircuitRequested, replaced: Circuit | None, error: VelaError
@@ -335,7 +334,7 @@ class Registry:
             )
         except VelaError as err:
             self._log.error("circuit_not_restored", circuit=replaced.name, error=str(err))
-            self._kept.try_save()
+            self._store.try_save()
         else:
             circuit.start()
 
@@ -360,7 +359,7 @@ class Registry:
         else:
             self._check_kept(wanted)
         circuit = self._create(wanted.config, wanted.origin, named_by_peer=wanted.named_by_peer)
-        if self._kept.reclaim(circuit.name):
+        if self._store.reclaim(circuit.name):
             circuit.disable()
         else:
             circuit.start()
@@ -441,7 +440,7 @@ class Registry:
             elif policy is None or policy.judge_offer(circuit.offer) is not None:
                 self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
                 self._remove(circuit, CloseReason.STOPPING)
-                self._kept.try_save()
+                self._store.try_save()
             else:
                 circuit.set_key(key)
                 circuit.set_policy(policy)

@@ -15,7 +15,7 @@ from vela.errors import ConfigError
 from vela.supervisor.circuit.circuit import Origin
 from vela.supervisor.config.reader import format_circuit, parse_config
 from vela.supervisor.config.records import CircuitConfig, DaemonConfig, PeerConfig
-from vela.supervisor.registry.store import Store, Stored, StoredCircuit
+from vela.supervisor.registry.store import StateFile, Stored, StoredCircuit
 
 REQUIRED = {"id": 1, "remote": "router2.example.net"}
 CIRCUIT_FIELDS = [each.name for each in fields(CircuitConfig) if each.name not in ("name", "peer")]
@@ -80,8 +80,8 @@ def test_circuit_value_other_than_its_default_survives_file_and_store(
 
     assert circuits, f"no value in VALUES sets {name}: is it a key, and of a kind that is new here?"
     for circuit in circuits:
-        Store(tmp_path).save(Stored((StoredCircuit(circuit, Origin.COMMAND),)))
-        (kept,) = Store(tmp_path).load(DaemonConfig()).circuits
+        StateFile(tmp_path).save(Stored((StoredCircuit(circuit, Origin.COMMAND),)))
+        (kept,) = StateFile(tmp_path).load(DaemonConfig()).circuits
         assert kept.config == circuit
         assert circuit_of(format_circuit(circuit)) == circuit
 

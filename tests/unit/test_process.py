@@ -82,7 +82,7 @@ def test_signal_in_the_child_does_not_wake_the_parent() -> None:
             signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
             os.kill(os.getpid(), signal.SIGUSR1)
 
-        # Kept open in the child, or the write would fail for that reason alone.
+        # CircuitStore open in the child, or the write would fail for that reason alone.
         status = fork(body, (writer,)).reap()
     finally:
         signal.set_wakeup_fd(before)

@@ -14,7 +14,7 @@ from vela.address import Remote
 from vela.errors import DeviceError
 from vela.supervisor.circuit.circuit import Origin
 from vela.supervisor.config.records import CircuitConfig, DaemonConfig, PeerConfig
-from vela.supervisor.registry.store import Store, Stored, StoredCircuit
+from vela.supervisor.registry.store import StateFile, Stored, StoredCircuit
 
 DAEMON = DaemonConfig()
 COMMANDED = StoredCircuit(
@@ -45,24 +45,24 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_store_that_was_never_saved_holds_nothing(path: Path) -> None:
-    assert Store(path.parent).load(DAEMON) == Stored()
+    assert StateFile(path.parent).load(DAEMON) == Stored()
     assert not path.parent.exists()
 
 
 def test_store_returns_what_was_saved_last(path: Path) -> None:
-    Store(path.parent).save(Stored())
-    Store(path.parent).save(STORED)
+    StateFile(path.parent).save(Stored())
+    StateFile(path.parent).save(STORED)
 
-    assert Store(path.parent).load(DAEMON) == STORED
+    assert StateFile(path.parent).load(DAEMON) == STORED
     assert [each.name for each in path.parent.iterdir()] == ["circuits.json"]
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_store_ignores_a_file_that_was_not_finished(path: Path) -> None:
-    Store(path.parent).save(STORED)
+    StateFile(path.parent).save(STORED)
     path.with_suffix(".new").write_text('{"version": 1, "circ')
 
-    assert Store(path.parent).load(DAEMON) == STORED
+    assert StateFile(path.parent).load(DAEMON) == STORED
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_store_sets_a_file_aside_that_makes_no_sense(
     path.parent.mkdir()
     path.write_bytes(text)
 
-    assert Store(path.parent).load(DAEMON) == Stored()
+    assert StateFile(path.parent).load(DAEMON) == Stored()
 
     assert "state_unreadable" in capsys.readouterr().out
     assert not path.exists()
     assert (path.parent / "circuits.json.unreadable").read_bytes() == text
-    Store(path.parent).save(STORED)
-    assert Store(path.parent).load(DAEMON) == STORED
+    StateFile(path.parent).save(STORED)
+    assert StateFile(path.parent).load(DAEMON) == STORED
 
 
 def test_store_overwrites_nothing_that_was_set_aside_before(path: Path) -> None:
@@ -100,7 +100,7 @@ def test_store_overwrites_nothing_that_was_set_aside_before(path: Path) -> None:
 
     for text in (b"first", b"second", b"third"):
         path.write_bytes(text)
-        Store(path.parent).load(DAEMON)
+        StateFile(path.parent).load(DAEMON)
 
     assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == {
         "circuits.json.unreadable": b"first",
@@ -136,22 +136,22 @@ def test_store_overwrites_nothing_that_was_set_aside_before(path: Path) -> None:
 def test_store_keeps_an_entry_that_makes_no_sense_and_reads_the_others(
     path: Path, entry: object, error: str
 ) -> None:
-    Store(path.parent).save(STORED)
+    StateFile(path.parent).save(STORED)
     document = json.loads(path.read_text())
     document["circuits"]["vela5"] = entry
     path.write_text(json.dumps(document))
 
-    stored = Store(path.parent).load(DAEMON)
+    stored = StateFile(path.parent).load(DAEMON)
 
     assert (stored.circuits, stored.disabled) == (STORED.circuits, STORED.disabled)
     assert [(each.name, each.entry) for each in stored.unread] == [("vela5", entry)]
     assert error in stored.unread[0].error
-    Store(path.parent).save(stored)
+    StateFile(path.parent).save(stored)
     assert json.loads(path.read_text()) == document
 
 
 def test_store_cut_at_any_byte_is_whole_or_set_aside(path: Path) -> None:
-    store = Store(path.parent)
+    store = StateFile(path.parent)
     store.save(STORED)
     text = path.read_bytes()
     for length in range(len(text)):
@@ -161,7 +161,7 @@ def test_store_cut_at_any_byte_is_whole_or_set_aside(path: Path) -> None:
 
 
 def test_store_that_cannot_be_saved_keeps_what_was_there(path: Path) -> None:
-    store = Store(path.parent)
+    store = StateFile(path.parent)
     store.save(Stored((OF_PEER,)))
     # What is in the way of the new file.
     path.with_suffix(".new").mkdir()
@@ -191,7 +191,7 @@ def test_store_syncs_the_file_before_the_rename_and_the_folder_after(
 ) -> None:
     path.parent.mkdir()
 
-    Store(path.parent).save(STORED)
+    StateFile(path.parent).save(STORED)
 
     assert synced == [(path.with_suffix(".new"), False), (path.parent, True)]
 
@@ -199,7 +199,7 @@ def test_store_syncs_the_file_before_the_rename_and_the_folder_after(
 def test_store_syncs_the_folders_that_hold_the_ones_it_makes(
     tmp_path: Path, synced: list[tuple[Path, bool]]
 ) -> None:
-    Store(tmp_path / "outer" / "inner").save(STORED)
+    StateFile(tmp_path / "outer" / "inner").save(STORED)
 
     folders = [folder for folder, _ in synced if folder.is_dir()]
     assert folders == [tmp_path / "outer", tmp_path, tmp_path / "outer" / "inner"]
@@ -211,7 +211,7 @@ def test_store_syncs_the_folder_after_a_file_was_set_aside(
     path.parent.mkdir()
     path.write_text("[]")
 
-    Store(path.parent).load(DAEMON)
+    StateFile(path.parent).load(DAEMON)
 
     assert synced == [(path.parent, False)]
 
@@ -232,23 +232,23 @@ def test_store_folder_that_cannot_be_synced_is_an_error_if_its_file_system_syncs
 
     if raised:
         with pytest.raises(DeviceError, match=r"circuits\.json: Input/output error$"):
-            Store(path.parent).save(STORED)
+            StateFile(path.parent).save(STORED)
     else:
-        Store(path.parent).save(STORED)
-        assert Store(path.parent).load(DAEMON) == STORED
+        StateFile(path.parent).save(STORED)
+        assert StateFile(path.parent).load(DAEMON) == STORED
 
 
 def test_store_whose_directory_is_a_file_says_so(path: Path) -> None:
     path.parent.write_text("in the way")
 
     with pytest.raises(DeviceError, match=r"/state: something is there that is no directory$"):
-        Store(path.parent).save(STORED)
+        StateFile(path.parent).save(STORED)
     with pytest.raises(DeviceError, match=r"circuits\.json: Not a directory$"):
-        Store(path.parent).load(DAEMON)
+        StateFile(path.parent).load(DAEMON)
 
 
 def test_store_is_readable_json(path: Path) -> None:
-    Store(path.parent).save(Stored((OF_PEER,), disabled=frozenset({"vela0"})))
+    StateFile(path.parent).save(Stored((OF_PEER,), disabled=frozenset({"vela0"})))
 
     assert json.loads(path.read_text()) == {
         "version": 1,

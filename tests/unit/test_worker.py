@@ -227,7 +227,7 @@ def stop(pid: int) -> None:
     )
 
 
-class Kept:
+class CircuitStore:
     """A keeper on a loop that the test turns."""
 
     def __init__(self, circuit: Circuit) -> None:
@@ -273,14 +273,14 @@ class Kept:
 
 
 @pytest.fixture
-def kept(circuit: Circuit) -> Iterator[Kept]:
-    made = Kept(circuit)
+def kept(circuit: Circuit) -> Iterator[CircuitStore]:
+    made = CircuitStore(circuit)
     yield made
     made.keeper.stop()
     signal.set_wakeup_fd(-1)
 
 
-def test_keeper_replaces_a_killed_worker_and_what_waited_is_carried(kept: Kept) -> None:
+def test_keeper_replaces_a_killed_worker_and_what_waited_is_carried(kept: CircuitStore) -> None:
     kept.circuit.exchange(1)
     killed = kept.pid
     stop(killed)
@@ -297,7 +297,7 @@ def test_keeper_replaces_a_killed_worker_and_what_waited_is_carried(kept: Kept) 
     assert kept.keeper.restarts == 1
 
 
-def test_keeper_stopped_leaves_no_worker_and_starts_none(kept: Kept) -> None:
+def test_keeper_stopped_leaves_no_worker_and_starts_none(kept: CircuitStore) -> None:
     worker_fd = os.pidfd_open(kept.pid)
     kept.keeper.stop()
 
@@ -311,7 +311,9 @@ def test_keeper_stopped_leaves_no_worker_and_starts_none(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("direction", ["egress", "ingress"])
-def test_keeper_replaces_a_worker_that_hangs_while_frames_wait(kept: Kept, direction: str) -> None:
+def test_keeper_replaces_a_worker_that_hangs_while_frames_wait(
+    kept: CircuitStore, direction: str
+) -> None:
     kept.circuit.exchange(1)
     hung = kept.pid
     stop(hung)
@@ -335,7 +337,7 @@ def test_keeper_replaces_a_worker_that_hangs_while_frames_wait(kept: Kept, direc
         assert kept.circuit.host.recv(2048) == frame(1)
 
 
-def test_keeper_leaves_a_worker_alone_that_has_nothing_to_do(kept: Kept) -> None:
+def test_keeper_leaves_a_worker_alone_that_has_nothing_to_do(kept: CircuitStore) -> None:
     kept.circuit.exchange(1)
     idle = kept.pid
     stop(idle)
@@ -347,7 +349,7 @@ def test_keeper_leaves_a_worker_alone_that_has_nothing_to_do(kept: Kept) -> None
     assert kept.pid == idle
 
 
-def test_keeper_reports_the_failure_and_that_a_worker_proved_to_live(kept: Kept) -> None:
+def test_keeper_reports_the_failure_and_that_a_worker_proved_to_live(kept: CircuitStore) -> None:
     for _ in range(2):
         killed = kept.pid
         os.kill(killed, signal.SIGKILL)
@@ -369,7 +371,7 @@ def test_keeper_reports_the_failure_and_that_a_worker_proved_to_live(kept: Kept)
     assert kept.keeper.restarts == 4
 
 
-def test_keeper_reports_what_the_last_worker_said(kept: Kept) -> None:
+def test_keeper_reports_what_the_last_worker_said(kept: CircuitStore) -> None:
     def fail(_: Attachment) -> NoReturn:
         raise OSError(12, os.strerror(12))
 
@@ -383,7 +385,7 @@ def test_keeper_reports_what_the_last_worker_said(kept: Kept) -> None:
     assert kept.turn_until_failure_changes() == ""
 
 
-def test_keeper_reports_the_exit_status_of_a_worker_that_said_nothing(kept: Kept) -> None:
+def test_keeper_reports_the_exit_status_of_a_worker_that_said_nothing(kept: CircuitStore) -> None:
     def leave(_: Attachment) -> NoReturn:
         os._exit(3)
 
@@ -393,7 +395,7 @@ def test_keeper_reports_the_exit_status_of_a_worker_that_said_nothing(kept: Kept
     assert kept.turn_until_failure_changes() == "worker: exit status 3"
 
 
-def test_keeper_reports_that_no_process_could_be_started(kept: Kept) -> None:
+def test_keeper_reports_that_no_process_could_be_started(kept: CircuitStore) -> None:
     kept.keeper.stop()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
@@ -406,7 +408,7 @@ def test_keeper_reports_that_no_process_could_be_started(kept: Kept) -> None:
     assert kept.turn_until_failure_changes() == ""
 
 
-def test_keeper_reports_workers_that_hang(kept: Kept) -> None:
+def test_keeper_reports_workers_that_hang(kept: CircuitStore) -> None:
     kept.circuit.exchange(1)
     for _ in range(2):
         hung = kept.pid
@@ -417,7 +419,7 @@ def test_keeper_reports_workers_that_hang(kept: Kept) -> None:
     assert kept.turn_until_failure_changes() == "worker: egress: hung"
 
 
-def hang(kept: Kept) -> None:
+def hang(kept: CircuitStore) -> None:
     """Let the worker hang until that is noticed."""
     stop(kept.pid)
     kept.circuit.host.send(frame(1))
