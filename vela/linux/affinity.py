@@ -2,7 +2,7 @@
 
 Workers keep the scheduling class that velad was started with, SCHED_OTHER unless the operator
 says otherwise. SCHED_BATCH carries 7 to 8 % more on an idle machine, and waits for the turn of
-every other program on a busy one: docs/architecture.md, Measured.
+every other program on a busy one: docs/performance.md.
 """
 
 from __future__ import annotations
