@@ -16,6 +16,7 @@ IPV6_HEADER = 40  # RFC 8200, section 3
 UDP_HEADER = 8  # RFC 768
 TCP_HEADER = 20  # RFC 9293, section 3.1, without options
 CIRCUIT_ID = 1  # docs/protocol.md, section 2
+DATA_HEADER = CIRCUIT_ID  # goes before each frame; dataplane/frame.py writes and reads it
 ETHERNET_HEADER = 14  # IEEE 802.3, 3.1.1: two addresses and the EtherType, no FCS
 VLAN_TAG = 4  # IEEE 802.1Q, 9.6
 ESCAPE = 1  # docs/protocol.md, section 3
@@ -32,11 +33,11 @@ _TCP_RESERVE = 321
 MIN_TAP_MTU = 68  # RFC 791, section 3.2: every module must forward 68 bytes
 MIN_IPV6_MTU = 1280  # RFC 8200, section 5
 # The largest frame, complete, tagged and escaped, must still fit one datagram.
-MAX_TAP_MTU = MAX_UDP_PAYLOAD - CIRCUIT_ID - ESCAPE - ETHERNET_HEADER - VLAN_TAG
+MAX_TAP_MTU = MAX_UDP_PAYLOAD - DATA_HEADER - ESCAPE - ETHERNET_HEADER - VLAN_TAG
 
 
 IP_HEADER = {Family.IPV4: IPV4_HEADER, Family.IPV6: IPV6_HEADER}
-OVERHEAD = {family: header + UDP_HEADER + CIRCUIT_ID for family, header in IP_HEADER.items()}
+OVERHEAD = {family: header + UDP_HEADER + DATA_HEADER for family, header in IP_HEADER.items()}
 
 
 def tap_mtu(underlay_mtu: int, family: Family) -> int:
@@ -73,7 +74,7 @@ def gso_max_size(mtu: int, *, forwarded: bool) -> int:
     """
     if forwarded:
         return _KERNEL_GSO_MAX_SIZE
-    segments = min(MAX_UDP_PAYLOAD // (mtu + CIRCUIT_ID), _SEGMENTS_PER_SEND)
+    segments = min(MAX_UDP_PAYLOAD // (mtu + DATA_HEADER), _SEGMENTS_PER_SEND)
     payload = max(mtu - IPV4_HEADER - TCP_HEADER - _TCP_TIMESTAMPS, 1)
     return min(segments * payload + _TCP_RESERVE, MAX_IP_PACKET)
 

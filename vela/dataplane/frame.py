@@ -10,7 +10,7 @@ from enum import IntEnum
 
 from vela.dataplane.checksum import complete, is_partial
 from vela.dataplane.counters import Slot
-from vela.wire import CIRCUIT_ID, ESCAPE, ETHERNET_HEADER, IPV4_HEADER, IPV6_HEADER
+from vela.wire import DATA_HEADER, ESCAPE, ETHERNET_HEADER, IPV4_HEADER, IPV6_HEADER
 
 ESCAPE_BYTE = 0x40
 VERIFICATION_BYTE = 0x41
@@ -101,10 +101,10 @@ def ethernet_header(destination: bytes, source: bytes, ethertype: bytes) -> byte
 # Looking a member up in an enumeration takes as long as the rest of a comparison.
 _IPV4, _IPV6, _ETHERNET = Kind.IPV4, Kind.IPV6, Kind.ETHERNET
 
-HEADROOM = CIRCUIT_ID + ESCAPE
+HEADROOM = DATA_HEADER + ESCAPE
 """Bytes that a buffer must have before a frame, for what goes before it on the wire."""
 
-REBUILD_ROOM = ETHERNET_HEADER - CIRCUIT_ID
+REBUILD_ROOM = ETHERNET_HEADER - DATA_HEADER
 """Bytes that a buffer must have before a datagram, for the Ethernet header put before its packet.
 
 They are overwritten, so datagrams that lie one behind the other are taken in order.
@@ -164,12 +164,12 @@ class Encapsulator:
         """
         packet = start + ETHERNET_HEADER
         if self._can_elide(data, start, end):
-            datagram = packet - CIRCUIT_ID
+            datagram = packet - DATA_HEADER
             data[datagram] = self._circuit_id
             return datagram, True
         if self._only_elided:
             raise Dropped(Slot.TX_NOT_IP)
-        datagram = start - CIRCUIT_ID
+        datagram = start - DATA_HEADER
         if needs_escape(data[start]):
             data[start - ESCAPE] = ESCAPE_BYTE
             datagram -= ESCAPE
@@ -221,7 +221,7 @@ class Decapsulator:
         whether its header had been elided. Raises Dropped, and Verification
         where there is no frame.
         """
-        packet = start + CIRCUIT_ID
+        packet = start + DATA_HEADER
         if packet >= end:
             raise Dropped(Slot.RX_SHORT)
         kind = KIND[data[packet]]

@@ -25,7 +25,7 @@ from vela.dataplane.frame import (
 )
 from vela.linux.features import UDP_SEGMENT, Feature
 from vela.linux.underlay import route_mtu
-from vela.wire import CIRCUIT_ID, ETHERNET_HEADER, MAX_UDP_PAYLOAD, datagram_limit
+from vela.wire import DATA_HEADER, ETHERNET_HEADER, MAX_UDP_PAYLOAD, datagram_limit
 
 _SEGMENT_SIZE = struct.Struct("=H")
 _GRO_SIZE = struct.Struct("=i")
@@ -290,7 +290,7 @@ class PythonDataPlane:
         if end - start < VERIFICATION_HEADER:
             counters[Slot.RX_SHORT] += 1
             return
-        message = start + CIRCUIT_ID + 1
+        message = start + DATA_HEADER + 1
         if self._received[message] == ECHO_REQUEST:
             self._received[message] = ECHO_REPLY
             # Frames are more urgent than an answer, which a full socket would have to wait for.

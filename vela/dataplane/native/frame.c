@@ -57,7 +57,7 @@ static bool needs_escape(uint8_t first)
 enum encapsulated encapsulate(const struct encapsulation *self, uint8_t *frame, size_t length,
 			      bool may_elide, uint8_t **datagram)
 {
-	uint8_t *start = frame - CIRCUIT_ID;
+	uint8_t *start = frame - DATA_HEADER;
 	enum encapsulated how = COMPLETE;
 
 	if (may_elide && can_elide(self, frame, length)) {
@@ -76,10 +76,10 @@ enum encapsulated encapsulate(const struct encapsulation *self, uint8_t *frame, 
 enum decapsulated decapsulate(const struct encapsulation *self, const uint8_t *datagram,
 			      size_t length, struct frame *frame)
 {
-	if (length <= CIRCUIT_ID)
+	if (length <= DATA_HEADER)
 		return TOO_SHORT;
-	const uint8_t *rest = datagram + CIRCUIT_ID;
-	size_t left = length - CIRCUIT_ID;
+	const uint8_t *rest = datagram + DATA_HEADER;
+	size_t left = length - DATA_HEADER;
 
 	frame->elided = false;
 	if (rest[0] == ESCAPE_BYTE) {

@@ -11,8 +11,9 @@
 
 enum {
 	CIRCUIT_ID = 1,
+	DATA_HEADER = CIRCUIT_ID, /* goes before each frame */
 	ESCAPE = 1,
-	HEADROOM = CIRCUIT_ID + ESCAPE, /* bytes that go before a frame on the wire, at most */
+	HEADROOM = DATA_HEADER + ESCAPE, /* bytes that go before a frame on the wire, at most */
 	ESCAPE_BYTE = 0x40,
 	VERIFICATION_BYTE = 0x41,
 	VERIFICATION_HEADER = 1 + 1 + 1 + 8 + 8, /* docs/protocol.md, section 5 */

@@ -152,7 +152,7 @@ static void verify(struct ingress *self, uint8_t *datagram, size_t length)
 		self->counters[RX_SHORT]++;
 		return;
 	}
-	uint8_t *type = datagram + CIRCUIT_ID + 1;
+	uint8_t *type = datagram + DATA_HEADER + 1;
 	switch (*type) {
 	case ECHO_REQUEST:
 		*type = ECHO_REPLY;
