@@ -13,7 +13,7 @@ from simulated_link import CIRCUIT, LOCAL1, OFFER, ROUTER2
 
 from vela.errors import RemoteProtocolError
 from vela.signaling.cookie import Cookies
-from vela.signaling.events import Event
+from vela.signaling.events import Event, ResolveWanted
 from vela.signaling.session import Session
 from vela.supervisor.circuit import signaling as conversation_module
 from vela.supervisor.circuit.signaling import SignalingChannel
@@ -73,6 +73,7 @@ class Scheduled(Session):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.handled: list[float] = []
+        self.events: list[Event] = []
 
     def next_timer(self) -> float | None:
         return self.due
@@ -83,6 +84,8 @@ class Scheduled(Session):
             self.due = None
 
     def next_event(self) -> Event | None:
+        if self.events:
+            return self.events.pop(0)
         if self.fails:
             raise ZeroDivisionError
         return super().next_event()
@@ -160,3 +163,21 @@ def test_event_whose_handler_fails_leaves_the_conversation_its_clock(loop: Count
         signaling.pump()
 
     assert loop.delays_s == [pytest.approx(100.0, abs=50.0)]
+
+
+def test_event_that_follows_from_another_is_handled_after_it(loop: CountingLoop) -> None:
+    session = make(Scheduled)
+    heard: list[str] = []
+
+    def on_event(event: Event) -> None:
+        heard.append("begins")
+        signaling.pump()
+        heard.append("ends")
+
+    # All that is sent is lost, and nothing is resolved.
+    control_channel = ControlChannel(loop, Demux(loop, ()), cast(Names, None))
+    signaling = SignalingChannel(session, loop, control_channel, on_event)
+    session.events = [ResolveWanted(), ResolveWanted()]
+    signaling.pump()
+
+    assert heard == ["begins", "ends"] * 2

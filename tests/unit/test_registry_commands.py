@@ -1,0 +1,206 @@
+"""What operators and remotes do with circuits, on two simulated machines: see simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+
+import pytest
+from simulation import ROUTER_A, ROUTER_B, Machine, Network, network
+
+from vela.address import Remote
+from vela.errors import ConfigError
+from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, PeerConfig
+
+ALLOWED = AutoconfigureConfig(
+    sources=(ip_network("192.0.2.0/24"),), networks=(ip_network("172.16.0.0/12"),)
+)
+KEY = bytes(range(32))
+
+
+class Pair:
+    """Router A, where circuits are commanded, and router B, which sets itself up."""
+
+    def __init__(self, link: Network, folder: Path) -> None:
+        self.link = link
+        self.a = Machine(link, ROUTER_A, folder / "a", key=KEY)
+        self.b = Machine(link, ROUTER_B, folder / "b", autoconfigure=ALLOWED, key=KEY)
+        for machine in (self.a, self.b):
+            machine.boot()
+
+    def add(self, name: str, **settings: object) -> None:
+        self.a.add(name, {"remote": str(ROUTER_B), **settings})
+        self.link.run(3)
+
+    def ids(self, machine: Machine) -> dict[str, int]:
+        assert machine.registry is not None
+        return {each.name: each.id for each in machine.registry.status()}
+
+    def words(self, machine: Machine) -> dict[str, str]:
+        return {name: state for name, (state, _) in machine.states().items()}
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    with network(1) as link:
+        made = Pair(link, tmp_path)
+        yield made
+        assert link.loop.failures == []
+
+
+def test_added_circuit_is_up_on_both_machines_with_the_next_free_id(pair: Pair) -> None:
+    pair.add("vela0")
+    pair.add("vela1", id=3)
+    pair.add("vela2")
+
+    assert pair.ids(pair.a) == {"vela0": 1, "vela1": 3, "vela2": 2}
+    assert set(pair.words(pair.a).values()) == {"up"}
+    assert sorted(pair.ids(pair.b).values()) == [1, 2, 3]
+    assert set(pair.words(pair.b).values()) == {"up"}
+
+
+def test_name_that_is_taken_is_refused(pair: Pair) -> None:
+    pair.add("vela0")
+
+    with pytest.raises(ConfigError, match="there is a circuit vela0 already"):
+        pair.add("vela0", id=9)
+
+    assert pair.ids(pair.a) == {"vela0": 1}
+
+
+def test_remote_that_asks_for_a_name_that_is_taken_is_refused_in_words(pair: Pair) -> None:
+    taken = CircuitConfig("vela0", 9, Remote("192.0.2.77"))
+    pair.b.reload(replace(pair.b.config, circuits=(taken,)))
+
+    pair.add("vela5", peer={"interface": "vela0"})
+
+    state, reason = pair.a.states()["vela5"]
+    assert state == "rejected"
+    assert reason == "on the other end, there is a circuit vela0 already"
+
+
+def test_deleted_circuit_is_gone_on_both_machines(pair: Pair) -> None:
+    pair.add("vela0")
+    assert pair.a.registry is not None
+    pair.a.registry.delete("vela0")
+    pair.link.run(3)
+
+    assert pair.ids(pair.a) == pair.ids(pair.b) == {}
+
+
+def test_circuit_that_others_set_up_is_deleted_there_while_it_is_up(pair: Pair) -> None:
+    pair.add("vela0")
+    assert pair.b.registry is not None
+
+    with pytest.raises(ConfigError, match=r"was set up by 192\.0\.2\.1; delete it there"):
+        pair.b.registry.delete("vela0")
+
+    pair.a.crash()
+    pair.link.run(30)  # three keepalives, 5 s apart, are missed
+    pair.b.registry.delete("vela0")
+    assert pair.ids(pair.b) == {}
+
+
+def test_circuits_of_commands_and_peers_outlive_restarts(pair: Pair) -> None:
+    pair.add("vela0")
+    for machine in (pair.a, pair.b):
+        machine.crash()
+        machine.boot()
+    pair.link.run(5)
+
+    assert pair.words(pair.a) == pair.words(pair.b) == {"vela0": "up"}
+
+
+@pytest.mark.parametrize("end", ["a", "b"])
+def test_disabled_circuit_stays_so_across_restarts_until_it_is_enabled(
+    pair: Pair, end: str
+) -> None:
+    pair.add("vela0")
+    machine = {"a": pair.a, "b": pair.b}[end]
+    assert machine.registry is not None
+    machine.registry.disable("vela0")
+    pair.link.run(3)
+    assert pair.words(machine) == {"vela0": "disabled"}
+
+    machine.crash()
+    machine.boot()
+    pair.link.run(5)
+    assert pair.words(machine) == {"vela0": "disabled"}
+
+    machine.registry.enable("vela0")
+    pair.link.run(40)
+    assert pair.words(pair.a) == pair.words(pair.b) == {"vela0": "up"}
+
+
+def test_circuit_of_the_file_that_was_disabled_and_changes_stays_disabled(pair: Pair) -> None:
+    circuit = CircuitConfig("vela0", 1, Remote(str(ROUTER_B)), peer=PeerConfig(interface="vela0"))
+    pair.a.reload(replace(pair.a.config, circuits=(circuit,)))
+    pair.link.run(3)
+    assert pair.a.registry is not None
+    pair.a.registry.disable("vela0")
+
+    pair.a.reload(replace(pair.a.config, circuits=(replace(circuit, keepalive=1.0),)))
+    pair.link.run(3)
+
+    assert pair.words(pair.a) == {"vela0": "disabled"}
+
+
+def test_remote_with_several_addresses_is_tried_at_each(pair: Pair) -> None:
+    pair.a.names["router.example.net"] = (ip_address("192.0.2.50"), ROUTER_B)
+    pair.add("vela0", remote="router.example.net")
+    pair.link.run(30)
+
+    assert pair.words(pair.a) == {"vela0": "up"}
+    path, _ = pair.a.data_paths["vela0"].attached or (None, None)
+    assert path is not None
+    assert path.endpoint.address == ROUTER_B
+
+
+def test_name_that_moves_is_followed_by_the_same_circuit(pair: Pair) -> None:
+    pair.a.names["router.example.net"] = (ROUTER_B,)
+    pair.add("vela0", remote="router.example.net")
+    assert pair.words(pair.a) == {"vela0": "up"}
+    made = pair.a.data_paths["vela0"]
+
+    pair.b.stop()
+    elsewhere = Machine(
+        pair.link,
+        ip_address("192.0.2.3"),
+        pair.b.config.daemon.state_directory,
+        autoconfigure=ALLOWED,
+        key=KEY,
+    )
+    pair.a.names["router.example.net"] = (ip_address("192.0.2.3"),)
+    elsewhere.boot()
+    pair.link.run(120)
+
+    assert pair.words(pair.a) == {"vela0": "up"}
+    assert pair.a.data_paths["vela0"] is made
+
+
+def test_two_names_of_one_machine_cannot_share_an_id(pair: Pair) -> None:
+    for name in ("one.example.net", "two.example.net"):
+        pair.a.names[name] = (ROUTER_B,)
+    pair.add("vela0", remote="one.example.net", id=1)
+    pair.add("vela1", remote="two.example.net", id=1)
+
+    assert pair.words(pair.a)["vela0"] == "up"
+    state, reason = pair.a.states()["vela1"]
+    assert state == "failed"
+    assert reason == "circuit id 1 of 192.0.2.2 is vela0's already"
+
+
+def test_circuit_whose_agreement_cannot_be_carried_recovers_when_it_can(pair: Pair) -> None:
+    pair.b.refusals["vela0"] = "no more sockets"
+    pair.add("vela0", peer={"interface": "vela0", "addresses": ["172.16.0.2/30"]})
+    state, reason = pair.a.states()["vela0"]
+    assert (state, reason) == ("rejected", "on the other end, no more sockets")
+
+    pair.b.refusals.clear()
+    pair.link.run(60)
+
+    assert pair.words(pair.a) == pair.words(pair.b) == {"vela0": "up"}
+    config = pair.b.data_paths["vela0"].config
+    assert config.addresses == (ip_interface("172.16.0.2/30"),)
