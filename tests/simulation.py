@@ -156,6 +156,8 @@ class Machine:
             autoconfigure=autoconfigure,
             circuits=circuits,
         )
+        self.asked: list[tuple[float, str]] = []
+        """Look-ups, and when they began."""
         self.names: dict[str, tuple[IPAddress, ...]] = {}
         self.reachable = True
         """Whether there is a route to the other machine."""
@@ -175,6 +177,7 @@ class Machine:
         self.network.carry(data, Endpoint(self.address, DEFAULT_PORT), remote)
 
     def ask(self, host: str, family: Family | None, callback: AnswerCallback) -> None:
+        self.asked.append((self.network.loop.now(), host))
         generation = self.registry
         try:
             answer = Answer(host, family, (ip_address(host),), None)
