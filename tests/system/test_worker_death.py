@@ -22,16 +22,17 @@ from lab.daemon import Velad, started_together, waits_from_now
 from lab.errors import LabError
 from lab.frames import Outlet, arrived, await_operational, numbered
 from lab.injector import Injector
-from lab.link import Interface
+from lab.link import Interface, tx_dropped
 from lab.outage import Passage, passage
 from lab.process import children, running_members
 from lab.stream import Stream
-from lab.topology import Router, TwoRouters
+from lab.topology import UNDERLAY, Router, TwoRouters
 from lab.waiting import eventually
 
 pytestmark = pytest.mark.needs_net_admin
 
 KILLS = 5
+ATTEMPTS = 4
 # After a kill, before the next one.
 SETTLED_S = 1.1
 # supervisor/circuit/restart.py: a third death within ten seconds fails the circuit.
@@ -229,6 +230,30 @@ def await_turn(kills: list[Kill]) -> None:
 @pytest.mark.alone
 @pytest.mark.parametrize(("direction", "outer"), [("egress", "ipv4"), ("ingress", "ipv6")])
 def test_worker_killed_under_traffic_is_replaced_within_50_ms(
+    routers: TwoRouters, direction: str, outer: str, figure: Callable[[str], None]
+) -> None:
+    """Once more where the cable lost something, which then is not the workers' loss.
+
+    A veth's ring has 256 places, and the kernel's own threads empty it: on a busy machine they
+    wait for a CPU, too.
+    """
+    for attempt in range(ATTEMPTS):
+        before = cable_losses(routers)
+        try:
+            kill_workers_under_traffic(routers, direction, outer, figure)
+        except (AssertionError, LabError):
+            if cable_losses(routers) == before or attempt == ATTEMPTS - 1:
+                raise
+        else:
+            return
+
+
+def cable_losses(routers: TwoRouters) -> int:
+    """Return how many packets the cable between the routers has lost so far."""
+    return sum(tx_dropped(each.namespace)[UNDERLAY] for each in (routers.a, routers.b))
+
+
+def kill_workers_under_traffic(
     routers: TwoRouters, direction: str, outer: str, figure: Callable[[str], None]
 ) -> None:
     """A frame's outage is its arrival less the kill, or less its departure if that was later.
