@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from vela.address import Family
 from vela.errors import ConfigError
 
@@ -21,6 +23,12 @@ ETHERNET_HEADER = 14  # IEEE 802.3, 3.1.1: two addresses and the EtherType, no F
 VLAN_TAG = 4  # IEEE 802.1Q, 9.6
 ESCAPE = 1  # docs/protocol.md, section 3
 
+# docs/protocol.md, 3.6: what encryption puts around what follows the circuit id.
+PHASE = 1  # 0x42 or 0x43
+FRAME_COUNTER = 4
+TAG = 16  # NIST SP 800-38D, 5.2.1.2; RFC 8439, 2.5: whole tags only
+SEAL = PHASE + FRAME_COUNTER + TAG
+
 MAX_IP_PACKET = 65535  # RFC 791, total length; the same cap serves IPv6 without jumbograms
 MAX_UDP_PAYLOAD = MAX_IP_PACKET - IPV4_HEADER - UDP_HEADER
 
@@ -35,12 +43,32 @@ MIN_IPV6_MTU = 1280  # RFC 8200, section 5
 # The largest frame, complete, tagged and escaped, must still fit one datagram.
 MAX_TAP_MTU = MAX_UDP_PAYLOAD - DATA_HEADER - ESCAPE - ETHERNET_HEADER - VLAN_TAG
 
-
 IP_HEADER = {Family.IPV4: IPV4_HEADER, Family.IPV6: IPV6_HEADER}
-OVERHEAD = {family: header + UDP_HEADER + DATA_HEADER for family, header in IP_HEADER.items()}
 
 
-def tap_mtu(underlay_mtu: int, family: Family) -> int:
+class Suite(IntEnum):
+    """The cipher that seals frames, by its number on the wire."""
+
+    AES_256_GCM = 1  # NIST SP 800-38D
+    CHACHA20_POLY1305 = 2  # RFC 8439
+
+
+def overhead(family: Family, *, encrypted: bool) -> int:
+    """Return how many bytes an elided packet grows by on the underlay."""
+    return IP_HEADER[family] + UDP_HEADER + data_header(encrypted=encrypted)
+
+
+def data_header(*, encrypted: bool) -> int:
+    """Return how many bytes of a datagram are not the frame's, with the tag behind it."""
+    return DATA_HEADER + (SEAL if encrypted else 0)
+
+
+def max_tap_mtu(*, encrypted: bool) -> int:
+    """Return the largest MTU, in bytes, whose complete, tagged, escaped frame fits a datagram."""
+    return MAX_TAP_MTU - (SEAL if encrypted else 0)
+
+
+def tap_mtu(underlay_mtu: int, family: Family, *, encrypted: bool) -> int:
     """Return the largest TAP MTU whose elided packets never fragment on the underlay.
 
     Both in bytes; underlay_mtu includes the outer IP header. The inner
@@ -48,7 +76,8 @@ def tap_mtu(underlay_mtu: int, family: Family) -> int:
 
     Raises ConfigError if the result is below 68 (RFC 791, section 3.2).
     """
-    mtu = min(underlay_mtu - OVERHEAD[family], MAX_TAP_MTU)
+    mtu = underlay_mtu - overhead(family, encrypted=encrypted)
+    mtu = min(mtu, max_tap_mtu(encrypted=encrypted))
     if mtu < MIN_TAP_MTU:
         raise ConfigError(
             f"an underlay MTU of {underlay_mtu} leaves {mtu} bytes; {MIN_TAP_MTU} are needed"
@@ -61,7 +90,7 @@ def datagram_limit(underlay_mtu: int, family: Family) -> int:
     return min(underlay_mtu, MAX_IP_PACKET) - IP_HEADER[family] - UDP_HEADER
 
 
-def gso_max_size(mtu: int, *, forwarded: bool) -> int:
+def gso_max_size(mtu: int, *, forwarded: bool, encrypted: bool) -> int:
     """Return how large a frame, in bytes, may be handed to a TAP of this MTU, to be cut there.
 
     TCP of this machine makes them as large as that, so its segments, full ones,
@@ -74,7 +103,7 @@ def gso_max_size(mtu: int, *, forwarded: bool) -> int:
     """
     if forwarded:
         return _KERNEL_GSO_MAX_SIZE
-    segments = min(MAX_UDP_PAYLOAD // (mtu + DATA_HEADER), _SEGMENTS_PER_SEND)
+    segments = min(MAX_UDP_PAYLOAD // (mtu + data_header(encrypted=encrypted)), _SEGMENTS_PER_SEND)
     payload = max(mtu - IPV4_HEADER - TCP_HEADER - _TCP_TIMESTAMPS, 1)
     return min(segments * payload + _TCP_RESERVE, MAX_IP_PACKET)
 

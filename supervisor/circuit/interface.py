@@ -42,6 +42,7 @@ class AttachmentCircuit:
         self._features = features
         self._bridge_index: int | None = None
         self._gso_max_size = 0
+        self._encrypted = False
         self._await_bridge = await_bridge
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._tap = self._make(mtu)
@@ -81,10 +82,14 @@ class AttachmentCircuit:
         self._tap.close()
         self._tap = self._make(self._tap.mtu)
 
-    def set_mtu(self, mtu: int) -> None:
-        """Set the interface's MTU, in bytes. Raises DeviceError."""
-        if mtu != self._tap.mtu:
+    def set_mtu(self, mtu: int, *, encrypted: bool) -> None:
+        """Set the interface's MTU, in bytes. Raises DeviceError.
+
+        encrypted: each frame grows by what encryption adds, so fewer go with one send.
+        """
+        if (mtu, encrypted) != (self._tap.mtu, self._encrypted):
             self._tap.set_mtu(mtu)
+            self._encrypted = encrypted
             self.set_gso_max_size()
 
     def set_carrier(self, carrier: bool) -> None:
@@ -159,4 +164,4 @@ class AttachmentCircuit:
 
     def _best_gso_max_size(self, mtu: int) -> int:
         forwarded = self._config.bridge is not None or self._forwarding.enabled
-        return gso_max_size(mtu, forwarded=forwarded)
+        return gso_max_size(mtu, forwarded=forwarded, encrypted=self._encrypted)

@@ -325,7 +325,7 @@ class Pseudowire:
 
     def _attach(self, path: UnderlayPath, profile: Profile) -> None:
         family = path.endpoint.family
-        self._interface.set_mtu(profile.mtu)
+        self._interface.set_mtu(profile.mtu, encrypted=profile.encrypted)
         self._decapsulator = self._make_decapsulator(
             profile.remote_mac, partial_checksums=profile.partial_checksums
         )

@@ -10,12 +10,12 @@ from vela.errors import ConfigError
 from vela.linux.underlay import UnderlayPath
 from vela.signaling.agreement import Agreement
 from vela.signaling.messages import Capability, Description
-from vela.wire import MIN_IPV6_MTU, OVERHEAD, tap_mtu
+from vela.wire import MIN_IPV6_MTU, overhead, tap_mtu
 
 from ..config.records import CircuitConfig, Encapsulation, SourcePort
 
 # Until the remote is known: what most will have, as a change later takes the kernel a while.
-PROVISIONAL_MTU = 1500 - OVERHEAD[Family.IPV4]
+PROVISIONAL_MTU = 1500 - overhead(Family.IPV4, encrypted=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Profile:
     """The remote completes inner checksums, and so does this end."""
     source_port: int | None
     """To send from: the listening one, shared, or one of the circuit's own. None: a derived one."""
+    encrypted: bool = False
+    """Frames leave sealed, and no other comes in: docs/protocol.md, 3.6."""
 
 
 def describe(
@@ -93,14 +95,14 @@ def static_profile(config: CircuitConfig, path: UnderlayPath) -> Profile:
     )
 
 
-def own_mtu(config: CircuitConfig, path: UnderlayPath) -> int:
+def own_mtu(config: CircuitConfig, path: UnderlayPath, *, encrypted: bool = False) -> int:
     """Return the TAP MTU, in bytes, that is configured or that the path allows.
 
     Raises ConfigError where the path is too narrow for the circuit's addresses.
     """
     if config.mtu is not None:
         return config.mtu
-    mtu = tap_mtu(path.route.mtu, path.endpoint.family)
+    mtu = tap_mtu(path.route.mtu, path.endpoint.family, encrypted=encrypted)
     if mtu < MIN_IPV6_MTU and any(each.version == 6 for each in config.addresses):
         raise ConfigError(
             f"the way to the remote leaves an MTU of {mtu}, and IPv6 needs {MIN_IPV6_MTU}"
