@@ -20,7 +20,7 @@ from vela.dataplane.engine import LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
 from vela.linux.affinity import allowed_cpus
 from vela.linux.confinement import find_user
-from vela.linux.features import ALL_FEATURES, Feature, Features, probe, words
+from vela.linux.features import Feature, Features, probe, words
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.tap import check_tun
@@ -71,8 +71,9 @@ class Daemon:
         check_tun()
         engine = _load_engine(config.daemon)
         kernel = probe()
-        self._features = engine.usable(kernel).difference(config.daemon.disable_features)
-        self._missing_features = engine.usable(ALL_FEATURES) - kernel
+        usable = engine.abilities.features
+        self._features = (kernel & usable).difference(config.daemon.disable_features)
+        self._missing_features = usable - kernel
         with ExitStack() as undo:
             groups = _listen(config.daemon, self._features)
             for group in groups:

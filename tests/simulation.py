@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vela.address import Endpoint, Family, IPAddress
+from vela.dataplane.contract import Abilities
 from vela.errors import DeviceError, VelaError
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
 from vela.supervisor.circuit.terms import PROVISIONAL_MTU, Profile
@@ -79,7 +80,7 @@ class RecordingDataPath:
     cpu: int
     local_mac: bytes
     mtu: int = PROVISIONAL_MTU
-    offloads: bool = False
+    abilities: Abilities = field(default_factory=Abilities)
     attached: tuple[UnderlayPath, Profile] | None = None
     carrier: bool = False
     closed: bool = False

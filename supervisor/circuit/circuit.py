@@ -13,6 +13,7 @@ from typing import Protocol
 import structlog
 
 from vela.address import Endpoint, IPAddress
+from vela.dataplane.contract import Abilities
 from vela.dataplane.frame import Elision
 from vela.errors import DeviceError, VelaError
 from vela.linux.underlay import UnderlayPath
@@ -76,7 +77,7 @@ class DataPath(Protocol):
     def local_mac(self) -> bytes: ...
 
     @property
-    def offloads(self) -> bool: ...
+    def abilities(self) -> Abilities: ...
 
     @property
     def attached(self) -> tuple[UnderlayPath, Profile] | None: ...
@@ -561,9 +562,7 @@ class Circuit:
     def _description(self, path: UnderlayPath | None) -> Description:
         """Return what this end says of itself. Raises ConfigError where the path is too narrow."""
         data_path = self._data_path
-        return describe(
-            self.config, path, data_path.local_mac, self._port, offloads=data_path.offloads
-        )
+        return describe(self.config, path, data_path.local_mac, self._port, data_path.abilities)
 
     def _local_address(self) -> IPAddress | None:
         """Return the address of this machine that the remote speaks to; None: any will do."""

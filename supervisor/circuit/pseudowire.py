@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from vela.dataplane.contract import Attachment
+from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Verification
@@ -128,7 +128,7 @@ class Pseudowire:
                 config.mtu or PROVISIONAL_MTU,
                 netlink=parts.netlink,
                 forwarding=parts.forwarding,
-                offloads=parts.engine.offloads,
+                virtio_header=parts.engine.abilities.virtio_header,
                 features=parts.features,
                 await_bridge=await_bridge,
             )
@@ -151,9 +151,9 @@ class Pseudowire:
         return self._interface.mtu
 
     @property
-    def offloads(self) -> bool:
-        """Whether the engine takes frames that the kernel left unfinished."""
-        return self._parts.engine.offloads
+    def abilities(self) -> Abilities:
+        """What the engine can do."""
+        return self._parts.engine.abilities
 
     @property
     def attached(self) -> tuple[UnderlayPath, Profile] | None:

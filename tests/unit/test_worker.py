@@ -17,7 +17,7 @@ import pytest
 
 from lab.waiting import eventually
 from vela import worker
-from vela.dataplane.contract import Attachment
+from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import Counters, Slot
 from vela.dataplane.engine import Engine, LoadedEngine, load_engine
 from vela.dataplane.exit_message import ExitMessage
@@ -172,7 +172,7 @@ def test_worker_interrupts_others_until_it_is_ready_as_frames_wait_for_it(
     def tell_policy(_: Attachment) -> NoReturn:
         os._exit(os.sched_getscheduler(0))
 
-    task = replace(circuit.task, engine=LoadedEngine("probe", False, tell_policy))
+    task = replace(circuit.task, engine=LoadedEngine("probe", tell_policy, Abilities()))
     child = fork(lambda: worker.run(task), task.descriptors)
 
     assert child.reap().code == os.SCHED_OTHER
@@ -209,7 +209,7 @@ def test_worker_that_cannot_start_says_so(
     def fail(_: Attachment) -> NoReturn:
         raise error
 
-    task = replace(circuit.task, engine=LoadedEngine("broken", False, fail))
+    task = replace(circuit.task, engine=LoadedEngine("broken", fail, Abilities()))
     child = fork(lambda: worker.run(task), task.descriptors)
 
     assert child.reap().code == 70
@@ -375,7 +375,7 @@ def test_keeper_reports_what_the_last_worker_said(kept: CircuitStore) -> None:
     def fail(_: Attachment) -> NoReturn:
         raise OSError(12, os.strerror(12))
 
-    broken = replace(kept.circuit.task, engine=LoadedEngine("broken", False, fail))
+    broken = replace(kept.circuit.task, engine=LoadedEngine("broken", fail, Abilities()))
     kept.keeper.start(broken)
 
     assert kept.turn_until_failure_changes() == "worker: start: Cannot allocate memory"
@@ -389,7 +389,7 @@ def test_keeper_reports_the_exit_status_of_a_worker_that_said_nothing(kept: Circ
     def leave(_: Attachment) -> NoReturn:
         os._exit(3)
 
-    silent = replace(kept.circuit.task, engine=LoadedEngine("silent", False, leave))
+    silent = replace(kept.circuit.task, engine=LoadedEngine("silent", leave, Abilities()))
     kept.keeper.start(silent)
 
     assert kept.turn_until_failure_changes() == "worker: exit status 3"
