@@ -52,11 +52,13 @@ class WorkerTask:
     def descriptors(self) -> tuple[int, ...]:
         """What the worker uses; everything else is closed in it."""
         attachment = self.attachment
+        key_page = () if attachment.key_page is None else (attachment.key_page,)
         return (
             attachment.tap_fd,
             attachment.receive_socket.fileno(),
             attachment.send_socket.fileno(),
             attachment.divert_socket.fileno(),
+            *key_page,
         )
 
 

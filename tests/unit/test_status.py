@@ -20,7 +20,7 @@ def test_counters_of_both_writers_stand_under_their_names() -> None:
         "tx_elided": 1102,
         "tx_fragmented": 1103,
         "tx_errors": 1104,
-        "tx_dropped": {"not_ip": 1105},
+        "tx_dropped": {"not_ip": 1105, "no_key": 1107},
         "rx_frames": 1116,
         "rx_bytes": 1117,
         "rx_elided": 1118,
@@ -32,5 +32,9 @@ def test_counters_of_both_writers_stand_under_their_names() -> None:
             "malformed": 1124,
             "interface_down": 1125,
             "congested": 1126,
+            "clear": 1128,
+            "no_key": 1129,
+            "replayed": 1130,
+            "bad_tag": 1131,
         },
     }

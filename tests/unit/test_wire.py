@@ -83,9 +83,7 @@ def test_datagram_limit_is_without_the_outer_headers(
         (65487, 65535),
     ],
 )
-def test_gso_max_size_makes_as_many_segments_as_one_send_takes(
-    mtu: int, expected: int
-) -> None:
+def test_gso_max_size_makes_as_many_segments_as_one_send_takes(mtu: int, expected: int) -> None:
     assert gso_max_size(mtu, forwarded=False, encrypted=False) == expected
     assert gso_max_size(mtu, forwarded=True, encrypted=False) == 65536
 

@@ -1,4 +1,7 @@
+import mmap
 from typing import final
+
+def encryption_obstacle() -> str | None: ...
 
 @final
 class DataPlane:
@@ -25,6 +28,7 @@ class DataPlane:
         coalesce_tcp: bool,
         coalesce_udp: bool,
         counters: memoryview,
+        key_page: mmap.mmap | None,
     ) -> None: ...
     def egress(self) -> None: ...
     def ingress(self) -> None: ...

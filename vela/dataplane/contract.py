@@ -55,6 +55,9 @@ class Attachment:
     addresses; None where send_socket is bound to that."""
     features: Features = ALL_FEATURES
     """What the kernel can do and the data path is to use."""
+    key_page: int | None = None
+    """The descriptor of the circuit's key page (key_page.py), which the data path maps. With one,
+    no clear frame is sent or accepted, whether or not it holds a key. None: not encrypted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ class Slot(IntEnum):
     TX_ERRORS = 4  # frames that the kernel would not send
     TX_NOT_IP = 5  # frames without meaning to a remote that takes only IP
     EGRESS_PROGRESS = 6
+    TX_NO_KEY = 7  # frames of an encrypted circuit without a valid key
     # The ingress thread's.
     RX_FRAMES = 16
     RX_BYTES = 17  # of frames, as the TAP got them
@@ -37,6 +38,11 @@ class Slot(IntEnum):
     RX_INTERFACE_DOWN = 25
     RX_CONGESTED = 26  # for another circuit, and the way there was full
     INGRESS_PROGRESS = 27
+    # Of encrypted circuits.
+    RX_CLEAR = 28
+    RX_NO_KEY = 29  # no valid key of this phase
+    RX_REPLAYED = 30  # came before, or is too old to tell
+    RX_BAD_TAG = 31
 
 
 BLOCK_SLOTS = 4 * CACHE_LINE_SLOTS
@@ -49,10 +55,14 @@ RX_DROPPED = {
     "malformed": Slot.RX_MALFORMED,
     "interface_down": Slot.RX_INTERFACE_DOWN,
     "congested": Slot.RX_CONGESTED,
+    "clear": Slot.RX_CLEAR,
+    "no_key": Slot.RX_NO_KEY,
+    "replayed": Slot.RX_REPLAYED,
+    "bad_tag": Slot.RX_BAD_TAG,
 }
 """Reasons for which datagrams of a circuit are dropped, as the status names them."""
 
-TX_DROPPED = {"not_ip": Slot.TX_NOT_IP}
+TX_DROPPED = {"not_ip": Slot.TX_NOT_IP, "no_key": Slot.TX_NO_KEY}
 
 
 _EXIT_MESSAGE_SLOTS = 2 * CACHE_LINE_SLOTS

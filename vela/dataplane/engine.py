@@ -7,12 +7,16 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from vela.dataplane.contract import Abilities, Attachment, DataPlane
+from vela.dataplane.key_page import map_key_page
 from vela.dataplane.reference import PythonDataPlane
 from vela.errors import ConfigError
 from vela.linux.features import ALL_FEATURES, OFFLOADS, Feature
+from vela.linux.processor import has_aes_instructions
+from vela.wire import Suite
 
 try:
     from vela.dataplane._native import DataPlane as NativeDataPlane
+    from vela.dataplane._native import encryption_obstacle as native_obstacle
 except ImportError as err:
     _WHY_NOT_NATIVE = str(err)
 else:
@@ -37,9 +41,29 @@ class LoadedEngine:
     abilities: Abilities
     fallback: str = ""
     """Why a better engine is not used; empty: there is no better one."""
+    encryption_obstacle: Callable[[], str | None] = lambda: "this engine does not encrypt"
+    """Returns why it cannot encrypt, in words; None if it can. To be asked before any fork: all
+    workers then share what it loads."""
+
+    def suites(self) -> tuple[Suite, ...]:
+        """Return the ciphers that this machine offers, the better one first; none: no encryption.
+
+        Without instructions for it AES-GCM is slower than ChaCha20-Poly1305.
+        """
+        if self.encryption_obstacle() is not None:
+            return ()
+        if has_aes_instructions():
+            return Suite.AES_256_GCM, Suite.CHACHA20_POLY1305
+        return (Suite.CHACHA20_POLY1305,)
 
 
-_PYTHON = LoadedEngine("python", PythonDataPlane, Abilities(ALL_FEATURES - OFFLOADS))
+_PYTHON = LoadedEngine(
+    "python", PythonDataPlane, Abilities(ALL_FEATURES - OFFLOADS), encryption_obstacle=lambda: None
+)
+
+
+def _native_obstacle() -> str | None:
+    return native_obstacle()
 
 
 def _make_native(attachment: Attachment) -> DataPlane:
@@ -64,6 +88,7 @@ def _make_native(attachment: Attachment) -> DataPlane:
         coalesce_tcp=Feature.TSO in attachment.features,
         coalesce_udp=Feature.USO in attachment.features,
         counters=attachment.counters,
+        key_page=None if attachment.key_page is None else map_key_page(attachment.key_page),
     )
 
 
@@ -71,6 +96,7 @@ _NATIVE = LoadedEngine(
     "native",
     _make_native,
     Abilities(ALL_FEATURES, virtio_header=True, partial_checksums=True, native=True),
+    encryption_obstacle=_native_obstacle,
 )
 
 

@@ -14,6 +14,8 @@ from vela.wire import DATA_HEADER, ESCAPE, ETHERNET_HEADER, IPV4_HEADER, IPV6_HE
 
 ESCAPE_BYTE = 0x40
 VERIFICATION_BYTE = 0x41
+ENCRYPTED_BYTE = 0x42
+"""The lowest bit is the key's phase."""
 
 ETHERTYPE_IPV4 = b"\x08\x00"
 ETHERTYPE_IPV6 = b"\x86\xdd"

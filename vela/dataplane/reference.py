@@ -8,8 +8,11 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from vela.address import Family
+from vela.dataplane.cipher import LOOK_FIRST_S, LOOK_S, Opener, Sealed, Sealer, WorkerPage
 from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import Slot
 from vela.dataplane.frame import (
@@ -23,6 +26,7 @@ from vela.dataplane.frame import (
     Encapsulator,
     Verification,
 )
+from vela.dataplane.key_page import map_key_page
 from vela.linux.features import UDP_SEGMENT, Feature
 from vela.linux.underlay import route_mtu
 from vela.wire import DATA_HEADER, ETHERNET_HEADER, MAX_UDP_PAYLOAD, datagram_limit
@@ -43,6 +47,16 @@ _NO_OFFLOAD = errno.EIO
 # For so long a refusal is remembered: routes become wider again, and one more costs a
 # system call.
 REFUSED_S = 2.0
+
+
+class Clear(NamedTuple):
+    """A datagram as a circuit without encryption sends it."""
+
+    datagram: memoryview
+
+
+Outgoing = Clear | Sealed
+"""All that leaves; a circuit makes one kind, chosen where it is set up."""
 
 
 class PythonDataPlane:
@@ -86,6 +100,18 @@ class PythonDataPlane:
         # has become narrower: so the kernel is asked each time.
         self._refused_until = 0.0 if self._segments else time.monotonic()
 
+        # An encrypted circuit has these, and then sends nothing but what a sealer made.
+        self._sealer: Sealer | None = None
+        self._answer_sealer: Sealer | None = None
+        self._opener: Opener | None = None
+        if attachment.key_page is not None:
+            page = WorkerPage(memoryview(map_key_page(attachment.key_page)))
+            self._sealer = Sealer(page, self._circuit_id, acknowledges=True)
+            self._answer_sealer = Sealer(page, self._circuit_id)
+            self._opener = Opener(page)
+            self._receive_poll = select.poll()
+            self._receive_poll.register(self._receive_socket, select.POLLIN)
+
         self._received = bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD)
         self._received_view = memoryview(self._received)
         self._received_target = [self._received_view[REBUILD_ROOM:]]
@@ -102,10 +128,15 @@ class PythonDataPlane:
         octets = elided = 0
         taken = 0
         try:
-            length = os.readv(tap_fd, targets[taken])
+            if self._sealer is None:
+                length = os.readv(tap_fd, targets[taken])
+            else:
+                self._sealer.look()
+                length = os.preadv(tap_fd, targets[taken], -1, self._nowait)
         except BlockingIOError:
-            # The descriptor does not block. Asked for frames first: under load there are some.
-            self._tap_poll.poll()
+            # The descriptor does not block, or the circuit is encrypted: then its keys are looked
+            # after, too. Asked for frames first: under load there are some.
+            self._tap_poll.poll(None if self._sealer is None else LOOK_S * 1000)
             return
         while True:
             if ETHERNET_HEADER <= length <= frame_limit:
@@ -129,10 +160,10 @@ class PythonDataPlane:
                 length = os.preadv(tap_fd, targets[taken], -1, self._nowait)
             except BlockingIOError:
                 break
-        self._send_all(datagrams)
         counters[Slot.TX_FRAMES] += len(datagrams)
         counters[Slot.TX_BYTES] += octets
         counters[Slot.TX_ELIDED] += elided
+        self._send_all(self._prepare(datagrams))
 
     def _add_frame_buffer(self) -> None:
         # One byte more than a frame may have shows a frame that was cut off.
@@ -142,8 +173,17 @@ class PythonDataPlane:
         self._frame_views.append(view)
         self._frame_targets.append([view[HEADROOM:]])
 
-    def _send_all(self, datagrams: list[memoryview]) -> None:
+    def _prepare(self, datagrams: list[memoryview]) -> list[Outgoing]:
+        """Return what may leave: the datagrams as they are, or sealed on an encrypted circuit."""
+        if self._sealer is None:
+            return [Clear(datagram) for datagram in datagrams]
+        sealed = self._sealer.seal(datagrams)
+        self._counters[Slot.TX_NO_KEY] += len(datagrams) - len(sealed)
+        return [*sealed]
+
+    def _send_all(self, outgoing: Sequence[Outgoing]) -> None:
         """Send datagrams in order, runs of one size together; a smaller one may end a run."""
+        datagrams = [each.datagram for each in outgoing]
         first = 0
         while first < len(datagrams):
             size = total = len(datagrams[first])
@@ -157,10 +197,10 @@ class PythonDataPlane:
                     behind += 1
                     if length < size:
                         break
-            self._send_run(datagrams[first:behind], size)
+            self._send_run(outgoing[first:behind], size)
             first = behind
 
-    def _send_run(self, run: list[memoryview], size: int) -> None:
+    def _send_run(self, run: Sequence[Outgoing], size: int) -> None:
         """Send datagrams of size bytes each; the last one may be shorter."""
         if len(run) > 1 and self._send_segmented(run, size):
             return
@@ -168,17 +208,18 @@ class PythonDataPlane:
         for datagram in run:
             if not self._send_one(datagram):
                 counters[Slot.TX_ERRORS] += 1
-            elif len(datagram) > self._datagram_limit:
+            elif len(datagram.datagram) > self._datagram_limit:
                 counters[Slot.TX_FRAGMENTED] += 1
 
-    def _send_segmented(self, run: list[memoryview], size: int) -> bool:
+    def _send_segmented(self, run: Sequence[Outgoing], size: int) -> bool:
         """Let the kernel cut one buffer into datagrams; False: nothing was sent."""
         segments = (socket.IPPROTO_UDP, UDP_SEGMENT, _SEGMENT_SIZE.pack(size))
+        pieces = [each.datagram for each in run]
         error = 0
         for _ in range(2):
             try:
                 self._send_socket.sendmsg(
-                    run, (segments, *self._source_address), 0, self._destination
+                    pieces, (segments, *self._source_address), 0, self._destination
                 )
             except OSError as err:
                 error = err.errno or 0
@@ -231,14 +272,14 @@ class PythonDataPlane:
             return 0
         return max(datagram_limit(mtu, family), 0)
 
-    def _send_one(self, datagram: memoryview, flags: int = 0) -> bool:
+    def _send_one(self, outgoing: Outgoing, flags: int = 0) -> bool:
         """Send a datagram; False: the kernel would not."""
         # A connected socket reports what ICMP said of an earlier datagram
         # instead of sending this one: so once more.
         for _ in range(2):
             try:
                 self._send_socket.sendmsg(
-                    (datagram,), self._source_address, flags, self._destination
+                    (outgoing.datagram,), self._source_address, flags, self._destination
                 )
             except OSError:
                 continue
@@ -248,9 +289,23 @@ class PythonDataPlane:
     def ingress(self) -> None:
         counters = self._counters
         counters[Slot.INGRESS_PROGRESS] += 1
-        length, ancillary, _, _ = self._receive_socket.recvmsg_into(
-            self._received_target, _GRO_SPACE
-        )
+        if self._opener is None:
+            length, ancillary, _, _ = self._receive_socket.recvmsg_into(
+                self._received_target, _GRO_SPACE
+            )
+        else:
+            try:
+                length, ancillary, _, _ = self._receive_socket.recvmsg_into(
+                    self._received_target, _GRO_SPACE, socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:
+                # Under load there are datagrams, and no poll.
+                self._opener.look()
+                wait_s = LOOK_S if self._opener.receives else LOOK_FIRST_S
+                self._receive_poll.poll(wait_s * 1000)
+                return
+            # Behind the wait: a key that was installed meanwhile is in force.
+            self._opener.look()
         size = _GRO_SIZE.unpack(ancillary[0][2])[0] if ancillary else max(length, 1)
         if not length:
             counters[Slot.RX_SHORT] += 1
@@ -261,24 +316,28 @@ class PythonDataPlane:
         # In order: a rebuilt header overwrites the end of the datagram before.
         for start in range(REBUILD_ROOM, behind, size):
             end = min(start + size, behind)
+            # Of the clear datagram, which an encrypted one holds.
+            inner, inner_end = start, end
             if data[start] != circuit_id:
                 # UDP GRO joins datagrams of several circuits that share a
                 # sending port, and all come here: docs/protocol.md, 3.4.
                 self._divert(start, end)
                 continue
             try:
-                frame, is_elided = decapsulate(data, start, end)
-                os.write(tap_fd, view[frame:end])
+                if self._opener is not None:
+                    inner, inner_end = self._opener.open_datagram(data, start, end)
+                frame, is_elided = decapsulate(data, inner, inner_end)
+                os.write(tap_fd, view[frame:inner_end])
             except Dropped as dropped:
                 counters[dropped.slot] += 1
             except Verification:
-                self._verify(start, end)
+                self._verify(inner, inner_end)
             except OSError:
                 # EIO: the interface is down (drivers/net/tun.c, tun_get_user).
                 counters[Slot.RX_INTERFACE_DOWN] += 1
             else:
                 frames += 1
-                octets += end - frame
+                octets += inner_end - frame
                 elided += is_elided
         counters[Slot.RX_FRAMES] += frames
         counters[Slot.RX_BYTES] += octets
@@ -293,13 +352,23 @@ class PythonDataPlane:
         message = start + DATA_HEADER + 1
         if self._received[message] == ECHO_REQUEST:
             self._received[message] = ECHO_REPLY
+            answer = self._prepare_answer(self._received_view[start:end])
+            if answer is None:
+                counters[Slot.RX_NO_KEY] += 1
+                return
             # Frames are more urgent than an answer, which a full socket would have to wait for.
-            self._send_one(self._received_view[start:end], socket.MSG_DONTWAIT)
+            self._send_one(answer, socket.MSG_DONTWAIT)
             counters[Slot.RX_VERIFICATIONS] += 1
         elif self._received[message] == ECHO_REPLY:
             self._divert(start, end)
         else:
             counters[Slot.RX_RESERVED] += 1
+
+    def _prepare_answer(self, datagram: memoryview) -> Outgoing | None:
+        if self._answer_sealer is None:
+            return Clear(datagram)
+        sealed = self._answer_sealer.seal([datagram])
+        return sealed[0] if sealed else None
 
     def _divert(self, start: int, end: int) -> None:
         """Give a datagram to the supervisor, which knows whose it is."""

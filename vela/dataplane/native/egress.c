@@ -28,7 +28,9 @@ bool egress_init(struct egress *self)
 {
 	self->buffer = malloc(EGRESS_BUFFER);
 	self->heads = malloc(RUN_MAX * sizeof(*self->heads));
-	if (self->buffer == NULL || self->heads == NULL) {
+	bool encrypted = self->sealer.page != NULL;
+	self->sealed = encrypted ? malloc(SEALED_BUFFER) : NULL;
+	if (self->buffer == NULL || self->heads == NULL || (encrypted && self->sealed == NULL)) {
 		egress_free(self);
 		return false;
 	}
@@ -42,27 +44,78 @@ void egress_free(struct egress *self)
 {
 	free(self->buffer);
 	free(self->heads);
+	free(self->sealed);
+	sealer_close(&self->sealer);
 	self->buffer = NULL;
 	self->heads = NULL;
+	self->sealed = NULL;
 }
 
-static struct msghdr message_of(struct egress *self, struct datagram *datagram)
-{
-	return (struct msghdr){
-		.msg_name = self->destination_length ? &self->destination : NULL,
-		.msg_namelen = self->destination_length,
-		.msg_iov = datagram->pieces,
-		.msg_iovlen = datagram->pieces[1].iov_len ? 2 : 1,
-		.msg_control = self->source_address.length ? self->source_address.space : NULL,
-		.msg_controllen = self->source_address.length,
-	};
-}
-
-/* Send the run in one call, which the kernel cuts into datagrams. */
-static int send_segmented(struct egress *self)
-{
+/* What may leave, and nothing else is sent: the run's datagrams as they are, or what an encrypted circuit
+ * has made of them. prepare() alone makes one. */
+struct outgoing {
+	size_t count;			     /* datagrams */
 	struct iovec pieces[2 * RUN_MAX];
-	size_t count = 0;
+	uint8_t piece_count[RUN_MAX];	     /* of each, one behind the other in pieces */
+	struct iovec whole;		     /* all of it, where it lies in one piece */
+};
+
+static void prepare_clear(const struct egress *self, struct outgoing *outgoing)
+{
+	size_t pieces = 0;
+
+	for (size_t i = 0; i < self->run_count; i++) {
+		const struct datagram *datagram = &self->run[i];
+		outgoing->piece_count[i] = datagram->pieces[1].iov_len ? 2 : 1;
+		outgoing->pieces[pieces++] = datagram->pieces[0];
+		if (datagram->pieces[1].iov_len)
+			outgoing->pieces[pieces++] = datagram->pieces[1];
+	}
+	outgoing->whole = (struct iovec){NULL, 0};
+	outgoing->count = self->run_count;
+}
+
+/* Copy the run into one piece, and seal it there. It is sealed once: what the kernel refuses is sent again
+ * as it is, with the same counters. */
+static void prepare_sealed(struct egress *self, struct outgoing *outgoing)
+{
+	struct sealed sealed[RUN_MAX];
+	size_t lengths[RUN_MAX], count = self->run_count;
+	uint8_t *at = self->sealed;
+
+	for (size_t i = 0; i < count; i++) {
+		const struct iovec *pieces = self->run[i].pieces;
+		const uint8_t *head = pieces[0].iov_base;
+		size_t first = pieces[0].iov_len - CIRCUIT_ID;
+		memcpy(at + TEXT, head + CIRCUIT_ID, first);
+		if (pieces[1].iov_len)
+			memcpy(at + TEXT + first, pieces[1].iov_base, pieces[1].iov_len);
+		lengths[i] = first + pieces[1].iov_len;
+		at += TEXT + lengths[i] + AEAD_TAG;
+	}
+	if (sealer_seal(&self->sealer, self->sealed, lengths, &count, sealed) == REUSED)
+		self->failure = EKEYREVOKED;
+	self->counters[TX_NO_KEY] += self->run_count - count;
+	outgoing->count = count;
+	outgoing->whole = (struct iovec){self->sealed, 0};
+	for (size_t i = 0; i < count; i++) {
+		outgoing->piece_count[i] = 1;
+		outgoing->pieces[i] = (struct iovec){sealed[i].datagram, sealed[i].length};
+		outgoing->whole.iov_len += sealed[i].length;
+	}
+}
+
+static void prepare(struct egress *self, struct outgoing *outgoing)
+{
+	if (self->sealer.page)
+		prepare_sealed(self, outgoing);
+	else
+		prepare_clear(self, outgoing);
+}
+
+/* Send all in one call, which the kernel cuts into datagrams of size bytes, the last one maybe shorter. */
+static int send_segmented(struct egress *self, struct outgoing *outgoing, uint16_t size)
+{
 	union {
 		char space[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(SOURCE_ADDRESS_MAX)];
 		struct cmsghdr align;
@@ -71,11 +124,10 @@ static int send_segmented(struct egress *self)
 	struct msghdr message = {
 		.msg_name = self->destination_length ? &self->destination : NULL,
 		.msg_namelen = self->destination_length,
-		.msg_iov = pieces,
+		.msg_iov = outgoing->pieces,
 		.msg_control = control.space,
 		.msg_controllen = CMSG_SPACE(sizeof(uint16_t)) + self->source_address.length,
 	};
-	uint16_t size = (uint16_t)self->run[0].length;
 	struct cmsghdr *segment = CMSG_FIRSTHDR(&message);
 
 	segment->cmsg_level = IPPROTO_UDP;
@@ -83,30 +135,41 @@ static int send_segmented(struct egress *self)
 	segment->cmsg_len = CMSG_LEN(sizeof(size));
 	memcpy(CMSG_DATA(segment), &size, sizeof(size));
 	memcpy(control.space + CMSG_SPACE(sizeof(size)), self->source_address.space, self->source_address.length);
-	for (size_t i = 0; i < self->run_count; i++) {
-		pieces[count++] = self->run[i].pieces[0];
-		if (self->run[i].pieces[1].iov_len)
-			pieces[count++] = self->run[i].pieces[1];
+	if (outgoing->whole.iov_base) {
+		message.msg_iov = &outgoing->whole;
+		message.msg_iovlen = 1;
+	} else {
+		for (size_t i = 0; i < outgoing->count; i++)
+			message.msg_iovlen += outgoing->piece_count[i];
 	}
-	message.msg_iovlen = count;
 	do
 		sent = self->io->sendmsg(self->send_fd, &message, 0);
 	while (sent < 0 && errno == EINTR);
 	return sent < 0 ? errno : 0;
 }
 
-/* Send the run one by one; what cannot be sent is counted. */
-static void send_singly(struct egress *self)
+/* Send one by one; what cannot be sent is counted. */
+static void send_singly(struct egress *self, struct outgoing *outgoing)
 {
 	struct mmsghdr messages[RUN_MAX];
+	struct iovec *piece = outgoing->pieces;
 	size_t next = 0;
 	bool failed = false;
 
-	for (size_t i = 0; i < self->run_count; i++)
-		messages[i].msg_hdr = message_of(self, &self->run[i]);
-	while (next < self->run_count) {
+	for (size_t i = 0; i < outgoing->count; i++) {
+		messages[i].msg_hdr = (struct msghdr){
+			.msg_name = self->destination_length ? &self->destination : NULL,
+			.msg_namelen = self->destination_length,
+			.msg_iov = piece,
+			.msg_iovlen = outgoing->piece_count[i],
+			.msg_control = self->source_address.length ? self->source_address.space : NULL,
+			.msg_controllen = self->source_address.length,
+		};
+		piece += outgoing->piece_count[i];
+	}
+	while (next < outgoing->count) {
 		int sent = self->io->sendmmsg(self->send_fd, messages + next,
-					      (unsigned int)(self->run_count - next), 0);
+					      (unsigned int)(outgoing->count - next), 0);
 		if (sent > 0) {
 			for (; sent > 0; sent--, next++)
 				self->counters[TX_FRAGMENTED] +=
@@ -199,29 +262,33 @@ static void renew_limits(struct egress *self)
 
 void egress_flush(struct egress *self)
 {
+	struct outgoing outgoing;
 	int error = 0;
 
 	if (self->run_count == 0)
 		return;
+	prepare(self, &outgoing);
 	size_t size = self->run[0].length;
-	bool segmented = self->run_count > 1 && size <= self->segment_limit;
+	bool segmented = outgoing.count > 1 && size <= self->segment_limit;
 	if (segmented) {
-		error = send_segmented(self);
+		error = send_segmented(self, &outgoing, (uint16_t)size);
 		if (error && !refuses_segments(self, error, size))
-			error = send_segmented(self);
+			error = send_segmented(self, &outgoing, (uint16_t)size);
 		if (error)
 			limit_segments(self, error, size);
 	}
 	if (!segmented || error)
-		send_singly(self);
+		send_singly(self, &outgoing);
 	self->run_count = 0;
 	self->run_octets = 0;
 }
 
-/* Return the place of a datagram of this length; what cannot go with it was sent. There is one, as
- * settle() follows. */
+/* Return the place of a datagram of this length, before it may be sealed; what cannot go with it was sent.
+ * There is one, as settle() follows. */
 static struct datagram *append(struct egress *self, size_t length)
 {
+	if (self->sealer.page)
+		length += SEAL;
 	if (self->run_count) {
 		size_t size = self->run[0].length;
 		bool single = length > self->segment_limit;
@@ -355,7 +422,9 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 static ssize_t read_tap(const struct egress *self, const struct iovec *target, bool wait)
 {
 	struct pollfd tap = {.fd = self->tap_fd, .events = POLLIN};
-	int flags = self->nowait && !wait ? RWF_NOWAIT : 0;
+	/* On an encrypted circuit no read waits, so that keys are looked after where there are no frames. */
+	bool encrypted = self->sealer.page != NULL;
+	int flags = self->nowait && (encrypted || !wait) ? RWF_NOWAIT : 0;
 	ssize_t length;
 
 	for (;;) {
@@ -364,11 +433,11 @@ static ssize_t read_tap(const struct egress *self, const struct iovec *target, b
 			return length;
 		if (errno == EINTR)
 			continue;
-		if (self->nowait || !wait)
+		if (!wait || (self->nowait && !encrypted))
 			return -1;
 		/* Behind a read that found nothing: under load there are frames, and no poll. What is
 		 * wrong with the TAP the next read says. */
-		self->io->poll(&tap, 1, -1);
+		self->io->poll(&tap, 1, encrypted ? LOOK_MS : -1);
 		wait = false;
 	}
 }
@@ -376,6 +445,8 @@ static ssize_t read_tap(const struct egress *self, const struct iovec *target, b
 int egress_batch(struct egress *self)
 {
 	self->counters[EGRESS_PROGRESS]++;
+	if (self->sealer.page)
+		sealer_look(&self->sealer);
 	renew_limits(self);
 	for (int taken = 0; taken < BATCH; taken++) {
 		if (self->run_count == 0)
@@ -392,7 +463,7 @@ int egress_batch(struct egress *self)
 		if (length < 0) {
 			int error = errno;
 			egress_flush(self);
-			return error == EAGAIN ? 0 : error;
+			return error == EAGAIN ? self->failure : error;
 		}
 		struct virtio_header header = {0};
 		if ((size_t)length < self->virtio_header) {
@@ -406,5 +477,5 @@ int egress_batch(struct egress *self)
 		self->used += (FRAME_OFFSET + own + 63) / 64 * 64;
 	}
 	egress_flush(self);
-	return 0;
+	return self->failure;
 }

@@ -9,6 +9,7 @@
 #include <sys/uio.h>
 #include <time.h>
 
+#include "cipher.h"
 #include "frame.h"
 #include "io.h"
 #include "segmentation.h"
@@ -31,12 +32,14 @@ enum {
 	/* Small frames of a batch lie beside each other, behind them there is room for any one. Pages
 	 * that were never written to are not there. */
 	EGRESS_BUFFER = 2 * (FRAME_OFFSET + FRAME_MAX + 1),
+	/* A run, sealed: below MAX_UDP_PAYLOAD, and one datagram of any size that ends it. */
+	SEALED_BUFFER = 2 * MAX_UDP_PAYLOAD,
 };
 
 /* A datagram that waits to be sent: one piece, or a head and a payload. */
 struct datagram {
 	struct iovec pieces[2];
-	size_t length;
+	size_t length; /* on the wire, where it may be sealed */
 };
 
 struct egress {
@@ -56,6 +59,9 @@ struct egress {
 	socklen_t destination_length; /* 0: the socket is connected */
 	struct source_address source_address;
 	uint64_t *counters;
+	struct sealer sealer; /* without a page: the circuit is not encrypted */
+	uint8_t *sealed;      /* the run's datagrams, on an encrypted circuit */
+	int failure;	      /* errno for the caller, where the worker must end */
 	/* The run that is put together: datagrams of one size, the last one may be shorter. */
 	struct datagram run[RUN_MAX];
 	size_t run_count;
@@ -69,7 +75,8 @@ struct egress {
 bool egress_init(struct egress *self);
 void egress_free(struct egress *self);
 
-/* Wait for a frame, and forward it and those behind it. Returns 0, or what errno says of the TAP. */
+/* Wait for a frame, and forward it and those behind it. Returns 0, or what errno says of the TAP, or
+ * EKEYREVOKED: see REUSED in cipher.h. */
 int egress_batch(struct egress *self);
 
 /* Take a frame of length bytes that lies FRAME_OFFSET behind what the TAP gave; it and its datagrams

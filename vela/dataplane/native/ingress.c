@@ -30,6 +30,8 @@ bool ingress_init(struct ingress *self)
 void ingress_free(struct ingress *self)
 {
 	free(self->buffer);
+	opener_close(&self->opener);
+	sealer_close(&self->sealer);
 	self->buffer = NULL;
 }
 
@@ -141,6 +143,27 @@ static bool answer(struct ingress *self, uint8_t *datagram, size_t length)
 	return self->io->sendmsg(self->send_fd, &message, MSG_DONTWAIT) >= 0;
 }
 
+/* Seal an answer in the place of its request, which was as long. False: it cannot be sent. */
+static bool seal_answer(struct ingress *self, uint8_t **datagram, size_t *length)
+{
+	size_t count = 1, text = *length - CIRCUIT_ID;
+	struct sealed sealed;
+
+	switch (sealer_seal(&self->sealer, *datagram - (TEXT - CIRCUIT_ID), &text, &count, &sealed)) {
+	case SEALED:
+		*datagram = sealed.datagram;
+		*length = sealed.length;
+		return true;
+	case REUSED:
+		self->failure = EKEYREVOKED;
+		break;
+	case NO_KEY:
+		break;
+	}
+	self->counters[RX_NO_KEY]++;
+	return false;
+}
+
 /* Answer an in-circuit echo request, in place. docs/protocol.md, section 5. */
 static void verify(struct ingress *self, uint8_t *datagram, size_t length)
 {
@@ -154,6 +177,8 @@ static void verify(struct ingress *self, uint8_t *datagram, size_t length)
 	switch (*type) {
 	case ECHO_REQUEST:
 		*type = ECHO_REPLY;
+		if (self->sealer.page && !seal_answer(self, &datagram, &length))
+			break;
 		while (tries-- && !answer(self, datagram, length))
 			;
 		self->counters[RX_VERIFICATIONS]++;
@@ -188,6 +213,21 @@ static void take_frame(struct ingress *self, const struct frame *frame)
 		ingress_flush(self);
 }
 
+/* Open a datagram of an encrypted circuit, in place; false where it goes no further. */
+static bool open_sealed(struct ingress *self, uint8_t **datagram, size_t *length)
+{
+	static const uint8_t slots[] = {
+		[OPENED_SHORT] = RX_SHORT, [CLEAR] = RX_CLEAR,	     [OPENED_NO_KEY] = RX_NO_KEY,
+		[REPLAYED] = RX_REPLAYED,  [BAD_TAG] = RX_BAD_TAG,
+	};
+	enum opened opened = opener_open(&self->opener, datagram, length);
+
+	if (opened == OPENED)
+		return true;
+	self->counters[slots[opened]]++;
+	return false;
+}
+
 static void take_datagram(struct ingress *self, uint8_t *datagram, size_t length)
 {
 	struct frame frame;
@@ -199,6 +239,8 @@ static void take_datagram(struct ingress *self, uint8_t *datagram, size_t length
 		divert(self, datagram, length);
 		return;
 	}
+	if (self->opener.page && !open_sealed(self, &datagram, &length))
+		return;
 	switch (decapsulate(&self->encapsulation, datagram, length, &frame)) {
 	case FRAME:
 		take_frame(self, &frame);
@@ -246,6 +288,29 @@ static size_t gro_size(struct msghdr *message, size_t length)
 	return length;
 }
 
+/* Wait for datagrams. Returns how many receives there were: on an encrypted circuit none where there was
+ * nothing for a while, so that keys are looked after. -1: as errno says. */
+static int receive(struct ingress *self, struct mmsghdr *messages, unsigned int slots)
+{
+	struct pollfd socket = {.fd = self->receive_fd, .events = POLLIN};
+	bool encrypted = self->opener.page != NULL;
+	int flags = encrypted ? MSG_DONTWAIT : MSG_WAITFORONE;
+
+	for (;;) {
+		int count = self->io->recvmmsg(self->receive_fd, messages, slots, flags, NULL);
+		if (count >= 0)
+			return count;
+		if (errno == EINTR)
+			continue;
+		if (!encrypted || errno != EAGAIN)
+			return -1;
+		/* Under load there are datagrams, and no poll. */
+		bool has_key = opener_look(&self->opener);
+		if (self->io->poll(&socket, 1, has_key ? LOOK_MS : LOOK_FIRST_MS) == 0)
+			return 0;
+	}
+}
+
 int ingress_batch(struct ingress *self)
 {
 	struct mmsghdr messages[RECEIVE_SLOTS_SINGLE];
@@ -268,12 +333,12 @@ int ingress_batch(struct ingress *self)
 			.msg_controllen = sizeof(controls[i].space),
 		};
 	}
-	do
-		count = self->io->recvmmsg(self->receive_fd, messages, (unsigned int)slots,
-					   MSG_WAITFORONE, NULL);
-	while (count < 0 && errno == EINTR);
+	count = receive(self, messages, (unsigned int)slots);
 	if (count < 0)
 		return errno;
+	/* Behind the wait: a key that was installed meanwhile is in force. */
+	if (self->opener.page)
+		opener_look(&self->opener);
 	for (int i = 0; i < count; i++) {
 		size_t length = messages[i].msg_len;
 		ingress_datagrams(self, targets[i].iov_base, length,
@@ -282,5 +347,5 @@ int ingress_batch(struct ingress *self)
 	}
 	self->bulk = self->gro && octets > BULK;
 	ingress_flush(self);
-	return 0;
+	return self->failure;
 }

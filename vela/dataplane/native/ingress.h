@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
+#include "cipher.h"
 #include "coalesce.h"
 #include "frame.h"
 #include "io.h"
@@ -39,6 +40,9 @@ struct ingress {
 	socklen_t destination_length; /* 0: the socket is connected */
 	struct source_address source_address;
 	uint64_t *counters;
+	struct opener opener; /* without a page: the circuit is not encrypted */
+	struct sealer sealer; /* for answers; likewise */
+	int failure;	      /* errno for the caller, where the worker must end */
 	struct coalesced coalesced;
 	bool bulk; /* whether the last receive gave so much */
 	uint8_t *buffer;
@@ -49,7 +53,7 @@ bool ingress_init(struct ingress *self);
 void ingress_free(struct ingress *self);
 
 /* Wait for a datagram, and forward it and those behind it. Returns 0, or what errno says of the
- * socket, where that is lost. */
+ * socket, where that is lost, or EKEYREVOKED: see REUSED in cipher.h. */
 int ingress_batch(struct ingress *self);
 
 /* Take what one receive gave: datagrams of size bytes each, the last one may be shorter. What it

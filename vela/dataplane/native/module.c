@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "cipher.h"
 #include "counters.h"
 #include "egress.h"
 #include "ingress.h"
@@ -19,6 +20,7 @@ typedef struct {
 	struct egress egress;
 	struct ingress ingress;
 	Py_buffer counters;
+	Py_buffer key_page; /* empty: the circuit is not encrypted */
 } DataPlane;
 
 /* Fill in what sendmsg takes on this socket for (address, port). Returns -1 with an exception set. */
@@ -71,19 +73,46 @@ static int pack_source_address(int level, int type, const char *value, Py_ssize_
 	return 0;
 }
 
+/* Make the circuit an encrypted one. Returns -1 with an exception set. */
+static int take_key_page(DataPlane *self, PyObject *memory, uint8_t circuit_id)
+{
+	struct egress *egress = &self->egress;
+	struct ingress *ingress = &self->ingress;
+	const char *obstacle = aead_unavailable();
+
+	if (obstacle) {
+		PyErr_SetString(PyExc_ValueError, obstacle);
+		return -1;
+	}
+	if (PyObject_GetBuffer(memory, &self->key_page, PyBUF_WRITABLE) < 0)
+		return -1;
+	struct key_page *page = self->key_page.buf;
+	if (self->key_page.len < KEY_PAGE_SIZE || (uintptr_t)page % KEY_PAGE_SIZE ||
+	    !key_page_take_over(page)) {
+		PyErr_SetString(PyExc_ValueError, "this memory is no key page");
+		PyBuffer_Release(&self->key_page);
+		return -1;
+	}
+	ingress->opener = (struct opener){.io = ingress->io, .page = page};
+	ingress->sealer = (struct sealer){.io = ingress->io, .page = page, .circuit_id = circuit_id};
+	egress->sealer = ingress->sealer;
+	egress->sealer.acknowledges = true;
+	return 0;
+}
+
 static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = {"circuit_id",  "tap_fd",      "receive_fd",     "send_fd",
 				"divert_fd",   "destination", "source_address",         "local_mac",
 				"remote_mac",  "elision",     "frame_limit",    "datagram_limit",
 				"virtio_header", "partial_checksums", "nowait", "segment", "gro",
-				"coalesce_tcp", "coalesce_udp", "counters", NULL};
+				"coalesce_tcp", "coalesce_udp", "counters", "key_page", NULL};
 	DataPlane *self = (DataPlane *)object;
 	struct egress *egress = &self->egress;
 	struct ingress *ingress = &self->ingress;
 	int circuit_id, tap_fd, receive_fd, send_fd, divert_fd, elision, virtio_header, partial_checksums;
 	int nowait, segment, gro, coalesce_tcp, coalesce_udp;
-	PyObject *destination, *source_address;
+	PyObject *destination, *source_address, *key_page;
 	Py_buffer local_mac = {0}, remote_mac = {0}, counters = {0};
 	Py_ssize_t frame_limit, datagram_limit;
 	int status = -1;
@@ -92,15 +121,15 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_RuntimeError, "a data plane is set up once");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppw*", names, &circuit_id,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppw*O", names, &circuit_id,
 					 &tap_fd, &receive_fd, &send_fd, &divert_fd, &destination, &source_address,
 					 &local_mac, &remote_mac, &elision, &frame_limit,
 					 &datagram_limit, &virtio_header, &partial_checksums, &nowait, &segment,
-					 &gro, &coalesce_tcp, &coalesce_udp, &counters))
+					 &gro, &coalesce_tcp, &coalesce_udp, &counters, &key_page))
 		return -1;
 	if (circuit_id < 1 || circuit_id > 255 || elision < ELISION_NEVER || elision > ELISION_ALWAYS ||
 	    local_mac.len != 6 || remote_mac.len != 6 || frame_limit < ETHERNET_HEADER ||
-	    frame_limit > MAX_UDP_PAYLOAD - HEADROOM || datagram_limit < HEADROOM ||
+	    frame_limit > MAX_UDP_PAYLOAD - HEADROOM - (key_page == Py_None ? 0 : SEAL) || datagram_limit < HEADROOM ||
 	    datagram_limit > MAX_UDP_PAYLOAD || counters.len < WORKER_SLOTS * (Py_ssize_t)sizeof(uint64_t) ||
 	    (uintptr_t)counters.buf % sizeof(uint64_t)) {
 		PyErr_SetString(PyExc_ValueError, "an argument is out of its range");
@@ -144,6 +173,8 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	ingress->coalesce_udp = virtio_header && coalesce_udp;
 	egress->route_limit = (size_t)datagram_limit;
 	egress->counters = ingress->counters = counters.buf;
+	if (key_page != Py_None && take_key_page(self, key_page, (uint8_t)circuit_id) < 0)
+		goto exit;
 	if (!egress_init(egress) || !ingress_init(ingress)) {
 		PyErr_NoMemory();
 		goto exit;
@@ -152,6 +183,8 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	counters = (Py_buffer){0};
 	status = 0;
 exit:
+	if (status < 0)
+		PyBuffer_Release(&self->key_page);
 	PyBuffer_Release(&local_mac);
 	PyBuffer_Release(&remote_mac);
 	PyBuffer_Release(&counters);
@@ -166,6 +199,7 @@ static void DataPlane_dealloc(PyObject *object)
 	egress_free(&self->egress);
 	ingress_free(&self->ingress);
 	PyBuffer_Release(&self->counters);
+	PyBuffer_Release(&self->key_page);
 	type->tp_free(object);
 	Py_DECREF(type);
 }
@@ -229,7 +263,8 @@ static PyMethodDef DataPlane_methods[] = {
 PyDoc_STRVAR(DataPlane_doc,
 	     "DataPlane(*, circuit_id, tap_fd, receive_fd, send_fd, divert_fd, destination, source_address,\n"
 	     "          local_mac, remote_mac, elision, frame_limit, datagram_limit, virtio_header,\n"
-	     "          partial_checksums, nowait, segment, gro, coalesce_tcp, coalesce_udp, counters)\n"
+	     "          partial_checksums, nowait, segment, gro, coalesce_tcp, coalesce_udp, counters,\n"
+	     "          key_page)\n"
 	     "--\n\n"
 	     "Forwards one circuit's frames. Arguments as in vela.dataplane.Attachment, sockets by their\n"
 	     "descriptors, and features one by one: nowait is RWF_NOWAIT, segment UDP_SEGMENT, gro\n"
@@ -251,6 +286,24 @@ static PyType_Spec DataPlane_spec = {
 	.slots = DataPlane_slots,
 };
 
+PyDoc_STRVAR(encryption_obstacle_doc, "encryption_obstacle($module, /)\n"
+				      "--\n\n"
+				      "Return why this build cannot encrypt, in words; None if it can.");
+
+static PyObject *encryption_obstacle(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	const char *obstacle = aead_unavailable();
+
+	if (obstacle == NULL)
+		Py_RETURN_NONE;
+	return PyUnicode_FromString(obstacle);
+}
+
+static PyMethodDef module_methods[] = {
+	{"encryption_obstacle", encryption_obstacle, METH_NOARGS, encryption_obstacle_doc},
+	{NULL, NULL, 0, NULL},
+};
+
 static int module_exec(PyObject *module)
 {
 	PyObject *type = PyType_FromModuleAndSpec(module, &DataPlane_spec, NULL);
@@ -270,6 +323,7 @@ static struct PyModuleDef module = {
 	.m_name = "vela.dataplane._native",
 	.m_doc = "The native twin of vela.dataplane.reference.",
 	.m_size = 0,
+	.m_methods = module_methods,
 	.m_slots = module_slots,
 };
 
