@@ -231,8 +231,73 @@ def ingress() -> dict[str, bytes]:
     return seeds
 
 
+def generation(phase: int, *, limit: int | None = None, only: int = 0) -> bytes:
+    """As take_new_generation() reads it; only: 8 the sender's, 16 the receiver's."""
+    what = phase | only | (4 if limit is not None else 0)
+    return bytes([0, what]) + (b"" if limit is None else bytes([limit]))
+
+
+def send_with(phase: int) -> bytes:
+    return bytes([1, phase])
+
+
+def seal(count: int, size: int = 60) -> bytes:
+    return bytes([2, count - 1]) + word(size) + b"\7"
+
+
+def deliver(*which: int) -> bytes:
+    return b"".join(b"\6" + word(each) for each in which)
+
+
+def changed(which: int, at: int, change: int) -> bytes:
+    return b"\x17" + word(which) + word(at) + bytes([change])
+
+
+def cut_to(which: int, length: int) -> bytes:
+    return b"\x47" + word(which) + word(length)
+
+
+def cipher() -> dict[str, bytes]:
+    begin = generation(0) + send_with(0)
+    seeds = {"once": begin + seal(3) + deliver(0, 1, 2)}
+    seeds["other-suite"] = generation(1) + begin + seal(3) + deliver(0, 1, 2)
+    seeds["order"] = begin + seal(64, 0) + deliver(*range(63, -1, -1), *range(64))
+    seeds["largest"] = begin + seal(64, 1599) + deliver(0, 63)
+    for at in (1, 2, 5, 6, 20, 60, 81):
+        seeds[f"changed-{at}"] = begin + seal(2) + changed(0, at, 1) + deliver(0)
+    for length in (0, 1, 2, 6, 22, 23, 80):
+        seeds[f"cut-{length}"] = begin + seal(1) + cut_to(0, length)
+    seeds["longer"] = begin + seal(1) + b"\x0f" + word(0) + b"\5" + deliver(0)
+    seeds["header"] = begin + seal(1) + b"\x27" + word(0) + b"\1\1" + deliver(0)
+    seeds["bytes"] = begin + b"\5\x20\7\x42" + bytes(30) + b"\5\x10\7\x45" + bytes(14)
+    for by in (100, 8191, 8192, 8193, 0x8001, 0xBFFF):
+        jump = b"\x0b" + word(by)
+        seeds[f"jump-{by}"] = begin + seal(70) + deliver(0, 5) + jump + seal(2) + deliver(65, 1, 6)
+    seeds["rekey"] = (begin + seal(5) + deliver(0) + generation(1) + deliver(1) + send_with(1)) + (
+        seal(5) + deliver(5, 2) + generation(0) + deliver(3, 6) + send_with(0) + seal(1)
+    )
+    seeds["used-up"] = generation(0, limit=8) + send_with(0) + seal(20) + deliver(*range(10))
+    seeds["receiver-first"] = generation(0, only=16) + begin + seal(1) + deliver(0)
+    seeds["receiver-limit"] = begin + generation(0, limit=0, only=16) + seal(4) + deliver(0, 3)
+    seeds["wiped"] = begin + seal(2) + deliver(0) + b"\4\0" + deliver(1)
+    seeds["too-old"] = (
+        begin + seal(2) + deliver(0) + b"\x0c" + word(999) + b"\x0c\0\1" + (deliver(1) + seal(1))
+    )
+    for receiver in (0, 1):
+        seeds[f"successor-{receiver}"] = (
+            begin
+            + seal(9)
+            + deliver(0, 1)
+            + bytes([3, receiver])
+            + (deliver(0, 2) + seal(2) + deliver(10, 10, 3))
+        )
+    seeds["without-key"] = seal(3) + b"\5\x20\7\x42" + bytes(30)
+    return seeds
+
+
 def main() -> None:
-    for direction, seeds in (("egress", egress()), ("ingress", ingress())):
+    parts = (("egress", egress()), ("ingress", ingress()), ("cipher", cipher()))
+    for direction, seeds in parts:
         folder = CORPUS / direction
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

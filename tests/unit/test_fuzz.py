@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DIRECTIONS = ("egress", "ingress")
+DIRECTIONS = ("egress", "ingress", "cipher")
 FUZZING_S = 8
-# Both are compiled first, with sanitizers, at the same time.
+# All are compiled first, with sanitizers, at the same time.
 TIMEOUT_S = 280.0
 
 pytestmark = [pytest.mark.timeout(TIMEOUT_S + 20), pytest.mark.xdist_group("fuzz")]
@@ -61,7 +61,7 @@ def finish(process: subprocess.Popen[str]) -> Outcome:
 
 @pytest.fixture(scope="module")
 def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """Both directions at the same time: there is a processor for each."""
+    """All at the same time."""
     folder = tmp_path_factory.mktemp("fuzz")
     running = {each: start(ROOT, each, FUZZING_S, folder) for each in DIRECTIONS}
     yield running
@@ -81,6 +81,10 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subp
             },
         ),
         ("ingress", {"frames", "joined", "joined UDP", "checksums left"}),
+        (
+            "cipher",
+            {"sealed", "opened", "replayed", "bad tag", "no key", "clear", "short"},
+        ),
     ],
 )
 def test_fuzzer_from_its_corpus_reaches_all_and_finds_nothing(

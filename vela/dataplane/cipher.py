@@ -231,9 +231,11 @@ class Sealer:
         return Sealed(memoryview(head + aead.seal(counter, datagram[CIRCUIT_ID:])))
 
 
-class _Receiving(NamedTuple):
+@dataclass(slots=True)
+class _Receiving:
     key: _Key
-    aead: Aead
+    aead: Aead | None
+    """None: the key is too old."""
     window: Window
 
 
@@ -255,24 +257,24 @@ class Opener:
         for phase in range(PHASES):
             slot = slot_start(phase)
             has = self._receiving[phase]
-            if has is not None and (
-                words[slot + SlotWord.SERIAL] != has.key.serial or not has.key.is_young(now)
-            ):
-                has = self._receiving[phase] = None
-            if has is None:
+            if (0 if has is None else has.key.serial) != words[slot + SlotWord.SERIAL]:
                 key = self._page.read(phase)
-                if key is not None and key.is_young(now):
-                    aead = Aead(key.suite, key.rx_key, key.rx_salt)
-                    window = Window(words, phase, key.serial)
-                    has = self._receiving[phase] = _Receiving(key.without_secrets(), aead, window)
-            taken = 0 if has is None else has.key.serial
+                has = self._receiving[phase] = None if key is None else self._take_up(key)
+            if has is not None and not has.key.is_young(now):
+                has.aead = None
+            taken = 0 if has is None or has.aead is None else has.key.serial
             if words[slot + SlotWord.RECEIVES] != taken:
                 words[slot + SlotWord.RECEIVES] = taken
 
     @property
     def receives(self) -> bool:
         """Whether any frame can be opened."""
-        return any(self._receiving)
+        return any(has is not None and has.aead is not None for has in self._receiving)
+
+    def _take_up(self, key: _Key) -> _Receiving:
+        aead = Aead(key.suite, key.rx_key, key.rx_salt)
+        window = Window(self._page.words, key.phase, key.serial)
+        return _Receiving(key.without_secrets(), aead, window)
 
     def open_datagram(self, data: bytearray, start: int, end: int) -> tuple[int, int]:
         """Open the circuit's datagram at data[start:end], in place.
@@ -290,7 +292,7 @@ class Opener:
         has = self._receiving[data[start + CIRCUIT_ID] & 1]
         counter = int.from_bytes(data[start + CIRCUIT_ID + PHASE : text], "big")
         # A sender that goes beyond the limit is none of ours.
-        if has is None or counter >= has.key.limit:
+        if has is None or has.aead is None or counter >= has.key.limit:
             raise Dropped(Slot.RX_NO_KEY)
         # Before the tag, which costs more; the window is changed only behind a right one.
         if not has.window.is_new(counter):

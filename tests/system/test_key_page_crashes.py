@@ -1,0 +1,92 @@
+"""Workers are killed while they use a key page: tests/crash/key_page.c, on both kinds of memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from vela.dataplane.key_page import KeyPage, KeyPair, create
+from vela.linux import secret_memory
+from vela.wire import Suite
+
+ROOT = Path(__file__).resolve().parents[2]
+NATIVE = ROOT / "vela" / "dataplane" / "native"
+KILLS = 1000
+TIMEOUT_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built = tmp_path_factory.mktemp("crash") / "key_page"
+    sources = [NATIVE / f"{name}.c" for name in ("aead", "cipher", "io", "window")]
+    flags = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-DVELA_LIBCRYPTO", "-pthread")
+    subprocess.run(
+        ["cc", *flags, "-o", built, ROOT / "tests/crash/key_page.c", *sources, "-lcrypto"],
+        check=True,
+    )
+    return built
+
+
+@contextmanager
+def key_page(hidden: bool) -> Iterator[int]:
+    with pytest.MonkeyPatch.context() as patch:
+        if not hidden:
+            patch.setattr(secret_memory, "_memfd_secret", lambda: None)
+        fd = create()
+    try:
+        if secret_memory.is_hidden(fd) != hidden:
+            pytest.skip("this kernel has no memfd_secret")
+        keys = KeyPair(Suite.AES_256_GCM, b"t" * 32, b"t" * 8, b"r" * 32, b"r" * 8)
+        with KeyPage(fd) as page:
+            page.install(0, keys, 1)
+            page.send_with(0)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def run(program: Path, what: str, memory: str, fd: int, kills: int) -> dict[str, int]:
+    done = subprocess.run(
+        [program, what, memory, str(fd), str(kills)],
+        pass_fds=[fd],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    figures = {name: int(value) for name, value in re.findall(r"(\w+) (\d+)", done.stdout)}
+    assert done.returncode == (1 if figures.get("twice") else 0), done.stderr
+    return figures
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_counters_are_used_once_though_workers_are_killed(program: Path, hidden: bool) -> None:
+    with key_page(hidden) as fd:
+        figures = run(program, "seal", "shared", fd, KILLS)
+        print(figures)
+
+        assert figures["kills"] == KILLS
+        assert figures["counters"] > 10_000
+        assert (figures["twice"], figures["backwards"]) == (0, 0)
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_frames_are_accepted_once_though_workers_are_killed(program: Path, hidden: bool) -> None:
+    with key_page(hidden) as fd:
+        figures = run(program, "open", "shared", fd, KILLS)
+        print(figures)
+
+        assert figures["kills"] == KILLS
+        assert figures["counters"] > 10_000
+        assert figures["twice"] == 0
+
+
+@pytest.mark.parametrize("what", ["seal", "open"])
+def test_control_with_the_page_in_private_memory_is_found_out(program: Path, what: str) -> None:
+    with key_page(hidden=False) as fd:
+        assert run(program, what, "private", fd, 20)["twice"] > 0
