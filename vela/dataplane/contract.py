@@ -34,7 +34,8 @@ class Attachment:
     destination: tuple[str, int] | None
     """As sendmsg takes it; None where send_socket is connected."""
     divert_socket: socket.socket
-    """Non-blocking SOCK_SEQPACKET to the supervisor, for datagrams that are not this circuit's."""
+    """Non-blocking SOCK_SEQPACKET to the supervisor, for datagrams that are not this circuit's; on
+    an encrypted circuit also from there, for those that are."""
     local_mac: bytes
     remote_mac: bytes
     """As rebuilt frames show it; where it is not known, any that differs from local_mac."""

@@ -39,6 +39,10 @@ _GRO_SPACE = socket.CMSG_SPACE(_GRO_SIZE.size)
 # kernel with UDP_SEGMENT takes 64 (UDP_MAX_SEGMENTS, Linux 4.18).
 BATCH = 64
 
+# Batches between two looks at what the supervisor hands over, and how many datagrams at once.
+HANDED_INTERVAL = 8
+HANDED_MAX = 16
+
 # The kernel's words for a batch that cannot be cut into datagrams here: larger
 # than the route's MTU, or none of any size; net/ipv4/udp.c, udp_send_skb.
 _TOO_LARGE = (errno.EINVAL, errno.EMSGSIZE)
@@ -111,6 +115,8 @@ class PythonDataPlane:
             self._opener = Opener(page)
             self._receive_poll = select.poll()
             self._receive_poll.register(self._receive_socket, select.POLLIN)
+            self._receive_poll.register(self._divert_socket, select.POLLIN)
+            self._batches = 0
 
         self._received = bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD)
         self._received_view = memoryview(self._received)
@@ -294,25 +300,61 @@ class PythonDataPlane:
                 self._received_target, _GRO_SPACE
             )
         else:
-            try:
-                length, ancillary, _, _ = self._receive_socket.recvmsg_into(
-                    self._received_target, _GRO_SPACE, socket.MSG_DONTWAIT
-                )
-            except BlockingIOError:
-                # Under load there are datagrams, and no poll.
-                self._opener.look()
-                wait_s = LOOK_S if self._opener.receives else LOOK_FIRST_S
-                self._receive_poll.poll(wait_s * 1000)
+            received = self._receive_sealed(self._opener)
+            if received is None:
                 return
-            # Behind the wait: a key that was installed meanwhile is in force.
-            self._opener.look()
+            length, ancillary = received
         size = _GRO_SIZE.unpack(ancillary[0][2])[0] if ancillary else max(length, 1)
         if not length:
             counters[Slot.RX_SHORT] += 1
+        self._take(REBUILD_ROOM + length, size)
+
+    def _receive_sealed(self, opener: Opener) -> tuple[int, list[tuple[int, int, bytes]]] | None:
+        """Wait for datagrams on an encrypted circuit; None: there was something else to do."""
+        self._batches += 1
+        if self._batches % HANDED_INTERVAL == 0:
+            self._take_handed()
+        try:
+            length, ancillary, _, _ = self._receive_socket.recvmsg_into(
+                self._received_target, _GRO_SPACE, socket.MSG_DONTWAIT
+            )
+        except BlockingIOError:
+            # Under load there are datagrams, and no poll.
+            opener.look()
+            wait_s = LOOK_S if opener.receives else LOOK_FIRST_S
+            ready = {fd for fd, events in self._receive_poll.poll(wait_s * 1000)}
+            if self._divert_socket.fileno() in ready:
+                opener.look()
+                self._take_handed()
+            return None
+        # Behind the wait: a key that was installed meanwhile is in force.
+        opener.look()
+        return length, ancillary
+
+    def _take_handed(self) -> None:
+        """Take what the supervisor hands over.
+
+        That is sealed datagrams that came to it or to another circuit's worker,
+        which cannot open them.
+        """
+        for _ in range(HANDED_MAX):
+            try:
+                length = self._divert_socket.recv_into(
+                    self._received_target[0], 0, socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:
+                return
+            if not length:
+                return
+            self._take(REBUILD_ROOM + length, length)
+
+    def _take(self, behind: int, size: int) -> None:
+        """Take datagrams of size bytes each from REBUILD_ROOM on; the last one may be shorter."""
+        counters = self._counters
         data, view, tap_fd = self._received, self._received_view, self._tap_fd
         circuit_id, decapsulate = self._circuit_id, self._decapsulator.decapsulate
         frames = octets = elided = 0
-        end = behind = REBUILD_ROOM + length
+        end = behind
         # In order: a rebuilt header overwrites the end of the datagram before.
         for start in range(REBUILD_ROOM, behind, size):
             end = min(start + size, behind)

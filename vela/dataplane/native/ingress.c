@@ -288,27 +288,43 @@ static size_t gro_size(struct msghdr *message, size_t length)
 	return length;
 }
 
-/* Wait for datagrams. Returns how many receives there were: on an encrypted circuit none where there was
- * nothing for a while, so that keys are looked after. -1: as errno says. */
-static int receive(struct ingress *self, struct mmsghdr *messages, unsigned int slots)
+/* Take what the supervisor hands over: sealed datagrams that came to it or to another circuit's worker, which
+ * cannot open them. Nothing else is in the buffer meanwhile. */
+static void take_handed(struct ingress *self)
 {
-	struct pollfd socket = {.fd = self->receive_fd, .events = POLLIN};
-	bool encrypted = self->opener.page != NULL;
-	int flags = encrypted ? MSG_DONTWAIT : MSG_WAITFORONE;
-
-	for (;;) {
-		int count = self->io->recvmmsg(self->receive_fd, messages, slots, flags, NULL);
-		if (count >= 0)
-			return count;
-		if (errno == EINTR)
-			continue;
-		if (!encrypted || errno != EAGAIN)
-			return -1;
-		/* Under load there are datagrams, and no poll. */
-		bool has_key = opener_look(&self->opener);
-		if (self->io->poll(&socket, 1, has_key ? LOOK_MS : LOOK_FIRST_MS) == 0)
-			return 0;
+	for (int taken = 0; taken < HANDED_MAX; taken++) {
+		ssize_t length = self->io->recv(self->divert_fd, self->buffer, RECEIVE_SLOT, MSG_DONTWAIT);
+		if (length <= 0)
+			return;
+		take_datagram(self, self->buffer, (size_t)length);
+		ingress_flush(self);
 	}
+}
+
+/* Wait for datagrams on an encrypted circuit. Returns how many receives there were: none where there was
+ * nothing for a while, so that keys are looked after, or something else to do. -1: as errno says. */
+static int receive_sealed(struct ingress *self, struct mmsghdr *messages, unsigned int slots)
+{
+	struct pollfd sources[2] = {
+		{.fd = self->receive_fd, .events = POLLIN},
+		{.fd = self->divert_fd, .events = POLLIN},
+	};
+	int count;
+
+	if (++self->batches % HANDED_INTERVAL == 0)
+		take_handed(self);
+	do
+		count = self->io->recvmmsg(self->receive_fd, messages, slots, MSG_DONTWAIT, NULL);
+	while (count < 0 && errno == EINTR);
+	if (count >= 0 || errno != EAGAIN)
+		return count;
+	/* Under load there are datagrams, and no poll. */
+	bool has_key = opener_look(&self->opener);
+	if (self->io->poll(sources, 2, has_key ? LOOK_MS : LOOK_FIRST_MS) > 0 && sources[1].revents & POLLIN) {
+		opener_look(&self->opener);
+		take_handed(self);
+	}
+	return 0;
 }
 
 int ingress_batch(struct ingress *self)
@@ -333,12 +349,19 @@ int ingress_batch(struct ingress *self)
 			.msg_controllen = sizeof(controls[i].space),
 		};
 	}
-	count = receive(self, messages, (unsigned int)slots);
+	if (self->opener.page) {
+		count = receive_sealed(self, messages, (unsigned int)slots);
+		/* Behind the wait: a key that was installed meanwhile is in force. */
+		if (count > 0)
+			opener_look(&self->opener);
+	} else {
+		do
+			count = self->io->recvmmsg(self->receive_fd, messages, (unsigned int)slots,
+						   MSG_WAITFORONE, NULL);
+		while (count < 0 && errno == EINTR);
+	}
 	if (count < 0)
 		return errno;
-	/* Behind the wait: a key that was installed meanwhile is in force. */
-	if (self->opener.page)
-		opener_look(&self->opener);
 	for (int i = 0; i < count; i++) {
 		size_t length = messages[i].msg_len;
 		ingress_datagrams(self, targets[i].iov_base, length,

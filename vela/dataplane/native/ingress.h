@@ -23,6 +23,9 @@ enum {
 	/* More bytes than this at once are forwarded before others are received: they then still are in
 	 * the processor's cache. */
 	BULK = 16384,
+	/* Batches between two looks at what the supervisor hands over, and how many datagrams at once. */
+	HANDED_INTERVAL = 8,
+	HANDED_MAX = 16,
 };
 
 struct ingress {
@@ -42,6 +45,7 @@ struct ingress {
 	uint64_t *counters;
 	struct opener opener; /* without a page: the circuit is not encrypted */
 	struct sealer sealer; /* for answers; likewise */
+	unsigned batches;
 	int failure;	      /* errno for the caller, where the worker must end */
 	struct coalesced coalesced;
 	bool bulk; /* whether the last receive gave so much */

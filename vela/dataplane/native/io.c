@@ -10,6 +10,7 @@ const struct io kernel_io = {
 	.sendmmsg = sendmmsg,
 	.recvmmsg = recvmmsg,
 	.send = send,
+	.recv = recv,
 	.getsockopt = getsockopt,
 	.clock_gettime = clock_gettime,
 };

@@ -23,6 +23,7 @@ struct io {
 	int (*recvmmsg)(int fd, struct mmsghdr *messages, unsigned int count, int flags,
 			struct timespec *timeout);
 	ssize_t (*send)(int fd, const void *data, size_t length, int flags);
+	ssize_t (*recv)(int fd, void *data, size_t length, int flags);
 	int (*getsockopt)(int fd, int level, int option, void *value, socklen_t *length);
 	int (*clock_gettime)(clockid_t clock, struct timespec *now);
 };
