@@ -89,6 +89,10 @@ class Claim:
     def socket(self) -> socket.socket:
         return self.group.member(self.index)
 
+    def restore(self) -> None:
+        """Set what a worker may have changed by its copy of the socket. Raises OSError."""
+        self.group.restore(self.index)
+
 
 class Demux:
     """Knows all listening sockets and all claims."""

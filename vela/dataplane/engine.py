@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from vela.dataplane.calls import native_calls, python_calls
 from vela.dataplane.contract import Attachment, DataPlane
 from vela.dataplane.reference import PythonDataPlane
 from vela.errors import ConfigError
 from vela.linux.features import OFFLOADS, Feature, Features
+from vela.linux.seccomp import Rule
 
 try:
     from vela.dataplane._native import DataPlane as NativeDataPlane
@@ -36,6 +38,8 @@ class LoadedEngine:
     offloads: bool
     """Whether it takes what a TAP with offloads gives: frames that the kernel left unfinished."""
     make: Callable[[Attachment], DataPlane]
+    calls: Callable[[Attachment], tuple[Rule, ...]]
+    """Which system calls it makes while it carries frames."""
     fallback: str = ""
     """Why it is not the one that would be better."""
 
@@ -47,12 +51,12 @@ class LoadedEngine:
 def load_engine(wanted: Engine) -> LoadedEngine:
     """Return the engine of this name. Raises ConfigError where it cannot be loaded."""
     if wanted is Engine.PYTHON:
-        return LoadedEngine("python", False, PythonDataPlane)
+        return LoadedEngine("python", False, PythonDataPlane, python_calls)
     if not _WHY_NOT_NATIVE:
-        return LoadedEngine("native", True, _make_native)
+        return LoadedEngine("native", True, _make_native, native_calls)
     if wanted is Engine.NATIVE:
         raise ConfigError(f'"native" cannot be loaded: {_WHY_NOT_NATIVE}; write "auto" or "python"')
-    return LoadedEngine("python", False, PythonDataPlane, _WHY_NOT_NATIVE)
+    return LoadedEngine("python", False, PythonDataPlane, python_calls, _WHY_NOT_NATIVE)
 
 
 def _make_native(attachment: Attachment) -> DataPlane:

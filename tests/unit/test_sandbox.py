@@ -1,4 +1,4 @@
-"""vela.linux.confinement: what a real child has left; it does not outlive its supervisor."""
+"""vela.linux.sandbox: what a real child has left; it does not outlive its supervisor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from vela.errors import ConfigError
-from vela.linux.confinement import User, confine, find_user
+from vela.linux.sandbox import User, confine, find_user
 from vela.supervisor.runtime.process import fork
 
 pytestmark = [
@@ -64,19 +64,19 @@ def test_confined_child_dies_with_a_supervisor_that_is_killed() -> None:
     """Also though the change of user clears what prctl had set before."""
     code = f"""
 import os, signal
-from vela.linux.confinement import User, confine
+from vela.linux.sandbox import User, confine
 from vela.supervisor.runtime.process import fork
 supervisor = os.getpid()
 def body():
     confine(User({NOBODY.uid}, {NOBODY.gid}), supervisor)
-    os.write(1, f"{{os.getpid()}}\\n".encode())
+    os.write(2, f"{{os.getpid()}}\\n".encode())
     signal.pause()
 fork(body, ())
 signal.pause()
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as supervisor:
-        assert supervisor.stdout is not None
-        child = os.pidfd_open(int(supervisor.stdout.readline()))
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as supervisor:
+        assert supervisor.stderr is not None
+        child = os.pidfd_open(int(supervisor.stderr.readline()))
         try:
             supervisor.kill()
             assert select.select([child], [], [], TIMEOUT_S)[0], "the child lives on"
