@@ -24,6 +24,7 @@ from vela.dataplane.exit_message import ExitMessage
 from vela.linux.affinity import pin
 from vela.linux.pages import SharedPage
 from vela.linux.sandbox import User, confine, seal
+from vela.linux.seccomp import Filter
 
 # sysexits.h: EX_UNAVAILABLE, EX_SOFTWARE
 EXIT_INTERFACE_LOST = 69
@@ -51,7 +52,7 @@ class WorkerTask:
     cpu: int
     user: User
     supervisor_pid: int
-    filter: bytes | None
+    filter: Filter | None
     """Of its system calls: vela.linux.sandbox.worker_filter."""
 
     @property
@@ -86,20 +87,13 @@ def run(task: WorkerTask) -> NoReturn:
             finally:
                 os._exit(EXIT_CRASHED)
 
-    sealed = _thread.allocate_lock()
+    started, sealed = _thread.allocate_lock(), _thread.allocate_lock()
+    started.acquire()
     sealed.acquire()
 
     def begin_ingress() -> NoReturn:
-        # Here both threads have started: neither has to be able to start one any more.
-        try:
-            seal(task.filter)
-            sealed.release()
-        except BaseException as err:
-            try:
-                task.exit_message.write("start", err)
-                log.exception("worker_not_sealed", **about)
-            finally:
-                os._exit(EXIT_CRASHED)
+        started.release()
+        sealed.acquire()
         forward(plane.ingress)
 
     try:
@@ -115,7 +109,10 @@ def run(task: WorkerTask) -> NoReturn:
         plane = task.engine.make(task.attachment)
         # What threading.Thread keeps account of, nobody here asks for.
         _thread.start_new_thread(begin_ingress, ())
-        sealed.acquire()
+        started.acquire()
+        # Neither thread has to be able to start one any more.
+        seal(task.filter)
+        sealed.release()
     except BaseException as err:
         task.exit_message.write("start", err)
         raise

@@ -14,7 +14,7 @@ import structlog
 from vela.address import Family, IPAddress
 from vela.backoff import Backoff
 from vela.errors import ResolutionError
-from vela.linux.sandbox import User, confine, resolver_filter, restrict
+from vela.linux.sandbox import User, confine, resolver_filter
 
 from . import resolver
 from .loop import EventLoop, Timer
@@ -78,7 +78,8 @@ class Names:
 
         def body() -> None:
             confine(self._user, supervisor_pid)
-            restrict(calls)
+            if calls is not None:
+                calls.install()
             resolver.serve(theirs)
 
         with theirs:  # the child has its own

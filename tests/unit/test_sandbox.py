@@ -69,14 +69,14 @@ from vela.supervisor.runtime.process import fork
 supervisor = os.getpid()
 def body():
     confine(User({NOBODY.uid}, {NOBODY.gid}), supervisor)
-    os.write(2, f"{{os.getpid()}}\\n".encode())
+    os.write(1, f"{{os.getpid()}}\\n".encode())
     signal.pause()
 fork(body, ())
 signal.pause()
 """
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as supervisor:
-        assert supervisor.stderr is not None
-        child = os.pidfd_open(int(supervisor.stderr.readline()))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as supervisor:
+        assert supervisor.stdout is not None
+        child = os.pidfd_open(int(supervisor.stdout.readline()))
         try:
             supervisor.kill()
             assert select.select([child], [], [], TIMEOUT_S)[0], "the child lives on"

@@ -38,7 +38,6 @@ class Fprog:
 
     def __init__(self, program: bytes) -> None:
         """Take an array of struct sock_filter."""
-        self._instructions = ctypes.create_string_buffer(program, len(program))
-        self.raw = _FPROG.pack(
-            len(program) // INSTRUCTION_SIZE, ctypes.addressof(self._instructions)
-        )
+        self.instructions = bytearray(program)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self.instructions))
+        self.raw = _FPROG.pack(len(program) // INSTRUCTION_SIZE, address)

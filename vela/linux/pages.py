@@ -11,15 +11,20 @@ PAGE_SIZE = mmap.PAGESIZE
 # written to.
 _PAGES_AT_ONCE = 256
 
-_libc = ctypes.CDLL(None, use_errno=True)
+# Made ahead of any fork: what a child makes is memory of its own.
+_munmap = ctypes.CDLL(None, use_errno=True).munmap
+_munmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
 
 
 class SharedPages:
     """Pages to take and give back."""
 
+    __slots__ = ("_at_once", "_free", "_mappings")
+
     def __init__(self, at_once: int = _PAGES_AT_ONCE) -> None:
         self._at_once = at_once
-        self._mappings: list[tuple[int, mmap.mmap]] = []
+        # Where each begins and ends. They are never unmapped: their views keep them.
+        self._mappings: list[tuple[int, int]] = []
         self._free: list[SharedPage] = []
 
     def take(self) -> SharedPage:
@@ -37,7 +42,7 @@ class SharedPages:
         size = self._at_once * PAGE_SIZE
         mapping = mmap.mmap(-1, size)
         start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-        self._mappings.append((start, mapping))
+        self._mappings.append((start, start + size))
         memory = memoryview(mapping)
         self._free += [
             SharedPage(self, start + offset, memory[offset : offset + PAGE_SIZE])
@@ -46,17 +51,25 @@ class SharedPages:
 
     def unmap_all_but(self, kept: int) -> None:
         """See SharedPage.unmap_others."""
-        for start, mapping in self._mappings:
-            end = start + len(mapping)
-            if start <= kept < end:
-                _unmap(start, kept)
-                _unmap(kept + PAGE_SIZE, end)
-            else:
-                _unmap(start, end)
+        failed = 0
+        for start, end in self._mappings:
+            if not start <= kept < end:
+                failed |= _munmap(start, end - start)
+                continue
+            behind = kept + PAGE_SIZE
+            if start < kept:
+                failed |= _munmap(start, kept - start)
+            if behind < end:
+                failed |= _munmap(behind, end - behind)
+        if failed:
+            error = ctypes.get_errno()
+            raise OSError(error, f"munmap: {os.strerror(error)}")
 
 
 class SharedPage:
     """One page, shared since before the fork."""
+
+    __slots__ = ("_address", "_pages", "memory")
 
     def __init__(self, pages: SharedPages, address: int, memory: memoryview) -> None:
         self._pages = pages
@@ -70,9 +83,3 @@ class SharedPage:
         Raises OSError.
         """
         self._pages.unmap_all_but(self._address)
-
-
-def _unmap(start: int, end: int) -> None:
-    if start < end and _libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start)) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"munmap: {os.strerror(error)}")

@@ -12,7 +12,6 @@ import os
 import pwd
 import resource
 import signal
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +20,17 @@ from termios import TCGETS, TIOCGWINSZ
 
 from vela.errors import ConfigError, DeviceError
 from vela.linux import seccomp
-from vela.linux.seccomp import Rule, allow, equals, fail, has_bit_of, has_no_bit_of, kill
+from vela.linux.seccomp import (
+    OWN_PID,
+    Filter,
+    Rule,
+    allow,
+    equals,
+    fail,
+    has_bit_of,
+    has_no_bit_of,
+    kill,
+)
 
 # include/uapi/linux/prctl.h
 _PR_SET_PDEATHSIG = 1
@@ -33,15 +42,12 @@ _PROT_EXEC = 0x4  # include/uapi/asm-generic/mman-common.h
 _CLONE_THREAD = 0x00010000  # include/uapi/linux/sched.h
 _STDERR = 2
 
-# Stands for the process id of whoever installs a filter, which is not known when it is made. No
-# process has it: PID_MAX_LIMIT is 2^22.
-_OWN_PID = 0x7FFFFFFF
-_WORD = struct.Struct("=I")
-
 # include/uapi/linux/capability.h
 _CAPABILITIES = {"CAP_KILL": 5}
 
-_libc = ctypes.CDLL(None, use_errno=True)
+# Made ahead of any fork: what a child makes is memory of its own.
+_libc_prctl = ctypes.CDLL(None, use_errno=True).prctl
+_libc_prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 
 _INTERPRETER = (
     # What threads wait for each other with, and memory: never executable.
@@ -71,7 +77,7 @@ _INTERPRETER = (
     # A line of the log, and what libc says before it aborts.
     allow("write", equals(0, _STDERR)),
     allow("writev", equals(0, _STDERR)),
-    allow("tgkill", equals(0, _OWN_PID), equals(2, signal.SIGABRT)),
+    allow("tgkill", equals(0, OWN_PID), equals(2, signal.SIGABRT)),
     # A traceback looks for its source files, and for a terminal.
     *(
         fail(errno.EPERM, call)
@@ -92,7 +98,7 @@ _RESOLVER = (
     fail(errno.ENOSYS, "clone3"),
     allow("clone", has_bit_of(0, _CLONE_THREAD)),
     *(fail(errno.EPERM, call) for call in ("clone", "fork", "vfork")),
-    allow("tgkill", equals(0, _OWN_PID)),
+    allow("tgkill", equals(0, OWN_PID)),
     allow("prlimit64", equals(0, 0)),
     *(
         kill(call)
@@ -149,15 +155,15 @@ def why_no_filter() -> str:
     return seccomp.why_not()
 
 
-def worker_filter(calls: Iterable[Rule]) -> bytes | None:
+def worker_filter(calls: Iterable[Rule]) -> Filter | None:
     """Return the filter of a worker whose engine makes these calls; None: see why_no_filter."""
     if why_no_filter():
         return None
-    return seccomp.program((*calls, *_INTERPRETER), seccomp.KILL)
+    return Filter(seccomp.program((*calls, *_INTERPRETER), seccomp.KILL))
 
 
 @cache
-def resolver_filter() -> bytes | None:
+def resolver_filter() -> Filter | None:
     """Return the filter of whoever looks up names; None: see why_no_filter.
 
     It names what is forbidden. Look-ups load modules of the system's choice, which open files and
@@ -165,22 +171,17 @@ def resolver_filter() -> bytes | None:
     """
     if why_no_filter():
         return None
-    return seccomp.program(_RESOLVER, seccomp.ALLOW)
+    return Filter(seccomp.program(_RESOLVER, seccomp.ALLOW))
 
 
 def confine(user: User, supervisor_pid: int) -> None:
     """Drop all privileges for good, and die with the supervisor.
 
-    Afterwards the process has no terminal, no standard input and output, leaves no core, and shows
-    its memory to nobody. Ends the process at once if the supervisor is gone already.
+    Afterwards the process has no terminal, leaves no core, and shows its memory to nobody. Ends it
+    at once if the supervisor is gone already.
     """
     # Without a terminal, as whoever has it could type on it (TIOCSTI).
     os.setsid()
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for standard in (0, 1):
-        os.dup2(null, standard)
-    if null > _STDERR:
-        os.close(null)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     os.setgroups([])
@@ -194,7 +195,7 @@ def confine(user: User, supervisor_pid: int) -> None:
         os._exit(0)
 
 
-def seal(filter_program: bytes | None) -> None:
+def seal(calls: Filter | None) -> None:
     """Let no thread of this process start anything or open anything any more, and filter its calls.
 
     All threads must have started. The limits hold where there is no filter, too. Raises OSError.
@@ -203,17 +204,11 @@ def seal(filter_program: bytes | None) -> None:
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     # Not 0, which is how many descriptors may be polled at a time; number 0 is taken.
     resource.setrlimit(resource.RLIMIT_NOFILE, (1, 1))
-    restrict(filter_program)
-
-
-def restrict(filter_program: bytes | None) -> None:
-    """Filter the system calls of all threads of this process; None: not at all. Raises OSError."""
-    if filter_program is not None:
-        own = filter_program.replace(_WORD.pack(_OWN_PID), _WORD.pack(os.getpid()))
-        seccomp.install(own)
+    if calls is not None:
+        calls.install()
 
 
 def _prctl(option: int, argument: int) -> None:
-    if _libc.prctl(option, argument, 0, 0, 0) != 0:
+    if _libc_prctl(option, argument, 0, 0, 0) != 0:
         error = ctypes.get_errno()
         raise OSError(error, f"prctl({option}): {os.strerror(error)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,7 @@ _FLAG_SPEC_ALLOW = 4
 
 # Offsets in struct seccomp_data.
 _CALL, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
+_VALUE = 4  # offset in struct sock_filter, of what is compared with
 # On x86-64, numbers from here on are x32's names for the same calls.
 _X32 = 0x40000000
 
@@ -128,10 +130,20 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "writev": (20, 66),
 }
 
+# As the value of an argument: the process id of whoever installs the filter. No process has it:
+# PID_MAX_LIMIT is 2^22.
+OWN_PID = 0x7FFFFFFF
+
 _machine = platform.machine()
 _column = _MACHINES.index(_machine) if _machine in _MACHINES else None
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_NR = 0 if _column is None else _NUMBERS["seccomp"][_column]
+
+# Made ahead of any fork: what a child makes is memory of its own.
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_syscall.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_char_p)
+
+_WORD = struct.Struct("=I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +195,7 @@ def why_not() -> str:
     """Return why this machine cannot filter system calls; empty: it can."""
     if _column is None:
         return f"the filter does not know the system calls of {_machine}"
-    action = ctypes.c_uint32(KILL)
-    if _seccomp(_GET_ACTION_AVAIL, 0, ctypes.byref(action)) != 0:
+    if _syscall(_NR, _GET_ACTION_AVAIL, 0, _WORD.pack(KILL)) != 0:
         return f"the kernel refuses it: {os.strerror(ctypes.get_errno())}"
     return ""
 
@@ -245,27 +256,27 @@ def _judge(rule: Rule) -> bytes:
     return b"".join(code)
 
 
-def install(filter_program: bytes) -> None:
-    """Put all threads of this process, and all that they start, under a filter, for good.
+class Filter:
+    """A program, ready to be installed. Made ahead of a fork: what a child makes costs memory."""
 
-    The process needs no_new_privs, or CAP_SYS_ADMIN. Raises OSError.
-    """
-    fprog = bpf.Fprog(filter_program)
-    refused = _seccomp(_SET_MODE_FILTER, _FLAG_TSYNC | _FLAG_SPEC_ALLOW, fprog.raw)
-    if refused < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"seccomp: {os.strerror(error)}")
-    if refused > 0:
-        raise RuntimeError(f"seccomp: the thread {refused} has a filter of its own")
+    def __init__(self, filter_program: bytes) -> None:
+        self._fprog = bpf.Fprog(filter_program)
+        self._own_pids = [
+            offset
+            for offset in range(_VALUE, len(filter_program), bpf.INSTRUCTION_SIZE)
+            if _WORD.unpack_from(filter_program, offset) == (OWN_PID,)
+        ]
 
+    def install(self) -> None:
+        """Put all threads of this process, and all that they start, under it, for good.
 
-def _seccomp(operation: int, flags: int, argument: object) -> int:
-    if _column is None:
-        raise RuntimeError(f"no system call numbers for {_machine}")
-    # As longs: what syscall() takes.
-    number = _NUMBERS["seccomp"][_column]
-    return int(
-        _libc.syscall(
-            ctypes.c_long(number or 0), ctypes.c_long(operation), ctypes.c_long(flags), argument
-        )
-    )
+        The process needs no_new_privs, or CAP_SYS_ADMIN. Raises OSError.
+        """
+        for offset in self._own_pids:
+            _WORD.pack_into(self._fprog.instructions, offset, os.getpid())
+        refused = _syscall(_NR, _SET_MODE_FILTER, _FLAG_TSYNC | _FLAG_SPEC_ALLOW, self._fprog.raw)
+        if refused < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, f"seccomp: {os.strerror(error)}")
+        if refused > 0:
+            raise RuntimeError(f"seccomp: the thread {refused} has a filter of its own")
