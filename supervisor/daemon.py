@@ -66,7 +66,6 @@ class Daemon:
         _raise_descriptor_limit()
         self._loop = EventLoop()
         self._started = self._loop.now()
-        check_capabilities()
         user = find_user(config.daemon.user)
         # Before another machine asks for a circuit in vain.
         check_tun()
@@ -116,6 +115,8 @@ class Daemon:
             )
             undo.callback(control_socket.close)
             self._registry.create_all()
+            # Behind what says more where all of them are missing; no worker runs yet.
+            check_capabilities()
             self._undo = undo.pop_all()
 
     def run(self) -> None:
