@@ -19,10 +19,10 @@ from vela.dataplane.counters import CounterSlab
 from vela.dataplane.engine import LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
 from vela.linux.affinity import allowed_cpus
-from vela.linux.confinement import find_user
 from vela.linux.features import Feature, Features, probe, words
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
+from vela.linux.sandbox import check_capabilities, find_user, why_no_filter
 from vela.linux.tap import check_tun
 from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_number
 
@@ -80,6 +80,7 @@ class Daemon:
                 undo.callback(group.close)
             _warn_of_clipped_buffers(groups)
             _warn_of_idle_keys(config)
+            _warn_of_missing_filter()
             self._forwarding = Forwarding()
             netlink = Netlink()
             undo.callback(netlink.close)
@@ -115,6 +116,8 @@ class Daemon:
             )
             undo.callback(control_socket.close)
             self._registry.create_all()
+            # Behind what says more where all of them are missing; no worker runs yet.
+            check_capabilities()
             self._undo = undo.pop_all()
 
     def run(self) -> None:
@@ -306,6 +309,15 @@ def _warn_of_idle_keys(config: Config) -> None:
         idle.append("daemon.metrics")
     if idle:
         structlog.get_logger().warning("keys_without_effect", keys=idle, version=__version__)
+
+
+def _warn_of_missing_filter() -> None:
+    if why_no_filter():
+        structlog.get_logger().warning(
+            "system_calls_not_filtered",
+            reason=why_no_filter(),
+            consequence="a worker that is taken over can do more: see docs/security.md",
+        )
 
 
 def _raise_descriptor_limit() -> None:

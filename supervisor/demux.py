@@ -18,8 +18,9 @@ import structlog
 from vela.address import Endpoint, IPAddress
 from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError, VelaError
+from vela.linux.bpf import MAX_INSTRUCTIONS
 from vela.linux.features import UDP_GRO
-from vela.linux.steering import MAX_INSTRUCTIONS, Route, steering_program
+from vela.linux.steering import Route, steering_program
 from vela.linux.underlay import (
     ANY_ADDRESS,
     PKTINFO_SPACE,
@@ -87,6 +88,10 @@ class Claim:
     @property
     def socket(self) -> socket.socket:
         return self.group.member(self.index)
+
+    def restore(self) -> None:
+        """Set what a worker may have changed by its copy of the socket. Raises OSError."""
+        self.group.restore(self.index)
 
 
 class Demux:

@@ -16,14 +16,15 @@ from vela.dataplane.counters import CounterSlab, Slot
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Verification
 from vela.errors import DeviceError
-from vela.linux.confinement import User
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
+from vela.linux.sandbox import User, worker_filter
 from vela.linux.underlay import (
     UnderlayPath,
     open_send_socket,
     pktinfo,
+    restore_send_socket,
     set_send_buffer,
 )
 from vela.mac import derive_mac
@@ -116,6 +117,7 @@ class Pseudowire:
             self._counters,
             self._on_interface_lost,
             self._on_failure_changed,
+            self._restore,
         )
         with ExitStack() as undo:
             undo.callback(parts.counters.give_back, self._counters)
@@ -298,6 +300,22 @@ class Pseudowire:
         if self._on_failure is not None:
             self._on_failure()
 
+    def _restore(self) -> None:
+        """Set what a dead worker may have left changed behind its descriptors.
+
+        Where its system calls were filtered, that is nothing.
+        """
+        try:
+            self._interface.restore()
+            self.set_carrier(self._carrier)
+            if self._claim is not None:
+                self._claim.restore()
+            if self._send_socket is not None and self._attached is not None:
+                restore_send_socket(self._send_socket, self._attached[0].endpoint)
+        except (OSError, DeviceError) as err:
+            # The worker finds out, if it matters; a TAP may just have been removed.
+            self._log.warning("descriptors_not_restored", error=str(err))
+
     def _replace_interface(self) -> None:
         """Make the interface again, which somebody removed, and go on as before."""
         if not self._interface_lost:
@@ -340,31 +358,34 @@ class Pseudowire:
                 source_address = pktinfo(path.route.source)
         else:
             send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
+        attachment = Attachment(
+            circuit_id=self._config.id,
+            tap_fd=self._interface.fd,
+            receive_socket=claim.socket,
+            send_socket=send_socket,
+            destination=destination,
+            source_address=source_address,
+            divert_socket=self._divert_writer,
+            local_mac=self.local_mac,
+            remote_mac=profile.remote_mac or self._made_up_mac,
+            elision=profile.elision,
+            frame_limit=frame_limit(self._interface.mtu),
+            datagram_limit=datagram_limit(path.route.mtu, family),
+            counters=self._counters.worker,
+            virtio_header=self._interface.virtio_header,
+            partial_checksums=profile.partial_checksums,
+            features=self._parts.features,
+        )
         task = WorkerTask(
             circuit=self._config.name,
             engine=self._parts.engine,
-            attachment=Attachment(
-                circuit_id=self._config.id,
-                tap_fd=self._interface.fd,
-                receive_socket=claim.socket,
-                send_socket=send_socket,
-                destination=destination,
-                source_address=source_address,
-                divert_socket=self._divert_writer,
-                local_mac=self.local_mac,
-                remote_mac=profile.remote_mac or self._made_up_mac,
-                elision=profile.elision,
-                frame_limit=frame_limit(self._interface.mtu),
-                datagram_limit=datagram_limit(path.route.mtu, family),
-                counters=self._counters.worker,
-                virtio_header=self._interface.virtio_header,
-                partial_checksums=profile.partial_checksums,
-                features=self._parts.features,
-            ),
+            attachment=attachment,
+            page=self._counters.page,
             exit_message=self._keeper.exit_message,
             cpu=self._cpu,
             user=self._parts.user,
             supervisor_pid=os.getpid(),
+            filter=worker_filter(self._parts.engine.calls(attachment)),
         )
         self._starting = self._parts.forks.add(lambda: self._keeper.start(task))
         self._attached = (path, profile)

@@ -15,7 +15,6 @@ import pytest
 
 from lab.cpu import busy_s, ran_s
 from lab.daemon import Velad
-from lab.process import children
 from lab.topology import TwoRouters
 from lab.waiting import eventually
 
@@ -63,10 +62,6 @@ def ups(velad: Velad) -> dict[str, float]:
     return found
 
 
-def descendants(pid: int) -> list[int]:
-    return [each for child in children(pid) for each in (child, *descendants(child))]
-
-
 def memory_kb(pid: int) -> int:
     """Return the proportional set size."""
     for line in Path("/proc", str(pid), "smaps_rollup").read_text().splitlines():
@@ -105,8 +100,8 @@ def bring_up(first: Velad, second: Velad) -> Try:
     """Start both, the second when the first is ready."""
 
     def used_s() -> float:
-        started = [each.pid for each in (first, second) if each.process is not None]
-        return sum(ran_s(pid) for each in started for pid in (each, *descendants(each)))
+        started = [each for each in (first, second) if each.process is not None]
+        return sum(ran_s(pid) for each in started for pid in each.processes())
 
     first.start()
     busy, ours, launched_at = busy_s(), used_s(), time.time()

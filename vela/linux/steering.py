@@ -12,32 +12,20 @@ from dataclasses import dataclass
 
 from vela.address import IPAddress
 from vela.errors import VelaError
+from vela.linux import bpf
+from vela.linux.bpf import MAX_INSTRUCTIONS
 from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
 
-MAX_INSTRUCTIONS = 4096  # linux/bpf_common.h, BPF_MAXINSNS
 MAX_INDEX = 0xFFFF  # struct sock_reuseport counts its sockets in 16 bits
 
-_INSTRUCTION = struct.Struct("HBBI")  # linux/filter.h, struct sock_filter
-_FURTHEST = 255  # instructions that jt and jf can skip: one byte each
-_OUT_OF_REACH = -_FURTHEST - 1  # of any label
-
-# linux/bpf_common.h; each is a sum of class, size or operation, and mode or source
-_LOAD_WORD = 0x20  # BPF_LD | BPF_W | BPF_ABS
-_LOAD_BYTE = 0x30  # BPF_LD | BPF_B | BPF_ABS
-_RECALL = 0x60  # BPF_LD | BPF_W | BPF_MEM
-_STORE = 0x02  # BPF_ST
-_SHIFT_RIGHT = 0x74  # BPF_ALU | BPF_RSH | BPF_K
-_JUMP = 0x05  # BPF_JMP | BPF_JA
-_IF_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
-_IF_AT_LEAST = 0x35  # BPF_JMP | BPF_JGE | BPF_K
-_RETURN = 0x06  # BPF_RET | BPF_K
+_OUT_OF_REACH = -bpf.FURTHEST - 1  # of any label
 
 # The kernel runs the program with offset 0 at the UDP payload.
-_CIRCUIT_ID = (_LOAD_BYTE, 0)  # docs/protocol.md, section 2
+_CIRCUIT_ID = (bpf.LOAD_BYTE, 0)  # docs/protocol.md, section 2
 _IP = 0xFFF00000  # linux/filter.h, SKF_NET_OFF: the IP header
 _SOURCE = {  # in words of 32 bits
-    4: ((_LOAD_WORD, _IP + 12),),  # RFC 791, section 3.1
-    6: tuple((_LOAD_WORD, _IP + 8 + 4 * word) for word in range(4)),  # RFC 8200, section 3
+    4: ((bpf.LOAD_WORD, _IP + 12),),  # RFC 791, section 3.1
+    6: tuple((bpf.LOAD_WORD, _IP + 8 + 4 * word) for word in range(4)),  # RFC 8200, section 3
 }
 
 # Values compared one by one at the bottom of a search tree. For 255 circuits of
@@ -115,7 +103,7 @@ def steering_program(routes: Iterable[Route], room: int = MAX_INSTRUCTIONS) -> S
         else:
             excess = count
         count = (fit + excess) // 2
-    return Steering(b"".join(_INSTRUCTION.pack(*step) for step in program), routes[fit:])
+    return Steering(b"".join(bpf.instruction(*step) for step in program), routes[fit:])
 
 
 def _plain(address: IPAddress) -> IPAddress:
@@ -145,8 +133,8 @@ def _assemble(routes: Iterable[Route]) -> list[tuple[int, int, int, int]]:
     ]
     assembler.search_linearly(families)
     if families:
-        assembler.emit(_SHIFT_RIGHT, 4)  # the version is the high nibble, RFC 791 and RFC 8200
-        assembler.emit(_LOAD_BYTE, _IP)
+        assembler.emit(bpf.SHIFT_RIGHT, 4)  # the version is the high nibble, RFC 791 and RFC 8200
+        assembler.emit(bpf.LOAD_BYTE, _IP)
     return assembler.program()
 
 
@@ -165,7 +153,7 @@ class _Assembler:
 
     def emit(self, code: int, k: int, if_true: int = 0, if_false: int = 0) -> int:
         """Put an instruction before all others; return its label."""
-        self._backwards.append((code, if_true, if_false, k))
+        self._backwards.append((code, k, if_true, if_false))
         return len(self._backwards)
 
     def match_packet(self, loads: Sequence[tuple[int, int]], rows: Sequence[_Row]) -> int:
@@ -174,7 +162,7 @@ class _Assembler:
         # Loaded once and kept: the kernel makes a function call of a load from
         # the packet, and some ten instructions of its own.
         for slot, load in enumerate(loads):
-            self.emit(_STORE, slot)
+            self.emit(bpf.STORE, slot)
             label = self.emit(*load)
         # Whoever has not stored yet misses elsewhere: for the kernel's check
         # (net/core/filter.c, check_load_and_stores) control flows on past a
@@ -185,7 +173,7 @@ class _Assembler:
     def _match(self, slots: Sequence[int], rows: Sequence[_Row]) -> int:
         if not slots:
             ((_, index),) = rows
-            return self.emit(_RETURN, index)
+            return self.emit(bpf.RETURN, index)
 
         # Fields that divide the rows least come first, so that a value which
         # many rows share is tested once.
@@ -195,7 +183,7 @@ class _Assembler:
             rest = (values[:column] + values[column + 1 :], index)
             groups.setdefault(values[column], []).append(rest)
         self._search((*slots[:column], *slots[column + 1 :]), sorted(groups.items()))
-        return self.emit(_RECALL, slots[column])
+        return self.emit(bpf.RECALL, slots[column])
 
     def _search(self, slots: Sequence[int], groups: Sequence[tuple[int, list[_Row]]]) -> int:
         if len(groups) <= _BUCKET:
@@ -205,15 +193,15 @@ class _Assembler:
         middle = len(groups) // 2
         high = self._search(slots, groups[middle:])
         low = self._search(slots, groups[:middle])
-        return self._branch(_IF_AT_LEAST, groups[middle][0], high, low)
+        return self._branch(bpf.IF_AT_LEAST, groups[middle][0], high, low)
 
     def search_linearly(self, cases: Sequence[tuple[int, int]]) -> int:
         """Compare the loaded value with each case's; return the label."""
-        if len(self._backwards) + len(cases) - self._miss > _FURTHEST:
-            self._miss = self.emit(_RETURN, 0)
+        if len(self._backwards) + len(cases) - self._miss > bpf.FURTHEST:
+            self._miss = self.emit(bpf.RETURN, 0)
         label = self._miss
         for value, target in cases:
-            label = self._branch(_IF_EQUAL, value, target, label)
+            label = self._branch(bpf.IF_EQUAL, value, target, label)
         return label
 
     def _branch(self, code: int, k: int, if_true: int, if_false: int) -> int:
@@ -224,4 +212,4 @@ class _Assembler:
     def _within_reach(self, label: int) -> int:
         distance = len(self._backwards) - label
         # One less, as the other side of the branch may need a jump of its own.
-        return label if distance < _FURTHEST else self.emit(_JUMP, distance)
+        return label if distance < bpf.FURTHEST else self.emit(bpf.JUMP, distance)
