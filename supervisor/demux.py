@@ -271,7 +271,8 @@ class Demux:
         self._withdrawn.clear()
 
     def _receive(self, group: ReceiveGroup, control_socket: socket.socket) -> None:
-        for _ in range(DATAGRAMS_AT_ONCE):
+        taken = 0
+        while taken < DATAGRAMS_AT_ONCE:
             try:
                 length, ancillary, _, address = control_socket.recvmsg_into(
                     self._target, _ANCILLARY_SPACE
@@ -289,6 +290,8 @@ class Demux:
             behind = REBUILD_ROOM + length
             if not length:
                 self.dispatch(source, here, self._data, behind, behind)
+            # Those that GRO joined count each.
+            taken += max(1, -(-length // size))
             for start in range(REBUILD_ROOM, behind, size):
                 self.dispatch(source, here, self._data, start, min(start + size, behind))
 
