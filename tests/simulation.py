@@ -19,6 +19,7 @@ from typing import Any, cast
 from vela.address import Endpoint, Family, IPAddress
 from vela.dataplane.contract import Abilities
 from vela.errors import DeviceError, VelaError
+from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
 from vela.supervisor.circuit.terms import PROVISIONAL_MTU, Profile
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, Config, DaemonConfig
@@ -166,6 +167,7 @@ class Machine:
         self.refusals: dict[str, str] = {}
         """By circuit name, what its next data paths fail to attach with."""
         self.handler: ControlHandler | None = None
+        self.expected_control = ControlSteering()
         self.registry: Registry | None = None
         network.machines[address] = self
 
@@ -173,6 +175,9 @@ class Machine:
 
     def set_control_handler(self, handler: ControlHandler) -> None:
         self.handler = handler
+
+    def expect_control(self, control: ControlSteering) -> None:
+        self.expected_control = control
 
     def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
         self.network.carry(data, Endpoint(self.address, DEFAULT_PORT), remote)

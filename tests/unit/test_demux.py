@@ -17,6 +17,7 @@ from lab.topology import TwoRouters
 from vela.address import Endpoint, IPAddress
 from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError
+from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup
 from vela.supervisor.demux import STEER_INTERVAL_S, CircuitIdTaken, Claim, Demux, DropReason
 from vela.supervisor.runtime.loop import EventLoop
@@ -237,6 +238,37 @@ def test_control_message_comes_with_the_address_that_was_asked(network: Network)
         *("127.0.0.1", "127.0.0.9", "::1"),
         *("127.0.0.1", "127.0.0.1", "127.0.0.1"),
     ]
+
+
+def control_message(nonce: int) -> bytes:
+    """docs/protocol.md, section 4: header and tag."""
+    return struct.pack("!BBBBQQQ", 0, 1, 5, 9, 1, nonce, 7) + bytes(16)
+
+
+def test_control_messages_of_sessions_and_remotes_find_room_where_a_flood_has_left_none(
+    network: Network,
+) -> None:
+    took = []
+    network.demux.set_control_handler(lambda data, *_: took.append(data))
+    network.demux.expect_control(ControlSteering(frozenset({SIX}), frozenset({7})))
+    network.turn()
+    for control_socket in network.group.control_sockets:
+        control_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    for source in (FOUR, SIX):  # a stranger, and one in a remote's name
+        for _ in range(100):
+            network.send(source, control_message(0))
+        network.send(source, b"\0 last")
+    network.send(SIX, control_message(7))
+    network.turn()
+
+    assert control_message(7) in took
+    assert b"\0 last" not in took
+    took.clear()
+    for _ in range(100):
+        network.send(FOUR, control_message(0))
+    network.send(SIX, control_message(0) + b" of the remote")
+    network.turn()
+    assert control_message(0) + b" of the remote" in took
 
 
 @pytest.mark.parametrize("here", ["127.0.0.1", "127.0.0.9", "::1"])

@@ -237,8 +237,9 @@ def test_message_with_more_values_than_it_may_have_is_refused_by_their_number_al
     for leaf in descriptor.leaves:
         if leaf.at_most is None:
             continue
-        # They are malformed, too: but are not looked at.
-        many = [*split(datagram), *[(leaf.tlvs[0].number, b"")] * (leaf.at_most + 1)]
+        # Of the right size; what they say makes no sense, and is not looked at.
+        value = bytes(min(lengths(leaf.tlvs[0]) or [0]))
+        many = [*split(datagram), *[(leaf.tlvs[0].number, value)] * (leaf.at_most + 1)]
         assert f"{leaf.name}; {leaf.at_most} at most are right" in refusal(join(datagram, many))
 
 
@@ -320,3 +321,30 @@ def test_tlvs_are_documented_with_their_lengths_bounds_and_whether_they_repeat()
         if tlv.high is not None and tlv.low > 1:
             bounds = f"{tlv.low}..{tlv.high}"
             assert bounds in re.sub(r"(?<=\d) (?=\d)", "", meaning), tlv
+
+
+@every_message
+def test_sizes_and_counts_are_judged_before_the_tag_and_the_tag_before_the_values(
+    descriptor: Descriptor,
+) -> None:
+    datagram = encode(message(descriptor, full=True), KEY)
+    forged = datagram[:-1] + bytes([datagram[-1] ^ 1])
+    tlvs = split(datagram)
+
+    with pytest.raises(RemoteProtocolError) as refused:
+        decode(forged, KEY)
+    assert refused.value.reason == "tag"
+    for number, value in tlvs:
+        if number == 20:
+            continue
+        with pytest.raises(RemoteProtocolError) as refused:
+            decode(join(forged, [*tlvs, (number, value + bytes(300))]), KEY)
+        assert refused.value.reason == "malformed"
+    for leaf in descriptor.leaves:
+        if leaf.at_most is None:
+            continue
+        value = bytes(min(lengths(leaf.tlvs[0]) or [0]))
+        many = [*tlvs, *[(leaf.tlvs[0].number, value)] * (leaf.at_most + 1)]
+        with pytest.raises(RemoteProtocolError) as refused:
+            decode(join(forged, many), KEY)
+        assert refused.value.reason == "malformed"

@@ -20,7 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vela.address import IPAddress
-from vela.linux.steering import AmbiguousRouteError, Route, steering_program
+from vela.linux.steering import (
+    REMOTES,
+    SESSIONS,
+    STRANGERS,
+    AmbiguousRouteError,
+    ControlSteering,
+    Route,
+    steering_program,
+)
 
 SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h
 UDP_GRO = 104  # linux/udp.h
@@ -260,6 +268,95 @@ def test_routes_beyond_the_limit_are_left_out_last_first_and_return_zero() -> No
     for position, route in enumerate(routes):
         expected = route.index if position < fitting else 0
         assert deliver(steering.program, route.source, bytes([route.circuit_id])) == expected
+
+
+def control_message(nonce: int) -> bytes:
+    """docs/protocol.md, section 4: header and tag."""
+    return struct.pack("!BBBBQQQ", 0, 1, 5, 9, 0x0102030405060708, nonce, 7) + bytes(16)
+
+
+nonce_sets = st.frozensets(st.integers(0, 2**64 - 1), max_size=80)
+
+
+@given(route_sets(), st.frozensets(addresses, max_size=40), nonce_sets, st.data())
+def test_control_messages_wait_by_nonce_then_by_source_and_frames_as_without(
+    routes: list[Route],
+    remotes: frozenset[IPAddress],
+    nonces: frozenset[int],
+    data: st.DataObject,
+) -> None:
+    plain = program_of(*routes)
+    steering = steering_program(routes, control=ControlSteering(remotes, nonces))
+
+    for source in data.draw(st.lists(addresses, max_size=4)) + sorted(remotes, key=str)[:4]:
+        known = identity((source, 0))[0] in {identity((each, 0))[0] for each in remotes}
+        for nonce in [*sorted(nonces)[:4], 0, data.draw(st.integers(0, 2**64 - 1))]:
+            lower = {each & 0xFFFFFFFF for each in nonces}
+            expected = SESSIONS if nonce & 0xFFFFFFFF in lower else REMOTES if known else STRANGERS
+            message = control_message(nonce)
+            assert deliver(steering.program, source, message) == expected
+            # Too short to have one.
+            assert nonces or deliver(steering.program, source, message[:19]) != SESSIONS
+        for circuit_id in {1, 255, *(route.circuit_id for route in routes)}:
+            frame = bytes([circuit_id]) + control_message(min(nonces, default=0))[1:]
+            assert deliver(steering.program, source, frame) == deliver(plain, source, frame)
+
+
+def test_control_messages_get_the_room_that_circuits_leave() -> None:
+    routes = [Route(IPv4Address(number << 8), 1 + number % 255, number) for number in range(400)]
+    control = ControlSteering(
+        frozenset(IPv4Address((1 << 24) + number) for number in range(200)),
+        frozenset(range(1000, 1200)),
+    )
+    size = len(program_of(*routes)) // 8
+
+    sizes = []
+    for room in range(size, size + 1500, 50):
+        steering = steering_program(routes, room, control)
+        assert steering.left_out == ()
+        assert len(steering.program) <= 8 * room
+        by_nonce = deliver(steering.program, "192.0.2.1", control_message(1100))
+        by_source = deliver(steering.program, "1.0.0.7", control_message(7))
+        sizes.append((by_nonce, by_source))
+        for route in routes[::40]:
+            frame = bytes([route.circuit_id]) + bytes(20)
+            assert deliver(steering.program, route.source, frame) == route.index
+    assert list(dict.fromkeys(sizes)) == [
+        (STRANGERS, STRANGERS),
+        (SESSIONS, STRANGERS),
+        (SESSIONS, REMOTES),
+    ]
+
+
+def test_kernel_delivers_control_messages_to_the_right_socket() -> None:
+    routes = [Route(IPv4Address("127.0.0.2"), 1, 3)]
+    control = ControlSteering(frozenset({IPv4Address("127.0.0.2")}), frozenset({7, 8 << 32 | 9}))
+
+    with group_of(4) as group:
+        group.attach(steering_program(routes, control=control).program)
+        delivered = [
+            group.deliver(source, payload)
+            for source in ("127.0.0.2", "127.0.0.3", "::1")
+            for payload in (b"", b"\0", b"\1" * 44, *map(control_message, (0, 7, 8 << 32 | 9)))
+        ]
+
+    assert delivered == [0, 0, 3, 1, 2, 2, *(0, 0, 0, 0, 2, 2) * 2]
+
+
+def test_all_circuits_there_may_be_leave_room_for_all_control_messages() -> None:
+    """IPv6 remotes that have no word of their addresses in common take the most."""
+    chance = random.Random(0)
+    sources = [IPv6Address(chance.getrandbits(128)) for _ in range(255)]
+    routes = [Route(source, 1 + number % 255, number) for number, source in enumerate(sources)]
+    nonces = frozenset(chance.getrandbits(64) for _ in range(2 * 255))
+
+    steering = steering_program(routes, control=ControlSteering(frozenset(sources), nonces))
+
+    assert steering.left_out == ()
+    for source in sources:
+        assert deliver(steering.program, source, control_message(1)) == REMOTES
+    for nonce in nonces:
+        assert deliver(steering.program, "192.0.2.1", control_message(nonce)) == SESSIONS
 
 
 class Group:

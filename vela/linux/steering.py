@@ -14,7 +14,16 @@ from vela.address import IPAddress
 from vela.errors import VelaError
 from vela.linux import bpf
 from vela.linux.bpf import MAX_INSTRUCTIONS
-from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
+from vela.wire import CONTROL_CIRCUIT_ID, MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
+
+# The supervisor's sockets, by their index in each group.
+STRANGERS = 0
+"""Whatever the program does not know."""
+REMOTES = 1
+"""Control messages from the addresses of circuits' remotes. Anybody can forge those."""
+SESSIONS = 2
+"""Control messages with a nonce of this machine's that only the remote of a session has."""
+CONTROL_SOCKETS = 3
 
 MAX_INDEX = 0xFFFF  # struct sock_reuseport counts its sockets in 16 bits
 
@@ -22,6 +31,10 @@ _OUT_OF_REACH = -bpf.FURTHEST - 1  # of any label
 
 # The kernel runs the program with offset 0 at the UDP payload.
 _CIRCUIT_ID = (bpf.LOAD_BYTE, 0)  # docs/protocol.md, section 2
+# The lower half of the receiver's nonce, docs/protocol.md, section 4. Who does not know it has one
+# chance in 2**32 to hit one, for each circuit.
+_NONCE = (bpf.LOAD_WORD, 16)
+_NONCE_MASK = 0xFFFFFFFF
 _IP = 0xFFF00000  # linux/filter.h, SKF_NET_OFF: the IP header
 _SOURCE = {  # in words of 32 bits
     4: ((bpf.LOAD_WORD, _IP + 12),),  # RFC 791, section 3.1
@@ -65,6 +78,16 @@ class AmbiguousRouteError(VelaError):
 
 
 @dataclass(frozen=True, slots=True)
+class ControlSteering:
+    """Which control messages wait apart from those of strangers."""
+
+    remotes: frozenset[IPAddress] = frozenset()
+    """The addresses of all remotes."""
+    nonces: frozenset[int] = frozenset()
+    """What remotes put into their messages as the receiver's nonce."""
+
+
+@dataclass(frozen=True, slots=True)
 class Steering:
     """What to attach, and what it does not cover."""
 
@@ -74,14 +97,19 @@ class Steering:
     """Those that found no room: their datagrams arrive at index 0, to be delivered from there."""
 
 
-def steering_program(routes: Iterable[Route], room: int = MAX_INSTRUCTIONS) -> Steering:
+def steering_program(
+    routes: Iterable[Route],
+    room: int = MAX_INSTRUCTIONS,
+    control: ControlSteering = ControlSteering(),
+) -> Steering:
     """Return the program that returns a route's index for its datagrams, and 0 for all others.
 
-    Others are: circuit id 0, unknown source or circuit id, neither IPv4 nor
-    IPv6, and the empty datagram, since a load beyond its end returns 0.
-    Sockets may be AF_INET, AF_INET6, or dual-stack. Earlier routes take
-    precedence where not all fit; 255 in the worst case (IPv6 remotes that
-    have no word of their addresses in common) take two thirds of the room.
+    Others are: control messages that control does not name, unknown source or
+    circuit id, neither IPv4 nor IPv6, and what is too short, since a load
+    beyond its end returns 0. Sockets may be AF_INET, AF_INET6, or dual-stack.
+    Earlier routes take precedence where not all fit; 255 in the worst case
+    (IPv6 remotes that have no word of their addresses in common) take two
+    thirds of the room. Control messages get what room is left.
 
     room is in instructions. Attaching a program fails with ENOMEM if its
     translation, 11 to 13 bytes for an instruction, exceeds
@@ -93,16 +121,22 @@ def steering_program(routes: Iterable[Route], room: int = MAX_INSTRUCTIONS) -> S
     routes = tuple(routes)
     _reject_ambiguous(routes)
 
-    program = _assemble(())
+    nothing = ControlSteering()
+    program = _assemble((), nothing)
     fit, excess = 0, min(len(routes), room) + 1
     count = excess - 1
     while excess - fit > 1:
-        attempt = _assemble(routes[:count])
+        attempt = _assemble(routes[:count], nothing)
         if len(attempt) <= room:
             fit, program = count, attempt
         else:
             excess = count
         count = (fit + excess) // 2
+    for some in (control, ControlSteering(nonces=control.nonces)):
+        attempt = _assemble(routes[:fit], some)
+        if len(attempt) <= room:
+            program = attempt
+            break
     return Steering(b"".join(bpf.instruction(*step) for step in program), routes[fit:])
 
 
@@ -118,12 +152,13 @@ def _reject_ambiguous(routes: Iterable[Route]) -> None:
             raise AmbiguousRouteError(first, route)
 
 
-def _assemble(routes: Iterable[Route]) -> list[tuple[int, int, int, int]]:
+def _assemble(routes: Iterable[Route], control: ControlSteering) -> list[tuple[int, int, int, int]]:
+    targets = {(_plain(each.source), each.circuit_id): each.index for each in routes}
+    targets |= {(_plain(source), CONTROL_CIRCUIT_ID): REMOTES for source in control.remotes}
     rows: dict[int, list[_Row]] = {4: [], 6: []}
-    for route in routes:
-        source = _plain(route.source)
+    for (source, circuit_id), index in targets.items():
         words = struct.unpack(f"!{len(source.packed) // 4}I", source.packed)
-        rows[source.version].append(((*words, route.circuit_id), route.index))
+        rows[source.version].append(((*words, circuit_id), index))
 
     assembler = _Assembler()
     families = [
@@ -135,6 +170,8 @@ def _assemble(routes: Iterable[Route]) -> list[tuple[int, int, int, int]]:
     if families:
         assembler.emit(bpf.SHIFT_RIGHT, 4)  # the version is the high nibble, RFC 791 and RFC 8200
         assembler.emit(bpf.LOAD_BYTE, _IP)
+    if control.nonces:
+        assembler.match_nonce(sorted({nonce & _NONCE_MASK for nonce in control.nonces}))
     return assembler.program()
 
 
@@ -168,6 +205,26 @@ class _Assembler:
         # (net/core/filter.c, check_load_and_stores) control flows on past a
         # return, and what follows would recall slots that are not set.
         self._miss = _OUT_OF_REACH
+        return label
+
+    def match_nonce(self, nonces: Sequence[int]) -> None:
+        """Let control messages with one of these nonces go to SESSIONS; all others go on."""
+        others = len(self._backwards)
+        self._search_nonce(nonces, others)
+        searched = self.emit(*_NONCE)
+        self._branch(bpf.IF_EQUAL, CONTROL_CIRCUIT_ID, searched, others)
+        self.emit(*_CIRCUIT_ID)
+
+    def _search_nonce(self, nonces: Sequence[int], others: int) -> int:
+        if len(nonces) > _BUCKET:
+            middle = len(nonces) // 2
+            high = self._search_nonce(nonces[middle:], others)
+            low = self._search_nonce(nonces[:middle], others)
+            return self._branch(bpf.IF_AT_LEAST, nonces[middle], high, low)
+        found = self.emit(bpf.RETURN, SESSIONS)
+        label = others
+        for nonce in nonces:
+            label = self._branch(bpf.IF_EQUAL, nonce, found, label)
         return label
 
     def _match(self, slots: Sequence[int], rows: Sequence[_Row]) -> int:

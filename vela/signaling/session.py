@@ -99,8 +99,9 @@ CLOSE_REPEAT_S = 0.2
 CLOSE_TIMEOUT_S = 1.0
 RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
 
-# Answers to REQUESTs, which anybody can forge; an honest remote sends one each second.
-ANSWER_RATE, ANSWER_BURST = 10.0, 10.0
+# Answers to REQUESTs. An honest remote sends one each second, but without a key anybody can forge
+# them: fewer answers would let a few hundred forgeries a second keep a remote out.
+ANSWER_RATE, ANSWER_BURST = 300.0, 300.0
 
 
 class Session:
@@ -171,6 +172,11 @@ class Session:
     def local_address(self) -> IPAddress | None:
         """The address of this host that messages leave from; None: the kernel chooses."""
         return self._local_address if self._link is None else self._link.local_address
+
+    @property
+    def local_nonces(self) -> tuple[int, ...]:
+        """What the remote puts into its messages, except to ask: the nonces of this end."""
+        return tuple(link.local_nonce for link in (self._link, self._renewal) if link is not None)
 
     @property
     def agreement(self) -> Agreement | None:
