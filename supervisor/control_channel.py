@@ -19,6 +19,7 @@ from vela.signaling.events import CircuitRequested, Datagram
 from vela.signaling.messages import Confirm, RejectCode
 from vela.signaling.policy import Policy
 from vela.signaling.responder import Responder
+from vela.signaling.signer import Key
 
 from .config.records import AutoconfigureConfig
 from .demux import ControlHandler
@@ -65,7 +66,10 @@ class Participant(Protocol):
 class ControlChannel:
     """Finds whom a control message is about, and answers what is about no circuit."""
 
-    def __init__(self, loop: EventLoop, transport: ControlTransport, names: NameSource) -> None:
+    def __init__(
+        self, loop: EventLoop, transport: ControlTransport, names: NameSource, port: int
+    ) -> None:
+        """port: the one that this machine listens on."""
         self._loop = loop
         self._transport = transport
         self._names = names
@@ -77,7 +81,7 @@ class ControlChannel:
         self._resolved: dict[str, tuple[IPAddress, ...]] = {}
         self.randomness = random.SystemRandom()
         self.cookies = Cookies(self.randomness)
-        self._responder = Responder(None, None, self.cookies)
+        self._responder = Responder(None, None, self.cookies, port)
         transport.set_control_handler(self._receive)
 
     @property
@@ -85,7 +89,7 @@ class ControlChannel:
         return self._responder.policy
 
     @property
-    def key(self) -> bytes | None:
+    def key(self) -> Key | None:
         """The key of what others set up here."""
         return self._responder.key
 
@@ -93,7 +97,7 @@ class ControlChannel:
         """Let requests go there; until then no circuit is known, and none is set up."""
         self._handler = handler
 
-    def set_policy(self, config: AutoconfigureConfig | None, key: bytes | None) -> None:
+    def set_policy(self, config: AutoconfigureConfig | None, key: Key | None) -> None:
         """Say what others may set up here from now on; None: nothing."""
         for watch in self._watches:
             watch.stop()

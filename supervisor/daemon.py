@@ -25,6 +25,7 @@ from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.tap import check_tun
 from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_number
+from vela.signaling.signer import LocalKey
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
@@ -85,7 +86,9 @@ class Daemon:
             self._demux = Demux(self._loop, groups)
             names = Names(self._loop, user)
             undo.callback(names.close)
-            self._control_channel = ControlChannel(self._loop, self._demux, names)
+            self._control_channel = ControlChannel(
+                self._loop, self._demux, names, config.daemon.port
+            )
             self._set_policy(config)
             make_pseudowire = PseudowireFactory(
                 loop=self._loop,
@@ -200,7 +203,7 @@ class Daemon:
         autoconfigure = config.autoconfigure
         key = None
         if autoconfigure is not None and autoconfigure.key_file is not None:
-            key = load_key(autoconfigure.key_file)
+            key = LocalKey(load_key(autoconfigure.key_file))
         self._control_channel.set_policy(autoconfigure, key)
 
     def _check(self) -> None:

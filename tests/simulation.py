@@ -19,6 +19,7 @@ from typing import Any, cast
 from vela.address import Endpoint, Family, IPAddress
 from vela.errors import DeviceError, VelaError
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
+from vela.signaling.signer import Key
 from vela.supervisor.circuit.terms import PROVISIONAL_MTU, Profile
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, Config, DaemonConfig
 from vela.supervisor.control_channel import ControlChannel
@@ -146,7 +147,7 @@ class Machine:
         state_directory: Path,
         circuits: tuple[CircuitConfig, ...] = (),
         autoconfigure: AutoconfigureConfig | None = None,
-        key: bytes | None = None,
+        key: Key | None = None,
     ) -> None:
         self.network = network
         self.address = address
@@ -214,7 +215,7 @@ class Machine:
     # What the operator does.
 
     def boot(self) -> None:
-        channel = ControlChannel(self.network.loop, self, self)
+        channel = ControlChannel(self.network.loop, self, self, DEFAULT_PORT)
         channel.set_policy(self.config.autoconfigure, self.key)
         self.channel = channel
         self.registry = Registry(
@@ -283,6 +284,8 @@ class Network:
     machines: dict[IPAddress, Machine] = field(default_factory=dict)
     loop: StrictLoop = field(default_factory=StrictLoop)
     carried: int = 0
+    overheard: list[tuple[bytes, Endpoint, Endpoint]] = field(default_factory=list)
+    """What was sent, from where and to where, as somebody on the path sees it."""
 
     def __post_init__(self) -> None:
         self._silent: IPAddress | None = None
@@ -294,6 +297,7 @@ class Network:
     def carry(self, data: bytes, source: Endpoint, to: Endpoint) -> None:
         if source.address == self._silent:
             return
+        self.overheard.append((data, source, to))
         for _ in range(1 + (self.dice.random() < self.duplication)):
             if self.dice.random() < self.loss:
                 continue
@@ -305,6 +309,10 @@ class Network:
         if machine is not None and machine.handler is not None:
             self.carried += 1
             machine.handler(data, source, to.address)
+
+    def forge(self, data: bytes, source: Endpoint, to: Endpoint) -> None:
+        """Deliver what somebody else sends, from whatever source."""
+        self.loop.call_later(0.001, lambda: self._deliver(data, source, to))
 
     def run(self, seconds: float) -> None:
         """Let time pass; each machine looks after its circuits once a second."""

@@ -33,6 +33,7 @@ from vela.signaling.inputs import State as SessionState
 from vela.signaling.messages import CloseReason, Description, Offer, RejectCode
 from vela.signaling.policy import Policy
 from vela.signaling.session import Session
+from vela.signaling.signer import Key
 
 from ..config.records import CircuitConfig
 from ..control_channel import ControlChannel
@@ -134,7 +135,7 @@ class Circuit:
         port: int,
         control_channel: ControlChannel | None,
         offer: Offer | None = None,
-        key: bytes | None = None,
+        key: Key | None = None,
     ) -> None:
         """Prepare a circuit; start() or accept() begins.
 
@@ -284,7 +285,7 @@ class Circuit:
         if self._signaling is not None:
             self._signaling.session.policy = policy
 
-    def set_key(self, key: bytes | None) -> None:
+    def set_key(self, key: Key | None) -> None:
         """Use this key from now on; another key takes another session."""
         if key == self._key:
             return

@@ -14,6 +14,7 @@ from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
 from vela.signaling.events import CircuitRequested
 from vela.signaling.messages import CloseReason, Confirm, RejectCode
+from vela.signaling.signer import Key, LocalKey
 
 from ..circuit.circuit import Circuit, DataPath, Origin
 from ..circuit.lifecycle import State
@@ -407,9 +408,9 @@ class Registry:
         own = [each.cpu for each in self._circuits.values()]
         return least_loaded(allowed_cpus(), own)
 
-    def _key_for(self, config: CircuitConfig, origin: Origin) -> bytes | None:
+    def _key_for(self, config: CircuitConfig, origin: Origin) -> Key | None:
         if origin is not Origin.PEER and config.key_file is not None:
-            return load_key(config.key_file)
+            return LocalKey(load_key(config.key_file))
         return self._control_channel.key
 
     def _remove(self, circuit: Circuit, reason: CloseReason | None) -> None:

@@ -45,7 +45,7 @@ def circuits(services: Services, tmp_path: Path) -> Iterator[Registry]:
         loop=services.loop,
         names=services.names,
         routes=services.demux,
-        control_channel=ControlChannel(services.loop, services.demux, services.names),
+        control_channel=ControlChannel(services.loop, services.demux, services.names, 48621),
         make_data_path=services.make_pseudowire,
     )
     made.create_all()
