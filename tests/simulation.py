@@ -19,7 +19,7 @@ from typing import Any, cast
 from vela.address import Endpoint, Family, IPAddress
 from vela.errors import DeviceError, VelaError
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
-from vela.signaling.signer import Key
+from vela.signaling.signer import Key, LocalKey
 from vela.supervisor.circuit.terms import PROVISIONAL_MTU, Profile
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, Config, DaemonConfig
 from vela.supervisor.control_channel import ControlChannel
@@ -202,6 +202,9 @@ class Machine:
     def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
         return self.way_to(remote)
 
+    def load(self, path: Path) -> Key:
+        return LocalKey(path.read_bytes().strip())
+
     def make_data_path(
         self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False
     ) -> RecordingDataPath:
@@ -224,6 +227,7 @@ class Machine:
             names=self,
             routes=self,
             control_channel=channel,
+            keys=self,
             make_data_path=self.make_data_path,
         )
         channel.set_request_handler(self.registry)

@@ -14,15 +14,15 @@ from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
 from vela.signaling.events import CircuitRequested
 from vela.signaling.messages import CloseReason, Confirm, RejectCode
-from vela.signaling.signer import Key, LocalKey
+from vela.signaling.signer import Key
 
 from ..circuit.circuit import Circuit, DataPath, Origin
 from ..circuit.lifecycle import State
 from ..circuit.remote import RouteSource
-from ..config.key import load_key
 from ..config.reader import parse_circuits
 from ..config.records import CircuitConfig, Config, Encapsulation
 from ..control_channel import ControlChannel
+from ..keys import KeySource
 from ..runtime.loop import EventLoop
 from ..runtime.names import NameSource
 from ..status import CircuitStatus
@@ -58,6 +58,7 @@ class Registry:
         names: NameSource,
         routes: RouteSource,
         control_channel: ControlChannel,
+        keys: KeySource,
         make_data_path: DataPathFactory,
     ) -> None:
         self._config = config
@@ -65,6 +66,7 @@ class Registry:
         self._names = names
         self._routes = routes
         self._control_channel = control_channel
+        self._keys = keys
         self._make_data_path = make_data_path
         self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
@@ -410,7 +412,7 @@ class Registry:
 
     def _key_for(self, config: CircuitConfig, origin: Origin) -> Key | None:
         if origin is not Origin.PEER and config.key_file is not None:
-            return LocalKey(load_key(config.key_file))
+            return self._keys.load(config.key_file)
         return self._control_channel.key
 
     def _remove(self, circuit: Circuit, reason: CloseReason | None) -> None:
