@@ -86,7 +86,7 @@ class Daemon:
             self._demux = Demux(self._loop, groups)
             names = Names(self._loop, user)
             undo.callback(names.close)
-            self._keys = Keys(self._loop, user)
+            self._keys = Keys(self._loop, user, config.daemon.state_directory)
             undo.callback(self._keys.close)
             self._control_channel = ControlChannel(
                 self._loop, self._demux, names, config.daemon.port

@@ -11,6 +11,7 @@ A new operation, as a handshake needs it, is a member of Operation and a method 
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from pathlib import Path
 from vela.errors import VelaError
 from vela.linux.confinement import User, confine
 from vela.linux.memory import hide_memory, lock_memory
+from vela.signaling.identity import MACHINE_SECRET_LENGTH, token
 from vela.signaling.signer import (
     CONTEXT_LENGTH,
     SessionKeys,
@@ -39,6 +41,7 @@ MAX_REQUEST = MAX_UDP_PAYLOAD + 64  # bytes: a PROBE, and what goes before it
 MAX_REPLY = 256
 # What a supervisor may make this process keep: ids of 255 remotes each, and rekeys.
 MAX_KEYS, MAX_SESSIONS = 4096, 1 << 17
+MAX_TOKEN_CONTEXT = 1024
 MAX_DESCRIPTORS = 1  # in one request
 
 REQUEST = struct.Struct("!QB")  # number, operation
@@ -58,6 +61,8 @@ class Operation(IntEnum):
     VERIFY = 4  # SESSION, a message: one byte, 1 or 0
     DERIVE = 5  # DERIVATION, a context: nothing
     FORGET = 6  # numbers of sessions: nothing
+    TOKEN = 8  # KEY of the machine's secret, a context: what tells this machine from others
+    GENERATE = 9  # a descriptor of an empty file: nothing; there is a new key in it then
     HELLO = 7  # nothing: why this memory may be swapped; empty: it may not
 
 
@@ -153,6 +158,23 @@ class KeyHolder:
             self._sessions.pop(number, None)
         return b""
 
+    def _token(self, request: Request) -> bytes:
+        if not KEY.size <= len(request.arguments) <= KEY.size + MAX_TOKEN_CONTEXT:
+            raise RefusedError(f"TOKEN with {len(request.arguments)} bytes")
+        (number,) = KEY.unpack_from(request.arguments)
+        return token(self._key(number), request.arguments[KEY.size :])
+
+    def _generate(self, request: Request) -> bytes:
+        if request.arguments or len(request.descriptors) != 1:
+            raise RefusedError("GENERATE takes one descriptor and nothing else")
+        secret = secrets.token_hex(MACHINE_SECRET_LENGTH).encode() + b"\n"
+        try:
+            if os.write(request.descriptors[0], secret) != len(secret):
+                raise RefusedError("the key cannot be written whole")
+        except OSError as err:
+            raise RefusedError(f"the key cannot be written: {err.strerror}") from err
+        return b""
+
     def _hello(self, request: Request) -> bytes:
         return self._unlocked.encode("ascii", "replace")
 
@@ -179,6 +201,8 @@ _HANDLERS: dict[int, Callable[[KeyHolder, Request], bytes]] = {
     Operation.VERIFY: KeyHolder._verify,
     Operation.DERIVE: KeyHolder._derive,
     Operation.FORGET: KeyHolder._forget,
+    Operation.TOKEN: KeyHolder._token,
+    Operation.GENERATE: KeyHolder._generate,
     Operation.HELLO: KeyHolder._hello,
 }
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -21,6 +22,7 @@ import structlog
 
 from vela.errors import ConfigError, VelaError
 from vela.linux.confinement import User
+from vela.signaling.identity import TOKEN_LENGTH
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.signer import (
     SESSION_TAG_LENGTH,
@@ -47,6 +49,9 @@ from .key_holder import (
 from .runtime.loop import EventLoop
 from .runtime.process import Child, ExitStatus, fork
 
+MACHINE_FILE = "machine.key"
+"""In the state directory: the secret by which this machine is told from others."""
+
 # A reply takes 0.05 ms. A machine that keeps the holder from a CPU for this long keeps the
 # supervisor from it, too.
 LIMIT_S = 0.5
@@ -69,6 +74,9 @@ class KeySource(Protocol):
     def load(self, path: Path) -> Key:
         """Return the key in a file. Raises ConfigError."""
 
+    def token(self, context: bytes) -> bytes | None:
+        """Return what tells this machine from others; None: it cannot be had. See identity.py."""
+
 
 Started = tuple[Child, socket.socket]
 
@@ -80,9 +88,19 @@ class Keys:
     """The supervisor's side of the key holder."""
 
     def __init__(
-        self, loop: EventLoop, user: User, start: Callable[[], Started] | None = None
+        self,
+        loop: EventLoop,
+        user: User,
+        state_directory: Path,
+        start: Callable[[], Started] | None = None,
     ) -> None:
-        """Prepare; the holder starts with the first key. start: how, for tests."""
+        """Prepare; the holder starts with the first key. start: how, for tests.
+
+        The machine's own secret is in state_directory, and made there if there is none.
+        """
+        self._state_directory = state_directory
+        self._machine: HeldKey | None = None
+        self._has_no_machine = False
         self._loop = loop
         self._user = user
         self._start = self._fork if start is None else start
@@ -107,8 +125,7 @@ class Keys:
         """Return the key in a file; the same for files with the same key. Raises ConfigError."""
         fd = open_key(path)
         try:
-            if self._child is None and not self.generation:
-                self._take()
+            self._begin()
             number = self.attempt(lambda: self._load(fd))
         except VelaError as err:
             os.close(fd)
@@ -119,6 +136,20 @@ class Keys:
             return known
         key = self._held[number] = HeldKey(self, number, fd)
         return key
+
+    def token(self, context: bytes) -> bytes | None:
+        """Return what tells this machine from others; None: it cannot be had."""
+        machine = self._machine or self._load_machine()
+        if machine is None:
+            return None
+
+        def ask() -> bytes | None:
+            said = self.ask(Operation.TOKEN, KEY.pack(machine.number) + context)
+            if len(said) != TOKEN_LENGTH:
+                raise HolderLostError(f"it answered with a token of {len(said)} bytes")
+            return said
+
+        return self._try(ask, None)
 
     def close(self) -> None:
         """End the holder, and all that it knows."""
@@ -186,6 +217,44 @@ class Keys:
         if generation == self.generation:
             self._dropped.append(number)
 
+    def _load_machine(self) -> HeldKey | None:
+        if self._has_no_machine:
+            return None
+        path = self._state_directory / MACHINE_FILE
+        try:
+            if not os.path.lexists(path):
+                self._make_machine(path)
+            self._machine = self.load(path)
+        except (OSError, VelaError) as err:
+            # Once: it is for a person to mend, and a restart looks again.
+            self._has_no_machine = True
+            self._log.warning(
+                "machine_secret_missing",
+                path=str(path),
+                error=str(err),
+                consequence="other machines cannot tell this one from others with the same key",
+            )
+        return self._machine
+
+    def _make_machine(self, path: Path) -> None:
+        """Let the holder write a secret into a new file. Raises OSError or VelaError."""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        with suppress(FileNotFoundError):
+            new.unlink()
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                self._begin()
+                self.attempt(lambda: self.ask(Operation.GENERATE, b"", (fd,)))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            # Not over one that another process has made meanwhile.
+            os.link(new, path)
+        finally:
+            new.unlink()
+
     # Asking.
 
     def _ask(
@@ -224,6 +293,10 @@ class Keys:
         return _number(self.ask(Operation.LOAD, b"", (fd,)))
 
     # The process.
+
+    def _begin(self) -> None:
+        if self._child is None and not self.generation:
+            self._take()
 
     def _fork(self) -> Started:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -19,6 +19,7 @@ from typing import Any, cast
 from vela.address import Endpoint, Family, IPAddress
 from vela.errors import DeviceError, VelaError
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
+from vela.signaling.identity import token
 from vela.signaling.signer import Key, LocalKey
 from vela.supervisor.circuit.terms import PROVISIONAL_MTU, Profile
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, Config, DaemonConfig
@@ -205,6 +206,9 @@ class Machine:
     def load(self, path: Path) -> Key:
         return LocalKey(path.read_bytes().strip())
 
+    def token(self, context: bytes) -> bytes | None:
+        return token(str(self.config.daemon.state_directory).encode(), context)
+
     def make_data_path(
         self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False
     ) -> RecordingDataPath:
@@ -245,10 +249,11 @@ class Machine:
         self.data_paths.clear()
 
     def stop(self) -> None:
-        if self.registry is not None:
-            self.registry.close()
+        registry, self.registry, self.handler = self.registry, None, None
+        if registry is not None:
+            registry.close()
+            # The goodbyes leave; nothing that comes is heard by a process that ends.
             self.network.loop.run_for(1.5)
-        self.registry, self.handler = None, None
         self.data_paths.clear()
 
     def reload(self, config: Config) -> dict[str, str]:

@@ -136,12 +136,15 @@ class Circuit:
         control_channel: ControlChannel | None,
         offer: Offer | None = None,
         key: Key | None = None,
+        machine: bytes | None = None,
+        maker: bytes | None = None,
     ) -> None:
         """Prepare a circuit; start() or accept() begins.
 
         port is that of remotes that name none, and of this machine.
         control_channel None makes the circuit static. offer is what the remote
         shall get; of a circuit that the remote set up, what it wanted here.
+        machine and maker: see Session.
         """
         self.config = config
         self.origin = origin
@@ -154,6 +157,9 @@ class Circuit:
         self._port = port
         self._control_channel = control_channel
         self._key = key
+        self._machine = machine
+        self._maker = maker
+        self._signaling: SignalingChannel | None = None
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._started = self._closed = False
         self._lifecycle = Lifecycle(static=control_channel is None)
@@ -217,6 +223,11 @@ class Circuit:
     def sought_in_vain(self) -> bool:
         """Whether no address of the remote is known although its name was looked up."""
         return self._remote.sought_in_vain
+
+    @property
+    def maker(self) -> bytes | None:
+        """Which machine set it up, by identity.maker_of; None: this one, or it did not say."""
+        return self._maker if self._signaling is None else self._signaling.session.maker
 
     def start(self) -> None:
         """Look for the remote, and carry frames as soon as that is possible."""
@@ -534,6 +545,8 @@ class Circuit:
             randomness=channel.randomness,
             offer=self.offer,
             policy=channel.policy if self.origin is Origin.PEER else None,
+            machine=self._machine,
+            maker=self.maker,
         )
         return SignalingChannel(session, self._loop, channel, self._on_event)
 

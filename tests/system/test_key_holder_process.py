@@ -210,8 +210,8 @@ def test_circuit_comes_up_again_under_keys_of_another_key_holder(keyed: Keyed) -
     wait_until_up(keyed.ends)
 
 
-def test_velad_without_keys_has_no_key_holder(routers: TwoRouters) -> None:
-    with Velad(routers.a.namespace, asking(routers.b.ipv4)) as velad:
+def test_velad_whose_circuits_are_all_static_has_no_key_holder(routers: TwoRouters) -> None:
+    with Velad(routers.a.namespace, asking(routers.b.ipv4, autoconfigure=False)) as velad:
         names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in children(velad.pid)]
     assert names
     assert "velad-keys" not in names

@@ -48,7 +48,7 @@ def circuits(services: Services, tmp_path: Path) -> Iterator[Registry]:
         names=services.names,
         routes=services.demux,
         control_channel=ControlChannel(services.loop, services.demux, services.names, 48621),
-        keys=Keys(services.loop, find_user("nobody")),
+        keys=Keys(services.loop, find_user("nobody"), tmp_path),
         make_data_path=services.make_pseudowire,
     )
     made.create_all()

@@ -207,6 +207,88 @@ def test_two_circuits_with_one_key_and_id_are_not_joined_to_each_other(tmp_path:
         assert a.channel.dropped()["control_reflected"] >= 20
 
 
+def stolen(attack: Attack, folder: Path) -> Machine:
+    """Return another machine with the key, that asks B for A's circuit from its own address."""
+    return Machine(attack.net, ATTACKER, folder / "c", (CIRCUIT,), None, KEY)
+
+
+@pytest.mark.parametrize("gone", ["crash", "stop"])
+def test_another_holder_of_the_key_gets_no_circuit_of_a_machine_that_is_away(
+    calm: Attack, tmp_path: Path, gone: str
+) -> None:
+    calm.net.run(3)
+    getattr(calm.a, gone)()
+    calm.net.run(10)
+    other = stolen(calm, tmp_path)
+    other.boot()
+    calm.net.run(60)
+
+    [(state, reason)] = other.states().values()
+    assert state == "rejected"
+    assert "172.16.16.2" in reason or "vela0" in reason
+    calm.a.boot()
+    calm.net.run(30)
+    assert calm.a.states() == {"vela0": ("up", "")}
+    assert calm.b.data_paths["vela0"].carrier
+
+
+def test_machine_that_comes_back_with_another_address_has_its_circuit_and_no_second_one(
+    calm: Attack, tmp_path: Path
+) -> None:
+    calm.net.run(3)
+    calm.a.crash()
+    moved = Machine(
+        calm.net,
+        ip_address("192.0.2.7"),
+        calm.a.config.daemon.state_directory,
+        (CIRCUIT,),
+        ALLOWED,
+        KEY,
+    )
+    moved.boot()
+    calm.net.run(60)
+
+    assert moved.states() == {"vela0": ("up", "")}
+    assert calm.b.states() == {"vela0": ("up", "")}
+    # B restarts, and still knows whose it is.
+    calm.b.stop()
+    moved.crash()
+    calm.b.boot()
+    calm.net.run(30)
+    other = stolen(calm, tmp_path)
+    other.boot()
+    calm.net.run(30)
+    assert [state for state, _ in other.states().values()] == ["rejected"]
+    calm.a.boot()
+    calm.net.run(30)
+    assert calm.a.states() == {"vela0": ("up", "")}
+
+
+def test_another_machine_at_the_same_address_gets_no_circuit_until_the_first_is_long_gone(
+    calm: Attack, tmp_path: Path
+) -> None:
+    """Behind one NAT, say; or the same machine, set up anew without its state."""
+    calm.net.run(3)
+    other = Machine(calm.net, ROUTER_A, tmp_path / "c", (CIRCUIT,), None, KEY)
+    calm.a.crash()
+    other.boot()
+    calm.net.run(100)
+    [(state, reason)] = other.states().values()
+    assert state == "rejected"
+    assert "another machine set this circuit up" in reason
+
+    other.stop()
+    calm.net.machines[ROUTER_A] = calm.a
+    calm.a.boot()
+    calm.net.run(5)
+    assert calm.a.states() == {"vela0": ("up", "")}
+    calm.a.crash()
+    calm.net.machines[ROUTER_A] = other
+    other.boot()
+    calm.net.run(400)
+    assert other.states() == {"vela0": ("up", "")}
+
+
 def test_answer_about_an_unknown_session_that_an_attacker_had_is_not_taken(calm: Attack) -> None:
     calm.net.run(3)
     lost = carrier_losses(calm)

@@ -108,6 +108,33 @@ def test_session_that_is_over_is_forgotten(fd: int) -> None:
     assert ask(holder, Operation.SIGN, SESSION.pack(1, 9)) == (Status.REFUSED, b"no session 9")
 
 
+def test_token_is_the_machines_and_differs_with_the_context(fd: int) -> None:
+    holder = loaded(fd)
+
+    status, said = ask(holder, Operation.TOKEN, KEY.pack(1) + b"7 router2")
+
+    # By openssl: printf 'vela machine 17 router2' | openssl dgst -sha256 -hmac SECRET
+    assert (status, said.hex()) == (Status.DONE, "0181989d7700266202dcdc156c94a527")
+    assert ask(holder, Operation.TOKEN, KEY.pack(1) + b"8 router2")[1] != said
+
+
+def test_generated_key_is_in_the_file_and_no_two_are_the_same(tmp_path: Path) -> None:
+    holder = KeyHolder()
+    found = set()
+    for number in range(2):
+        with (tmp_path / str(number)).open("w+b") as file:
+            assert ask(holder, Operation.GENERATE, b"", file.fileno()) == (Status.DONE, b"")
+        found.add((tmp_path / str(number)).read_bytes())
+    assert len(found) == 2
+    assert {len(bytes.fromhex(each.decode().strip())) for each in found} == {32}
+
+
+def test_key_that_cannot_be_written_is_refused(fd: int) -> None:
+    status, why = ask(KeyHolder(), Operation.GENERATE, b"", fd)  # open for reading
+
+    assert (status, why) == (Status.REFUSED, b"the key cannot be written: Bad file descriptor")
+
+
 @pytest.mark.parametrize(
     ("operation", "arguments"),
     [
@@ -128,6 +155,10 @@ def test_session_that_is_over_is_forgotten(fd: int) -> None:
         (Operation.DERIVE, DERIVATION.pack(2, 10, 1) + CONTEXT),
         (Operation.DERIVE, DERIVATION.pack(1, 10, 1) + CONTEXT + b"x"),
         (Operation.FORGET, bytes(7)),
+        (Operation.TOKEN, bytes(7)),
+        (Operation.TOKEN, KEY.pack(1) + bytes(1025)),
+        (Operation.TOKEN, KEY.pack(2)),
+        (Operation.GENERATE, b""),
     ],
 )
 def test_request_that_makes_no_sense_is_refused_and_changes_nothing(

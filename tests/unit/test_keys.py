@@ -18,7 +18,7 @@ from vela.errors import ConfigError
 from vela.linux.confinement import User, find_user
 from vela.signaling.signer import LocalKey, SessionContext
 from vela.supervisor.key_holder import KEY, MAX_REQUEST, NAME, REPLY, REQUEST, Operation, Status
-from vela.supervisor.keys import LIMIT_S, HeldKey, Keys
+from vela.supervisor.keys import LIMIT_S, MACHINE_FILE, HeldKey, Keys
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.process import Child, fork
 
@@ -48,8 +48,8 @@ def user() -> User:
 
 
 @pytest.fixture
-def keys(loop: EventLoop) -> Iterator[Keys]:
-    made = Keys(loop, user())
+def keys(loop: EventLoop, tmp_path: Path) -> Iterator[Keys]:
+    made = Keys(loop, user(), tmp_path / "state")
     yield made
     made.close()
 
@@ -114,6 +114,7 @@ def test_files_with_one_key_are_one_key_and_with_another_are_another(
 
 
 def test_key_and_sessions_that_nobody_has_any_more_are_forgotten(keys: Keys, path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
     for _ in range(300):
         key = keys.load(path)
         session = key.derive(CONTEXT, initiator=True)
@@ -123,7 +124,7 @@ def test_key_and_sessions_that_nobody_has_any_more_are_forgotten(keys: Keys, pat
         del key, session
         gc.collect()
     assert number == 300  # each was dropped, as else it would be the first one again
-    assert len(os.listdir("/proc/self/fd")) < 60
+    assert len(os.listdir("/proc/self/fd")) < before + 10
 
 
 def test_key_that_is_none_is_refused_with_the_file(keys: Keys, path: Path) -> None:
@@ -186,6 +187,57 @@ def test_holder_that_is_lost_again_and_again_is_replaced_once_a_second(
     check(key)
 
 
+def test_machine_has_a_secret_that_it_keeps_and_tokens_that_differ(
+    loop: EventLoop, tmp_path: Path
+) -> None:
+    directory = tmp_path / "state"
+    said = []
+    for _ in range(2):
+        keys = Keys(loop, user(), directory)
+        said.append([keys.token(b"1 router2"), keys.token(b"2 router2")])
+        assert keys.token(b"1 router2") == said[-1][0]
+        keys.close()
+
+    assert said[0] == said[1]
+    assert len({*said[0]}) == 2
+    path = directory / MACHINE_FILE
+    assert [each.name for each in directory.iterdir()] == [MACHINE_FILE]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert directory.stat().st_mode & 0o777 == 0o700
+    # As another machine has it.
+    path.unlink()
+    keys = Keys(loop, user(), directory)
+    assert keys.token(b"1 router2") != said[0][0]
+    keys.close()
+
+
+def test_machine_without_a_place_for_its_secret_has_no_token_and_says_so_once(
+    loop: EventLoop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").write_text("in the way")
+    keys = Keys(loop, user(), tmp_path / "state")
+
+    assert [keys.token(b"1 router2") for _ in range(3)] == [None] * 3
+
+    assert capsys.readouterr().out.count("machine_secret_missing") == 1
+    keys.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"short"])
+def test_machine_whose_secret_is_damaged_has_no_token_and_keeps_the_file(
+    loop: EventLoop, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / MACHINE_FILE
+    path.write_bytes(content)
+    path.chmod(0o600)
+    keys = Keys(loop, user(), tmp_path)
+
+    assert keys.token(b"1 router2") is None
+
+    assert path.read_bytes() == content
+    keys.close()
+
+
 def liar(answer: Callable[[bytes], bytes]) -> Callable[[], tuple[Child, socket.socket]]:
     """Return what starts a holder that answers HELLO and LOAD, and all else as it is told."""
 
@@ -223,7 +275,7 @@ def liar(answer: Callable[[bytes], bytes]) -> Callable[[], tuple[Child, socket.s
 def test_holder_that_answers_nonsense_is_replaced_and_its_word_is_not_taken(
     loop: EventLoop, path: Path, answer: Callable[[bytes], bytes]
 ) -> None:
-    lying = Keys(loop, user(), liar(answer))
+    lying = Keys(loop, user(), path.parent, liar(answer))
     try:
         key = lying.load(path)
         lost = pid_of(lying)

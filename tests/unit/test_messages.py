@@ -49,7 +49,7 @@ SAMPLES: dict[Kind, tuple[Any, Any]] = {
     Kind.NAME: ("vela0", "br-lan"),
     Kind.TEXT: ("bücke!", "words"),
     Kind.PADDING: (bytes(9), bytes(5)),
-    Kind.TAG: (bytes(16), bytes(16)),
+    Kind.BYTES_16: (bytes(range(1, 17)), bytes(range(2, 18))),
 }
 
 Tlvs = list[tuple[int, bytes]]

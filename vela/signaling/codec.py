@@ -289,7 +289,7 @@ _FORMS: dict[Kind, _Form] = {
         range(MAX_TEXT + 1), _read_text, lambda text: fit_text(text, MAX_TEXT).encode(), absent=""
     ),
     Kind.PADDING: _Form(None, bytes, bytes),
-    Kind.TAG: _Form((TAG_LENGTH,), bytes, bytes),
+    Kind.BYTES_16: _Form((16,), bytes, bytes),
 }
 
 

@@ -216,13 +216,17 @@ class Link:
             *self.next_header(), self.describe(local), offer, resuming, PADDED_SIZE, session_keys
         )
 
-    def confirm(self, local: Description, offer: Offer, resuming: bool) -> Confirm:
+    def confirm(
+        self, local: Description, offer: Offer, resuming: bool, machine: bytes | None = None
+    ) -> Confirm:
         description = self.describe(local)
         if self._told is not None:
             own, seen = self._told
             description = replace(description, own=own, seen=seen)
         has_keys = self.signer is not None
-        return Confirm(*self.next_header(), description, offer, resuming, PADDED_SIZE, has_keys)
+        return Confirm(
+            *self.next_header(), description, offer, resuming, PADDED_SIZE, has_keys, machine
+        )
 
     def keepalive(self, local: Description, now: float, *, up: bool) -> Keepalive:
         echo = None

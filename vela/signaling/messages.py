@@ -63,7 +63,7 @@ class Kind(Enum):
     NAME = auto()
     TEXT = auto()
     PADDING = auto()
-    TAG = auto()
+    BYTES_16 = auto()
 
 
 class Tlv(Enum):
@@ -93,7 +93,11 @@ class Tlv(Enum):
     # 22 to 25: encryption.
     SESSION_KEYS = 26, Kind.FLAG
     SESSION = 27, Kind.U64
-    SESSION_TAG = 28, Kind.TAG  # the last one, in messages of a session that has keys: signer.py
+    SESSION_TAG = (
+        28,
+        Kind.BYTES_16,
+    )  # the last one, in messages of a session that has keys: signer.py
+    MACHINE = 29, Kind.BYTES_16
 
     def __init__(
         self,
@@ -344,6 +348,8 @@ class Confirm(Message):
     size: Annotated[int, Size.AT_LEAST] = 0
     session_keys: Annotated[bool, Tlv.SESSION_KEYS, OPTIONAL] = False
     """The session has keys of its own, as both ends can derive them."""
+    machine: Annotated[bytes | None, Tlv.MACHINE, OPTIONAL] = None
+    """What tells the machine that sets the circuit up from others: identity.py."""
 
 
 @_message(MessageType.CLOSE)

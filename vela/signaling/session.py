@@ -64,6 +64,7 @@ from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, read_header, reje
 from vela.signaling.contention import Claim, Decision
 from vela.signaling.cookie import Cookies
 from vela.signaling.events import CircuitRequested, Datagram, Event
+from vela.signaling.identity import maker_of
 from vela.signaling.inputs import HANDSHAKE, AnyInput, Input, Received, State, classify
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.link import Link, offer_session_keys, own_endpoint
@@ -108,6 +109,13 @@ RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
 ANSWER_RATE, ANSWER_BURST = 10.0, 10.0
 
 
+# A machine that restarts, or is cut off for a while, keeps its circuits.
+TAKE_OVER_AFTER_S = 300.0
+ANOTHER_MACHINE_TEXT = (
+    "another machine set this circuit up, and was heard within the last "
+    f"{TAKE_OVER_AFTER_S:g} s; delete it on the other end, or take another id"
+)
+
 UNKNOWN_SESSION = "session"
 """The reason word of RemoteProtocolError: a message of another session than the circuit has."""
 
@@ -127,13 +135,17 @@ class Session:
         randomness: random.Random,
         offer: Offer | None = None,
         policy: Policy | None = None,
+        machine: bytes | None = None,
+        maker: bytes | None = None,
     ) -> None:
         """Prepare a circuit of the configuration, or with a policy one that the remote set up.
 
         local.seen is filled in here, and local.own corrected by what messages
         show. local_address: see set_remote. offer: the settings for the
         remote's end; with a policy, those that the remote last wanted here, if
-        they were kept. Nonces come from randomness: in production it is a
+        they were kept. machine: what tells this machine from others, where it
+        sets the circuit up. maker: with a policy, which machine set it up, by
+        identity.maker_of; None: not known. Nonces come from randomness: in production it is a
         random.SystemRandom.
         """
         self.circuit_id = circuit_id
@@ -142,6 +154,10 @@ class Session:
         """Messages that were stale, replayed, or of another session."""
         self.rtt_s: float | None = None
         self.last_heard_at: float | None = None
+        self.maker = maker
+        """Which machine set the circuit up; None: not known, or this one."""
+        self._machine = machine
+        self._quiet_since: float | None = None
         self._local = local
         self._passive = policy is not None
         self._offer = Offer() if offer is None else offer
@@ -190,6 +206,7 @@ class Session:
 
     def start(self, now: float) -> None:
         """Seek the remote; also again, after the session was closed or suspended."""
+        self._quiet_since = now
         self._step(Input.START, Received(now))
 
     def accept(self, requested: CircuitRequested, now: float) -> None:
@@ -394,7 +411,7 @@ class Session:
 
     def _send_confirm(self, received: Received) -> None:
         link = self._the_link()
-        self._send(link.confirm(self._local, self._offer, self._passive), link)
+        self._send(link.confirm(self._local, self._offer, self._passive, self._machine), link)
         self._due[Input.SEND_DUE] = received.now + self._attempt.confirm_delay_s()
 
     def _on_reject(self, received: Received) -> None:
@@ -492,6 +509,9 @@ class Session:
     def _take_confirm(self, received: Received) -> None:
         """Begin the session that a CONFIRM with a valid cookie asks for; it replaces any other."""
         message = received.message_of(Confirm)
+        if self._is_of_another_machine(message, received.now):
+            self._refuse(received, RejectCode.CONFLICT, ANOTHER_MACHINE_TEXT)
+            return
         if self.policy is not None and not message.resuming:
             refused = self.policy.judge(message.description, message.offer)
             if refused is not None:
@@ -508,6 +528,18 @@ class Session:
         self._tell_down("the other end began a new session")
         self._adopt(received)
 
+    def _is_of_another_machine(self, message: Confirm, now: float) -> bool:
+        """Tell whether another machine at this address wants what is not its own.
+
+        Behind one NAT there may be several. A machine that lost its identity, as it was set up
+        anew, gets the circuit when nothing of the one before was heard for long.
+        """
+        if not self._passive or message.resuming or self.maker in (None, maker_of(message)):
+            return False
+        heard = [each for each in (self.last_heard_at, self._quiet_since) if each is not None]
+        quiet_s = now - max(heard, default=now)
+        return self._state in (State.LINKED, State.UP) or quiet_s < TAKE_OVER_AFTER_S
+
     def _adopt(self, received: Received) -> None:
         """Begin the session of a CONFIRM, without a judgement."""
         message = received.message_of(Confirm)
@@ -515,6 +547,7 @@ class Session:
             self._remote, self._local_address = received.source, received.local_address
             if not message.resuming:
                 self._offer = message.offer
+                self.maker = maker_of(message)
         self._cookies.spend(message, received.now)
         self._link = Link.accept(
             message, received.source, received.local_address, self._local.port, self._key
@@ -643,7 +676,7 @@ class Session:
 
     def _confirm_renewal(self, now: float) -> None:
         link = self._the_renewal().link
-        self._send(link.confirm(self._local, self._offer, self._passive), link)
+        self._send(link.confirm(self._local, self._offer, self._passive, self._machine), link)
         self._due[Input.RENEWAL_DUE] = now + self._attempt.confirm_delay_s()
 
     def _on_renewed(self, received: Received) -> None:
