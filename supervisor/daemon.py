@@ -28,12 +28,13 @@ from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_number
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
-from .config.key import load_key
+from .config.key import open_key
 from .config.reader import load_config
 from .config.records import Config, DaemonConfig
 from .control_channel import ControlChannel
 from .control_socket import ControlSocket, Reply
 from .demux import Demux
+from .keys import Keys
 from .notify import READY, STOPPING, notify
 from .registry.registry import Registry
 from .runtime.burst import Burst
@@ -87,7 +88,11 @@ class Daemon:
             self._demux = Demux(self._loop, groups)
             names = Names(self._loop, user)
             undo.callback(names.close)
-            self._control_channel = ControlChannel(self._loop, self._demux, names)
+            self._keys = Keys(self._loop, user, config.daemon.state_directory)
+            undo.callback(self._keys.close)
+            self._control_channel = ControlChannel(
+                self._loop, self._demux, names, config.daemon.port
+            )
             self._set_policy(config)
             make_pseudowire = PseudowireFactory(
                 loop=self._loop,
@@ -107,6 +112,7 @@ class Daemon:
                 names=names,
                 routes=self._demux,
                 control_channel=self._control_channel,
+                keys=self._keys,
                 make_data_path=make_pseudowire,
             )
             self._control_channel.set_request_handler(self._registry)
@@ -204,7 +210,7 @@ class Daemon:
         autoconfigure = config.autoconfigure
         key = None
         if autoconfigure is not None and autoconfigure.key_file is not None:
-            key = load_key(autoconfigure.key_file)
+            key = self._keys.load(autoconfigure.key_file)
         self._control_channel.set_policy(autoconfigure, key)
 
     def _check(self) -> None:
@@ -238,7 +244,7 @@ def find_mistakes(config: Config) -> list[str]:
     for table, key_file in keys:
         try:
             if key_file is not None:
-                load_key(key_file)
+                os.close(open_key(key_file))
         except ConfigError as err:
             mistakes.append(f"{table}.key_file: {err}")
     try:

@@ -56,6 +56,7 @@ from vela.signaling.messages import (
     Request,
 )
 from vela.signaling.session import _TABLE, Session
+from vela.signaling.signer import LocalKey
 
 SEEDS_AT_ONCE = 100
 BATCHES = 10
@@ -463,7 +464,7 @@ def test_answer_of_the_address_that_was_asked_before_is_taken_there() -> None:
 
 def test_keys_that_differ_leave_both_silent() -> None:
     link = one_sided(10)
-    link.machines[1].key = b"another"
+    link.machines[1].key = LocalKey(b"another")
     link.boot()
 
     link.run(link.now + 5)
@@ -471,6 +472,85 @@ def test_keys_that_differ_leave_both_silent() -> None:
     assert link.machines[1].refused >= 5
     assert not link.machines[1].requested
     assert {source for _, source, _ in link.log} == {ROUTER1}
+
+
+SESSION_TAG = b"\x1c\0\x10"
+
+
+def has_session_tag(data: bytes) -> bool:
+    return data[-35:-32] == SESSION_TAG
+
+
+@pytest.mark.parametrize("make", [one_sided, both_active])
+def test_session_under_a_key_has_keys_of_its_own(make: Make) -> None:
+    link = make(36)
+    up_link(link)
+    link.run(link.now + 10)
+
+    for _, _, data in link.log:
+        assert has_session_tag(data) is (read_header(data).type not in HANDSHAKE)
+    assert len(link.log) > 20
+
+
+def test_session_whose_ends_were_told_other_endpoints_is_not_up() -> None:
+    link = one_sided(37)
+
+    def mislead(source: Endpoint, data: bytes) -> bytes:
+        message = decode(data, KEY) if data[2] == MessageType.ACKNOWLEDGE else None
+        if not isinstance(message, Acknowledge):
+            return data
+        return encode(replace(message, seen=Endpoint(ip_address("192.0.2.77"), 48621)), KEY)
+
+    link.change = mislead
+    link.boot()
+    link.run(link.now + 2)
+
+    assert [machine.up for machine in link.machines] == [False, False]
+    assert link.machines[0].refused > 0  # the KEEPALIVEs, for their tag
+
+
+def old_version(source: Endpoint, kind: MessageType) -> Callable[[Endpoint, bytes], bytes]:
+    """Let a machine's messages of one type say nothing of keys, as those of earlier versions."""
+
+    def change(sender: Endpoint, data: bytes) -> bytes:
+        if sender != source or data[2] != kind:
+            return data
+        message = decode(data, KEY)
+        if isinstance(message, Acknowledge):
+            bare = Acknowledge(
+                CIRCUIT, message.sender_nonce, message.receiver_nonce, message.counter
+            )
+            return encode(bare, KEY)
+        assert isinstance(message, Request)
+        return encode(replace(message, session_keys=False), KEY)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("old", "kind"), [(ROUTER1, MessageType.REQUEST), (ROUTER2, MessageType.ACKNOWLEDGE)]
+)
+def test_session_with_an_end_that_knows_of_no_keys_has_the_tag_of_the_key_alone(
+    old: Endpoint, kind: MessageType
+) -> None:
+    link = one_sided(38)
+    link.change = old_version(old, kind)
+
+    first, second = up_link(link)
+    link.run(link.now + 10)
+
+    assert (first.state, second.state) == (State.UP, State.UP)
+    assert not any(has_session_tag(data) for _, _, data in link.log)
+    assert transitions(link, 1001) == []
+
+
+def test_request_of_an_earlier_version_is_acknowledged_with_nothing_new() -> None:
+    link = one_sided(39)
+    link.change = old_version(ROUTER1, MessageType.REQUEST)
+    up_link(link)
+
+    [acknowledged] = [data for _, _, data in link.log if data[2] == MessageType.ACKNOWLEDGE]
+    assert len(acknowledged) == 44
 
 
 @pytest.mark.parametrize(
@@ -867,7 +947,7 @@ def test_reject_that_does_not_fit_tears_nothing_down(code: int, nonce: int, ahea
     assert link.machines[0].sent() == []
 
 
-def test_own_request_reflected_is_ignored() -> None:
+def test_own_request_reflected_is_refused() -> None:
     link = one_sided(22, key=KEY)
     link.deaf = {ROUTER2}
     link.boot()
@@ -876,8 +956,7 @@ def test_own_request_reflected_is_ignored() -> None:
     machine.receive(link.log[0][2], ROUTER2, link.now)
 
     assert machine.sent() == []
-    assert machine.session is not None
-    assert machine.session.ignored == 1
+    assert machine.refused == 1
 
 
 def test_message_to_or_from_nonce_zero_is_of_no_session() -> None:
@@ -895,7 +974,8 @@ def test_message_to_or_from_nonce_zero_is_of_no_session() -> None:
 
     assert machine.sent() == []
     assert machine.session is not None
-    assert machine.session.ignored == 4
+    # What has this end's own nonce for the sender's was reflected.
+    assert (machine.session.ignored, machine.refused) == (2, 2)
 
 
 def test_session_is_up_only_when_the_other_end_says_that_it_hears() -> None:
@@ -938,10 +1018,11 @@ def test_confirm_with_the_last_counter_does_not_overflow() -> None:
 def test_request_from_port_zero_is_not_answered() -> None:
     link = one_sided(25, key=None)
     first, _ = up_link(link)
-    request = next(data for _, _, data in link.log if data[2] == MessageType.REQUEST)
+    request = bytearray(next(data for _, _, data in link.log if data[2] == MessageType.REQUEST))
+    request[4] ^= 1  # a stranger's nonce
 
     for at, machine in zip((ROUTER2, ROUTER1), link.machines, strict=True):
-        machine.receive(request, Endpoint(at.address, 0), link.now)
+        machine.receive(bytes(request), Endpoint(at.address, 0), link.now)
         assert machine.sent() == []
     assert first.ignored == 1
 
@@ -962,7 +1043,7 @@ def test_table_has_every_message_that_a_state_can_be_sent() -> None:
         State.REQUESTING: anywhere | {MessageType.ACKNOWLEDGE, MessageType.REJECT},
         State.CONFIRMING: anywhere | in_session,
         State.REJECTED: anywhere,
-        State.LINKED: anywhere | in_session | accepted,
+        State.LINKED: anywhere | in_session | accepted | {MessageType.ACKNOWLEDGE},
         State.UP: anywhere | in_session | accepted | {MessageType.ACKNOWLEDGE},
         State.SUSPENDED: anywhere,
         State.CLOSING: anywhere | in_session | accepted,
