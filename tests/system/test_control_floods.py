@@ -24,7 +24,9 @@ from lab.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.needs_net_admin
 
-FLOOD_S = 8.0
+FLOOD_S = 10.0
+# A circuit is down when three in a row are lost, of some thirty in a flood.
+KEEPALIVE_S = 0.3
 
 
 @pytest.fixture
@@ -38,9 +40,9 @@ def routers() -> Iterator[ThreeRouters]:
 
 
 @contextmanager
-def asked(routers: ThreeRouters) -> Iterator[tuple[Velad, Velad]]:
+def asked(routers: ThreeRouters, keepalive_s: float = KEEPALIVE_S) -> Iterator[tuple[Velad, Velad]]:
     """B has asked A for a circuit."""
-    config = asking(routers.a.ipv4, keepalive=1.0)
+    config = asking(routers.a.ipv4, keepalive=keepalive_s)
     with (
         Velad(routers.a.namespace, policy()) as a,
         Velad(routers.b.namespace, config) as b,
@@ -107,7 +109,7 @@ def test_circuit_stays_up_whatever_is_sent_in_its_remotes_name(
 def test_remote_comes_back_at_once_while_requests_are_forged_in_its_name(
     routers: ThreeRouters, figure: Callable[[str], None]
 ) -> None:
-    with asked(routers) as (a, b), in_bs_name(routers) as sender:
+    with asked(routers, 1.0) as (a, b), in_bs_name(routers) as sender:
 
         def send() -> int:
             sender.sendto(requests(), (routers.a.ipv4, VELA_PORT))
@@ -125,4 +127,5 @@ def test_remote_comes_back_at_once_while_requests_are_forged_in_its_name(
                     each.wait_for_state(NAME, "up")
                 took.append(time.monotonic() - started)
         figure(f"200 forged requests a second: back after {', '.join(f'{s:.2f}' for s in took)} s")
-        assert max(took) < 2.0 * PATIENCE
+        # A request that is not answered is repeated after 0.5 s, and then each second.
+        assert sorted(took)[1] < 1.5
