@@ -40,10 +40,12 @@ def describe(
     port: int,
     *,
     offloads: bool,
+    frame_port: int | None = None,
 ) -> Description:
     """Return what this end says of itself; path None: it is not known yet.
 
-    port is the listening one; offloads tells whether the engine takes frames
+    port is the listening one; frame_port the one that frames leave from, where there is one;
+    offloads tells whether the engine takes frames
     that the kernel left unfinished. Raises ConfigError where the path is too narrow.
     """
     capabilities = Capability(0)
@@ -61,6 +63,7 @@ def describe(
         port=port,
         keepalive_ms=round(config.keepalive * 1000),
         own=Endpoint(path.route.source, port) if path else None,
+        frame_port=frame_port,
     )
 
 
