@@ -72,6 +72,8 @@ class Machine:
         self.endpoint, self.remote, self.local, self.key = endpoint, remote, local, key
         self.randomness, self.policy, self.offer = randomness, policy, offer
         self.kept: Offer | None = None
+        self.machine: bytes | None = None
+        """What tells it from others."""
         self.obstacle = ""
         """Why it cannot carry frames."""
         self.events: list[tuple[float, Event]] = []
@@ -100,6 +102,7 @@ class Machine:
             randomness=self.randomness,
             offer=self.offer if own else self.kept,
             policy=None if own else self.policy,
+            machine=self.machine,
         )
 
     def receive(self, data: bytes, source: Endpoint, now: float) -> None:

@@ -92,6 +92,8 @@ class RecordingDataPath:
     obstacle: str = ""
     refusal: str = ""
     """What attach() fails with."""
+    frames_from: int | None = None
+    """The remote's port that frames are taken from."""
     attachments: int = 0
 
     def attach(self, path: UnderlayPath, profile: Profile) -> None:
@@ -103,6 +105,13 @@ class RecordingDataPath:
             self.attachments += 1
         self.attached = (path, profile)
         self.mtu = profile.mtu
+
+    @property
+    def frame_port(self) -> int | None:
+        return None if self.attached is None else 50000 + self.config.id
+
+    def expect_frames_from(self, port: int | None) -> None:
+        self.frames_from = port
 
     def detach(self) -> None:
         self.attached = None

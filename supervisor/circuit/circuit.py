@@ -83,6 +83,13 @@ class DataPath(Protocol):
     @property
     def attached(self) -> tuple[UnderlayPath, Profile] | None: ...
 
+    @property
+    def frame_port(self) -> int | None:
+        """The UDP port that frames leave from; None: it carries none."""
+
+    def expect_frames_from(self, port: int | None) -> None:
+        """Take only frames that come from this UDP port of the remote's; None: from any."""
+
     def attach(self, path: UnderlayPath, profile: Profile) -> None: ...
 
     def detach(self) -> None: ...
@@ -501,6 +508,9 @@ class Circuit:
         # The session may be with another address than was sought.
         session.set_local(self._description(path), self._loop.now())
         self._data_path.attach(path, agreed_profile(self.config, agreement, path))
+        self._data_path.expect_frames_from(agreement.frame_port)
+        # The remote is told which port they leave from, now that it is known.
+        session.set_local(self._description(path), self._loop.now())
 
     def _follow_route(self) -> None:
         """Carry frames along another route to the same remote, where it has changed.
@@ -576,7 +586,14 @@ class Circuit:
     def _description(self, path: UnderlayPath | None) -> Description:
         """Return what this end says of itself. Raises ConfigError where the path is too narrow."""
         data_path = self._data_path
-        return describe(self.config, path, data_path.local_mac, self._port, data_path.abilities)
+        return describe(
+            self.config,
+            path,
+            data_path.local_mac,
+            self._port,
+            data_path.abilities,
+            frame_port=data_path.frame_port,
+        )
 
     def _local_address(self) -> IPAddress | None:
         """Return the address of this machine that the remote speaks to; None: any will do."""

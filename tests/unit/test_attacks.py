@@ -272,7 +272,7 @@ def test_another_machine_at_the_same_address_gets_no_circuit_until_the_first_is_
     other = Machine(calm.net, ROUTER_A, tmp_path / "c", (CIRCUIT,), None, KEY)
     calm.a.crash()
     other.boot()
-    calm.net.run(100)
+    calm.net.run(50)
     [(state, reason)] = other.states().values()
     assert state == "rejected"
     assert "another machine set this circuit up" in reason
@@ -285,8 +285,20 @@ def test_another_machine_at_the_same_address_gets_no_circuit_until_the_first_is_
     calm.a.crash()
     calm.net.machines[ROUTER_A] = other
     other.boot()
-    calm.net.run(400)
+    calm.net.run(120)
     assert other.states() == {"vela0": ("up", "")}
+
+
+def test_machine_that_said_goodbye_can_come_back_without_its_identity(
+    calm: Attack, tmp_path: Path
+) -> None:
+    calm.net.run(3)
+    calm.a.stop()
+    anew = Machine(calm.net, ROUTER_A, tmp_path / "anew", (CIRCUIT,), None, KEY)
+    anew.boot()
+    calm.net.run(5)
+
+    assert anew.states() == {"vela0": ("up", "")}
 
 
 def test_answer_about_an_unknown_session_that_an_attacker_had_is_not_taken(calm: Attack) -> None:

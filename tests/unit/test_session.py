@@ -20,6 +20,7 @@ from simulated_link import (
     ROUTER1,
     ROUTER2,
     Link,
+    Machine,
     Weather,
     agreed_values,
     both_active,
@@ -46,6 +47,7 @@ from vela.signaling.events import (
 from vela.signaling.inputs import HANDSHAKE, AnyInput, Input, State
 from vela.signaling.messages import (
     Acknowledge,
+    Close,
     CloseReason,
     Confirm,
     Keepalive,
@@ -1017,14 +1019,91 @@ def test_confirm_with_the_last_counter_does_not_overflow() -> None:
 
 def test_request_from_port_zero_is_not_answered() -> None:
     link = one_sided(25, key=None)
-    first, _ = up_link(link)
+    up_link(link)
     request = bytearray(next(data for _, _, data in link.log if data[2] == MessageType.REQUEST))
     request[4] ^= 1  # a stranger's nonce
 
     for at, machine in zip((ROUTER2, ROUTER1), link.machines, strict=True):
         machine.receive(bytes(request), Endpoint(at.address, 0), link.now)
         assert machine.sent() == []
-    assert first.ignored == 1
+    assert [machine.refused for machine in link.machines] == [1, 1]
+
+
+ELSEWHERE_THERE = Endpoint(ROUTER1.address, 40000)  # another program on router 1, say
+
+
+def test_message_without_a_key_from_another_port_of_the_remote_is_refused() -> None:
+    link = one_sided(40, key=None)
+    _, second = up_link(link)
+    machine = link.machines[1]
+    kinds = set()
+    for _, source, data in list(link.log):
+        if source == ROUTER1:
+            fresh = bytearray(data)
+            fresh[20] = 1  # a counter that is larger than all before
+            kinds.add(data[2])
+            machine.receive(bytes(fresh), ELSEWHERE_THERE, link.now)
+    forged = encode(Close(CIRCUIT, *nonces_of(link.machines[0]), 2**60, 2), None)
+    machine.receive(forged, ELSEWHERE_THERE, link.now)
+
+    assert kinds == {MessageType.REQUEST, MessageType.CONFIRM, MessageType.KEEPALIVE}
+    assert machine.refused == 4 + 1
+    assert machine.sent() == []
+    assert second.state is State.UP
+    machine.receive(forged, ROUTER1, link.now)  # it was the port alone
+    assert machine.session is None
+
+
+def nonces_of(machine: Machine) -> tuple[int, int]:
+    assert machine.session is not None
+    link = machine.session._link
+    assert link is not None
+    return link.local_nonce, link.remote_nonce
+
+
+def test_message_under_a_key_may_come_from_any_port_of_the_remote() -> None:
+    link = one_sided(41)
+    up_link(link)
+    machine = link.machines[1]
+    request = next(data for _, _, data in link.log if data[2] == MessageType.REQUEST)
+
+    fresh = encode(replace(decode(request, KEY), sender_nonce=9), KEY)
+    machine.receive(fresh, ELSEWHERE_THERE, link.now)
+
+    assert [read_header(each.data).type for each in machine.sent()] == [MessageType.ACKNOWLEDGE]
+
+
+def test_remote_behind_a_nat_may_come_from_another_port_when_its_session_is_over() -> None:
+    link = one_sided(42, key=None)
+    link.machines[0].local = replace(LOCAL1, own=Endpoint(ip_address("10.1.1.1"), 48621))
+    _, second = up_link(link)
+    machine = link.machines[1]
+    request = bytearray(next(data for _, _, data in link.log if data[2] == MessageType.REQUEST))
+    request[4] ^= 1
+
+    machine.receive(bytes(request), ELSEWHERE_THERE, link.now)
+    assert machine.sent() == []
+    link.deaf = {ROUTER1, ROUTER2}
+    link.run(link.now + 10)
+    assert second.state is State.REQUESTING
+    machine.sent()
+    machine.receive(bytes(request), ELSEWHERE_THERE, link.now)
+
+    assert [each.remote for each in machine.sent()] == [ELSEWHERE_THERE]
+
+
+def test_machine_that_is_known_may_come_from_another_port() -> None:
+    link = one_sided(43, key=None)
+    link.machines[0].machine = bytes(16)
+    up_link(link)
+    moved = Endpoint(ROUTER1.address, 5000)
+
+    link.machines[0].endpoint = moved
+    link.machines[0].boot(link.now)
+    link.collect(link.machines[0])
+    link.run(link.now + 1)
+
+    assert [machine.up for machine in link.machines] == [True, True]
 
 
 def quiet_session() -> Session:

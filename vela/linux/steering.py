@@ -6,6 +6,7 @@ and net/core/sock_reuseport.c.
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -41,12 +42,24 @@ _SOURCE = {  # in words of 32 bits
     6: tuple((bpf.LOAD_WORD, _IP + 8 + 4 * word) for word in range(4)),  # RFC 8200, section 3
 }
 
+# The UDP source port, behind IPv4's options; of IPv6, where no extension header is between: there
+# the header's next header stands for it, which is no port that anybody sends from.
+_PORT = {
+    4: ((bpf.LOAD_HEADER_LENGTH, _IP, 0, 0), (bpf.LOAD_HALF_BEHIND, _IP, 0, 0)),
+    6: (
+        (bpf.LOAD_BYTE, _IP + 6, 0, 0),
+        (bpf.IF_EQUAL, socket.IPPROTO_UDP, 0, 1),
+        (bpf.LOAD_HALF, _IP + 40, 0, 0),
+    ),
+}
+_PORT_SLOT = 15  # of BPF_MEMWORDS, 16; the others are used from 0 on
+
 # Values compared one by one at the bottom of a search tree. For 255 circuits of
 # one remote: 781 instructions with 1, 589 with 4, 557 with 8.
 _BUCKET = 4
 
-# Values of the fields still to be compared, then the index they lead to.
-_Row = tuple[tuple[int, ...], int]
+# Values of the fields still to be compared, then the index they lead to, and from which port.
+_Row = tuple[tuple[int, ...], tuple[int, int | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +70,8 @@ class Route:
     """The remote. An IPv4-mapped address stands for the IPv4 address; a scope is ignored."""
     circuit_id: int
     index: int
+    port: int | None = None
+    """The UDP port that they come from; those from others stay at index 0. None: from any."""
 
     def __post_init__(self) -> None:
         if not MIN_CIRCUIT_ID <= self.circuit_id <= MAX_CIRCUIT_ID:
@@ -153,16 +168,16 @@ def _reject_ambiguous(routes: Iterable[Route]) -> None:
 
 
 def _assemble(routes: Iterable[Route], control: ControlSteering) -> list[tuple[int, int, int, int]]:
-    targets = {(_plain(each.source), each.circuit_id): each.index for each in routes}
-    targets |= {(_plain(source), CONTROL_CIRCUIT_ID): REMOTES for source in control.remotes}
+    targets = {(_plain(each.source), each.circuit_id): (each.index, each.port) for each in routes}
+    targets |= {(_plain(source), CONTROL_CIRCUIT_ID): (REMOTES, None) for source in control.remotes}
     rows: dict[int, list[_Row]] = {4: [], 6: []}
-    for (source, circuit_id), index in targets.items():
+    for (source, circuit_id), target in targets.items():
         words = struct.unpack(f"!{len(source.packed) // 4}I", source.packed)
-        rows[source.version].append(((*words, circuit_id), index))
+        rows[source.version].append(((*words, circuit_id), target))
 
     assembler = _Assembler()
     families = [
-        (version, assembler.match_packet((*_SOURCE[version], _CIRCUIT_ID), rows[version]))
+        (version, assembler.match_packet(version, rows[version]))
         for version in (4, 6)
         if rows[version]
     ]
@@ -193,14 +208,19 @@ class _Assembler:
         self._backwards.append((code, k, if_true, if_false))
         return len(self._backwards)
 
-    def match_packet(self, loads: Sequence[tuple[int, int]], rows: Sequence[_Row]) -> int:
-        """Load all fields, compare them; return the label."""
+    def match_packet(self, version: int, rows: Sequence[_Row]) -> int:
+        """Load all fields of a packet of IPv4 or IPv6, compare them; return the label."""
+        loads = (*_SOURCE[version], _CIRCUIT_ID)
         label = self._match(range(len(loads)), rows)
         # Loaded once and kept: the kernel makes a function call of a load from
         # the packet, and some ten instructions of its own.
         for slot, load in enumerate(loads):
             self.emit(bpf.STORE, slot)
             label = self.emit(*load)
+        if any(port is not None for _, (_, port) in rows):
+            self.emit(bpf.STORE, _PORT_SLOT)
+            for code, k, if_true, if_false in reversed(_PORT[version]):
+                label = self.emit(code, k, if_true, if_false)
         # Whoever has not stored yet misses elsewhere: for the kernel's check
         # (net/core/filter.c, check_load_and_stores) control flows on past a
         # return, and what follows would recall slots that are not set.
@@ -229,15 +249,19 @@ class _Assembler:
 
     def _match(self, slots: Sequence[int], rows: Sequence[_Row]) -> int:
         if not slots:
-            ((_, index),) = rows
-            return self.emit(bpf.RETURN, index)
+            ((_, (index, port)),) = rows
+            label = self.emit(bpf.RETURN, index)
+            if port is None:
+                return label
+            self.search_linearly([(port, label)])
+            return self.emit(bpf.RECALL, _PORT_SLOT)
 
         # Fields that divide the rows least come first, so that a value which
         # many rows share is tested once.
         column = min(range(len(slots)), key=lambda column: len({row[0][column] for row in rows}))
         groups: dict[int, list[_Row]] = {}
-        for values, index in rows:
-            rest = (values[:column] + values[column + 1 :], index)
+        for values, target in rows:
+            rest = (values[:column] + values[column + 1 :], target)
             groups.setdefault(values[column], []).append(rest)
         self._search((*slots[:column], *slots[column + 1 :]), sorted(groups.items()))
         return self.emit(bpf.RECALL, slots[column])

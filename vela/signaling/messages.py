@@ -98,6 +98,7 @@ class Tlv(Enum):
         Kind.BYTES_16,
     )  # the last one, in messages of a session that has keys: signer.py
     MACHINE = 29, Kind.BYTES_16
+    FRAME_PORT = 30, Kind.U16, 1, MAX_PORT
 
     def __init__(
         self,
@@ -192,6 +193,8 @@ class Description:
     """Its own address and port, as far as it knows."""
     seen: Annotated[Endpoint | None, Tlv.SEEN_ENDPOINT, OPTIONAL] = None
     """The other end's address and port, as it sees them."""
+    frame_port: Annotated[int | None, Tlv.FRAME_PORT, OPTIONAL] = None
+    """The UDP port that its frames come from."""
 
 
 @dataclass(frozen=True, slots=True)

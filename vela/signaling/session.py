@@ -110,15 +110,16 @@ RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
 ANSWER_RATE, ANSWER_BURST = 300.0, 300.0
 
 
-# A machine that restarts, or is cut off for a while, keeps its circuits.
-TAKE_OVER_AFTER_S = 300.0
+# A machine that crashed, or is cut off for a while, keeps its circuits.
+TAKE_OVER_AFTER_S = 60.0
 ANOTHER_MACHINE_TEXT = (
     "another machine set this circuit up, and was heard within the last "
-    f"{TAKE_OVER_AFTER_S:g} s; delete it on the other end, or take another id"
+    f"{TAKE_OVER_AFTER_S:g} s; take another id, or delete it on the other end"
 )
 
-UNKNOWN_SESSION = "session"
-"""The reason word of RemoteProtocolError: a message of another session than the circuit has."""
+UNKNOWN_SESSION, WRONG_PORT = "session", "port"
+"""The reason words of RemoteProtocolError: a message of another session than the circuit has;
+without a key, one from another UDP port than the remote's."""
 
 
 class Session:
@@ -159,6 +160,10 @@ class Session:
         """Which machine set the circuit up; None: not known, or this one."""
         self._machine = machine
         self._quiet_since: float | None = None
+        # Whether the remote's port is translated on the way; None: there was no session yet.
+        self._translated: bool | None = None
+        # The remote closed the last session.
+        self._is_left = False
         self._local = local
         self._passive = policy is not None
         self._offer = Offer() if offer is None else offer
@@ -300,6 +305,8 @@ class Session:
         if message.circuit_id != self.circuit_id:
             raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
         self._cookies.nonces.reject_reflected(message)
+        if self._key is None and not self._may_come_from(source, header.type):
+            raise RemoteProtocolError(WRONG_PORT, f"from port {source.port}")
         self.receive(message, source, now, local_address)
 
     def receive(
@@ -351,6 +358,21 @@ class Session:
         return self._cookies.check(
             message, received.source, received.local_address, self._binding, received.now
         )
+
+    def _may_come_from(self, source: Endpoint, kind: MessageType) -> bool:
+        """Tell whether a message that has no tag can be the remote's, by its UDP port.
+
+        Any user of the remote's machine can send from its address, but velad has its port. Where
+        the machine that set the circuit up is known, that is checked in place of the port.
+        """
+        remote = self.remote
+        if remote is None or source.port == remote.port:
+            return True
+        if kind not in (MessageType.REQUEST, MessageType.CONFIRM):
+            return self._translated is True
+        if self.maker is not None:
+            return True
+        return self._translated is not False and self._state not in (State.LINKED, State.UP)
 
     def _signer_of(self, header: Header) -> Signer | None:
         """Return what verifies a message with this header."""
@@ -538,10 +560,12 @@ class Session:
     def _is_of_another_machine(self, message: Confirm, now: float) -> bool:
         """Tell whether another machine at this address wants what is not its own.
 
-        Behind one NAT there may be several. A machine that lost its identity, as it was set up
-        anew, gets the circuit when nothing of the one before was heard for long.
+        Behind one NAT there may be several. A machine that was set up anew and lost its identity
+        gets the circuit when the one before said goodbye, or was not heard for long.
         """
         if not self._passive or message.resuming or self.maker in (None, maker_of(message)):
+            return False
+        if self._is_left:
             return False
         heard = [each for each in (self.last_heard_at, self._quiet_since) if each is not None]
         quiet_s = now - max(heard, default=now)
@@ -555,6 +579,7 @@ class Session:
             if not message.resuming:
                 self._offer = message.offer
                 self.maker = maker_of(message)
+        self._is_left = False
         self._cookies.spend(message, received.now)
         self._link = Link.accept(
             message, received.source, received.local_address, self._local.port, self._key
@@ -583,8 +608,10 @@ class Session:
 
     def _settle(self) -> None:
         """Agree with the remote, and tell if anything changed."""
-        agreement = self._the_link().settle(self._local)
+        link = self._the_link()
+        agreement = link.settle(self._local)
         if agreement is not None:
+            self._translated = agreement.nat or link.endpoint.port != agreement.remote_port
             self._events.append(events.Agreed(agreement))
 
     def _on_first_keepalive(self, received: Received) -> None:
@@ -739,6 +766,7 @@ class Session:
         if deleted:
             self._end(by_remote=True)
             return
+        self._is_left = True
         self._tell_down("the other end is stopping")
         self._begin(received)
         self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
