@@ -8,6 +8,7 @@ import signal
 import struct
 import termios
 from fcntl import ioctl
+from functools import partial
 
 import structlog
 
@@ -165,7 +166,11 @@ class WorkerKeeper:
             self._retry = self._loop.call_later(delay_s, self._spawn)
             self._set_failure(error)
         # Behind the restart: a slow terminal must not hold up frames.
-        self._log.warning(
+        log = self._log.warning
+        if status.signal == signal.SIGSYS:
+            # A bug, or somebody's code: either needs a person. The kernel has logged which call.
+            log = partial(self._log.error, advice="look for type=1326 in the kernel's log")
+        log(
             "worker_exited",
             pid=child.pid,
             ended=str(status),

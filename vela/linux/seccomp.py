@@ -37,7 +37,7 @@ _AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 # By machine: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h. None:
 # that machine has it not.
-_NUMBERS: dict[str, tuple[int | None, int | None]] = {
+NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "access": (21, None),
     "add_key": (248, 217),
     "bpf": (321, 280),
@@ -137,7 +137,7 @@ OWN_PID = 0x7FFFFFFF
 _machine = platform.machine()
 _column = _MACHINES.index(_machine) if _machine in _MACHINES else None
 
-_NR = 0 if _column is None else _NUMBERS["seccomp"][_column]
+_NR = 0 if _column is None else NUMBERS["seccomp"][_column]
 
 # Made ahead of any fork: what a child makes is memory of its own.
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
@@ -234,7 +234,7 @@ def _assemble(rules: tuple[Rule, ...], default: int, column: int) -> bytes:
 
     Before and behind them the call's number is loaded.
     """
-    number = _NUMBERS[rules[0].call][column]
+    number = NUMBERS[rules[0].call][column]
     if number is None:
         return b""
     code = b"".join(map(_judge, rules))
