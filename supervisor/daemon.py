@@ -80,7 +80,6 @@ class Daemon:
             for group in groups:
                 undo.callback(group.close)
             _warn_of_clipped_buffers(groups)
-            _warn_of_idle_keys(config)
             _warn_of_missing_filter()
             self._forwarding = Forwarding()
             netlink = Netlink()
@@ -301,20 +300,6 @@ def _warn_of_clipped_buffers(groups: tuple[ReceiveGroup, ...]) -> None:
                 granted_bytes=group.receive_buffer,
                 advice="raise net.core.rmem_max",
             )
-
-
-def _warn_of_idle_keys(config: Config) -> None:
-    """Tell which keys that are set have no effect in this version."""
-    idle = [
-        f"circuits.{circuit.name}.{key}"
-        for circuit in config.circuits
-        for key, hook in (("up", circuit.up), ("down", circuit.down))
-        if hook is not None
-    ]
-    if config.daemon.metrics is not None:
-        idle.append("daemon.metrics")
-    if idle:
-        structlog.get_logger().warning("keys_without_effect", keys=idle, version=__version__)
 
 
 def _warn_of_missing_filter() -> None:
