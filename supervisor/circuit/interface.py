@@ -74,6 +74,10 @@ class AttachmentCircuit:
         """Tell whether the interface is still there, under whatever name it has now."""
         return self._tap.exists()
 
+    def restore(self) -> None:
+        """Set what a worker may have changed by its copy of the descriptor. Raises DeviceError."""
+        self._tap.restore()
+
     def make_again(self) -> None:
         """Make an interface that somebody removed again, with the same settings.
 

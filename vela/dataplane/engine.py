@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from vela.dataplane.calls import native_calls, python_calls
 from vela.dataplane.contract import Abilities, Attachment, DataPlane
 from vela.dataplane.key_page import map_key_page
 from vela.dataplane.reference import PythonDataPlane
 from vela.errors import ConfigError
 from vela.linux.features import ALL_FEATURES, OFFLOADS, Feature
 from vela.linux.processor import has_aes_instructions
+from vela.linux.seccomp import Rule
 from vela.wire import Suite
 
 try:
@@ -39,6 +41,8 @@ class LoadedEngine:
     """As the status shows it."""
     make: Callable[[Attachment], DataPlane]
     abilities: Abilities
+    calls: Callable[[Attachment], tuple[Rule, ...]]
+    """Which system calls it makes while it carries frames."""
     fallback: str = ""
     """Why a better engine is not used; empty: there is no better one."""
     encryption_obstacle: Callable[[], str | None] = lambda: "this engine does not encrypt"
@@ -58,7 +62,11 @@ class LoadedEngine:
 
 
 _PYTHON = LoadedEngine(
-    "python", PythonDataPlane, Abilities(ALL_FEATURES - OFFLOADS), encryption_obstacle=lambda: None
+    "python",
+    PythonDataPlane,
+    Abilities(ALL_FEATURES - OFFLOADS),
+    python_calls,
+    encryption_obstacle=lambda: None,
 )
 
 
@@ -96,6 +104,7 @@ _NATIVE = LoadedEngine(
     "native",
     _make_native,
     Abilities(ALL_FEATURES, virtio_header=True, partial_checksums=True, native=True),
+    native_calls,
     encryption_obstacle=_native_obstacle,
 )
 
