@@ -102,6 +102,7 @@ class Pseudowire:
         self._cpu = cpu
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._attached: tuple[UnderlayPath, Profile] | None = None
+        self._key_page: int | None = None
         self._frame_port: int | None = None
         self._carrier = False
         self._interface_lost = False
@@ -186,17 +187,21 @@ class Pseudowire:
         self._interface.close()
         self._parts.counters.give_back(self._counters)
 
-    def attach(self, path: UnderlayPath, profile: Profile) -> None:
+    def attach(self, path: UnderlayPath, profile: Profile, key_page: int | None = None) -> None:
         """Carry frames to and from this remote from now on.
+
+        key_page is the descriptor of the circuit's key page, which the worker
+        gets and this process never maps. An encrypted circuit needs one, also
+        where there is no key in it yet, and no other may have one.
 
         Does nothing where it already does just that. Raises VelaError, and
         then it is detached.
         """
-        if (path, profile) == self._attached:
+        if (path, profile) == self._attached and key_page == self._key_page:
             return
         self._release()
         try:
-            self._attach(path, profile)
+            self._attach(path, profile, key_page)
         except BaseException:
             self.detach()
             raise
@@ -224,7 +229,7 @@ class Pseudowire:
         self._keeper.forget()
 
     def _release(self) -> None:
-        self._attached = self._frame_port = None
+        self._attached = self._frame_port = self._key_page = None
         self._stop_worker()
         if self._send_socket is not None:
             self._send_socket.close()
@@ -258,8 +263,18 @@ class Pseudowire:
             raise DeviceError(self._keeper.failure)
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
-        """Take a datagram that came past the worker. See demux.Receiver."""
+        """Take a datagram that came past the worker. See demux.Receiver.
+
+        Those of an encrypted circuit are the worker's, whatever they are: it
+        has the keys, and none may reach the TAP without them.
+        """
         counters = self._counters.supervisor
+        if self._key_page is not None:
+            try:
+                self._divert_reader.send(memoryview(data)[start:end])
+            except OSError:  # its queue is full, or the datagram larger than that
+                counters[Slot.RX_CONGESTED] += 1
+            return
         try:
             frame, elided = self._decapsulator.decapsulate(data, start, end)
         except Dropped as dropped:
@@ -333,14 +348,14 @@ class Pseudowire:
         if not self._interface_lost:
             self._interface_lost = True
             self._log.warning("interface_removed")
-        attached = self._attached
+        attached, key_page = self._attached, self._key_page
         # What fails now can be tried again from here: it stays attached.
         self._stop_worker()
         self._interface.make_again()
         self._interface_lost = False
         self._release()
         if attached is not None:
-            self.attach(*attached)
+            self.attach(*attached, key_page)
         self.set_carrier(self._carrier)
 
     def _make_decapsulator(
@@ -353,7 +368,9 @@ class Pseudowire:
             partial_checksums=partial_checksums,
         )
 
-    def _attach(self, path: UnderlayPath, profile: Profile) -> None:
+    def _attach(self, path: UnderlayPath, profile: Profile, key_page: int | None) -> None:
+        if profile.encrypted != (key_page is not None):
+            raise DeviceError("an encrypted circuit, and no other, needs a key page")
         family = path.endpoint.family
         self._interface.set_mtu(profile.mtu, encrypted=profile.encrypted)
         self._decapsulator = self._make_decapsulator(
@@ -387,6 +404,7 @@ class Pseudowire:
             virtio_header=self._interface.virtio_header,
             partial_checksums=profile.partial_checksums,
             features=self._parts.features,
+            key_page=key_page,
         )
         task = WorkerTask(
             circuit=self._config.name,
@@ -400,7 +418,7 @@ class Pseudowire:
             filter=worker_filter(self._parts.engine.calls(attachment)),
         )
         self._starting = self._parts.forks.add(lambda: self._keeper.start(task))
-        self._attached = (path, profile)
+        self._attached, self._key_page = (path, profile), key_page
         self._frame_port = send_socket.getsockname()[1]
 
     def _open_send_socket(self, path: UnderlayPath, wanted: int | None) -> socket.socket:
@@ -431,7 +449,10 @@ class Pseudowire:
                 length = self._divert_reader.recv_into(view)
             except BlockingIOError:
                 return
-            if self._attached is not None:
+            if self._key_page is not None and length and data[REBUILD_ROOM] == self._config.id:
+                # An answer to an echo request, which the worker opened, and nobody asked for.
+                self._counters.supervisor[Slot.RX_RESERVED] += 1
+            elif self._attached is not None:
                 path, _ = self._attached
                 # UDP GRO joins what comes from one port.
                 demux, claim = self._parts.demux, self._claim
