@@ -27,14 +27,14 @@ from attached_plane import (
     queued,
     readable,
 )
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from frame_keys import Keys
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lab.namespace import Namespace
 from vela.dataplane.counters import RX_DROPPED, Slot
 from vela.dataplane.frame import Elision
-from vela.dataplane.key_page import KeyPage, KeyPair, SlotWord, boottime_ns, create, slot_start
+from vela.dataplane.key_page import KeyPage, SlotWord, boottime_ns, create, slot_start
 from vela.linux.features import Feature
 from vela.wire import Suite
 
@@ -42,41 +42,9 @@ VECTORS = Path(__file__).parents[1] / "vectors" / "encrypted.json"
 PACKET = bytes.fromhex("4500001c000000004011000000000000000000000000000000000000")
 ELIDED = REMOTE + LOCAL + b"\x08\x00" + PACKET
 ECHO = b"\x41\x01" + bytes(range(16))
-CIPHERS: dict[Suite, type[AESGCM] | type[ChaCha20Poly1305]] = {
-    Suite.AES_256_GCM: AESGCM,
-    Suite.CHACHA20_POLY1305: ChaCha20Poly1305,
-}
 
 
 SEGMENTS = Feature.UDP_SEGMENT
-
-
-class Keys:
-    """One generation's, and the remote's side of them."""
-
-    def __init__(self, phase: int = 0, suite: Suite = Suite.AES_256_GCM, number: int = 1) -> None:
-        self.phase = phase
-        self.pair = KeyPair(
-            suite,
-            bytes(range(number, number + 32)),
-            bytes(range(number, number + 8)),
-            bytes(range(number + 100, number + 132)),
-            bytes(range(number + 100, number + 108)),
-        )
-        cipher = CIPHERS[suite]
-        self._opens, self._seals = cipher(self.pair.tx_key), cipher(self.pair.rx_key)
-
-    def open(self, datagram: bytes) -> tuple[int, bytes]:
-        """Return the counter and the text. docs/protocol.md, 3.6."""
-        assert datagram[:2] == bytes([CIRCUIT, 0x42 | self.phase])
-        counter = int.from_bytes(datagram[2:6], "big")
-        nonce = self.pair.tx_salt + datagram[2:6]
-        return counter, self._opens.decrypt(nonce, datagram[6:], None)
-
-    def seal(self, counter: int, text: bytes, circuit_id: int = CIRCUIT) -> bytes:
-        number = counter.to_bytes(4, "big")
-        sealed = self._seals.encrypt(self.pair.rx_salt + number, text, None)
-        return bytes([circuit_id, 0x42 | self.phase]) + number + sealed
 
 
 class EncryptedCircuit(Circuit):

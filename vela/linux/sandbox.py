@@ -202,8 +202,9 @@ def seal(calls: Filter | None) -> None:
     """
     # However many processes the user has: with 0 a process may start none.
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    # Not 0, which is how many descriptors may be polled at a time; number 0 is taken.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1, 1))
+    # It also is how many descriptors may be polled at a time: two, on an encrypted circuit. Numbers
+    # 0 and 1 are taken.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2, 2))
     if calls is not None:
         calls.install()
 

@@ -96,6 +96,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "readlink": (89, None),
     "readlinkat": (267, 78),
     "readv": (19, 65),
+    "recvfrom": (45, 207),
     "recvmmsg": (299, 243),
     "recvmsg": (47, 212),
     "request_key": (249, 218),

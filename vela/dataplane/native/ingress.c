@@ -320,7 +320,10 @@ static int receive_sealed(struct ingress *self, struct mmsghdr *messages, unsign
 		return count;
 	/* Under load there are datagrams, and no poll. */
 	bool has_key = opener_look(&self->opener);
-	if (self->io->poll(sources, 2, has_key ? LOOK_MS : LOOK_FIRST_MS) > 0 && sources[1].revents & POLLIN) {
+	int ready = self->io->poll(sources, 2, has_key ? LOOK_MS : LOOK_FIRST_MS);
+	if (ready < 0 && errno != EINTR)
+		return -1;
+	if (ready > 0 && sources[1].revents & POLLIN) {
 		opener_look(&self->opener);
 		take_handed(self);
 	}
