@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -452,3 +453,34 @@ def test_other_memory_is_not_taken_for_a_page(
 
     with pytest.raises(ValueError, match="no key page"):
         worker_on(fd)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_keys_that_come_and_go_leave_no_memory_and_no_descriptor_behind(
+    worker_on: Callable[[int], Worker], fd: int, page: KeyPage
+) -> None:
+    """A key that was not freed would take a kilobyte or more."""
+
+    worker = worker_on(fd)
+
+    def change(worker: Worker, times: int) -> None:
+        for number in range(times):
+            page.install(number % 2, pair(number % 90), number, limit=1 << 20)
+            page.send_with(number % 2)
+            worker.look()
+            assert len(worker.seal(CLEAR)) == 1
+        page.wipe_all()
+        worker.look()
+
+    change(worker, 300)
+    before, descriptors = resident_bytes(), len(os.listdir("/proc/self/fd"))
+    change(worker, 3000)
+    del worker
+    gc.collect()
+
+    assert resident_bytes() - before < 1 << 20
+    # The worker's mapping has one of its own.
+    assert len(os.listdir("/proc/self/fd")) == descriptors - 1

@@ -131,7 +131,7 @@ def packages(python: Python) -> list[str]:
     """Return what a root needs to build VELA for it and to run the tests that need no root."""
     version = "3.11" if python.own else python.version
     names = [f"python{version}{part}" for part in ("", "-venv", "-dev")]
-    return [*names, "gcc", "libc6-dev", "git", "iproute2"]
+    return [*names, "gcc", "libc6-dev", "libssl-dev", "git", "iproute2"]
 
 
 def find_own(version: str) -> Path | None:
