@@ -18,7 +18,7 @@ from vela.linux.sandbox import User, confine, resolver_filter
 
 from . import resolver
 from .loop import EventLoop, Timer
-from .process import Child, fork
+from .process import Child, fork_with_channel
 from .resolver import Answer, Resolver, ResolverLostError
 
 # A watched name is looked up again this often, as names change their addresses.
@@ -72,22 +72,16 @@ class Names:
 
     def _fork(self) -> tuple[Child, socket.socket]:
         """Start a helper. Raises OSError where there can be no more processes or descriptors."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         supervisor_pid = os.getpid()
         calls = resolver_filter()
 
-        def body() -> None:
+        def body(channel: socket.socket) -> None:
             confine(self._user, supervisor_pid)
             if calls is not None:
                 calls.install()
-            resolver.serve(theirs)
+            resolver.serve(channel)
 
-        with theirs:  # the child has its own
-            try:
-                return fork(body, (theirs.fileno(),)), ours
-            except OSError:
-                ours.close()
-                raise
+        return fork_with_channel(body)
 
     def _on_readable(self) -> None:
         if self._lost:

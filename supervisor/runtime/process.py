@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -87,6 +88,20 @@ def fork(body: Callable[[], None], descriptors: Iterable[int]) -> Child:
             raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def fork_with_channel(body: Callable[[socket.socket], None]) -> tuple[Child, socket.socket]:
+    """Run body in a child, as fork() does, with one end of a SOCK_SEQPACKET pair.
+
+    Return the child and the other end. Raises OSError as fork() does.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:  # the child has its own
+        try:
+            return fork(lambda: body(theirs), (theirs.fileno(),)), ours
+        except OSError:
+            ours.close()
+            raise
 
 
 def _be_child(body: Callable[[], None], descriptors: Iterable[int], mask: Iterable[int]) -> None:
