@@ -182,11 +182,9 @@ class ReceiveGroup:
     def restore(self, index: int) -> None:
         """Set what a worker may have changed by its copy of a socket. Raises OSError."""
         member = self._sockets[index]
-        _set_up(member, SEND_BUFFER, RECEIVE_BUFFER)
+        self._set_up_member(member)
         with suppress(FileNotFoundError):  # there is none
             member.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-        if self._gro:
-            member.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         # Of all circuits.
         self.steer(self._program)
 
@@ -213,10 +211,7 @@ class ReceiveGroup:
         with ExitStack() as undo:
             try:
                 opened = undo.enter_context(_udp_socket(self.address, only_ipv6=self._only_ipv6))
-                # All sockets of a group alike: which of them GRO looks at is the hash's choice.
-                if self._gro:
-                    opened.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
-                _set_up(opened, SEND_BUFFER, RECEIVE_BUFFER)
+                self._set_up_member(opened)
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
                 opened.bind((str(self.address), self.port))
             except OSError as err:
@@ -226,6 +221,12 @@ class ReceiveGroup:
                 raise DeviceError(f"cannot listen on {self}: {why}") from err
             undo.pop_all()
         return opened
+
+    def _set_up_member(self, member: socket.socket) -> None:
+        # All sockets of a group alike: which of them GRO looks at is the hash's choice.
+        if self._gro:
+            member.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        _set_up(member, SEND_BUFFER, RECEIVE_BUFFER)
 
     @property
     def receive_buffer(self) -> int:
