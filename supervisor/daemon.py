@@ -83,6 +83,7 @@ class Daemon:
             netlink = Netlink()
             undo.callback(netlink.close)
             self._demux = Demux(self._loop, groups)
+            undo.callback(self._demux.close)
             names = Names(self._loop, user)
             undo.callback(names.close)
             self._control_channel = ControlChannel(self._loop, self._demux, names)

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -22,8 +22,10 @@ from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.underlay import (
     UnderlayPath,
+    find_route,
     open_send_socket,
     pktinfo,
+    set_narrowed,
     set_send_buffer,
 )
 from vela.mac import derive_mac
@@ -264,6 +266,15 @@ class Pseudowire:
         counters[Slot.RX_BYTES] += end - frame
         counters[Slot.RX_ELIDED] += elided
 
+    def look_at_route(self) -> None:
+        """Let fragments follow the route at once; the circuit's MTU does within a minute."""
+        if self._attached is None or self._claim is None:
+            return
+        path, _ = self._attached
+        with suppress(OSError):  # without a route nothing is sent
+            route = find_route(path.route.source, path.endpoint)
+            set_narrowed(self._send_socket or self._claim.socket, route.narrowed)
+
     def counter_status(self) -> CounterStatus:
         return CounterStatus.of(self._counters)
 
@@ -335,6 +346,7 @@ class Pseudowire:
         destination = source_address = None
         if profile.source_port == path.group.port:
             send_socket = claim.socket
+            set_narrowed(send_socket, path.route.narrowed)
             destination = path.group.sockaddr(path.endpoint)
             if path.group.address.is_unspecified:
                 source_address = pktinfo(path.route.source)
@@ -379,7 +391,9 @@ class Pseudowire:
             ports = [MIN_SOURCE_PORT + (first + i) % span for i in range(SOURCE_PORT_TRIES)]
         for port in ports:
             try:
-                return open_send_socket(path.route.source, port, path.endpoint)
+                return open_send_socket(
+                    path.route.source, port, path.endpoint, narrowed=path.route.narrowed
+                )
             except OSError as err:
                 if err.errno != errno.EADDRINUSE:
                     raise DeviceError(
