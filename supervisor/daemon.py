@@ -25,6 +25,7 @@ from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.tap import check_tun
 from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_number
+from vela.log import limit
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
@@ -35,8 +36,10 @@ from .control_channel import ControlChannel
 from .control_socket import ControlSocket, Reply
 from .demux import Demux
 from .notify import READY, STOPPING, notify
+from .registry.host import HostNetwork
 from .registry.registry import Registry
 from .runtime.burst import Burst
+from .runtime.lines import LineLimiter
 from .runtime.loop import EventLoop
 from .runtime.names import Names
 from .status import DaemonStatus, document
@@ -66,6 +69,8 @@ class Daemon:
         _raise_descriptor_limit()
         self._loop = EventLoop()
         self._started = self._loop.now()
+        self._lines = LineLimiter(self._loop.now)
+        limit(self._lines.admits)
         user = find_user(config.daemon.user)
         # Before another machine asks for a circuit in vain.
         check_tun()
@@ -107,6 +112,8 @@ class Daemon:
                 routes=self._demux,
                 control_channel=self._control_channel,
                 make_data_path=make_pseudowire,
+                host=HostNetwork(self._loop.now),
+                lines=self._lines,
             )
             self._control_channel.set_request_handler(self._registry)
             undo.callback(self._registry.close)
@@ -208,6 +215,13 @@ class Daemon:
         self._loop.call_later(CHECK_INTERVAL_S, self._check)
         self._forwarding.look()
         self._registry.check()
+        for left_out in self._lines.summaries():
+            self._log.warning(
+                "log_lines_left_out",
+                source=left_out.source,
+                lines=left_out.lines,
+                events=dict(left_out.events),
+            )
         self._checks += 1
         if self._checks % CHECKS_BETWEEN_COLLECTIONS == 0:
             gc.collect()

@@ -76,10 +76,10 @@ class PseudowireFactory:
     """What tells this machine from others, for addresses that are derived."""
 
     def __call__(
-        self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False
+        self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False, shielded: bool = False
     ) -> Pseudowire:
         """Create a circuit's interface: see Pseudowire."""
-        return Pseudowire(config, self, cpu, await_bridge=await_bridge)
+        return Pseudowire(config, self, cpu, await_bridge=await_bridge, shielded=shielded)
 
 
 class Pseudowire:
@@ -90,11 +90,17 @@ class Pseudowire:
     """
 
     def __init__(
-        self, config: CircuitConfig, parts: PseudowireFactory, cpu: int, *, await_bridge: bool
+        self,
+        config: CircuitConfig,
+        parts: PseudowireFactory,
+        cpu: int,
+        *,
+        await_bridge: bool,
+        shielded: bool = False,
     ) -> None:
         """Create the interface, without carrier. Raises DeviceError, and then there is none.
 
-        await_bridge: a bridge that does not exist is no error; see obstacle.
+        await_bridge, shielded: see AttachmentCircuit.
         """
         self._on_failure: Callback | None = None
         self._config = config
@@ -133,6 +139,7 @@ class Pseudowire:
                 offloads=parts.engine.offloads,
                 features=parts.features,
                 await_bridge=await_bridge,
+                shielded=shielded,
             )
             undo.pop_all()
         self._decapsulator = self._make_decapsulator(None, partial_checksums=False)

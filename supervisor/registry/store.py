@@ -37,6 +37,8 @@ class StoredCircuit:
     origin: Origin
     named_by_peer: bool = False
     """The other end wanted this interface name; else it was chosen here."""
+    proven: bool = True
+    """It is kept however long the machine that set it up is silent: see tenure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,7 @@ def _format(stored: Stored) -> Mapping[str, object]:
             each.config.name: {
                 "origin": each.origin.value,
                 "named_by_peer": each.named_by_peer,
+                "proven": each.proven,
                 "settings": format_circuit(each.config),
             }
             for each in stored.circuits
@@ -189,7 +192,13 @@ def _parse_entry(name: str, entry: object, daemon: DaemonConfig, source: str) ->
     if not isinstance(entry, dict):
         raise TypeError("no object")
     (config,) = parse_circuits({name: entry["settings"]}, daemon, source)
-    return StoredCircuit(config, Origin(entry["origin"]), bool(entry["named_by_peer"]))
+    return StoredCircuit(
+        config,
+        Origin(entry["origin"]),
+        bool(entry["named_by_peer"]),
+        # Of an entry that an earlier version wrote nothing else is known.
+        proven=bool(entry.get("proven", True)),
+    )
 
 
 # What others set up in a burst is written to disk together, at most this often.
@@ -281,7 +290,12 @@ class CircuitStore:
         circuits, absent = self._circuits, self._absent
         return Stored(
             circuits=tuple(
-                StoredCircuit(circuit.config, circuit.origin, is_named_by_peer(circuit))
+                StoredCircuit(
+                    circuit.config,
+                    circuit.origin,
+                    is_named_by_peer(circuit),
+                    proven=circuit.tenure is None or circuit.tenure.proven,
+                )
                 for circuit in circuits.values()
                 if circuit.origin is not Origin.CONFIG
             )

@@ -16,11 +16,16 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from vela.address import IPInterface
 from vela.errors import DeviceError
+from vela.linux.rtnetlink import Rtnetlink
+from vela.mac import MAC_LENGTH, format_mac
+from vela.wire import MAX_IP_PACKET
 
 _IFF_UP = 0x1  # include/uapi/linux/if.h
 _IFF_NOARP = 0x80
 _IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h
 _SIOCGIFMTU = 0x8921  # include/uapi/linux/sockios.h
+_SIOCGIFHWADDR = 0x8927
+_HARDWARE_ADDRESS = 18  # its place in struct ifreq, behind the name and sa_family
 _SIOCGIFINDEX = 0x8933
 _IFREQ = struct.Struct("=16si20x")  # struct ifreq with a number, 64 bit
 
@@ -47,8 +52,12 @@ class Netlink:
         )
         self._socket.bind((0, 0))
         self._sequence = 0
+        self._questions = Rtnetlink()
+        self._pinned: set[int] = set()
+        """Indices of bridges that keep their MTU and MAC address: the kernel gives none twice."""
 
     def close(self) -> None:
+        self._questions.close()
         self._socket.close()
 
     def bring_up(
@@ -66,7 +75,7 @@ class Netlink:
         gso_max_size: the largest frame, in bytes, that is still to be cut
         into segments.
         """
-        attributes = [("IFLA_TXQLEN", QUEUE_LENGTH)]
+        attributes: list[tuple[str, int | str]] = [("IFLA_TXQLEN", QUEUE_LENGTH)]
         if gso_max_size is not None:
             attributes.append(("IFLA_GSO_MAX_SIZE", gso_max_size))
         index = self._set_link(
@@ -104,13 +113,44 @@ class Netlink:
             return None
 
     def join_bridge(self, name: str, bridge: str) -> int:
-        """Make an interface a port of a bridge; return the bridge's MTU before that, in bytes."""
+        """Make an interface a port of a bridge; return the bridge's MTU, in bytes.
+
+        The bridge keeps its MTU and its MAC address, then and later on.
+        """
         master, mtu = self._index(bridge), self._mtu(bridge)
+        if master not in self._pinned:
+            self._pin(bridge, master, mtu)
         self._set_link(name, f"join it to {bridge}", ("IFLA_MASTER", master))
         return mtu
 
+    def _pin(self, bridge: str, index: int, mtu: int) -> None:
+        """Let a bridge have what it has by itself, whatever ports come and go.
+
+        Left alone a bridge takes the smallest MTU and the lowest MAC address of
+        its ports, and loses its IPv6 addresses where that MTU is below 1280. It
+        does so no longer once somebody has set them (net/bridge/br_if.c,
+        br_mtu_auto_adjust, and br_stp_if.c, br_stp_recalculate_bridge_id). An
+        MTU that is set to what it is has no effect: so it is another one before.
+        A larger one, as a smaller one would go on to the VLANs of the bridge.
+        """
+        if self._questions.link_kind(index) != "bridge":
+            return  # joining it says what is wrong, if anything is
+        what = "keep its MTU and its MAC address"
+        other = mtu + 1 if mtu < MAX_IP_PACKET else mtu - 1
+        for each in (other, mtu):
+            self._set_link(bridge, what, ("IFLA_MTU", each))
+        address = fcntl.ioctl(self._socket, _SIOCGIFHWADDR, _IFREQ.pack(bridge.encode(), 0))
+        mac = address[_HARDWARE_ADDRESS : _HARDWARE_ADDRESS + MAC_LENGTH]
+        self._set_link(bridge, what, ("IFLA_ADDRESS", format_mac(mac)))
+        self._pinned.add(index)
+
     def _set_link(
-        self, name: str, what: str, *attributes: tuple[str, int], flags: int = 0, change: int = 0
+        self,
+        name: str,
+        what: str,
+        *attributes: tuple[str, int | str],
+        flags: int = 0,
+        change: int = 0,
     ) -> int:
         """Set attributes of an interface, and its flags that are in change; return its index.
 

@@ -441,7 +441,8 @@ class Session:
         """Begin the session that a CONFIRM with a valid cookie asks for; it replaces any other."""
         message = received.message_of(Confirm)
         if self.policy is not None and not message.resuming:
-            refused = self.policy.judge(message.description, message.offer)
+            source = received.source.address
+            refused = self.policy.judge(message.description, message.offer, source)
             if refused is not None:
                 self._refuse(received, refused.code, refused.text)
                 return
