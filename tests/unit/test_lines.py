@@ -21,7 +21,8 @@ class Clock:
 def test_refusals_by_the_hundred_become_a_few_lines_and_one_with_their_number() -> None:
     clock = Clock()
     limiter = LineLimiter(clock)
-    taken, summaries = 0, []
+    taken = 0
+    summaries: list[LeftOut] = []
     for _ in range(61 * 700):
         taken += limiter.admits(REFUSED)
         summaries += limiter.summaries()
