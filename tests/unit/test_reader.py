@@ -34,6 +34,7 @@ from vela.supervisor.config.records import (
     Encapsulation,
     PeerConfig,
     SourcePort,
+    SourceRules,
 )
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "vela.toml"
@@ -216,9 +217,11 @@ def test_example_uncommented_sets_every_key_there_is() -> None:
         return {field.name for field in fields(record)} - without
 
     assert set(tables["daemon"]) == names(DaemonConfig, without=set())
-    assert set(tables["autoconfigure"]) == names(AutoconfigureConfig, without={"sources"}) | {
-        "from"
-    }
+    assert set(tables["autoconfigure"]) == names(
+        AutoconfigureConfig, without={"sources", "per_source"}
+    ) | {"from", "sources"}
+    (rules,) = tables["autoconfigure"]["sources"].values()
+    assert set(rules) == names(SourceRules, without={"source"})
     circuit = tables["circuits"]["vela0"]
     assert set(circuit) == names(CircuitConfig, without={"name"})
     assert set(circuit["peer"]) == names(PeerConfig, without=set())
