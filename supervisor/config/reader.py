@@ -278,12 +278,14 @@ def _read_autoconfigure(table: Table) -> AutoconfigureConfig:
 
 def _read_per_source(autoconfigure: Table) -> tuple[SourceRules, ...]:
     table = autoconfigure.table("sources")
+    if table is None:
+        return ()
     rules = []
-    for name, inner in () if table is None else table.tables():
+    for name, inner in table.tables():
         try:
             source = parse_source(name)
         except ValueError as err:
-            autoconfigure.report("sources", str(err))
+            table.report(name, str(err))
             continue
         rules.append(
             SourceRules(
