@@ -22,6 +22,7 @@ from vela.signaling.limiter import RateLimiter, TokenBucket
 from vela.signaling.messages import Confirm, Header, RejectCode
 from vela.signaling.policy import PeerCircuits, Policy, SourceLimits
 from vela.signaling.responder import Responder, Silence
+from vela.signaling.signer import Key
 
 from .config.records import AutoconfigureConfig
 from .demux import ControlHandler
@@ -90,7 +91,10 @@ class Participant(Protocol):
 class ControlChannel:
     """Finds whom a control message is about, and answers what is about no circuit."""
 
-    def __init__(self, loop: EventLoop, transport: ControlTransport, names: NameSource) -> None:
+    def __init__(
+        self, loop: EventLoop, transport: ControlTransport, names: NameSource, port: int
+    ) -> None:
+        """port: the one that this machine listens on."""
         self._loop = loop
         self._transport = transport
         self._names = names
@@ -106,7 +110,7 @@ class ControlChannel:
         self._config: AutoconfigureConfig | None = None
         self.randomness = random.SystemRandom()
         self.cookies = Cookies(self.randomness)
-        self._responder = Responder(None, None, self.cookies)
+        self._responder = Responder(None, None, self.cookies, port)
         transport.set_control_handler(self._receive)
 
     @property
@@ -114,7 +118,7 @@ class ControlChannel:
         return self._responder.policy
 
     @property
-    def key(self) -> bytes | None:
+    def key(self) -> Key | None:
         """The key of what others set up here."""
         return self._responder.key
 
@@ -122,7 +126,7 @@ class ControlChannel:
         """Let requests go there; until then no circuit is known, and none is set up."""
         self._handler = handler
 
-    def set_policy(self, config: AutoconfigureConfig | None, key: bytes | None) -> None:
+    def set_policy(self, config: AutoconfigureConfig | None, key: Key | None) -> None:
         """Say what others may set up here from now on; None: nothing."""
         for watch in self._watches:
             watch.stop()

@@ -18,9 +18,10 @@ import structlog
 from vela.address import Endpoint, IPAddress
 from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError, VelaError
+from vela.linux.bpf import MAX_INSTRUCTIONS
 from vela.linux.features import UDP_GRO
 from vela.linux.rtnetlink import RouteMonitor
-from vela.linux.steering import MAX_INSTRUCTIONS, ControlSteering, Route, steering_program
+from vela.linux.steering import ControlSteering, Route, steering_program
 from vela.linux.underlay import (
     ANY_ADDRESS,
     PKTINFO_SPACE,
@@ -53,12 +54,17 @@ _ANCILLARY_SPACE = (
 )
 
 
+UNKNOWN_PORT = -1
+"""Of a source: what comes from there was joined to a circuit's that may come from any port."""
+
+
 class DropReason(Enum):
     """Why a datagram that belongs to no circuit was dropped."""
 
     EMPTY = "empty"
     UNKNOWN_CIRCUIT = "unknown_circuit"
     CONTROL = "control"
+    WRONG_PORT = "wrong_port"  # from the remote's address, and not from the port that it named
     OVERFLOW = "overflow"  # came faster than the supervisor looks at them
 
 
@@ -97,6 +103,10 @@ class Claim:
     def socket(self) -> socket.socket:
         return self.group.member(self.index)
 
+    def restore(self) -> None:
+        """Set what a worker may have changed by its copy of the socket. Raises OSError."""
+        self.group.restore(self.index)
+
 
 class Demux:
     """Knows all listening sockets and all claims."""
@@ -105,6 +115,7 @@ class Demux:
         self._loop = loop
         self._groups = tuple(groups)
         self._claims: dict[tuple[IPAddress, int], Claim] = {}
+        self._ports: dict[Claim, int] = {}
         self._withdrawn: list[Claim] = []
         self._steerings = Burst(loop, STEER_INTERVAL_S)
         self._steering: Timer | None = None
@@ -207,6 +218,7 @@ class Demux:
         """Give up a claim; its socket goes back when nothing is steered to it any more."""
         for source in claim.sources:
             del self._claims[source, claim.circuit_id]
+        self._ports.pop(claim, None)
         self._withdrawn.append(claim)
         self._steer_soon()
 
@@ -215,6 +227,20 @@ class Demux:
         if control != self._control:
             self._control = control
             self._steer_soon()
+
+    def restrict(self, claim: Claim, port: int | None) -> None:
+        """Let a circuit have only what comes from this UDP port; None: from any."""
+        if self._ports.get(claim) == port:
+            return
+        if port is None:
+            del self._ports[claim]
+        else:
+            self._ports[claim] = port
+        self._steer_soon()
+
+    def port_of(self, claim: Claim) -> int | None:
+        """Return the port that a circuit's datagrams must come from; None: any."""
+        return self._ports.get(claim)
 
     def dispatch(
         self, source: Endpoint, here: IPAddress, data: bytearray, start: int, end: int
@@ -236,6 +262,10 @@ class Demux:
         claim = self._claims.get((_plain(source.address), circuit_id))
         if claim is None:
             self._dropped[DropReason.UNKNOWN_CIRCUIT] += 1
+            return
+        port = self._ports.get(claim)
+        if port not in (None, source.port) and source.port != UNKNOWN_PORT:
+            self._dropped[DropReason.WRONG_PORT] += 1
             return
         claim.receiver.deliver(data, start, end)
 
@@ -269,7 +299,7 @@ class Demux:
         self._steering = None
         for group in self._groups:
             routes = [
-                Route(source, circuit_id, claim.index)
+                Route(source, circuit_id, claim.index, self._ports.get(claim))
                 for (source, circuit_id), claim in self._claims.items()
                 if claim.group is group
             ]

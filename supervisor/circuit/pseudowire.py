@@ -11,20 +11,22 @@ from dataclasses import dataclass
 
 import structlog
 
-from vela.dataplane.contract import Attachment
+from vela.address import Endpoint
+from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Verification
 from vela.errors import DeviceError
-from vela.linux.confinement import User
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
+from vela.linux.sandbox import User, worker_filter
 from vela.linux.underlay import (
     UnderlayPath,
     find_route,
     open_send_socket,
     pktinfo,
+    restore_send_socket,
     set_narrowed,
     set_send_buffer,
 )
@@ -39,7 +41,7 @@ from vela.wire import (
 from vela.worker import WorkerTask
 
 from ..config.records import CircuitConfig
-from ..demux import DATAGRAMS_AT_ONCE, Claim, Demux
+from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim, Demux
 from ..runtime.burst import Burst
 from ..runtime.loop import Callback, EventLoop, Timer
 from ..status import CounterStatus, WorkerStatus
@@ -108,7 +110,8 @@ class Pseudowire:
         self._cpu = cpu
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._attached: tuple[UnderlayPath, Profile] | None = None
-        self._carrier = False
+        self._frame_port: int | None = None
+        self._carrier = self._narrowed = False
         self._interface_lost = False
         self._claim: Claim | None = None
         self._send_socket: socket.socket | None = None
@@ -124,6 +127,7 @@ class Pseudowire:
             self._counters,
             self._on_interface_lost,
             self._on_failure_changed,
+            self._restore,
         )
         with ExitStack() as undo:
             undo.callback(parts.counters.give_back, self._counters)
@@ -136,7 +140,7 @@ class Pseudowire:
                 config.mtu or PROVISIONAL_MTU,
                 netlink=parts.netlink,
                 forwarding=parts.forwarding,
-                offloads=parts.engine.offloads,
+                virtio_header=parts.engine.abilities.virtio_header,
                 features=parts.features,
                 await_bridge=await_bridge,
                 shielded=shielded,
@@ -160,9 +164,9 @@ class Pseudowire:
         return self._interface.mtu
 
     @property
-    def offloads(self) -> bool:
-        """Whether the engine takes frames that the kernel left unfinished."""
-        return self._parts.engine.offloads
+    def abilities(self) -> Abilities:
+        """What the engine can do."""
+        return self._parts.engine.abilities
 
     @property
     def attached(self) -> tuple[UnderlayPath, Profile] | None:
@@ -213,13 +217,23 @@ class Pseudowire:
             elision=profile.elision.name.lower(),
         )
 
+    @property
+    def frame_port(self) -> int | None:
+        """The UDP port that frames leave from; None: it carries none."""
+        return self._frame_port
+
+    def expect_frames_from(self, port: int | None) -> None:
+        """Take only frames that come from this UDP port of the remote's; None: from any."""
+        if self._claim is not None:
+            self._parts.demux.restrict(self._claim, port)
+
     def detach(self) -> None:
         """Stop carrying frames; those that come meanwhile wait in the interface's queue."""
         self._release()
         self._keeper.forget()
 
     def _release(self) -> None:
-        self._attached = None
+        self._attached = self._frame_port = None
         self._stop_worker()
         if self._send_socket is not None:
             self._send_socket.close()
@@ -279,8 +293,8 @@ class Pseudowire:
             return
         path, _ = self._attached
         with suppress(OSError):  # without a route nothing is sent
-            route = find_route(path.route.source, path.endpoint)
-            set_narrowed(self._send_socket or self._claim.socket, route.narrowed)
+            self._narrowed = find_route(path.route.source, path.endpoint).narrowed
+            set_narrowed(self._send_socket or self._claim.socket, self._narrowed)
 
     def counter_status(self) -> CounterStatus:
         return CounterStatus.of(self._counters)
@@ -316,6 +330,24 @@ class Pseudowire:
         if self._on_failure is not None:
             self._on_failure()
 
+    def _restore(self) -> None:
+        """Set what a dead worker may have left changed behind its descriptors.
+
+        Where its system calls were filtered, that is nothing.
+        """
+        try:
+            self._interface.restore()
+            self.set_carrier(self._carrier)
+            if self._claim is not None:
+                self._claim.restore()
+                set_narrowed(self._claim.socket, self._narrowed)
+            if self._send_socket is not None and self._attached is not None:
+                endpoint = self._attached[0].endpoint
+                restore_send_socket(self._send_socket, endpoint, narrowed=self._narrowed)
+        except (OSError, DeviceError) as err:
+            # The worker finds out, if it matters; a TAP may just have been removed.
+            self._log.warning("descriptors_not_restored", error=str(err))
+
     def _replace_interface(self) -> None:
         """Make the interface again, which somebody removed, and go on as before."""
         if not self._interface_lost:
@@ -343,6 +375,7 @@ class Pseudowire:
 
     def _attach(self, path: UnderlayPath, profile: Profile) -> None:
         family = path.endpoint.family
+        self._narrowed = path.route.narrowed
         self._interface.set_mtu(profile.mtu)
         self._decapsulator = self._make_decapsulator(
             profile.remote_mac, partial_checksums=profile.partial_checksums
@@ -353,40 +386,44 @@ class Pseudowire:
         destination = source_address = None
         if profile.source_port == path.group.port:
             send_socket = claim.socket
-            set_narrowed(send_socket, path.route.narrowed)
+            set_narrowed(send_socket, self._narrowed)
             destination = path.group.sockaddr(path.endpoint)
             if path.group.address.is_unspecified:
                 source_address = pktinfo(path.route.source)
         else:
             send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
+        attachment = Attachment(
+            circuit_id=self._config.id,
+            tap_fd=self._interface.fd,
+            receive_socket=claim.socket,
+            send_socket=send_socket,
+            destination=destination,
+            source_address=source_address,
+            divert_socket=self._divert_writer,
+            local_mac=self.local_mac,
+            remote_mac=profile.remote_mac or self._made_up_mac,
+            elision=profile.elision,
+            frame_limit=frame_limit(self._interface.mtu),
+            datagram_limit=datagram_limit(path.route.mtu, family),
+            counters=self._counters.worker,
+            virtio_header=self._interface.virtio_header,
+            partial_checksums=profile.partial_checksums,
+            features=self._parts.features,
+        )
         task = WorkerTask(
             circuit=self._config.name,
             engine=self._parts.engine,
-            attachment=Attachment(
-                circuit_id=self._config.id,
-                tap_fd=self._interface.fd,
-                receive_socket=claim.socket,
-                send_socket=send_socket,
-                destination=destination,
-                source_address=source_address,
-                divert_socket=self._divert_writer,
-                local_mac=self.local_mac,
-                remote_mac=profile.remote_mac or self._made_up_mac,
-                elision=profile.elision,
-                frame_limit=frame_limit(self._interface.mtu),
-                datagram_limit=datagram_limit(path.route.mtu, family),
-                counters=self._counters.worker,
-                virtio_header=self._interface.virtio_header,
-                partial_checksums=profile.partial_checksums,
-                features=self._parts.features,
-            ),
+            attachment=attachment,
+            page=self._counters.page,
             exit_message=self._keeper.exit_message,
             cpu=self._cpu,
             user=self._parts.user,
             supervisor_pid=os.getpid(),
+            filter=worker_filter(self._parts.engine.calls(attachment)),
         )
         self._starting = self._parts.forks.add(lambda: self._keeper.start(task))
         self._attached = (path, profile)
+        self._frame_port = send_socket.getsockname()[1]
 
     def _open_send_socket(self, path: UnderlayPath, wanted: int | None) -> socket.socket:
         if wanted is not None:
@@ -399,7 +436,7 @@ class Pseudowire:
         for port in ports:
             try:
                 return open_send_socket(
-                    path.route.source, port, path.endpoint, narrowed=path.route.narrowed
+                    path.route.source, port, path.endpoint, narrowed=self._narrowed
                 )
             except OSError as err:
                 if err.errno != errno.EADDRINUSE:
@@ -420,9 +457,12 @@ class Pseudowire:
                 return
             if self._attached is not None:
                 path, _ = self._attached
-                self._parts.demux.dispatch(
-                    path.endpoint, path.route.source, data, REBUILD_ROOM, REBUILD_ROOM + length
-                )
+                # UDP GRO joins what comes from one port.
+                demux, claim = self._parts.demux, self._claim
+                port = None if claim is None else demux.port_of(claim)
+                source = Endpoint(path.endpoint.address, UNKNOWN_PORT if port is None else port)
+                end = REBUILD_ROOM + length
+                demux.dispatch(source, path.route.source, data, REBUILD_ROOM, end)
 
 
 def _socket_pair(circuit: str) -> tuple[socket.socket, socket.socket]:

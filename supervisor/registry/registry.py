@@ -16,15 +16,16 @@ from vela.linux.affinity import allowed_cpus, least_loaded
 from vela.signaling.events import CircuitRequested
 from vela.signaling.messages import CloseReason, Confirm, RejectCode
 from vela.signaling.policy import PeerCircuits, Policy
+from vela.signaling.signer import Key
 
 from ..circuit.circuit import Circuit, DataPath, Origin
 from ..circuit.lifecycle import State
 from ..circuit.remote import RouteSource
 from ..circuit.tenure import Tenure
-from ..config.key import load_key
 from ..config.reader import parse_circuits
 from ..config.records import CircuitConfig, Config, Encapsulation
 from ..control_channel import ControlChannel
+from ..keys import KeySource
 from ..runtime.lines import LineLimiter
 from ..runtime.loop import EventLoop
 from ..runtime.names import NameSource
@@ -35,7 +36,7 @@ from .changes import ChangeLimiter
 from .facts import HostFacts
 from .pending import PendingCircuits
 from .requests import Refuse, SetUp, Situation, offer_of
-from .store import CircuitStore, StateFile, Stored, StoredCircuit, is_named_by_peer
+from .store import CircuitStore, StateFile, Stored, StoredCircuit, stored
 
 # Between the first steps of circuits at start: a remote that sets up its ends takes about
 # as long for each, and must not be asked again before it comes to it.
@@ -75,6 +76,7 @@ class Registry:
         names: NameSource,
         routes: RouteSource,
         control_channel: ControlChannel,
+        keys: KeySource,
         make_data_path: DataPathFactory,
         host: FactSource,
         lines: LineLimiter,
@@ -84,6 +86,7 @@ class Registry:
         self._names = names
         self._routes = routes
         self._control_channel = control_channel
+        self._keys = keys
         self._make_data_path = make_data_path
         self._host = host
         self._lines = lines
@@ -303,7 +306,7 @@ class Registry:
             free=self._allocation,
             policy=policy,
             port=self._port,
-            keyed=self._control_channel.key is not None,
+            pending_makers=self._pending.makers(),
             accept_ra=self._peers_accept_ra,
         )
 
@@ -351,7 +354,7 @@ class Registry:
             self._remove(replaced, None)
         self._lines.assign(config.name, requested.source.address)
         try:
-            circuit = self._make(config, Origin.PEER, decision.named_by_peer)
+            circuit = self._make(StoredCircuit(config, Origin.PEER, decision.named_by_peer))
         except VelaError as err:
             self._give_up(requested, replaced, err)
             return
@@ -393,9 +396,7 @@ class Registry:
         if replaced is None:
             return
         try:
-            circuit = self._create(
-                replaced.config, replaced.origin, named_by_peer=is_named_by_peer(replaced)
-            )
+            circuit = self._create_kept(stored(replaced))
             circuit.tenure = replaced.tenure
         except VelaError as err:
             self._log.error("circuit_not_restored", circuit=replaced.name, error=str(err))
@@ -438,28 +439,27 @@ class Registry:
             raise ConfigError(f"there is no circuit {name}")
         return circuit
 
-    def _create_kept(self, kept: StoredCircuit) -> Circuit:
-        circuit = self._create(kept.config, kept.origin, named_by_peer=kept.named_by_peer)
-        if kept.origin is Origin.PEER:
-            circuit.tenure = Tenure(self._loop.now(), proven=kept.proven)
-        return circuit
+    def _create(self, config: CircuitConfig, origin: Origin) -> Circuit:
+        return self._create_kept(StoredCircuit(config, origin))
 
-    def _create(
-        self, config: CircuitConfig, origin: Origin, *, named_by_peer: bool = False
-    ) -> Circuit:
-        if origin is Origin.PEER:
+    def _create_kept(self, kept: StoredCircuit) -> Circuit:
+        config = kept.config
+        if kept.origin is not Origin.PEER:
+            self._warn_of_overlap(config)
+        else:
             remote = config.remote.address
             if remote is not None:
                 self._lines.assign(config.name, remote)
             accept_ra = self._peers_accept_ra and config.bridge is None
-            config = replace(config, accept_ra=accept_ra)
-        else:
-            self._warn_of_overlap(config)
-        circuit = self._make(config, origin, named_by_peer)
-        self._circuits[config.name] = circuit
+            kept = replace(kept, config=replace(config, accept_ra=accept_ra))
+        circuit = self._make(kept)
+        if kept.origin is Origin.PEER:
+            circuit.tenure = Tenure(self._loop.now(), proven=kept.proven)
+        self._circuits[circuit.name] = circuit
         return circuit
 
-    def _make(self, config: CircuitConfig, origin: Origin, named_by_peer: bool) -> Circuit:
+    def _make(self, kept: StoredCircuit) -> Circuit:
+        config, origin = kept.config, kept.origin
         # The original VELA knows no handshake.
         static = not config.autoconfigure or config.encapsulation is Encapsulation.IP
         key = None if static else self._key_for(config, origin)
@@ -479,8 +479,10 @@ class Registry:
             owner=self,
             port=self._port,
             control_channel=None if static else self._control_channel,
-            offer=offer_of(config, origin, named_by_peer),
+            offer=offer_of(config, origin, kept.named_by_peer),
             key=key,
+            machine=None if static else self._token_for(config, origin),
+            maker=kept.maker,
         )
 
     def _cpu_for(self, config: CircuitConfig) -> int:
@@ -489,10 +491,17 @@ class Registry:
         own = [each.cpu for each in self._circuits.values()]
         return least_loaded(allowed_cpus(), own)
 
-    def _key_for(self, config: CircuitConfig, origin: Origin) -> bytes | None:
+    def _key_for(self, config: CircuitConfig, origin: Origin) -> Key | None:
         if origin is not Origin.PEER and config.key_file is not None:
-            return load_key(config.key_file)
+            return self._keys.load(config.key_file)
         return self._control_channel.key
+
+    def _token_for(self, config: CircuitConfig, origin: Origin) -> bytes | None:
+        """Return what tells this machine from others, where it sets a circuit up elsewhere."""
+        if origin is Origin.PEER:
+            return None
+        # The key is no part of it: who changes it is the same machine.
+        return self._keys.token(f"{config.id} {config.remote}".encode())
 
     def _remove(self, circuit: Circuit, reason: CloseReason | None) -> None:
         """Take a circuit down; its remote is told why, unless reason is None."""

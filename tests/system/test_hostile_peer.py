@@ -82,7 +82,9 @@ def test_hostile_peer_harms_no_other_peer_no_bridge_and_no_log(
             peer.ask(number, offer(bridge=BRIDGE, mac=b"\0\0\0\0\0" + bytes([number])), mtu=68)
             for number in range(1, 65)
         ]
-        kept = [number for number, answer in enumerate(answers, 1) if answer and answer[2] == KEEPALIVE]
+        kept = [
+            number for number, answer in enumerate(answers, 1) if answer and answer[2] == KEEPALIVE
+        ]
         assert len(kept) == MAY_HAVE
         refused = answers[-1]
         assert refused is not None

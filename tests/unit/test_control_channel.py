@@ -147,7 +147,7 @@ def test_messages_that_a_session_expects_are_read_whatever_is_sent_in_its_remote
     loop: EventLoop,
 ) -> None:
     transport = Transport()
-    channel = ControlChannel(loop, transport, Names())
+    channel = ControlChannel(loop, transport, Names(), 48621)
     flooded, other = Circuit(), Circuit()
     for circuit_id, circuit in ((1, flooded), (2, other)):
         channel.add(circuit_id, circuit)

@@ -77,6 +77,10 @@ class Network:
             ancillary = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", segment))]
         sender.sendmsg([datagram], ancillary, 0, (str(source), self.port))
 
+    def port_of(self, source: IPAddress) -> int:
+        port: int = self._senders[source].getsockname()[1]
+        return port
+
     def turn(self) -> None:
         """Let the loop do what is to be done; on loopback what was sent is there already."""
         self.loop.call_later(STEER_INTERVAL_S + 0.02, self.loop.stop)
@@ -160,6 +164,33 @@ def test_merged_datagrams_of_several_circuits_come_to_each(network: Network) -> 
     assert one.delivered == [b"\x01aa", b"\x01e"]
     assert two.delivered == [b"\x02bb"]
     assert network.dropped() == {DropReason.UNKNOWN_CIRCUIT: 1, DropReason.CONTROL: 1}
+
+
+@pytest.mark.parametrize("source", [FOUR, SIX])
+def test_circuit_that_is_restricted_to_a_port_gets_nothing_from_others(
+    network: Network, source: IPAddress
+) -> None:
+    circuit = Circuit("vela0")
+    claim = network.claim(circuit, 1, source)
+    network.send(source, b"\1 from any port")
+    network.demux.restrict(claim, 9)
+    # Ahead of the steering, and by it.
+    early = bytearray(REBUILD_ROOM) + b"\1x"
+    network.demux.dispatch(Endpoint(source, 10), source, early, REBUILD_ROOM, len(early))
+    network.turn()
+    network.send(source, b"\1 from another port")
+    network.turn()
+
+    assert queued(claim) == [b"\1 from any port"]
+    assert network.dropped() == {DropReason.WRONG_PORT: 2}
+    network.demux.restrict(claim, network.port_of(source))
+    network.turn()
+    network.send(source, b"\1 from the port")
+    assert queued(claim) == [b"\1 from the port"]
+    network.demux.restrict(claim, None)
+    network.turn()
+    assert network.demux.port_of(claim) is None
+    assert circuit.delivered == []
 
 
 def test_id_that_another_circuit_has_of_one_of_the_addresses_is_refused(network: Network) -> None:

@@ -17,16 +17,15 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from vela.address import IPInterface
 from vela.errors import DeviceError
 from vela.linux.rtnetlink import Rtnetlink
-from vela.mac import MAC_LENGTH, format_mac
-from vela.wire import MAX_IP_PACKET
 
 _IFF_UP = 0x1  # include/uapi/linux/if.h
 _IFF_NOARP = 0x80
 _IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h
 _SIOCGIFMTU = 0x8921  # include/uapi/linux/sockios.h
 _SIOCGIFHWADDR = 0x8927
-_HARDWARE_ADDRESS = 18  # its place in struct ifreq, behind the name and sa_family
 _SIOCGIFINDEX = 0x8933
+_MAX_BRIDGE_MTU = 65535  # net/bridge/br_device.c, ETH_MAX_MTU
+_NAME_SIZE = 16  # include/uapi/linux/if.h, IFNAMSIZ
 _IFREQ = struct.Struct("=16si20x")  # struct ifreq with a number, 64 bit
 
 # include/uapi/linux/netlink.h
@@ -126,22 +125,20 @@ class Netlink:
     def _pin(self, bridge: str, index: int, mtu: int) -> None:
         """Let a bridge have what it has by itself, whatever ports come and go.
 
-        Left alone a bridge takes the smallest MTU and the lowest MAC address of
-        its ports, and loses its IPv6 addresses where that MTU is below 1280. It
-        does so no longer once somebody has set them (net/bridge/br_if.c,
-        br_mtu_auto_adjust, and br_stp_if.c, br_stp_recalculate_bridge_id). An
-        MTU that is set to what it is has no effect: so it is another one before.
-        A larger one, as a smaller one would go on to the VLANs of the bridge.
+        A bridge takes the least MTU and MAC address of its ports unless somebody
+        set them, and below an MTU of 1280 loses its IPv6 addresses
+        (net/bridge/br_if.c, br_mtu_auto_adjust; br_stp_if.c,
+        br_stp_recalculate_bridge_id). So both are set, to what they are; once, as
+        the hosts behind it are forgotten with the MAC address.
         """
         if self._questions.link_kind(index) != "bridge":
-            return  # joining it says what is wrong, if anything is
-        what = "keep its MTU and its MAC address"
-        other = mtu + 1 if mtu < MAX_IP_PACKET else mtu - 1
-        for each in (other, mtu):
-            self._set_link(bridge, what, ("IFLA_MTU", each))
-        address = fcntl.ioctl(self._socket, _SIOCGIFHWADDR, _IFREQ.pack(bridge.encode(), 0))
-        mac = address[_HARDWARE_ADDRESS : _HARDWARE_ADDRESS + MAC_LENGTH]
-        self._set_link(bridge, what, ("IFLA_ADDRESS", format_mac(mac)))
+            return  # to join it fails, and says why
+        self._set_link(bridge, "keep its MAC address", ("IFLA_ADDRESS", self._mac(bridge)))
+        # The kernel takes no note of the MTU that there is: one byte more, and back. One less would
+        # go on to the VLANs of the bridge.
+        other = mtu + 1 if mtu < _MAX_BRIDGE_MTU else mtu - 1
+        self._set_link(bridge, "keep its MTU", ("IFLA_MTU", other))
+        self._set_link(bridge, "keep its MTU", ("IFLA_MTU", mtu))
         self._pinned.add(index)
 
     def _set_link(
@@ -169,16 +166,23 @@ class Netlink:
     def _mtu(self, name: str) -> int:
         return self._ask(name, _SIOCGIFMTU)
 
+    def _mac(self, name: str) -> str:
+        """Return an interface's MAC address as text."""
+        # struct sockaddr: the type of hardware, 16 bits, then the address.
+        return self._look(name, _SIOCGIFHWADDR)[_NAME_SIZE + 2 :][:6].hex(":")
+
     def _ask(self, name: str, what: int) -> int:
-        """Return a number of an interface's; any socket may ask, so no other one is needed."""
+        number: int = _IFREQ.unpack(self._look(name, what))[1]
+        return number
+
+    def _look(self, name: str, what: int) -> bytes:
+        """Return a struct ifreq of an interface's; any socket may ask, so no other is needed."""
         try:
-            reply = fcntl.ioctl(self._socket, what, _IFREQ.pack(name.encode(), 0))
+            return fcntl.ioctl(self._socket, what, _IFREQ.pack(name.encode(), 0))
         except OSError as err:
             if err.errno == errno.ENODEV:
                 raise DeviceError(f"{name}: there is no interface of this name") from err
             raise DeviceError(f"{name}: cannot look at it: {err.strerror}") from err
-        number: int = _IFREQ.unpack(reply)[1]
-        return number
 
     def _request(self, message: Any, kind: int, flags: int, failure: str) -> None:
         """Send a message, and wait for the kernel's word on it; rtnetlink(7) answers at once."""

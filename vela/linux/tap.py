@@ -10,6 +10,7 @@ import fcntl
 import os
 import socket
 import struct
+from contextlib import suppress
 
 import pytun
 
@@ -18,6 +19,10 @@ from vela.linux.features import ALL_FEATURES, TUN, TUNSETOFFLOAD, Feature, Featu
 
 _TUNSETCARRIER = 0x400454E2  # include/uapi/linux/if_tun.h, Linux 5.0
 _TUNGETIFF = 0x800454D2
+_TUNSETPERSIST = 0x400454CB
+_TUNSETSNDBUF = 0x400454D4
+_TUNSETVNETHDRSZ = 0x400454D8
+_SNDBUF = 0x7FFFFFFF  # drivers/net/tun.c, tun_chr_open
 _IFF_VNET_HDR = 0x4000  # pytun has no name for it
 
 # There is no file; or there is, and no driver behind it.
@@ -49,23 +54,23 @@ class Tap:
         mac: bytes,
         mtu: int,
         *,
-        offloads: bool = False,
+        virtio_header: bool = False,
         features: Features = ALL_FEATURES,
     ) -> None:
         """Create the interface, down and without carrier; mtu in bytes.
 
-        With offloads a virtio header goes before each frame, and the kernel
-        leaves frames unfinished as far as features say; else they are as they
-        are. Without RWF_NOWAIT among the features the descriptor does not block:
-        all copies of it, in a worker too, share that.
+        With virtio_header, a virtio header goes before each frame, and the
+        kernel leaves checksums and segmentation to the reader as far as
+        features allow. Without RWF_NOWAIT in features, the descriptor does not
+        block; every copy of it shares that, a worker's too.
 
         Raises DeviceError, and then there is no interface.
         """
         self.name = name
         self.mac = mac
-        self.offloads = offloads
+        self.virtio_header = virtio_header
         flags = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_TUN_EXCL
-        if offloads:
+        if virtio_header:
             flags |= _IFF_VNET_HDR
         try:
             # IFF_TUN_EXCL: never take over an interface that somebody else made.
@@ -83,11 +88,8 @@ class Tap:
             self._set_mac(mac)
             self.set_mtu(mtu)
             self.set_carrier(False)
-            if offloads:
-                self._set_offloads(tun_offloads(features))
-            # Writes never wait, either way: a TAP takes what memory there is (its send buffer
-            # is INT_MAX), so none is refused with EAGAIN. drivers/net/tun.c, tun_chr_open.
-            os.set_blocking(self.fd, Feature.RWF_NOWAIT in features)
+            self._features = features
+            self.restore()
         except (OSError, DeviceError):
             self.close()
             raise
@@ -113,9 +115,23 @@ class Tap:
         except OSError as err:
             raise DeviceError(f"{self.name}: cannot set its carrier: {_reason(err)}") from err
 
+    def restore(self) -> None:
+        """Set what whoever has a copy of the descriptor may have changed. Raises DeviceError."""
+        try:
+            self._keep_after_close(False)
+            if self.virtio_header:
+                fcntl.ioctl(self.fd, TUNSETOFFLOAD, tun_offloads(self._features))
+                fcntl.ioctl(self.fd, _TUNSETVNETHDRSZ, _INT.pack(len(VIRTIO_HEADER)))
+            # Writes never wait, either way: a TAP takes what memory there is, so none is refused
+            # with EAGAIN.
+            fcntl.ioctl(self.fd, _TUNSETSNDBUF, _INT.pack(_SNDBUF))
+            os.set_blocking(self.fd, Feature.RWF_NOWAIT in self._features)
+        except OSError as err:
+            raise DeviceError(f"{self.name}: cannot set it up: {_reason(err)}") from err
+
     def write(self, frame: memoryview) -> None:
         """Give the kernel a complete frame. Raises OSError: EIO where the interface is down."""
-        os.writev(self.fd, (VIRTIO_HEADER, frame) if self.offloads else (frame,))
+        os.writev(self.fd, (VIRTIO_HEADER, frame) if self.virtio_header else (frame,))
 
     def exists(self) -> bool:
         """Tell whether the interface is still there, under whatever name it has now."""
@@ -125,11 +141,8 @@ class Tap:
             return False
         return True
 
-    def _set_offloads(self, offloads: int) -> None:
-        try:
-            fcntl.ioctl(self.fd, TUNSETOFFLOAD, offloads)
-        except OSError as err:
-            raise DeviceError(f"{self.name}: cannot set its offloads: {_reason(err)}") from err
+    def _keep_after_close(self, keep: bool) -> None:
+        fcntl.ioctl(self.fd, _TUNSETPERSIST, keep)
 
     def _set_mac(self, mac: bytes) -> None:
         try:
@@ -138,7 +151,9 @@ class Tap:
             raise DeviceError(f"{self.name}: cannot set its MAC: {_reason(err)}") from err
 
     def close(self) -> None:
-        """Give up this copy of the descriptor."""
+        """Give up this copy of the descriptor. The interface goes with the last one."""
+        with suppress(OSError, ValueError):  # removed by somebody; closed by us
+            self._keep_after_close(False)
         self._device.close()
 
 

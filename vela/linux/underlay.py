@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from vela.address import Endpoint, Family, IPAddress
 from vela.errors import DeviceError
+from vela.linux import bpf
 from vela.linux.features import NETNS_COOKIE_SIZE, SO_NETNS_COOKIE, UDP_GRO, Feature, Features
 from vela.linux.rtnetlink import Rtnetlink
 from vela.linux.steering import CONTROL_SOCKETS, STRANGERS
@@ -22,25 +22,25 @@ from vela.wire import MAX_IP_PACKET
 
 # include/uapi/asm-generic/socket.h; the socket module names none of them.
 _SO_ATTACH_FILTER = 26
+_SO_DETACH_FILTER = 27
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _SO_ATTACH_REUSEPORT_CBPF = 51
 SO_RXQ_OVFL = 40
 # include/uapi/linux/in.h, in6.h and udp.h.
-_IP_MTU_DISCOVER = 10
+IP_MTU_DISCOVER = 10
 _PMTUDISC_WANT, _PMTUDISC_DO, _PMTUDISC_OMIT = 1, 2, 5  # alike for both families
-_IP_MTU = 14
-_IPV6_MTU_DISCOVER = 23
-_IPV6_MTU = 24
+IP_MTU = 14
+IPV6_MTU_DISCOVER = 23
+IPV6_MTU = 24
 _IP_PKTINFO = 8
 
 _IN_PKTINFO = struct.Struct("=i4s4s")  # interface, own address, the header's (ip(7))
 _IN6_PKTINFO = struct.Struct("=16sI")  # own address, interface (RFC 3542, section 6)
 PKTINFO_SPACE = socket.CMSG_SPACE(max(_IN_PKTINFO.size, _IN6_PKTINFO.size))
 
-_SOCK_FPROG = struct.Struct("@HP")  # include/uapi/linux/filter.h
-_SOCK_FILTER_SIZE = 8
-_DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, nothing of the packet
+_NO_TIMEOUT = struct.pack("@qq", 0, 0)  # struct timeval, 64 bit
+_DROP_ALL = bpf.instruction(bpf.RETURN, 0)  # nothing of the packet
 
 # What 1 Gbit/s of full-size datagrams needs while a worker is replaced (50 ms);
 # the kernel takes memory only for what is queued.
@@ -94,6 +94,7 @@ class ReceiveGroup:
         self._gro = gro
         self._sockets: list[socket.socket] = []
         self._free: list[int] = []
+        self._program = b""
         try:
             # The first is bound before it shares: a second velad must not slip in.
             for shared in (False, *(True for _ in range(CONTROL_SOCKETS - 1))):
@@ -180,6 +181,18 @@ class ReceiveGroup:
         (Linux 4.5, commit 538950a1b752).
         """
         _attach(self._sockets[0], _SO_ATTACH_REUSEPORT_CBPF, program)
+        self._program = program
+
+    def restore(self, index: int) -> None:
+        """Set what a worker may have changed by its copy of a socket. Raises OSError."""
+        member = self._sockets[index]
+        _set_up(member, SEND_BUFFER, RECEIVE_BUFFER)
+        with suppress(FileNotFoundError):  # there is none
+            member.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+        if self._gro:
+            member.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        # Of all circuits.
+        self.steer(self._program)
 
     def close(self) -> None:
         for each in self._sockets:
@@ -207,8 +220,7 @@ class ReceiveGroup:
                 # All sockets of a group alike: which of them GRO looks at is the hash's choice.
                 if self._gro:
                     opened.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
-                _set_buffer(opened, RECEIVE_BUFFER, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
-                _set_buffer(opened, SEND_BUFFER, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+                _set_up(opened, SEND_BUFFER, RECEIVE_BUFFER)
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
                 opened.bind((str(self.address), self.port))
             except OSError as err:
@@ -272,7 +284,7 @@ def open_send_socket(
         set_narrowed(opened, narrowed)
         opened.bind((str(local), port))
         opened.connect((str(remote.address), remote.port))
-        _set_buffer(opened, SEND_BUFFER, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+        _set_up(opened, SEND_BUFFER)
     except OSError:
         opened.close()
         raise
@@ -291,10 +303,18 @@ def set_narrowed(opened: socket.socket, narrowed: bool) -> None:
     """
     mode = _PMTUDISC_WANT if narrowed else _PMTUDISC_OMIT
     if opened.family == socket.AF_INET6:
-        opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, mode)
+        opened.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, mode)
     # Of an IPv6 socket too, for IPv4-mapped addresses. In place of a system-wide default
     # (net.ipv4.ip_no_pmtu_disc).
-    opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, mode)
+    opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, mode)
+
+
+def restore_send_socket(opened: socket.socket, remote: Endpoint, *, narrowed: bool = False) -> None:
+    """Set what a worker may have changed by its copy of a sending socket. Raises OSError."""
+    _set_up(opened, SEND_BUFFER)
+    set_narrowed(opened, narrowed)
+    _attach(opened, _SO_ATTACH_FILTER, _DROP_ALL)
+    opened.connect((str(remote.address), remote.port))
 
 
 def find_route(local: IPAddress, remote: Endpoint) -> Route:
@@ -349,7 +369,7 @@ def route_mtu(connected: socket.socket) -> int:
     """
     ipv4 = connected.family == socket.AF_INET
     level, option = (
-        (socket.IPPROTO_IP, _IP_MTU_DISCOVER) if ipv4 else (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER)
+        (socket.IPPROTO_IP, IP_MTU_DISCOVER) if ipv4 else (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER)
     )
     if connected.getsockopt(level, option) > _PMTUDISC_DO:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -359,8 +379,8 @@ def route_mtu(connected: socket.socket) -> int:
 def _current_mtu(connected: socket.socket) -> int:
     """Return the MTU of its route by what the kernel knows, ICMP included. Raises OSError."""
     if connected.family == socket.AF_INET:
-        return connected.getsockopt(socket.IPPROTO_IP, _IP_MTU)
-    return connected.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+        return connected.getsockopt(socket.IPPROTO_IP, IP_MTU)
+    return connected.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU)
 
 
 def set_send_buffer(sender: socket.socket) -> None:
@@ -405,9 +425,18 @@ def _udp_socket(local: IPAddress, *, only_ipv6: bool) -> socket.socket:
 
 def _attach(opened: socket.socket, option: int, program: bytes) -> None:
     """Hand a classic BPF program, an array of struct sock_filter, to the kernel."""
-    buffer = ctypes.create_string_buffer(program, len(program))
-    fprog = _SOCK_FPROG.pack(len(program) // _SOCK_FILTER_SIZE, ctypes.addressof(buffer))
-    opened.setsockopt(socket.SOL_SOCKET, option, fprog)
+    fprog = bpf.Fprog(program)
+    opened.setsockopt(socket.SOL_SOCKET, option, fprog.raw)
+
+
+def _set_up(opened: socket.socket, send_buffer: int, receive_buffer: int | None = None) -> None:
+    """Set buffers, in bytes, and let calls wait for as long as it takes."""
+    _set_buffer(opened, send_buffer, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+    if receive_buffer is not None:
+        _set_buffer(opened, receive_buffer, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        opened.setsockopt(socket.SOL_SOCKET, option, _NO_TIMEOUT)
+    opened.setblocking(True)
 
 
 def _set_buffer(opened: socket.socket, size: int, force: int, plain: int) -> None:

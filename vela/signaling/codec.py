@@ -9,8 +9,6 @@ values. What comes before the tag is cheap, whatever a stranger sends.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import struct
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -43,14 +41,13 @@ from vela.signaling.messages import (
     Size,
     Tlv,
 )
+from vela.signaling.signer import TAG_LENGTH, UNSIGNED, Signer
 from vela.wire import CONTROL_CIRCUIT_ID, MAX_UDP_PAYLOAD
 
 VERSION = 1
 # Byte 0, version, type, circuit id, both nonces, counter.
 _HEADER = struct.Struct("!BBBBQQQ")
 HEADER_LENGTH = _HEADER.size
-TAG_LENGTH = 16  # HMAC-SHA-256, cut as RFC 2104, section 5, allows
-_NO_TAG = bytes(TAG_LENGTH)
 MIN_MESSAGE = HEADER_LENGTH + TAG_LENGTH
 
 _TLV = struct.Struct("!BH")
@@ -72,8 +69,12 @@ _Tlvs = dict[int, list[bytes]]
 """The values of the known TLVs of one datagram, by type number."""
 
 
-def encode(message: Message, key: bytes | None) -> bytes:
-    """Return the datagram. Raises ValueError for what no datagram can say: a caller's bug."""
+def encode(message: Message, signer: Signer | None) -> bytes:
+    """Return the datagram; without a signer, with a tag of zeros.
+
+    Raises ValueError for what no datagram can say: a caller's bug.
+    """
+    signer = signer or UNSIGNED
     descriptor, size, tlvs = _WRITERS[type(message)]
     body = _HEADER.pack(
         CONTROL_CIRCUIT_ID,
@@ -85,12 +86,11 @@ def encode(message: Message, key: bytes | None) -> bytes:
         message.counter,
     ) + tlvs(message)
     if size is not None:
-        body = _pad(body, getattr(message, size.name), size)
-    if len(body) + TAG_LENGTH > descriptor.limit:
-        raise ValueError(
-            f"a control message of {len(body) + TAG_LENGTH} bytes; {descriptor.limit} are allowed"
-        )
-    return body + _tag(body, key)
+        body = _pad(body, getattr(message, size.name), size, signer.overhead)
+    length = len(body) + signer.overhead
+    if length > descriptor.limit:
+        raise ValueError(f"a control message of {length} bytes; {descriptor.limit} are allowed")
+    return body + signer.sign(body)
 
 
 def rejection(asked: Message, size: int, code: RejectCode, text: str = "") -> Reject:
@@ -141,7 +141,7 @@ def read_header(datagram: bytes) -> Header:
     return Header(descriptor.number, circuit_id, sender, receiver, counter)
 
 
-def decode(datagram: bytes, key: bytes | None) -> Message:
+def decode(datagram: bytes, signer: Signer | None) -> Message:
     """Return what a datagram says. Raises RemoteProtocolError, and nothing else."""
     header = read_header(datagram)
     end = len(datagram) - TAG_LENGTH
@@ -150,7 +150,7 @@ def decode(datagram: bytes, key: bytes | None) -> Message:
         tlvs = _split(datagram, end, shape)
     except ValueError as err:
         raise _malformed(str(err)) from err
-    if not hmac.compare_digest(_tag(datagram[:end], key), datagram[end:]):
+    if not (signer or UNSIGNED).verify(datagram):
         raise RemoteProtocolError(WRONG_TAG, "the tag is wrong: not the same key")
     try:
         return read(header, tlvs, len(datagram))
@@ -160,10 +160,6 @@ def decode(datagram: bytes, key: bytes | None) -> Message:
 
 def _malformed(detail: str) -> RemoteProtocolError:
     return RemoteProtocolError(MALFORMED, detail)
-
-
-def _tag(body: bytes, key: bytes | None) -> bytes:
-    return _NO_TAG if key is None else hmac.digest(key, body, hashlib.sha256)[:TAG_LENGTH]
 
 
 # TLVs.
@@ -223,14 +219,18 @@ def _split(datagram: bytes, end: int, shape: _Shape) -> _Tlvs:
     return tlvs
 
 
-def _pad(body: bytes, size: int, field: Field) -> bytes:
-    """Return body with the padding that makes a datagram of this size. Raises ValueError."""
-    missing = size - TAG_LENGTH - len(body)
+def _pad(body: bytes, size: int, field: Field, behind: int) -> bytes:
+    """Return body with the padding that makes a datagram of this size, with so many bytes behind.
+
+    Raises ValueError.
+    """
+    missing = size - behind - len(body)
     if missing > 0 or (missing and field.size is Size.EXACTLY):
         # The head of a TLV has three bytes, so there may be up to two more than are missing.
         body += _tlv(Tlv.PADDING.number, bytes(max(0, missing - _TLV.size)))
-    if field.size is Size.EXACTLY and len(body) + TAG_LENGTH != size:
-        raise ValueError(f"no probe has {size} bytes; {MIN_PROBE} or more are right")
+    if field.size is Size.EXACTLY and len(body) + behind != size:
+        least = MIN_PROBE - TAG_LENGTH + behind
+        raise ValueError(f"no probe has {size} bytes; {least} or more are right")
     return body
 
 
@@ -324,6 +324,7 @@ _FORMS: dict[Kind, _Form] = {
         range(MAX_TEXT + 1), _read_text, lambda text: fit_text(text, MAX_TEXT).encode(), absent=""
     ),
     Kind.PADDING: _Form(None, bytes, bytes),
+    Kind.BYTES_16: _Form((16,), bytes, bytes),
 }
 
 
