@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from hostile import echo_request, forge_too_big, udp_packet
+from hostile import echo, forge_too_big, udp_packet
 
 from lab.autoconfigured import asking, ends, policy, wait_until_up
 from lab.capture import Capture
@@ -15,6 +15,7 @@ from lab.copying import copy
 from lab.daemon import Velad
 from lab.datagrams import VELA_PORT
 from lab.flood import Flood
+from lab.link import Regime
 from lab.load import ping
 from lab.topology import Router, ThreeRouters, three_routers
 from lab.waiting import eventually
@@ -35,6 +36,8 @@ def outer(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def routers() -> Iterator[ThreeRouters]:
     with three_routers() as three:
+        for each in (three.a, three.b):
+            each.underlay.set_regime(Regime.FRAMES)
         yield three
 
 
@@ -61,7 +64,7 @@ def ports(router: Router) -> set[int]:
 def quotations(routers: ThreeRouters, outer: str) -> list[bytes]:
     """Return what a forger can say that A had sent to B."""
     a, b = address(routers.a, outer), address(routers.b, outer)
-    return [echo_request(a, b), *(udp_packet(a, port, b) for port in sorted(ports(routers.a)))]
+    return [echo(a, b), *(udp_packet(a, port, b) for port in sorted(ports(routers.a)))]
 
 
 def forge(routers: ThreeRouters, outer: str, quoted: list[bytes]) -> None:
@@ -78,7 +81,7 @@ def believed(routers: ThreeRouters, outer: str, router: Router) -> bool:
 def await_arrival(routers: ThreeRouters, outer: str) -> None:
     """Wait until what was forged has arrived: what is forged of another way comes behind it."""
     a, c = address(routers.a, outer), address(routers.c, outer)
-    forge(routers, outer, [echo_request(a, c)])
+    forge(routers, outer, [echo(a, c)])
     eventually(lambda: believed(routers, outer, routers.c), 5, "the kernel to believe it")
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from itertools import count
 
 import pytest
@@ -26,6 +29,8 @@ pytestmark = pytest.mark.needs_net_admin
 BRIDGE = "br-lan"
 MAY_HAVE = 16
 ATTACK_S = 40.0
+PREFIX = "2001:db8:bad::"
+READ_ONLY = 'mount --bind -o ro /proc/sys /proc/sys && exec "$@"'
 
 
 @pytest.fixture
@@ -78,19 +83,19 @@ def test_hostile_peer_harms_no_other_peer_no_bridge_and_no_log(
         honest.wait_for_state(NAME, "up")
 
         # It hoards, and makes itself at home in the bridge.
-        answers = [
-            peer.ask(number, offer(bridge=BRIDGE, mac=b"\0\0\0\0\0" + bytes([number])), mtu=68)
-            for number in range(1, 65)
-        ]
-        kept = [
-            number for number, answer in enumerate(answers, 1) if answer and answer[2] == KEEPALIVE
-        ]
+        kept, refused = [], None
+        for number in range(1, 65):
+            mac = b"\0\0\0\0\0" + bytes([number])
+            answer = peer.ask(number, offer(bridge=BRIDGE, mac=mac), mtu=68)
+            assert answer is not None
+            if answer[2] == KEEPALIVE:
+                peer.is_up(number)
+                kept.append(number)
+            else:
+                refused = answer
         assert len(kept) == MAY_HAVE
-        refused = answers[-1]
         assert refused is not None
         assert "max_circuits_per_remote" in reason(refused)
-        for number in kept:
-            peer.is_up(number)
         velad.wait_for(
             lambda status: sum(each["state"] == "up" for each in status["circuits"]) == 17,
             10,
@@ -132,10 +137,93 @@ def test_hostile_peer_harms_no_other_peer_no_bridge_and_no_log(
         assert honest.log().count("state=down") == 0
         assert honest.circuit(NAME)["state"] == "up"
 
-        # It goes: the bridge stays as it was, also without those ports.
-        for number in kept[4:]:
-            peer.delete(number)
-        eventually(
-            lambda: len(velad.status()["circuits"]) <= 5, 10, "the deleted circuits to be gone"
-        )
-        assert bridge_of(b) == before
+    # Nor when all ports of the circuits have left it.
+    assert bridge_of(b) == before
+
+
+def router_advertisements(peer: Velad, interface: str) -> None:
+    """Send some that offer an address and a default route (RFC 4861, section 4.2)."""
+    prefix = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 3600, 3600, 0) + ip_address(PREFIX).packed
+    data = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + prefix
+    with peer.namespace.socket(socket.AF_INET6, socket.SOCK_RAW, 58) as sender:
+        for option in (16, 18):  # IPV6_UNICAST_HOPS, IPV6_MULTICAST_HOPS
+            sender.setsockopt(socket.IPPROTO_IPV6, option, 255)
+        with peer.namespace.entered():
+            index = socket.if_nametoindex(interface)
+        for _ in range(3):
+            sender.sendto(data, ("ff02::1", 0, 0, index))
+
+
+def taken(namespace: Namespace, interface: str) -> tuple[bool, bool]:
+    """Tell whether the host took the address and the default route."""
+    address = namespace.run("ip", "-6", "address", "show", "dev", interface).stdout
+    route = namespace.run("ip", "-6", "route", "show", "default").stdout
+    return PREFIX.rstrip(":") in address, interface in route
+
+
+@pytest.mark.parametrize("forwards", [False, True])
+@pytest.mark.parametrize("accepts", [False, True])
+def test_router_advertisements_of_a_peer_are_taken_only_if_the_operator_says_so(
+    routers: ThreeRouters, accepts: bool, forwards: bool
+) -> None:
+    a, b = routers.a.namespace, routers.b.namespace
+    if forwards:
+        b.sysctl("net/ipv6/conf/all/forwarding", 1)
+    with (
+        Velad(b, policy(accept_ra=accepts)) as velad,
+        Velad(a, asking(routers.b.ipv4)) as asker,
+    ):
+        for each in (velad, asker):
+            each.wait_for_state(NAME, "up")
+        router_advertisements(asker, NAME)
+        eventually(lambda: arrived(b) >= 3, 5, "them to arrive")
+        if accepts:
+            eventually(lambda: taken(b, NAME) == (True, True), 5, "them to be taken")
+        else:
+            assert taken(b, NAME) == (False, False)
+        # What the other end set up for itself is as its own configuration says.
+        assert a.run("sysctl", "-n", f"net.ipv6.conf.{NAME}.accept_ra").stdout == "0\n"
+
+
+def test_configured_circuit_takes_router_advertisements_where_it_says_so(
+    routers: ThreeRouters,
+) -> None:
+    a = routers.a.namespace
+    with (
+        Velad(routers.b.namespace, policy()) as velad,
+        Velad(a, asking(routers.b.ipv4, accept_ra=True)) as asker,
+    ):
+        for each in (velad, asker):
+            each.wait_for_state(NAME, "up")
+        assert a.run("sysctl", "-n", f"net.ipv6.conf.{NAME}.accept_ra").stdout == "2\n"
+        router_advertisements(velad, NAME)
+        eventually(lambda: taken(a, NAME) == (True, True), 5, "them to be taken")
+
+
+def arrived(namespace: Namespace) -> int:
+    """Return how many router advertisements have arrived in a namespace."""
+    shown = namespace.run("cat", "/proc/net/snmp6").stdout
+    (line,) = [line for line in shown.splitlines() if "Icmp6InRouterAdvertisements" in line]
+    return int(line.split()[1])
+
+
+def test_peer_whose_advertisements_cannot_be_kept_out_gets_no_circuit(
+    routers: ThreeRouters,
+) -> None:
+    """As where a unit or a container makes sysctls read-only."""
+    b, read_only = routers.b.namespace, ("unshare", "-m", "sh", "-c", READ_ONLY, "sh")
+    with (
+        Velad(b, policy(), prefix=read_only) as velad,
+        Velad(routers.a.namespace, asking(routers.b.ipv4)) as asker,
+    ):
+        reason_of = asker.wait_for_state(NAME, "rejected")["reason"]
+        assert "cannot set net.ipv6.conf.vela0.accept_ra to 0: Read-only file system" in reason_of
+        assert velad.status()["circuits"] == []
+        assert "vela0" not in b.run("ip", "-br", "link", "show").stdout
+
+    b.sysctl("net/ipv6/conf/default/accept_ra", 0)
+    with (
+        Velad(b, policy(), prefix=read_only) as velad,
+        Velad(routers.a.namespace, asking(routers.b.ipv4)) as asker,
+    ):
+        asker.wait_for_state(NAME, "up")
