@@ -25,6 +25,7 @@ from vela.linux.netlink import Netlink
 from vela.linux.sandbox import check_capabilities, find_user, why_no_filter
 from vela.linux.tap import check_tun
 from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_number
+from vela.log import limit
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
@@ -36,8 +37,10 @@ from .control_socket import ControlSocket, Reply
 from .demux import Demux
 from .keys import Keys
 from .notify import READY, STOPPING, notify
+from .registry.host import HostNetwork
 from .registry.registry import Registry
 from .runtime.burst import Burst
+from .runtime.lines import LineLimiter
 from .runtime.loop import EventLoop
 from .runtime.names import Names
 from .status import DaemonStatus, document
@@ -67,6 +70,8 @@ class Daemon:
         _raise_descriptor_limit()
         self._loop = EventLoop()
         self._started = self._loop.now()
+        self._lines = LineLimiter(self._loop.now)
+        limit(self._lines.admits)
         user = find_user(config.daemon.user)
         # Before another machine asks for a circuit in vain.
         check_tun()
@@ -85,6 +90,7 @@ class Daemon:
             netlink = Netlink()
             undo.callback(netlink.close)
             self._demux = Demux(self._loop, groups)
+            undo.callback(self._demux.close)
             names = Names(self._loop, user)
             undo.callback(names.close)
             self._keys = Keys(self._loop, user, config.daemon.state_directory)
@@ -113,6 +119,8 @@ class Daemon:
                 control_channel=self._control_channel,
                 keys=self._keys,
                 make_data_path=make_pseudowire,
+                host=HostNetwork(self._loop.now),
+                lines=self._lines,
             )
             self._control_channel.set_request_handler(self._registry)
             undo.callback(self._registry.close)
@@ -216,6 +224,13 @@ class Daemon:
         self._loop.call_later(CHECK_INTERVAL_S, self._check)
         self._forwarding.look()
         self._registry.check()
+        for left_out in self._lines.summaries():
+            self._log.warning(
+                "log_lines_left_out",
+                source=left_out.source,
+                lines=left_out.lines,
+                events=dict(left_out.events),
+            )
         self._checks += 1
         if self._checks % CHECKS_BETWEEN_COLLECTIONS == 0:
             gc.collect()

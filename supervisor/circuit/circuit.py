@@ -44,6 +44,7 @@ from ..status import CircuitStatus, CounterStatus, WorkerStatus
 from .lifecycle import Action, Input, Lifecycle, State
 from .remote import RemoteSearch, RouteSource
 from .signaling import SignalingChannel
+from .tenure import Tenure
 from .terms import (
     Profile,
     agreed_profile,
@@ -158,6 +159,8 @@ class Circuit:
         self.origin = origin
         self.offer = Offer() if offer is None else offer
         self.disabled = False
+        self.tenure: Tenure | None = None
+        """Of one that the remote set up: how long it is kept."""
         self._data_path = data_path
         self._loop = loop
         self._routes = routes

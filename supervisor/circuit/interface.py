@@ -8,6 +8,7 @@ from vela.errors import DeviceError
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
+from vela.linux.sysctls import set_accept_ra
 from vela.linux.tap import Tap
 from vela.wire import gso_max_size
 
@@ -28,11 +29,13 @@ class AttachmentCircuit:
         virtio_header: bool,
         features: Features,
         await_bridge: bool,
+        shielded: bool = False,
     ) -> None:
         """Create the interface: up, with addresses, without carrier; mtu in bytes.
 
         virtio_header: see linux.tap. await_bridge: a bridge that does not exist is no
-        error; see obstacle. Raises DeviceError, and then there is no interface.
+        error; see obstacle. shielded: that router advertisements cannot be kept
+        out is one. Raises DeviceError, and then there is no interface.
         """
         self.mac = mac
         self._config = config
@@ -43,6 +46,7 @@ class AttachmentCircuit:
         self._bridge_index: int | None = None
         self._gso_max_size = 0
         self._await_bridge = await_bridge
+        self._shielded = shielded
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._tap = self._make(mtu)
         # An interface that exists outlives its bridge.
@@ -133,6 +137,7 @@ class AttachmentCircuit:
             config.name, self.mac, mtu, virtio_header=self._virtio_header, features=self._features
         )
         try:
+            self._shield()
             if config.bridge is not None:
                 self._bridge_index = self._netlink.find(config.bridge)
                 if self._bridge_index is not None or not self._await_bridge:
@@ -152,6 +157,15 @@ class AttachmentCircuit:
         self._gso_max_size = size
         return tap
 
+    def _shield(self) -> None:
+        """Let router advertisements in or not, before the interface is up."""
+        try:
+            set_accept_ra(self._config.name, self._config.accept_ra)
+        except DeviceError as err:
+            if self._shielded:
+                raise
+            self._log.error("accept_ra_not_set", error=str(err))
+
     def _join(self, bridge: str) -> None:
         config = self._config
         bridge_mtu = self._netlink.join_bridge(config.name, bridge)
@@ -160,7 +174,8 @@ class AttachmentCircuit:
                 "bridge_mtu_exceeds_circuit",
                 bridge=bridge,
                 bridge_mtu=bridge_mtu,
-                advice=f"set mtu = {bridge_mtu} to carry all that the bridge does",
+                consequence="the bridge stays as it is; larger frames do not pass this circuit",
+                advice=f"set mtu = {bridge_mtu} on both ends to carry all that the bridge does",
             )
 
     def _best_gso_max_size(self, mtu: int) -> int:

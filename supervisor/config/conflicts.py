@@ -85,6 +85,11 @@ def find_contradictions(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterato
             f"{_path(circuit, 'encapsulation')}: 'ip' cannot carry a bridge's frames; "
             "'auto' would be right"
         )
+    if circuit.accept_ra and circuit.bridge is not None:
+        yield (
+            f"{_path(circuit, 'accept_ra')}: a port of a bridge takes no router advertisements, "
+            "the bridge does; leave it out, and see the sysctl accept_ra of the bridge"
+        )
     if circuit.bridge == circuit.name:
         yield (
             f"{_path(circuit, 'bridge')}: is the circuit's own interface; "

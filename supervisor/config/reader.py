@@ -38,6 +38,7 @@ from .records import (
     Encapsulation,
     PeerConfig,
     SourcePort,
+    SourceRules,
 )
 from .syntax import TomlSyntaxError, parse_toml
 from .tables import (
@@ -195,6 +196,7 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("keepalive", number(MIN_KEEPALIVE_S, MAX_KEEPALIVE_S)),
     Key("autoconfigure", boolean),
     Key("key_file", _ABSOLUTE_PATH, str),
+    Key("accept_ra", boolean),
     TableKey("peer", PEER_KEYS, PeerConfig()),
 )
 
@@ -247,6 +249,8 @@ def _check_listen(listen: tuple[IPAddress, ...], table: Table) -> None:
 
 def _read_autoconfigure(table: Table) -> AutoconfigureConfig:
     default = _AUTOCONFIGURE
+    count = integer(0)
+    max_circuits = table.read("max_circuits", count, None)
     autoconfigure = AutoconfigureConfig(
         accept=table.read("accept", boolean, default.accept),
         sources=table.read_list("from", text(parse_source)),
@@ -254,10 +258,42 @@ def _read_autoconfigure(table: Table) -> AutoconfigureConfig:
         networks=table.read_list("networks", text(parse_network)),
         bridges=table.read_list("bridges", _INTERFACE_NAME),
         interfaces=table.read("interfaces", text(parse_interface_pattern), default.interfaces),
-        max_circuits=table.read("max_circuits", integer(0), default.max_circuits),
+        max_circuits=default.max_circuits if max_circuits is None else max_circuits,
+        # Who says how many there may be all together may mean those of one machine.
+        max_circuits_per_remote=table.read(
+            "max_circuits_per_remote",
+            count,
+            default.max_circuits_per_remote if max_circuits is None else max_circuits,
+        ),
+        accept_ra=table.read("accept_ra", boolean, default.accept_ra),
+        per_source=_read_per_source(table),
     )
     table.finish()
     return autoconfigure
+
+
+def _read_per_source(autoconfigure: Table) -> tuple[SourceRules, ...]:
+    table = autoconfigure.table("sources")
+    if table is None:
+        return ()
+    rules = []
+    for name, inner in table.tables():
+        try:
+            source = parse_source(name)
+        except ValueError as err:
+            table.report(name, str(err))
+            continue
+        rules.append(
+            SourceRules(
+                source=source,
+                networks=inner.read_list_or_none("networks", text(parse_network)),
+                bridges=inner.read_list_or_none("bridges", _INTERFACE_NAME),
+                interfaces=inner.read("interfaces", text(parse_interface_pattern), None),
+                max_circuits=inner.read("max_circuits", integer(0), None),
+            )
+        )
+        inner.finish()
+    return tuple(rules)
 
 
 def _read_circuits(root: Table, daemon: DaemonConfig) -> tuple[CircuitConfig, ...]:

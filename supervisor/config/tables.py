@@ -98,6 +98,11 @@ class Table:
             items.append(item)
         return tuple(items)
 
+    def read_list_or_none(self, key: str, parser: Parser[T]) -> tuple[T, ...] | None:
+        """Return the valid items of a list; None if it is absent."""
+        items = self.read_list(key, parser)
+        return items if key in self._values else None
+
     def table(self, key: str) -> Table | None:
         """Return the table of this name in this one; None if it is absent or not a table."""
         values = self.read(key, _table, None)

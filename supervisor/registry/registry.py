@@ -4,30 +4,36 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 import structlog
 
-from vela.address import IPAddress
+from vela.address import IPAddress, IPNetwork
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
 from vela.signaling.events import CircuitRequested
 from vela.signaling.messages import CloseReason, Confirm, RejectCode
+from vela.signaling.policy import PeerCircuits, Policy
 from vela.signaling.signer import Key
 
 from ..circuit.circuit import Circuit, DataPath, Origin
 from ..circuit.lifecycle import State
 from ..circuit.remote import RouteSource
+from ..circuit.tenure import Tenure
 from ..config.reader import parse_circuits
 from ..config.records import CircuitConfig, Config, Encapsulation
 from ..control_channel import ControlChannel
 from ..keys import KeySource
+from ..runtime.lines import LineLimiter
 from ..runtime.loop import EventLoop
 from ..runtime.names import NameSource
 from ..status import CircuitStatus
 from . import requests
 from .allocation import Allocation
+from .changes import ChangeLimiter
+from .facts import HostFacts
 from .pending import PendingCircuits
 from .requests import Refuse, SetUp, Situation, offer_of
 from .store import CircuitStore, StateFile, Stored, StoredCircuit, stored
@@ -36,15 +42,27 @@ from .store import CircuitStore, StateFile, Stored, StoredCircuit, stored
 # as long for each, and must not be asked again before it comes to it.
 START_INTERVAL_S = 0.005
 
+TOO_OFTEN = "circuits are set up and changed too often; the next change has to wait"
+
 
 class DataPathFactory(Protocol):
     """What makes circuits' data paths: pseudowire.PseudowireFactory."""
 
-    def __call__(self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False) -> DataPath:
+    def __call__(
+        self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False, shielded: bool = False
+    ) -> DataPath:
         """Create a circuit's interface, and what goes with it. Raises DeviceError.
 
-        await_bridge: a bridge that does not exist is waited for.
+        await_bridge: a bridge that does not exist is waited for. shielded: that
+        router advertisements cannot be kept out is an error.
         """
+
+
+class FactSource(Protocol):
+    """What knows this host's addresses and routes: host.HostNetwork."""
+
+    def facts(self, wanted: tuple[IPNetwork, ...]) -> HostFacts:
+        """Return what may matter to who wants addresses of these networks. Raises DeviceError."""
 
 
 class Registry:
@@ -60,6 +78,8 @@ class Registry:
         control_channel: ControlChannel,
         keys: KeySource,
         make_data_path: DataPathFactory,
+        host: FactSource,
+        lines: LineLimiter,
     ) -> None:
         self._config = config
         self._loop = loop
@@ -68,6 +88,9 @@ class Registry:
         self._control_channel = control_channel
         self._keys = keys
         self._make_data_path = make_data_path
+        self._host = host
+        self._lines = lines
+        self._changes = ChangeLimiter()
         self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
         self._pending = PendingCircuits(loop, self._port, self._create_pending)
@@ -139,6 +162,7 @@ class Registry:
         """Look after all; to be called once a second."""
         for circuit in tuple(self._circuits.values()):
             self._loop.guard(circuit.check)
+        self._look_at_tenures()
 
     def status(self) -> tuple[CircuitStatus, ...]:
         created = tuple(circuit.status() for circuit in self._circuits.values())
@@ -234,15 +258,15 @@ class Registry:
             confirm, address, self._circuits.values(), self._pending.wanted().values()
         )
 
-    def peer_circuit_count(self) -> int:
-        return requests.peer_circuit_count(self._circuits.values())
+    def peer_circuits(self, address: IPAddress) -> PeerCircuits:
+        return requests.count_peer_circuits(self._circuits.values(), address)
 
     def handle_request(self, requested: CircuitRequested) -> None:
         """Set up what another machine asks for, and the policy allows; or refuse it."""
         situation = self._situation()
         if situation is None:
             return
-        decision = requests.decide(requested, situation)
+        decision = self._admit(requested, requests.decide(requested, situation), situation.policy)
         if isinstance(decision, Refuse):
             self._refuse(requested, decision)
             return
@@ -257,6 +281,7 @@ class Registry:
         if situation is None:
             return
         decision = requests.decide_change(circuit, requested, situation)
+        decision = self._admit(requested, decision, situation.policy)
         if isinstance(decision, Refuse):
             self._refuse(requested, decision)
             return
@@ -282,7 +307,44 @@ class Registry:
             policy=policy,
             port=self._port,
             pending_makers=self._pending.makers(),
+            accept_ra=self._peers_accept_ra,
         )
+
+    @property
+    def _peers_accept_ra(self) -> bool:
+        autoconfigure = self._config.autoconfigure
+        return autoconfigure is not None and autoconfigure.accept_ra
+
+    def _admit(
+        self, requested: CircuitRequested, decision: SetUp | Refuse, policy: Policy
+    ) -> SetUp | Refuse:
+        """Return the decision, or why this host cannot do it, or not so often."""
+        if isinstance(decision, Refuse):
+            return decision
+        limits = policy.limits(requested.source.address)
+        try:
+            overlap = self._find_overlap(decision.config, decision.replaced, limits.networks)
+        except DeviceError as err:
+            return Refuse(RejectCode.FAILED, requests.from_here(err))
+        if overlap is not None:
+            return overlap
+        if not self._changes.take(
+            requested.source.address,
+            requested.circuit_id,
+            limits.max_circuits,
+            self._loop.now(),
+        ):
+            return Refuse(RejectCode.FAILED, requests.from_here(TOO_OFTEN))
+        return decision
+
+    def _find_overlap(
+        self, config: CircuitConfig, replaced: str | None, networks: tuple[IPNetwork, ...] = ()
+    ) -> Refuse | None:
+        """See requests. Raises DeviceError."""
+        if not config.addresses:
+            return None
+        facts = self._host.facts(tuple(each.network for each in config.addresses))
+        return requests.find_overlap(config, replaced, self._circuits.values(), facts, networks)
 
     def _set_up_for_peer(self, decision: SetUp, requested: CircuitRequested) -> None:
         """Make what another machine may have, in place of what it had."""
@@ -290,6 +352,7 @@ class Registry:
         replaced = None if decision.replaced is None else self._circuits[decision.replaced]
         if replaced is not None:
             self._remove(replaced, None)
+        self._lines.assign(config.name, requested.source.address)
         try:
             circuit = self._make(StoredCircuit(config, Origin.PEER, decision.named_by_peer))
         except VelaError as err:
@@ -312,6 +375,7 @@ class Registry:
             circuit.close(None)
             self._give_up(requested, replaced, err)
             return
+        circuit.tenure = Tenure(self._loop.now()) if replaced is None else replaced.tenure
         self._circuits[config.name] = circuit
         self._store.reclaim(config.name)
         self._pending.drop(config.name)
@@ -333,6 +397,7 @@ class Registry:
             return
         try:
             circuit = self._create_kept(stored(replaced))
+            circuit.tenure = replaced.tenure
         except VelaError as err:
             self._log.error("circuit_not_restored", circuit=replaced.name, error=str(err))
             self._store.try_save()
@@ -378,7 +443,18 @@ class Registry:
         return self._create_kept(StoredCircuit(config, origin))
 
     def _create_kept(self, kept: StoredCircuit) -> Circuit:
+        config = kept.config
+        if kept.origin is not Origin.PEER:
+            self._warn_of_overlap(config)
+        else:
+            remote = config.remote.address
+            if remote is not None:
+                self._lines.assign(config.name, remote)
+            accept_ra = self._peers_accept_ra and config.bridge is None
+            kept = replace(kept, config=replace(config, accept_ra=accept_ra))
         circuit = self._make(kept)
+        if kept.origin is Origin.PEER:
+            circuit.tenure = Tenure(self._loop.now(), proven=kept.proven)
         self._circuits[circuit.name] = circuit
         return circuit
 
@@ -392,7 +468,10 @@ class Registry:
             origin,
             # A command, or another machine, is told at once what is missing.
             self._make_data_path(
-                config, self._cpu_for(config), await_bridge=origin is Origin.CONFIG
+                config,
+                self._cpu_for(config),
+                await_bridge=origin is Origin.CONFIG,
+                shielded=origin is Origin.PEER,
             ),
             loop=self._loop,
             names=self._names,
@@ -428,6 +507,41 @@ class Registry:
         """Take a circuit down; its remote is told why, unless reason is None."""
         circuit.close(reason)
         del self._circuits[circuit.name]
+        self._lines.release(circuit.name)
+
+    def _warn_of_overlap(self, config: CircuitConfig) -> None:
+        """Tell the operator: he may mean it, as with a more specific route."""
+        try:
+            overlap = self._find_overlap(config, config.name)
+        except DeviceError as err:
+            self._log.warning("addresses_not_compared", circuit=config.name, error=str(err))
+            return
+        if overlap is not None:
+            self._log.warning(
+                "addresses_overlap",
+                circuit=config.name,
+                reason=overlap.text.removeprefix(requests.ELSEWHERE),
+            )
+
+    def _look_at_tenures(self) -> None:
+        """Remove what other machines set up and do not use; keep what they have used for good."""
+        now = self._loop.now()
+        proven = False
+        for circuit in tuple(self._circuits.values()):
+            tenure = circuit.tenure
+            if tenure is None or circuit.disabled:
+                continue
+            before = tenure.proven
+            # What fails is this host's own trouble.
+            fails = circuit.state in (State.FAILED, State.BROKEN)
+            tenure.update(now, up=circuit.state is State.UP, excused=fails)
+            proven |= tenure.proven and not before
+            if tenure.has_ended(now):
+                self._log.info("circuit_abandoned", circuit=circuit.name)
+                self._remove(circuit, CloseReason.STOPPING)
+                proven = True
+        if proven:
+            self._store.save_in_time(lambda _: None)
 
     def _check_kept(self, kept: StoredCircuit) -> None:
         """Raise ConfigError where a circuit that was kept is no longer allowed."""
@@ -435,7 +549,9 @@ class Registry:
             policy = self._control_channel.policy
             if policy is None:
                 raise ConfigError("another machine set it up, and there is no [autoconfigure]")
-            refused = policy.judge_offer(offer_of(kept.config, kept.origin, kept.named_by_peer))
+            source = kept.config.remote.address
+            offer = offer_of(kept.config, kept.origin, kept.named_by_peer)
+            refused = None if source is None else policy.judge_offer(offer, source)
             if refused is not None:
                 raise ConfigError(refused.text)
         self._allocation.check_free(kept.config)
@@ -449,13 +565,19 @@ class Registry:
             if circuit.origin is not Origin.PEER:
                 if circuit.config.key_file is None:
                     circuit.set_key(key)
-            elif policy is None or policy.judge_offer(circuit.offer) is not None:
+            elif policy is None or _is_refused(policy, circuit):
                 self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
                 self._remove(circuit, CloseReason.STOPPING)
                 self._store.try_save()
             else:
                 circuit.set_key(key)
                 circuit.set_policy(policy)
+
+
+def _is_refused(policy: Policy, circuit: Circuit) -> bool:
+    """Tell whether a circuit that a remote set up would not be allowed now."""
+    source = circuit.config.remote.address
+    return source is not None and policy.judge_offer(circuit.offer, source) is not None
 
 
 def _is_same_circuit(one: CircuitConfig, other: CircuitConfig) -> bool:

@@ -39,6 +39,8 @@ class StoredCircuit:
     """The other end wanted this interface name; else it was chosen here."""
     maker: bytes | None = None
     """Which machine set it up, by identity.maker_of; None: this one, or it did not say."""
+    proven: bool = True
+    """It is kept however long the machine that set it up is silent: see tenure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ def _format(stored: Stored) -> Mapping[str, object]:
                 "origin": each.origin.value,
                 "named_by_peer": each.named_by_peer,
                 **({} if each.maker is None else {"maker": each.maker.hex()}),
+                **({} if each.proven else {"proven": False}),
                 "settings": format_circuit(each.config),
             }
             for each in stored.circuits
@@ -198,6 +201,7 @@ def _parse_entry(name: str, entry: object, daemon: DaemonConfig, source: str) ->
         Origin(entry["origin"]),
         bool(entry["named_by_peer"]),
         None if maker is None else bytes.fromhex(maker),
+        proven=bool(entry.get("proven", True)),
     )
 
 
@@ -305,4 +309,10 @@ def stored(circuit: Circuit) -> StoredCircuit:
     """Return what is kept of a circuit."""
     # Without a name in the offer of the other end, it was chosen here.
     named_by_peer = circuit.origin is Origin.PEER and circuit.offer.interface is not None
-    return StoredCircuit(circuit.config, circuit.origin, named_by_peer, circuit.maker)
+    return StoredCircuit(
+        circuit.config,
+        circuit.origin,
+        named_by_peer,
+        circuit.maker,
+        proven=circuit.tenure is None or circuit.tenure.proven,
+    )

@@ -33,10 +33,14 @@ class Circuit:
     def __init__(self, name: str) -> None:
         self.name = name
         self.delivered: list[bytes] = []
+        self.looks = 0
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
         assert start >= REBUILD_ROOM
         self.delivered.append(bytes(data[start:end]))
+
+    def look_at_route(self) -> None:
+        self.looks += 1
 
 
 class Network:

@@ -8,7 +8,6 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 from pyroute2.netlink.rtnl import RTM_NEWADDR, RTM_SETLINK
@@ -17,6 +16,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from vela.address import IPInterface
 from vela.errors import DeviceError
+from vela.linux.rtnetlink import Rtnetlink
 
 _IFF_UP = 0x1  # include/uapi/linux/if.h
 _IFF_NOARP = 0x80
@@ -51,8 +51,12 @@ class Netlink:
         )
         self._socket.bind((0, 0))
         self._sequence = 0
+        self._questions = Rtnetlink()
+        self._pinned: set[int] = set()
+        """Indices of bridges that keep their MTU and MAC address: the kernel gives none twice."""
 
     def close(self) -> None:
+        self._questions.close()
         self._socket.close()
 
     def bring_up(
@@ -70,7 +74,7 @@ class Netlink:
         gso_max_size: the largest frame, in bytes, that is still to be cut
         into segments.
         """
-        attributes = [("IFLA_TXQLEN", QUEUE_LENGTH)]
+        attributes: list[tuple[str, int | str]] = [("IFLA_TXQLEN", QUEUE_LENGTH)]
         if gso_max_size is not None:
             attributes.append(("IFLA_GSO_MAX_SIZE", gso_max_size))
         index = self._set_link(
@@ -110,21 +114,32 @@ class Netlink:
     def join_bridge(self, name: str, bridge: str) -> int:
         """Make an interface a port of a bridge; return the bridge's MTU, in bytes.
 
-        The bridge keeps its MTU and its MAC address. A bridge takes the least of its ports' unless
-        somebody set them, and below an MTU of 1280 loses its IPv6 addresses (net/bridge/br_if.c,
-        br_mtu_auto_adjust; br_stp_if.c, br_stp_recalculate_bridge_id). So both are set, to what
-        they are.
+        The bridge keeps its MTU and its MAC address, then and later on.
         """
         master, mtu = self._index(bridge), self._mtu(bridge)
-        # What is no bridge may refuse this; to join it then fails, and says why.
-        with suppress(DeviceError):
-            self._set_link(bridge, "keep its MAC address", ("IFLA_ADDRESS", self._mac(bridge)))
-            # The kernel takes no note of the MTU that there is: one byte more or less, and back.
-            other = mtu + 1 if mtu < _MAX_BRIDGE_MTU else mtu - 1
-            self._set_link(bridge, "keep its MTU", ("IFLA_MTU", other))
-            self._set_link(bridge, "keep its MTU", ("IFLA_MTU", mtu))
+        if master not in self._pinned:
+            self._pin(bridge, master, mtu)
         self._set_link(name, f"join it to {bridge}", ("IFLA_MASTER", master))
         return mtu
+
+    def _pin(self, bridge: str, index: int, mtu: int) -> None:
+        """Let a bridge have what it has by itself, whatever ports come and go.
+
+        A bridge takes the least MTU and MAC address of its ports unless somebody
+        set them, and below an MTU of 1280 loses its IPv6 addresses
+        (net/bridge/br_if.c, br_mtu_auto_adjust; br_stp_if.c,
+        br_stp_recalculate_bridge_id). So both are set, to what they are; once, as
+        the hosts behind it are forgotten with the MAC address.
+        """
+        if self._questions.link_kind(index) != "bridge":
+            return  # to join it fails, and says why
+        self._set_link(bridge, "keep its MAC address", ("IFLA_ADDRESS", self._mac(bridge)))
+        # The kernel takes no note of the MTU that there is: one byte more, and back. One less would
+        # go on to the VLANs of the bridge.
+        other = mtu + 1 if mtu < _MAX_BRIDGE_MTU else mtu - 1
+        self._set_link(bridge, "keep its MTU", ("IFLA_MTU", other))
+        self._set_link(bridge, "keep its MTU", ("IFLA_MTU", mtu))
+        self._pinned.add(index)
 
     def _set_link(
         self,
