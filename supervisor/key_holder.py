@@ -15,6 +15,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -215,7 +216,8 @@ def _unpack(layout: struct.Struct, arguments: bytes) -> tuple[int, ...]:
 
 def run(channel: socket.socket, user: User, supervisor_pid: int) -> None:
     """Be the key holder: a fork of the supervisor, from before it could have read a key."""
-    Path("/proc/self/comm").write_text(NAME, encoding="ascii")
+    with suppress(OSError):  # a name is not worth more
+        Path("/proc/self/comm").write_text(NAME, encoding="ascii")
     unlocked = lock_memory()
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     confine(user, supervisor_pid)
