@@ -86,7 +86,7 @@ def test_workers_are_confined_and_hold_only_what_they_use(routers: TwoRouters) -
             }
             # Its counters, and nobody else's.
             maps = Path("/proc", str(pid), "maps").read_text().splitlines()
-            shared = [line.split()[0].split("-") for line in maps if line.split()[1][3] == "s"]
+            shared = [line.split()[0].split("-") for line in maps if line.split()[1] == "rw-s"]
             assert [int(end, 16) - int(start, 16) for start, end in shared] == [mmap.PAGESIZE]
 
             directory = Path("/proc", str(pid), "fd")
