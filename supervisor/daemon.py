@@ -19,7 +19,7 @@ from vela.dataplane.counters import CounterSlab
 from vela.dataplane.engine import LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
 from vela.linux.affinity import allowed_cpus
-from vela.linux.features import ALL_FEATURES, Feature, Features, probe, words
+from vela.linux.features import Feature, Features, probe, words
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.sandbox import check_capabilities, find_user, why_no_filter
@@ -28,12 +28,13 @@ from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_number
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
-from .config.key import load_key
+from .config.key import open_key
 from .config.reader import load_config
 from .config.records import Config, DaemonConfig
 from .control_channel import ControlChannel
 from .control_socket import ControlSocket, Reply
 from .demux import Demux
+from .keys import Keys
 from .notify import READY, STOPPING, notify
 from .registry.registry import Registry
 from .runtime.burst import Burst
@@ -71,14 +72,14 @@ class Daemon:
         check_tun()
         engine = _load_engine(config.daemon)
         kernel = probe()
-        self._features = engine.usable(kernel).difference(config.daemon.disable_features)
-        self._missing_features = engine.usable(ALL_FEATURES) - kernel
+        usable = engine.abilities.features
+        self._features = (kernel & usable).difference(config.daemon.disable_features)
+        self._missing_features = usable - kernel
         with ExitStack() as undo:
             groups = _listen(config.daemon, self._features)
             for group in groups:
                 undo.callback(group.close)
             _warn_of_clipped_buffers(groups)
-            _warn_of_idle_keys(config)
             _warn_of_missing_filter()
             self._forwarding = Forwarding()
             netlink = Netlink()
@@ -86,7 +87,11 @@ class Daemon:
             self._demux = Demux(self._loop, groups)
             names = Names(self._loop, user)
             undo.callback(names.close)
-            self._control_channel = ControlChannel(self._loop, self._demux, names)
+            self._keys = Keys(self._loop, user, config.daemon.state_directory)
+            undo.callback(self._keys.close)
+            self._control_channel = ControlChannel(
+                self._loop, self._demux, names, config.daemon.port
+            )
             self._set_policy(config)
             make_pseudowire = PseudowireFactory(
                 loop=self._loop,
@@ -106,6 +111,7 @@ class Daemon:
                 names=names,
                 routes=self._demux,
                 control_channel=self._control_channel,
+                keys=self._keys,
                 make_data_path=make_pseudowire,
             )
             self._control_channel.set_request_handler(self._registry)
@@ -203,7 +209,7 @@ class Daemon:
         autoconfigure = config.autoconfigure
         key = None
         if autoconfigure is not None and autoconfigure.key_file is not None:
-            key = load_key(autoconfigure.key_file)
+            key = self._keys.load(autoconfigure.key_file)
         self._control_channel.set_policy(autoconfigure, key)
 
     def _check(self) -> None:
@@ -237,7 +243,7 @@ def find_mistakes(config: Config) -> list[str]:
     for table, key_file in keys:
         try:
             if key_file is not None:
-                load_key(key_file)
+                os.close(open_key(key_file))
         except ConfigError as err:
             mistakes.append(f"{table}.key_file: {err}")
     try:
@@ -294,20 +300,6 @@ def _warn_of_clipped_buffers(groups: tuple[ReceiveGroup, ...]) -> None:
                 granted_bytes=group.receive_buffer,
                 advice="raise net.core.rmem_max",
             )
-
-
-def _warn_of_idle_keys(config: Config) -> None:
-    """Tell which keys that are set have no effect in this version."""
-    idle = [
-        f"circuits.{circuit.name}.{key}"
-        for circuit in config.circuits
-        for key, hook in (("up", circuit.up), ("down", circuit.down))
-        if hook is not None
-    ]
-    if config.daemon.metrics is not None:
-        idle.append("daemon.metrics")
-    if idle:
-        structlog.get_logger().warning("keys_without_effect", keys=idle, version=__version__)
 
 
 def _warn_of_missing_filter() -> None:

@@ -26,11 +26,11 @@ WITHOUT: dict[str, Features] = {
     " without any": ALL_FEATURES,
 }
 PLANES = {
-    engine.name + without: (engine.make, engine.usable(ALL_FEATURES - missing))
+    engine.name + without: (engine.make, engine.abilities.features - missing)
     for engine in ENGINES
     for without, missing in WITHOUT.items()
     # What it would not use makes no difference.
-    if not missing or missing & engine.usable(DATA_PATH)
+    if not missing or missing & engine.abilities.features & DATA_PATH
 }
 """Each engine with all features of the kernel, without each in turn, and without any: by what tests
 call them, "native" or "native without rwf_nowait"."""

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from vela.dataplane.contract import Attachment, DataPlane
+from vela.dataplane.contract import Abilities, Attachment, DataPlane
 from vela.dataplane.counters import Counters
 from vela.dataplane.engine import Engine, LoadedEngine, load_engine
 from vela.dataplane.exit_message import ExitMessage
@@ -27,7 +27,7 @@ def frame(mark: int) -> bytes:
 
 def engine_of(name: str, make: Callable[[Attachment], DataPlane]) -> LoadedEngine:
     """Return an engine whose loops are the test's, under the filter of the task's own engine."""
-    return LoadedEngine(name, False, make, lambda _: ())
+    return LoadedEngine(name, make, Abilities(), lambda _: ())
 
 
 class Circuit:

@@ -58,7 +58,7 @@ def services_in(namespace: Namespace) -> Iterator[Services]:
             forks=Burst(loop, 0.0),
             counters=CounterSlab(),
             engine=engine,
-            features=engine.usable(probe()),
+            features=engine.abilities.features & probe(),
             user=user,
             identity=("test",),
         )

@@ -246,16 +246,6 @@ def parse_remote(text: str) -> Remote:
     return Remote(parse_host_name(host), port)
 
 
-def parse_endpoint(text: str) -> Endpoint:
-    """Return the address and port to serve on; the one name that is known is localhost."""
-    host, port = _split_port(text)
-    if port is None:
-        raise ValueError(f"{shown(text)} has no port; one such as '127.0.0.1:9486' would be right")
-    if host == "localhost":
-        return Endpoint(IPv4Address("127.0.0.1"), port)
-    return Endpoint(parse_listen_address(host), port)
-
-
 def _split_port(text: str) -> tuple[str, int | None]:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")

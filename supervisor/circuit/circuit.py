@@ -13,6 +13,7 @@ from typing import Protocol
 import structlog
 
 from vela.address import Endpoint, IPAddress
+from vela.dataplane.contract import Abilities
 from vela.dataplane.frame import Elision
 from vela.errors import DeviceError, VelaError
 from vela.linux.underlay import UnderlayPath
@@ -33,6 +34,7 @@ from vela.signaling.inputs import State as SessionState
 from vela.signaling.messages import CloseReason, Description, Offer, RejectCode
 from vela.signaling.policy import Policy
 from vela.signaling.session import Session
+from vela.signaling.signer import Key
 
 from ..config.records import CircuitConfig
 from ..control_channel import ControlChannel
@@ -76,10 +78,17 @@ class DataPath(Protocol):
     def local_mac(self) -> bytes: ...
 
     @property
-    def offloads(self) -> bool: ...
+    def abilities(self) -> Abilities: ...
 
     @property
     def attached(self) -> tuple[UnderlayPath, Profile] | None: ...
+
+    @property
+    def frame_port(self) -> int | None:
+        """The UDP port that frames leave from; None: it carries none."""
+
+    def expect_frames_from(self, port: int | None) -> None:
+        """Take only frames that come from this UDP port of the remote's; None: from any."""
 
     def attach(self, path: UnderlayPath, profile: Profile) -> None: ...
 
@@ -134,13 +143,16 @@ class Circuit:
         port: int,
         control_channel: ControlChannel | None,
         offer: Offer | None = None,
-        key: bytes | None = None,
+        key: Key | None = None,
+        machine: bytes | None = None,
+        maker: bytes | None = None,
     ) -> None:
         """Prepare a circuit; start() or accept() begins.
 
         port is that of remotes that name none, and of this machine.
         control_channel None makes the circuit static. offer is what the remote
         shall get; of a circuit that the remote set up, what it wanted here.
+        machine and maker: see Session.
         """
         self.config = config
         self.origin = origin
@@ -153,6 +165,9 @@ class Circuit:
         self._port = port
         self._control_channel = control_channel
         self._key = key
+        self._machine = machine
+        self._maker = maker
+        self._signaling: SignalingChannel | None = None
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._started = self._closed = False
         self._lifecycle = Lifecycle(static=control_channel is None)
@@ -216,6 +231,11 @@ class Circuit:
     def sought_in_vain(self) -> bool:
         """Whether no address of the remote is known although its name was looked up."""
         return self._remote.sought_in_vain
+
+    @property
+    def maker(self) -> bytes | None:
+        """Which machine set it up, by identity.maker_of; None: this one, or it did not say."""
+        return self._maker if self._signaling is None else self._signaling.session.maker
 
     def start(self) -> None:
         """Look for the remote, and carry frames as soon as that is possible."""
@@ -284,7 +304,7 @@ class Circuit:
         if self._signaling is not None:
             self._signaling.session.policy = policy
 
-    def set_key(self, key: bytes | None) -> None:
+    def set_key(self, key: Key | None) -> None:
         """Use this key from now on; another key takes another session."""
         if key == self._key:
             return
@@ -488,6 +508,9 @@ class Circuit:
         # The session may be with another address than was sought.
         session.set_local(self._description(path), self._loop.now())
         self._data_path.attach(path, agreed_profile(self.config, agreement, path))
+        self._data_path.expect_frames_from(agreement.frame_port)
+        # The remote is told which port they leave from, now that it is known.
+        session.set_local(self._description(path), self._loop.now())
 
     def _follow_route(self) -> None:
         """Carry frames along another route to the same remote, where it has changed.
@@ -533,6 +556,8 @@ class Circuit:
             randomness=channel.randomness,
             offer=self.offer,
             policy=channel.policy if self.origin is Origin.PEER else None,
+            machine=self._machine,
+            maker=self.maker,
         )
         return SignalingChannel(session, self._loop, channel, self._on_event)
 
@@ -562,7 +587,12 @@ class Circuit:
         """Return what this end says of itself. Raises ConfigError where the path is too narrow."""
         data_path = self._data_path
         return describe(
-            self.config, path, data_path.local_mac, self._port, offloads=data_path.offloads
+            self.config,
+            path,
+            data_path.local_mac,
+            self._port,
+            data_path.abilities,
+            frame_port=data_path.frame_port,
         )
 
     def _local_address(self) -> IPAddress | None:

@@ -25,20 +25,20 @@ class AttachmentCircuit:
         *,
         netlink: Netlink,
         forwarding: Forwarding,
-        offloads: bool,
+        virtio_header: bool,
         features: Features,
         await_bridge: bool,
     ) -> None:
         """Create the interface: up, with addresses, without carrier; mtu in bytes.
 
-        offloads: see linux.tap. await_bridge: a bridge that does not exist is no
+        virtio_header: see linux.tap. await_bridge: a bridge that does not exist is no
         error; see obstacle. Raises DeviceError, and then there is no interface.
         """
         self.mac = mac
         self._config = config
         self._netlink = netlink
         self._forwarding = forwarding
-        self._offloads = offloads
+        self._virtio_header = virtio_header
         self._features = features
         self._bridge_index: int | None = None
         self._gso_max_size = 0
@@ -60,7 +60,7 @@ class AttachmentCircuit:
     @property
     def virtio_header(self) -> bool:
         """Whether a virtio header goes before each frame."""
-        return self._tap.offloads
+        return self._tap.virtio_header
 
     @property
     def obstacle(self) -> str:
@@ -98,7 +98,7 @@ class AttachmentCircuit:
     def set_gso_max_size(self) -> None:
         """Let GSO frames be as large as is best by now. Raises DeviceError."""
         size = self._best_gso_max_size(self._tap.mtu)
-        if self._tap.offloads and size != self._gso_max_size:
+        if self._tap.virtio_header and size != self._gso_max_size:
             self._netlink.set_gso_max_size(self._config.name, size)
             self._gso_max_size = size
 
@@ -129,7 +129,9 @@ class AttachmentCircuit:
     def _make(self, mtu: int) -> Tap:
         config = self._config
         size = self._best_gso_max_size(mtu)
-        tap = Tap(config.name, self.mac, mtu, offloads=self._offloads, features=self._features)
+        tap = Tap(
+            config.name, self.mac, mtu, virtio_header=self._virtio_header, features=self._features
+        )
         try:
             if config.bridge is not None:
                 self._bridge_index = self._netlink.find(config.bridge)
@@ -142,7 +144,7 @@ class AttachmentCircuit:
                 config.name,
                 config.addresses,
                 arp=config.encapsulation is not Encapsulation.IP,
-                gso_max_size=size if self._offloads else None,
+                gso_max_size=size if self._virtio_header else None,
             )
         except DeviceError:
             tap.close()

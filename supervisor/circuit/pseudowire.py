@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from vela.dataplane.contract import Attachment
+from vela.address import Endpoint
+from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Verification
@@ -38,7 +39,7 @@ from vela.wire import (
 from vela.worker import WorkerTask
 
 from ..config.records import CircuitConfig
-from ..demux import DATAGRAMS_AT_ONCE, Claim, Demux
+from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim, Demux
 from ..runtime.burst import Burst
 from ..runtime.loop import Callback, EventLoop, Timer
 from ..status import CounterStatus, WorkerStatus
@@ -101,6 +102,7 @@ class Pseudowire:
         self._cpu = cpu
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._attached: tuple[UnderlayPath, Profile] | None = None
+        self._frame_port: int | None = None
         self._carrier = False
         self._interface_lost = False
         self._claim: Claim | None = None
@@ -130,7 +132,7 @@ class Pseudowire:
                 config.mtu or PROVISIONAL_MTU,
                 netlink=parts.netlink,
                 forwarding=parts.forwarding,
-                offloads=parts.engine.offloads,
+                virtio_header=parts.engine.abilities.virtio_header,
                 features=parts.features,
                 await_bridge=await_bridge,
             )
@@ -153,9 +155,9 @@ class Pseudowire:
         return self._interface.mtu
 
     @property
-    def offloads(self) -> bool:
-        """Whether the engine takes frames that the kernel left unfinished."""
-        return self._parts.engine.offloads
+    def abilities(self) -> Abilities:
+        """What the engine can do."""
+        return self._parts.engine.abilities
 
     @property
     def attached(self) -> tuple[UnderlayPath, Profile] | None:
@@ -206,13 +208,23 @@ class Pseudowire:
             elision=profile.elision.name.lower(),
         )
 
+    @property
+    def frame_port(self) -> int | None:
+        """The UDP port that frames leave from; None: it carries none."""
+        return self._frame_port
+
+    def expect_frames_from(self, port: int | None) -> None:
+        """Take only frames that come from this UDP port of the remote's; None: from any."""
+        if self._claim is not None:
+            self._parts.demux.restrict(self._claim, port)
+
     def detach(self) -> None:
         """Stop carrying frames; those that come meanwhile wait in the interface's queue."""
         self._release()
         self._keeper.forget()
 
     def _release(self) -> None:
-        self._attached = None
+        self._attached = self._frame_port = None
         self._stop_worker()
         if self._send_socket is not None:
             self._send_socket.close()
@@ -389,6 +401,7 @@ class Pseudowire:
         )
         self._starting = self._parts.forks.add(lambda: self._keeper.start(task))
         self._attached = (path, profile)
+        self._frame_port = send_socket.getsockname()[1]
 
     def _open_send_socket(self, path: UnderlayPath, wanted: int | None) -> socket.socket:
         if wanted is not None:
@@ -420,9 +433,12 @@ class Pseudowire:
                 return
             if self._attached is not None:
                 path, _ = self._attached
-                self._parts.demux.dispatch(
-                    path.endpoint, path.route.source, data, REBUILD_ROOM, REBUILD_ROOM + length
-                )
+                # UDP GRO joins what comes from one port.
+                demux, claim = self._parts.demux, self._claim
+                port = None if claim is None else demux.port_of(claim)
+                source = Endpoint(path.endpoint.address, UNKNOWN_PORT if port is None else port)
+                end = REBUILD_ROOM + length
+                demux.dispatch(source, path.route.source, data, REBUILD_ROOM, end)
 
 
 def _socket_pair(circuit: str) -> tuple[socket.socket, socket.socket]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vela.address import Endpoint, Family
+from vela.dataplane.contract import Abilities
 from vela.dataplane.frame import Elision
 from vela.errors import ConfigError
 from vela.linux.underlay import UnderlayPath
@@ -38,22 +39,23 @@ def describe(
     path: UnderlayPath | None,
     mac: bytes,
     port: int,
+    abilities: Abilities,
     *,
-    offloads: bool,
+    frame_port: int | None = None,
 ) -> Description:
     """Return what this end says of itself; path None: it is not known yet.
 
-    port is the listening one; offloads tells whether the engine takes frames
-    that the kernel left unfinished. Raises ConfigError where the path is too narrow.
+    port is the listening one, frame_port the one that frames leave from, where there is one;
+    abilities are those of the engine. Raises ConfigError where the path is too narrow.
     """
     capabilities = Capability(0)
     if config.encapsulation is Encapsulation.AUTO:
         capabilities |= Capability.ELISION
-    if offloads:
+    if abilities.native:
         capabilities |= Capability.NATIVE_ENGINE
-        # Only elided packets may have partial checksums.
-        if Capability.ELISION in capabilities:
-            capabilities |= Capability.CHECKSUM_OFFLOAD
+    # Only elided packets may have partial checksums.
+    if abilities.partial_checksums and Capability.ELISION in capabilities:
+        capabilities |= Capability.CHECKSUM_OFFLOAD
     return Description(
         mac=mac,
         mtu=(config.mtu or PROVISIONAL_MTU) if path is None else own_mtu(config, path),
@@ -61,6 +63,7 @@ def describe(
         port=port,
         keepalive_ms=round(config.keepalive * 1000),
         own=Endpoint(path.route.source, port) if path else None,
+        frame_port=frame_port,
     )
 
 

@@ -15,7 +15,6 @@ from vela.address import (
     Family,
     IPAddress,
     Remote,
-    parse_endpoint,
     parse_interface,
     parse_interface_name,
     parse_interface_pattern,
@@ -196,8 +195,6 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("keepalive", number(MIN_KEEPALIVE_S, MAX_KEEPALIVE_S)),
     Key("autoconfigure", boolean),
     Key("key_file", _ABSOLUTE_PATH, str),
-    Key("up", _ABSOLUTE_PATH, str),
-    Key("down", _ABSOLUTE_PATH, str),
     TableKey("peer", PEER_KEYS, PeerConfig()),
 )
 
@@ -232,7 +229,6 @@ def _read_daemon(table: Table) -> DaemonConfig:
         disable_features=table.read_list("disable_features", _FEATURE),
         log_level=table.read("log_level", _LOG_LEVEL, _DAEMON.log_level),
         log_format=table.read("log_format", _LOG_FORMAT, _DAEMON.log_format),
-        metrics=table.read("metrics", text(parse_endpoint), _DAEMON.metrics),
     )
     table.finish()
     return daemon

@@ -7,7 +7,7 @@ from enum import Enum
 from ipaddress import IPv6Address
 from pathlib import Path
 
-from vela.address import Endpoint, Family, IPAddress, IPInterface, IPNetwork, Remote
+from vela.address import Family, IPAddress, IPInterface, IPNetwork, Remote
 from vela.dataplane.engine import Engine
 from vela.linux.features import Feature
 from vela.wire import DEFAULT_PORT
@@ -64,8 +64,6 @@ class CircuitConfig:
     """Seconds between keepalives."""
     autoconfigure: bool = True
     key_file: Path | None = None
-    up: Path | None = None
-    down: Path | None = None
     peer: PeerConfig = field(default_factory=PeerConfig)
 
 
@@ -98,7 +96,6 @@ class DaemonConfig:
     """Not to be used, though the kernel may have them."""
     log_level: str = "info"
     log_format: str = "console"
-    metrics: Endpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,8 @@ class StoredCircuit:
     origin: Origin
     named_by_peer: bool = False
     """The other end wanted this interface name; else it was chosen here."""
+    maker: bytes | None = None
+    """Which machine set it up, by identity.maker_of; None: this one, or it did not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,7 @@ def _format(stored: Stored) -> Mapping[str, object]:
             each.config.name: {
                 "origin": each.origin.value,
                 "named_by_peer": each.named_by_peer,
+                **({} if each.maker is None else {"maker": each.maker.hex()}),
                 "settings": format_circuit(each.config),
             }
             for each in stored.circuits
@@ -189,7 +192,13 @@ def _parse_entry(name: str, entry: object, daemon: DaemonConfig, source: str) ->
     if not isinstance(entry, dict):
         raise TypeError("no object")
     (config,) = parse_circuits({name: entry["settings"]}, daemon, source)
-    return StoredCircuit(config, Origin(entry["origin"]), bool(entry["named_by_peer"]))
+    maker = entry.get("maker")
+    return StoredCircuit(
+        config,
+        Origin(entry["origin"]),
+        bool(entry["named_by_peer"]),
+        None if maker is None else bytes.fromhex(maker),
+    )
 
 
 # What others set up in a burst is written to disk together, at most this often.
@@ -281,7 +290,7 @@ class CircuitStore:
         circuits, absent = self._circuits, self._absent
         return Stored(
             circuits=tuple(
-                StoredCircuit(circuit.config, circuit.origin, is_named_by_peer(circuit))
+                stored(circuit)
                 for circuit in circuits.values()
                 if circuit.origin is not Origin.CONFIG
             )
@@ -292,6 +301,8 @@ class CircuitStore:
         )
 
 
-def is_named_by_peer(circuit: Circuit) -> bool:
-    """Tell whether the other end wanted the interface's name; else it was chosen here."""
-    return circuit.origin is Origin.PEER and circuit.offer.interface is not None
+def stored(circuit: Circuit) -> StoredCircuit:
+    """Return what is kept of a circuit."""
+    # Without a name in the offer of the other end, it was chosen here.
+    named_by_peer = circuit.origin is Origin.PEER and circuit.offer.interface is not None
+    return StoredCircuit(circuit.config, circuit.origin, named_by_peer, circuit.maker)

@@ -72,7 +72,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	return 0;
 }
 
-ssize_t __wrap_preadv2(int fd, const struct iovec *pieces, int count, off_t offset, int flags)
+static ssize_t fuzz_preadv2(int fd, const struct iovec *pieces, int count, off_t offset, int flags)
 {
 	ENSURE(flags == 0 || (flags == RWF_NOWAIT && test.egress.nowait));
 	ENSURE(fd == test.egress.tap_fd && count == 1 && offset == -1);
@@ -91,7 +91,7 @@ ssize_t __wrap_preadv2(int fd, const struct iovec *pieces, int count, off_t offs
 }
 
 /* Behind a read that found nothing. */
-int __wrap_poll(struct pollfd *waiting, nfds_t count, int timeout_ms)
+static int fuzz_poll(struct pollfd *waiting, nfds_t count, int timeout_ms)
 {
 	ENSURE(!test.egress.nowait && count == 1 && waiting->fd == test.egress.tap_fd);
 	ENSURE(waiting->events == POLLIN && timeout_ms == -1 && !test.ready);
@@ -120,7 +120,7 @@ static int refuse_segments(int error, size_t size)
 }
 
 /* The route takes 1000 bytes where segments of more are refused; else as many as it did. */
-int __wrap_getsockopt(int fd, int level, int option, void *value, socklen_t *length)
+static int fuzz_getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 {
 	bool narrow = test.failure == FAILS_MTU || test.failure == FAILS_SIZE;
 	int answer;
@@ -139,7 +139,7 @@ int __wrap_getsockopt(int fd, int level, int option, void *value, socklen_t *len
 }
 
 /* Refusals grow old from batch to batch. */
-int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
+static int fuzz_clock_gettime(clockid_t clock, struct timespec *now)
 {
 	ENSURE(clock == CLOCK_MONOTONIC_COARSE);
 	*now = (struct timespec){.tv_sec = test.clock_s += REFUSED_S};
@@ -170,7 +170,7 @@ static size_t length_of(const struct msghdr *message)
 }
 
 /* See net/ipv4/udp.c, udp_sendmsg and udp_send_skb. */
-ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
+static ssize_t fuzz_sendmsg(int fd, const struct msghdr *message, int flags)
 {
 	size_t length = length_of(message), size = segment_size(message);
 	bool lost = false;
@@ -228,7 +228,7 @@ ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
 
 /* See net/socket.c, __sys_sendmmsg: what goes wrong behind the first is not told, and met again by who
  * goes on from there. */
-int __wrap_sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags)
+static int fuzz_sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags)
 {
 	ENSURE(count > 0 && count <= RUN_MAX);
 	for (unsigned int i = 0; i < count; i++) {
@@ -237,12 +237,22 @@ int __wrap_sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int fl
 		/* Counted as one try of two when it is the first. */
 		if (i > 0 && test.failure == FAILS_LARGE && length_of(message) > 900)
 			return (int)i;
-		if (__wrap_sendmsg(fd, message, flags) < 0)
+		if (fuzz_sendmsg(fd, message, flags) < 0)
 			return i > 0 ? (int)i : -1;
 		total.singly += count > 1;
 	}
 	return (int)count;
 }
+
+/* The calls that leave the data path; any other one is a null pointer. */
+static const struct io fuzz_io = {
+	.preadv2 = fuzz_preadv2,
+	.poll = fuzz_poll,
+	.getsockopt = fuzz_getsockopt,
+	.clock_gettime = fuzz_clock_gettime,
+	.sendmsg = fuzz_sendmsg,
+	.sendmmsg = fuzz_sendmmsg,
+};
 
 static bool can_be_elided(const uint8_t *frame, size_t length)
 {
@@ -477,6 +487,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	test.fragmented = test.lost = test.elided = test.errors = test.not_ip = 0;
 
 	memset(egress, 0, sizeof(*egress));
+	egress->io = &fuzz_io;
 	encapsulation_init(&egress->encapsulation, ID, local_mac, remote_mac,
 			   elisions[settings & 3], frame_limits[more & 7]);
 	egress->tap_fd = 1000;

@@ -155,7 +155,7 @@ def test_tap_has_what_the_features_allow(
     with namespace.entered():
         if features - probe():
             pytest.skip("this kernel has less")
-        tap = Tap("vela0", MAC, 1471, offloads=True, features=features)
+        tap = Tap("vela0", MAC, 1471, virtio_header=True, features=features)
     with closing(tap):
         shown = namespace.run("ethtool", "-k", "vela0").stdout
         assert os.get_blocking(tap.fd) is blocking
@@ -164,11 +164,13 @@ def test_tap_has_what_the_features_allow(
         assert re.findall(r"tx-checksumming: (\w+)", shown) == ["on"]
 
 
-@pytest.mark.parametrize("offloads", [False, True])
-def test_tap_that_does_not_block_takes_every_frame(namespace: Namespace, offloads: bool) -> None:
+@pytest.mark.parametrize("virtio_header", [False, True])
+def test_tap_that_does_not_block_takes_every_frame(
+    namespace: Namespace, virtio_header: bool
+) -> None:
     """More than any queue or buffer has room for, from the supervisor's own write()."""
     with namespace.entered():
-        tap = Tap("vela0", MAC, 1471, offloads=offloads, features=frozenset())
+        tap = Tap("vela0", MAC, 1471, virtio_header=virtio_header, features=frozenset())
     with closing(tap):
         Interface(namespace, "vela0").set_up()
         for _ in range(5000):

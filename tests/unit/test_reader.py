@@ -21,7 +21,7 @@ from config_texts import MINIMAL, circuit_with, mistakes_in, only_mistake_in, pe
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vela.address import Endpoint, Family, Remote
+from vela.address import Family, Remote
 from vela.dataplane.engine import Engine
 from vela.errors import ConfigError
 from vela.linux.features import Feature
@@ -58,7 +58,6 @@ def test_config_empty_is_all_defaults() -> None:
             disable_features=(),
             log_level="info",
             log_format="console",
-            metrics=None,
         ),
         autoconfigure=None,
         circuits=(),
@@ -90,7 +89,6 @@ engine = "python"
 disable_features = ["uso", "rwf_nowait"]
 log_level = "debug"
 log_format = "json"
-metrics = "[::1]:9486"
 [autoconfigure]
 accept = false
 from = ["192.0.2.0/24", "192.0.2.7", "2001:db8::7", "Router1.example.net"]
@@ -113,8 +111,6 @@ cpu = 0
 keepalive = 1
 autoconfigure = true
 key_file = "/k0"
-up = "/u"
-down = "/d"
 [circuits.vela0.peer]
 interface = "vela1"
 addresses = ["172.16.16.2/30"]
@@ -136,7 +132,6 @@ checksum_offload = true
             disable_features=(Feature.USO, Feature.RWF_NOWAIT),
             log_level="debug",
             log_format="json",
-            metrics=Endpoint(IPv6Address("::1"), 9486),
         ),
         autoconfigure=AutoconfigureConfig(
             accept=False,
@@ -168,8 +163,6 @@ checksum_offload = true
                 keepalive=1.0,
                 autoconfigure=True,
                 key_file=Path("/k0"),
-                up=Path("/u"),
-                down=Path("/d"),
                 peer=PeerConfig(
                     interface="vela1",
                     addresses=(IPv4Interface("172.16.16.2/30"),),
@@ -205,7 +198,7 @@ def test_example_as_shipped_names_no_file_of_the_operator() -> None:
     assert config.autoconfigure is not None
     assert config.autoconfigure.key_file is None
     circuit = config.circuits[0]
-    assert (circuit.key_file, circuit.up, circuit.down) == (None, None, None)
+    assert circuit.key_file is None
 
 
 def test_example_uncommented_sets_every_key_there_is() -> None:
@@ -260,6 +253,18 @@ def test_mistakes_in_all_tables_are_reported_together() -> None:
 )
 def test_key_unknown_is_reported_with_the_closest(text: str, mistake: str) -> None:
     assert only_mistake_in(text) == mistake
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('[daemon]\nmetrics = "127.0.0.1:9486"\n', "daemon.metrics"),
+        (circuit_with('up = "/etc/vela/up.sh"'), "circuits.vela0.up"),
+        (circuit_with('down = "/etc/vela/down.sh"'), "circuits.vela0.down"),
+    ],
+)
+def test_key_that_would_have_no_effect_is_unknown(text: str, key: str) -> None:
+    assert only_mistake_in(text).startswith(f"{key}: is an unknown key; ")
 
 
 @pytest.mark.parametrize(
@@ -325,32 +330,12 @@ def test_value_of_wrong_type_is_reported(text: str, mistake: str) -> None:
         'disable_features = ["uso", "uso"]',
         'log_level = "INFO"',
         'log_format = "xml"',
-        'metrics = "127.0.0.1"',
-        'metrics = ":9486"',
-        'metrics = "127.0.0.1:"',
-        'metrics = "127.0.0.1:0"',
-        'metrics = "127.0.0.1:65536"',
-        'metrics = "::1:9486"',
-        'metrics = "[::1]9486"',
-        'metrics = "example.net:9486"',
     ],
 )
 def test_daemon_value_out_of_range_is_one_mistake(line: str) -> None:
     key = line.split(" ")[0]
 
     assert re.match(rf"daemon\.{key}(\[\d\])?: ", only_mistake_in(f"[daemon]\n{line}\n"))
-
-
-@pytest.mark.parametrize(
-    ("text", "endpoint"),
-    [
-        ("localhost:1", Endpoint(IPv4Address("127.0.0.1"), 1)),
-        ("0.0.0.0:9486", Endpoint(IPv4Address("0.0.0.0"), 9486)),
-        ("[::]:65535", Endpoint(IPv6Address("::"), 65535)),
-    ],
-)
-def test_metrics_endpoint_is_parsed(text: str, endpoint: Endpoint) -> None:
-    assert parse_config(f'[daemon]\nmetrics = "{text}"\n', "f").daemon.metrics == endpoint
 
 
 def test_control_socket_of_107_bytes_is_accepted() -> None:
@@ -448,8 +433,6 @@ def test_network_with_host_bits_is_reported_with_the_network() -> None:
         "keepalive = nan",
         "keepalive = inf",
         'key_file = "key"',
-        'up = "up.sh"',
-        'down = ""',
     ],
 )
 def test_circuit_value_out_of_range_is_one_mistake(line: str) -> None:

@@ -5,7 +5,7 @@ batches: each call of egress() or ingress() waits until there is something to
 do, does what is there up to a batch, and returns. The two are called by one
 thread each, for ever, so frames keep their order in each direction.
 
-_pydataplane is the reference: what it does is the specification of any other.
+vela.dataplane.reference specifies what any other engine does.
 """
 
 from __future__ import annotations
@@ -55,6 +55,22 @@ class Attachment:
     addresses; None where send_socket is bound to that."""
     features: Features = ALL_FEATURES
     """What the kernel can do and the data path is to use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What an engine can do, as it declares in engine.py."""
+
+    features: Features = frozenset()
+    """The kernel's features that it can use."""
+    virtio_header: bool = False
+    """It reads and writes a virtio header before each frame of the TAP, and the kernel may leave
+    checksums and segmentation to it."""
+    partial_checksums: bool = False
+    """It leaves inner checksums to the outer one and completes those of the remote:
+    docs/protocol.md, 3.5."""
+    native: bool = False
+    """It tells the remote that it is native: docs/protocol.md, 4.1, capability bit 2."""
 
 
 class DataPlane(Protocol):

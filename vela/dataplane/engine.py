@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from vela.dataplane.calls import native_calls, python_calls
-from vela.dataplane.contract import Attachment, DataPlane
+from vela.dataplane.contract import Abilities, Attachment, DataPlane
 from vela.dataplane.reference import PythonDataPlane
 from vela.errors import ConfigError
-from vela.linux.features import OFFLOADS, Feature, Features
+from vela.linux.features import ALL_FEATURES, OFFLOADS, Feature
 from vela.linux.seccomp import Rule
 
 try:
@@ -31,32 +31,19 @@ class Engine(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """A twin, and what its circuits are to be given."""
+    """An engine that circuits can use."""
 
     name: str
     """As the status shows it."""
-    offloads: bool
-    """Whether it takes what a TAP with offloads gives: frames that the kernel left unfinished."""
     make: Callable[[Attachment], DataPlane]
+    abilities: Abilities
     calls: Callable[[Attachment], tuple[Rule, ...]]
     """Which system calls it makes while it carries frames."""
     fallback: str = ""
-    """Why it is not the one that would be better."""
-
-    def usable(self, features: Features) -> Features:
-        """Return those of the kernel's features that this twin uses."""
-        return features if self.offloads else features - OFFLOADS
+    """Why a better engine is not used; empty: there is no better one."""
 
 
-def load_engine(wanted: Engine) -> LoadedEngine:
-    """Return the engine of this name. Raises ConfigError where it cannot be loaded."""
-    if wanted is Engine.PYTHON:
-        return LoadedEngine("python", False, PythonDataPlane, python_calls)
-    if not _WHY_NOT_NATIVE:
-        return LoadedEngine("native", True, _make_native, native_calls)
-    if wanted is Engine.NATIVE:
-        raise ConfigError(f'"native" cannot be loaded: {_WHY_NOT_NATIVE}; write "auto" or "python"')
-    return LoadedEngine("python", False, PythonDataPlane, python_calls, _WHY_NOT_NATIVE)
+_PYTHON = LoadedEngine("python", PythonDataPlane, Abilities(ALL_FEATURES - OFFLOADS), python_calls)
 
 
 def _make_native(attachment: Attachment) -> DataPlane:
@@ -82,3 +69,22 @@ def _make_native(attachment: Attachment) -> DataPlane:
         coalesce_udp=Feature.USO in attachment.features,
         counters=attachment.counters,
     )
+
+
+_NATIVE = LoadedEngine(
+    "native",
+    _make_native,
+    Abilities(ALL_FEATURES, virtio_header=True, partial_checksums=True, native=True),
+    native_calls,
+)
+
+
+def load_engine(wanted: Engine) -> LoadedEngine:
+    """Return the engine of this name. Raises ConfigError where it cannot be loaded."""
+    if wanted is Engine.PYTHON:
+        return _PYTHON
+    if not _WHY_NOT_NATIVE:
+        return _NATIVE
+    if wanted is Engine.NATIVE:
+        raise ConfigError(f'"native" cannot be loaded: {_WHY_NOT_NATIVE}; write "auto" or "python"')
+    return replace(_PYTHON, fallback=_WHY_NOT_NATIVE)

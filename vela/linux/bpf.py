@@ -14,6 +14,9 @@ INSTRUCTION_SIZE = 8
 
 # Each is a sum of class, size or operation, and mode or source.
 LOAD_WORD = 0x20  # BPF_LD | BPF_W | BPF_ABS
+LOAD_HALF = 0x28  # BPF_LD | BPF_H | BPF_ABS
+LOAD_HALF_BEHIND = 0x48  # BPF_LD | BPF_H | BPF_IND: at X and an offset
+LOAD_HEADER_LENGTH = 0xB1  # BPF_LDX | BPF_B | BPF_MSH: X is four times the low nibble
 LOAD_BYTE = 0x30  # BPF_LD | BPF_B | BPF_ABS
 RECALL = 0x60  # BPF_LD | BPF_W | BPF_MEM
 STORE = 0x02  # BPF_ST

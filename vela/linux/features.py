@@ -41,7 +41,7 @@ Features = frozenset[Feature]
 
 ALL_FEATURES: Features = frozenset(Feature)
 OFFLOADS: Features = frozenset({Feature.TSO, Feature.USO})
-"""What only an engine can use that takes unfinished frames."""
+"""Of the TAP: only an engine that reads and writes virtio headers can use them."""
 
 # include/uapi/linux/if_tun.h
 TUN = "/dev/net/tun"

@@ -54,23 +54,23 @@ class Tap:
         mac: bytes,
         mtu: int,
         *,
-        offloads: bool = False,
+        virtio_header: bool = False,
         features: Features = ALL_FEATURES,
     ) -> None:
         """Create the interface, down and without carrier; mtu in bytes.
 
-        With offloads a virtio header goes before each frame, and the kernel
-        leaves frames unfinished as far as features say; else they are as they
-        are. Without RWF_NOWAIT among the features the descriptor does not block:
-        all copies of it, in a worker too, share that.
+        With virtio_header, a virtio header goes before each frame, and the
+        kernel leaves checksums and segmentation to the reader as far as
+        features allow. Without RWF_NOWAIT in features, the descriptor does not
+        block; every copy of it shares that, a worker's too.
 
         Raises DeviceError, and then there is no interface.
         """
         self.name = name
         self.mac = mac
-        self.offloads = offloads
+        self.virtio_header = virtio_header
         flags = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_TUN_EXCL
-        if offloads:
+        if virtio_header:
             flags |= _IFF_VNET_HDR
         try:
             # IFF_TUN_EXCL: never take over an interface that somebody else made.
@@ -119,7 +119,7 @@ class Tap:
         """Set what whoever has a copy of the descriptor may have changed. Raises DeviceError."""
         try:
             self._keep_after_close(False)
-            if self.offloads:
+            if self.virtio_header:
                 fcntl.ioctl(self.fd, TUNSETOFFLOAD, tun_offloads(self._features))
                 fcntl.ioctl(self.fd, _TUNSETVNETHDRSZ, _INT.pack(len(VIRTIO_HEADER)))
             # Writes never wait, either way: a TAP takes what memory there is, so none is refused
@@ -131,7 +131,7 @@ class Tap:
 
     def write(self, frame: memoryview) -> None:
         """Give the kernel a complete frame. Raises OSError: EIO where the interface is down."""
-        os.writev(self.fd, (VIRTIO_HEADER, frame) if self.offloads else (frame,))
+        os.writev(self.fd, (VIRTIO_HEADER, frame) if self.virtio_header else (frame,))
 
     def exists(self) -> bool:
         """Tell whether the interface is still there, under whatever name it has now."""

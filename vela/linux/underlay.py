@@ -15,6 +15,7 @@ from vela.address import Endpoint, Family, IPAddress
 from vela.errors import DeviceError
 from vela.linux import bpf
 from vela.linux.features import NETNS_COOKIE_SIZE, SO_NETNS_COOKIE, UDP_GRO, Feature, Features
+from vela.linux.steering import CONTROL_SOCKETS, STRANGERS
 
 # include/uapi/asm-generic/socket.h; the socket module names none of them.
 _SO_ATTACH_FILTER = 26
@@ -71,9 +72,10 @@ class Route:
 class ReceiveGroup:
     """The sockets of one listening address, which share its port (SO_REUSEPORT).
 
-    Index 0 is the supervisor's own. The kernel numbers sockets in the order
-    of their binding and moves the last one when one is closed, so none is
-    closed before the group is: what a circuit gives back, the next one gets.
+    The first three are the supervisor's own: see linux.steering. The kernel
+    numbers sockets in the order of their binding and moves the last one when
+    one is closed, so none is closed before the group is: what a circuit gives
+    back, the next one gets.
     """
 
     def __init__(self, address: IPAddress, port: int, *, only_ipv6: bool, gro: bool = True) -> None:
@@ -89,22 +91,10 @@ class ReceiveGroup:
         self._sockets: list[socket.socket] = []
         self._free: list[int] = []
         self._program = b""
-        # Bound before it shares: a second velad must not slip in.
-        first = self._bound_socket(shared=False)
-        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        first.setblocking(False)
-        # Each datagram then tells how many before it found this socket full.
-        first.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
-        if address.is_unspecified:
-            # And which address of this machine it came to.
-            if address.version == 4:
-                first.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            else:
-                first.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        self._sockets.append(first)
-        # There is a group, and a program can be attached, from the second socket on.
         try:
-            self.release(self.acquire())
+            # The first is bound before it shares: a second velad must not slip in.
+            for shared in (False, *(True for _ in range(CONTROL_SOCKETS - 1))):
+                self._sockets.append(self._control_socket(shared=shared))
         except DeviceError:
             self.close()
             raise
@@ -113,9 +103,14 @@ class ReceiveGroup:
         return str(Endpoint(self.address, self.port))
 
     @property
-    def control_socket(self) -> socket.socket:
+    def control_sockets(self) -> tuple[socket.socket, ...]:
         """The supervisor's, non-blocking: control messages, and all that no circuit claims."""
-        return self._sockets[0]
+        return tuple(self._sockets[:CONTROL_SOCKETS])
+
+    @property
+    def control_socket(self) -> socket.socket:
+        """The one of them that messages are sent from."""
+        return self._sockets[STRANGERS]
 
     def serves(self, family: Family) -> bool:
         """Tell whether datagrams of this family arrive here."""
@@ -134,7 +129,7 @@ class ReceiveGroup:
         return self.address == address
 
     def addressed(self, ancillary: Iterable[tuple[int, int, bytes]]) -> IPAddress:
-        """Return which address of this machine a datagram of the control socket came to.
+        """Return which address of this machine a datagram of a control socket came to.
 
         ancillary is what recvmsg says, in a space of PKTINFO_SPACE and more.
         """
@@ -199,6 +194,20 @@ class ReceiveGroup:
         for each in self._sockets:
             each.close()
         self._sockets.clear()
+
+    def _control_socket(self, *, shared: bool) -> socket.socket:
+        opened = self._bound_socket(shared=shared)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        opened.setblocking(False)
+        # Each datagram then tells how many before it found this socket full.
+        opened.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
+        if self.address.is_unspecified:
+            # And which address of this machine it came to.
+            if self.address.version == 4:
+                opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            else:
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        return opened
 
     def _bound_socket(self, *, shared: bool) -> socket.socket:
         with ExitStack() as undo:

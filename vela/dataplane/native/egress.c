@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <linux/udp.h>
 #include <netinet/in.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -91,7 +90,7 @@ static int send_segmented(struct egress *self)
 	}
 	message.msg_iovlen = count;
 	do
-		sent = sendmsg(self->send_fd, &message, 0);
+		sent = self->io->sendmsg(self->send_fd, &message, 0);
 	while (sent < 0 && errno == EINTR);
 	return sent < 0 ? errno : 0;
 }
@@ -106,8 +105,8 @@ static void send_singly(struct egress *self)
 	for (size_t i = 0; i < self->run_count; i++)
 		messages[i].msg_hdr = message_of(self, &self->run[i]);
 	while (next < self->run_count) {
-		int sent = sendmmsg(self->send_fd, messages + next,
-				    (unsigned int)(self->run_count - next), 0);
+		int sent = self->io->sendmmsg(self->send_fd, messages + next,
+					      (unsigned int)(self->run_count - next), 0);
 		if (sent > 0) {
 			for (; sent > 0; sent--, next++)
 				self->counters[TX_FRAGMENTED] +=
@@ -127,11 +126,11 @@ static void send_singly(struct egress *self)
 	}
 }
 
-static time_t now_s(void)
+static time_t now_s(const struct egress *self)
 {
 	struct timespec now;
 
-	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	self->io->clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
 	return now.tv_sec;
 }
 
@@ -142,13 +141,13 @@ static size_t ask_route_limit(const struct egress *self)
 	int domain, mtu;
 	socklen_t length = sizeof(int);
 
-	if (getsockopt(self->send_fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0)
+	if (self->io->getsockopt(self->send_fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0)
 		return 0;
 	bool ipv4 = domain == AF_INET;
 	size_t headers = (ipv4 ? IPV4_HEADER : IPV6_HEADER) + UDP_HEADER;
 	length = sizeof(int);
-	if (getsockopt(self->send_fd, ipv4 ? IPPROTO_IP : IPPROTO_IPV6, ipv4 ? IP_MTU : IPV6_MTU, &mtu,
-		       &length) < 0 ||
+	if (self->io->getsockopt(self->send_fd, ipv4 ? IPPROTO_IP : IPPROTO_IPV6,
+				 ipv4 ? IP_MTU : IPV6_MTU, &mtu, &length) < 0 ||
 	    mtu < 0 || (size_t)mtu <= headers)
 		return 0;
 	return (size_t)mtu - headers;
@@ -182,20 +181,20 @@ static void limit_segments(struct egress *self, int error, size_t size)
 	} else {
 		return;
 	}
-	self->refused_until = now_s() + REFUSED_S;
+	self->refused_until = now_s(self) + REFUSED_S;
 }
 
 /* Forget refusals that are old; what is known of the route stays true. */
 static void renew_limits(struct egress *self)
 {
-	if (self->refused_until == 0 || now_s() < self->refused_until)
+	if (self->refused_until == 0 || now_s(self) < self->refused_until)
 		return;
 	size_t limit = ask_route_limit(self);
 	if (limit == 0 || limit > self->route_limit)
 		limit = self->route_limit;
 	set_limits(self, limit);
 	bool again = limit < self->route_limit || !self->segment;
-	self->refused_until = again ? now_s() + REFUSED_S : 0;
+	self->refused_until = again ? now_s(self) + REFUSED_S : 0;
 }
 
 void egress_flush(struct egress *self)
@@ -360,7 +359,7 @@ static ssize_t read_tap(const struct egress *self, const struct iovec *target, b
 	ssize_t length;
 
 	for (;;) {
-		length = preadv2(self->tap_fd, target, 1, -1, flags);
+		length = self->io->preadv2(self->tap_fd, target, 1, -1, flags);
 		if (length >= 0 || (errno != EINTR && errno != EAGAIN))
 			return length;
 		if (errno == EINTR)
@@ -369,7 +368,7 @@ static ssize_t read_tap(const struct egress *self, const struct iovec *target, b
 			return -1;
 		/* Behind a read that found nothing: under load there are frames, and no poll. What is
 		 * wrong with the TAP the next read says. */
-		poll(&tap, 1, -1);
+		self->io->poll(&tap, 1, -1);
 		wait = false;
 	}
 }

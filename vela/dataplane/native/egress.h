@@ -10,8 +10,9 @@
 #include <time.h>
 
 #include "frame.h"
-#include "source_address.h"
+#include "io.h"
 #include "segmentation.h"
+#include "source_address.h"
 #include "virtio.h"
 
 enum {
@@ -39,6 +40,7 @@ struct datagram {
 };
 
 struct egress {
+	const struct io *io;
 	struct encapsulation encapsulation;
 	int tap_fd;
 	int send_fd;

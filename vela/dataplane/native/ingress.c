@@ -7,8 +7,6 @@
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
 #include "counters.h"
 
@@ -40,7 +38,7 @@ static bool write_pieces(struct ingress *self, const struct iovec *pieces, size_
 	ssize_t written;
 
 	do
-		written = writev(self->tap_fd, pieces, (int)count);
+		written = self->io->writev(self->tap_fd, pieces, (int)count);
 	while (written < 0 && errno == EINTR);
 	return written >= 0;
 }
@@ -122,7 +120,7 @@ void ingress_flush(struct ingress *self)
 /* Give a datagram to the supervisor, which knows whose it is. */
 static void divert(struct ingress *self, const uint8_t *datagram, size_t length)
 {
-	if (send(self->divert_fd, datagram, length, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+	if (self->io->send(self->divert_fd, datagram, length, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
 		self->counters[RX_CONGESTED]++;
 }
 
@@ -140,7 +138,7 @@ static bool answer(struct ingress *self, uint8_t *datagram, size_t length)
 	};
 
 	/* Frames are more urgent than an answer, which a full socket would have to wait for. */
-	return sendmsg(self->send_fd, &message, MSG_DONTWAIT) >= 0;
+	return self->io->sendmsg(self->send_fd, &message, MSG_DONTWAIT) >= 0;
 }
 
 /* Answer an in-circuit echo request, in place. docs/protocol.md, section 5. */
@@ -271,7 +269,8 @@ int ingress_batch(struct ingress *self)
 		};
 	}
 	do
-		count = recvmmsg(self->receive_fd, messages, (unsigned int)slots, MSG_WAITFORONE, NULL);
+		count = self->io->recvmmsg(self->receive_fd, messages, (unsigned int)slots,
+					   MSG_WAITFORONE, NULL);
 	while (count < 0 && errno == EINTR);
 	if (count < 0)
 		return errno;

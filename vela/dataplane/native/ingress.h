@@ -7,8 +7,9 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-#include "frame.h"
 #include "coalesce.h"
+#include "frame.h"
+#include "io.h"
 #include "source_address.h"
 
 enum {
@@ -24,6 +25,7 @@ enum {
 };
 
 struct ingress {
+	const struct io *io;
 	struct encapsulation encapsulation;
 	int tap_fd;
 	int receive_fd;

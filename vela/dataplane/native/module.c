@@ -12,6 +12,7 @@
 #include "counters.h"
 #include "egress.h"
 #include "ingress.h"
+#include "io.h"
 
 typedef struct {
 	PyObject_HEAD
@@ -127,6 +128,7 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	encapsulation_init(&egress->encapsulation, (uint8_t)circuit_id, local_mac.buf, remote_mac.buf,
 			   (enum elision)elision, (size_t)frame_limit);
 	ingress->encapsulation = egress->encapsulation;
+	egress->io = ingress->io = &kernel_io;
 	egress->tap_fd = ingress->tap_fd = tap_fd;
 	egress->send_fd = ingress->send_fd = send_fd;
 	ingress->receive_fd = receive_fd;
