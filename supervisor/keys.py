@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from vela.errors import ConfigError, VelaError
-from vela.linux.sandbox import User
+from vela.linux.sandbox import User, key_holder_filter
 from vela.signaling.identity import TOKEN_LENGTH
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.signer import (
@@ -300,10 +300,10 @@ class Keys:
 
     def _fork(self) -> Started:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        supervisor_pid = os.getpid()
+        supervisor_pid, calls = os.getpid(), key_holder_filter()
 
         def body() -> None:
-            key_holder.run(theirs, self._user, supervisor_pid)
+            key_holder.run(theirs, self._user, supervisor_pid, calls)
 
         with theirs:  # the child has its own
             try:

@@ -101,13 +101,19 @@ def test_workers_are_confined_and_hold_only_what_they_use(routers: TwoRouters) -
             assert kinds == {"/dev/net/tun": 1, "socket": 2 if listens else 3}
 
 
-def test_helper_for_names_is_confined_too(routers: TwoRouters) -> None:
-    with Velad(routers.a.namespace, "") as velad:
-        (helper,) = set(velad.processes()) - {velad.pid}
+def test_helpers_for_names_and_keys_are_confined_too(routers: TwoRouters) -> None:
+    asking = "[circuits.vela0]\nid = 1\nremote = '10.201.0.2'\n"
+    with Velad(routers.a.namespace, asking) as velad:
+        assert velad.circuit("vela0")["worker"] is None
+        helpers = set(velad.processes()) - {velad.pid}
 
-        eventually(lambda: proc_status(helper)["Seccomp"] == "2", 10, "its filter")
-        assert os.getsid(helper) == helper
-        assert proc_status(helper)["CapEff"].strip("0") == ""
+        assert len(helpers) == 2
+        for helper in helpers:
+            eventually(lambda pid=helper: proc_status(pid)["Seccomp"] == "2", 10, "its filter")  # type: ignore[misc]
+            assert os.getsid(helper) == helper
+            assert proc_status(helper)["CapEff"].strip("0") == ""
+            assert Path("/proc", str(helper), "maps").stat().st_uid == 0
+            assert limits(helper) >= {("Max core file size", "0", "0")}
 
 
 def test_velad_that_cannot_filter_system_calls_says_so_once_and_carries_frames(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import hashlib
 import os
 import pwd
 import resource
@@ -13,12 +14,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from vela.errors import ConfigError
 from vela.linux import seccomp
-from vela.linux.sandbox import User, confine, find_user, resolver_filter
+from vela.linux.sandbox import User, confine, find_user, key_holder_filter, resolver_filter
+from vela.linux.seccomp import Filter
 from vela.supervisor.runtime.process import ExitStatus, fork
 
 pytestmark = [
@@ -87,9 +90,9 @@ def test_confined_child_has_no_terminal_and_leaves_no_core() -> None:
         assert result.si_code == os.CLD_KILLED  # CLD_DUMPED: it left one
 
 
-def in_helper(act: Callable[[], object]) -> ExitStatus:
-    """Return how a child ended that acted under the filter of the helper for names."""
-    calls, parent = resolver_filter(), os.getpid()
+def in_helper(calls: Filter | None, act: Callable[[], object]) -> ExitStatus:
+    """Return how a child ended that acted under a helper's filter."""
+    parent = os.getpid()
     assert calls is not None
 
     def body() -> None:
@@ -149,7 +152,31 @@ def abort() -> None:
 def test_helper_for_names_has_threads_and_sockets_and_no_way_to_others(
     act: Callable[[], object], ended: ExitStatus
 ) -> None:
-    assert in_helper(act) == ended
+    assert in_helper(resolver_filter(), act) == ended
+
+
+def hash_and_read(path: str) -> None:
+    hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    os._exit(9)
+
+
+@needs_filter
+@pytest.mark.parametrize(
+    ("act", "ended"),
+    [
+        (lambda: hash_and_read("/etc/hostname"), ExitStatus(code=9)),
+        (lambda: fails(PermissionError, os.fork), ExitStatus(code=9)),
+        (socket.socket, ExitStatus(signal=signal.SIGSYS)),
+        (socket.socketpair, ExitStatus(signal=signal.SIGSYS)),
+        (lambda: os.execv("/bin/true", ["true"]), ExitStatus(signal=signal.SIGSYS)),
+        (lambda: os.kill(os.getppid(), 0), ExitStatus(signal=signal.SIGSYS)),
+    ],
+    ids=["files", "fork", "socket", "socketpair", "execve", "kill"],
+)
+def test_key_holder_reads_files_and_has_nobody_to_tell_them_to(
+    act: Callable[[], object], ended: ExitStatus
+) -> None:
+    assert in_helper(key_holder_filter(), act) == ended
 
 
 def test_confined_child_dies_with_a_supervisor_that_is_killed() -> None:
@@ -158,6 +185,7 @@ def test_confined_child_dies_with_a_supervisor_that_is_killed() -> None:
 import os, signal
 from vela.linux.sandbox import User, confine
 from vela.linux import seccomp
+from vela.linux.seccomp import Filter
 from vela.supervisor.runtime.process import ExitStatus, fork
 supervisor = os.getpid()
 def body():
