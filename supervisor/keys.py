@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from vela.errors import ConfigError, VelaError
-from vela.linux.sandbox import User
+from vela.linux.sandbox import User, key_holder_filter
 from vela.signaling.identity import TOKEN_LENGTH
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.signer import (
@@ -299,10 +299,10 @@ class Keys:
             self._take()
 
     def _fork(self) -> Started:
-        supervisor_pid = os.getpid()
+        supervisor_pid, calls = os.getpid(), key_holder_filter()
 
         def body(channel: socket.socket) -> None:
-            key_holder.run(channel, self._user, supervisor_pid)
+            key_holder.run(channel, self._user, supervisor_pid, calls)
 
         return fork_with_channel(body)
 

@@ -32,6 +32,9 @@ _LOAD_TUN = f"no {TUN}; load the kernel's tun module (modprobe tun)"
 VIRTIO_HEADER = bytes(10)
 """Before a frame with which nothing is left to do. include/uapi/linux/virtio_net.h."""
 _IFREQ_SIZE = 40  # struct ifreq, 64 bit
+_HWADDR = struct.Struct("=16xH6s16x")  # struct ifreq with an address
+_ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
+_SIOCGIFHWADDR, _SIOCSIFHWADDR = 0x8927, 0x8924  # include/uapi/linux/sockios.h
 _INT = struct.Struct("=i")
 
 
@@ -126,6 +129,10 @@ class Tap:
             # with EAGAIN.
             fcntl.ioctl(self.fd, _TUNSETSNDBUF, _INT.pack(_SNDBUF))
             os.set_blocking(self.fd, Feature.RWF_NOWAIT in self._features)
+            # By the descriptor, as its name may be another one now. Remotes rebuild headers by it.
+            present = fcntl.ioctl(self.fd, _SIOCGIFHWADDR, bytes(_IFREQ_SIZE))
+            if _HWADDR.unpack(present)[1] != self.mac:
+                fcntl.ioctl(self.fd, _SIOCSIFHWADDR, _HWADDR.pack(_ARPHRD_ETHER, self.mac))
         except OSError as err:
             raise DeviceError(f"{self.name}: cannot set it up: {_reason(err)}") from err
 
