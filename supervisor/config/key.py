@@ -36,5 +36,5 @@ def load_key(path: Path) -> bytes:
         raise ConfigError(f"{path} gives others access (mode {mode:04o}); run chmod 600 on it")
     key = data.strip()
     if not MIN_KEY <= len(key) <= MAX_KEY:
-        raise ConfigError(f"{path} has a key of {len(key)} bytes; {MIN_KEY} to {MAX_KEY} are right")
+        raise ConfigError(f"{path} has a key of {len(key)} bytes; {MIN_KEY}..{MAX_KEY} are right")
     return key

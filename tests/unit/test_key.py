@@ -66,4 +66,4 @@ def test_key_that_others_can_read_is_refused(path: Path) -> None:
 def test_key_of_another_size_is_refused(path: Path, size: int) -> None:
     path.write_bytes(b"k" * size)
 
-    assert refusal(path).endswith("; 16 to 1024 are right")
+    assert refusal(path).endswith("; 16..1024 are right")
