@@ -36,12 +36,22 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{arguments.config}: no mistakes, {len(config.circuits)} circuits")
         return EXIT_OK
     configure(config.daemon.log_level, config.daemon.log_format)
+    _give_up_standard_streams()
     try:
         daemon = Daemon(arguments.config, config)
     except (VelaError, OSError) as err:
         return _refuse(err)
     daemon.run()
     return EXIT_OK
+
+
+def _give_up_standard_streams() -> None:
+    """Read and write nothing but the log, so that no child can either."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    if null > 2:  # one of them may have been closed
+        os.close(null)
 
 
 def _refuse(why: object) -> int:

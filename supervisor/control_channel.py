@@ -5,26 +5,33 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
 
 from vela.address import Endpoint, IPAddress
 from vela.errors import RemoteProtocolError
+from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ANY_ADDRESS
 from vela.signaling.codec import read_header
 from vela.signaling.cookie import Cookies
 from vela.signaling.events import CircuitRequested, Datagram
-from vela.signaling.messages import Confirm, RejectCode
+from vela.signaling.limiter import RateLimiter, TokenBucket
+from vela.signaling.messages import Confirm, Header, RejectCode
 from vela.signaling.policy import Policy
-from vela.signaling.responder import Responder
+from vela.signaling.responder import Responder, Silence
+from vela.signaling.signer import Key
 
 from .config.records import AutoconfigureConfig
 from .demux import ControlHandler
 from .runtime.loop import EventLoop
 from .runtime.names import NameSource, NameWatch
 from .runtime.resolver import Answer
+
+# Messages for one circuit, of its remote or in its name, that no session expects: requests, and the
+# answers that begin a session. An honest remote sends some ten in its first second.
+UNEXPECTED_RATE, UNEXPECTED_BURST = 300.0, 600.0
 
 
 class ControlTransport(Protocol):
@@ -34,6 +41,9 @@ class ControlTransport(Protocol):
 
     def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
         """Send from the listening port. Raise OSError where the kernel refuses."""
+
+    def expect_control(self, control: ControlSteering) -> None:
+        """Keep these messages apart from those of strangers."""
 
 
 class RequestHandler(Protocol):
@@ -47,6 +57,15 @@ class RequestHandler(Protocol):
 
     def deferral_reason(self, confirm: Confirm, address: IPAddress) -> str:
         """Return why a circuit that may be here is not to be had now; empty: there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What tells messages of a circuit's remote from all others, before they are read."""
+
+    addresses: tuple[IPAddress, ...] = ()
+    nonces: tuple[int, ...] = ()
+    """This end's: only who has had a message of it knows them."""
 
 
 class Participant(Protocol):
@@ -65,19 +84,25 @@ class Participant(Protocol):
 class ControlChannel:
     """Finds whom a control message is about, and answers what is about no circuit."""
 
-    def __init__(self, loop: EventLoop, transport: ControlTransport, names: NameSource) -> None:
+    def __init__(
+        self, loop: EventLoop, transport: ControlTransport, names: NameSource, port: int
+    ) -> None:
+        """port: the one that this machine listens on."""
         self._loop = loop
         self._transport = transport
         self._names = names
         self._handler: RequestHandler | None = None
         self._participants: dict[int, list[Participant]] = {}
+        self._expected: dict[Participant, Expected] = {}
+        self._unexpected = RateLimiter()
+        self._buckets: dict[Participant, TokenBucket] = {}
         self._log = structlog.get_logger()
         self._dropped: Counter[str] = Counter()
         self._watches: list[NameWatch] = []
         self._resolved: dict[str, tuple[IPAddress, ...]] = {}
         self.randomness = random.SystemRandom()
         self.cookies = Cookies(self.randomness)
-        self._responder = Responder(None, None, self.cookies)
+        self._responder = Responder(None, None, self.cookies, port)
         transport.set_control_handler(self._receive)
 
     @property
@@ -85,7 +110,7 @@ class ControlChannel:
         return self._responder.policy
 
     @property
-    def key(self) -> bytes | None:
+    def key(self) -> Key | None:
         """The key of what others set up here."""
         return self._responder.key
 
@@ -93,7 +118,7 @@ class ControlChannel:
         """Let requests go there; until then no circuit is known, and none is set up."""
         self._handler = handler
 
-    def set_policy(self, config: AutoconfigureConfig | None, key: bytes | None) -> None:
+    def set_policy(self, config: AutoconfigureConfig | None, key: Key | None) -> None:
         """Say what others may set up here from now on; None: nothing."""
         for watch in self._watches:
             watch.stop()
@@ -112,6 +137,20 @@ class ControlChannel:
 
     def remove(self, circuit_id: int, participant: Participant) -> None:
         self._participants[circuit_id].remove(participant)
+        self._buckets.pop(participant, None)
+        self.expect(participant, Expected())
+
+    def expect(self, participant: Participant, expected: Expected) -> None:
+        """Know a participant's messages, so that no flood of others holds them up."""
+        if expected == self._expected.get(participant, Expected()):
+            return
+        self._expected[participant] = expected
+        if expected == Expected():
+            del self._expected[participant]
+        known = self._expected.values()
+        remotes = frozenset(address for each in known for address in each.addresses)
+        nonces = frozenset(nonce for each in known for nonce in each.nonces)
+        self._transport.expect_control(ControlSteering(remotes, nonces))
 
     def send(self, datagrams: Iterable[Datagram]) -> None:
         """Send from the listening port. What cannot be sent is lost, as on any network."""
@@ -134,15 +173,36 @@ class ControlChannel:
         unanswered = {
             f"control_{why.value}": count for why, count in self._responder.unanswered.items()
         }
-        return unanswered | {f"control_{why}": count for why, count in self._dropped.items()}
+        dropped = Counter(unanswered)
+        for why, count in self._dropped.items():
+            dropped[f"control_{why}"] += count
+        return dict(dropped)
+
+    def _expects(self, participant: Participant, header: Header) -> bool:
+        expected = self._expected.get(participant)
+        return expected is not None and header.receiver_nonce in expected.nonces
+
+    def _may_be_read(self, participant: Participant, source: IPAddress) -> bool:
+        """Tell whether a message for a circuit, which could be forged, is still worth its work."""
+        bucket = self._buckets.get(participant)
+        if bucket is None:
+            bucket = self._buckets[participant] = TokenBucket(UNEXPECTED_RATE, UNEXPECTED_BURST)
+        now = self._loop.now()
+        return bucket.take(now) and self._unexpected.take(source, now)
 
     def _receive(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
         try:
-            circuit_id = read_header(data).circuit_id
+            header = read_header(data)
             # The latest first: an earlier one may still be saying goodbye.
-            for participant in reversed(self._participants.get(circuit_id, [])):
+            for participant in reversed(self._participants.get(header.circuit_id, [])):
                 if participant.converses_with(source.address):
-                    participant.receive_control(data, source, local_address)
+                    # Before any work is spent on what anybody could have sent.
+                    if self._expects(participant, header) or self._may_be_read(
+                        participant, source.address
+                    ):
+                        participant.receive_control(data, source, local_address)
+                    else:
+                        self._dropped[Silence.TOO_FAST.value] += 1
                     return
             requested = self._responder.receive_datagram(
                 data,

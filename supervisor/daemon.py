@@ -19,21 +19,22 @@ from vela.dataplane.counters import CounterSlab
 from vela.dataplane.engine import LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
 from vela.linux.affinity import allowed_cpus
-from vela.linux.confinement import find_user
 from vela.linux.features import Feature, Features, probe, words
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
+from vela.linux.sandbox import check_capabilities, find_user, why_no_filter
 from vela.linux.tap import check_tun
 from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_number
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
-from .config.key import load_key
+from .config.key import open_key
 from .config.reader import load_config
 from .config.records import Config, DaemonConfig
 from .control_channel import ControlChannel
 from .control_socket import ControlSocket, Reply
 from .demux import Demux
+from .keys import Keys
 from .notify import READY, STOPPING, notify
 from .registry.registry import Registry
 from .runtime.burst import Burst
@@ -79,13 +80,18 @@ class Daemon:
             for group in groups:
                 undo.callback(group.close)
             _warn_of_clipped_buffers(groups)
+            _warn_of_missing_filter()
             self._forwarding = Forwarding()
             netlink = Netlink()
             undo.callback(netlink.close)
             self._demux = Demux(self._loop, groups)
             names = Names(self._loop, user)
             undo.callback(names.close)
-            self._control_channel = ControlChannel(self._loop, self._demux, names)
+            self._keys = Keys(self._loop, user, config.daemon.state_directory)
+            undo.callback(self._keys.close)
+            self._control_channel = ControlChannel(
+                self._loop, self._demux, names, config.daemon.port
+            )
             self._set_policy(config)
             make_pseudowire = PseudowireFactory(
                 loop=self._loop,
@@ -105,6 +111,7 @@ class Daemon:
                 names=names,
                 routes=self._demux,
                 control_channel=self._control_channel,
+                keys=self._keys,
                 make_data_path=make_pseudowire,
             )
             self._control_channel.set_request_handler(self._registry)
@@ -114,6 +121,8 @@ class Daemon:
             )
             undo.callback(control_socket.close)
             self._registry.create_all()
+            # Behind what says more where all of them are missing; no worker runs yet.
+            check_capabilities()
             self._undo = undo.pop_all()
 
     def run(self) -> None:
@@ -200,7 +209,7 @@ class Daemon:
         autoconfigure = config.autoconfigure
         key = None
         if autoconfigure is not None and autoconfigure.key_file is not None:
-            key = load_key(autoconfigure.key_file)
+            key = self._keys.load(autoconfigure.key_file)
         self._control_channel.set_policy(autoconfigure, key)
 
     def _check(self) -> None:
@@ -234,7 +243,7 @@ def find_mistakes(config: Config) -> list[str]:
     for table, key_file in keys:
         try:
             if key_file is not None:
-                load_key(key_file)
+                os.close(open_key(key_file))
         except ConfigError as err:
             mistakes.append(f"{table}.key_file: {err}")
     try:
@@ -291,6 +300,15 @@ def _warn_of_clipped_buffers(groups: tuple[ReceiveGroup, ...]) -> None:
                 granted_bytes=group.receive_buffer,
                 advice="raise net.core.rmem_max",
             )
+
+
+def _warn_of_missing_filter() -> None:
+    if why_no_filter():
+        structlog.get_logger().warning(
+            "system_calls_not_filtered",
+            reason=why_no_filter(),
+            consequence="a worker that is taken over can do more: see docs/security.md",
+        )
 
 
 def _raise_descriptor_limit() -> None:

@@ -18,8 +18,9 @@ import structlog
 from vela.address import Endpoint, IPAddress
 from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError, VelaError
+from vela.linux.bpf import MAX_INSTRUCTIONS
 from vela.linux.features import UDP_GRO
-from vela.linux.steering import MAX_INSTRUCTIONS, Route, steering_program
+from vela.linux.steering import ControlSteering, Route, steering_program
 from vela.linux.underlay import (
     ANY_ADDRESS,
     PKTINFO_SPACE,
@@ -37,6 +38,8 @@ from .runtime.loop import EventLoop, Timer
 # up a worker's restart. 64 of them take about 1 ms.
 DATAGRAMS_AT_ONCE = 64
 
+_LEAST_ROOM = 16  # instructions; the kernel's smallest allowance takes ten times as many
+
 # A program for 255 circuits takes 10 ms to build.
 STEER_INTERVAL_S = 0.1
 
@@ -47,12 +50,17 @@ _ANCILLARY_SPACE = (
 )
 
 
+UNKNOWN_PORT = -1
+"""Of a source: what comes from there was joined to a circuit's that may come from any port."""
+
+
 class DropReason(Enum):
     """Why a datagram that belongs to no circuit was dropped."""
 
     EMPTY = "empty"
     UNKNOWN_CIRCUIT = "unknown_circuit"
     CONTROL = "control"
+    WRONG_PORT = "wrong_port"  # from the remote's address, and not from the port that it named
     OVERFLOW = "overflow"  # came faster than the supervisor looks at them
 
 
@@ -88,6 +96,10 @@ class Claim:
     def socket(self) -> socket.socket:
         return self.group.member(self.index)
 
+    def restore(self) -> None:
+        """Set what a worker may have changed by its copy of the socket. Raises OSError."""
+        self.group.restore(self.index)
+
 
 class Demux:
     """Knows all listening sockets and all claims."""
@@ -96,10 +108,12 @@ class Demux:
         self._loop = loop
         self._groups = tuple(groups)
         self._claims: dict[tuple[IPAddress, int], Claim] = {}
+        self._ports: dict[Claim, int] = {}
         self._withdrawn: list[Claim] = []
         self._steerings = Burst(loop, STEER_INTERVAL_S)
         self._steering: Timer | None = None
-        self._overflows: dict[ReceiveGroup, int] = {}
+        self._control = ControlSteering()
+        self._overflows: dict[int, int] = {}
         self._on_control: ControlHandler = self._drop_control
         self._data = bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD)
         self._target = [memoryview(self._data)[REBUILD_ROOM:]]
@@ -107,7 +121,9 @@ class Demux:
         self._dropped = dict.fromkeys(DropReason, 0)
         for group in self._groups:
             group.steer(steering_program(()).program)
-            loop.watch(group.control_socket.fileno(), partial(self._receive, group))
+            for control_socket in group.control_sockets:
+                receive = partial(self._receive, group, control_socket)
+                loop.watch(control_socket.fileno(), receive)
 
     @property
     def groups(self) -> tuple[ReceiveGroup, ...]:
@@ -186,8 +202,29 @@ class Demux:
         """Give up a claim; its socket goes back when nothing is steered to it any more."""
         for source in claim.sources:
             del self._claims[source, claim.circuit_id]
+        self._ports.pop(claim, None)
         self._withdrawn.append(claim)
         self._steer_soon()
+
+    def expect_control(self, control: ControlSteering) -> None:
+        """Let these control messages wait in queues of their own, apart from strangers'."""
+        if control != self._control:
+            self._control = control
+            self._steer_soon()
+
+    def restrict(self, claim: Claim, port: int | None) -> None:
+        """Let a circuit have only what comes from this UDP port; None: from any."""
+        if self._ports.get(claim) == port:
+            return
+        if port is None:
+            del self._ports[claim]
+        else:
+            self._ports[claim] = port
+        self._steer_soon()
+
+    def port_of(self, claim: Claim) -> int | None:
+        """Return the port that a circuit's datagrams must come from; None: any."""
+        return self._ports.get(claim)
 
     def dispatch(
         self, source: Endpoint, here: IPAddress, data: bytearray, start: int, end: int
@@ -209,6 +246,10 @@ class Demux:
         claim = self._claims.get((_plain(source.address), circuit_id))
         if claim is None:
             self._dropped[DropReason.UNKNOWN_CIRCUIT] += 1
+            return
+        port = self._ports.get(claim)
+        if port not in (None, source.port) and source.port != UNKNOWN_PORT:
+            self._dropped[DropReason.WRONG_PORT] += 1
             return
         claim.receiver.deliver(data, start, end)
 
@@ -242,11 +283,11 @@ class Demux:
         self._steering = None
         for group in self._groups:
             routes = [
-                Route(source, circuit_id, claim.index)
+                Route(source, circuit_id, claim.index, self._ports.get(claim))
                 for (source, circuit_id), claim in self._claims.items()
                 if claim.group is group
             ]
-            left_out = _steer(group, routes)
+            left_out = _steer(group, routes, self._control)
             if left_out:
                 self._log.warning(
                     "steering_full",
@@ -259,10 +300,11 @@ class Demux:
             claim.group.release(claim.index)
         self._withdrawn.clear()
 
-    def _receive(self, group: ReceiveGroup) -> None:
-        for _ in range(DATAGRAMS_AT_ONCE):
+    def _receive(self, group: ReceiveGroup, control_socket: socket.socket) -> None:
+        taken = 0
+        while taken < DATAGRAMS_AT_ONCE:
             try:
-                length, ancillary, _, address = group.control_socket.recvmsg_into(
+                length, ancillary, _, address = control_socket.recvmsg_into(
                     self._target, _ANCILLARY_SPACE
                 )
             except BlockingIOError:
@@ -272,32 +314,36 @@ class Demux:
                 if (level, kind) == (socket.IPPROTO_UDP, UDP_GRO):
                     size = _GRO_SIZE.unpack(value)[0]
                 elif (level, kind) == (socket.SOL_SOCKET, SO_RXQ_OVFL):
-                    self._count_overflows(group, _OVERFLOWS.unpack(value)[0])
+                    self._count_overflows(control_socket, _OVERFLOWS.unpack(value)[0])
             source = Endpoint(_address(address[0]), address[1])
             here = group.addressed(ancillary)
             behind = REBUILD_ROOM + length
             if not length:
                 self.dispatch(source, here, self._data, behind, behind)
+            # Those that GRO joined count each.
+            taken += max(1, -(-length // size))
             for start in range(REBUILD_ROOM, behind, size):
                 self.dispatch(source, here, self._data, start, min(start + size, behind))
 
-    def _count_overflows(self, group: ReceiveGroup, total: int) -> None:
+    def _count_overflows(self, control_socket: socket.socket, total: int) -> None:
         """Count what the kernel could not queue: it gives the sum so far, modulo 2**32."""
-        before = self._overflows.get(group, 0)
-        self._overflows[group] = total
+        before = self._overflows.get(control_socket.fileno(), 0)
+        self._overflows[control_socket.fileno()] = total
         self._dropped[DropReason.OVERFLOW] += (total - before) & 0xFFFFFFFF
 
 
-def _steer(group: ReceiveGroup, routes: Sequence[Route]) -> tuple[Route, ...]:
+def _steer(
+    group: ReceiveGroup, routes: Sequence[Route], control: ControlSteering
+) -> tuple[Route, ...]:
     """Let the group's program know these routes; return those that found no room in it."""
     room = MAX_INSTRUCTIONS
     while True:
-        steering = steering_program(routes, room)
+        steering = steering_program(routes, room, control)
         try:
             group.steer(steering.program)
         except OSError as err:
             # The kernel's allowance for it (net.core.optmem_max) is smaller.
-            if err.errno != errno.ENOMEM or not routes:
+            if err.errno != errno.ENOMEM or room < _LEAST_ROOM:
                 raise
             room //= 2
         else:

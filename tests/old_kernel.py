@@ -12,83 +12,53 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
-import struct
 import sys
 
-_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
-_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000  # include/uapi/linux/seccomp.h
-_LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06  # include/uapi/linux/bpf_common.h
-_INSTRUCTION = struct.Struct("=HBBI")
-_FPROG = struct.Struct("@HP")
-_NUMBER, _ARGUMENTS = 0, 16  # offsets in struct seccomp_data
+from vela.linux import seccomp
+from vela.linux.seccomp import Filter, Rule, equals, fail, has_bit_of
 
-# By machine: preadv2, ioctl, setsockopt, getsockopt.
-_CALLS = {"x86_64": (327, 16, 54, 55), "aarch64": (286, 29, 208, 209)}
-_PREADV2, _IOCTL, _SETSOCKOPT, _GETSOCKOPT = _CALLS.get(platform.machine(), (0, 0, 0, 0))
+_PR_SET_NO_NEW_PRIVS = 38
 
-SUPPORTED = platform.machine() in _CALLS
+SUPPORTED = not seccomp.why_not()
 
 _TUNSETOFFLOAD, _TUN_F_TSO, _TUN_F_USO = 0x400454D0, 0x02 | 0x04, 0x20 | 0x40
 _RWF_NOWAIT = 0x08
 _IPPROTO_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
 _SOL_SOCKET, _SO_NETNS_COOKIE = 1, 71
 
-# What fails: a call whose arguments all match, by number and value or bits; and how.
 _REFUSALS = {
-    "rwf_nowait": (_PREADV2, ((5, _ANY_BIT, _RWF_NOWAIT),), errno.EOPNOTSUPP),
-    "tso": (_IOCTL, ((1, _EQUAL, _TUNSETOFFLOAD), (2, _ANY_BIT, _TUN_F_TSO)), errno.EINVAL),
-    "uso": (_IOCTL, ((1, _EQUAL, _TUNSETOFFLOAD), (2, _ANY_BIT, _TUN_F_USO)), errno.EINVAL),
-    "udp_segment": (
-        _SETSOCKOPT,
-        ((1, _EQUAL, _IPPROTO_UDP), (2, _EQUAL, _UDP_SEGMENT)),
-        errno.ENOPROTOOPT,
+    "rwf_nowait": fail(errno.EOPNOTSUPP, "preadv2", has_bit_of(5, _RWF_NOWAIT)),
+    "tso": fail(errno.EINVAL, "ioctl", equals(1, _TUNSETOFFLOAD), has_bit_of(2, _TUN_F_TSO)),
+    "uso": fail(errno.EINVAL, "ioctl", equals(1, _TUNSETOFFLOAD), has_bit_of(2, _TUN_F_USO)),
+    "udp_segment": fail(
+        errno.ENOPROTOOPT, "setsockopt", equals(1, _IPPROTO_UDP), equals(2, _UDP_SEGMENT)
     ),
-    "udp_gro": (
-        _SETSOCKOPT,
-        ((1, _EQUAL, _IPPROTO_UDP), (2, _EQUAL, _UDP_GRO)),
-        errno.ENOPROTOOPT,
-    ),
-    "netns_cookie": (
-        _GETSOCKOPT,
-        ((1, _EQUAL, _SOL_SOCKET), (2, _EQUAL, _SO_NETNS_COOKIE)),
-        errno.ENOPROTOOPT,
+    "udp_gro": fail(errno.ENOPROTOOPT, "setsockopt", equals(1, _IPPROTO_UDP), equals(2, _UDP_GRO)),
+    "netns_cookie": fail(
+        errno.ENOPROTOOPT, "getsockopt", equals(1, _SOL_SOCKET), equals(2, _SO_NETNS_COOKIE)
     ),
 }
 
 FEATURES = tuple(sorted(_REFUSALS))
 
+# As a kernel, or a container, in which nobody can filter system calls.
+SECCOMP = fail(errno.ENOSYS, "seccomp")
+
 
 def lack(*features: str) -> None:
     """Let this process, and all that it starts, find these features missing from now on."""
-    program = b"".join(_refusal(feature) for feature in features)
-    program += _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)
-    buffer = ctypes.create_string_buffer(program, len(program))
-    fprog = ctypes.create_string_buffer(
-        _FPROG.pack(len(program) // _INSTRUCTION.size, ctypes.addressof(buffer))
-    )
+    refuse(*(_REFUSALS[feature] for feature in features))
+
+
+def refuse(*rules: Rule) -> None:
+    """Let these rules hold for this process, and all that it starts, from now on."""
     libc = ctypes.CDLL(None, use_errno=True)
-    for arguments in (
-        (_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
-        (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, fprog, 0, 0),
-    ):
-        if libc.prctl(*arguments) != 0:
-            raise OSError(ctypes.get_errno(), f"prctl({arguments[0]})")
-
-
-def _refusal(feature: str) -> bytes:
-    """Return instructions that answer one call, and fall through for any other."""
-    number, arguments, error = _REFUSALS[feature]
-    tests = [(_NUMBER, _EQUAL, number)]
-    # Little endian: the lower half of a 64-bit argument comes first.
-    tests += [(_ARGUMENTS + 8 * index, how, value) for index, how, value in arguments]
-    code = b""
-    for behind, (offset, how, value) in zip(range(len(tests) - 1, -1, -1), tests, strict=True):
-        code += _INSTRUCTION.pack(_LOAD, 0, 0, offset)
-        code += _INSTRUCTION.pack(how, 0, 2 * behind + 1, value)
-    return code + _INSTRUCTION.pack(_RETURN, 0, 0, _ERRNO | error)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+    Filter(seccomp.program(rules, seccomp.ALLOW)).install()
 
 
 if __name__ == "__main__":
-    lack(*sys.argv[1].split(","))
+    wanted = sys.argv[1].split(",")
+    refuse(*(SECCOMP if each == "seccomp" else _REFUSALS[each] for each in wanted))
     os.execvp(sys.argv[2], sys.argv[2:])

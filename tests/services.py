@@ -11,10 +11,10 @@ from ipaddress import ip_address
 from lab.namespace import Namespace
 from vela.dataplane.counters import CounterSlab
 from vela.dataplane.engine import Engine, load_engine
-from vela.linux.confinement import find_user
 from vela.linux.features import probe
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
+from vela.linux.sandbox import find_user
 from vela.linux.underlay import ReceiveGroup
 from vela.supervisor.circuit.pseudowire import PseudowireFactory
 from vela.supervisor.demux import Demux

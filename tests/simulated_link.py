@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, ip_address, ip_network
 
@@ -20,10 +20,11 @@ from vela.signaling.messages import Capability, Description, MessageType, Offer
 from vela.signaling.policy import Policy
 from vela.signaling.responder import Responder
 from vela.signaling.session import Session
+from vela.signaling.signer import Key, LocalKey
 
 ROUTER1 = Endpoint(ip_address("192.0.2.1"), 48621)
 ROUTER2 = Endpoint(ip_address("192.0.2.2"), 48621)
-KEY = bytes(range(32))
+KEY = LocalKey(bytes(range(32)))
 CIRCUIT = 7
 
 LOCAL1 = Description(
@@ -63,7 +64,7 @@ class Machine:
         local: Description,
         randomness: random.Random,
         *,
-        key: bytes | None = KEY,
+        key: Key | None = KEY,
         policy: Policy | None = None,
         offer: Offer | None = None,
     ) -> None:
@@ -71,6 +72,8 @@ class Machine:
         self.endpoint, self.remote, self.local, self.key = endpoint, remote, local, key
         self.randomness, self.policy, self.offer = randomness, policy, offer
         self.kept: Offer | None = None
+        self.machine: bytes | None = None
+        """What tells it from others."""
         self.obstacle = ""
         """Why it cannot carry frames."""
         self.events: list[tuple[float, Event]] = []
@@ -81,7 +84,7 @@ class Machine:
         self.taken: set[bytes] = set()
         self.farewell: list[Datagram] = []
         self.cookies = Cookies(self.randomness)
-        self.responder = Responder(self.policy, self.key, self.cookies)
+        self.responder = Responder(self.policy, self.key, self.cookies, self.endpoint.port)
         self.session: Session | None = None
         if self.offer is not None or self.kept is not None:
             self.session = self._session(self.remote)
@@ -99,6 +102,7 @@ class Machine:
             randomness=self.randomness,
             offer=self.offer if own else self.kept,
             policy=None if own else self.policy,
+            machine=self.machine,
         )
 
     def receive(self, data: bytes, source: Endpoint, now: float) -> None:
@@ -184,7 +188,7 @@ class Weather:
 
 @dataclass
 class Link:
-    """Time, and what is under way. Never cuts a datagram, never forges one."""
+    """Time, and what is under way. Forges nothing unless it is told to."""
 
     machines: tuple[Machine, Machine]
     randomness: random.Random
@@ -198,6 +202,9 @@ class Link:
     """What was sent: when, by whom."""
     answered_replays: list[tuple[Endpoint, bytes]] = field(default_factory=list)
     """Copies of messages that a machine took before, and that it answered again."""
+
+    change: Callable[[Endpoint, bytes], bytes] = field(default=lambda source, data: data)
+    """What becomes of a datagram on the way, given who sent it."""
 
     def __post_init__(self) -> None:
         self._order: Iterator[int] = itertools.count()
@@ -215,7 +222,8 @@ class Link:
         sent = machine.sent()
         for datagram in sent:
             self.log.append((self.now, machine.endpoint, datagram.data))
-            self.throw(machine.endpoint, datagram.remote, datagram.data)
+            data = self.change(machine.endpoint, datagram.data)
+            self.throw(machine.endpoint, datagram.remote, data)
         return len(sent)
 
     def throw(self, source: Endpoint, to: Endpoint, data: bytes) -> None:
@@ -254,7 +262,7 @@ class Link:
                 self.answered_replays.append((to, data))
 
 
-def one_sided(seed: int, *, key: bytes | None = KEY) -> Link:
+def one_sided(seed: int, *, key: Key | None = KEY) -> Link:
     """Router 1 has a circuit; router 2 has only [autoconfigure]."""
     dice = random.Random(seed)
     return Link(

@@ -19,7 +19,10 @@ from typing import Any, cast
 from vela.address import Endpoint, Family, IPAddress
 from vela.dataplane.contract import Abilities
 from vela.errors import DeviceError, VelaError
+from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
+from vela.signaling.identity import token
+from vela.signaling.signer import Key, LocalKey
 from vela.supervisor.circuit.terms import PROVISIONAL_MTU, Profile
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, Config, DaemonConfig
 from vela.supervisor.control_channel import ControlChannel
@@ -89,6 +92,8 @@ class RecordingDataPath:
     obstacle: str = ""
     refusal: str = ""
     """What attach() fails with."""
+    frames_from: int | None = None
+    """The remote's port that frames are taken from."""
     attachments: int = 0
 
     def attach(self, path: UnderlayPath, profile: Profile) -> None:
@@ -100,6 +105,13 @@ class RecordingDataPath:
             self.attachments += 1
         self.attached = (path, profile)
         self.mtu = profile.mtu
+
+    @property
+    def frame_port(self) -> int | None:
+        return None if self.attached is None else 50000 + self.config.id
+
+    def expect_frames_from(self, port: int | None) -> None:
+        self.frames_from = port
 
     def detach(self) -> None:
         self.attached = None
@@ -147,7 +159,7 @@ class Machine:
         state_directory: Path,
         circuits: tuple[CircuitConfig, ...] = (),
         autoconfigure: AutoconfigureConfig | None = None,
-        key: bytes | None = None,
+        key: Key | None = None,
     ) -> None:
         self.network = network
         self.address = address
@@ -166,6 +178,7 @@ class Machine:
         self.refusals: dict[str, str] = {}
         """By circuit name, what its next data paths fail to attach with."""
         self.handler: ControlHandler | None = None
+        self.expected_control = ControlSteering()
         self.registry: Registry | None = None
         network.machines[address] = self
 
@@ -173,6 +186,9 @@ class Machine:
 
     def set_control_handler(self, handler: ControlHandler) -> None:
         self.handler = handler
+
+    def expect_control(self, control: ControlSteering) -> None:
+        self.expected_control = control
 
     def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
         self.network.carry(data, Endpoint(self.address, DEFAULT_PORT), remote)
@@ -202,6 +218,12 @@ class Machine:
     def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
         return self.way_to(remote)
 
+    def load(self, path: Path) -> Key:
+        return LocalKey(path.read_bytes().strip())
+
+    def token(self, context: bytes) -> bytes | None:
+        return token(str(self.config.daemon.state_directory).encode(), context)
+
     def make_data_path(
         self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False
     ) -> RecordingDataPath:
@@ -215,7 +237,7 @@ class Machine:
     # What the operator does.
 
     def boot(self) -> None:
-        channel = ControlChannel(self.network.loop, self, self)
+        channel = ControlChannel(self.network.loop, self, self, DEFAULT_PORT)
         channel.set_policy(self.config.autoconfigure, self.key)
         self.channel = channel
         self.registry = Registry(
@@ -224,6 +246,7 @@ class Machine:
             names=self,
             routes=self,
             control_channel=channel,
+            keys=self,
             make_data_path=self.make_data_path,
         )
         channel.set_request_handler(self.registry)
@@ -241,10 +264,11 @@ class Machine:
         self.data_paths.clear()
 
     def stop(self) -> None:
-        if self.registry is not None:
-            self.registry.close()
+        registry, self.registry, self.handler = self.registry, None, None
+        if registry is not None:
+            registry.close()
+            # The goodbyes leave; nothing that comes is heard by a process that ends.
             self.network.loop.run_for(1.5)
-        self.registry, self.handler = None, None
         self.data_paths.clear()
 
     def reload(self, config: Config) -> dict[str, str]:
@@ -284,6 +308,8 @@ class Network:
     machines: dict[IPAddress, Machine] = field(default_factory=dict)
     loop: StrictLoop = field(default_factory=StrictLoop)
     carried: int = 0
+    overheard: list[tuple[bytes, Endpoint, Endpoint]] = field(default_factory=list)
+    """What was sent, from where and to where, as somebody on the path sees it."""
 
     def __post_init__(self) -> None:
         self._silent: IPAddress | None = None
@@ -295,6 +321,7 @@ class Network:
     def carry(self, data: bytes, source: Endpoint, to: Endpoint) -> None:
         if source.address == self._silent:
             return
+        self.overheard.append((data, source, to))
         for _ in range(1 + (self.dice.random() < self.duplication)):
             if self.dice.random() < self.loss:
                 continue
@@ -306,6 +333,10 @@ class Network:
         if machine is not None and machine.handler is not None:
             self.carried += 1
             machine.handler(data, source, to.address)
+
+    def forge(self, data: bytes, source: Endpoint, to: Endpoint) -> None:
+        """Deliver what somebody else sends, from whatever source."""
+        self.loop.call_later(0.001, lambda: self._deliver(data, source, to))
 
     def run(self, seconds: float) -> None:
         """Let time pass; each machine looks after its circuits once a second."""

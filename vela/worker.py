@@ -1,7 +1,8 @@
 """The process that carries one circuit: confined, pinned, two blocking loops, until it is killed.
 
 In goes a WorkerTask; out come an exit status, the counters, an exit message, and log lines. It
-opens nothing and has nothing to clean up, so SIGTERM keeps its default action.
+opens nothing and has nothing to clean up, so SIGTERM keeps its default action. It reads nothing
+from the network before both threads can make only the system calls that carrying frames takes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from vela.dataplane.contract import Attachment
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.exit_message import ExitMessage
 from vela.linux.affinity import pin
-from vela.linux.confinement import User, confine
+from vela.linux.pages import SharedPage
+from vela.linux.sandbox import User, confine, seal
+from vela.linux.seccomp import Filter
 
 # sysexits.h: EX_UNAVAILABLE, EX_SOFTWARE
 EXIT_INTERFACE_LOST = 69
@@ -43,10 +46,14 @@ class WorkerTask:
     circuit: str
     engine: LoadedEngine
     attachment: Attachment
+    page: SharedPage
+    """Its counters and its exit message; all others are unmapped in it."""
     exit_message: ExitMessage
     cpu: int
     user: User
     supervisor_pid: int
+    filter: Filter | None
+    """Of its system calls: vela.linux.sandbox.worker_filter."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -80,6 +87,15 @@ def run(task: WorkerTask) -> NoReturn:
             finally:
                 os._exit(EXIT_CRASHED)
 
+    started, sealed = _thread.allocate_lock(), _thread.allocate_lock()
+    started.acquire()
+    sealed.acquire()
+
+    def begin_ingress() -> NoReturn:
+        started.release()
+        sealed.acquire()
+        forward(plane.ingress)
+
     try:
         try:
             pin(task.cpu)
@@ -87,11 +103,16 @@ def run(task: WorkerTask) -> NoReturn:
             # It was there when the supervisor looked; slower, but frames go on.
             log.warning("cpu_not_pinned", cpu=task.cpu, error=str(err), **about)
         confine(task.user, task.supervisor_pid)
+        task.page.unmap_others()
         gc.disable()  # the loops make no cycles
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         plane = task.engine.make(task.attachment)
         # What threading.Thread keeps account of, nobody here asks for.
-        _thread.start_new_thread(forward, (plane.ingress,))
+        _thread.start_new_thread(begin_ingress, ())
+        started.acquire()
+        # Neither thread has to be able to start one any more.
+        seal(task.filter)
+        sealed.release()
     except BaseException as err:
         task.exit_message.write("start", err)
         raise

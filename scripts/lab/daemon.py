@@ -23,7 +23,7 @@ from lab.counters import Expectation, Wanted
 from lab.cpu import waited_s
 from lab.errors import LabError
 from lab.namespace import Namespace
-from lab.process import session_members
+from lab.process import descendants
 from lab.resource import Resource
 from lab.waiting import PATIENCE, eventually
 
@@ -81,6 +81,10 @@ class Velad(Resource):
         if self.process is None:
             raise LabError(f"velad {self.name} does not run")
         return self.process.pid
+
+    def processes(self) -> list[int]:
+        """Return the process ids of the supervisor and of all that it has for children."""
+        return [self.pid, *descendants(self.pid)]
 
     def configure(self, config: str) -> None:
         """Write the configuration; a running velad sees it when told to reload."""
@@ -330,7 +334,7 @@ class Velad(Resource):
         """
         if self.process is None:
             return 0.0
-        return sum(waited_s(pid) for pid in session_members(self.pid))
+        return sum(waited_s(pid) for pid in self.processes())
 
     def log_tail(self) -> str:
         """Return the log's last lines."""

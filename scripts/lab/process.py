@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,12 +27,17 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in path.read_text().split()]
 
 
-def running_members(session: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """Return what a process has started, and what that has: in whatever session."""
+    return [each for child in children(pid) for each in (child, *descendants(child))]
+
+
+def running(pids: Iterable[int]) -> list[int]:
     """Return those that have not ended: of some, only the exit status is left to be taken.
 
     Where their parent is gone that is init's to do, and it may take its time.
     """
-    return [pid for pid in session_members(session) if not _has_ended(pid)]
+    return [pid for pid in pids if not _has_ended(pid)]
 
 
 def _has_ended(pid: int) -> bool:

@@ -33,6 +33,7 @@ from vela.signaling.inputs import State as SessionState
 from vela.signaling.messages import CloseReason, Description, Offer, RejectCode
 from vela.signaling.policy import Policy
 from vela.signaling.session import Session
+from vela.signaling.signer import Key
 
 from ..config.records import CircuitConfig
 from ..control_channel import ControlChannel
@@ -80,6 +81,13 @@ class DataPath(Protocol):
 
     @property
     def attached(self) -> tuple[UnderlayPath, Profile] | None: ...
+
+    @property
+    def frame_port(self) -> int | None:
+        """The UDP port that frames leave from; None: it carries none."""
+
+    def expect_frames_from(self, port: int | None) -> None:
+        """Take only frames that come from this UDP port of the remote's; None: from any."""
 
     def attach(self, path: UnderlayPath, profile: Profile) -> None: ...
 
@@ -134,13 +142,16 @@ class Circuit:
         port: int,
         control_channel: ControlChannel | None,
         offer: Offer | None = None,
-        key: bytes | None = None,
+        key: Key | None = None,
+        machine: bytes | None = None,
+        maker: bytes | None = None,
     ) -> None:
         """Create a circuit. start() or accept() begins to look for the remote.
 
         port: the listening port, and the port of a remote that names none.
         control_channel: None for a static circuit. offer: the settings of the
         remote's end; for a circuit that the remote set up, those of this end.
+        machine and maker: see Session.
         """
         self.config = config
         self.origin = origin
@@ -153,6 +164,9 @@ class Circuit:
         self._port = port
         self._control_channel = control_channel
         self._key = key
+        self._machine = machine
+        self._maker = maker
+        self._signaling: SignalingChannel | None = None
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._started = self._closed = False
         self._lifecycle = Lifecycle(static=control_channel is None)
@@ -216,6 +230,11 @@ class Circuit:
     def sought_in_vain(self) -> bool:
         """Whether the look-up of the remote's name failed, and no address is known."""
         return self._remote.sought_in_vain
+
+    @property
+    def maker(self) -> bytes | None:
+        """Which machine set it up, by identity.maker_of; None: this one, or it did not say."""
+        return self._maker if self._signaling is None else self._signaling.session.maker
 
     def start(self) -> None:
         """Look for the remote, and carry frames as soon as possible."""
@@ -284,7 +303,7 @@ class Circuit:
         if self._signaling is not None:
             self._signaling.session.policy = policy
 
-    def set_key(self, key: bytes | None) -> None:
+    def set_key(self, key: Key | None) -> None:
         """Use this key from now on. A changed key begins a new session."""
         if key == self._key:
             return
@@ -488,6 +507,9 @@ class Circuit:
         # The session may be with another address than the one that was asked.
         session.set_local(self._description(path), self._loop.now())
         self._data_path.attach(path, agreed_profile(self.config, agreement, path))
+        self._data_path.expect_frames_from(agreement.frame_port)
+        # The remote is told which port they leave from, now that it is known.
+        session.set_local(self._description(path), self._loop.now())
 
     def _follow_route(self) -> None:
         """Attach again if the route to the remote in use has changed.
@@ -533,6 +555,8 @@ class Circuit:
             randomness=channel.randomness,
             offer=self.offer,
             policy=channel.policy if self.origin is Origin.PEER else None,
+            machine=self._machine,
+            maker=self.maker,
         )
         return SignalingChannel(session, self._loop, channel, self._on_event)
 
@@ -561,7 +585,14 @@ class Circuit:
     def _description(self, path: UnderlayPath | None) -> Description:
         """Return the description of this end. Raises ConfigError if the path is too narrow."""
         data_path = self._data_path
-        return describe(self.config, path, data_path.local_mac, self._port, data_path.abilities)
+        return describe(
+            self.config,
+            path,
+            data_path.local_mac,
+            self._port,
+            data_path.abilities,
+            frame_port=data_path.frame_port,
+        )
 
     def _local_address(self) -> IPAddress | None:
         """Return the local address that the remote uses; None: any."""

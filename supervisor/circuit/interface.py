@@ -73,6 +73,10 @@ class AttachmentCircuit:
         """Tell whether the interface still exists, under any name."""
         return self._tap.exists()
 
+    def restore(self) -> None:
+        """Set what a worker may have changed by its copy of the descriptor. Raises DeviceError."""
+        self._tap.restore()
+
     def make_again(self) -> None:
         """Create the interface again after it was removed, with the same settings.
 

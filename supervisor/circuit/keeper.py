@@ -8,6 +8,7 @@ import signal
 import struct
 import termios
 from fcntl import ioctl
+from functools import partial
 
 import structlog
 
@@ -38,11 +39,15 @@ class WorkerKeeper:
         counters: Counters,
         interface_lost: Callback,
         failure_changed: Callback,
+        restore: Callback,
     ) -> None:
         """interface_lost is called when the worker found the interface removed; none is started.
 
-        failure_changed is called when failure is another one than before.
+        failure_changed is called when failure is another one than before; restore ahead of each
+        worker that has a predecessor, which may have changed what their descriptors share.
         """
+        self._restore = restore
+        self._used = False
         self._interface_lost = interface_lost
         self._failure_changed = failure_changed
         self._loop = loop
@@ -96,6 +101,7 @@ class WorkerKeeper:
             self._loop.unwatch(self._child.pidfd)
             self._child.reap()
             self._child = None
+            self._counters.absorb()
 
     def forget(self) -> None:
         """Forget earlier deaths; the worker must be stopped."""
@@ -120,6 +126,9 @@ class WorkerKeeper:
         self._watch = _ProgressWatch()
         self._stuck = None
         self.exit_message.clear()
+        if self._used:
+            self._restore()
+        self._used = True
         self._started = self._loop.now()
         try:
             self._child = fork(lambda: worker.run(task), task.descriptors)
@@ -141,10 +150,11 @@ class WorkerKeeper:
             self._proof.cancel()
             self._proof = None
         status = child.reap()
+        self._counters.absorb()
         if status.code == worker.EXIT_INTERFACE_LOST:
             self._interface_lost()
             return
-        # Before the successor starts, which has a message of its own.
+        # Before the successor starts, which has a message and counters of its own.
         error = self._error(status)
         now = self._loop.now()
         uptime_s = now - self._started
@@ -156,7 +166,11 @@ class WorkerKeeper:
             self._retry = self._loop.call_later(delay_s, self._spawn)
             self._set_failure(error)
         # Behind the restart: a slow terminal must not hold up frames.
-        self._log.warning(
+        log = self._log.warning
+        if status.signal == signal.SIGSYS:
+            # A bug, or somebody's code: either needs a person. The kernel has logged which call.
+            log = partial(self._log.error, advice="look for type=1326 in the kernel's log")
+        log(
             "worker_exited",
             pid=child.pid,
             ended=str(status),
@@ -171,6 +185,8 @@ class WorkerKeeper:
         if self._stuck is not None:
             return f"worker: {self._stuck}: hung"
         if status.signal is not None:  # whatever it says itself
+            if status.signal == signal.SIGSYS:
+                return f"worker: killed by {status} for a system call that it may not make"
             return f"worker: killed by {status}"
         return f"worker: {self.exit_message.read() or status}"
 
@@ -191,7 +207,7 @@ class _ProgressWatch:
     """Compares a worker's progress with what waits for it, look by look."""
 
     def __init__(self) -> None:
-        self._progress = (0, 0)
+        self._progress = (-1, -1)  # of no worker
         self._stalls = [0, 0]
 
     def look(self, task: WorkerTask, progress: tuple[int, int]) -> str | None:

@@ -11,19 +11,21 @@ from dataclasses import dataclass
 
 import structlog
 
+from vela.address import Endpoint
 from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Verification
 from vela.errors import DeviceError
-from vela.linux.confinement import User
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
+from vela.linux.sandbox import User, worker_filter
 from vela.linux.underlay import (
     UnderlayPath,
     open_send_socket,
     pktinfo,
+    restore_send_socket,
     set_send_buffer,
 )
 from vela.mac import derive_mac
@@ -37,7 +39,7 @@ from vela.wire import (
 from vela.worker import WorkerTask
 
 from ..config.records import CircuitConfig
-from ..demux import DATAGRAMS_AT_ONCE, Claim, Demux
+from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim, Demux
 from ..runtime.burst import Burst
 from ..runtime.loop import Callback, EventLoop, Timer
 from ..status import CounterStatus, WorkerStatus
@@ -100,6 +102,7 @@ class Pseudowire:
         self._cpu = cpu
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._attached: tuple[UnderlayPath, Profile] | None = None
+        self._frame_port: int | None = None
         self._carrier = False
         self._interface_lost = False
         self._claim: Claim | None = None
@@ -116,6 +119,7 @@ class Pseudowire:
             self._counters,
             self._on_interface_lost,
             self._on_failure_changed,
+            self._restore,
         )
         with ExitStack() as undo:
             undo.callback(parts.counters.give_back, self._counters)
@@ -204,13 +208,23 @@ class Pseudowire:
             elision=profile.elision.name.lower(),
         )
 
+    @property
+    def frame_port(self) -> int | None:
+        """The UDP port that frames leave from; None: it carries none."""
+        return self._frame_port
+
+    def expect_frames_from(self, port: int | None) -> None:
+        """Take only frames that come from this UDP port of the remote's; None: from any."""
+        if self._claim is not None:
+            self._parts.demux.restrict(self._claim, port)
+
     def detach(self) -> None:
         """Stop carrying frames; those that come meanwhile wait in the interface's queue."""
         self._release()
         self._keeper.forget()
 
     def _release(self) -> None:
-        self._attached = None
+        self._attached = self._frame_port = None
         self._stop_worker()
         if self._send_socket is not None:
             self._send_socket.close()
@@ -298,6 +312,22 @@ class Pseudowire:
         if self._on_failure is not None:
             self._on_failure()
 
+    def _restore(self) -> None:
+        """Set what a dead worker may have left changed behind its descriptors.
+
+        Where its system calls were filtered, that is nothing.
+        """
+        try:
+            self._interface.restore()
+            self.set_carrier(self._carrier)
+            if self._claim is not None:
+                self._claim.restore()
+            if self._send_socket is not None and self._attached is not None:
+                restore_send_socket(self._send_socket, self._attached[0].endpoint)
+        except (OSError, DeviceError) as err:
+            # The worker finds out, if it matters; a TAP may just have been removed.
+            self._log.warning("descriptors_not_restored", error=str(err))
+
     def _replace_interface(self) -> None:
         """Make the interface again, which somebody removed, and go on as before."""
         if not self._interface_lost:
@@ -340,34 +370,38 @@ class Pseudowire:
                 source_address = pktinfo(path.route.source)
         else:
             send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
+        attachment = Attachment(
+            circuit_id=self._config.id,
+            tap_fd=self._interface.fd,
+            receive_socket=claim.socket,
+            send_socket=send_socket,
+            destination=destination,
+            source_address=source_address,
+            divert_socket=self._divert_writer,
+            local_mac=self.local_mac,
+            remote_mac=profile.remote_mac or self._made_up_mac,
+            elision=profile.elision,
+            frame_limit=frame_limit(self._interface.mtu),
+            datagram_limit=datagram_limit(path.route.mtu, family),
+            counters=self._counters.worker,
+            virtio_header=self._interface.virtio_header,
+            partial_checksums=profile.partial_checksums,
+            features=self._parts.features,
+        )
         task = WorkerTask(
             circuit=self._config.name,
             engine=self._parts.engine,
-            attachment=Attachment(
-                circuit_id=self._config.id,
-                tap_fd=self._interface.fd,
-                receive_socket=claim.socket,
-                send_socket=send_socket,
-                destination=destination,
-                source_address=source_address,
-                divert_socket=self._divert_writer,
-                local_mac=self.local_mac,
-                remote_mac=profile.remote_mac or self._made_up_mac,
-                elision=profile.elision,
-                frame_limit=frame_limit(self._interface.mtu),
-                datagram_limit=datagram_limit(path.route.mtu, family),
-                counters=self._counters.worker,
-                virtio_header=self._interface.virtio_header,
-                partial_checksums=profile.partial_checksums,
-                features=self._parts.features,
-            ),
+            attachment=attachment,
+            page=self._counters.page,
             exit_message=self._keeper.exit_message,
             cpu=self._cpu,
             user=self._parts.user,
             supervisor_pid=os.getpid(),
+            filter=worker_filter(self._parts.engine.calls(attachment)),
         )
         self._starting = self._parts.forks.add(lambda: self._keeper.start(task))
         self._attached = (path, profile)
+        self._frame_port = send_socket.getsockname()[1]
 
     def _open_send_socket(self, path: UnderlayPath, wanted: int | None) -> socket.socket:
         if wanted is not None:
@@ -399,9 +433,12 @@ class Pseudowire:
                 return
             if self._attached is not None:
                 path, _ = self._attached
-                self._parts.demux.dispatch(
-                    path.endpoint, path.route.source, data, REBUILD_ROOM, REBUILD_ROOM + length
-                )
+                # UDP GRO joins what comes from one port.
+                demux, claim = self._parts.demux, self._claim
+                port = None if claim is None else demux.port_of(claim)
+                source = Endpoint(path.endpoint.address, UNKNOWN_PORT if port is None else port)
+                end = REBUILD_ROOM + length
+                demux.dispatch(source, path.route.source, data, REBUILD_ROOM, end)
 
 
 def _socket_pair(circuit: str) -> tuple[socket.socket, socket.socket]:

@@ -10,7 +10,7 @@ from vela.signaling.inputs import State
 from vela.signaling.messages import CloseReason
 from vela.signaling.session import Session
 
-from ..control_channel import ControlChannel
+from ..control_channel import ControlChannel, Expected
 from ..runtime.loop import EventLoop, Timer
 
 # A session whose timer fails, which is a bug, is tried again this much later.
@@ -43,6 +43,7 @@ class SignalingChannel:
     def expect_from(self, sources: tuple[IPAddress, ...]) -> None:
         """Take messages from these addresses, too: the remote's others."""
         self._sources = sources
+        self._expect()
 
     def converses_with(self, address: IPAddress) -> bool:
         remote = self.session.remote
@@ -91,6 +92,15 @@ class SignalingChannel:
         finally:
             self._pumping = False
             self._set_alarm()
+            self._expect()
+
+    def _expect(self) -> None:
+        if self._ended:
+            return
+        remote = self.session.remote
+        addresses = self._sources if remote is None else (remote.address, *self._sources)
+        expected = Expected(tuple(dict.fromkeys(addresses)), self.session.local_nonces)
+        self._control_channel.expect(self, expected)
 
     def _do_what_is_due(self) -> None:
         if self._ended or self._held:

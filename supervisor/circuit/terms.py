@@ -40,11 +40,13 @@ def describe(
     mac: bytes,
     port: int,
     abilities: Abilities,
+    *,
+    frame_port: int | None = None,
 ) -> Description:
     """Return what this end says of itself; path None: it is not known yet.
 
-    port is the listening one, abilities are those of the engine. Raises
-    ConfigError where the path is too narrow.
+    port is the listening one, frame_port the one that frames leave from, where there is one;
+    abilities are those of the engine. Raises ConfigError where the path is too narrow.
     """
     capabilities = Capability(0)
     if config.encapsulation is Encapsulation.AUTO:
@@ -61,6 +63,7 @@ def describe(
         port=port,
         keepalive_ms=round(config.keepalive * 1000),
         own=Endpoint(path.route.source, port) if path else None,
+        frame_port=frame_port,
     )
 
 

@@ -76,6 +76,10 @@ class PendingCircuits:
         """Return the circuits, by name, and their origins."""
         return {name: (each.config, each.origin) for name, (each, _) in self._wanted.items()}
 
+    def makers(self) -> dict[str, bytes | None]:
+        """Return which machines set up what is wanted, by name; None: this one, or unknown."""
+        return {name: each.maker for name, (each, _) in self._wanted.items()}
+
     def status(self) -> tuple[CircuitStatus, ...]:
         return tuple(
             CircuitStatus(

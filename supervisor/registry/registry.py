@@ -14,14 +14,15 @@ from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
 from vela.signaling.events import CircuitRequested
 from vela.signaling.messages import CloseReason, Confirm, RejectCode
+from vela.signaling.signer import Key
 
 from ..circuit.circuit import Circuit, DataPath, Origin
 from ..circuit.lifecycle import State
 from ..circuit.remote import RouteSource
-from ..config.key import load_key
 from ..config.reader import parse_circuits
 from ..config.records import CircuitConfig, Config, Encapsulation
 from ..control_channel import ControlChannel
+from ..keys import KeySource
 from ..runtime.loop import EventLoop
 from ..runtime.names import NameSource
 from ..status import CircuitStatus
@@ -29,7 +30,7 @@ from . import requests
 from .allocation import Allocation
 from .pending import PendingCircuits
 from .requests import Refuse, SetUp, Situation, offer_of
-from .store import CircuitStore, StateFile, Stored, StoredCircuit, is_named_by_peer
+from .store import CircuitStore, StateFile, Stored, StoredCircuit, record_of
 
 # At start one circuit begins after the other, this far apart. A remote that creates its ends
 # on request takes about as long for each one, and must not receive a second request before it
@@ -58,6 +59,7 @@ class Registry:
         names: NameSource,
         routes: RouteSource,
         control_channel: ControlChannel,
+        keys: KeySource,
         make_data_path: DataPathFactory,
     ) -> None:
         self._config = config
@@ -65,6 +67,7 @@ class Registry:
         self._names = names
         self._routes = routes
         self._control_channel = control_channel
+        self._keys = keys
         self._make_data_path = make_data_path
         self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
@@ -89,7 +92,7 @@ class Registry:
         for each in stored.circuits:
             try:
                 self._check_stored(each)
-                self._create(each.config, each.origin, named_by_peer=each.named_by_peer)
+                self._create_stored(each)
             except VelaError as err:
                 pending.append(each)
                 self._pending.add(each, err)
@@ -279,7 +282,7 @@ class Registry:
             free=self._allocation,
             policy=policy,
             port=self._port,
-            keyed=self._control_channel.key is not None,
+            pending_makers=self._pending.makers(),
         )
 
     def _set_up_for_peer(self, decision: SetUp, requested: CircuitRequested) -> None:
@@ -289,7 +292,7 @@ class Registry:
         if replaced is not None:
             self._remove(replaced, None)
         try:
-            circuit = self._make(config, Origin.PEER, decision.named_by_peer)
+            circuit = self._make(StoredCircuit(config, Origin.PEER, decision.named_by_peer))
         except VelaError as err:
             self._give_up(requested, replaced, err)
             return
@@ -330,9 +333,7 @@ class Registry:
         if replaced is None:
             return
         try:
-            circuit = self._create(
-                replaced.config, replaced.origin, named_by_peer=is_named_by_peer(replaced)
-            )
+            circuit = self._create_stored(record_of(replaced))
         except VelaError as err:
             self._log.error("circuit_not_restored", circuit=replaced.name, error=str(err))
             self._store.try_save()
@@ -359,7 +360,7 @@ class Registry:
             self._allocation.check_free(wanted.config)
         else:
             self._check_stored(wanted)
-        circuit = self._create(wanted.config, wanted.origin, named_by_peer=wanted.named_by_peer)
+        circuit = self._create_stored(wanted)
         if self._store.reclaim(circuit.name):
             circuit.disable()
         else:
@@ -374,14 +375,16 @@ class Registry:
             raise ConfigError(f"there is no circuit {name}")
         return circuit
 
-    def _create(
-        self, config: CircuitConfig, origin: Origin, *, named_by_peer: bool = False
-    ) -> Circuit:
-        circuit = self._make(config, origin, named_by_peer)
-        self._circuits[config.name] = circuit
+    def _create(self, config: CircuitConfig, origin: Origin) -> Circuit:
+        return self._create_stored(StoredCircuit(config, origin))
+
+    def _create_stored(self, stored: StoredCircuit) -> Circuit:
+        circuit = self._make(stored)
+        self._circuits[circuit.name] = circuit
         return circuit
 
-    def _make(self, config: CircuitConfig, origin: Origin, named_by_peer: bool) -> Circuit:
+    def _make(self, stored: StoredCircuit) -> Circuit:
+        config, origin = stored.config, stored.origin
         # The original VELA has no handshake.
         static = not config.autoconfigure or config.encapsulation is Encapsulation.IP
         key = None if static else self._key_for(config, origin)
@@ -398,8 +401,10 @@ class Registry:
             owner=self,
             port=self._port,
             control_channel=None if static else self._control_channel,
-            offer=offer_of(config, origin, named_by_peer),
+            offer=offer_of(config, origin, stored.named_by_peer),
             key=key,
+            machine=None if static else self._token_for(config, origin),
+            maker=stored.maker,
         )
 
     def _cpu_for(self, config: CircuitConfig) -> int:
@@ -408,10 +413,17 @@ class Registry:
         own = [each.cpu for each in self._circuits.values()]
         return least_loaded(allowed_cpus(), own)
 
-    def _key_for(self, config: CircuitConfig, origin: Origin) -> bytes | None:
+    def _key_for(self, config: CircuitConfig, origin: Origin) -> Key | None:
         if origin is not Origin.PEER and config.key_file is not None:
-            return load_key(config.key_file)
+            return self._keys.load(config.key_file)
         return self._control_channel.key
+
+    def _token_for(self, config: CircuitConfig, origin: Origin) -> bytes | None:
+        """Return what tells this machine from others, where it sets a circuit up elsewhere."""
+        if origin is Origin.PEER:
+            return None
+        # The key is no part of it: who changes it is the same machine.
+        return self._keys.token(f"{config.id} {config.remote}".encode())
 
     def _remove(self, circuit: Circuit, reason: CloseReason | None) -> None:
         """Remove a circuit. Its remote is told the reason, unless that is None."""

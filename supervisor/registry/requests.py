@@ -9,6 +9,7 @@ from typing import Protocol
 from vela.address import Endpoint, IPAddress, Remote
 from vela.errors import VelaError
 from vela.signaling.events import CircuitRequested
+from vela.signaling.identity import maker_of
 from vela.signaling.messages import Confirm, Offer, RejectCode
 from vela.signaling.policy import Policy
 
@@ -31,6 +32,9 @@ class KnownCircuit(Protocol):
 
     @property
     def disabled(self) -> bool: ...
+
+    @property
+    def maker(self) -> bytes | None: ...
 
     @property
     def offer(self) -> Offer: ...
@@ -79,23 +83,25 @@ class Situation:
     policy: Policy
     port: int
     """The local listening one."""
-    keyed: bool
-    """Requests carry a key."""
+    pending_makers: Mapping[str, bytes | None]
+    """By name, which machines set up what is pending."""
 
 
 def decide(requested: CircuitRequested, now: Situation) -> SetUp | Refuse:
     """Decide on a request for a circuit that this machine does not have with that address."""
     try:
+        maker = maker_of(requested.confirm)
+        moved = _moved(requested, maker, now)
         wanted = requested.offer.interface
-        name = wanted or now.free.free_name(now.policy.interfaces)
+        before = None if moved is None else moved.config.name
+        name = wanted or before or now.free.free_name(now.policy.interfaces)
         config = config_for(requested, name, now.port)
-        if _is_pending_for_another(config, now.pending):
+        if _is_pending_for_another(config, maker, now):
             return Refuse(RejectCode.CONFLICT, from_here(f"there is a circuit {name} already"))
-        moved = _moved(config, now)
         if moved is not None and moved.disabled:
-            why = f"{name} was taken down on the other end"
+            why = f"{before} was taken down on the other end"
             return Refuse(RejectCode.DISABLED, why)
-        replaced = None if moved is None else name
+        replaced = before
         now.free.check_free(config, replaced)
     except VelaError as err:
         return Refuse(RejectCode.CONFLICT, from_here(err))
@@ -215,26 +221,30 @@ def _remote_of(source: Endpoint, listens_on: int, port: int) -> Remote:
     return Remote(str(source.address), None if listens_on == port else listens_on)
 
 
-def _is_pending_for_another(
-    config: CircuitConfig, pending: Mapping[str, tuple[CircuitConfig, Origin]]
-) -> bool:
+def _is_pending_for_another(config: CircuitConfig, maker: bytes | None, now: Situation) -> bool:
     """Tell whether somebody else's circuit of this name waits to be made."""
-    waiting = pending.get(config.name)
+    waiting = now.pending.get(config.name)
     if waiting is None:
         return False
     wanted, origin = waiting
-    return origin is not Origin.PEER or wanted.id != config.id
+    made_by = now.pending_makers.get(config.name)
+    return origin is not Origin.PEER or wanted.id != config.id or made_by not in (None, maker)
 
 
-def _moved(config: CircuitConfig, now: Situation) -> KnownCircuit | None:
-    """Return what the same machine set up here before, when it had another address."""
-    other = now.circuits.get(config.name)
-    if (
-        other is not None
-        and other.origin is Origin.PEER
-        and other.state is not State.UP
-        and other.config.id == config.id
-        and now.keyed
-    ):
-        return other
+def _moved(requested: CircuitRequested, maker: bytes | None, now: Situation) -> KnownCircuit | None:
+    """Return what the same machine set up here before, when it had another address.
+
+    A key would not say that it is the same: others may have it. One that is up is not given
+    away: the machine waits until its old address is not heard any more.
+    """
+    if maker is None:
+        return None
+    for circuit in now.circuits.values():
+        if (
+            circuit.origin is Origin.PEER
+            and circuit.maker == maker
+            and circuit.config.id == requested.circuit_id
+            and circuit.state is not State.UP
+        ):
+            return circuit
     return None

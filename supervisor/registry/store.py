@@ -37,6 +37,8 @@ class StoredCircuit:
     origin: Origin
     named_by_peer: bool = False
     """The remote asked for this interface name; otherwise it was chosen here."""
+    maker: bytes | None = None
+    """The machine that set it up, by identity.maker_of; None: this one, or unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,7 @@ def _format(stored: Stored) -> Mapping[str, object]:
             each.config.name: {
                 "origin": each.origin.value,
                 "named_by_peer": each.named_by_peer,
+                **({} if each.maker is None else {"maker": each.maker.hex()}),
                 "settings": format_circuit(each.config),
             }
             for each in stored.circuits
@@ -187,7 +190,13 @@ def _parse_entry(name: str, entry: object, daemon: DaemonConfig, source: str) ->
     if not isinstance(entry, dict):
         raise TypeError("not an object")
     (config,) = parse_circuits({name: entry["settings"]}, daemon, source)
-    return StoredCircuit(config, Origin(entry["origin"]), bool(entry["named_by_peer"]))
+    maker = entry.get("maker")
+    return StoredCircuit(
+        config,
+        Origin(entry["origin"]),
+        bool(entry["named_by_peer"]),
+        None if maker is None else bytes.fromhex(maker),
+    )
 
 
 # Circuits that other machines set up in a burst are saved together, at most this often.
@@ -279,7 +288,7 @@ class CircuitStore:
         circuits, absent = self._circuits, self._absent
         return Stored(
             circuits=tuple(
-                StoredCircuit(circuit.config, circuit.origin, is_named_by_peer(circuit))
+                record_of(circuit)
                 for circuit in circuits.values()
                 if circuit.origin is not Origin.CONFIG
             )
@@ -290,6 +299,8 @@ class CircuitStore:
         )
 
 
-def is_named_by_peer(circuit: Circuit) -> bool:
-    """Tell whether the remote asked for the interface's name; otherwise it was chosen here."""
-    return circuit.origin is Origin.PEER and circuit.offer.interface is not None
+def record_of(circuit: Circuit) -> StoredCircuit:
+    """Return what is stored of a circuit."""
+    # If the remote's offer has no name, the name was chosen here.
+    named_by_peer = circuit.origin is Origin.PEER and circuit.offer.interface is not None
+    return StoredCircuit(circuit.config, circuit.origin, named_by_peer, circuit.maker)

@@ -14,7 +14,7 @@ import structlog
 from vela.address import Family, IPAddress
 from vela.backoff import Backoff
 from vela.errors import ResolutionError
-from vela.linux.confinement import User, confine
+from vela.linux.sandbox import User, confine, resolver_filter
 
 from . import resolver
 from .loop import EventLoop, Timer
@@ -74,9 +74,12 @@ class Names:
         """Start a helper. Raises OSError if the kernel has no process or descriptor left."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         supervisor_pid = os.getpid()
+        calls = resolver_filter()
 
         def body() -> None:
             confine(self._user, supervisor_pid)
+            if calls is not None:
+                calls.install()
             resolver.serve(theirs)
 
         with theirs:  # the child has its own

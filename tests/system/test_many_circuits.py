@@ -15,7 +15,6 @@ import pytest
 
 from lab.cpu import busy_s, ran_s
 from lab.daemon import Velad
-from lab.process import children
 from lab.topology import TwoRouters
 from lab.waiting import eventually
 
@@ -63,10 +62,6 @@ def ups(velad: Velad) -> dict[str, float]:
     return found
 
 
-def descendants(pid: int) -> list[int]:
-    return [each for child in children(pid) for each in (child, *descendants(child))]
-
-
 def memory_kb(pid: int) -> int:
     """Return the proportional set size."""
     for line in Path("/proc", str(pid), "smaps_rollup").read_text().splitlines():
@@ -105,8 +100,8 @@ def bring_up(first: Velad, second: Velad) -> Try:
     """Start both, the second when the first is ready."""
 
     def used_s() -> float:
-        started = [each.pid for each in (first, second) if each.process is not None]
-        return sum(ran_s(pid) for each in started for pid in (each, *descendants(each)))
+        started = [each for each in (first, second) if each.process is not None]
+        return sum(ran_s(pid) for each in started for pid in each.processes())
 
     first.start()
     busy, ours, launched_at = busy_s(), used_s(), time.time()
@@ -131,15 +126,26 @@ def states(velad: Velad) -> list[str]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("later", ["configured", "autoconfigured"])
+@pytest.mark.parametrize(
+    ("later", "keyed"),
+    [("configured", False), ("autoconfigured", False), ("configured", True)],
+    ids=["configured", "autoconfigured", "configured, under a key"],
+)
 def test_255_circuits_from_one_configuration_are_up_on_both_ends_within_5_s(
-    routers: TwoRouters, later: str, figure: Callable[[str], None]
+    routers: TwoRouters, later: str, keyed: bool, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
+    config_a, config_b = CONFIG_A, CONFIG_B
+    if keyed:
+        (tmp_path / "key").write_text("a key of more than sixteen bytes")
+        (tmp_path / "key").chmod(0o600)
+        line = f'key_file = "{tmp_path}/key"\n'
+        config_a = config_a.replace("id = ", f"{line}id = ")
+        config_b += line
     tries: list[Try] = []
     while not tries or (tries[-1].took_s >= UP_WITHIN_S and len(tries) < MOST_TRIES):
         with ExitStack() as stack:
-            a = Velad(routers.a.namespace, CONFIG_A, name="a")
-            b = Velad(routers.b.namespace, CONFIG_B, name="b")
+            a = Velad(routers.a.namespace, config_a, name="a")
+            b = Velad(routers.b.namespace, config_b, name="b")
             for velad in (a, b):
                 stack.callback(velad.close)
             tries.append(bring_up(*((b, a) if later == "configured" else (a, b))))
@@ -152,7 +158,8 @@ def test_255_circuits_from_one_configuration_are_up_on_both_ends_within_5_s(
                 before_s = cpu_s(pids)
                 time.sleep(IDLE_S)
                 used_s[velad.name] = cpu_s(pids) - before_s
-    figure(f"{COUNT} circuits, the {later} side later: up after {', '.join(map(str, tries))}")
+    what = " under a key" if keyed else ""
+    figure(f"{COUNT} circuits{what}, the {later} side later: up after {', '.join(map(str, tries))}")
     for name in ("a", "b"):
         figure(
             f"  {name}: {statistics.mean(sizes[name]):.0f} kB a worker, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -105,3 +106,31 @@ def test_responder_that_restarts_is_found_again_through_a_nat(translated: Transl
 
         wait_until_up(Ends(a, b))
         assert ping(translated.a, "172.16.16.2", count=2, interval_s=0.2).received == 2
+
+
+def test_circuit_under_a_key_through_a_nat_has_session_keys_that_both_ends_derive_alike(
+    translated: Translated, tmp_path: Path
+) -> None:
+    """They are bound to the addresses of both ends as each end sees them: four, with a NAT."""
+    key = tmp_path / "key"
+    key.write_text("a key of more than sixteen bytes")
+    key.chmod(0o600)
+    with (
+        Velad(translated.b, policy(key_file=str(key))) as b,
+        Capture(translated.inside) as capture,
+        Velad(translated.a, asking("10.201.0.2", key_file=str(key))) as a,
+    ):
+        wait_until_up(Ends(a, b))
+        capture.wait_for_count(is_keepalive, 6, 10)
+
+        keepalives = [each.data for each in capture.packets() if is_keepalive(each)]
+        # TLV 28, and the tag of the key behind it: docs/protocol.md, 4.9.
+        assert {data[-35:-32] for data in keepalives} == {b"\x1c\0\x10"}
+        assert [velad.circuit(NAME)["state"] for velad in (a, b)] == ["up", "up"]
+        for velad in (a, b):
+            assert "control_tag" not in velad.status()["rx_dropped"]
+
+
+def is_keepalive(packet: Packet) -> bool:
+    found = datagram(packet.data)
+    return found is not None and found.udp.payload[:3] == b"\0\1\5"

@@ -114,6 +114,31 @@ def test_join_bridge_makes_a_port_and_tells_the_mtu_before(
     assert link(namespace, "vela0")["master"] == "br-lan"
 
 
+def test_bridge_keeps_its_mtu_mac_and_addresses_when_a_port_joins_and_leaves(
+    namespace: Namespace, netlink: Netlink
+) -> None:
+    """Unless told, a bridge takes the least MTU and the lowest MAC address of its ports."""
+    namespace.run("ip", "link", "add", "br-lan", "type", "bridge")
+    namespace.run("ip", "link", "add", "lan0", "type", "veth", "peer", "lan1")
+    namespace.run("ip", "link", "set", "lan0", "address", "52:54:00:11:22:33", "master", "br-lan")
+    namespace.run("ip", "link", "set", "br-lan", "up")
+    namespace.run("ip", "address", "add", "fd09::1/64", "dev", "br-lan", "nodad")
+    with namespace.entered(), closing(Tap("vela9", bytes.fromhex("000000000001"), 68)):
+
+        def look() -> tuple[int, str, bool]:
+            shown = link(namespace, "br-lan")
+            addresses = [each["local"] for each in shown["addr_info"]]
+            return shown["mtu"], shown["address"], "fd09::1" in addresses
+
+        before = look()
+        assert before == (1500, "52:54:00:11:22:33", True)
+
+        netlink.join_bridge("vela9", "br-lan")
+
+        assert look() == before
+    assert look() == before
+
+
 def test_join_bridge_of_what_is_none_is_an_error(namespace: Namespace, netlink: Netlink) -> None:
     with pytest.raises(DeviceError, match=r"^vela0: cannot join it to lo: "):
         netlink.join_bridge("vela0", "lo")

@@ -12,9 +12,11 @@ from services import Services, services_in
 from lab.link import Interface
 from lab.topology import TwoRouters
 from vela.address import Remote
+from vela.linux.sandbox import find_user
 from vela.supervisor.circuit.circuit import Circuit
 from vela.supervisor.config.records import CircuitConfig, Config, DaemonConfig
 from vela.supervisor.control_channel import ControlChannel
+from vela.supervisor.keys import Keys
 from vela.supervisor.registry.registry import Registry
 from vela.supervisor.runtime.process import Child, ExitStatus
 
@@ -45,7 +47,8 @@ def circuits(services: Services, tmp_path: Path) -> Iterator[Registry]:
         loop=services.loop,
         names=services.names,
         routes=services.demux,
-        control_channel=ControlChannel(services.loop, services.demux, services.names),
+        control_channel=ControlChannel(services.loop, services.demux, services.names, 48621),
+        keys=Keys(services.loop, find_user("nobody"), tmp_path),
         make_data_path=services.make_pseudowire,
     )
     made.create_all()

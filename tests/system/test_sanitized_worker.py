@@ -88,9 +88,16 @@ def hostile(random: Random) -> list[bytes]:
     return made
 
 
+def frame_port(source: Namespace, remote: str) -> str:
+    """Return the UDP port that a circuit's frames leave from toward remote."""
+    (line,) = source.run("ss", "-Hun", "dst", remote).stdout.splitlines()
+    # Two queues, the local address with its port, the remote's.
+    return line.split()[2].rpartition(":")[2]
+
+
 @contextmanager
 def hostility(source: Namespace, address: str, remote: str) -> Iterator[None]:
-    """Hostile datagrams from the circuit's own remote, as long as the context lasts."""
+    """Hostile datagrams in the name of the circuit's own remote, as long as the context lasts."""
     random = Random(SEED)
 
     def send() -> int:
@@ -99,8 +106,16 @@ def hostility(source: Namespace, address: str, remote: str) -> Iterator[None]:
         time.sleep(0.002)  # the traffic is to get through
         return len(datagrams)
 
-    with udp_socket(source, address) as sender, Flood(send):
-        yield
+    with udp_socket(source, address) as sender:
+        # velad drops what does not come from the port that its remote has, and has for itself.
+        own, theirs = sender.getsockname()[1], frame_port(source, remote)
+        source.run(
+            *("nft", "-f", "-"),
+            stdin="table ip hostile { chain out { type filter hook output priority mangle; "
+            f"udp sport {own} udp sport set {theirs}\n}}\n}}\n",
+        )
+        with Flood(send):
+            yield
 
 
 def traffic(client: Namespace, server: Namespace) -> None:

@@ -24,7 +24,7 @@ from lab.frames import Outlet, arrived, await_operational, numbered
 from lab.injector import Injector
 from lab.link import Interface, tx_dropped
 from lab.outage import Passage, passage
-from lab.process import children, running_members
+from lab.process import children, running
 from lab.stream import Stream
 from lab.topology import UNDERLAY, Router, TwoRouters
 from lab.waiting import eventually
@@ -492,14 +492,14 @@ def test_supervisor_killed_leaves_nothing_and_another_starts_at_once(
 ) -> None:
     with ExitStack() as stack:
         velad = stack.enter_context(started(routers.a, config("10.201.0.2", 1)))
-        session = velad.pid
         # The supervisor, its helper for names, and two workers.
-        assert len(running_members(session)) == 4
+        processes = velad.processes()
+        assert len(processes) == 4
 
         velad.kill()
         killed_at = time.monotonic()
 
-        eventually(lambda: not running_members(session), 10, "its processes to end", 0.002)
+        eventually(lambda: not running(processes), 10, "its processes to end", 0.002)
         eventually(lambda: interfaces(routers.a) == ["eth0", "lo"], 10, "its interfaces to go")
         took_ms = (time.monotonic() - killed_at) * 1000
         assert udp_sockets(routers.a) == ""
@@ -521,7 +521,7 @@ def test_velad_told_to_stop_ends_with_status_0_and_leaves_nothing(
     routers: TwoRouters, number: signal.Signals
 ) -> None:
     with started(routers.a, config("10.201.0.2", 1)) as velad:
-        session = velad.pid
+        processes = velad.processes()
         process = velad.process
         assert process is not None
         with Stream(Interface(routers.a.namespace, "vela0"), "until", 0.001):
@@ -533,7 +533,7 @@ def test_velad_told_to_stop_ends_with_status_0_and_leaves_nothing(
         velad.process = None
 
         assert status == 0
-        assert running_members(session) == []
+        assert running(processes) == []
         assert interfaces(routers.a) == ["eth0", "lo"]
         assert udp_sockets(routers.a) == ""
         assert not velad.control_socket.exists()

@@ -21,7 +21,6 @@ from lab.daemon import Velad
 from lab.frames import await_operational
 from lab.link import Interface
 from lab.load import ping
-from lab.process import running_members
 from lab.program import COMPILER
 from lab.stream import Stream
 from lab.topology import Router, TwoRouters
@@ -70,37 +69,41 @@ class End:
         return [found[1] for line in lines if (found := re.search(rf" {key}=(\S+)", line))]
 
 
+# As failing_calls.c numbers them.
+BITS = {"preadv2": 1, "recvmsg": 2, "setresuid": 4}
+
+
 class Calls:
     """Makes calls of the workers of each velad that starts inside fail, or not."""
 
-    def __init__(self, library: Path, folder: Path) -> None:
-        self._library, self._folder = library, folder
+    def __init__(self, library: Path, path: Path) -> None:
+        self._library, self._path = library, path
+        self._failing = 0
+        path.write_bytes(b"\0")
 
     @contextmanager
     def preloaded(self) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LD_PRELOAD", str(self._library))
-            patch.setenv("FAILING_CALLS", str(self._folder))
+            patch.setenv("FAILING_CALLS", str(self._path))
             yield
 
     def fail(self, call: str) -> None:
-        (self._folder / call).touch()
+        self._set(self._failing | BITS[call])
 
     def succeed(self, call: str) -> None:
-        (self._folder / call).unlink()
+        self._set(self._failing & ~BITS[call])
+
+    def _set(self, failing: int) -> None:
+        self._failing = failing
+        # In place: velad has it mapped.
+        with self._path.open("r+b") as file:
+            file.write(bytes((failing,)))
 
 
 @pytest.fixture
-def calls(library: Path) -> Iterator[Calls]:
-    # Not tmp_path: workers look into it, and pytest's folders are root's alone.
-    folder = Path(f"/tmp/vela-failing-calls-{os.getpid()}")
-    folder.mkdir(mode=0o755)
-    try:
-        yield Calls(library, folder)
-    finally:
-        for each in folder.iterdir():
-            each.unlink()
-        folder.rmdir()
+def calls(library: Path, tmp_path: Path) -> Calls:
+    return Calls(library, tmp_path / "failing-calls")
 
 
 @contextmanager
@@ -152,14 +155,14 @@ def kill_twice(end: End) -> None:
 
 def others(end: End) -> set[int]:
     """Return the supervisor, and what it has for children besides the circuit's worker."""
-    return {*running_members(end.velad.pid)} - {end.velad.worker_pid(NAME)}
+    return {*end.velad.processes()} - {end.velad.worker_pid(NAME)}
 
 
 def while_killing(end: End, spared: set[int], predicate: Callable[[], bool], what: str) -> None:
     """Wait for predicate; meanwhile kill each worker, also those that the status does not show."""
 
     def killed() -> bool:
-        for pid in {*running_members(end.velad.pid)} - spared:
+        for pid in {*end.velad.processes()} - spared:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         return predicate()

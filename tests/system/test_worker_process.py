@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.daemon import Velad
-from lab.process import running_members
+from lab.process import running
 from lab.topology import TwoRouters
 from lab.waiting import eventually
 
@@ -131,9 +131,10 @@ def test_workers_stay_within_the_cpus_that_velad_may_use(routers: TwoRouters) ->
 
 def test_workers_end_with_their_supervisor(routers: TwoRouters) -> None:
     with Velad(routers.a.namespace, circuit(1) + circuit(2)) as velad:
-        session, workers = velad.pid, confined_workers(velad)
-        assert set(workers) < set(running_members(session))
+        workers = confined_workers(velad)
+        processes = velad.processes()
+        assert set(workers) < set(processes)
 
         velad.kill()
 
-        eventually(lambda: not running_members(session), 10, "all to end", 0.002)
+        eventually(lambda: not running(processes), 10, "all to end", 0.002)

@@ -34,9 +34,10 @@ from vela.signaling.messages import (
     RejectCode,
     Request,
 )
+from vela.signaling.signer import Key, LocalKey
 
 VECTORS = Path(__file__).parents[1] / "vectors"
-KEY = bytes.fromhex("000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f")
+KEY = LocalKey(bytes.fromhex("000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"))
 
 ROUTER1 = Endpoint(ip_address("192.0.2.1"), 48621)
 ROUTER2 = Endpoint(ip_address("192.0.2.9"), 48621)
@@ -98,7 +99,7 @@ def with_tlvs(name: str, *tlvs: str) -> bytes:
     return vector(name)[:-16] + bytes.fromhex("".join(tlvs)) + bytes(16)
 
 
-def reason_for(datagram: bytes, key: bytes | None) -> str | None:
+def reason_for(datagram: bytes, key: Key | None) -> str | None:
     """Return why it is refused; None: it is not. Anything but the one error comes through."""
     try:
         decode(datagram, key)
@@ -110,7 +111,7 @@ def reason_for(datagram: bytes, key: bytes | None) -> str | None:
 @pytest.mark.parametrize("name", SPOKEN)
 @pytest.mark.parametrize(("suffix", "key"), [("", None), ("_keyed", KEY)])
 def test_message_as_in_the_vectors_is_decoded_and_encoded(
-    name: str, suffix: str, key: bytes | None
+    name: str, suffix: str, key: Key | None
 ) -> None:
     message, datagram = SPOKEN[name], vector(name + suffix)
 
@@ -128,7 +129,7 @@ def test_header_is_read_before_the_key_is_known() -> None:
 
 @pytest.mark.parametrize("name", SPOKEN)
 @pytest.mark.parametrize("key", [None, KEY])
-def test_message_truncated_at_any_byte_is_refused(name: str, key: bytes | None) -> None:
+def test_message_truncated_at_any_byte_is_refused(name: str, key: Key | None) -> None:
     datagram = vector(name if key is None else f"{name}_keyed")
 
     reasons = {reason_for(datagram[:length], key) for length in range(len(datagram))}
@@ -166,11 +167,11 @@ def test_message_with_key_with_any_byte_changed_is_refused(name: str) -> None:
     [
         ("request", KEY),  # no tag where there is a key
         ("request_keyed", None),  # a tag where there is none
-        ("request_keyed", KEY[::-1]),
-        ("request_keyed", b""),
+        ("request_keyed", LocalKey(KEY.key[::-1])),
+        ("request_keyed", LocalKey(b"")),
     ],
 )
-def test_message_under_another_key_is_refused_for_its_tag(name: str, key: bytes | None) -> None:
+def test_message_under_another_key_is_refused_for_its_tag(name: str, key: Key | None) -> None:
     assert reason_for(vector(name), key) == "tag"
 
 
@@ -355,8 +356,8 @@ MESSAGES = st.one_of(
 
 
 @settings(max_examples=150)
-@given(message=MESSAGES, key=st.none() | st.binary(min_size=1, max_size=64))
-def test_message_encoded_and_decoded_is_the_same(message: Message, key: bytes | None) -> None:
+@given(message=MESSAGES, key=st.none() | st.builds(LocalKey, st.binary(min_size=1, max_size=64)))
+def test_message_encoded_and_decoded_is_the_same(message: Message, key: Key | None) -> None:
     datagram = encode(message, key)
 
     if isinstance(message, Request | Confirm):

@@ -1,17 +1,26 @@
-"""What signalling is told of the configuration."""
+"""What signalling is told of the configuration, and which messages are read."""
 
 from __future__ import annotations
 
+import signal
+import struct
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from ipaddress import IPv4Interface, ip_address, ip_network
 
-from vela.address import Remote
+import pytest
+
+from vela.address import Endpoint, Family, IPAddress, Remote
+from vela.linux.steering import ControlSteering
 from vela.signaling.messages import Offer
 from vela.signaling.policy import Policy
 from vela.supervisor.circuit.circuit import Origin
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, PeerConfig
-from vela.supervisor.control_channel import _policy_of
+from vela.supervisor.control_channel import ControlChannel, Expected, _policy_of
+from vela.supervisor.demux import ControlHandler
 from vela.supervisor.registry.requests import offer_of
+from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.runtime.names import AnswerCallback
 
 NETWORK = ip_network("192.0.2.0/24")
 ADDRESS = ip_address("192.0.2.1")
@@ -65,3 +74,79 @@ def test_offer_of_a_peers_circuit_is_what_the_peer_once_wanted() -> None:
 
     assert named == Offer("vela0", ADDRESSES, "br-lan", None)
     assert offer_of(config, Origin.PEER, named_by_peer=False) == replace(named, interface=None)
+
+
+class Transport:
+    """Takes what the channel tells it."""
+
+    def __init__(self) -> None:
+        self.expected = ControlSteering()
+        self.handler: ControlHandler | None = None
+
+    def set_control_handler(self, handler: ControlHandler) -> None:
+        self.handler = handler
+
+    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
+        raise AssertionError("nothing is to be sent")
+
+    def expect_control(self, control: ControlSteering) -> None:
+        self.expected = control
+
+
+class Names:
+    def ask(self, host: str, family: Family | None, callback: AnswerCallback) -> None:
+        raise AssertionError("no name is to be asked for")
+
+
+class Circuit:
+    """A participant that counts what it is given."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+
+    def converses_with(self, address: IPAddress) -> bool:
+        return address == ADDRESS
+
+    def receive_control(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
+        self.messages.append(data)
+
+
+def message(circuit_id: int, receiver_nonce: int) -> bytes:
+    return struct.pack("!BBBBQQQ", 0, 1, 5, circuit_id, 1, receiver_nonce, 7) + bytes(16)
+
+
+@pytest.fixture
+def loop() -> Iterator[EventLoop]:
+    yield EventLoop()
+    signal.set_wakeup_fd(-1)
+
+
+def test_messages_that_a_session_expects_are_read_whatever_is_sent_in_its_remotes_name(
+    loop: EventLoop,
+) -> None:
+    transport = Transport()
+    channel = ControlChannel(loop, transport, Names(), 48621)
+    flooded, other = Circuit(), Circuit()
+    for circuit_id, circuit in ((1, flooded), (2, other)):
+        channel.add(circuit_id, circuit)
+        channel.expect(circuit, Expected((ADDRESS,), (circuit_id << 40,)))
+    assert transport.expected == ControlSteering(
+        frozenset({ADDRESS}), frozenset({1 << 40, 2 << 40})
+    )
+    assert transport.handler is not None
+
+    # Another circuit's nonce helps nobody.
+    for nonce in (0, 2 << 40):
+        for _ in range(2000):
+            transport.handler(message(1, nonce), Endpoint(ADDRESS, 48621), ADDRESS)
+    read = len(flooded.messages)
+    for _ in range(10):
+        transport.handler(message(1, 1 << 40), Endpoint(ADDRESS, 48621), ADDRESS)
+    transport.handler(message(2, 0), Endpoint(ADDRESS, 48621), ADDRESS)
+
+    assert 600 <= read < 1200
+    assert len(flooded.messages) == read + 10
+    assert len(other.messages) == 1
+    assert channel.dropped()["control_too_fast"] == 4000 - read
+    channel.remove(1, flooded)
+    assert transport.expected == ControlSteering(frozenset({ADDRESS}), frozenset({2 << 40}))

@@ -28,6 +28,7 @@ from vela.address import Endpoint
 from vela.signaling.codec import read_header
 from vela.signaling.inputs import State
 from vela.signaling.messages import CloseReason, MessageType, Offer
+from vela.signaling.signer import Key
 
 PROBED = 200
 # Where the intact message is answered at once.
@@ -85,7 +86,7 @@ class Recorder(Machine):
 
 
 def machines(
-    key: bytes | None, randomness: random.Random, *, offer2: Offer | None, accept: bool
+    key: Key | None, randomness: random.Random, *, offer2: Offer | None, accept: bool
 ) -> tuple[Recorder, Recorder]:
     policy = replace(POLICY, accept=accept)
     return (
@@ -103,7 +104,7 @@ def machines(
 
 
 @cache
-def meetings(key: bytes | None) -> dict[str, Meeting]:
+def meetings(key: Key | None) -> dict[str, Meeting]:
     """Return where messages of all types meet the state that they are for."""
     found: dict[str, Meeting] = {}
     for offer2, accept in ((None, True), (Offer(), True), (None, False)):

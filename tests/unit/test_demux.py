@@ -17,6 +17,7 @@ from lab.topology import TwoRouters
 from vela.address import Endpoint, IPAddress
 from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError
+from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup
 from vela.supervisor.demux import STEER_INTERVAL_S, CircuitIdTaken, Claim, Demux, DropReason
 from vela.supervisor.runtime.loop import EventLoop
@@ -71,6 +72,10 @@ class Network:
         if segment is not None:
             ancillary = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", segment))]
         sender.sendmsg([datagram], ancillary, 0, (str(source), self.port))
+
+    def port_of(self, source: IPAddress) -> int:
+        port: int = self._senders[source].getsockname()[1]
+        return port
 
     def turn(self) -> None:
         """Let the loop do what is to be done; on loopback what was sent is there already."""
@@ -157,6 +162,33 @@ def test_merged_datagrams_of_several_circuits_come_to_each(network: Network) -> 
     assert network.dropped() == {DropReason.UNKNOWN_CIRCUIT: 1, DropReason.CONTROL: 1}
 
 
+@pytest.mark.parametrize("source", [FOUR, SIX])
+def test_circuit_that_is_restricted_to_a_port_gets_nothing_from_others(
+    network: Network, source: IPAddress
+) -> None:
+    circuit = Circuit("vela0")
+    claim = network.claim(circuit, 1, source)
+    network.send(source, b"\1 from any port")
+    network.demux.restrict(claim, 9)
+    # Ahead of the steering, and by it.
+    early = bytearray(REBUILD_ROOM) + b"\1x"
+    network.demux.dispatch(Endpoint(source, 10), source, early, REBUILD_ROOM, len(early))
+    network.turn()
+    network.send(source, b"\1 from another port")
+    network.turn()
+
+    assert queued(claim) == [b"\1 from any port"]
+    assert network.dropped() == {DropReason.WRONG_PORT: 2}
+    network.demux.restrict(claim, network.port_of(source))
+    network.turn()
+    network.send(source, b"\1 from the port")
+    assert queued(claim) == [b"\1 from the port"]
+    network.demux.restrict(claim, None)
+    network.turn()
+    assert network.demux.port_of(claim) is None
+    assert circuit.delivered == []
+
+
 def test_id_that_another_circuit_has_of_one_of_the_addresses_is_refused(network: Network) -> None:
     other = ip_address("127.0.0.2")
     network.claim(Circuit("vela0"), 1, FOUR)
@@ -237,6 +269,37 @@ def test_control_message_comes_with_the_address_that_was_asked(network: Network)
         *("127.0.0.1", "127.0.0.9", "::1"),
         *("127.0.0.1", "127.0.0.1", "127.0.0.1"),
     ]
+
+
+def control_message(nonce: int) -> bytes:
+    """docs/protocol.md, section 4: header and tag."""
+    return struct.pack("!BBBBQQQ", 0, 1, 5, 9, 1, nonce, 7) + bytes(16)
+
+
+def test_control_messages_of_sessions_and_remotes_find_room_where_a_flood_has_left_none(
+    network: Network,
+) -> None:
+    took = []
+    network.demux.set_control_handler(lambda data, *_: took.append(data))
+    network.demux.expect_control(ControlSteering(frozenset({SIX}), frozenset({7})))
+    network.turn()
+    for control_socket in network.group.control_sockets:
+        control_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    for source in (FOUR, SIX):  # a stranger, and one in a remote's name
+        for _ in range(100):
+            network.send(source, control_message(0))
+        network.send(source, b"\0 last")
+    network.send(SIX, control_message(7))
+    network.turn()
+
+    assert control_message(7) in took
+    assert b"\0 last" not in took
+    took.clear()
+    for _ in range(100):
+        network.send(FOUR, control_message(0))
+    network.send(SIX, control_message(0) + b" of the remote")
+    network.turn()
+    assert control_message(0) + b" of the remote" in took
 
 
 @pytest.mark.parametrize("here", ["127.0.0.1", "127.0.0.9", "::1"])

@@ -22,6 +22,8 @@ ROOMS = """
     vela.supervisor.control_channel
     vela.supervisor.demux
     vela.supervisor.status vela.supervisor.control_socket vela.supervisor.notify
+    vela.supervisor.keys
+    vela.supervisor.key_holder
     vela.supervisor.runtime vela.supervisor.config
     vela.worker
     vela.dataplane vela.signaling

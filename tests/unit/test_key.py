@@ -9,7 +9,7 @@ import pytest
 from exhaustion import no_descriptors
 
 from vela.errors import ConfigError
-from vela.supervisor.config.key import load_key
+from vela.supervisor.config.key import open_key, read_key
 
 KEY = b"0123456789abcdef"
 
@@ -24,12 +24,16 @@ def path(tmp_path: Path) -> Path:
 
 def refusal(path: Path) -> str:
     with pytest.raises(ConfigError) as caught:
-        load_key(path)
+        os.close(open_key(path))
     return str(caught.value)
 
 
 def test_key_is_what_is_in_the_file_without_white_space_around_it(path: Path) -> None:
-    assert load_key(path) == KEY
+    fd = open_key(path)
+    try:
+        assert read_key(fd) == read_key(fd) == KEY
+    finally:
+        os.close(fd)
 
 
 def test_key_that_is_not_there_is_to_be_created(tmp_path: Path) -> None:
@@ -67,3 +71,14 @@ def test_key_of_another_size_is_refused(path: Path, size: int) -> None:
     path.write_bytes(b"k" * size)
 
     assert refusal(path).endswith("; 16..1024 are right")
+
+
+@pytest.mark.parametrize("content", [b" \n" * 8, b"k" * 15 + b"\n", b"\t\v\f\r\n " + b"k" * 15])
+def test_white_space_around_a_key_does_not_count(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+    assert refusal(path) == (
+        f"{path} has a key of {len(content.strip())} bytes; 16..1024 are right"
+    )
+    path.write_bytes(content.strip() + b"k" * 16 + b" " * 500)
+    os.close(open_key(path))

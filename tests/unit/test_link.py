@@ -22,7 +22,7 @@ def test_link_counts_each_message_and_describes_this_end_as_the_remote_sees_it()
     link = replace(LINK, local_address=local_address)
 
     messages = (
-        link.request(LOCAL1, OFFER, False),
+        link.request(LOCAL1, OFFER, False, session_keys=False),
         link.confirm(LOCAL1, OFFER, True),
         link.keepalive(LOCAL1, 2.0, up=True),
         link.close(1),

@@ -14,7 +14,7 @@ import pytest
 
 from vela.address import Endpoint
 from vela.errors import RemoteProtocolError
-from vela.signaling.codec import HEADER_LENGTH, MIN_PROBE, TAG_LENGTH, decode, encode, lengths
+from vela.signaling.codec import HEADER_LENGTH, MIN_PROBE, decode, encode, lengths
 from vela.signaling.messages import (
     DESCRIPTORS,
     Capability,
@@ -26,9 +26,10 @@ from vela.signaling.messages import (
     Size,
     Tlv,
 )
+from vela.signaling.signer import TAG_LENGTH, Key, LocalKey
 
 ROOT = Path(__file__).resolve().parents[2]
-KEY = bytes(range(32))
+KEY = LocalKey(bytes(range(32)))
 TAG = bytes(TAG_LENGTH)
 # Values of each kind, no two the same, none with a zero that could pass for a part of the tag.
 SAMPLES: dict[Kind, tuple[Any, Any]] = {
@@ -48,6 +49,7 @@ SAMPLES: dict[Kind, tuple[Any, Any]] = {
     Kind.NAME: ("vela0", "br-lan"),
     Kind.TEXT: ("bücke!", "words"),
     Kind.PADDING: (bytes(9), bytes(5)),
+    Kind.BYTES_16: (bytes(range(1, 17)), bytes(range(2, 18))),
 }
 
 Tlvs = list[tuple[int, bytes]]
@@ -99,7 +101,7 @@ def join(datagram: bytes, tlvs: Tlvs) -> bytes:
     return datagram[:HEADER_LENGTH] + body + TAG
 
 
-def refusal(datagram: bytes, key: bytes | None = None) -> str:
+def refusal(datagram: bytes, key: Key | None = None) -> str:
     """Return why a datagram is refused; empty: it is not."""
     try:
         decode(datagram, key)
@@ -123,14 +125,14 @@ def test_every_tlv_has_a_number_of_its_own_and_is_in_a_message() -> None:
     used = {tlv for each in DESCRIPTORS.values() for tlv in each.required + each.optional}
 
     assert len({tlv.number for tlv in Tlv}) == len(Tlv)
-    assert used == set(Tlv) - {Tlv.PADDING}
+    assert used == set(Tlv) - {Tlv.PADDING, Tlv.SESSION_TAG}
 
 
 @every_message
 @pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize("key", [None, KEY])
 def test_message_encoded_and_decoded_is_the_same(
-    descriptor: Descriptor, full: bool, key: bytes | None
+    descriptor: Descriptor, full: bool, key: Key | None
 ) -> None:
     said = message(descriptor, full=full)
 
@@ -145,9 +147,7 @@ def test_message_encoded_and_decoded_is_the_same(
 
 @every_message
 @pytest.mark.parametrize("key", [None, KEY])
-def test_message_truncated_at_any_byte_is_refused(
-    descriptor: Descriptor, key: bytes | None
-) -> None:
+def test_message_truncated_at_any_byte_is_refused(descriptor: Descriptor, key: Key | None) -> None:
     datagram = encode(message(descriptor, full=True), key)
 
     for length in range(len(datagram)):
@@ -237,15 +237,16 @@ def test_message_with_more_values_than_it_may_have_is_refused_by_their_number_al
     for leaf in descriptor.leaves:
         if leaf.at_most is None:
             continue
-        # They are malformed, too: but are not looked at.
-        many = [*split(datagram), *[(leaf.tlvs[0].number, b"")] * (leaf.at_most + 1)]
+        # Of the right size; what they say makes no sense, and is not looked at.
+        value = bytes(min(lengths(leaf.tlvs[0]) or [0]))
+        many = [*split(datagram), *[(leaf.tlvs[0].number, value)] * (leaf.at_most + 1)]
         assert f"{leaf.name}; {leaf.at_most} at most are right" in refusal(join(datagram, many))
 
 
 @every_message
 @pytest.mark.parametrize(("suffix", "key"), [("", None), ("_keyed", KEY)])
 def test_message_has_a_vector_that_was_written_by_hand(
-    descriptor: Descriptor, suffix: str, key: bytes | None
+    descriptor: Descriptor, suffix: str, key: Key | None
 ) -> None:
     path = ROOT / "tests" / "vectors" / f"{descriptor.number.name.lower()}{suffix}.hex"
     lines = path.read_text().splitlines()
@@ -320,3 +321,30 @@ def test_tlvs_are_documented_with_their_lengths_bounds_and_whether_they_repeat()
         if tlv.high is not None and tlv.low > 1:
             bounds = f"{tlv.low}..{tlv.high}"
             assert bounds in re.sub(r"(?<=\d) (?=\d)", "", meaning), tlv
+
+
+@every_message
+def test_sizes_and_counts_are_judged_before_the_tag_and_the_tag_before_the_values(
+    descriptor: Descriptor,
+) -> None:
+    datagram = encode(message(descriptor, full=True), KEY)
+    forged = datagram[:-1] + bytes([datagram[-1] ^ 1])
+    tlvs = split(datagram)
+
+    with pytest.raises(RemoteProtocolError) as refused:
+        decode(forged, KEY)
+    assert refused.value.reason == "tag"
+    for number, value in tlvs:
+        if number == 20:
+            continue
+        with pytest.raises(RemoteProtocolError) as refused:
+            decode(join(forged, [*tlvs, (number, value + bytes(300))]), KEY)
+        assert refused.value.reason == "malformed"
+    for leaf in descriptor.leaves:
+        if leaf.at_most is None:
+            continue
+        value = bytes(min(lengths(leaf.tlvs[0]) or [0]))
+        many = [*tlvs, *[(leaf.tlvs[0].number, value)] * (leaf.at_most + 1)]
+        with pytest.raises(RemoteProtocolError) as refused:
+            decode(join(forged, many), KEY)
+        assert refused.value.reason == "malformed"

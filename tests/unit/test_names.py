@@ -12,7 +12,7 @@ import pytest
 from exhaustion import no_descriptors
 
 from vela.address import Family
-from vela.linux.confinement import User, find_user
+from vela.linux.sandbox import User, find_user
 from vela.supervisor.runtime import names
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.names import Names

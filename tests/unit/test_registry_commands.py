@@ -12,12 +12,13 @@ from simulation import ROUTER_A, ROUTER_B, Machine, Network, network
 
 from vela.address import Remote
 from vela.errors import ConfigError
+from vela.signaling.signer import LocalKey
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, PeerConfig
 
 ALLOWED = AutoconfigureConfig(
     sources=(ip_network("192.0.2.0/24"),), networks=(ip_network("172.16.0.0/12"),)
 )
-KEY = bytes(range(32))
+KEY = LocalKey(bytes(range(32)))
 
 
 class Pair:

@@ -10,6 +10,7 @@ import pytest
 from vela.address import Endpoint, IPAddress, Remote
 from vela.errors import ConfigError
 from vela.signaling.events import CircuitRequested
+from vela.signaling.identity import maker_of
 from vela.signaling.messages import Capability, Confirm, Description, Offer, RejectCode
 from vela.signaling.policy import Policy
 from vela.supervisor.circuit.circuit import Origin
@@ -47,6 +48,7 @@ class Known:
     offer: Offer = OFFER
     addresses: tuple[IPAddress, ...] = (ip_address("192.0.2.8"),)
     sought_in_vain: bool = False
+    maker: bytes | None = None
 
 
 @dataclass
@@ -72,16 +74,22 @@ def circuit(name: str = "vela7", id: int = 7, remote: str = "192.0.2.8") -> Circ
     return CircuitConfig(name, id, Remote(remote))
 
 
-def request(offer: Offer = OFFER, *, resuming: bool = False) -> CircuitRequested:
-    confirm = Confirm(7, 1, 2, 3, DESCRIPTION, offer, resuming)
+def request(
+    offer: Offer = OFFER, *, resuming: bool = False, machine: bytes | None = None
+) -> CircuitRequested:
+    confirm = Confirm(7, 1, 2, 3, DESCRIPTION, offer, resuming, machine=machine)
     return CircuitRequested(Endpoint(ROUTER, 48621), confirm)
+
+
+MACHINE, ANOTHER = bytes(range(16)), bytes(range(16, 32))
+MAKER, OTHER_MAKER = (maker_of(request(machine=each).confirm) for each in (MACHINE, ANOTHER))
 
 
 def situation(
     *circuits: Known,
     pending: tuple[tuple[CircuitConfig, Origin], ...] = (),
     free: Free | None = None,
-    keyed: bool = False,
+    pending_maker: bytes | None = None,
 ) -> Situation:
     return Situation(
         circuits={each.config.name: each for each in circuits},
@@ -89,7 +97,7 @@ def situation(
         free=free or Free(),
         policy=POLICY,
         port=48621,
-        keyed=keyed,
+        pending_makers={config.name: pending_maker for config, _ in pending},
     )
 
 
@@ -144,32 +152,55 @@ def test_request_for_what_is_taken_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("known", "keyed", "replaced"),
+    ("known", "machine", "replaced"),
     [
-        (Known(circuit()), True, "vela7"),
-        (Known(circuit()), False, None),  # nothing shows that it is the same machine
-        (Known(circuit(), state=State.UP), True, None),
-        (Known(circuit(), origin=Origin.CONFIG), True, None),
-        (Known(circuit(id=8)), True, None),
-        (Known(circuit(name="vela1")), True, None),
+        (Known(circuit(), maker=MAKER), MACHINE, "vela7"),
+        (Known(circuit(name="vela1"), maker=MAKER), MACHINE, "vela1"),  # wants another name now
+        (Known(circuit(), maker=MAKER), ANOTHER, None),  # another holder of the key
+        (Known(circuit(), maker=MAKER), None, None),
+        (Known(circuit()), MACHINE, None),  # nothing shows that it is the same machine
+        (Known(circuit()), None, None),
+        (Known(circuit(), state=State.UP, maker=MAKER), MACHINE, None),
+        (Known(circuit(), origin=Origin.CONFIG, maker=MAKER), MACHINE, None),
+        (Known(circuit(id=8), maker=MAKER), MACHINE, None),
     ],
 )
-def test_machine_with_a_new_address_takes_its_circuit_along_if_a_key_shows_who_it_is(
-    known: Known, keyed: bool, replaced: str | None
+def test_machine_with_a_new_address_takes_its_circuit_along_and_no_other_machine_does(
+    known: Known, machine: bytes | None, replaced: str | None
 ) -> None:
     free = Free()
 
-    decision = decide(request(), situation(known, free=free, keyed=keyed))
+    decision = decide(request(machine=machine), situation(known, free=free))
 
     assert isinstance(decision, SetUp)
     assert decision.replaced == replaced
     assert free.asked[0][1] == replaced
 
 
-def test_moved_circuit_that_is_disabled_here_is_not_set_up() -> None:
-    known = Known(circuit(), disabled=True)
+def test_machine_with_a_new_address_that_names_no_interface_keeps_its_name() -> None:
+    asked = request(replace(OFFER, interface=None), machine=MACHINE)
 
-    assert decide(request(), situation(known, keyed=True)) == Refuse(
+    decision = decide(asked, situation(Known(circuit(name="vela1"), maker=MAKER)))
+
+    assert isinstance(decision, SetUp)
+    assert (decision.config.name, decision.replaced) == ("vela1", "vela1")
+
+
+@pytest.mark.parametrize(("maker", "refused"), [(MAKER, False), (None, False), (OTHER_MAKER, True)])
+def test_name_of_another_machines_circuit_that_waits_to_be_made_is_taken(
+    maker: bytes | None, refused: bool
+) -> None:
+    waiting = ((circuit(), Origin.PEER),)
+
+    decision = decide(request(machine=MACHINE), situation(pending=waiting, pending_maker=maker))
+
+    assert isinstance(decision, Refuse) is refused
+
+
+def test_moved_circuit_that_is_disabled_here_is_not_set_up() -> None:
+    known = Known(circuit(), disabled=True, maker=MAKER)
+
+    assert decide(request(machine=MACHINE), situation(known)) == Refuse(
         RejectCode.DISABLED, "vela7 was taken down on the other end"
     )
 

@@ -31,6 +31,7 @@ from vela.signaling.messages import (
 )
 from vela.signaling.policy import Policy
 from vela.signaling.responder import Responder, Silence
+from vela.signaling.signer import Key, LocalKey
 
 STRANGER = Endpoint(ip_address("198.51.100.7"), 48621)
 REQUEST = Request(CIRCUIT, 0x11, 0, 1, LOCAL1, OFFER, size=320)
@@ -44,8 +45,8 @@ def nobody() -> int:
     return 0
 
 
-def responder(policy: Policy | None = POLICY, key: bytes | None = None, seed: int = 0) -> Responder:
-    return Responder(policy, key, Cookies(random.Random(seed)))
+def responder(policy: Policy | None = POLICY, key: Key | None = None, seed: int = 0) -> Responder:
+    return Responder(policy, key, Cookies(random.Random(seed)), 48621)
 
 
 def ask(
@@ -54,7 +55,7 @@ def ask(
     source: Endpoint = ROUTER1,
     *,
     now: float = 100.0,
-    key: bytes | None = None,
+    key: Key | None = None,
     circuits: int = 0,
 ) -> tuple[CircuitRequested | None, list[Message]]:
     requested = answering.receive_datagram(
@@ -146,8 +147,8 @@ def test_request_from_a_listed_name_is_answered_once_it_is_resolved() -> None:
     assert len(ask(responder(resolved), REQUEST)[1]) == 1
 
 
-@pytest.mark.parametrize("sent_under", [None, b"another"])
-def test_request_under_a_wrong_key_raises_and_is_not_answered(sent_under: bytes | None) -> None:
+@pytest.mark.parametrize("sent_under", [None, LocalKey(b"another")])
+def test_request_under_a_wrong_key_raises_and_is_not_answered(sent_under: Key | None) -> None:
     answering = responder(key=KEY)
 
     with pytest.raises(RemoteProtocolError) as caught:
@@ -160,7 +161,7 @@ def test_request_under_a_wrong_key_raises_and_is_not_answered(sent_under: bytes 
 def test_keepalive_of_an_unknown_session_is_told_so_with_its_own_nonces() -> None:
     _, [answer] = ask(responder(), KEEPALIVE)
 
-    assert answer == Reject(CIRCUIT, 0x22, 0x11, 9, RejectCode.NO_SUCH_SESSION, "")
+    assert answer == Reject(CIRCUIT, 0x22, 0x11, 9, RejectCode.NO_SUCH_SESSION, "", seen=ROUTER1)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from simulated_link import (
     ROUTER1,
     ROUTER2,
     Link,
+    Machine,
     Weather,
     agreed_values,
     both_active,
@@ -46,6 +47,7 @@ from vela.signaling.events import (
 from vela.signaling.inputs import HANDSHAKE, AnyInput, Input, State
 from vela.signaling.messages import (
     Acknowledge,
+    Close,
     CloseReason,
     Confirm,
     Keepalive,
@@ -56,6 +58,7 @@ from vela.signaling.messages import (
     Request,
 )
 from vela.signaling.session import _TABLE, Session
+from vela.signaling.signer import LocalKey
 
 SEEDS_AT_ONCE = 100
 BATCHES = 10
@@ -463,7 +466,7 @@ def test_answer_of_the_address_that_was_asked_before_is_taken_there() -> None:
 
 def test_keys_that_differ_leave_both_silent() -> None:
     link = one_sided(10)
-    link.machines[1].key = b"another"
+    link.machines[1].key = LocalKey(b"another")
     link.boot()
 
     link.run(link.now + 5)
@@ -471,6 +474,85 @@ def test_keys_that_differ_leave_both_silent() -> None:
     assert link.machines[1].refused >= 5
     assert not link.machines[1].requested
     assert {source for _, source, _ in link.log} == {ROUTER1}
+
+
+SESSION_TAG = b"\x1c\0\x10"
+
+
+def has_session_tag(data: bytes) -> bool:
+    return data[-35:-32] == SESSION_TAG
+
+
+@pytest.mark.parametrize("make", [one_sided, both_active])
+def test_session_under_a_key_has_keys_of_its_own(make: Make) -> None:
+    link = make(36)
+    up_link(link)
+    link.run(link.now + 10)
+
+    for _, _, data in link.log:
+        assert has_session_tag(data) is (read_header(data).type not in HANDSHAKE)
+    assert len(link.log) > 20
+
+
+def test_session_whose_ends_were_told_other_endpoints_is_not_up() -> None:
+    link = one_sided(37)
+
+    def mislead(source: Endpoint, data: bytes) -> bytes:
+        message = decode(data, KEY) if data[2] == MessageType.ACKNOWLEDGE else None
+        if not isinstance(message, Acknowledge):
+            return data
+        return encode(replace(message, seen=Endpoint(ip_address("192.0.2.77"), 48621)), KEY)
+
+    link.change = mislead
+    link.boot()
+    link.run(link.now + 2)
+
+    assert [machine.up for machine in link.machines] == [False, False]
+    assert link.machines[0].refused > 0  # the KEEPALIVEs, for their tag
+
+
+def old_version(source: Endpoint, kind: MessageType) -> Callable[[Endpoint, bytes], bytes]:
+    """Let a machine's messages of one type say nothing of keys, as those of earlier versions."""
+
+    def change(sender: Endpoint, data: bytes) -> bytes:
+        if sender != source or data[2] != kind:
+            return data
+        message = decode(data, KEY)
+        if isinstance(message, Acknowledge):
+            bare = Acknowledge(
+                CIRCUIT, message.sender_nonce, message.receiver_nonce, message.counter
+            )
+            return encode(bare, KEY)
+        assert isinstance(message, Request)
+        return encode(replace(message, session_keys=False), KEY)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("old", "kind"), [(ROUTER1, MessageType.REQUEST), (ROUTER2, MessageType.ACKNOWLEDGE)]
+)
+def test_session_with_an_end_that_knows_of_no_keys_has_the_tag_of_the_key_alone(
+    old: Endpoint, kind: MessageType
+) -> None:
+    link = one_sided(38)
+    link.change = old_version(old, kind)
+
+    first, second = up_link(link)
+    link.run(link.now + 10)
+
+    assert (first.state, second.state) == (State.UP, State.UP)
+    assert not any(has_session_tag(data) for _, _, data in link.log)
+    assert transitions(link, 1001) == []
+
+
+def test_request_of_an_earlier_version_is_acknowledged_with_nothing_new() -> None:
+    link = one_sided(39)
+    link.change = old_version(ROUTER1, MessageType.REQUEST)
+    up_link(link)
+
+    [acknowledged] = [data for _, _, data in link.log if data[2] == MessageType.ACKNOWLEDGE]
+    assert len(acknowledged) == 44
 
 
 @pytest.mark.parametrize(
@@ -823,7 +905,7 @@ def test_session_answers_no_forgery_with_more_than_it_got(state: str) -> None:
 
     assert machine.session.state is was
     assert sent <= got
-    assert sent <= 10 * 60  # ten answers at once, of 44 bytes
+    assert sent <= 300 * 44  # that many answers at once, of 44 bytes
 
 
 def test_restart_of_the_initiator_cannot_be_forged_from_elsewhere() -> None:
@@ -867,7 +949,7 @@ def test_reject_that_does_not_fit_tears_nothing_down(code: int, nonce: int, ahea
     assert link.machines[0].sent() == []
 
 
-def test_own_request_reflected_is_ignored() -> None:
+def test_own_request_reflected_is_refused() -> None:
     link = one_sided(22, key=KEY)
     link.deaf = {ROUTER2}
     link.boot()
@@ -876,8 +958,7 @@ def test_own_request_reflected_is_ignored() -> None:
     machine.receive(link.log[0][2], ROUTER2, link.now)
 
     assert machine.sent() == []
-    assert machine.session is not None
-    assert machine.session.ignored == 1
+    assert machine.refused == 1
 
 
 def test_message_to_or_from_nonce_zero_is_of_no_session() -> None:
@@ -895,7 +976,8 @@ def test_message_to_or_from_nonce_zero_is_of_no_session() -> None:
 
     assert machine.sent() == []
     assert machine.session is not None
-    assert machine.session.ignored == 4
+    # What has this end's own nonce for the sender's was reflected.
+    assert (machine.session.ignored, machine.refused) == (2, 2)
 
 
 def test_session_is_up_only_when_the_other_end_says_that_it_hears() -> None:
@@ -937,13 +1019,91 @@ def test_confirm_with_the_last_counter_does_not_overflow() -> None:
 
 def test_request_from_port_zero_is_not_answered() -> None:
     link = one_sided(25, key=None)
-    first, _ = up_link(link)
-    request = next(data for _, _, data in link.log if data[2] == MessageType.REQUEST)
+    up_link(link)
+    request = bytearray(next(data for _, _, data in link.log if data[2] == MessageType.REQUEST))
+    request[4] ^= 1  # a stranger's nonce
 
     for at, machine in zip((ROUTER2, ROUTER1), link.machines, strict=True):
-        machine.receive(request, Endpoint(at.address, 0), link.now)
+        machine.receive(bytes(request), Endpoint(at.address, 0), link.now)
         assert machine.sent() == []
-    assert first.ignored == 1
+    assert [machine.refused for machine in link.machines] == [1, 1]
+
+
+ELSEWHERE_THERE = Endpoint(ROUTER1.address, 40000)  # another program on router 1, say
+
+
+def test_message_without_a_key_from_another_port_of_the_remote_is_refused() -> None:
+    link = one_sided(40, key=None)
+    _, second = up_link(link)
+    machine = link.machines[1]
+    kinds = set()
+    for _, source, data in list(link.log):
+        if source == ROUTER1:
+            fresh = bytearray(data)
+            fresh[20] = 1  # a counter that is larger than all before
+            kinds.add(data[2])
+            machine.receive(bytes(fresh), ELSEWHERE_THERE, link.now)
+    forged = encode(Close(CIRCUIT, *nonces_of(link.machines[0]), 2**60, 2), None)
+    machine.receive(forged, ELSEWHERE_THERE, link.now)
+
+    assert kinds == {MessageType.REQUEST, MessageType.CONFIRM, MessageType.KEEPALIVE}
+    assert machine.refused == 4 + 1
+    assert machine.sent() == []
+    assert second.state is State.UP
+    machine.receive(forged, ROUTER1, link.now)  # it was the port alone
+    assert machine.session is None
+
+
+def nonces_of(machine: Machine) -> tuple[int, int]:
+    assert machine.session is not None
+    link = machine.session._link
+    assert link is not None
+    return link.local_nonce, link.remote_nonce
+
+
+def test_message_under_a_key_may_come_from_any_port_of_the_remote() -> None:
+    link = one_sided(41)
+    up_link(link)
+    machine = link.machines[1]
+    request = next(data for _, _, data in link.log if data[2] == MessageType.REQUEST)
+
+    fresh = encode(replace(decode(request, KEY), sender_nonce=9), KEY)
+    machine.receive(fresh, ELSEWHERE_THERE, link.now)
+
+    assert [read_header(each.data).type for each in machine.sent()] == [MessageType.ACKNOWLEDGE]
+
+
+def test_remote_behind_a_nat_may_come_from_another_port_when_its_session_is_over() -> None:
+    link = one_sided(42, key=None)
+    link.machines[0].local = replace(LOCAL1, own=Endpoint(ip_address("10.1.1.1"), 48621))
+    _, second = up_link(link)
+    machine = link.machines[1]
+    request = bytearray(next(data for _, _, data in link.log if data[2] == MessageType.REQUEST))
+    request[4] ^= 1
+
+    machine.receive(bytes(request), ELSEWHERE_THERE, link.now)
+    assert machine.sent() == []
+    link.deaf = {ROUTER1, ROUTER2}
+    link.run(link.now + 10)
+    assert second.state is State.REQUESTING
+    machine.sent()
+    machine.receive(bytes(request), ELSEWHERE_THERE, link.now)
+
+    assert [each.remote for each in machine.sent()] == [ELSEWHERE_THERE]
+
+
+def test_machine_that_is_known_may_come_from_another_port() -> None:
+    link = one_sided(43, key=None)
+    link.machines[0].machine = bytes(16)
+    up_link(link)
+    moved = Endpoint(ROUTER1.address, 5000)
+
+    link.machines[0].endpoint = moved
+    link.machines[0].boot(link.now)
+    link.collect(link.machines[0])
+    link.run(link.now + 1)
+
+    assert [machine.up for machine in link.machines] == [True, True]
 
 
 def quiet_session() -> Session:
@@ -962,7 +1122,7 @@ def test_table_has_every_message_that_a_state_can_be_sent() -> None:
         State.REQUESTING: anywhere | {MessageType.ACKNOWLEDGE, MessageType.REJECT},
         State.CONFIRMING: anywhere | in_session,
         State.REJECTED: anywhere,
-        State.LINKED: anywhere | in_session | accepted,
+        State.LINKED: anywhere | in_session | accepted | {MessageType.ACKNOWLEDGE},
         State.UP: anywhere | in_session | accepted | {MessageType.ACKNOWLEDGE},
         State.SUSPENDED: anywhere,
         State.CLOSING: anywhere | in_session | accepted,

@@ -47,7 +47,7 @@ def loop() -> Iterator[CountingLoop]:
 
 def converse(loop: EventLoop, session: Session, events: list[Event]) -> SignalingChannel:
     # All that is sent is lost, and nothing is resolved.
-    control_channel = ControlChannel(loop, Demux(loop, ()), cast(Names, None))
+    control_channel = ControlChannel(loop, Demux(loop, ()), cast(Names, None), 48621)
     return SignalingChannel(session, loop, control_channel, events.append)
 
 
@@ -175,7 +175,7 @@ def test_event_that_follows_from_another_is_handled_after_it(loop: CountingLoop)
         heard.append("ends")
 
     # All that is sent is lost, and nothing is resolved.
-    control_channel = ControlChannel(loop, Demux(loop, ()), cast(Names, None))
+    control_channel = ControlChannel(loop, Demux(loop, ()), cast(Names, None), 48621)
     signaling = SignalingChannel(session, loop, control_channel, on_event)
     session.events = [ResolveWanted(), ResolveWanted()]
     signaling.pump()

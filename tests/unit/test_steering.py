@@ -20,7 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vela.address import IPAddress
-from vela.linux.steering import AmbiguousRouteError, Route, steering_program
+from vela.linux.steering import (
+    REMOTES,
+    SESSIONS,
+    STRANGERS,
+    AmbiguousRouteError,
+    ControlSteering,
+    Route,
+    steering_program,
+)
 
 SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h
 UDP_GRO = 104  # linux/udp.h
@@ -45,13 +53,18 @@ addresses: st.SearchStrategy[IPAddress] = (
     | st.builds(IPv6Address, st.integers(0, 2**128 - 1))
 )
 circuit_ids = st.integers(1, 255)
+PORT = 49152
+PORTS = st.sampled_from((PORT, 48621, 65535))
 
 
 @st.composite
 def route_sets(draw: st.DrawFn) -> list[Route]:
     pairs = draw(st.lists(st.tuples(addresses, circuit_ids), unique_by=identity, max_size=80))
     indices = draw(st.lists(st.integers(0, 65535), min_size=len(pairs), max_size=len(pairs)))
-    return [Route(*pair, index) for pair, index in zip(pairs, indices, strict=True)]
+    ports = draw(st.lists(st.none() | PORTS, min_size=len(pairs), max_size=len(pairs)))
+    return [
+        Route(*pair, index, port) for pair, index, port in zip(pairs, indices, ports, strict=True)
+    ]
 
 
 def identity(pair: tuple[IPAddress, int]) -> tuple[IPAddress, int]:
@@ -59,29 +72,41 @@ def identity(pair: tuple[IPAddress, int]) -> tuple[IPAddress, int]:
     return (source.version == 6 and source.ipv4_mapped) or source, circuit_id
 
 
-def ip_header(source: IPAddress) -> bytes:
-    """RFC 791, section 3.1; RFC 8200, section 3. What is not looked at is 0xff."""
+def ip_header(source: IPAddress, port: int = PORT, options: int = 0) -> bytes:
+    """RFC 791, section 3.1; RFC 8200, section 3; and UDP's. What is not looked at is 0xff.
+
+    options: so many words, or with IPv6 so many extension headers of 8 bytes.
+    """
+    udp = port.to_bytes(2) + b"\xff" * 6
     if source.version == 4:
-        return b"\x45" + b"\xff" * 11 + source.packed + b"\xff" * 4
-    return b"\x60" + b"\xff" * 7 + source.packed + b"\xff" * 16
+        first = bytes([0x45 + options]) + b"\xff" * 11 + source.packed + b"\xff" * 4
+        return first + b"\xff" * (4 * options) + udp
+    # RFC 8200, section 4.6: destination options, which look like a port.
+    extension = bytes([17, 0, 1, 4, 0, 0, 0, 0])
+    following = b"\x3c" if options else b"\x11"
+    first = b"\x60" + b"\xff" * 5 + following + b"\xff" + source.packed + b"\xff" * 16
+    return first + extension * options + udp
 
 
 def run(program: bytes, header: bytes, payload: bytes) -> int:
     """Interpret as linux/Documentation/networking/filter.rst says; reject what the kernel would."""
     steps = list(struct.iter_unpack("HBBI", program))
-    accumulator = 0
+    accumulator = index = 0
     memory: dict[int, int] = {}
     position = 0
     while True:
         code, if_true, if_false, k = steps[position]
         position += 1
         match code:
-            case 0x20 | 0x30:  # ld [k], ldb [k]
-                size = 4 if code == 0x20 else 1
+            case 0x20 | 0x28 | 0x30 | 0x48:  # ld [k], ldh [k], ldb [k], ldh [x + k]
+                size = {0x20: 4, 0x30: 1}.get(code, 2)
+                k += index if code == 0x48 else 0
                 data, offset = (header, k - 0xFFF00000) if k >= 0xFFF00000 else (payload, k)
                 if offset + size > len(data):
                     return 0
                 accumulator = int.from_bytes(data[offset : offset + size], "big")
+            case 0xB1:  # ldx 4 * ([k] & 0xf)
+                index = 4 * (header[k - 0xFFF00000] & 0xF)
             case 0x60:  # ld M[k]
                 accumulator = memory[k]
             case 0x02:  # st M[k]
@@ -100,8 +125,10 @@ def run(program: bytes, header: bytes, payload: bytes) -> int:
                 raise AssertionError(f"unexpected instruction {code:#x}")
 
 
-def deliver(program: bytes, source: str | IPAddress, payload: bytes) -> int:
-    return run(program, ip_header(ip_address(source)), payload)
+def deliver(
+    program: bytes, source: str | IPAddress, payload: bytes, port: int = PORT, options: int = 0
+) -> int:
+    return run(program, ip_header(ip_address(source), port, options), payload)
 
 
 def program_of(*routes: Route) -> bytes:
@@ -208,26 +235,34 @@ def test_program_agrees_with_a_dict(
 ) -> None:
     program = program_of(*routes)
 
-    expected = {identity((route.source, route.circuit_id)): route.index for route in routes}
+    expected = {identity((route.source, route.circuit_id)): route for route in routes}
     packets = [(route.source, bytes([route.circuit_id, 0x45])) for route in routes]
     packets += [(route.source, bytes([route.circuit_id ^ 1])) for route in routes]
     for source, payload in packets + strangers:
         source, circuit_id = identity((source, payload[0] if payload else 0))
-        assert deliver(program, source, payload) == expected.get((source, circuit_id), 0)
+        route = expected.get((source, circuit_id))
+        for port in (PORT, 48621, 65535, 60, 17):
+            index = route.index if route and route.port in (None, port) else 0
+            assert deliver(program, source, payload, port) == index
+            if source.version == 4:
+                assert deliver(program, source, payload, port, options=3) == index
+            elif route is not None and route.port is not None:
+                # The supervisor looks at the port where the program cannot.
+                assert deliver(program, source, payload, port, options=1) == 0
 
 
 def full_circuits() -> list[Route]:
-    return [Route(IPv6Address("2001:db8::1"), number, number) for number in range(1, 256)]
+    return [Route(IPv6Address("2001:db8::1"), number, number, PORT) for number in range(1, 256)]
 
 
 def full_networks() -> list[Route]:
     """255 /64s that differ in every word; all circuit ids."""
     chance = random.Random(1)
-    return [Route(IPv6Address(chance.getrandbits(128)), n, n) for n in range(1, 256)]
+    return [Route(IPv6Address(chance.getrandbits(128)), n, n, PORT) for n in range(1, 256)]
 
 
 @pytest.mark.parametrize(
-    ("routes", "instructions"), [(full_circuits(), 600), (full_networks(), 2700)]
+    ("routes", "instructions"), [(full_circuits(), 1400), (full_networks(), 3600)]
 )
 def test_program_of_255_routes_stays_small_and_exact(
     routes: list[Route], instructions: int
@@ -262,6 +297,95 @@ def test_routes_beyond_the_limit_are_left_out_last_first_and_return_zero() -> No
         assert deliver(steering.program, route.source, bytes([route.circuit_id])) == expected
 
 
+def control_message(nonce: int) -> bytes:
+    """docs/protocol.md, section 4: header and tag."""
+    return struct.pack("!BBBBQQQ", 0, 1, 5, 9, 0x0102030405060708, nonce, 7) + bytes(16)
+
+
+nonce_sets = st.frozensets(st.integers(0, 2**64 - 1), max_size=80)
+
+
+@given(route_sets(), st.frozensets(addresses, max_size=40), nonce_sets, st.data())
+def test_control_messages_wait_by_nonce_then_by_source_and_frames_as_without(
+    routes: list[Route],
+    remotes: frozenset[IPAddress],
+    nonces: frozenset[int],
+    data: st.DataObject,
+) -> None:
+    plain = program_of(*routes)
+    steering = steering_program(routes, control=ControlSteering(remotes, nonces))
+
+    for source in data.draw(st.lists(addresses, max_size=4)) + sorted(remotes, key=str)[:4]:
+        known = identity((source, 0))[0] in {identity((each, 0))[0] for each in remotes}
+        for nonce in [*sorted(nonces)[:4], 0, data.draw(st.integers(0, 2**64 - 1))]:
+            lower = {each & 0xFFFFFFFF for each in nonces}
+            expected = SESSIONS if nonce & 0xFFFFFFFF in lower else REMOTES if known else STRANGERS
+            message = control_message(nonce)
+            assert deliver(steering.program, source, message) == expected
+            # Too short to have one.
+            assert nonces or deliver(steering.program, source, message[:19]) != SESSIONS
+        for circuit_id in {1, 255, *(route.circuit_id for route in routes)}:
+            frame = bytes([circuit_id]) + control_message(min(nonces, default=0))[1:]
+            assert deliver(steering.program, source, frame) == deliver(plain, source, frame)
+
+
+def test_control_messages_get_the_room_that_circuits_leave() -> None:
+    routes = [Route(IPv4Address(number << 8), 1 + number % 255, number) for number in range(400)]
+    control = ControlSteering(
+        frozenset(IPv4Address((1 << 24) + number) for number in range(200)),
+        frozenset(range(1000, 1200)),
+    )
+    size = len(program_of(*routes)) // 8
+
+    sizes = []
+    for room in range(size, size + 1500, 50):
+        steering = steering_program(routes, room, control)
+        assert steering.left_out == ()
+        assert len(steering.program) <= 8 * room
+        by_nonce = deliver(steering.program, "192.0.2.1", control_message(1100))
+        by_source = deliver(steering.program, "1.0.0.7", control_message(7))
+        sizes.append((by_nonce, by_source))
+        for route in routes[::40]:
+            frame = bytes([route.circuit_id]) + bytes(20)
+            assert deliver(steering.program, route.source, frame) == route.index
+    assert list(dict.fromkeys(sizes)) == [
+        (STRANGERS, STRANGERS),
+        (SESSIONS, STRANGERS),
+        (SESSIONS, REMOTES),
+    ]
+
+
+def test_kernel_delivers_control_messages_to_the_right_socket() -> None:
+    routes = [Route(IPv4Address("127.0.0.2"), 1, 3)]
+    control = ControlSteering(frozenset({IPv4Address("127.0.0.2")}), frozenset({7, 8 << 32 | 9}))
+
+    with group_of(4) as group:
+        group.attach(steering_program(routes, control=control).program)
+        delivered = [
+            group.deliver(source, payload)
+            for source in ("127.0.0.2", "127.0.0.3", "::1")
+            for payload in (b"", b"\0", b"\1" * 44, *map(control_message, (0, 7, 8 << 32 | 9)))
+        ]
+
+    assert delivered == [0, 0, 3, 1, 2, 2, *(0, 0, 0, 0, 2, 2) * 2]
+
+
+def test_all_circuits_there_may_be_leave_room_for_all_control_messages() -> None:
+    """IPv6 remotes that have no word of their addresses in common take the most."""
+    chance = random.Random(0)
+    sources = [IPv6Address(chance.getrandbits(128)) for _ in range(255)]
+    routes = [Route(source, 1 + number % 255, number) for number, source in enumerate(sources)]
+    nonces = frozenset(chance.getrandbits(64) for _ in range(2 * 255))
+
+    steering = steering_program(routes, control=ControlSteering(frozenset(sources), nonces))
+
+    assert steering.left_out == ()
+    for source in sources:
+        assert deliver(steering.program, source, control_message(1)) == REMOTES
+    for nonce in nonces:
+        assert deliver(steering.program, "192.0.2.1", control_message(nonce)) == SESSIONS
+
+
 class Group:
     """Dual-stack sockets of one reuseport group on one port; empty between deliveries."""
 
@@ -286,12 +410,14 @@ class Group:
         descriptor = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(instructions))
         self.sockets[0].setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, descriptor)
 
-    def deliver(self, source: str, payload: bytes) -> int:
+    def deliver(self, source: str, payload: bytes, port: int = 0, options: bytes = b"") -> int:
         """Send from source to this host; return the index of the one socket that it reached."""
         to = "::1" if ":" in source else "127.0.0.1"
         family = socket.AF_INET6 if ":" in source else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as sender:
-            sender.bind((source, 0))
+            if options:
+                sender.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, options)
+            sender.bind((source, port))
             sender.sendto(payload, (to, self.port))
         ready, _, _ = select.select(self.sockets, [], [], 5)
         assert len(ready) == 1
@@ -333,6 +459,32 @@ def test_kernel_delivers_to_exactly_the_right_socket() -> None:
         ]
 
     assert delivered == [0, 0, 1, 0, 2, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 5, 0]
+
+
+def test_kernel_delivers_only_what_comes_from_the_right_port() -> None:
+    routes = [
+        Route(IPv4Address("127.0.0.2"), 1, 1, PORT),
+        Route(IPv4Address("127.0.0.2"), 2, 2),
+        Route(IPv6Address("::1"), 1, 3, PORT),
+        Route(IPv6Address("::1"), 2, 4),
+    ]
+
+    with group_of(5) as group:
+        group.attach(program_of(*routes))
+        delivered = [
+            group.deliver(source, payload, port)
+            for source in ("127.0.0.2", "::1")
+            for payload in (b"\1", b"\2")
+            for port in (PORT, PORT + 1)
+        ]
+        # Behind options, the port is further back: RFC 791, section 3.1.
+        with_options = [
+            group.deliver("127.0.0.2", b"\1", port, options=bytes([7, 7, 4, 0, 0, 0, 0, 0]))
+            for port in (PORT, PORT + 1)
+        ]
+
+    assert delivered == [1, 0, 2, 2, 3, 0, 4, 4]
+    assert with_options == [1, 0]
 
 
 def test_kernel_follows_a_program_attached_again() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from ipaddress import ip_interface
 from pathlib import Path
 
@@ -261,3 +262,16 @@ def test_store_is_readable_json(path: Path) -> None:
         },
         "disabled": ["vela0"],
     }
+
+
+def test_store_keeps_which_machine_set_a_circuit_up(path: Path) -> None:
+    kept = Stored((replace(OF_PEER, maker=bytes(range(16))),))
+    StateFile(path.parent).save(kept)
+
+    assert StateFile(path.parent).load(DAEMON) == kept
+    document = json.loads(path.read_text())
+    assert document["circuits"]["vela0"]["maker"] == "000102030405060708090a0b0c0d0e0f"
+    for wrong in ("no hexadecimal", 5):
+        document["circuits"]["vela0"]["maker"] = wrong
+        path.write_text(json.dumps(document))
+        assert [each.name for each in StateFile(path.parent).load(DAEMON).unread] == ["vela0"]

@@ -9,15 +9,17 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
 from simulation import ROUTER_A, ROUTER_B, Machine, Network, network
 
-from vela.address import Remote
+from vela.address import Endpoint, Remote
+from vela.signaling.signer import LocalKey
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, PeerConfig
 
+ATTACKER = ip_address("192.0.2.66")
 SEEDS = range(60)
 FRESH_SEEDS = 20
 """Of each run; the failing one is named."""
@@ -174,6 +176,32 @@ class Storm:
                     assert reason
 
 
+class AttackedStorm(Storm):
+    """Somebody without the key is on the path: what was said comes again, from anywhere."""
+
+    def __init__(self, weather: Network, folder: Path) -> None:
+        super().__init__(weather, folder)
+        self.a.key = self.b.key = LocalKey(b"the key of both")
+
+    def attack(self: Storm) -> None:
+        overheard, anywhere = self.network.overheard, (ROUTER_A, ROUTER_B, ATTACKER)
+        for _ in range(self.dice.choice((1, 30))):
+            if not overheard:
+                return
+            data, source, to = self.dice.choice(overheard[-self.dice.choice((3, 1000)) :])
+            source = Endpoint(self.dice.choice((source.address, *anywhere)), source.port)
+            to = self.dice.choice((to, Endpoint(self.dice.choice(anywhere[:2]), to.port)))
+            self.network.forge(data, source, to)
+            self.network.run(self.dice.choice((0.0, 0.001, 0.3)))
+
+    events = (*Storm.events, *[attack] * 6)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_circuit_heals_after_a_storm_with_an_attacker_in_it(seed: int, tmp_path: Path) -> None:
+    weather_a_storm(seed, tmp_path, AttackedStorm)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_circuit_heals_after_a_storm(seed: int, tmp_path: Path) -> None:
     weather_a_storm(seed, tmp_path)
@@ -183,12 +211,13 @@ def test_circuit_heals_after_a_storm(seed: int, tmp_path: Path) -> None:
 def test_circuit_heals_after_a_storm_that_nobody_has_seen(number: int, tmp_path: Path) -> None:
     seed = random.SystemRandom().getrandbits(32)
     print(f"seed {seed}")
-    weather_a_storm(seed, tmp_path)
+    weather_a_storm(seed, tmp_path / "a")
+    weather_a_storm(seed, tmp_path / "b", AttackedStorm)
 
 
-def weather_a_storm(seed: int, tmp_path: Path) -> None:
+def weather_a_storm(seed: int, tmp_path: Path, kind: type[Storm] = Storm) -> None:
     with network(seed) as weather:
-        storm = Storm(weather, tmp_path)
+        storm = kind(weather, tmp_path)
         storm.begin()
         for _ in range(int(os.environ.get("VELA_STORM_EVENTS", "8"))):
             storm.blow()

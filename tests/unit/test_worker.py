@@ -14,93 +14,32 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import structlog
+from forked_worker import TIMEOUT_S, Circuit, engine_of, frame
 
 from lab.waiting import eventually
 from vela import worker
-from vela.dataplane.contract import Abilities, Attachment
-from vela.dataplane.counters import Counters, Slot
-from vela.dataplane.engine import Engine, LoadedEngine, load_engine
-from vela.dataplane.exit_message import ExitMessage
-from vela.dataplane.frame import Elision
-from vela.linux.confinement import find_user
-from vela.linux.features import ALL_FEATURES, Feature, Features
+from vela.dataplane.contract import Attachment
+from vela.dataplane.counters import Slot
+from vela.dataplane.engine import Engine
+from vela.linux.features import ALL_FEATURES, Features
+from vela.log import configure
 from vela.supervisor.circuit.keeper import HANG_AFTER_CHECKS, WorkerKeeper
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.process import fork
-from vela.worker import WorkerTask
 
 pytestmark = [
     pytest.mark.alone,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
 ]
 
-LOCAL = bytes.fromhex("02005e100001")
-REMOTE = bytes.fromhex("02005e100002")
-TIMEOUT_S = 10.0
 
-
-def frame(mark: int) -> bytes:
-    return (b"\xff" * 6 + LOCAL + b"\x88\xb5" + mark.to_bytes(4, "big")).ljust(60, b"\xee")
-
-
-class Circuit:
-    """A task, and in the test's hands all that is around its worker."""
-
-    def __init__(self, stack: ExitStack, engine: Engine, features: Features) -> None:
-        self.host, self.tap = self._pair(stack)
-        self.tap.setblocking(Feature.RWF_NOWAIT in features)
-        self.supervisor, divert = self._pair(stack)
-        divert.setblocking(False)
-        self.remote = self._udp(stack)
-        self.receiving, sending = self._udp(stack), self._udp(stack)
-        sending.connect(self.remote.getsockname())
-        self.counters = Counters()
-        self.cpu = max(os.sched_getaffinity(0))
-        self.task = WorkerTask(
-            circuit="vela0",
-            engine=load_engine(engine),
-            attachment=Attachment(
-                circuit_id=7,
-                tap_fd=self.tap.fileno(),
-                receive_socket=self.receiving,
-                send_socket=sending,
-                destination=None,
-                divert_socket=divert,
-                local_mac=LOCAL,
-                remote_mac=REMOTE,
-                elision=Elision.KNOWN,
-                frame_limit=1489,
-                datagram_limit=1472,
-                counters=self.counters.worker,
-                features=features,
-            ),
-            exit_message=ExitMessage(self.counters.exit_message),
-            cpu=self.cpu,
-            user=find_user("nobody"),
-            supervisor_pid=os.getpid(),
-        )
-        self.remote.settimeout(TIMEOUT_S)
-        self.host.settimeout(TIMEOUT_S)
-
-    @staticmethod
-    def _pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        return stack.enter_context(ours), stack.enter_context(theirs)
-
-    @staticmethod
-    def _udp(stack: ExitStack) -> socket.socket:
-        made = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        made.bind(("127.0.0.1", 0))
-        return made
-
-    def exchange(self, count: int) -> None:
-        """Let count frames cross in each direction, and see them arrive in order."""
-        for mark in range(count):
-            self.host.send(frame(mark))
-            self.remote.sendto(b"\x07" + frame(mark), self.receiving.getsockname())
-        for mark in range(count):
-            assert self.remote.recv(2048) == b"\x07" + frame(mark)
-            assert self.host.recv(2048) == frame(mark)
+@pytest.fixture(autouse=True)
+def log() -> Iterator[None]:
+    """As velad's: a worker may write to its standard error only."""
+    configure("info", "console")
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -172,7 +111,7 @@ def test_worker_interrupts_others_until_it_is_ready_as_frames_wait_for_it(
     def tell_policy(_: Attachment) -> NoReturn:
         os._exit(os.sched_getscheduler(0))
 
-    task = replace(circuit.task, engine=LoadedEngine("probe", tell_policy, Abilities()))
+    task = replace(circuit.task, engine=engine_of("probe", tell_policy))
     child = fork(lambda: worker.run(task), task.descriptors)
 
     assert child.reap().code == os.SCHED_OTHER
@@ -209,7 +148,7 @@ def test_worker_that_cannot_start_says_so(
     def fail(_: Attachment) -> NoReturn:
         raise error
 
-    task = replace(circuit.task, engine=LoadedEngine("broken", fail, Abilities()))
+    task = replace(circuit.task, engine=engine_of("broken", fail))
     child = fork(lambda: worker.run(task), task.descriptors)
 
     assert child.reap().code == 70
@@ -235,7 +174,12 @@ class CircuitStore:
         self.circuit = circuit
         self.failures: list[str] = []
         self.keeper = WorkerKeeper(
-            "vela0", self.loop, circuit.counters, pytest.fail, self._on_failure_changed
+            "vela0",
+            self.loop,
+            circuit.counters,
+            pytest.fail,
+            self._on_failure_changed,
+            lambda: None,
         )
         self.keeper.start(circuit.task)
 
@@ -375,7 +319,7 @@ def test_keeper_reports_what_the_last_worker_said(kept: CircuitStore) -> None:
     def fail(_: Attachment) -> NoReturn:
         raise OSError(12, os.strerror(12))
 
-    broken = replace(kept.circuit.task, engine=LoadedEngine("broken", fail, Abilities()))
+    broken = replace(kept.circuit.task, engine=engine_of("broken", fail))
     kept.keeper.start(broken)
 
     assert kept.turn_until_failure_changes() == "worker: start: Cannot allocate memory"
@@ -389,7 +333,7 @@ def test_keeper_reports_the_exit_status_of_a_worker_that_said_nothing(kept: Circ
     def leave(_: Attachment) -> NoReturn:
         os._exit(3)
 
-    silent = replace(kept.circuit.task, engine=LoadedEngine("silent", leave, Abilities()))
+    silent = replace(kept.circuit.task, engine=engine_of("silent", leave))
     kept.keeper.start(silent)
 
     assert kept.turn_until_failure_changes() == "worker: exit status 3"

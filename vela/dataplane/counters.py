@@ -1,13 +1,15 @@
-"""A circuit's counters, in memory that its worker and the supervisor share.
+"""A circuit's counters, in a page that its worker and the supervisor share.
 
 Every slot has one writer, so no slot needs a lock: the worker's egress thread, its
-ingress thread, and the supervisor each write their own.
+ingress thread, and the supervisor each write their own. The supervisor trusts nothing in the page:
+a worker that an attacker controls can write any bytes at any time.
 """
 
 from __future__ import annotations
 
-import mmap
 from enum import IntEnum
+
+from vela.linux.pages import SharedPage, SharedPages
 
 SLOT_SIZE = 8
 CACHE_LINE_SLOTS = 64 // SLOT_SIZE
@@ -55,53 +57,50 @@ RX_DROPPED = {
 TX_DROPPED = {"not_ip": Slot.TX_NOT_IP}
 
 
-_EXIT_MESSAGE_SLOTS = 2 * CACHE_LINE_SLOTS
-_CIRCUIT_SLOTS = 2 * BLOCK_SLOTS + _EXIT_MESSAGE_SLOTS
-_SLAB_CIRCUITS = 256
+_EXIT_MESSAGE_START = BLOCK_SLOTS * SLOT_SIZE
+_EXIT_MESSAGE_SIZE = 128
+_MODULUS = 2**64  # as a worker's slots wrap around
 
 
 class Counters:
     """One circuit's counters: they outlive its workers."""
 
-    def __init__(self, slots: memoryview | None = None) -> None:
-        """Take shared memory of _CIRCUIT_SLOTS 64-bit slots; None: some of its own."""
-        if slots is None:
-            slots = memoryview(mmap.mmap(-1, _CIRCUIT_SLOTS * SLOT_SIZE)).cast("Q")
-        self.slots = slots
-        self.worker = slots[:BLOCK_SLOTS]
-        # Frames that the supervisor itself delivers, see vela.dataplane.
-        self.supervisor = slots[BLOCK_SLOTS : 2 * BLOCK_SLOTS]
-        # Bytes, see vela.dataplane.exit_message; 128.
-        self.exit_message = slots[2 * BLOCK_SLOTS :].cast("B")
+    def __init__(self, page: SharedPage | None = None) -> None:
+        """Take a page that is all zero; None: one of its own."""
+        self.page = SharedPages(1).take() if page is None else page
+        memory = self.page.memory
+        self.worker = memory[:_EXIT_MESSAGE_START].cast("Q")
+        # Bytes, see vela.dataplane.exit_message.
+        self.exit_message = memory[_EXIT_MESSAGE_START:][:_EXIT_MESSAGE_SIZE]
+        # What earlier workers have counted, and frames that the supervisor itself delivers. Not in
+        # the page, so that no worker can write it.
+        self.supervisor = [0] * BLOCK_SLOTS
 
     def total(self, slot: Slot) -> int:
         """Return what all writers of this slot have counted."""
-        return self.worker[slot] + self.supervisor[slot]
+        return (self.worker[slot] + self.supervisor[slot]) % _MODULUS
 
     def progress(self) -> tuple[int, int]:
         """Return two numbers that move as long as the worker's (egress, ingress) loops do."""
         return self.worker[Slot.EGRESS_PROGRESS], self.worker[Slot.INGRESS_PROGRESS]
+
+    def absorb(self) -> None:
+        """Take over what a worker that has ended counted; the next one finds zeros."""
+        for slot, count in enumerate(self.worker.tolist()):
+            self.supervisor[slot] += count
+            self.worker[slot] = 0
 
 
 class CounterSlab:
     """Counters of many circuits in one mapping: a fork takes time for each mapping there is."""
 
     def __init__(self) -> None:
-        self._free: list[memoryview] = []
+        self._pages = SharedPages()
 
     def take(self) -> Counters:
-        """Return counters that are all zero."""
-        if not self._free:
-            size = _SLAB_CIRCUITS * _CIRCUIT_SLOTS * SLOT_SIZE
-            slots = memoryview(mmap.mmap(-1, size)).cast("Q")
-            self._free = [
-                slots[start : start + _CIRCUIT_SLOTS]
-                for start in range(0, len(slots), _CIRCUIT_SLOTS)
-            ]
-        return Counters(self._free.pop())
+        """Return counters that are all zero. Raises OSError where there is no more memory."""
+        return Counters(self._pages.take())
 
     def give_back(self, counters: Counters) -> None:
         """Take counters that no process counts in any more, for another circuit."""
-        for slot in range(_CIRCUIT_SLOTS):
-            counters.slots[slot] = 0
-        self._free.append(counters.slots)
+        self._pages.give_back(counters.page)

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from vela.dataplane.calls import native_calls, python_calls
 from vela.dataplane.contract import Abilities, Attachment, DataPlane
 from vela.dataplane.reference import PythonDataPlane
 from vela.errors import ConfigError
 from vela.linux.features import ALL_FEATURES, OFFLOADS, Feature
+from vela.linux.seccomp import Rule
 
 try:
     from vela.dataplane._native import DataPlane as NativeDataPlane
@@ -35,11 +37,13 @@ class LoadedEngine:
     """As the status shows it."""
     make: Callable[[Attachment], DataPlane]
     abilities: Abilities
+    calls: Callable[[Attachment], tuple[Rule, ...]]
+    """Which system calls it makes while it carries frames."""
     fallback: str = ""
     """Why a better engine is not used; empty: there is no better one."""
 
 
-_PYTHON = LoadedEngine("python", PythonDataPlane, Abilities(ALL_FEATURES - OFFLOADS))
+_PYTHON = LoadedEngine("python", PythonDataPlane, Abilities(ALL_FEATURES - OFFLOADS), python_calls)
 
 
 def _make_native(attachment: Attachment) -> DataPlane:
@@ -71,6 +75,7 @@ _NATIVE = LoadedEngine(
     "native",
     _make_native,
     Abilities(ALL_FEATURES, virtio_header=True, partial_checksums=True, native=True),
+    native_calls,
 )
 
 

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from pyroute2.netlink.rtnl import RTM_NEWADDR, RTM_SETLINK
@@ -21,7 +22,10 @@ _IFF_UP = 0x1  # include/uapi/linux/if.h
 _IFF_NOARP = 0x80
 _IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h
 _SIOCGIFMTU = 0x8921  # include/uapi/linux/sockios.h
+_SIOCGIFHWADDR = 0x8927
 _SIOCGIFINDEX = 0x8933
+_MAX_BRIDGE_MTU = 65535  # net/bridge/br_device.c, ETH_MAX_MTU
+_NAME_SIZE = 16  # include/uapi/linux/if.h, IFNAMSIZ
 _IFREQ = struct.Struct("=16si20x")  # struct ifreq with a number, 64 bit
 
 # include/uapi/linux/netlink.h
@@ -104,13 +108,31 @@ class Netlink:
             return None
 
     def join_bridge(self, name: str, bridge: str) -> int:
-        """Make an interface a port of a bridge; return the bridge's MTU before that, in bytes."""
+        """Make an interface a port of a bridge; return the bridge's MTU, in bytes.
+
+        The bridge keeps its MTU and its MAC address. A bridge takes the least of its ports' unless
+        somebody set them, and below an MTU of 1280 loses its IPv6 addresses (net/bridge/br_if.c,
+        br_mtu_auto_adjust; br_stp_if.c, br_stp_recalculate_bridge_id). So both are set, to what
+        they are.
+        """
         master, mtu = self._index(bridge), self._mtu(bridge)
+        # What is no bridge may refuse this; to join it then fails, and says why.
+        with suppress(DeviceError):
+            self._set_link(bridge, "keep its MAC address", ("IFLA_ADDRESS", self._mac(bridge)))
+            # The kernel takes no note of the MTU that there is: one byte more or less, and back.
+            other = mtu + 1 if mtu < _MAX_BRIDGE_MTU else mtu - 1
+            self._set_link(bridge, "keep its MTU", ("IFLA_MTU", other))
+            self._set_link(bridge, "keep its MTU", ("IFLA_MTU", mtu))
         self._set_link(name, f"join it to {bridge}", ("IFLA_MASTER", master))
         return mtu
 
     def _set_link(
-        self, name: str, what: str, *attributes: tuple[str, int], flags: int = 0, change: int = 0
+        self,
+        name: str,
+        what: str,
+        *attributes: tuple[str, int | str],
+        flags: int = 0,
+        change: int = 0,
     ) -> int:
         """Set attributes of an interface, and its flags that are in change; return its index.
 
@@ -129,16 +151,23 @@ class Netlink:
     def _mtu(self, name: str) -> int:
         return self._ask(name, _SIOCGIFMTU)
 
+    def _mac(self, name: str) -> str:
+        """Return an interface's MAC address as text."""
+        # struct sockaddr: the type of hardware, 16 bits, then the address.
+        return self._look(name, _SIOCGIFHWADDR)[_NAME_SIZE + 2 :][:6].hex(":")
+
     def _ask(self, name: str, what: int) -> int:
-        """Return a number of an interface's; any socket may ask, so no other one is needed."""
+        number: int = _IFREQ.unpack(self._look(name, what))[1]
+        return number
+
+    def _look(self, name: str, what: int) -> bytes:
+        """Return a struct ifreq of an interface's; any socket may ask, so no other is needed."""
         try:
-            reply = fcntl.ioctl(self._socket, what, _IFREQ.pack(name.encode(), 0))
+            return fcntl.ioctl(self._socket, what, _IFREQ.pack(name.encode(), 0))
         except OSError as err:
             if err.errno == errno.ENODEV:
                 raise DeviceError(f"{name}: there is no interface of this name") from err
             raise DeviceError(f"{name}: cannot look at it: {err.strerror}") from err
-        number: int = _IFREQ.unpack(reply)[1]
-        return number
 
     def _request(self, message: Any, kind: int, flags: int, failure: str) -> None:
         """Send a message, and wait for the kernel's word on it; rtnetlink(7) answers at once."""

@@ -10,6 +10,7 @@ import fcntl
 import os
 import socket
 import struct
+from contextlib import suppress
 
 import pytun
 
@@ -18,6 +19,10 @@ from vela.linux.features import ALL_FEATURES, TUN, TUNSETOFFLOAD, Feature, Featu
 
 _TUNSETCARRIER = 0x400454E2  # include/uapi/linux/if_tun.h, Linux 5.0
 _TUNGETIFF = 0x800454D2
+_TUNSETPERSIST = 0x400454CB
+_TUNSETSNDBUF = 0x400454D4
+_TUNSETVNETHDRSZ = 0x400454D8
+_SNDBUF = 0x7FFFFFFF  # drivers/net/tun.c, tun_chr_open
 _IFF_VNET_HDR = 0x4000  # pytun has no name for it
 
 # There is no file; or there is, and no driver behind it.
@@ -83,11 +88,8 @@ class Tap:
             self._set_mac(mac)
             self.set_mtu(mtu)
             self.set_carrier(False)
-            if virtio_header:
-                self._set_offloads(tun_offloads(features))
-            # Writes never wait, either way: a TAP takes what memory there is (its send buffer
-            # is INT_MAX), so none is refused with EAGAIN. drivers/net/tun.c, tun_chr_open.
-            os.set_blocking(self.fd, Feature.RWF_NOWAIT in features)
+            self._features = features
+            self.restore()
         except (OSError, DeviceError):
             self.close()
             raise
@@ -113,6 +115,20 @@ class Tap:
         except OSError as err:
             raise DeviceError(f"{self.name}: cannot set its carrier: {_reason(err)}") from err
 
+    def restore(self) -> None:
+        """Set what whoever has a copy of the descriptor may have changed. Raises DeviceError."""
+        try:
+            self._keep_after_close(False)
+            if self.virtio_header:
+                fcntl.ioctl(self.fd, TUNSETOFFLOAD, tun_offloads(self._features))
+                fcntl.ioctl(self.fd, _TUNSETVNETHDRSZ, _INT.pack(len(VIRTIO_HEADER)))
+            # Writes never wait, either way: a TAP takes what memory there is, so none is refused
+            # with EAGAIN.
+            fcntl.ioctl(self.fd, _TUNSETSNDBUF, _INT.pack(_SNDBUF))
+            os.set_blocking(self.fd, Feature.RWF_NOWAIT in self._features)
+        except OSError as err:
+            raise DeviceError(f"{self.name}: cannot set it up: {_reason(err)}") from err
+
     def write(self, frame: memoryview) -> None:
         """Give the kernel a complete frame. Raises OSError: EIO where the interface is down."""
         os.writev(self.fd, (VIRTIO_HEADER, frame) if self.virtio_header else (frame,))
@@ -125,11 +141,8 @@ class Tap:
             return False
         return True
 
-    def _set_offloads(self, offloads: int) -> None:
-        try:
-            fcntl.ioctl(self.fd, TUNSETOFFLOAD, offloads)
-        except OSError as err:
-            raise DeviceError(f"{self.name}: cannot set its offloads: {_reason(err)}") from err
+    def _keep_after_close(self, keep: bool) -> None:
+        fcntl.ioctl(self.fd, _TUNSETPERSIST, keep)
 
     def _set_mac(self, mac: bytes) -> None:
         try:
@@ -138,7 +151,9 @@ class Tap:
             raise DeviceError(f"{self.name}: cannot set its MAC: {_reason(err)}") from err
 
     def close(self) -> None:
-        """Give up this copy of the descriptor."""
+        """Give up this copy of the descriptor. The interface goes with the last one."""
+        with suppress(OSError, ValueError):  # removed by somebody; closed by us
+            self._keep_after_close(False)
         self._device.close()
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
 import struct
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from vela.address import Endpoint, Family, IPAddress
 from vela.errors import DeviceError
+from vela.linux import bpf
 from vela.linux.features import NETNS_COOKIE_SIZE, SO_NETNS_COOKIE, UDP_GRO, Feature, Features
+from vela.linux.steering import CONTROL_SOCKETS, STRANGERS
 
 # include/uapi/asm-generic/socket.h; the socket module names none of them.
 _SO_ATTACH_FILTER = 26
+_SO_DETACH_FILTER = 27
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _SO_ATTACH_REUSEPORT_CBPF = 51
@@ -25,19 +27,18 @@ SO_RXQ_OVFL = 40
 # include/uapi/linux/in.h, in6.h and udp.h.
 _IP_MTU_DISCOVER = 10
 _IP_PMTUDISC_WANT = 1
-_IP_MTU = 14
+IP_MTU = 14
 _IPV6_MTU_DISCOVER = 23
 _IPV6_PMTUDISC_WANT = 1
-_IPV6_MTU = 24
+IPV6_MTU = 24
 _IP_PKTINFO = 8
 
 _IN_PKTINFO = struct.Struct("=i4s4s")  # interface, own address, the header's (ip(7))
 _IN6_PKTINFO = struct.Struct("=16sI")  # own address, interface (RFC 3542, section 6)
 PKTINFO_SPACE = socket.CMSG_SPACE(max(_IN_PKTINFO.size, _IN6_PKTINFO.size))
 
-_SOCK_FPROG = struct.Struct("@HP")  # include/uapi/linux/filter.h
-_SOCK_FILTER_SIZE = 8
-_DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, nothing of the packet
+_NO_TIMEOUT = struct.pack("@qq", 0, 0)  # struct timeval, 64 bit
+_DROP_ALL = bpf.instruction(bpf.RETURN, 0)  # nothing of the packet
 
 # What 1 Gbit/s of full-size datagrams needs while a worker is replaced (50 ms);
 # the kernel takes memory only for what is queued.
@@ -71,9 +72,10 @@ class Route:
 class ReceiveGroup:
     """The sockets of one listening address, which share its port (SO_REUSEPORT).
 
-    Index 0 is the supervisor's own. The kernel numbers sockets in the order
-    of their binding and moves the last one when one is closed, so none is
-    closed before the group is: what a circuit gives back, the next one gets.
+    The first three are the supervisor's own: see linux.steering. The kernel
+    numbers sockets in the order of their binding and moves the last one when
+    one is closed, so none is closed before the group is: what a circuit gives
+    back, the next one gets.
     """
 
     def __init__(self, address: IPAddress, port: int, *, only_ipv6: bool, gro: bool = True) -> None:
@@ -88,22 +90,11 @@ class ReceiveGroup:
         self._gro = gro
         self._sockets: list[socket.socket] = []
         self._free: list[int] = []
-        # Bound before it shares: a second velad must not slip in.
-        first = self._bound_socket(shared=False)
-        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        first.setblocking(False)
-        # Each datagram then tells how many before it found this socket full.
-        first.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
-        if address.is_unspecified:
-            # And which address of this machine it came to.
-            if address.version == 4:
-                first.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            else:
-                first.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        self._sockets.append(first)
-        # There is a group, and a program can be attached, from the second socket on.
+        self._program = b""
         try:
-            self.release(self.acquire())
+            # The first is bound before it shares: a second velad must not slip in.
+            for shared in (False, *(True for _ in range(CONTROL_SOCKETS - 1))):
+                self._sockets.append(self._control_socket(shared=shared))
         except DeviceError:
             self.close()
             raise
@@ -112,9 +103,14 @@ class ReceiveGroup:
         return str(Endpoint(self.address, self.port))
 
     @property
-    def control_socket(self) -> socket.socket:
+    def control_sockets(self) -> tuple[socket.socket, ...]:
         """The supervisor's, non-blocking: control messages, and all that no circuit claims."""
-        return self._sockets[0]
+        return tuple(self._sockets[:CONTROL_SOCKETS])
+
+    @property
+    def control_socket(self) -> socket.socket:
+        """The one of them that messages are sent from."""
+        return self._sockets[STRANGERS]
 
     def serves(self, family: Family) -> bool:
         """Tell whether datagrams of this family arrive here."""
@@ -133,7 +129,7 @@ class ReceiveGroup:
         return self.address == address
 
     def addressed(self, ancillary: Iterable[tuple[int, int, bytes]]) -> IPAddress:
-        """Return which address of this machine a datagram of the control socket came to.
+        """Return which address of this machine a datagram of a control socket came to.
 
         ancillary is what recvmsg says, in a space of PKTINFO_SPACE and more.
         """
@@ -181,11 +177,37 @@ class ReceiveGroup:
         (Linux 4.5, commit 538950a1b752).
         """
         _attach(self._sockets[0], _SO_ATTACH_REUSEPORT_CBPF, program)
+        self._program = program
+
+    def restore(self, index: int) -> None:
+        """Set what a worker may have changed by its copy of a socket. Raises OSError."""
+        member = self._sockets[index]
+        _set_up(member, SEND_BUFFER, RECEIVE_BUFFER)
+        with suppress(FileNotFoundError):  # there is none
+            member.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+        if self._gro:
+            member.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        # Of all circuits.
+        self.steer(self._program)
 
     def close(self) -> None:
         for each in self._sockets:
             each.close()
         self._sockets.clear()
+
+    def _control_socket(self, *, shared: bool) -> socket.socket:
+        opened = self._bound_socket(shared=shared)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        opened.setblocking(False)
+        # Each datagram then tells how many before it found this socket full.
+        opened.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
+        if self.address.is_unspecified:
+            # And which address of this machine it came to.
+            if self.address.version == 4:
+                opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            else:
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        return opened
 
     def _bound_socket(self, *, shared: bool) -> socket.socket:
         with ExitStack() as undo:
@@ -194,8 +216,7 @@ class ReceiveGroup:
                 # All sockets of a group alike: which of them GRO looks at is the hash's choice.
                 if self._gro:
                     opened.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
-                _set_buffer(opened, RECEIVE_BUFFER, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
-                _set_buffer(opened, SEND_BUFFER, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+                _set_up(opened, SEND_BUFFER, RECEIVE_BUFFER)
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
                 opened.bind((str(self.address), self.port))
             except OSError as err:
@@ -256,11 +277,18 @@ def open_send_socket(local: IPAddress, port: int, remote: Endpoint) -> socket.so
         _attach(opened, _SO_ATTACH_FILTER, _DROP_ALL)
         opened.bind((str(local), port))
         opened.connect((str(remote.address), remote.port))
-        _set_buffer(opened, SEND_BUFFER, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+        _set_up(opened, SEND_BUFFER)
     except OSError:
         opened.close()
         raise
     return opened
+
+
+def restore_send_socket(opened: socket.socket, remote: Endpoint) -> None:
+    """Set what a worker may have changed by its copy of a sending socket. Raises OSError."""
+    _set_up(opened, SEND_BUFFER)
+    _attach(opened, _SO_ATTACH_FILTER, _DROP_ALL)
+    opened.connect((str(remote.address), remote.port))
 
 
 def find_route(local: IPAddress, remote: Endpoint) -> Route:
@@ -283,8 +311,8 @@ def route_mtu(connected: socket.socket) -> int:
     OSError: ENOTCONN where it is not connected.
     """
     if connected.family == socket.AF_INET:
-        return connected.getsockopt(socket.IPPROTO_IP, _IP_MTU)
-    return connected.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+        return connected.getsockopt(socket.IPPROTO_IP, IP_MTU)
+    return connected.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU)
 
 
 def set_send_buffer(sender: socket.socket) -> None:
@@ -333,9 +361,18 @@ def _udp_socket(local: IPAddress, *, only_ipv6: bool) -> socket.socket:
 
 def _attach(opened: socket.socket, option: int, program: bytes) -> None:
     """Hand a classic BPF program, an array of struct sock_filter, to the kernel."""
-    buffer = ctypes.create_string_buffer(program, len(program))
-    fprog = _SOCK_FPROG.pack(len(program) // _SOCK_FILTER_SIZE, ctypes.addressof(buffer))
-    opened.setsockopt(socket.SOL_SOCKET, option, fprog)
+    fprog = bpf.Fprog(program)
+    opened.setsockopt(socket.SOL_SOCKET, option, fprog.raw)
+
+
+def _set_up(opened: socket.socket, send_buffer: int, receive_buffer: int | None = None) -> None:
+    """Set buffers, in bytes, and let calls wait for as long as it takes."""
+    _set_buffer(opened, send_buffer, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+    if receive_buffer is not None:
+        _set_buffer(opened, receive_buffer, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        opened.setsockopt(socket.SOL_SOCKET, option, _NO_TIMEOUT)
+    opened.setblocking(True)
 
 
 def _set_buffer(opened: socket.socket, size: int, force: int, plain: int) -> None:

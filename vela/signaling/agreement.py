@@ -26,11 +26,14 @@ class Agreement:
     """The port that the remote says it listens on."""
     nat: bool
     """An address or port is translated on the way: send from the listening port."""
+    frame_port: int | None = None
+    """The port that the remote's frames come from; None: it does not say, and any will do."""
 
 
 def agree(local: Description, remote: Description, source: Endpoint) -> Agreement:
     """Return what two descriptions agree on; source: where the remote's messages come from."""
     both = local.capabilities & remote.capabilities
+    nat = _differ(remote.own, source) or _differ(local.own, remote.seen)
     return Agreement(
         local_mac=local.mac,
         remote_mac=remote.mac,
@@ -39,7 +42,9 @@ def agree(local: Description, remote: Description, source: Endpoint) -> Agreemen
         checksum_offload=Capability.CHECKSUM_OFFLOAD in both,
         keepalive_s=min(local.keepalive_ms, remote.keepalive_ms) / 1000,
         remote_port=remote.port,
-        nat=_differ(remote.own, source) or _differ(local.own, remote.seen),
+        nat=nat,
+        # Through a NAT they come from where its messages do.
+        frame_port=source.port if nat and remote.frame_port else remote.frame_port,
     )
 
 

@@ -3,14 +3,12 @@
 docs/protocol.md, section 4. This module knows the header, the tag and the bytes of each kind of
 value; what a message carries is said by its record in messages.py. All numbers are big-endian.
 
-A datagram is checked in this order, cheap and decisive checks first: its header, its tag, the
-bounds and the counts of its TLVs, their values.
+A datagram is checked in this order: its header, the sizes and counts of its TLVs, its tag, the
+values. What comes before the tag is cheap, whatever a stranger sends.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import struct
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -43,14 +41,13 @@ from vela.signaling.messages import (
     Size,
     Tlv,
 )
+from vela.signaling.signer import TAG_LENGTH, UNSIGNED, Signer
 from vela.wire import CONTROL_CIRCUIT_ID, MAX_UDP_PAYLOAD
 
 VERSION = 1
 # Byte 0, version, type, circuit id, both nonces, counter.
 _HEADER = struct.Struct("!BBBBQQQ")
 HEADER_LENGTH = _HEADER.size
-TAG_LENGTH = 16  # HMAC-SHA-256, cut as RFC 2104, section 5, allows
-_NO_TAG = bytes(TAG_LENGTH)
 MIN_MESSAGE = HEADER_LENGTH + TAG_LENGTH
 
 _TLV = struct.Struct("!BH")
@@ -72,8 +69,12 @@ _Tlvs = dict[int, list[bytes]]
 """The values of the known TLVs of one datagram, by type number."""
 
 
-def encode(message: Message, key: bytes | None) -> bytes:
-    """Return the datagram. Raises ValueError for what no datagram can say: a caller's bug."""
+def encode(message: Message, signer: Signer | None) -> bytes:
+    """Return the datagram; without a signer, with a tag of zeros.
+
+    Raises ValueError for what no datagram can say: a caller's bug.
+    """
+    signer = signer or UNSIGNED
     descriptor, size, tlvs = _WRITERS[type(message)]
     body = _HEADER.pack(
         CONTROL_CIRCUIT_ID,
@@ -85,12 +86,11 @@ def encode(message: Message, key: bytes | None) -> bytes:
         message.counter,
     ) + tlvs(message)
     if size is not None:
-        body = _pad(body, getattr(message, size.name), size)
-    if len(body) + TAG_LENGTH > descriptor.limit:
-        raise ValueError(
-            f"a control message of {len(body) + TAG_LENGTH} bytes; {descriptor.limit} are allowed"
-        )
-    return body + _tag(body, key)
+        body = _pad(body, getattr(message, size.name), size, signer.overhead)
+    length = len(body) + signer.overhead
+    if length > descriptor.limit:
+        raise ValueError(f"a control message of {length} bytes; {descriptor.limit} are allowed")
+    return body + signer.sign(body)
 
 
 def rejection(asked: Message, size: int, code: RejectCode, text: str = "") -> Reject:
@@ -141,24 +141,25 @@ def read_header(datagram: bytes) -> Header:
     return Header(descriptor.number, circuit_id, sender, receiver, counter)
 
 
-def decode(datagram: bytes, key: bytes | None) -> Message:
+def decode(datagram: bytes, signer: Signer | None) -> Message:
     """Return what a datagram says. Raises RemoteProtocolError, and nothing else."""
     header = read_header(datagram)
     end = len(datagram) - TAG_LENGTH
-    if not hmac.compare_digest(_tag(datagram[:end], key), datagram[end:]):
+    shape, read = _READERS[header.type]
+    try:
+        tlvs = _split(datagram, end, shape)
+    except ValueError as err:
+        raise _malformed(str(err)) from err
+    if not (signer or UNSIGNED).verify(datagram):
         raise RemoteProtocolError(WRONG_TAG, "the tag is wrong: not the same key")
     try:
-        return _READERS[header.type](header, _split(datagram, end), len(datagram))
+        return read(header, tlvs, len(datagram))
     except ValueError as err:
         raise _malformed(str(err)) from err
 
 
 def _malformed(detail: str) -> RemoteProtocolError:
     return RemoteProtocolError(MALFORMED, detail)
-
-
-def _tag(body: bytes, key: bytes | None) -> bytes:
-    return _NO_TAG if key is None else hmac.digest(key, body, hashlib.sha256)[:TAG_LENGTH]
 
 
 # TLVs.
@@ -168,9 +169,26 @@ def _tlv(number: int, value: bytes) -> bytes:
     return _TLV.pack(number, len(value)) + value
 
 
-def _split(datagram: bytes, end: int) -> _Tlvs:
-    """Return the known TLVs between the header and end. Raises ValueError."""
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What can be wrong with the TLVs of a kind of message before any value is looked at."""
+
+    lengths: dict[int, Collection[int]]
+    """By type: how many bytes its value may have. Types that are not here may have any number."""
+    required: tuple[int, ...]
+    groups: dict[int, int]
+    """Types of which there may be several, but only so many, to the group that they count in."""
+    limits: tuple[tuple[str, int], ...]
+    """Of each group: its name, and how many there may be."""
+
+
+def _split(datagram: bytes, end: int, shape: _Shape) -> _Tlvs:
+    """Return the known TLVs between the header and end; their sizes and counts are right.
+
+    Raises ValueError at the first one that is wrong.
+    """
     tlvs: _Tlvs = {}
+    counts = [0] * len(shape.limits)
     at = HEADER_LENGTH
     while at < end:
         if end - at < _TLV.size:
@@ -180,22 +198,39 @@ def _split(datagram: bytes, end: int) -> _Tlvs:
         if end - at < length:
             raise ValueError(f"TLV {number} of {length} bytes; {end - at} are left")
         if number in _KNOWN:
+            group = shape.groups.get(number)
+            if group is not None:
+                counts[group] += 1
+                name, at_most = shape.limits[group]
+                if counts[group] > at_most:
+                    raise ValueError(f"{counts[group]} {name}; {at_most} at most are right")
+            right = shape.lengths.get(number)
+            if right is not None and length not in right:
+                shown = " or ".join(map(str, right))
+                raise ValueError(f"TLV {number} of {length} bytes; {shown} are right")
             values = tlvs.setdefault(number, [])
             if values and number in _SINGLE:
                 raise ValueError(f"TLV {number} twice")
             values.append(datagram[at : at + length])
         at += length
+    for number in shape.required:
+        if number not in tlvs:
+            raise ValueError(f"TLV {number} is missing")
     return tlvs
 
 
-def _pad(body: bytes, size: int, field: Field) -> bytes:
-    """Return body with the padding that makes a datagram of this size. Raises ValueError."""
-    missing = size - TAG_LENGTH - len(body)
+def _pad(body: bytes, size: int, field: Field, behind: int) -> bytes:
+    """Return body with the padding that makes a datagram of this size, with so many bytes behind.
+
+    Raises ValueError.
+    """
+    missing = size - behind - len(body)
     if missing > 0 or (missing and field.size is Size.EXACTLY):
         # The head of a TLV has three bytes, so there may be up to two more than are missing.
         body += _tlv(Tlv.PADDING.number, bytes(max(0, missing - _TLV.size)))
-    if field.size is Size.EXACTLY and len(body) + TAG_LENGTH != size:
-        raise ValueError(f"no probe has {size} bytes; {MIN_PROBE} or more are right")
+    if field.size is Size.EXACTLY and len(body) + behind != size:
+        least = MIN_PROBE - TAG_LENGTH + behind
+        raise ValueError(f"no probe has {size} bytes; {least} or more are right")
     return body
 
 
@@ -289,6 +324,7 @@ _FORMS: dict[Kind, _Form] = {
         range(MAX_TEXT + 1), _read_text, lambda text: fit_text(text, MAX_TEXT).encode(), absent=""
     ),
     Kind.PADDING: _Form(None, bytes, bytes),
+    Kind.BYTES_16: _Form((16,), bytes, bytes),
 }
 
 
@@ -304,13 +340,9 @@ _Writer = Callable[[Any], bytes]
 
 
 def _value_reader(tlv: Tlv) -> Callable[[bytes], Any]:
-    form, number, low, high = _FORMS[tlv.kind], tlv.number, tlv.low, tlv.high
-    right, read = form.lengths, form.read
+    read, low, high = _FORMS[tlv.kind].read, tlv.low, tlv.high
 
     def read_value(value: bytes) -> Any:
-        if right is not None and len(value) not in right:
-            shown = " or ".join(map(str, right))
-            raise ValueError(f"TLV {number} of {len(value)} bytes; {shown} are right")
         found = read(value)
         if high is not None and not low <= found <= high:
             raise ValueError(f"{tlv.name} {found}; {low}..{high} are right")
@@ -372,23 +404,25 @@ def _reader(field: Field) -> _Reader:
     return _single_reader(field)
 
 
+def _shape(descriptor: Descriptor) -> _Shape:
+    limited = [leaf for leaf in descriptor.leaves if leaf.at_most is not None]
+    return _Shape(
+        lengths={
+            tlv.number: right
+            for leaf in descriptor.leaves
+            for tlv in leaf.tlvs
+            if (right := lengths(tlv)) is not None
+        },
+        required=tuple(tlv.number for tlv in descriptor.required),
+        groups={tlv.number: group for group, leaf in enumerate(limited) for tlv in leaf.tlvs},
+        limits=tuple((leaf.name, leaf.at_most or 0) for leaf in limited),
+    )
+
+
 def _message_reader(descriptor: Descriptor) -> Callable[[Header, _Tlvs, int], Message]:
     record, readers = descriptor.record, [_reader(each) for each in descriptor.fields]
-    required = [tlv.number for tlv in descriptor.required]
-    limited = [
-        (leaf.name, leaf.at_most, [tlv.number for tlv in leaf.tlvs])
-        for leaf in descriptor.leaves
-        if leaf.at_most is not None
-    ]
 
     def read_message(header: Header, tlvs: _Tlvs, size: int) -> Message:
-        for number in required:
-            if number not in tlvs:
-                raise ValueError(f"TLV {number} is missing")
-        for name, at_most, numbers in limited:
-            count = sum(len(tlvs.get(number, ())) for number in numbers)
-            if count > at_most:
-                raise ValueError(f"{count} {name}; {at_most} at most are right")
         return record(
             header.circuit_id,
             header.sender_nonce,
@@ -448,8 +482,8 @@ def _writer(field: Field) -> _Writer:
     return _single_writer(field)
 
 
-_READERS: dict[MessageType, Callable[[Header, _Tlvs, int], Message]] = {
-    number: _message_reader(each) for number, each in DESCRIPTORS.items()
+_READERS: dict[MessageType, tuple[_Shape, Callable[[Header, _Tlvs, int], Message]]] = {
+    number: (_shape(each), _message_reader(each)) for number, each in DESCRIPTORS.items()
 }
 _WRITERS: dict[type[Message], tuple[Descriptor, Field | None, _Writer]] = {
     each.record: (each, each.size, _fields_writer(each.fields)) for each in DESCRIPTORS.values()

@@ -11,8 +11,9 @@ import hmac
 import random
 from collections import OrderedDict
 
-from vela.address import Endpoint
+from vela.address import Endpoint, IPAddress
 from vela.signaling.messages import Acknowledge, Confirm, Request
+from vela.signaling.nonces import Nonces
 
 # A secret is used for this long, and known for as long again: a cookie is valid for 10 to 20 s.
 PERIOD_S = 10.0
@@ -25,36 +26,47 @@ MAX_SPENT = 4096
 class Cookies:
     """Issues and checks cookies. The responder and all sessions of a daemon share one.
 
-    A cookie is for one address, port, circuit id and initiator's nonce, and
-    for a binding: what its issuer can change to make earlier cookies void.
+    A cookie is for one address, port, circuit id and initiator's nonce, for the
+    address of this host that was asked, and for a binding: what its issuer can
+    change to make earlier cookies void.
     """
 
     def __init__(self, randomness: random.Random) -> None:
         """In production randomness is a random.SystemRandom."""
+        self.nonces = Nonces(randomness)
+        """Those of this daemon: a cookie becomes one of them when a session begins with it."""
         self._randomness = randomness
         self._period = -1
         self._secrets = (b"", b"")
         self._spent: OrderedDict[int, int] = OrderedDict()
 
     def acknowledge(
-        self, request: Request, source: Endpoint, binding: int, now: float
+        self,
+        request: Request,
+        source: Endpoint,
+        local_address: IPAddress | None,
+        binding: int,
+        now: float,
     ) -> Acknowledge:
-        """Return the answer to a REQUEST, with a cookie."""
+        """Return the answer to a REQUEST, with a cookie. local_address: where it came to."""
         self._rotate(now)
-        cookie = _compute(
-            self._secrets[0], source, request.circuit_id, request.sender_nonce, binding
-        )
+        cookie = _compute(self._secrets[0], request, source, local_address, binding)
         return Acknowledge(request.circuit_id, cookie, request.sender_nonce, request.counter)
 
-    def check(self, confirm: Confirm, source: Endpoint, binding: int, now: float) -> bool:
+    def check(
+        self,
+        confirm: Confirm,
+        source: Endpoint,
+        local_address: IPAddress | None,
+        binding: int,
+        now: float,
+    ) -> bool:
         """Tell whether a CONFIRM brings back a cookie that is still valid and was not spent."""
         self._rotate(now)
         cookie = confirm.receiver_nonce
         matches = [
             hmac.compare_digest(
-                _compute(
-                    secret, source, confirm.circuit_id, confirm.sender_nonce, binding
-                ).to_bytes(8),
+                _compute(secret, confirm, source, local_address, binding).to_bytes(8),
                 cookie.to_bytes(8),
             )
             for secret in self._secrets
@@ -81,13 +93,20 @@ class Cookies:
             self._spent.popitem(last=False)
 
 
-def _compute(secret: bytes, source: Endpoint, circuit_id: int, nonce: int, binding: int) -> int:
+def _compute(
+    secret: bytes,
+    asked: Request | Confirm,
+    source: Endpoint,
+    local_address: IPAddress | None,
+    binding: int,
+) -> int:
     known = b"".join(
         (
             source.address.packed,
             source.port.to_bytes(2),
-            bytes([circuit_id]),
-            nonce.to_bytes(8),
+            b"" if local_address is None else local_address.packed,
+            bytes([asked.circuit_id]),
+            asked.sender_nonce.to_bytes(8),
             binding.to_bytes(8),
         )
     )

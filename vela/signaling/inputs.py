@@ -12,6 +12,7 @@ from vela.signaling.link import Link
 from vela.signaling.messages import (
     Acknowledge,
     Confirm,
+    Keepalive,
     Message,
     MessageType,
     Reject,
@@ -19,6 +20,7 @@ from vela.signaling.messages import (
     Request,
     type_of,
 )
+from vela.signaling.renewal import Renewal
 
 _M = TypeVar("_M", bound=Message)
 
@@ -47,6 +49,8 @@ class Input(Enum):
     RENEWAL_DUE = auto()
     EXPIRED = auto()
     CONFIRM_AGAIN = auto()  # of the session that an earlier CONFIRM began
+    RENEWED = auto()  # the first KEEPALIVE of the session that is sought beside another
+    RENEWAL_REFUSED = auto()  # a REJECT of that one
 
 
 HANDSHAKE = frozenset(
@@ -84,31 +88,34 @@ def classify(
     received: Received,
     state: State,
     link: Link | None,
-    renewal: Link | None,
+    renewal: Renewal | None,
     has_valid_cookie: Callable[[Received], bool],
 ) -> AnyInput | None:
     """Return which input a message is; None: it changes nothing and is not answered.
 
-    link: the session, or the request for one; renewal: the request for
-    another one beside it.
+    link: the session, or the request for one; renewal: another one that is
+    sought beside it.
     """
     message = received.message_of(Message)
     counts = False
     match message:
         case Request():
-            own = {each.local_nonce for each in (link, renewal) if each is not None}
             counts = (
                 received.source.port != 0  # else it is forged: no answer can be sent there
                 and not message.receiver_nonce
-                and message.sender_nonce not in own | {0}
+                and message.sender_nonce != 0
             )
         case Acknowledge():
-            request = renewal or link
+            request = link if renewal is None else renewal.link
             counts = request is not None and request.awaits(message)
         case Confirm() if link is not None and link.accepted and link.has(message):
             return Input.CONFIRM_AGAIN if link.advances_with(message) else None
         case Confirm():
             counts = has_valid_cookie(received)
+        case Reject() if renewal is not None and renewal.is_refused_by(message):
+            return Input.RENEWAL_REFUSED
+        case Keepalive() if renewal is not None and renewal.link.advances_with(message):
+            return Input.RENEWED
         case Reject():
             # Once there is a session, only that the remote does not have it.
             in_session = state in (State.LINKED, State.UP, State.CLOSING)

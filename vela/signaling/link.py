@@ -14,22 +14,28 @@ from vela.signaling.messages import (
     Close,
     Confirm,
     Description,
+    Header,
     Keepalive,
     Message,
     Offer,
     Probe,
     ProbeReply,
     Reject,
+    RejectCode,
     Request,
 )
+from vela.signaling.signer import Key, SessionContext, Signer
 
 # A REQUEST and a CONFIRM have at least this size, so that every answer fits: bytes.
 PADDED_SIZE = 320
 
+# Header and tag; TLVs 5 and 6 with IPv6 addresses, 26, and 27: bytes.
+LARGEST_ACKNOWLEDGE = 28 + 16 + 2 * (3 + 18) + 3 + (3 + 8)
+
 _U64_MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Link:
     """One session, or one that was asked for and not answered: then remote_nonce is 0."""
 
@@ -51,15 +57,29 @@ class Link:
     remote_description: Description | None = None
     remote_was_up: bool = False
     agreement: Agreement | None = None
+    outdated: bool = False
+    """The remote resumed it with other settings than this end wants it to have."""
+    signer: Signer | None = None
+    """Signs and verifies the messages of the session, where it has keys of its own."""
     _agreed_on: tuple[Description, Description] | None = None
+    _told: tuple[Endpoint | None, Endpoint | None] | None = None
+    """What each CONFIRM says of its sender's own and the receiver's endpoint: the keys are bound
+    to it, and nobody knows which of them arrived."""
     _clock: int | None = None
     """Microseconds of the remote's clock, at _clock_at of this end's."""
     _clock_at: float = 0.0
 
     @classmethod
-    def accept(cls, confirm: Confirm, source: Endpoint, local_address: IPAddress | None) -> Link:
-        """Return the session that a CONFIRM with a valid cookie asks for."""
-        return cls(
+    def accept(
+        cls,
+        confirm: Confirm,
+        source: Endpoint,
+        local_address: IPAddress | None,
+        port: int,
+        key: Key | None,
+    ) -> Link:
+        """Return the session that a CONFIRM with a valid cookie asks for; port: the local one."""
+        link = cls(
             confirm.circuit_id,
             confirm.receiver_nonce,
             confirm.sender_nonce,
@@ -71,9 +91,27 @@ class Link:
             accepted=True,
             remote_description=confirm.description,
         )
+        if confirm.session_keys and key is not None:
+            told = confirm.description
+            context = SessionContext(
+                confirm.circuit_id,
+                initiator_nonce=confirm.sender_nonce,
+                responder_nonce=confirm.receiver_nonce,
+                initiator_own=told.own,
+                responder_seen=told.seen,
+                responder_own=own_endpoint(local_address, port),
+                initiator_seen=source,
+            )
+            link.signer = key.derive(context, initiator=False)
+        return link
 
     def acknowledge(
-        self, message: Acknowledge, source: Endpoint, local_address: IPAddress | None
+        self,
+        message: Acknowledge,
+        source: Endpoint,
+        local_address: IPAddress | None,
+        local: Description,
+        key: Key | None,
     ) -> None:
         """Take the remote's nonce from the answer to the REQUEST."""
         self.remote_nonce = message.sender_nonce
@@ -83,10 +121,23 @@ class Link:
         if self.endpoint.address != source.address:
             # Another address of the remote's, which was asked before and is slow.
             self.endpoint = Endpoint(source.address, self.endpoint.port)
+        if message.session_keys and key is not None:
+            description = self.describe(local)
+            self._told = description.own, description.seen
+            context = SessionContext(
+                self.circuit_id,
+                initiator_nonce=self.local_nonce,
+                responder_nonce=self.remote_nonce,
+                initiator_own=description.own,
+                responder_seen=description.seen,
+                responder_own=message.own,
+                initiator_seen=message.seen,
+            )
+            self.signer = key.derive(context, initiator=True)
 
     # Which messages belong to it.
 
-    def has(self, message: Message) -> bool:
+    def has(self, message: Message | Header) -> bool:
         return (
             self.remote_nonce != 0
             and message.sender_nonce == self.remote_nonce
@@ -108,13 +159,24 @@ class Link:
     def is_refused_by(self, message: Reject) -> bool:
         """Tell whether it answers a message of this end's, which had asked for the session.
 
-        Only the remote knows the nonce, so nobody off the path can forge it.
+        Only the remote knows the nonce, so nobody off the path can forge it. That there is no
+        such session counts only if it answers what came from here: a copy that somebody else
+        sent from another address gets the same answer.
         """
+        if message.code == RejectCode.NO_SUCH_SESSION and not self._is_seen_at(message.seen):
+            return False
         return (
             not self.accepted
             and message.receiver_nonce == self.local_nonce
             and message.counter <= self.sent
         )
+
+    def _is_seen_at(self, endpoint: Endpoint | None) -> bool:
+        """Tell whether the remote sees this end there, by what it said in the session."""
+        if endpoint is None:
+            return self.signer is None  # an older remote does not say it
+        description = self.remote_description
+        return description is None or description.seen in (None, endpoint)
 
     def take_keepalive(self, message: Keepalive, now: float) -> float | None:
         """Take what a KEEPALIVE says; return the round trip, in seconds, if it says that."""
@@ -147,11 +209,24 @@ class Link:
 
     # Its next messages.
 
-    def request(self, local: Description, offer: Offer, resuming: bool) -> Request:
-        return Request(*self.next_header(), self.describe(local), offer, resuming, PADDED_SIZE)
+    def request(
+        self, local: Description, offer: Offer, resuming: bool, *, session_keys: bool
+    ) -> Request:
+        return Request(
+            *self.next_header(), self.describe(local), offer, resuming, PADDED_SIZE, session_keys
+        )
 
-    def confirm(self, local: Description, offer: Offer, resuming: bool) -> Confirm:
-        return Confirm(*self.next_header(), self.describe(local), offer, resuming, PADDED_SIZE)
+    def confirm(
+        self, local: Description, offer: Offer, resuming: bool, machine: bytes | None = None
+    ) -> Confirm:
+        description = self.describe(local)
+        if self._told is not None:
+            own, seen = self._told
+            description = replace(description, own=own, seen=seen)
+        has_keys = self.signer is not None
+        return Confirm(
+            *self.next_header(), description, offer, resuming, PADDED_SIZE, has_keys, machine
+        )
 
     def keepalive(self, local: Description, now: float, *, up: bool) -> Keepalive:
         echo = None
@@ -186,6 +261,28 @@ class Link:
         """Return the first fields of the next message: circuit id, both nonces, counter."""
         self.sent += 1
         return self.circuit_id, self.local_nonce, self.remote_nonce, self.sent
+
+
+def own_endpoint(local_address: IPAddress | None, port: int) -> Endpoint | None:
+    """Return what a responder says that its own endpoint is; local_address: where it was asked."""
+    return None if local_address is None else Endpoint(local_address, port)
+
+
+def offer_session_keys(
+    answer: Acknowledge,
+    request: Request,
+    own: Endpoint | None,
+    source: Endpoint,
+    session: int | None = None,
+) -> Acknowledge:
+    """Return the answer to a REQUEST with what the keys of the session are bound to.
+
+    Not where the initiator knows of no keys, or the answer would be larger than the REQUEST.
+    session: this end's nonce in the session that it has with the initiator.
+    """
+    if not request.session_keys or request.size < LARGEST_ACKNOWLEDGE:
+        return answer
+    return replace(answer, session_keys=True, own=own, seen=source, session=session)
 
 
 def _microseconds(seconds: float) -> int:

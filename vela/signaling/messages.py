@@ -63,6 +63,7 @@ class Kind(Enum):
     NAME = auto()
     TEXT = auto()
     PADDING = auto()
+    BYTES_16 = auto()
 
 
 class Tlv(Enum):
@@ -89,6 +90,15 @@ class Tlv(Enum):
     SIZE = 19, Kind.U16
     PADDING = 20, Kind.PADDING, 0, None, True  # in any message
     RESUMING = 21, Kind.FLAG
+    # 22 to 25: encryption.
+    SESSION_KEYS = 26, Kind.FLAG
+    SESSION = 27, Kind.U64
+    SESSION_TAG = (
+        28,
+        Kind.BYTES_16,
+    )  # the last one, in messages of a session that has keys: signer.py
+    MACHINE = 29, Kind.BYTES_16
+    FRAME_PORT = 30, Kind.U16, 1, MAX_PORT
 
     def __init__(
         self,
@@ -183,6 +193,8 @@ class Description:
     """Its own address and port, as far as it knows."""
     seen: Annotated[Endpoint | None, Tlv.SEEN_ENDPOINT, OPTIONAL] = None
     """The other end's address and port, as it sees them."""
+    frame_port: Annotated[int | None, Tlv.FRAME_PORT, OPTIONAL] = None
+    """The UDP port that its frames come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,12 +321,23 @@ class Request(Message):
     resuming: Annotated[bool, Tlv.RESUMING, OPTIONAL] = False
     """The sender has this circuit because the receiver once asked for it; offer: what it has."""
     size: Annotated[int, Size.AT_LEAST] = 0
+    session_keys: Annotated[bool, Tlv.SESSION_KEYS, OPTIONAL] = False
+    """The sender can derive keys for the session."""
 
 
 @_message(MessageType.ACKNOWLEDGE)
 @dataclass(frozen=True, slots=True)
 class Acknowledge(Message):
     """Answers a REQUEST. The sender's nonce is a cookie."""
+
+    session_keys: Annotated[bool, Tlv.SESSION_KEYS, OPTIONAL] = False
+    """The sender, too, can derive keys for the session."""
+    own: Annotated[Endpoint | None, Tlv.OWN_ENDPOINT, OPTIONAL] = None
+    """The address that the REQUEST came to, and the port that the sender listens on."""
+    seen: Annotated[Endpoint | None, Tlv.SEEN_ENDPOINT, OPTIONAL] = None
+    """Where the REQUEST came from."""
+    session: Annotated[int | None, Tlv.SESSION, OPTIONAL] = None
+    """The sender's nonce in the session that it has with the initiator at present."""
 
 
 @_message(MessageType.CONFIRM)
@@ -326,6 +349,10 @@ class Confirm(Message):
     offer: Offer = field(default_factory=Offer)
     resuming: Annotated[bool, Tlv.RESUMING, OPTIONAL] = False
     size: Annotated[int, Size.AT_LEAST] = 0
+    session_keys: Annotated[bool, Tlv.SESSION_KEYS, OPTIONAL] = False
+    """The session has keys of its own, as both ends can derive them."""
+    machine: Annotated[bytes | None, Tlv.MACHINE, OPTIONAL] = None
+    """What tells the machine that sets the circuit up from others: identity.py."""
 
 
 @_message(MessageType.CLOSE)
@@ -361,6 +388,8 @@ class Reject(Message):
     """Of RejectCode, or of a later version."""
     text: Annotated[str, Tlv.TEXT, OPTIONAL]
     """For the operator of the receiver; empty: none."""
+    seen: Annotated[Endpoint | None, Tlv.SEEN_ENDPOINT, OPTIONAL] = None
+    """With NO_SUCH_SESSION: where the message came from that this answers."""
 
 
 @_message(MessageType.PROBE, limit=MAX_UDP_PAYLOAD)
@@ -377,6 +406,12 @@ class ProbeReply(Message):
     """Tells that a PROBE of this size arrived."""
 
     size: Annotated[int, Tlv.SIZE]
+
+
+SESSION_TYPES = frozenset(
+    {MessageType.CLOSE, MessageType.KEEPALIVE, MessageType.PROBE, MessageType.PROBE_REPLY}
+)
+"""The messages of a session: they have its tag where it has keys."""
 
 
 def type_of(message: Message) -> MessageType:

@@ -6,6 +6,7 @@ docs/protocol.md, sections 4.2 and 4.7. How to drive it: vela.signaling.session.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 
 from vela.address import Endpoint, IPAddress
@@ -13,9 +14,11 @@ from vela.signaling.codec import decode, rejection
 from vela.signaling.cookie import Cookies
 from vela.signaling.events import CircuitRequested, Datagram
 from vela.signaling.limiter import RateLimiter
+from vela.signaling.link import offer_session_keys, own_endpoint
 from vela.signaling.messages import Confirm, Keepalive, RejectCode, Request
 from vela.signaling.outbox import Outbox
 from vela.signaling.policy import Policy, Rejection
+from vela.signaling.signer import Key
 
 # Sessions bind their cookies to themselves; 0 stands for no session.
 _BINDING = 0
@@ -33,21 +36,15 @@ class Silence(Enum):
 class Responder:
     """Judges requests for new circuits. A daemon has one."""
 
-    def __init__(self, policy: Policy | None, key: bytes | None, cookies: Cookies) -> None:
-        """policy None: nobody is answered."""
+    def __init__(self, policy: Policy | None, key: Key | None, cookies: Cookies, port: int) -> None:
+        """policy None: nobody is answered. port: the one that this host listens on."""
         self.policy = policy
+        self.key = key
         self.unanswered = dict.fromkeys(Silence, 0)
         self._cookies = cookies
         self._limiter = RateLimiter()
-        self._outbox = Outbox(key)
-
-    @property
-    def key(self) -> bytes | None:
-        return self._outbox.key
-
-    @key.setter
-    def key(self, key: bytes | None) -> None:
-        self._outbox.key = key
+        self._port = port
+        self._outbox = Outbox()
 
     def receive_datagram(
         self,
@@ -85,6 +82,7 @@ class Responder:
             self._be_silent(Silence.TOO_FAST)
             return None
         message = decode(data, self.key)
+        self._cookies.nonces.reject_reflected(message)
         if not isinstance(message, Request | Confirm | Keepalive) or not message.sender_nonce:
             self._be_silent(Silence.STALE)
             return None
@@ -93,18 +91,22 @@ class Responder:
             return None
         match message:
             case Request(receiver_nonce=0):
-                answer = self._cookies.acknowledge(message, source, _BINDING, now)
-                self._outbox.put(answer, source, local_address)
-            case Confirm() if self._cookies.check(message, source, _BINDING, now):
+                answer = self._cookies.acknowledge(message, source, local_address, _BINDING, now)
+                if self.key is not None:
+                    own = own_endpoint(local_address, self._port)
+                    answer = offer_session_keys(answer, message, own, source)
+                self._outbox.put(answer, self.key, source, local_address)
+            case Confirm() if self._cookies.check(message, source, local_address, _BINDING, now):
                 requested = CircuitRequested(source, message, local_address)
                 refused = _judge(policy, message, peer_circuit_count, deferral_reason)
                 if refused is None:
                     return requested
                 self.reject(requested, refused.code, refused.text)
             case Keepalive():
-                # The nonce of the session proves to the remote that the answer is not forged.
+                # The nonce of the session proves to the remote that the answer is not forged,
+                # and the endpoint that it is for the remote.
                 refusal = rejection(message, len(data), RejectCode.NO_SUCH_SESSION)
-                self._outbox.put(refusal, source, local_address)
+                self._outbox.put(replace(refusal, seen=source), self.key, source, local_address)
             case _:
                 self._be_silent(Silence.STALE)
         return None
@@ -113,7 +115,7 @@ class Responder:
         """Refuse a request, with a sentence for the operator of the remote."""
         confirm = requested.confirm
         answer = rejection(confirm, confirm.size, code, text)
-        self._outbox.put(answer, requested.source, requested.local_address)
+        self._outbox.put(answer, self.key, requested.source, requested.local_address)
 
     def datagrams_to_send(self) -> list[Datagram]:
         """Hand over what is to be sent; each is handed over once."""

@@ -60,19 +60,22 @@ from vela.errors import RemoteProtocolError
 from vela.signaling import contention, events
 from vela.signaling.agreement import Agreement
 from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Attempt
-from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, rejection
+from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, read_header, rejection
 from vela.signaling.contention import Claim, Decision
 from vela.signaling.cookie import Cookies
 from vela.signaling.events import CircuitRequested, Datagram, Event
+from vela.signaling.identity import maker_of
 from vela.signaling.inputs import HANDSHAKE, AnyInput, Input, Received, State, classify
 from vela.signaling.limiter import TokenBucket
-from vela.signaling.link import Link
+from vela.signaling.link import Link, offer_session_keys, own_endpoint
 from vela.signaling.messages import (
+    SESSION_TYPES,
     Acknowledge,
     Close,
     CloseReason,
     Confirm,
     Description,
+    Header,
     Keepalive,
     Message,
     MessageType,
@@ -82,9 +85,12 @@ from vela.signaling.messages import (
     Reject,
     RejectCode,
     Request,
+    type_of,
 )
 from vela.signaling.outbox import Outbox
 from vela.signaling.policy import Policy
+from vela.signaling.renewal import LOST_REPEAT_S, LOST_TRIES, Purpose, Renewal, hint_bucket
+from vela.signaling.signer import Key, Signer
 
 # A session that only one end may know of.
 LINKED_REPEAT_S = 0.5
@@ -99,8 +105,21 @@ CLOSE_REPEAT_S = 0.2
 CLOSE_TIMEOUT_S = 1.0
 RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
 
-# Answers to REQUESTs, which anybody can forge; an honest remote sends one each second.
-ANSWER_RATE, ANSWER_BURST = 10.0, 10.0
+# Answers to REQUESTs. An honest remote sends one each second, but without a key anybody can forge
+# them: fewer answers would let a few hundred forgeries a second keep a remote out.
+ANSWER_RATE, ANSWER_BURST = 300.0, 300.0
+
+
+# A machine that crashed, or is cut off for a while, keeps its circuits.
+TAKE_OVER_AFTER_S = 60.0
+ANOTHER_MACHINE_TEXT = (
+    "another machine set this circuit up, and was heard within the last "
+    f"{TAKE_OVER_AFTER_S:g} s; take another id, or delete it on the other end"
+)
+
+UNKNOWN_SESSION, WRONG_PORT = "session", "port"
+"""The reason words of RemoteProtocolError: a message of another session than the circuit has;
+without a key, one from another UDP port than the remote's."""
 
 
 class Session:
@@ -113,18 +132,22 @@ class Session:
         *,
         remote: Endpoint | None,
         local_address: IPAddress | None = None,
-        key: bytes | None,
+        key: Key | None,
         cookies: Cookies,
         randomness: random.Random,
         offer: Offer | None = None,
         policy: Policy | None = None,
+        machine: bytes | None = None,
+        maker: bytes | None = None,
     ) -> None:
         """Prepare a circuit of the configuration, or with a policy one that the remote set up.
 
         local.seen is filled in here, and local.own corrected by what messages
         show. local_address: see set_remote. offer: the settings for the
         remote's end; with a policy, those that the remote last wanted here, if
-        they were kept. Nonces come from randomness: in production it is a
+        they were kept. machine: what tells this machine from others, where it
+        sets the circuit up. maker: with a policy, which machine set it up, by
+        identity.maker_of; None: not known. Nonces come from randomness: in production it is a
         random.SystemRandom.
         """
         self.circuit_id = circuit_id
@@ -133,6 +156,14 @@ class Session:
         """Messages that were stale, replayed, or of another session."""
         self.rtt_s: float | None = None
         self.last_heard_at: float | None = None
+        self.maker = maker
+        """Which machine set the circuit up; None: not known, or this one."""
+        self._machine = machine
+        self._quiet_since: float | None = None
+        # Whether the remote's port is translated on the way; None: there was no session yet.
+        self._translated: bool | None = None
+        # The remote closed the last session.
+        self._is_left = False
         self._local = local
         self._passive = policy is not None
         self._offer = Offer() if offer is None else offer
@@ -145,17 +176,17 @@ class Session:
         self._attempt = Attempt(randomness)
         self._state = State.IDLE
         self._link: Link | None = None
-        # A request beside a session that the remote resumed with outdated settings.
-        self._renewal: Link | None = None
+        self._renewal: Renewal | None = None
         # A part of every cookie: with each new session, those issued before are void.
-        self._binding = self._nonce()
+        self._binding = randomness.getrandbits(64)
         self._answers = TokenBucket(ANSWER_RATE, ANSWER_BURST)
+        self._hints = hint_bucket()
         self._due: dict[Input, float] = {}
         self._close_reason = CloseReason.STOPPING
         # Why it is suspended, and how the remote described itself then.
         self._obstacle = ""
         self._suspended_for: Description | None = None
-        self._outbox = Outbox(key)
+        self._outbox = Outbox()
         self._events: deque[Event] = deque()
 
     @property
@@ -173,6 +204,12 @@ class Session:
         return self._local_address if self._link is None else self._link.local_address
 
     @property
+    def local_nonces(self) -> tuple[int, ...]:
+        """What the remote puts into its messages, except to ask: the nonces of this end."""
+        beside = None if self._renewal is None else self._renewal.link
+        return tuple(link.local_nonce for link in (self._link, beside) if link is not None)
+
+    @property
     def agreement(self) -> Agreement | None:
         """What both ends agreed on in this session."""
         return None if self._link is None else self._link.agreement
@@ -181,6 +218,7 @@ class Session:
 
     def start(self, now: float) -> None:
         """Seek the remote; also again, after the session was closed or suspended."""
+        self._quiet_since = now
         self._step(Input.START, Received(now))
 
     def accept(self, requested: CircuitRequested, now: float) -> None:
@@ -256,13 +294,19 @@ class Session:
         where its CONFIRM or ACKNOWLEDGE came to. Raises RemoteProtocolError,
         to be counted; nothing has changed then.
         """
+        header = read_header(data)
         try:
-            message = decode(data, self._key)
+            message = decode(data, self._signer_of(header))
         except RemoteProtocolError as err:
-            self._attempt.wrong_tag |= err.reason == WRONG_TAG
+            # The tag of a session would say nothing of the key.
+            if err.reason == WRONG_TAG and header.type not in SESSION_TYPES:
+                self._attempt.wrong_tag = True
             raise
         if message.circuit_id != self.circuit_id:
             raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
+        self._cookies.nonces.reject_reflected(message)
+        if self._key is None and not self._may_come_from(source, header.type):
+            raise RemoteProtocolError(WRONG_PORT, f"from port {source.port}")
         self.receive(message, source, now, local_address)
 
     def receive(
@@ -274,8 +318,11 @@ class Session:
         if found is None:
             self.ignored += 1
             return
-        if self._link is not None and found not in HANDSHAKE:
-            self._link.heard = message.counter
+        link = self._link
+        if found is Input.RENEWED and self._renewal is not None:
+            link = self._renewal.link
+        if link is not None and found not in HANDSHAKE | {Input.RENEWAL_REFUSED}:
+            link.heard = message.counter
             self.last_heard_at = now
         self._step(found, received)
 
@@ -308,7 +355,35 @@ class Session:
 
     def _has_valid_cookie(self, received: Received) -> bool:
         message = received.message_of(Confirm)
-        return self._cookies.check(message, received.source, self._binding, received.now)
+        return self._cookies.check(
+            message, received.source, received.local_address, self._binding, received.now
+        )
+
+    def _may_come_from(self, source: Endpoint, kind: MessageType) -> bool:
+        """Tell whether a message that has no tag can be the remote's, by its UDP port.
+
+        Any user of the remote's machine can send from its address, but velad has its port. Where
+        the machine that set the circuit up is known, that is checked in place of the port.
+        """
+        remote = self.remote
+        if remote is None or source.port == remote.port:
+            return True
+        if kind not in (MessageType.REQUEST, MessageType.CONFIRM):
+            return self._translated is True
+        if self.maker is not None:
+            return True
+        return self._translated is not False and self._state not in (State.LINKED, State.UP)
+
+    def _signer_of(self, header: Header) -> Signer | None:
+        """Return what verifies a message with this header."""
+        if self._key is None or header.type not in SESSION_TYPES:
+            return self._key
+        links = (self._link, None if self._renewal is None else self._renewal.link)
+        for link in links:
+            if link is not None and link.has(header):
+                return link.signer or self._key
+        # No tag has to be computed for it.
+        raise RemoteProtocolError(UNKNOWN_SESSION, "of a session that is not this one")
 
     def _ignore(self, received: Received) -> None:
         pass
@@ -331,7 +406,7 @@ class Session:
         if self._remote is None:
             return  # set_remote goes on
         if self._link is None:
-            self._link = Link(self.circuit_id, self._nonce(), 0, self._remote, self._local_address)
+            self._link = self._new_link(self._remote, self._local_address)
         link = self._link
         link.endpoint, link.local_address = self._remote, self._local_address
         self._due[Input.SEND_DUE] = received.now + attempt.count_request(received.now)
@@ -339,20 +414,33 @@ class Session:
             self._events.append(events.Unanswered(attempt.unanswered_reason(self._remote)))
         if attempt.wants_lookup:
             self._events.append(events.ResolveWanted())
-        self._send(link.request(self._local, self._offer, self._passive), link)
+        self._send_request_of(link)
+
+    def _send_request_of(self, link: Link) -> None:
+        has_key = self._key is not None
+        self._send(
+            link.request(self._local, self._offer, self._passive, session_keys=has_key), link
+        )
 
     def _take_acknowledge(self, received: Received) -> None:
-        link = self._the_link()
-        self._drop_renewal()
-        link.acknowledge(received.message_of(Acknowledge), received.source, received.local_address)
+        self._acknowledged(self._the_link(), received)
         self._state = State.CONFIRMING
         self._due[Input.EXPIRED] = received.now + CONFIRM_TIMEOUT_S
         self._attempt.begin_confirming()
         self._send_confirm(received)
 
+    def _acknowledged(self, link: Link, received: Received) -> None:
+        link.acknowledge(
+            received.message_of(Acknowledge),
+            received.source,
+            received.local_address,
+            self._local,
+            self._key,
+        )
+
     def _send_confirm(self, received: Received) -> None:
         link = self._the_link()
-        self._send(link.confirm(self._local, self._offer, self._passive), link)
+        self._send(link.confirm(self._local, self._offer, self._passive, self._machine), link)
         self._due[Input.SEND_DUE] = received.now + self._attempt.confirm_delay_s()
 
     def _on_reject(self, received: Received) -> None:
@@ -378,7 +466,15 @@ class Session:
         message = received.message_of(Request)
         if not self._answers.take(received.now):
             return
-        answer = self._cookies.acknowledge(message, received.source, self._binding, received.now)
+        source, local_address = received.source, received.local_address
+        answer = self._cookies.acknowledge(
+            message, source, local_address, self._binding, received.now
+        )
+        if self._key is not None:
+            own = own_endpoint(local_address, self._local.port)
+            linked = self._link is not None and self._state in (State.LINKED, State.UP)
+            present = self._the_link().local_nonce if linked else None
+            answer = offer_session_keys(answer, message, own, source, present)
         self._answer(answer, received)
 
     def _on_request_while_requesting(self, received: Received) -> None:
@@ -397,9 +493,17 @@ class Session:
         self._carry_out(decision, received)
 
     def _resolve_collision(self, received: Received) -> None:
-        ours = Claim(not self._passive, self._local.mac, self._the_link().local_nonce)
+        """Decide between the CONFIRM that came and the one that this end sent."""
+        link = self._the_link() if self._renewal is None else self._renewal.link
+        ours = Claim(not self._passive, self._local.mac, link.local_nonce)
         theirs = Claim.of(received.message_of(Confirm))
         self._carry_out(contention.on_confirm_while_confirming(ours, theirs), received)
+
+    def _on_confirm_in_session(self, received: Received) -> None:
+        if self._renewal is not None and self._renewal.confirming:
+            self._resolve_collision(received)
+        else:
+            self._take_confirm(received)
 
     def _on_confirm_while_rejected(self, received: Received) -> None:
         message = received.message_of(Confirm)
@@ -434,6 +538,9 @@ class Session:
     def _take_confirm(self, received: Received) -> None:
         """Begin the session that a CONFIRM with a valid cookie asks for; it replaces any other."""
         message = received.message_of(Confirm)
+        if self._is_of_another_machine(message, received.now):
+            self._refuse(received, RejectCode.CONFLICT, ANOTHER_MACHINE_TEXT)
+            return
         if self.policy is not None and not message.resuming:
             refused = self.policy.judge(message.description, message.offer)
             if refused is not None:
@@ -450,6 +557,20 @@ class Session:
         self._tell_down("the other end began a new session")
         self._adopt(received)
 
+    def _is_of_another_machine(self, message: Confirm, now: float) -> bool:
+        """Tell whether another machine at this address wants what is not its own.
+
+        Behind one NAT there may be several. A machine that was set up anew and lost its identity
+        gets the circuit when the one before said goodbye, or was not heard for long.
+        """
+        if not self._passive or message.resuming or self.maker in (None, maker_of(message)):
+            return False
+        if self._is_left:
+            return False
+        heard = [each for each in (self.last_heard_at, self._quiet_since) if each is not None]
+        quiet_s = now - max(heard, default=now)
+        return self._state in (State.LINKED, State.UP) or quiet_s < TAKE_OVER_AFTER_S
+
     def _adopt(self, received: Received) -> None:
         """Begin the session of a CONFIRM, without a judgement."""
         message = received.message_of(Confirm)
@@ -457,12 +578,17 @@ class Session:
             self._remote, self._local_address = received.source, received.local_address
             if not message.resuming:
                 self._offer = message.offer
+                self.maker = maker_of(message)
+        self._is_left = False
         self._cookies.spend(message, received.now)
-        self._link = Link.accept(message, received.source, received.local_address)
+        self._link = Link.accept(
+            message, received.source, received.local_address, self._local.port, self._key
+        )
+        self._cookies.nonces.hold(self._link.local_nonce, self._link)
         self.last_heard_at = received.now
         self._enter_link(received.now)
-        if self._is_outdated(message):
-            self._due[Input.RENEWAL_DUE] = received.now + self._attempt.renewal_delay_s()
+        self._link.outdated = self._is_outdated(message)
+        self._end_renewal(received.now)
         self._send_keepalive(received.now)
 
     def _refuse(self, received: Received, code: RejectCode, text: str) -> None:
@@ -473,7 +599,7 @@ class Session:
 
     def _enter_link(self, now: float) -> None:
         self._state = State.LINKED
-        self._binding = self._nonce()
+        self._binding = self._randomness.getrandbits(64)
         self._attempt.succeed()
         self._drop_renewal()
         self._due[Input.EXPIRED] = now + LINKED_TIMEOUT_S
@@ -482,8 +608,10 @@ class Session:
 
     def _settle(self) -> None:
         """Agree with the remote, and tell if anything changed."""
-        agreement = self._the_link().settle(self._local)
+        link = self._the_link()
+        agreement = link.settle(self._local)
         if agreement is not None:
+            self._translated = agreement.nat or link.endpoint.port != agreement.remote_port
             self._events.append(events.Agreed(agreement))
 
     def _on_first_keepalive(self, received: Received) -> None:
@@ -507,6 +635,8 @@ class Session:
             self._send_keepalive(now)
         if self._state is State.UP:
             self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
+        if self._renewal is not None and self._renewal.is_refuted_by_the_session:
+            self._end_renewal(now)
         if message.up:
             link.remote_was_up = True
         elif link.remote_was_up:
@@ -529,22 +659,78 @@ class Session:
     def _on_probe_reply(self, received: Received) -> None:
         self._events.append(events.ProbeAnswered(received.message_of(ProbeReply).size))
 
+    # Another session beside it.
+
     def _renew(self, received: Received) -> None:
-        """Ask for a session with this end's settings; the present one goes on meanwhile."""
-        link = self._the_link()
-        self._renewal = Link(self.circuit_id, self._nonce(), 0, link.endpoint, link.local_address)
-        self._send(self._renewal.request(self._local, self._offer, self._passive), self._renewal)
-        self._due[Input.RENEWAL_DUE] = received.now + self._attempt.renewal_delay_s()
+        """Ask for a session with this end's settings, or go on with what is asked for already.
 
-    def _take_renewal(self, received: Received) -> None:
-        """Give the session up for the new one, now that the remote has answered.
-
-        Not before: if no answer ever comes, the circuit would go up and down for ever.
+        The present session goes on meanwhile: if no answer ever comes, the circuit would go up
+        and down for ever.
         """
-        self._tell_down("the other end has outdated settings, and gets the present ones")
+        now, renewal = received.now, self._renewal
+        if renewal is None:
+            self._seek_beside(Purpose.OUTDATED, now)
+        elif renewal.confirming and renewal.given_up_at > now:
+            self._confirm_renewal(now)
+        elif renewal.confirming:
+            self._end_renewal(now)
+        elif renewal.purpose is Purpose.OUTDATED:
+            self._seek_beside(Purpose.OUTDATED, now)
+        else:
+            self._ask_beside(renewal, now)
+
+    def _seek_beside(self, purpose: Purpose, now: float) -> None:
+        present = self._the_link()
+        link = self._new_link(present.endpoint, present.local_address)
+        self._renewal = Renewal(link, purpose)
+        self._ask_beside(self._renewal, now)
+
+    def _ask_beside(self, renewal: Renewal, now: float) -> None:
+        if renewal.tries == LOST_TRIES:
+            self._end_renewal(now)
+            return
+        renewal.tries += 1
+        self._send_request_of(renewal.link)
+        in_a_hurry = renewal.purpose is Purpose.LOST
+        delay_s = LOST_REPEAT_S if in_a_hurry else self._attempt.renewal_delay_s()
+        self._due[Input.RENEWAL_DUE] = now + delay_s
+
+    def _on_renewal_acknowledged(self, received: Received) -> None:
+        renewal = self._the_renewal()
+        if (
+            renewal.purpose is Purpose.LOST
+            and received.message_of(Acknowledge).session == self._the_link().remote_nonce
+        ):
+            self._end_renewal(received.now)  # the remote has the session after all
+            return
+        self._acknowledged(renewal.link, received)
+        renewal.given_up_at = received.now + CONFIRM_TIMEOUT_S
+        self._attempt.begin_confirming()
+        self._confirm_renewal(received.now)
+
+    def _confirm_renewal(self, now: float) -> None:
+        link = self._the_renewal().link
+        self._send(link.confirm(self._local, self._offer, self._passive, self._machine), link)
+        self._due[Input.RENEWAL_DUE] = now + self._attempt.confirm_delay_s()
+
+    def _on_renewed(self, received: Received) -> None:
+        """Give the session up for the new one, which both ends have now."""
+        renewal = self._the_renewal()
+        self._tell_down(renewal.purpose.value)
         self._attempt.begin(received.now)
-        self._link = self._renewal
-        self._take_acknowledge(received)
+        self._link = renewal.link
+        self._on_first_keepalive(received)
+
+    def _on_renewal_refused(self, received: Received) -> None:
+        """Give the session up if the present settings are refused: else nobody would see it.
+
+        Not if the session seems to be lost: what refuses may be another machine with the key.
+        """
+        if self._the_renewal().purpose is Purpose.LOST:
+            self._end_renewal(received.now)
+            return
+        self._tell_down(Purpose.OUTDATED.value)
+        self._on_reject(received)
 
     # Losing it.
 
@@ -564,9 +750,13 @@ class Session:
             self._events.append(events.Down(reason))
 
     def _on_unknown_session(self, received: Received) -> None:
-        """Begin anew: the remote restarted, and lost the session."""
-        self._tell_down("the other end lost the session")
-        self._begin(received)
+        """Ask for another session, as the remote may have restarted and lost this one.
+
+        Nobody takes a session down with such a message, wherever it was had: it goes when another
+        one is there, or when its keepalives are missed.
+        """
+        if self._renewal is None and self._hints.take(received.now):
+            self._seek_beside(Purpose.LOST, received.now)
 
     def _on_close(self, received: Received) -> None:
         """Answer with the same, once, so that the remote need not repeat it."""
@@ -576,6 +766,7 @@ class Session:
         if deleted:
             self._end(by_remote=True)
             return
+        self._is_left = True
         self._tell_down("the other end is stopping")
         self._begin(received)
         self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
@@ -608,6 +799,12 @@ class Session:
         self._renewal = None
         self._due.pop(Input.RENEWAL_DUE, None)
 
+    def _end_renewal(self, now: float) -> None:
+        """Seek no other session for the present; later, if this one has outdated settings."""
+        self._drop_renewal()
+        if self._the_link().outdated:
+            self._due[Input.RENEWAL_DUE] = now + self._attempt.renewal_delay_s()
+
     # Parts of the above.
 
     def _the_link(self) -> Link:
@@ -615,14 +812,27 @@ class Session:
             raise RuntimeError(f"circuit {self.circuit_id}: {self._state.name} without a link")
         return self._link
 
-    def _nonce(self) -> int:
-        return self._randomness.getrandbits(64) or 1
+    def _the_renewal(self) -> Renewal:
+        if self._renewal is None:
+            raise RuntimeError(f"circuit {self.circuit_id}: no session is sought beside this one")
+        return self._renewal
+
+    def _new_link(self, endpoint: Endpoint, local_address: IPAddress | None) -> Link:
+        """Return what asks for a session, with a fresh nonce."""
+        nonces = self._cookies.nonces
+        link = Link(self.circuit_id, nonces.draw(), 0, endpoint, local_address)
+        nonces.hold(link.local_nonce, link)
+        return link
 
     def _send(self, message: Message, link: Link, *, dont_fragment: bool = False) -> None:
-        self._outbox.put(message, link.endpoint, link.local_address, dont_fragment=dont_fragment)
+        in_session = type_of(message) in SESSION_TYPES
+        signer = (link.signer if in_session else None) or self._key
+        self._outbox.put(
+            message, signer, link.endpoint, link.local_address, dont_fragment=dont_fragment
+        )
 
     def _answer(self, message: Message, received: Received) -> None:
-        self._outbox.put(message, received.source, received.local_address)
+        self._outbox.put(message, self._key, received.source, received.local_address)
 
 
 # All that can happen, and what is done. A pair that is not here is a bug of the caller's or of
@@ -663,7 +873,11 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.LINKED, _I.SEND_DUE): Session._keep_alive,
     (_S.LINKED, _I.EXPIRED): Session._begin,
     (_S.LINKED, _M.REQUEST): Session._acknowledge,
-    (_S.LINKED, _M.CONFIRM): Session._take_confirm,
+    (_S.LINKED, _I.RENEWAL_DUE): Session._renew,
+    (_S.LINKED, _I.RENEWED): Session._on_renewed,
+    (_S.LINKED, _I.RENEWAL_REFUSED): Session._on_renewal_refused,
+    (_S.LINKED, _M.ACKNOWLEDGE): Session._on_renewal_acknowledged,
+    (_S.LINKED, _M.CONFIRM): Session._on_confirm_in_session,
     (_S.LINKED, _I.CONFIRM_AGAIN): Session._keep_alive,
     (_S.LINKED, _M.KEEPALIVE): Session._on_keepalive,
     (_S.LINKED, _M.CLOSE): Session._on_close,
@@ -676,8 +890,10 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.UP, _I.EXPIRED): Session._on_timeout,
     (_S.UP, _I.RENEWAL_DUE): Session._renew,
     (_S.UP, _M.REQUEST): Session._acknowledge,
-    (_S.UP, _M.ACKNOWLEDGE): Session._take_renewal,
-    (_S.UP, _M.CONFIRM): Session._take_confirm,
+    (_S.UP, _I.RENEWED): Session._on_renewed,
+    (_S.UP, _I.RENEWAL_REFUSED): Session._on_renewal_refused,
+    (_S.UP, _M.ACKNOWLEDGE): Session._on_renewal_acknowledged,
+    (_S.UP, _M.CONFIRM): Session._on_confirm_in_session,
     (_S.UP, _I.CONFIRM_AGAIN): Session._keep_alive,
     (_S.UP, _M.KEEPALIVE): Session._on_keepalive,
     (_S.UP, _M.CLOSE): Session._on_close,

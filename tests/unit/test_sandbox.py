@@ -1,4 +1,4 @@
-"""vela.linux.confinement: what a real child has left; it does not outlive its supervisor."""
+"""vela.linux.sandbox: what a real child has left; it does not outlive its supervisor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from vela.errors import ConfigError
-from vela.linux.confinement import User, confine, find_user
+from vela.linux.sandbox import User, confine, find_user
 from vela.supervisor.runtime.process import fork
 
 pytestmark = [
@@ -64,7 +64,7 @@ def test_confined_child_dies_with_a_supervisor_that_is_killed() -> None:
     """Also though the change of user clears what prctl had set before."""
     code = f"""
 import os, signal
-from vela.linux.confinement import User, confine
+from vela.linux.sandbox import User, confine
 from vela.supervisor.runtime.process import fork
 supervisor = os.getpid()
 def body():

@@ -1,0 +1,61 @@
+"""A session that is sought beside the one that there is, which goes on meanwhile. Pure.
+
+docs/protocol.md, sections 4.5 and 4.6.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from vela.signaling.limiter import TokenBucket
+from vela.signaling.link import Link
+from vela.signaling.messages import Reject, RejectCode
+
+# Answers that the remote does not have the session make this end ask, and no more often. Who
+# can have them made by a machine with the same key gets no more than these REQUESTs.
+HINT_RATE, HINT_BURST = 0.2, 3.0
+
+# For a session that seems to be lost: bounded, as nothing else ends it but missed keepalives.
+LOST_REPEAT_S = 0.5
+LOST_TRIES = 10
+
+
+class Purpose(Enum):
+    """Why another session is sought; the value is what the operator reads when it is there."""
+
+    OUTDATED = "the other end has outdated settings, and gets the present ones"
+    LOST = "the other end lost the session"
+
+
+@dataclass(slots=True)
+class Renewal:
+    """One attempt: a REQUEST, then a CONFIRM."""
+
+    link: Link
+    purpose: Purpose
+    tries: int = 0
+    """How many REQUESTs were sent."""
+    given_up_at: float = math.inf
+    """When the CONFIRM is given up; infinite: it was not sent yet."""
+
+    @property
+    def confirming(self) -> bool:
+        return self.given_up_at < math.inf
+
+    @property
+    def is_refuted_by_the_session(self) -> bool:
+        """Whether a KEEPALIVE of the present session shows that no other one is needed."""
+        return self.purpose is Purpose.LOST and not self.confirming
+
+    def is_refused_by(self, message: Reject) -> bool:
+        return (
+            self.confirming
+            and message.code != RejectCode.NO_SUCH_SESSION
+            and self.link.is_refused_by(message)
+        )
+
+
+def hint_bucket() -> TokenBucket:
+    return TokenBucket(HINT_RATE, HINT_BURST)
