@@ -288,7 +288,7 @@ def test_commands_that_cannot_be_done_say_why_and_change_nothing(routers: TwoRou
             "another one would be right"
         )
         assert refused(a, "add", "vela9", "--remote", "10.201.0") == (
-            "velactl add: circuits.vela9.remote: '10.201.0' is no address; "
+            "velactl add: circuits.vela9.remote: '10.201.0' is not an address; "
             "one such as '192.0.2.1' or '2001:db8::1' would be right"
         )
         assert refused(a, "add", "vela9", *to, "--bridge", "br9") == (

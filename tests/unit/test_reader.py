@@ -489,7 +489,7 @@ def test_interface_pattern_longer_than_a_name_that_fits_is_accepted(pattern: str
 def test_interface_pattern_that_no_name_fits_is_reported_with_both_lengths() -> None:
     assert only_mistake_in('[autoconfigure]\ninterfaces = "customer-circuit*"\n') == (
         "autoconfigure.interfaces: 'customer-circuit*' matches no interface name: it needs 16 "
-        "characters at least, and a name has at most 15; a shorter one would be right"
+        "characters or more, and a name has at most 15; a shorter one would be right"
     )
 
 
