@@ -206,7 +206,7 @@ class Demux:
             other = self._claims.get((source, circuit_id))
             if other is not None:
                 raise CircuitIdTaken(
-                    f"circuit id {circuit_id} of {source} is {other.receiver.name}'s already"
+                    f"{other.receiver.name} already uses circuit id {circuit_id} toward {source}"
                 )
         claim = Claim(receiver, circuit_id, sources, group, group.acquire())
         for source in sources:

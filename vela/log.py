@@ -1,4 +1,4 @@
-"""Sets structlog up, once. Everything else only calls structlog.get_logger()."""
+"""Configures structlog. All other modules only call structlog.get_logger()."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _STDERR = 2
 
 
 class _Lines:
-    """stderr, one write a line; a line that cannot be written, to a full disk say, is lost.
+    """Writes to stderr, one write for each line. A line that cannot be written is lost.
 
-    Past sys.stderr, whose buffer would keep what cannot be written, and fail again and again.
+    sys.stderr would keep such a line in its buffer and fail again with each later one.
     """
 
     def __init__(self, *_: object) -> None:
@@ -55,7 +55,7 @@ def limit(admits: Callable[[Mapping[str, object]], bool]) -> None:
 def configure(level: str, log_format: str) -> None:
     """Log to stderr from this level ("info") on, as "console" lines or as "json".
 
-    One write per line, so that lines of several processes never mix.
+    One write for each line, so that lines of several processes do not mix.
     """
     renderer: structlog.typing.Processor
     if log_format == "json":

@@ -1,7 +1,7 @@
 """The configuration file to records, and a circuit's record to its table.
 
-Only load_config does input: it reads one file. A caller that wants values compared with the
-host, such as names of users, passes a check that does so.
+Only load_config does input: it reads one file. A caller passes a check that compares values
+with the host, such as names of users.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def parse_config(toml_text: str, source: str, check: Check = lambda config: ()) 
 def parse_circuits(
     tables: Mapping[str, object], daemon: DaemonConfig, source: str
 ) -> tuple[CircuitConfig, ...]:
-    """Validate tables as in [circuits], each for itself and against each other.
+    """Validate tables as in [circuits], each alone and against each other.
 
     Raises ConfigError as parse_config does.
     """
@@ -129,7 +129,7 @@ def parse_circuits(
 
 
 def format_circuit(circuit: CircuitConfig) -> dict[str, object]:
-    """Return the table that is read as this circuit, without keys that have their defaults."""
+    """Return the table of a circuit, without keys that have their defaults."""
     return write_record(circuit, CIRCUIT_KEYS, _UNREAD_CIRCUIT)
 
 
@@ -239,7 +239,7 @@ def _read_daemon(table: Table) -> DaemonConfig:
 def _check_listen(listen: tuple[IPAddress, ...], table: Table) -> None:
     """Report addresses that would bind one port twice.
 
-    "::" with an IPv4 address is right: the socket for "::" then receives no IPv4.
+    "::" beside an IPv4 address is valid: the socket for "::" then receives no IPv4.
     """
     for every in filter(lambda address: address.is_unspecified, listen):
         for other in listen:

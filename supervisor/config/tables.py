@@ -158,7 +158,7 @@ class Key(Generic[T]):
     parse: Parser[T]
     write: Formatter[T] = plain
     required: str = ""
-    """What would be right, for the message where the key is missing; empty: it may be absent."""
+    """What would be right, for the message if the key is missing; empty: it may be absent."""
 
     def read(self, table: Table, default: T) -> T:
         if not self.required:
@@ -208,7 +208,7 @@ def read_record(table: Table, fields: Sequence[TableField], default: R) -> R:
 
 
 def write_record(record: R, fields: Sequence[TableField], default: R) -> dict[str, object]:
-    """Return the table that is read as this record, without keys that have their defaults."""
+    """Return the table of a record, without keys that have their defaults."""
     return {
         field.name: field.write(value)
         for field in fields
@@ -279,7 +279,7 @@ def word(words: Mapping[str, W]) -> Parser[W]:
 
 
 def known_word(words: Mapping[str, W]) -> Parser[W]:
-    """Make a parser of more words than one would like to read in each message."""
+    """Return a parser of words that are too many to list in each message."""
     known = ", ".join(words)
 
     def parse(value: object) -> W:

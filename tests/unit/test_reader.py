@@ -524,11 +524,12 @@ def test_circuit_value_out_of_range_is_one_mistake(line: str) -> None:
         ("fd00::1/129", "'fd00::1/129' has no valid prefix length; 1..128 would be right"),
         (
             "172.16.16.0/30",
-            "172.16.16.0/30 is the subnet's own address; a host's address in it is meant",
+            "172.16.16.0/30 is the address of the subnet; a host's address would be right",
         ),
         (
             "172.16.16.3/30",
-            "172.16.16.3/30 is the subnet's broadcast; a host's address in it is meant",
+            "172.16.16.3/30 is the broadcast address of the subnet; "
+            "a host's address would be right",
         ),
     ],
 )
@@ -557,8 +558,8 @@ def test_interface_pattern_longer_than_a_name_that_fits_is_accepted(pattern: str
 
 def test_interface_pattern_that_no_name_fits_is_reported_with_both_lengths() -> None:
     assert only_mistake_in('[autoconfigure]\ninterfaces = "customer-circuit*"\n') == (
-        "autoconfigure.interfaces: 'customer-circuit*' matches no interface name: it takes 16 "
-        "characters at least, and a name has 15 at most; a shorter one would be right"
+        "autoconfigure.interfaces: 'customer-circuit*' matches no interface name: it needs 16 "
+        "characters or more, and a name has at most 15; a shorter one would be right"
     )
 
 
@@ -686,7 +687,7 @@ def test_remote_address_is_known_for_literals_only(
         ("[2001:db8::9]:", "port"),
         ("[192.0.2.9]:1", "malformed"),
         ("[router2]:1", "malformed"),
-        ("2001:db8::9::1", "is no address"),
+        ("2001:db8::9::1", "is not an address"),
         ("-a.example", "neither an address nor"),
         ("a-.example", "neither an address nor"),
         ("a..example", "neither an address nor"),
@@ -696,17 +697,17 @@ def test_remote_address_is_known_for_literals_only(
         ("a" * 64, "neither an address nor"),
         ("a." * 127 + "a", "255 characters"),
         ("bücher.example", "xn--"),
-        ("192.0.2.256", "is no address"),
-        ("192.0.2.09", "is no address"),
-        ("10.1", "is no address"),
-        ("0x7f000001", "is no address"),
-        ("3232235777", "is no address"),
+        ("192.0.2.256", "is not an address"),
+        ("192.0.2.09", "is not an address"),
+        ("10.1", "is not an address"),
+        ("0x7f000001", "is not an address"),
+        ("3232235777", "is not an address"),
         ("192.0.2.0/24", "neither an address nor"),
         ("fe80::1%eth0", "zone"),
         ("[fe80::1%eth0]:1", "zone"),
         ("fe80::1", "zone"),
-        ("0.0.0.0", "no host's address"),
-        ("[::]:1", "no host's address"),
+        ("0.0.0.0", "not a host's address"),
+        ("[::]:1", "not a host's address"),
         ("224.0.0.1", "multicast"),
         ("ff02::1", "multicast"),
         ("255.255.255.255", "broadcast"),

@@ -192,7 +192,7 @@ def test_two_names_of_one_machine_cannot_share_an_id(pair: Pair) -> None:
     assert pair.words(pair.a)["vela0"] == "up"
     state, reason = pair.a.states()["vela1"]
     assert state == "failed"
-    assert reason == "circuit id 1 of 192.0.2.2 is vela0's already"
+    assert reason == "vela0 already uses circuit id 1 toward 192.0.2.2"
 
 
 def test_circuit_whose_agreement_cannot_be_carried_recovers_when_it_can(pair: Pair) -> None:

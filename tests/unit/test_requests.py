@@ -69,7 +69,7 @@ class Free:
 
     def free_name(self, pattern: str) -> str:
         if not self.name:
-            raise ConfigError(f"no interface name that fits {pattern!r} is free")
+            raise ConfigError(f"no interface name that matches {pattern!r} is free")
         return self.name
 
 
@@ -144,7 +144,7 @@ def test_remote_that_listens_on_another_port_is_remembered_with_it() -> None:
         (
             Free(name=""),
             replace(OFFER, interface=None),
-            "on the other end, no interface name that fits 'vela*' is free",
+            "on the other end, no interface name that matches 'vela*' is free",
         ),
     ],
 )

@@ -34,12 +34,12 @@ _NLMSG_ERROR = 2
 _REPLY = struct.Struct("=IHHIIi")  # struct nlmsghdr, then the error
 _LARGEST_REPLY = 65536
 
-# Frames that wait in the TAP while a worker is replaced, or is busy.
+# Frames that wait in the TAP while a worker is replaced or busy.
 QUEUE_LENGTH = 1000
 
 
 class Netlink:
-    """One netlink socket for all interfaces. What the kernel refuses becomes a DeviceError.
+    """One netlink socket for all interfaces. An error of the kernel becomes a DeviceError.
 
     The messages are pyroute2's, the socket is our own: its engine takes five
     times as long for a request, which hundreds of circuits feel.
@@ -67,7 +67,7 @@ class Netlink:
         arp: bool,
         gso_max_size: int | None = None,
     ) -> None:
-        """Set an interface up with these addresses.
+        """Add these addresses to an interface and set it up.
 
         Without arp no neighbour is ever asked for: for remotes that only know
         IP packets (a TUN), every destination is reached by sending it there.
@@ -89,8 +89,8 @@ class Netlink:
             message["family"] = socket.AF_INET if address.version == 4 else socket.AF_INET6
             message["prefixlen"] = address.network.prefixlen
             message["index"] = index
-            # The other end's address is the operator's to choose, and one
-            # second of detecting duplicates is one of no connection.
+            # The operator chooses both addresses; duplicate address detection would delay the
+            # connection for a second.
             message["flags"] = _IFA_F_NODAD if address.version == 6 else 0
             message["attrs"] = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
             self._request(
@@ -101,7 +101,7 @@ class Netlink:
             )
 
     def set_gso_max_size(self, name: str, size: int) -> None:
-        """Let no frame that is still to be cut into segments be larger than size bytes."""
+        """Limit the size of the GSO frames that the interface takes, in bytes."""
         self._set_link(name, "limit its GSO frames", ("IFLA_GSO_MAX_SIZE", size))
 
     def find(self, name: str) -> int | None:
@@ -149,7 +149,7 @@ class Netlink:
         flags: int = 0,
         change: int = 0,
     ) -> int:
-        """Set attributes of an interface, and its flags that are in change; return its index.
+        """Set attributes of an interface, and the flags in change. Return its index.
 
         Raises DeviceError, saying what could not be done.
         """
@@ -176,7 +176,7 @@ class Netlink:
         return number
 
     def _look(self, name: str, what: int) -> bytes:
-        """Return a struct ifreq of an interface's; any socket may ask, so no other is needed."""
+        """Return the struct ifreq that an ioctl on the netlink socket fills in."""
         try:
             return fcntl.ioctl(self._socket, what, _IFREQ.pack(name.encode(), 0))
         except OSError as err:
@@ -185,7 +185,7 @@ class Netlink:
             raise DeviceError(f"{name}: cannot look at it: {err.strerror}") from err
 
     def _request(self, message: Any, kind: int, flags: int, failure: str) -> None:
-        """Send a message, and wait for the kernel's word on it; rtnetlink(7) answers at once."""
+        """Send a message and return the kernel's answer, which follows at once (rtnetlink(7))."""
         self._sequence += 1
         header = message["header"]
         header["type"] = kind
