@@ -20,11 +20,11 @@ EXIT_CONFIG = 2  # by the configuration, or the command line
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run velad until it is told to stop. Return its exit status."""
+    """Run velad until it is stopped. Return its exit status."""
     arguments = _parser().parse_args(argv)
-    # First, as others may not even read the file.
+    # First: another user may be unable to read the file.
     if not arguments.check and os.geteuid() != 0:
-        return _refuse("it must be started as root, to make interfaces; workers run as others")
+        return _refuse("must run as root, to create interfaces; workers run without privileges")
     try:
         config = load_config(arguments.config, find_mistakes)
     except ConfigError as err:
@@ -62,9 +62,9 @@ def _refuse(why: object) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="velad",
-        description="Carry Ethernet between hosts over UDP: one interface for each circuit.",
-        epilog="Signals: TERM and INT stop it; HUP makes it read the file again, and circuits that "
-        "did not change lose nothing. Exit status: 0 stopped; 1 the machine refused something; "
+        description="Carry Ethernet frames between hosts over UDP, one interface for each circuit.",
+        epilog="Signals: TERM and INT stop velad; HUP reloads the configuration, and unchanged "
+        "circuits lose no frame. Exit status: 0 stopped; 1 the machine refused something; "
         "2 mistakes in the configuration.",
     )
     parser.add_argument(
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="only tell whether the configuration has mistakes; nothing is changed",
+        help="only check the configuration for mistakes; change nothing",
     )
     parser.add_argument("--version", action="version", version=f"velad {__version__}")
     return parser

@@ -57,7 +57,7 @@ def _check(fd: int, path: Path) -> None:
         raise ConfigError(f"{path} gives others access (mode {mode:04o}); run chmod 600 on it")
     size = _key_size(fd, status.st_size)
     if not MIN_KEY <= size <= MAX_KEY:
-        raise ConfigError(f"{path} has a key of {size} bytes; {MIN_KEY} to {MAX_KEY} are right")
+        raise ConfigError(f"{path} has a key of {size} bytes; {MIN_KEY}..{MAX_KEY} are right")
 
 
 def _key_size(fd: int, size: int) -> int:
