@@ -39,6 +39,7 @@ OWNERS = {
     "pytun": "vela.linux.tap",
     "psutil": "vela.linux.affinity",
     "pyroute2": "vela.linux.netlink",
+    "cryptography": "vela.signaling.noise",
 }
 # Configured in one place, asked for a logger anywhere.
 STRUCTLOG_OWNER = "vela.log"
