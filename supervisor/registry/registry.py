@@ -19,8 +19,9 @@ from vela.signaling.signer import Key
 from ..circuit.circuit import Circuit, DataPath, Origin
 from ..circuit.lifecycle import State
 from ..circuit.remote import RouteSource
+from ..config.conflicts import NO_ENCRYPTION, check_key
 from ..config.reader import parse_circuits
-from ..config.records import CircuitConfig, Config, Encapsulation
+from ..config.records import CircuitConfig, Config, Encapsulation, Encryption
 from ..control_channel import ControlChannel
 from ..keys import KeySource
 from ..runtime.loop import EventLoop
@@ -184,6 +185,9 @@ class Registry:
         if "id" not in table:
             table["id"] = self._allocation.free_id(str(table.get("remote", "")))
         (config,) = parse_circuits({name: table}, self._config.daemon, "velactl add")
+        missing = tuple(check_key(config, self._config.autoconfigure))
+        if missing:
+            raise ConfigError(*(f"velactl add: {each}" for each in missing))
         self._allocation.check_free(config)
         circuit = self._create(config, Origin.COMMAND)
         self._store.reclaim(name)
@@ -384,6 +388,8 @@ class Registry:
 
     def _make(self, kept: StoredCircuit) -> Circuit:
         config, origin = kept.config, kept.origin
+        if config.encryption is Encryption.REQUIRED:
+            raise ConfigError(f"{config.name}: {NO_ENCRYPTION}")
         # The original VELA knows no handshake.
         static = not config.autoconfigure or config.encapsulation is Encapsulation.IP
         key = None if static else self._key_for(config, origin)

@@ -40,7 +40,11 @@ def test_policy_has_every_rule_of_the_table() -> None:
     policy = _policy_of(config)
 
     assert policy == Policy(False, (NETWORK,), config.networks, ("br-lan",), "vela?", 3)
-    rules = {each.name for each in fields(AutoconfigureConfig)} - {"key_file"}
+    rules = {each.name for each in fields(AutoconfigureConfig)} - {
+        "key_file",
+        "peers",
+        "encryption",
+    }
     assert {each.name for each in fields(Policy)} - {"resolved"} == rules
 
 

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from encrypted_ends import IDENTITIES, PSK, session_secrets
 
 from vela.errors import RemoteProtocolError
+from vela.public_key import fingerprint
 from vela.signaling.encryption import Answer, Role
 from vela.signaling.messages import HandshakePattern, Suite
 from vela.signaling.noise import HandshakeState, KeyPair, Pattern
@@ -19,7 +20,6 @@ from vela.signaling.session_secrets import (
     Keys,
     SessionSecrets,
     derive,
-    fingerprint,
     frame_key,
     psk_of,
 )
@@ -227,11 +227,6 @@ def test_psk_of_a_key_and_of_none() -> None:
         == "120cf0bde56fa595ec24d7387c7d8ec11334b09604d4d7109ead7e7441e23846"
     )
     assert psk_of(None) == NO_PSK == bytes(32)
-
-
-def test_fingerprint_is_that_of_ssh_keygen() -> None:
-    # printf 'hello' | openssl dgst -sha256 -binary | base64, without padding
-    assert fingerprint(b"hello") == "SHA256:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ"
 
 
 def test_wiped_secrets_are_of_no_use() -> None:

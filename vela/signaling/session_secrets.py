@@ -6,7 +6,6 @@ machine in encryption.py says when; it never sees a key. Randomness is handed in
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import random
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vela.errors import RemoteProtocolError
+from vela.public_key import fingerprint
 from vela.signaling.encryption import Answer
 from vela.signaling.messages import HANDSHAKE, MAX_GENERATION, HandshakePattern, Suite
 from vela.signaling.noise import KEY_LENGTH, HandshakeState, KeyPair, Pattern
@@ -209,12 +209,6 @@ def derive(salt: bytes, secret: bytes, info: bytes, length: int) -> bytes:
         block = hmac.digest(extracted, block + info + bytes([number]), hashlib.sha256)
         derived += block
     return derived[:length]
-
-
-def fingerprint(public: bytes) -> str:
-    """Return what tells a public key in a few characters, as ssh-keygen(1) does."""
-    digest = hashlib.sha256(public).digest()
-    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 def _number(value: int) -> bytes:
