@@ -210,7 +210,7 @@ Event = Ready | Ended | SessionWanted
 
 
 @dataclass(frozen=True, slots=True)
-class CipherStatus:
+class EncryptionStatus:
     """What the operator sees."""
 
     suite: Suite
@@ -323,11 +323,11 @@ class Encryption:
         """That of the newest keys: the next session begins with the other one."""
         return None if self._newest is None else self._newest.answer.phase
 
-    def status(self, now: float) -> CipherStatus | None:
+    def status(self, now: float) -> EncryptionStatus | None:
         current = self._sending
         if current is None or self._state is State.ENDED:
             return None
-        return CipherStatus(
+        return EncryptionStatus(
             current.answer.suite,
             current.number,
             now - current.born,
