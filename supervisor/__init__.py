@@ -1,1 +1,1 @@
-"""velad and velactl: keeps circuits alive. Installed as vela.supervisor (see setup.cfg)."""
+"""velad and velactl. Installed as vela.supervisor (see setup.cfg)."""

@@ -27,16 +27,17 @@ _BY_CONFIG = Path()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run velad until it is told to stop, or do what else is asked. Return the exit status."""
+    """Run velad until it is stopped, or do what else is asked. Return the exit status."""
     arguments = _parse(argv)
+    runs = not arguments.check and (arguments.generate_key or arguments.show_key) is None
+    # First: another user may be unable to read the file.
+    if runs and os.geteuid() != 0:
+        return _refuse("must run as root, to create interfaces; workers run without privileges")
     try:
         if arguments.generate_key is not None:
             return _generate_key(_identity_path(arguments.generate_key, arguments.config))
         if arguments.show_key is not None:
             return _show_key(_identity_path(arguments.show_key, arguments.config))
-        # First, as others may not even read the file.
-        if not arguments.check and os.geteuid() != 0:
-            return _refuse("it must be started as root, to make interfaces; workers run as others")
         config = load_config(arguments.config, find_mistakes)
     except ConfigError as err:
         print(err, file=sys.stderr)
@@ -125,7 +126,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="velad",
-        description="Carry Ethernet between hosts over UDP: one interface for each circuit.",
+        description="Carry Ethernet frames between hosts over UDP, one interface for each circuit.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -141,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--check",
         action="store_true",
-        help="only tell whether the configuration has mistakes; nothing is changed",
+        help="only check the configuration for mistakes; change nothing",
     )
     keys = parser.add_argument_group("keys").add_mutually_exclusive_group()
     keys.add_argument(

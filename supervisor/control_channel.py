@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Protocol
 
 import structlog
@@ -19,7 +20,7 @@ from vela.signaling.cookie import Cookies
 from vela.signaling.events import CircuitRequested, Datagram
 from vela.signaling.limiter import RateLimiter, TokenBucket
 from vela.signaling.messages import Confirm, Header, RejectCode
-from vela.signaling.policy import Policy
+from vela.signaling.policy import PeerCircuits, Policy, SourceLimits
 from vela.signaling.responder import Responder, Silence
 from vela.signaling.signer import Key
 
@@ -32,6 +33,9 @@ from .runtime.resolver import Answer
 # Messages for one circuit, of its remote or in its name, that no session expects: requests, and the
 # answers that begin a session. An honest remote sends some ten in its first second.
 UNEXPECTED_RATE, UNEXPECTED_BURST = 300.0, 600.0
+# Messages of a session. The shortest interval between keepalives is 0.1 s; a remote without manners
+# must not hold up the sessions of others.
+EXPECTED_RATE, EXPECTED_BURST = 100.0, 300.0
 
 
 class ControlTransport(Protocol):
@@ -52,8 +56,8 @@ class RequestHandler(Protocol):
     def handle_request(self, requested: CircuitRequested) -> None:
         """Set the circuit up, or refuse it; the policy allows it."""
 
-    def peer_circuit_count(self) -> int:
-        """Return how many circuits other machines have set up here."""
+    def peer_circuits(self, address: IPAddress) -> PeerCircuits:
+        """Return how many circuits other machines have set up here, and the one at an address."""
 
     def deferral_reason(self, confirm: Confirm, address: IPAddress) -> str:
         """Return why a circuit that may be here is not to be had now; empty: there is none."""
@@ -66,6 +70,9 @@ class Expected:
     addresses: tuple[IPAddress, ...] = ()
     nonces: tuple[int, ...] = ()
     """This end's: only who has had a message of it knows them."""
+
+
+NOTHING_EXPECTED = Expected()
 
 
 class Participant(Protocol):
@@ -95,11 +102,12 @@ class ControlChannel:
         self._participants: dict[int, list[Participant]] = {}
         self._expected: dict[Participant, Expected] = {}
         self._unexpected = RateLimiter()
-        self._buckets: dict[Participant, TokenBucket] = {}
+        self._buckets: dict[Participant, tuple[TokenBucket, TokenBucket]] = {}
         self._log = structlog.get_logger()
         self._dropped: Counter[str] = Counter()
         self._watches: list[NameWatch] = []
         self._resolved: dict[str, tuple[IPAddress, ...]] = {}
+        self._config: AutoconfigureConfig | None = None
         self.randomness = random.SystemRandom()
         self.cookies = Cookies(self.randomness)
         self._responder = Responder(None, None, self.cookies, port)
@@ -123,29 +131,38 @@ class ControlChannel:
         for watch in self._watches:
             watch.stop()
         self._watches.clear()
-        self._resolved.clear()
         self._responder.key = key
-        self._responder.policy = None if config is None else _policy_of(config)
-        for source in config.sources if config is not None else ():
-            if isinstance(source, str):
-                watch = NameWatch(self._loop, self._names, source, None, self._on_answer)
-                self._watches.append(watch)
-                watch.look()
+        self._config = config
+        names: dict[str, None] = {}
+        if config is not None:
+            sources = (*config.sources, *(rules.source for rules in config.per_source))
+            names = dict.fromkeys(each for each in sources if isinstance(each, str))
+        # A machine that is still named keeps its addresses meanwhile.
+        self._resolved = {name: self._resolved[name] for name in names if name in self._resolved}
+        self._apply_names()
+        for name in names:
+            watch = NameWatch(self._loop, self._names, name, None, self._on_answer)
+            self._watches.append(watch)
+            watch.look()
 
     def add(self, circuit_id: int, participant: Participant) -> None:
         self._participants.setdefault(circuit_id, []).append(participant)
+        self._buckets[participant] = (
+            TokenBucket(EXPECTED_RATE, EXPECTED_BURST),
+            TokenBucket(UNEXPECTED_RATE, UNEXPECTED_BURST),
+        )
 
     def remove(self, circuit_id: int, participant: Participant) -> None:
         self._participants[circuit_id].remove(participant)
-        self._buckets.pop(participant, None)
-        self.expect(participant, Expected())
+        del self._buckets[participant]
+        self.expect(participant, NOTHING_EXPECTED)
 
     def expect(self, participant: Participant, expected: Expected) -> None:
         """Know a participant's messages, so that no flood of others holds them up."""
-        if expected == self._expected.get(participant, Expected()):
+        if expected == self._expected.get(participant, NOTHING_EXPECTED):
             return
         self._expected[participant] = expected
-        if expected == Expected():
+        if expected == NOTHING_EXPECTED:
             del self._expected[participant]
         known = self._expected.values()
         remotes = frozenset(address for each in known for address in each.addresses)
@@ -178,17 +195,13 @@ class ControlChannel:
             dropped[f"control_{why}"] += count
         return dict(dropped)
 
-    def _expects(self, participant: Participant, header: Header) -> bool:
-        expected = self._expected.get(participant)
-        return expected is not None and header.receiver_nonce in expected.nonces
-
-    def _may_be_read(self, participant: Participant, source: IPAddress) -> bool:
-        """Tell whether a message for a circuit, which could be forged, is still worth its work."""
-        bucket = self._buckets.get(participant)
-        if bucket is None:
-            bucket = self._buckets[participant] = TokenBucket(UNEXPECTED_RATE, UNEXPECTED_BURST)
+    def _may_be_read(self, participant: Participant, header: Header, source: IPAddress) -> bool:
+        """Tell whether a message for a circuit is still worth its work."""
         now = self._loop.now()
-        return bucket.take(now) and self._unexpected.take(source, now)
+        expected, unexpected = self._buckets[participant]
+        if header.receiver_nonce in self._expected.get(participant, NOTHING_EXPECTED).nonces:
+            return expected.take(now)
+        return unexpected.take(now) and self._unexpected.take(source, now)
 
     def _receive(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
         try:
@@ -197,9 +210,7 @@ class ControlChannel:
             for participant in reversed(self._participants.get(header.circuit_id, [])):
                 if participant.converses_with(source.address):
                     # Before any work is spent on what anybody could have sent.
-                    if self._expects(participant, header) or self._may_be_read(
-                        participant, source.address
-                    ):
+                    if self._may_be_read(participant, header, source.address):
                         participant.receive_control(data, source, local_address)
                     else:
                         self._dropped[Silence.TOO_FAST.value] += 1
@@ -208,7 +219,7 @@ class ControlChannel:
                 data,
                 source,
                 self._loop.now(),
-                peer_circuit_count=self._peer_circuit_count,
+                peer_circuits=lambda: self._peer_circuits(source.address),
                 deferral_reason=lambda confirm: self._deferral_reason(confirm, source.address),
                 local_address=local_address,
             )
@@ -220,30 +231,36 @@ class ControlChannel:
         if requested is not None and self._handler is not None:
             self._handler.handle_request(requested)
 
-    def _peer_circuit_count(self) -> int:
-        return 0 if self._handler is None else self._handler.peer_circuit_count()
+    def _peer_circuits(self, address: IPAddress) -> PeerCircuits:
+        return PeerCircuits(0, 0) if self._handler is None else self._handler.peer_circuits(address)
 
     def _deferral_reason(self, confirm: Confirm, address: IPAddress) -> str:
         return "" if self._handler is None else self._handler.deferral_reason(confirm, address)
 
     def _on_answer(self, answer: Answer) -> bool:
         """Take the addresses of a machine that may set up circuits here."""
-        policy, name = self._responder.policy, answer.host
-        if policy is None:
+        name = answer.host
+        if self._responder.policy is None:
             return False
         if answer.error is not None:
             # A machine that was let in before stays so while a name server is away.
             self._log.warning("autoconfigure_source_unresolved", name=name, error=answer.error)
             return False
         self._resolved[name] = answer.addresses
-        resolved = tuple(each for known in self._resolved.values() for each in known)
-        self._responder.policy = replace(policy, resolved=resolved)
+        self._apply_names()
         return True
 
+    def _apply_names(self) -> None:
+        config = self._config
+        self._responder.policy = None if config is None else _policy_of(config, self._resolved)
 
-def _policy_of(config: AutoconfigureConfig) -> Policy:
-    """Return the rules of the [autoconfigure] table; its host names are resolved later."""
+
+def _policy_of(
+    config: AutoconfigureConfig, resolved: Mapping[str, tuple[IPAddress, ...]]
+) -> Policy:
+    """Return the rules of the [autoconfigure] table, with the addresses of its host names."""
     networks = tuple(each for each in config.sources if not isinstance(each, str))
+    names = [each for each in config.sources if isinstance(each, str)]
     return Policy(
         accept=config.accept,
         sources=networks if config.sources else None,
@@ -251,4 +268,20 @@ def _policy_of(config: AutoconfigureConfig) -> Policy:
         bridges=config.bridges,
         interfaces=config.interfaces,
         max_circuits=config.max_circuits,
+        max_circuits_per_remote=config.max_circuits_per_remote,
+        per_source=tuple(
+            SourceLimits(
+                sources=(
+                    tuple(map(ip_network, resolved.get(rules.source, ())))
+                    if isinstance(rules.source, str)
+                    else (rules.source,)
+                ),
+                networks=rules.networks,
+                bridges=rules.bridges,
+                interfaces=rules.interfaces,
+                max_circuits=rules.max_circuits,
+            )
+            for rules in config.per_source
+        ),
+        resolved=tuple(address for name in names for address in resolved.get(name, ())),
     )

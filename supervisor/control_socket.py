@@ -1,4 +1,4 @@
-"""The Unix socket that velactl talks to: one JSON object a line, a request and its reply."""
+"""The Unix socket of velactl: one JSON object on each line, a request and its reply."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_CLIENTS = 64
 BACKLOG = 16
 EXHAUSTED_PAUSE_S = 1.0
 
-# What accept(2) says where descriptors or memory are lacking.
+# Errors of accept(2) when descriptors or memory run out.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _ACCEPTS = 0x10000  # include/linux/net.h, __SO_ACCEPTCON
@@ -36,10 +36,10 @@ Handler = Callable[[Mapping[str, object]], Reply]
 
 
 class ControlSocket:
-    """Serves requests with a handler, one at a time; a slow client holds nobody up."""
+    """Answers requests with a handler, one at a time. Slow clients do not delay others."""
 
     def __init__(self, loop: EventLoop, path: Path, handler: Handler) -> None:
-        """Bind path. Raises DeviceError where another velad serves it, or it cannot be made."""
+        """Bind path. Raises DeviceError if another velad serves it or it cannot be created."""
         self._loop = loop
         self._path = path
         self._handler = handler
@@ -70,7 +70,7 @@ class ControlSocket:
             self._path.unlink()
 
     def _bind(self) -> None:
-        # Only root, whatever the umask: what is said here changes interfaces.
+        # For root only, whatever the umask: requests change interfaces.
         before = os.umask(0o177)
         try:
             try:
@@ -84,10 +84,10 @@ class ControlSocket:
             os.umask(before)
 
     def _remove_stale(self) -> None:
-        """Remove what a velad that was killed left behind."""
-        # A connection to a file of another kind is refused, too.
+        """Remove the socket of a velad that was killed."""
+        # A connection to another kind of file is refused, too.
         if not stat.S_ISSOCK(self._path.lstat().st_mode):
-            raise DeviceError(f"control socket {self._path}: something else is there: no socket")
+            raise DeviceError(f"control socket {self._path}: the path exists and is not a socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
                 probe.connect(str(self._path))
@@ -96,7 +96,7 @@ class ControlSocket:
                 return
             except OSError as err:
                 raise DeviceError(
-                    f"control socket {self._path}: something else is there: {err}"
+                    f"control socket {self._path}: another program has the path: {err}"
                 ) from err
         raise DeviceError(f"control socket {self._path}: another velad answers there")
 
@@ -109,7 +109,7 @@ class ControlSocket:
             connection, _ = self._listener.accept()
         except OSError as err:
             if err.errno in _EXHAUSTED:
-                # It stays in the queue, and so the listener readable.
+                # The connection stays in the queue, so the listener stays readable.
                 self._loop.unwatch(self._listener.fileno())
                 self._pause = self._loop.call_later(EXHAUSTED_PAUSE_S, self._listen)
                 structlog.get_logger().error(
@@ -117,7 +117,7 @@ class ControlSocket:
                     error=_reason(err),
                     retry_in_s=EXHAUSTED_PAUSE_S,
                 )
-            return  # or it went away again
+            return  # or the client has closed it
         if len(self._clients) >= MAX_CLIENTS:
             connection.close()
             return
@@ -149,7 +149,7 @@ class ControlSocket:
                 return
 
     def _send(self, client: _Client) -> bool:
-        """Send what the client takes now, the rest when it takes more; False: it is dropped."""
+        """Send as much as the client takes now, the rest later. False: the client is dropped."""
         try:
             while client.unsent:
                 del client.unsent[: client.connection.send(client.unsent)]
@@ -172,7 +172,7 @@ class ControlSocket:
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
-                raise ValueError("a request is an object")
+                raise ValueError("a request must be an object")
         except (ValueError, RecursionError) as err:
             return {"error": f"not a request: {err}"}
         try:
@@ -180,9 +180,9 @@ class ControlSocket:
         except VelaError as err:
             return {"error": str(err)}
         except Exception:
-            # A bug; circuits go on, and whoever mends it needs to see where.
+            # A bug. Circuits go on, and the log has the traceback.
             structlog.get_logger().exception("command_failed", request=request)
-            return {"error": "an internal error, which velad's log tells more of"}
+            return {"error": "internal error; see the log of velad"}
 
     def _drop(self, client: _Client) -> None:
         del self._clients[client.connection.fileno()]
@@ -191,18 +191,18 @@ class ControlSocket:
 
 
 class _Client:
-    """A connection, what has come of a request, and what of the replies has not gone yet."""
+    """A connection, the request received so far, and replies not sent yet."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.received = b""
         self.unsent = bytearray()
         self.ended = False
-        """Nothing more comes from it; it may still wait for replies."""
+        """The client sends no more requests; it may still wait for replies."""
 
 
 def find_socket(pid: int) -> Path | None:
-    """Return the path of the Unix socket that a process listens on; None: it cannot be told."""
+    """Return the path of the Unix socket that a process listens on; None: unknown."""
     process = Path("/proc", str(pid))
     links = set()
     try:
@@ -221,12 +221,12 @@ def find_socket(pid: int) -> Path | None:
 
 
 def ask(path: Path, request: Mapping[str, object], timeout_s: float) -> Mapping[str, object]:
-    """Send a request to the velad behind path, and return its reply; blocks.
+    """Send a request to the velad that serves path, and return its reply. Blocks.
 
-    Raises VelaError: nobody there, no answer in time, or the error it answers.
+    Raises VelaError: no velad, no answer in time, or the error that it answers.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        # Not settimeout() yet: where many connect at once, it makes connect() fail, not wait.
+        # settimeout() would make connect() fail instead of wait if many connect at once.
         seconds, fraction = divmod(timeout_s, 1)
         wait = _TIMEVAL.pack(int(seconds), int(fraction * 1_000_000))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
@@ -243,7 +243,7 @@ def ask(path: Path, request: Mapping[str, object], timeout_s: float) -> Mapping[
         except OSError as err:
             raise VelaError(f"{path}: {_reason(err)}") from err
     if not line.endswith(b"\n"):
-        raise VelaError(f"velad at {path} ended before it had answered")
+        raise VelaError(f"velad at {path} ended before it answered")
     reply: Mapping[str, object] = json.loads(line)
     if "error" in reply:
         raise VelaError(str(reply["error"]))

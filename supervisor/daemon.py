@@ -1,4 +1,4 @@
-"""velad as a whole: what a configuration becomes, and how it goes away again."""
+"""The daemon: start, stop, reload, status, and the requests of velactl."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from vela.linux.netlink import Netlink
 from vela.linux.sandbox import check_capabilities, find_user, why_no_filter
 from vela.linux.tap import check_tun
 from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_number
+from vela.log import limit
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
@@ -37,13 +38,15 @@ from .control_socket import ControlSocket, Reply
 from .demux import Demux
 from .keys import Keys
 from .notify import READY, STOPPING, notify
+from .registry.host import HostNetwork
 from .registry.registry import Registry
 from .runtime.burst import Burst
+from .runtime.lines import LineLimiter
 from .runtime.loop import EventLoop
 from .runtime.names import Names
 from .status import DaemonStatus, document
 
-# A minute; what little there is takes 5 ms to collect.
+# A minute. A collection takes 5 ms.
 CHECKS_BETWEEN_COLLECTIONS = 60
 
 _MACHINE_ID = Path("/etc/machine-id")
@@ -51,25 +54,27 @@ _IS_MACHINE_ID = re.compile(r"[0-9a-f]{32}")  # machine-id(5)
 
 
 class Daemon:
-    """Everything between start and stop. Made whole, or not at all."""
+    """Everything between start and stop."""
 
     def __init__(self, path: Path, config: Config) -> None:
-        """Set up all that config asks for.
+        """Create everything that config asks for.
 
-        Raises VelaError, or OSError where the kernel has no more of something;
-        then nothing is left.
+        Raises VelaError, or OSError if a resource is exhausted, and then leaves
+        nothing behind.
         """
         self._path = path
         self._config = config
         self._log = structlog.get_logger()
-        # Now and then by _check(): one at any moment could hold up a worker's restart.
+        # _check() collects: a collection at any other time could delay a worker's restart.
         gc.disable()
         self._checks = 0
         _raise_descriptor_limit()
         self._loop = EventLoop()
         self._started = self._loop.now()
+        self._lines = LineLimiter(self._loop.now)
+        limit(self._lines.admits)
         user = find_user(config.daemon.user)
-        # Before another machine asks for a circuit in vain.
+        # Fail now, not when another machine asks for a circuit.
         check_tun()
         engine = _load_engine(config.daemon)
         kernel = probe()
@@ -86,6 +91,7 @@ class Daemon:
             netlink = Netlink()
             undo.callback(netlink.close)
             self._demux = Demux(self._loop, groups)
+            undo.callback(self._demux.close)
             names = Names(self._loop, user)
             undo.callback(names.close)
             self._keys = Keys(self._loop, user, config.daemon.state_directory)
@@ -114,6 +120,8 @@ class Daemon:
                 control_channel=self._control_channel,
                 keys=self._keys,
                 make_data_path=make_pseudowire,
+                host=HostNetwork(self._loop.now),
+                lines=self._lines,
             )
             self._control_channel.set_request_handler(self._registry)
             undo.callback(self._registry.close)
@@ -127,7 +135,7 @@ class Daemon:
             self._undo = undo.pop_all()
 
     def run(self) -> None:
-        """Carry circuits until SIGTERM or SIGINT, then take everything down."""
+        """Run until SIGTERM or SIGINT, then remove everything."""
         loop = self._loop
         self._log.info(
             "kernel_features",
@@ -164,9 +172,9 @@ class Daemon:
         )
 
     def reload(self) -> dict[str, str]:
-        """Take over what changed in the file. Raises VelaError, and then nothing has changed.
+        """Apply the changed file. Raises VelaError, and then changes nothing.
 
-        Return circuits that cannot be made at present, by name, and why.
+        Return the reason, by name, for each circuit that cannot be created at present.
         """
         config = load_config(self._path, find_mistakes)
         if config.daemon != self._config.daemon:
@@ -182,7 +190,7 @@ class Daemon:
         return failed
 
     def _on_request(self, request: Mapping[str, object]) -> Reply:
-        """Do what velactl asks for. Raises VelaError."""
+        """Carry out a request of velactl. Raises VelaError."""
         registry = self._registry
         match request:
             case {"command": "status"}:
@@ -217,6 +225,13 @@ class Daemon:
         self._loop.call_later(CHECK_INTERVAL_S, self._check)
         self._forwarding.look()
         self._registry.check()
+        for left_out in self._lines.summaries():
+            self._log.warning(
+                "log_lines_left_out",
+                source=left_out.source,
+                lines=left_out.lines,
+                events=dict(left_out.events),
+            )
         self._checks += 1
         if self._checks % CHECKS_BETWEEN_COLLECTIONS == 0:
             gc.collect()
@@ -229,9 +244,9 @@ class Daemon:
 
 
 def find_mistakes(config: Config) -> list[str]:
-    """Return what of a configuration cannot be on this machine, a line each, with its key path.
+    """Return what in a configuration does not fit this machine, one line each, with key path.
 
-    Raises DeviceError where that cannot be told.
+    Raises DeviceError if the machine cannot be examined.
     """
     mistakes = []
     try:
@@ -292,8 +307,8 @@ def _find_key_mistake(table: str, path: Path, least: int) -> Iterator[str]:
 
 
 def _listen(config: DaemonConfig, features: Features) -> tuple[ReceiveGroup, ...]:
-    """Bind all listening addresses, or none."""
-    # "::" takes IPv4 too, unless an address of that family is named as well.
+    """Bind all listening addresses. Raises DeviceError, and then binds none."""
+    # "::" also receives IPv4, unless an IPv4 address is listed too.
     only_ipv6 = any(address.version == 4 for address in config.listen)
     groups: list[ReceiveGroup] = []
     try:
@@ -315,7 +330,7 @@ def _load_engine(config: DaemonConfig) -> LoadedEngine:
         structlog.get_logger().error(
             "native_engine_missing",
             reason=engine.fallback,
-            consequence="the Python engine carries frames, at a tenth of the rate",
+            consequence="the Python engine carries frames at a tenth of the rate",
             advice='build the package with a C compiler, or write engine = "python"',
         )
     return engine
@@ -343,18 +358,18 @@ def _warn_of_missing_filter() -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """Allow as many descriptors as this process may: a circuit takes six."""
+    """Raise the limit of descriptors to the hard limit: a circuit takes six."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _identity(features: Features) -> tuple[str, ...]:
-    """Return what tells this machine, and this network namespace on it, from all others."""
+    """Return what identifies this machine and this network namespace."""
     try:
         machine = _MACHINE_ID.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         machine = ""
-    # Empty in images of machines, and "uninitialized" while one starts for the first time.
+    # Empty in machine images, and "uninitialized" during the first boot.
     if not _IS_MACHINE_ID.fullmatch(machine):
         machine = os.uname().nodename
     return machine, str(namespace_number(features))

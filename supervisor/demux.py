@@ -20,6 +20,7 @@ from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError, VelaError
 from vela.linux.bpf import MAX_INSTRUCTIONS
 from vela.linux.features import UDP_GRO
+from vela.linux.rtnetlink import RouteMonitor
 from vela.linux.steering import ControlSteering, Route, steering_program
 from vela.linux.underlay import (
     ANY_ADDRESS,
@@ -42,6 +43,9 @@ _LEAST_ROOM = 16  # instructions; the kernel's smallest allowance takes ten time
 
 # A program for 255 circuits takes 10 ms to build.
 STEER_INTERVAL_S = 0.1
+
+# Between looks at routes that change: each takes 0.3 ms for each circuit that it concerns.
+LOOK_INTERVAL_S = 0.5
 
 _GRO_SIZE = struct.Struct("=i")
 _OVERFLOWS = struct.Struct("=I")
@@ -81,6 +85,9 @@ class Receiver(Protocol):
     def deliver(self, data: bytearray, start: int, end: int) -> None:
         """Take a datagram that came past the worker, with REBUILD_ROOM bytes before it."""
 
+    def look_at_route(self) -> None:
+        """Take note that the route to the remote may have changed."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claim:
@@ -113,17 +120,26 @@ class Demux:
         self._steerings = Burst(loop, STEER_INTERVAL_S)
         self._steering: Timer | None = None
         self._control = ControlSteering()
+        self._looks = Burst(loop, LOOK_INTERVAL_S)
+        self._to_look_at: dict[int, Claim] = {}
         self._overflows: dict[int, int] = {}
         self._on_control: ControlHandler = self._drop_control
         self._data = bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD)
         self._target = [memoryview(self._data)[REBUILD_ROOM:]]
         self._log = structlog.get_logger()
         self._dropped = dict.fromkeys(DropReason, 0)
+        self._monitor = RouteMonitor()
+        loop.watch(self._monitor.fileno(), self._on_route_changes)
         for group in self._groups:
             group.steer(steering_program(()).program)
             for control_socket in group.control_sockets:
                 receive = partial(self._receive, group, control_socket)
                 loop.watch(control_socket.fileno(), receive)
+
+    def close(self) -> None:
+        """Hear of no more route changes; the groups are their owner's."""
+        self._loop.unwatch(self._monitor.fileno())
+        self._monitor.close()
 
     @property
     def groups(self) -> tuple[ReceiveGroup, ...]:
@@ -190,7 +206,7 @@ class Demux:
             other = self._claims.get((source, circuit_id))
             if other is not None:
                 raise CircuitIdTaken(
-                    f"circuit id {circuit_id} of {source} is {other.receiver.name}'s already"
+                    f"{other.receiver.name} already uses circuit id {circuit_id} toward {source}"
                 )
         claim = Claim(receiver, circuit_id, sources, group, group.acquire())
         for source in sources:
@@ -299,6 +315,25 @@ class Demux:
         for claim in self._withdrawn:
             claim.group.release(claim.index)
         self._withdrawn.clear()
+
+    def _on_route_changes(self) -> None:
+        changes = self._monitor.changes()
+        if changes == ():
+            return
+        concerned = {
+            id(claim): claim
+            for (source, _), claim in self._claims.items()
+            if changes is None or any(source in network for network in changes)
+        }
+        for claim in concerned.values():
+            if id(claim) not in self._to_look_at:
+                self._to_look_at[id(claim)] = claim
+                self._looks.add(partial(self._look_at_route, claim))
+
+    def _look_at_route(self, claim: Claim) -> None:
+        del self._to_look_at[id(claim)]
+        if self._claims.get((claim.sources[0], claim.circuit_id)) is claim:
+            claim.receiver.look_at_route()
 
     def _receive(self, group: ReceiveGroup, control_socket: socket.socket) -> None:
         taken = 0

@@ -15,13 +15,15 @@ import secrets
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
 from vela.errors import VelaError
-from vela.linux.memory import hide_memory, lock_memory
+from vela.linux.memory import lock_memory
 from vela.linux.sandbox import User, confine
+from vela.linux.seccomp import Filter
 from vela.signaling.identity import MACHINE_SECRET_LENGTH, token
 from vela.signaling.signer import (
     CONTEXT_LENGTH,
@@ -213,16 +215,21 @@ def _unpack(layout: struct.Struct, arguments: bytes) -> tuple[int, ...]:
     return layout.unpack(arguments)
 
 
-def run(channel: socket.socket, user: User, supervisor_pid: int) -> None:
-    """Be the key holder: a fork of the supervisor, from before it could have read a key."""
-    Path("/proc/self/comm").write_text(NAME, encoding="ascii")
+def run(channel: socket.socket, user: User, supervisor_pid: int, calls: Filter | None) -> None:
+    """Be the key holder: a fork of the supervisor, from before it could have read a key.
+
+    calls: vela.linux.sandbox.key_holder_filter, made by the supervisor.
+    """
+    with suppress(OSError):  # a name is not worth more
+        Path("/proc/self/comm").write_text(NAME, encoding="ascii")
     unlocked = lock_memory()
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     confine(user, supervisor_pid)
-    hide_memory()
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     os.close(null)
+    if calls is not None:
+        calls.install()
     serve(channel, KeyHolder(unlocked))
 
 

@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from vela.errors import ConfigError, VelaError
-from vela.linux.sandbox import User
+from vela.linux.sandbox import User, key_holder_filter
 from vela.signaling.identity import TOKEN_LENGTH
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.signer import (
@@ -47,7 +47,7 @@ from .key_holder import (
     Status,
 )
 from .runtime.loop import EventLoop
-from .runtime.process import Child, ExitStatus, fork
+from .runtime.process import Child, ExitStatus, fork_with_channel
 
 MACHINE_FILE = "machine.key"
 """In the state directory: the secret by which this machine is told from others."""
@@ -299,18 +299,12 @@ class Keys:
             self._take()
 
     def _fork(self) -> Started:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        supervisor_pid = os.getpid()
+        supervisor_pid, calls = os.getpid(), key_holder_filter()
 
-        def body() -> None:
-            key_holder.run(theirs, self._user, supervisor_pid)
+        def body(channel: socket.socket) -> None:
+            key_holder.run(channel, self._user, supervisor_pid, calls)
 
-        with theirs:  # the child has its own
-            try:
-                return fork(body, (theirs.fileno(),)), ours
-            except OSError:
-                ours.close()
-                raise
+        return fork_with_channel(body)
 
     def _take(self) -> None:
         """Start a holder. Raises HolderLostError."""

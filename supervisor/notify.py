@@ -1,4 +1,4 @@
-"""Tells a service manager what velad is about. sd_notify(3)."""
+"""Tells the service manager the state of velad: sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STOPPING = "STOPPING=1"
 
 
 def notify(state: str) -> None:
-    """Send a state to the manager that asked for it by NOTIFY_SOCKET, if one did."""
+    """Send a state to the service manager that NOTIFY_SOCKET names, if any."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return

@@ -1,4 +1,4 @@
-"""What velad tells of itself: the records behind `velactl status --json`, in its key names."""
+"""The status of velad: the records behind `velactl status --json`, with its key names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vela.signaling.messages import HandshakePattern, Suite
 
 
 def document(value: object) -> Any:
-    """Return a record as what JSON can say; dataclasses.asdict copies too, and takes four times."""
+    """Return a record as JSON values, four times as fast as dataclasses.asdict, which copies."""
     if is_dataclass(value):
         names = value.__dataclass_fields__
         return {name: document(getattr(value, name)) for name in names}
@@ -129,6 +129,6 @@ class DaemonStatus:
     uptime_seconds: float
     listen: tuple[str, ...]
     engine_features: tuple[str, ...]
-    """Of the kernel, in use; sorted."""
+    """Kernel features in use, sorted."""
     rx_dropped: Mapping[str, int]
     circuits: tuple[CircuitStatus, ...]

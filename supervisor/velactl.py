@@ -1,4 +1,4 @@
-"""velactl's command line: the operator's view of a running velad."""
+"""velactl: the command line of a running velad."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .config.records import DaemonConfig
 from .control_socket import ask, find_socket
 
 TIMEOUT_S = 5.0
-# Hundreds of circuits may change. systemd waits 90 s.
+# Hundreds of circuits may change; systemd waits 90 s.
 RELOAD_TIMEOUT_S = 60.0
 
 EXIT_OK = 0
@@ -39,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"velactl: {err}", file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
-        # The reader, `head` for instance, has seen enough. What is left in the buffer must go
-        # somewhere when the interpreter ends: it fails with 120 otherwise (Python 3.13).
+        # The reader, such as `head`, has closed the pipe. The interpreter flushes the rest of the
+        # buffer when it ends; without another target it exits with 120 (Python 3.13).
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return EXIT_OK
@@ -96,7 +96,7 @@ def _add(arguments: argparse.Namespace) -> int:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    """Send a command that needs a circuit's name at most, and has nothing to show."""
+    """Send a command that has no argument but the name of a circuit, and prints nothing."""
     request = {"command": arguments.command}
     if "circuit" in arguments:
         request["circuit"] = arguments.circuit
@@ -106,10 +106,10 @@ def _command(arguments: argparse.Namespace) -> int:
 
 
 def _default_socket() -> Path:
-    """Return the socket of the velad that systemd runs this command for, or the usual one.
+    """Return the control socket of the velad that systemd reloads, or the default.
 
-    systemd sets MAINPID for ExecReload. A daemon's control_socket may differ from the one in
-    its file, which may have been changed, or damaged, since it was started.
+    systemd sets MAINPID for ExecReload. The socket of a running daemon may differ from that in
+    its file, which may have changed since the start.
     """
     main_pid = os.environ.get("MAINPID", "")
     found = find_socket(int(main_pid)) if main_pid.isdecimal() else None
@@ -120,7 +120,7 @@ def _summary(status: Document) -> list[str]:
     """Return a line about the daemon, and a table of its circuits."""
     uptime, listen = _duration(status["uptime_seconds"]), ", ".join(status["listen"])
     lines = [f"velad {status['version']}, pid {status['pid']}, up {uptime}, listening on {listen}"]
-    # A velad that was not started again since an update may not say.
+    # A velad that runs since before an update may not report them.
     used = status.get("engine_features", words(ALL_FEATURES))
     unused = [word for word in words(ALL_FEATURES) if word not in used]
     if unused:
@@ -164,7 +164,7 @@ def _row(circuit: Document) -> tuple[str, ...]:
 
 
 def _details(circuit: Document) -> list[str]:
-    """Return all that is known of one circuit, a line each."""
+    """Return all fields of one circuit, one line each."""
     counters, worker = circuit["counters"], circuit["worker"]
     state = circuit["state"] + (f": {circuit['reason']}" if circuit["reason"] else "")
     remote = circuit["remote"]
@@ -251,7 +251,7 @@ def _duration(seconds: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="velactl", description="Ask a running velad.")
+    parser = argparse.ArgumentParser(prog="velactl", description="Control a running velad.")
     parser.add_argument(
         "--socket",
         type=Path,
@@ -261,20 +261,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"velactl {__version__}")
     commands: Any = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser("status", help="show circuits, their states and counters")
-    status.add_argument("circuit", nargs="?", metavar="CIRCUIT", help="only this one, in detail")
-    status.add_argument("--json", action="store_true", help="for programs")
+    status.add_argument("circuit", nargs="?", metavar="CIRCUIT", help="this one in full")
+    status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(run=_status)
-    _describe_add(commands.add_parser("add", help="set up a circuit, on both machines"))
+    _describe_add(commands.add_parser("add", help="create a circuit on both machines"))
     for name, text in (
-        ("delete", "take a circuit down for good, on both machines"),
-        ("up", "let a circuit that is down carry frames again"),
-        ("down", "let a circuit carry nothing until it is set up again, across restarts, too"),
+        ("delete", "remove a circuit on both machines"),
+        ("up", "undo down"),
+        ("down", "take a circuit administratively down, across restarts"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("circuit", metavar="CIRCUIT")
         command.set_defaults(run=_command)
     reload = commands.add_parser(
-        "reload", help="read the configuration again; circuits that did not change lose nothing"
+        "reload", help="read the configuration again; unchanged circuits lose no frame"
     )
     reload.set_defaults(run=_command)
     return parser
@@ -282,10 +282,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _describe_add(add: argparse.ArgumentParser) -> None:
     add.description = (
-        "Set up a circuit at run time. The other machine sets its end up by itself, if its "
-        "[autoconfigure] allows that. The circuit outlives restarts of both."
+        "Create a circuit at run time. The other machine creates its end if its [autoconfigure] "
+        "allows it. The circuit survives restarts of both machines."
     )
-    add.add_argument("circuit", metavar="CIRCUIT", help="the interface's name here")
+    add.add_argument("circuit", metavar="CIRCUIT", help="name of the interface here")
     add.add_argument("--remote", required=True, metavar="HOST[:PORT]", help="the other machine")
     add.add_argument("--id", type=int, metavar="N", help="1..255 (default: the next free one)")
     for option, whose in (("", "this"), ("peer-", "the other")):
@@ -293,20 +293,28 @@ def _describe_add(add: argparse.ArgumentParser) -> None:
             f"--{option}address",
             action="append",
             metavar="ADDRESS/LENGTH",
-            help=f"for {whose} end's interface; may be repeated",
+            help=f"address of {whose} end's interface; may be repeated",
         )
         add.add_argument(
-            f"--{option}bridge", metavar="NAME", help=f"that {whose} end's interface joins"
+            f"--{option}bridge", metavar="NAME", help=f"bridge that {whose} end's interface joins"
         )
-        add.add_argument(f"--{option}mac", metavar="MAC", help=f"of {whose} end's interface")
-    add.add_argument("--peer-interface", metavar="NAME", help="the interface's name there")
-    add.add_argument("--mtu", type=int, metavar="BYTES", help="(default: from the route)")
-    add.add_argument("--family", choices=("any", "ipv4", "ipv6"), help="of the underlay")
-    add.add_argument("--key-file", type=Path, metavar="PATH", help="the key shared with it")
-    add.add_argument("--encryption", choices=("none", "required"), help="of frames (default: none)")
-    add.add_argument("--peer-key", metavar="KEY", help="the other machine's public key")
-    add.add_argument("--keepalive", type=float, metavar="SECONDS", help="(default: 5)")
-    add.add_argument("--static", action="store_true", help="no handshake: set up this end only")
+        add.add_argument(f"--{option}mac", metavar="MAC", help=f"MAC of {whose} end's interface")
+    add.add_argument("--peer-interface", metavar="NAME", help="name of the interface there")
+    add.add_argument(
+        "--mtu", type=int, metavar="BYTES", help="MTU of the interface (default: from the route)"
+    )
+    add.add_argument("--family", choices=("any", "ipv4", "ipv6"), help="underlay IP version")
+    add.add_argument(
+        "--key-file", type=Path, metavar="PATH", help="file with the key shared with it"
+    )
+    add.add_argument(
+        "--encryption", choices=("none", "required"), help="of frames (default: none)"
+    )
+    add.add_argument("--peer-key", metavar="KEY", help="public key of the other machine")
+    add.add_argument(
+        "--keepalive", type=float, metavar="SECONDS", help="interval of keepalives (default: 5)"
+    )
+    add.add_argument("--static", action="store_true", help="no handshake: create this end only")
     add.set_defaults(run=_add)
 
 

@@ -36,12 +36,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="BYTES",
         help="how much each test of tests/system/test_copying.py copies at a time (%(default)s)",
     )
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="also run the tests marked thorough, such as more seeds, as scripts/test does",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # of pytest-xdist, whose controller sees all reports
         config.pluginmanager.register(RootOnly())
         config.pluginmanager.register(FiguresShown())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--thorough"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("thorough")]
+    if left_out:
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
 
 
 class FiguresShown:

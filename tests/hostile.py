@@ -165,13 +165,16 @@ def ipv6_packet(source: str, destination: str, protocol: int, payload: bytes) ->
     return struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64) + addresses + payload
 
 
-def echo_request(source: str, destination: str, size: int = 1400) -> bytes:
-    """Return what a ping of that host's would look like."""
+def echo(source: str, destination: str, size: int = 1400) -> bytes:
+    """Return the echo message of that host's that its kernel believes to have sent, unasked.
+
+    That is a reply, or an IPv6 request (net/ipv4/icmp.c, icmp_err; net/ipv6/icmp.c, icmpv6_err).
+    """
     if ":" in source:
         return ipv6_packet(
             source, destination, _IPPROTO_ICMPV6, b"\x80\0\0\0\0\1\0\1".ljust(size, b"\0")
         )
-    return ipv4_packet(source, destination, 1, b"\x08\0\0\0\0\1\0\1".ljust(size, b"\0"))
+    return ipv4_packet(source, destination, 1, b"\0\0\0\0\0\1\0\1".ljust(size, b"\0"))
 
 
 def udp_packet(source: str, source_port: int, destination: str, size: int = 1400) -> bytes:

@@ -17,7 +17,7 @@ from vela.signaling.cookie import Cookies
 from vela.signaling.events import Agreed, CircuitRequested, Closed, Datagram, Event, OfferChanged
 from vela.signaling.inputs import State
 from vela.signaling.messages import Capability, Description, MessageType, Offer
-from vela.signaling.policy import Policy
+from vela.signaling.policy import PeerCircuits, Policy
 from vela.signaling.responder import Responder
 from vela.signaling.session import Session
 from vela.signaling.signer import Key, LocalKey
@@ -51,6 +51,7 @@ POLICY = Policy(
     bridges=("br-lan",),
     interfaces="vela*",
     max_circuits=64,
+    max_circuits_per_remote=16,
 )
 
 
@@ -117,7 +118,7 @@ class Machine:
             else:
                 self._take(
                     self.responder.receive_datagram(
-                        data, source, now, peer_circuit_count=lambda: 0
+                        data, source, now, peer_circuits=lambda: PeerCircuits(0, 0)
                     ),
                     now,
                 )

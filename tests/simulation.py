@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, cast
 
-from vela.address import Endpoint, Family, IPAddress
+from vela.address import Endpoint, Family, IPAddress, IPNetwork
 from vela.dataplane.contract import Abilities
 from vela.errors import DeviceError, VelaError
 from vela.linux.steering import ControlSteering
@@ -27,7 +27,9 @@ from vela.supervisor.circuit.terms import PROVISIONAL_MTU, Profile
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, Config, DaemonConfig
 from vela.supervisor.control_channel import ControlChannel
 from vela.supervisor.demux import ControlHandler
+from vela.supervisor.registry.facts import HostFacts
 from vela.supervisor.registry.registry import Registry
+from vela.supervisor.runtime.lines import LineLimiter
 from vela.supervisor.runtime.loop import Callback, EventLoop, Ready
 from vela.supervisor.runtime.names import AnswerCallback
 from vela.supervisor.runtime.resolver import Answer
@@ -179,6 +181,8 @@ class Machine:
         """By circuit name, what its next data paths fail to attach with."""
         self.handler: ControlHandler | None = None
         self.expected_control = ControlSteering()
+        self.known = HostFacts()
+        """What the kernel says of this machine's addresses and routes."""
         self.registry: Registry | None = None
         network.machines[address] = self
 
@@ -215,6 +219,9 @@ class Machine:
         group = cast(ReceiveGroup, _Group(ip_address("::"), DEFAULT_PORT))
         return group, Route(self.address, 1500)
 
+    def facts(self, wanted: tuple[IPNetwork, ...]) -> HostFacts:
+        return self.known
+
     def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
         return self.way_to(remote)
 
@@ -225,7 +232,7 @@ class Machine:
         return token(str(self.config.daemon.state_directory).encode(), context)
 
     def make_data_path(
-        self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False
+        self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False, shielded: bool = False
     ) -> RecordingDataPath:
         # Stable, and not the same on two machines.
         mac = bytes((2, 0, 0x5E, 0x10, int(self.address) & 0xFF, config.id))
@@ -248,6 +255,8 @@ class Machine:
             control_channel=channel,
             keys=self,
             make_data_path=self.make_data_path,
+            host=self,
+            lines=LineLimiter(self.network.loop.now),
         )
         channel.set_request_handler(self.registry)
         self.registry.create_all()

@@ -24,7 +24,7 @@ from ipaddress import (
 MAX_PORT = 65535
 MAX_INTERFACE_NAME = 15  # IFNAMSIZ is 16 with the final NUL (linux/if.h)
 MAX_HOST_NAME = 253  # RFC 1035, section 2.3.4: 255 octets on the wire
-SHOWN_LENGTH = 60  # characters of a wrong value that a message repeats
+SHOWN_LENGTH = 60  # characters of a wrong value that are shown in a message
 
 # RFC 1123, section 2.1, and the underscore that real zones hold.
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -53,15 +53,15 @@ class Family(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """Where the other end is: a host name or an address, and its listening port."""
+    """A remote as configured: host name or address, and listening port."""
 
     host: str
     port: int | None = None
-    """None: the same as the local daemon's."""
+    """None: the port of the local daemon."""
 
     @property
     def address(self) -> IPAddress | None:
-        """The host's address; None: host is a name, to be resolved."""
+        """The address of the host; None: the host is a name."""
         try:
             return ip_address(self.host)
         except ValueError:
@@ -89,19 +89,19 @@ class Endpoint:
 
 
 def shown(text: str) -> str:
-    """Return text in quotes, on one line, and cut where it is long."""
+    """Return text in quotes, on one line, cut if it is long."""
     if len(text) > SHOWN_LENGTH:
         return repr(text[:SHOWN_LENGTH]) + "..."
     return repr(text)
 
 
 def parse_interface_name(text: str) -> str:
-    """Return text if Linux takes it as an interface's name."""
+    """Return text if Linux accepts it as an interface name."""
     if not 1 <= len(text) <= MAX_INTERFACE_NAME:
         raise ValueError(f"{shown(text)} has {len(text)} characters; 1..{MAX_INTERFACE_NAME} fit")
     if not _INTERFACE_NAME.fullmatch(text):
         raise ValueError(
-            f"{shown(text)} is no interface name; "
+            f"{shown(text)} is not an interface name; "
             'printable ASCII without spaces, "/", ":" and "%" would be right'
         )
     if text in _RESERVED_NAMES:
@@ -115,12 +115,12 @@ def parse_interface_pattern(text: str) -> str:
         raise ValueError(f"{shown(text)} matches no interface name; try 'vela*'")
     if not set(text) & set("*?["):
         return parse_interface_name(text)
-    # As fnmatch reads it: "*" may stand for nothing, everything else for a character each.
+    # In fnmatch "*" may match nothing; everything else matches one character each.
     least = len(_SET.sub("?", text).replace("*", ""))
     if least > MAX_INTERFACE_NAME:
         raise ValueError(
-            f"{shown(text)} matches no interface name: it takes {least} characters at least, "
-            f"and a name has {MAX_INTERFACE_NAME} at most; a shorter one would be right"
+            f"{shown(text)} matches no interface name: it needs {least} characters or more, "
+            f"and a name has at most {MAX_INTERFACE_NAME}; a shorter one would be right"
         )
     return text
 
@@ -133,22 +133,23 @@ def parse_port(text: str) -> int:
 
 
 def parse_address(text: str) -> IPAddress:
-    """Return the address that an IPv4 or IPv6 literal stands for."""
+    """Return the address of an IPv4 or IPv6 literal."""
     try:
         address = ip_address(text)
     except ValueError:
         raise ValueError(
-            f"{shown(text)} is no address; one such as '192.0.2.1' or '2001:db8::1' would be right"
+            f"{shown(text)} is not an address; "
+            "one such as '192.0.2.1' or '2001:db8::1' would be right"
         ) from None
     _refuse_odd_notation(address)
     return address
 
 
 def parse_host_address(text: str) -> IPAddress:
-    """Return an address that one host can have, and that means the same on all its links."""
+    """Return an address of one host that needs no zone."""
     address = parse_address(text)
     if address.is_unspecified:
-        raise ValueError(f"{address} is no host's address")
+        raise ValueError(f"{address} is not a host's address")
     _refuse_group(address)
     _refuse_link_local(address)
     return address
@@ -163,12 +164,12 @@ def parse_listen_address(text: str) -> IPAddress:
 
 
 def parse_interface(text: str) -> IPInterface:
-    """Return an interface's own address with its prefix length, from "172.16.16.1/30"."""
+    """Return an interface's address with its prefix length, from "172.16.16.1/30"."""
     host, slash, length = text.partition("/")
     address = parse_address(host)
     if not slash:
         raise ValueError(f"{shown(text)} has no prefix length; '{text}/NN' would be right")
-    # ipaddress would take a netmask, and a host mask, too.
+    # ipaddress would also accept a netmask and a host mask.
     if not _DIGITS.fullmatch(length) or int(length) > address.max_prefixlen:
         raise ValueError(
             f"{shown(text)} has no valid prefix length; 1..{address.max_prefixlen} would be right"
@@ -177,29 +178,32 @@ def parse_interface(text: str) -> IPInterface:
 
 
 def check_interface(interface: IPInterface) -> IPInterface:
-    """Return an address with its prefix length if one interface can have it."""
+    """Return an address with its prefix length if an interface can have it."""
     address, network = interface.ip, interface.network
     _refuse_odd_notation(address)
     _refuse_group(address)
     if address.is_unspecified or address.is_loopback:
-        raise ValueError(f"{interface} is no address for an interface; one from your plan would be")
+        raise ValueError(
+            f"{interface} is not an interface address; a host's address would be right"
+        )
     if network.prefixlen == 0:
         raise ValueError(f"{interface} covers every destination; a longer prefix would be right")
-    # RFC 3021 and RFC 6164: in a subnet of two, both addresses are hosts.
+    # RFC 3021 and RFC 6164: in a subnet of two addresses both belong to hosts.
     if network.prefixlen < address.max_prefixlen - 1:
         if address == network.network_address:
             raise ValueError(
-                f"{interface} is the subnet's own address; a host's address in it is meant"
+                f"{interface} is the address of the subnet; a host's address would be right"
             )
         if address.version == 4 and address == network.broadcast_address:
             raise ValueError(
-                f"{interface} is the subnet's broadcast; a host's address in it is meant"
+                f"{interface} is the broadcast address of the subnet; "
+                "a host's address would be right"
             )
     return interface
 
 
 def parse_network(text: str) -> IPNetwork:
-    """Return a network; a lone address is the network of that one host."""
+    """Return a network. An address without prefix length is the network of that host."""
     host, slash, length = text.partition("/")
     address = parse_address(host)
     if not slash:
@@ -215,14 +219,14 @@ def parse_network(text: str) -> IPNetwork:
 
 
 def parse_source(text: str) -> IPNetwork | str:
-    """Return who may ask: a network, or a host's name."""
+    """Return a network or a host name of machines that may ask."""
     if "/" in text or ":" in text or _ends_in_number(text):
         return parse_network(text)
     return parse_host_name(text)
 
 
 def parse_host_name(text: str) -> str:
-    """Return text if it is a host's name in ASCII; a final dot is allowed."""
+    """Return text if it is a host name in ASCII. A final dot is allowed."""
     name = text.removesuffix(".")
     if not name.isascii():
         raise ValueError(f"{shown(text)} is not ASCII; the name's 'xn--' form would be right")
@@ -237,7 +241,7 @@ def parse_host_name(text: str) -> str:
 
 
 def parse_remote(text: str) -> Remote:
-    """Return a remote from a name or an address, with or without ":port"; IPv6 as "[v6]:port"."""
+    """Return a remote from a name or address, with or without ":port"; IPv6 as "[v6]:port"."""
     if not text:
         raise ValueError("is empty; a host's name or address would be right")
     host, port = _split_port(text)
@@ -255,7 +259,7 @@ def _split_port(text: str) -> tuple[str, int | None]:
             bracket = ""
         if not bracket or (rest and not rest.startswith(":")):
             raise ValueError(
-                f"{shown(text)} is malformed; '[2001:db8::1]:48621' shows what would be right"
+                f"{shown(text)} is malformed; one such as '[2001:db8::1]:48621' would be right"
             )
         return host, parse_port(rest[1:]) if rest else None
     if text.count(":") == 1:
@@ -265,7 +269,7 @@ def _split_port(text: str) -> tuple[str, int | None]:
 
 
 def _ends_in_number(host: str) -> bool:
-    """Say whether host can only be an address: no top-level domain is a number."""
+    """Tell whether host can only be an address: no top-level domain is a number."""
     return _NUMERIC_LABEL.fullmatch(host.removesuffix(".").rpartition(".")[2]) is not None
 
 
@@ -277,20 +281,18 @@ def _refuse_odd_notation(address: IPAddress) -> None:
                 "a global or unique local address would be right"
             )
         if address.ipv4_mapped is not None:
-            raise ValueError(
-                f"{address} is an IPv4 address in disguise; write {address.ipv4_mapped}"
-            )
+            raise ValueError(f"{address} is an IPv4-mapped address; write {address.ipv4_mapped}")
 
 
 def _refuse_group(address: IPAddress) -> None:
     if address.is_multicast:
-        raise ValueError(f"{address} is a multicast address; a host's own would be right")
+        raise ValueError(f"{address} is a multicast address; a host's address would be right")
     if address == IPv4Address("255.255.255.255"):
-        raise ValueError(f"{address} is the broadcast address; a host's own would be right")
+        raise ValueError(f"{address} is the broadcast address; a host's address would be right")
 
 
 def _refuse_link_local(address: IPAddress) -> None:
-    # IPv4's 169.254.0.0/16 needs no zone to be sent to.
+    # Sending to 169.254.0.0/16 needs no zone.
     if address.version == 6 and address.is_link_local:
         raise ValueError(
             f"{address} is link-local and needs a zone, which VELA does not carry; "

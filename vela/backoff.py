@@ -1,4 +1,4 @@
-"""Delays before something is tried again: longer each time, and not in step with others. Pure."""
+"""Delays between tries: doubling, with jitter. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Jitter:
-    """Makes delays shorter or longer at random, by a share of them at most.
+    """Makes delays shorter or longer at random, by at most a share of them.
 
     Without it, circuits that fail together try again together.
     """
@@ -22,22 +22,22 @@ class Jitter:
 
 
 class Backoff:
-    """The first delay, then twice as long each time, up to the longest. It never gives up."""
+    """The first delay, then twice as long each time, up to the longest."""
 
     def __init__(self, first_s: float, longest_s: float, jitter: Jitter | None = None) -> None:
-        """The jitter applies to each delay, so a delay with it may exceed longest_s."""
+        """The jitter applies to each delay, which may then exceed longest_s."""
         self._first_s = first_s
         self._longest_s = longest_s
         self._jitter = jitter
         self._next_s = first_s
 
     def next_delay_s(self) -> float:
-        """Return how long to wait before the next try, in seconds."""
+        """Return the delay before the next try, in seconds."""
         delay_s = self._next_s
-        # Not a power of the number of tries: that would overflow after some years.
+        # A power of the number of tries would overflow after some years.
         self._next_s = min(delay_s * 2, self._longest_s)
         return delay_s if self._jitter is None else self._jitter.apply(delay_s)
 
     def reset(self) -> None:
-        """Begin again with the first delay: a try succeeded."""
+        """Begin again with the first delay, after a success."""
         self._next_s = self._first_s

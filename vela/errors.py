@@ -1,14 +1,14 @@
-"""The errors VELA raises on purpose, by whose fault they are. Anything else is a bug."""
+"""The errors that VELA raises on purpose, by whose fault they are. Any other one is a bug."""
 
 from __future__ import annotations
 
 
 class VelaError(Exception):
-    """Base of all errors that are reported to a person, as one line."""
+    """The base class. Its text is shown to operators."""
 
 
 class ConfigError(VelaError):
-    """The operator's mistakes, a line each; a line names the file and the key path."""
+    """Mistakes of the operator, one line each. A line names the file and the key path."""
 
     def __init__(self, *mistakes: str) -> None:
         super().__init__(*mistakes)
@@ -19,7 +19,7 @@ class ConfigError(VelaError):
 
 
 class RemoteProtocolError(VelaError):
-    """The remote's mistake: counted under reason, a stable word, and dropped; never a crash."""
+    """A mistake of the remote. The message is dropped and counted under reason, a stable word."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -31,8 +31,8 @@ class RemoteProtocolError(VelaError):
 
 
 class DeviceError(VelaError):
-    """The kernel refused an interface or a socket; names it and the call that failed."""
+    """The kernel refused an operation. Names the interface or socket and the operation."""
 
 
 class ResolutionError(VelaError):
-    """A remote's name has no usable address at present; always worth another try."""
+    """A name has no usable address at present. It may have one later."""

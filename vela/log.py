@@ -1,4 +1,4 @@
-"""Sets structlog up, once. Everything else only calls structlog.get_logger()."""
+"""Configures structlog. All other modules only call structlog.get_logger()."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -13,9 +14,9 @@ _STDERR = 2
 
 
 class _Lines:
-    """stderr, one write a line; a line that cannot be written, to a full disk say, is lost.
+    """Writes to stderr, one write for each line. A line that cannot be written is lost.
 
-    Past sys.stderr, whose buffer would keep what cannot be written, and fail again and again.
+    sys.stderr would keep such a line in its buffer and fail again with each later one.
     """
 
     def __init__(self, *_: object) -> None:
@@ -28,10 +29,33 @@ class _Lines:
     debug = info = warning = error = critical = exception = msg
 
 
+class _Admission:
+    """Leaves out lines that somebody says are too many."""
+
+    def __init__(self) -> None:
+        self.admits: Callable[[Mapping[str, object]], bool] = lambda _: True
+
+    def __call__(
+        self, _logger: object, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        # What is asked for with "debug" is wanted whole.
+        if method != "debug" and not self.admits(event):
+            raise structlog.DropEvent
+        return event
+
+
+_admission = _Admission()
+
+
+def limit(admits: Callable[[Mapping[str, object]], bool]) -> None:
+    """Let the log take only lines that this admits, by their event and keys."""
+    _admission.admits = admits
+
+
 def configure(level: str, log_format: str) -> None:
     """Log to stderr from this level ("info") on, as "console" lines or as "json".
 
-    One write per line, so that lines of several processes never mix.
+    One write for each line, so that lines of several processes do not mix.
     """
     renderer: structlog.typing.Processor
     if log_format == "json":
@@ -41,6 +65,7 @@ def configure(level: str, log_format: str) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _admission,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

@@ -7,8 +7,8 @@ import re
 
 MAC_LENGTH = 6
 _TEXT = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
-# Locally administered, unicast; and outside 0x40..0x4f and 0x60..0x6f, so that
-# frames toward it never need the escape (docs/protocol.md, section 3).
+# Locally administered and unicast. Outside 0x40..0x4f and 0x60..0x6f, so that frames
+# toward it never need the escape (docs/protocol.md, section 3).
 _DERIVED_FIRST_BYTE = 0x02
 
 
@@ -23,13 +23,13 @@ def parse_mac(text: str) -> bytes:
 
 
 def check_mac(mac: bytes) -> bytes:
-    """Return six bytes if an interface can have them as its address. Raises ValueError."""
+    """Return the six bytes if an interface can have them as its address. Raises ValueError."""
     if mac[0] & 1:
         raise ValueError(
             f"{format_mac(mac)} is a group address; an interface needs an individual one"
         )
     if mac == bytes(MAC_LENGTH):
-        raise ValueError(f"{format_mac(mac)} is no address")
+        raise ValueError(f"{format_mac(mac)} is not an address")
     return mac
 
 
@@ -39,6 +39,6 @@ def format_mac(mac: bytes) -> str:
 
 
 def derive_mac(*identity: str) -> bytes:
-    """Return a locally administered address that depends on nothing but identity."""
+    """Return a locally administered address, derived from identity alone."""
     digest = hashlib.sha256("\0".join(identity).encode()).digest()
     return bytes([_DERIVED_FIRST_BYTE]) + digest[: MAC_LENGTH - 1]

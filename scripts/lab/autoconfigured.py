@@ -11,7 +11,7 @@ from typing import Any
 from lab.circuit import ADDRESSES_A, ADDRESSES_B, NAME
 from lab.daemon import Velad
 from lab.namespace import Namespace
-from lab.topology import TwoRouters
+from lab.topology import ThreeRouters, TwoRouters
 
 # So that what stops is noticed in a test's time, and a machine that stands still for a
 # second or two is not taken for it.
@@ -55,7 +55,7 @@ def asking(remote: str, *, name: str = NAME, peer: Settings | None = None, **set
 
 
 @contextmanager
-def ends(routers: TwoRouters, config_a: str, config_b: str) -> Iterator[Ends]:
+def ends(routers: TwoRouters | ThreeRouters, config_a: str, config_b: str) -> Iterator[Ends]:
     """Start velad on both routers, on B first."""
     with (
         Velad(routers.b.namespace, config_b) as b,

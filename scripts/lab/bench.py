@@ -29,7 +29,16 @@ from lab.regimes import Regime
 from lab.results import Results
 from lab.tables import legend, tables
 from lab.topology import TwoRouters, two_routers
-from lab.tunnels.catalogue import APART, CIRCUITS, FASTD, LACKING, NATIVE, TUNNELS, VXLAN
+from lab.tunnels.catalogue import (
+    APART,
+    CIRCUITS,
+    FASTD,
+    LACKING,
+    NATIVE,
+    TUNNELS,
+    UNFILTERED,
+    VXLAN,
+)
 from lab.tunnels.tunnel import Segment, Tunnel, UnavailableError, fragments_made
 
 TCP, STREAMS, UDP, OVERLOAD = "tcp", "streams", "udp", "overload"
@@ -346,6 +355,12 @@ def parse(argv: list[str]) -> Plan:
         "with those that older kernels lack, and with all; one TCP stream and rates of frames, in "
         "the regime wire",
     )
+    parser.add_argument(
+        "--sandbox",
+        action="store_true",
+        help="instead of other tunnels: VELA whose workers have a filter of their system calls, "
+        "and VELA whose workers have none; measures as --features does",
+    )
     parser.add_argument("--rounds", type=int, help=f"of each measurement ({ROUNDS})")
     parser.add_argument(
         "--seconds", type=int, help=f"of each TCP run ({SECONDS}; gigabit: three times that)"
@@ -368,14 +383,15 @@ def parse(argv: list[str]) -> Plan:
     rounds = given.rounds if given.rounds is not None else 1 if given.quick else ROUNDS
     if rounds < 1 or scale.seconds < 1:
         parser.error("rounds and seconds are at least 1")
+    alone = LACKING if given.features else UNFILTERED if given.sandbox else None
     chosen = [Regime(value) for value in given.regime or ()]
-    regimes = dict.fromkeys(chosen or ([Regime.WIRE] if given.quick or given.features else Regime))
+    regimes = dict.fromkeys(chosen or ([Regime.WIRE] if given.quick or alone else Regime))
     tunnels, measurements = TUNNELS, DEFAULT_MEASUREMENTS
     references: tuple[str, ...] = REFERENCES
-    if given.features:
-        if given.tunnel:
-            parser.error("--features measures VELA alone: no --tunnel")
-        tunnels, references = LACKING, (NATIVE,)
+    if alone:
+        if given.tunnel or (given.features and given.sandbox):
+            parser.error("--features and --sandbox measure VELA alone: no --tunnel, one of both")
+        tunnels, references = alone, (NATIVE,)
         measurements = dict.fromkeys(Regime, FEATURES_MEASUREMENTS)
     elif given.quick:
         tunnels = {name: TUNNELS[name] for name in QUICK_TUNNELS}

@@ -37,6 +37,8 @@ LOG_TAIL_LINES = 40
 CONTROL_SOCKET = "velad.sock"
 _DAEMON_TABLE = re.compile(r"^\[daemon\][ \t]*(#.*)?$", re.MULTILINE)
 
+_MAIN = "import sys; from vela.supervisor.cli import main; sys.exit(main())"
+
 recent: list[Velad] = []
 """Every one made since the list was last cleared: what a failed test shows the logs of."""
 
@@ -50,6 +52,7 @@ class Velad(Resource):
     config is TOML; the keys that name files are added to its [daemon] table.
     Everything it writes is in directory: a temporary one, removed at the end,
     unless one is given. prefix comes before its command line, such as "ip vrf exec red".
+    before is Python that runs in its process ahead of its own code.
     """
 
     def __init__(
@@ -60,9 +63,11 @@ class Velad(Resource):
         name: str = "",
         directory: Path | None = None,
         prefix: Sequence[str] = (),
+        before: str = "",
     ) -> None:
         self.namespace = namespace
         self._prefix = prefix
+        self._before = before
         self.name = name or namespace.name
         self._own_directory = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="vela-lab-"))
@@ -106,6 +111,9 @@ class Velad(Resource):
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(notify_path))
         command, env = entry_point("velad", "vela.supervisor.cli")
+        if self._before:
+            command = [sys.executable, "-c", f"{self._before}\n{_MAIN}"]
+            env["PYTHONPATH"] = str(ROOT)
         command = [*self._prefix, *command]
         env["NOTIFY_SOCKET"] = str(notify_path)
         with self.log_path.open("ab") as log:

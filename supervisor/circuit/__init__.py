@@ -1,1 +1,1 @@
-"""One circuit: its life, its interface, its sockets, its worker, its signalling."""
+"""One circuit: its lifecycle, interface, sockets, worker and signalling."""

@@ -1,7 +1,6 @@
-"""One circuit: carries out what its lifecycle decides.
+"""One circuit: carries out the actions that its lifecycle decides.
 
-A circuit is static, or has signalling. Both are of this class: a static one has no
-signalling channel, and the lifecycle has another table for it.
+A static circuit has no signalling channel, and its lifecycle has another table.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ from ..status import CircuitStatus, CounterStatus, WorkerStatus
 from .lifecycle import Action, Input, Lifecycle, State
 from .remote import RemoteSearch, RouteSource
 from .signaling import SignalingChannel
+from .tenure import Tenure
 from .terms import (
     Profile,
     agreed_profile,
@@ -53,20 +53,20 @@ from .terms import (
 
 
 class Origin(Enum):
-    """Who wants a circuit."""
+    """Who asked for a circuit."""
 
     CONFIG = "config"
     PEER = "peer"  # the remote set it up
     COMMAND = "command"
 
 
-# States that need no operator.
+# States that need no action of the operator.
 _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED})
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
 
 class DataPath(Protocol):
-    """What carries the frames of a circuit: pseudowire.Pseudowire."""
+    """Carries the frames of a circuit: pseudowire.Pseudowire."""
 
     @property
     def cpu(self) -> int: ...
@@ -104,10 +104,10 @@ class DataPath(Protocol):
 
     @property
     def obstacle(self) -> str:
-        """What it waits for, although it carries frames; empty: nothing."""
+        """What it still waits for while it carries frames; empty: nothing."""
 
     def set_failure_handler(self, handler: Callback) -> None:
-        """Let handler be called when workers fail again and again, and when one lives again."""
+        """Set the callback for workers that fail repeatedly, and for one that works again."""
 
     def worker_status(self) -> WorkerStatus | None: ...
 
@@ -115,16 +115,16 @@ class DataPath(Protocol):
 
 
 class Owner(Protocol):
-    """Who has all circuits: registry.Registry."""
+    """Holds all circuits: registry.Registry."""
 
     def check_id(self, circuit: Circuit, sources: tuple[IPAddress, ...]) -> None:
-        """Raise ConfigError where another circuit has the id toward one of these addresses."""
+        """Raise ConfigError if another circuit has the id toward one of these addresses."""
 
     def on_deleted(self, circuit: Circuit) -> None:
         """Remove a circuit that the remote set up and deleted."""
 
     def on_offer_changed(self, circuit: Circuit, requested: CircuitRequested) -> None:
-        """Take note that the remote, which set the circuit up, wants other settings."""
+        """Handle a request for other settings from the remote that set the circuit up."""
 
 
 class Circuit:
@@ -147,17 +147,19 @@ class Circuit:
         machine: bytes | None = None,
         maker: bytes | None = None,
     ) -> None:
-        """Prepare a circuit; start() or accept() begins.
+        """Create a circuit. start() or accept() begins to look for the remote.
 
-        port is that of remotes that name none, and of this machine.
-        control_channel None makes the circuit static. offer is what the remote
-        shall get; of a circuit that the remote set up, what it wanted here.
+        port: the listening port, and the port of a remote that names none.
+        control_channel: None for a static circuit. offer: the settings of the
+        remote's end; for a circuit that the remote set up, those of this end.
         machine and maker: see Session.
         """
         self.config = config
         self.origin = origin
         self.offer = Offer() if offer is None else offer
         self.disabled = False
+        self.tenure: Tenure | None = None
+        """Of one that the remote set up: how long it is kept."""
         self._data_path = data_path
         self._loop = loop
         self._routes = routes
@@ -190,7 +192,7 @@ class Circuit:
         self._signaling = self._open_signaling()
         data_path.set_failure_handler(self.check)
 
-    # What the registry asks and wants.
+    # For the registry.
 
     @property
     def name(self) -> str:
@@ -211,17 +213,17 @@ class Circuit:
 
     @property
     def idle(self) -> bool:
-        """Whether it was neither started nor taken down."""
+        """Whether it was neither started, disabled nor closed."""
         return not (self._started or self.disabled or self._closed)
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
-        """The remote's, as far as they are known."""
+        """The known addresses of the remote."""
         return self._remote.addresses
 
     @property
     def sources(self) -> tuple[IPAddress, ...]:
-        """The addresses toward which it has its id at present."""
+        """The remote addresses toward which it uses its id at present."""
         attached = self._data_path.attached
         in_use = () if attached is None else attached[0].sources
         sought = () if self._path is None or self._signaling is None else self._path.sources
@@ -229,7 +231,7 @@ class Circuit:
 
     @property
     def sought_in_vain(self) -> bool:
-        """Whether no address of the remote is known although its name was looked up."""
+        """Whether the look-up of the remote's name failed, and no address is known."""
         return self._remote.sought_in_vain
 
     @property
@@ -238,20 +240,20 @@ class Circuit:
         return self._maker if self._signaling is None else self._signaling.session.maker
 
     def start(self) -> None:
-        """Look for the remote, and carry frames as soon as that is possible."""
+        """Look for the remote, and carry frames as soon as possible."""
         self._started = True
         self._log.debug("circuit_started", remote=str(self.config.remote))
         self._take(Input.START)
 
     def accept(self, requested: CircuitRequested) -> None:
-        """Begin with what a remote asked for, in place of start(); answer() follows.
+        """Begin with the session that a remote asked for, instead of start().
 
-        Raises VelaError.
+        answer() must follow. Raises VelaError.
         """
         signaling = self._require_signaling()
         self._started = True
         signaling.hold()
-        # The path is known before anything is said, so that both ends agree at once.
+        # The path must be known before the first message, so that both ends agree at once.
         self._path = self._remote.choose((requested.source.address,), requested.local_address)
         signaling.session.set_local(self._description(self._path), self._loop.now())
         signaling.session.accept(requested, self._loop.now())
@@ -265,7 +267,7 @@ class Circuit:
         self._require_signaling().release()
 
     def close(self, reason: CloseReason | None = CloseReason.STOPPING) -> None:
-        """Remove everything here; tell the remote whether it is for good, or nothing."""
+        """Remove the circuit. The remote is told the reason; None: it is told nothing."""
         if reason is not None:
             self.say_goodbye(reason)
         elif self._signaling is not None:
@@ -273,21 +275,21 @@ class Circuit:
         self._closed = True
         self._remote.stop()
         self._data_path.close()
-        # Where velad refuses to start, the reason is the one thing that it says.
+        # A velad that refuses to start logs nothing but the reason.
         if self._started:
             self._log.info("circuit_closed")
 
     def say_goodbye(self, reason: CloseReason) -> None:
-        """Tell the remote, ahead of close()."""
+        """Tell the remote the reason, before close()."""
         if self._signaling is not None and not self.disabled:
             self._signaling.leave(reason)
 
     def kill_worker(self) -> None:
-        """Begin to end the worker, ahead of close() in the same turn of the loop."""
+        """Kill the worker, before close() in the same turn of the loop."""
         self._data_path.kill_worker()
 
     def disable(self) -> None:
-        """Take the circuit down until enable(); the interface stays, without carrier."""
+        """Take the circuit down until enable(). The interface stays, without carrier."""
         self.disabled = self._remote.paused = True
         self._obstacle = ""  # check() looks again
         self._take(Input.DISABLE)
@@ -300,12 +302,12 @@ class Circuit:
         self._take(Input.ENABLE)
 
     def set_policy(self, policy: Policy) -> None:
-        """Judge what the remote asks for by this policy from now on."""
+        """Apply this policy to later requests of the remote."""
         if self._signaling is not None:
             self._signaling.session.policy = policy
 
     def set_key(self, key: Key | None) -> None:
-        """Use this key from now on; another key takes another session."""
+        """Use this key from now on. A changed key begins a new session."""
         if key == self._key:
             return
         self._key = key
@@ -314,7 +316,7 @@ class Circuit:
             self.enable()
 
     def check(self) -> None:
-        """Look after the interface and the worker; to be called once a second."""
+        """Check the interface and the worker. To be called once a second."""
         before = self._obstacle
         try:
             self._data_path.check()
@@ -356,7 +358,7 @@ class Circuit:
             counters=self._data_path.counter_status(),
         )
 
-    # What the search for the remote tells.
+    # From the search for the remote.
 
     def on_unresolved(self, reason: str) -> None:
         self._take(Input.UNRESOLVED, reason)
@@ -374,7 +376,7 @@ class Circuit:
         if self._signaling is not None:
             self._signaling.pump()
 
-    # What signalling tells.
+    # From signalling.
 
     def _on_event(self, event: Event) -> None:
         match event:
@@ -393,7 +395,7 @@ class Circuit:
             case Rejected(RejectCode.DISABLED, reason):
                 self._take(Input.REMOTE_DISABLED, reason)
             case Rejected(RejectCode.NO_SUCH_CIRCUIT, _) if self.origin is Origin.PEER:
-                # The remote deleted it while this end could not be told.
+                # The remote deleted it, and its message was lost.
                 self._take(Input.DELETED)
             case Rejected(_, reason):
                 self._take(Input.REJECTED, reason)
@@ -408,10 +410,10 @@ class Circuit:
             case _:
                 pass
 
-    # One step of the life.
+    # Steps of the lifecycle.
 
     def _take(self, happened: Input, reason: str = "") -> None:
-        """Take an input, and do what follows; an input that comes meanwhile waits its turn."""
+        """Take an input and carry out its actions. Inputs that arrive meanwhile wait."""
         self._inputs.append((happened, reason))
         if self._stepping:
             return
@@ -424,7 +426,7 @@ class Circuit:
             self._stepping = False
 
     def _step(self, happened: Input, reason: str) -> None:
-        # Addresses of one name are tried in turn for ever: the log has the first round.
+        # The addresses of a name are tried in turn for ever. Only the first round is logged.
         again = happened is Input.UNANSWERED and self._remote.rotates
         step = self._lifecycle.take(happened, reason)
         try:
@@ -433,7 +435,7 @@ class Circuit:
                 if self._closed:
                     return
         except VelaError as err:
-            # Ahead of what waits: that was said of a circuit that carries frames.
+            # Before the inputs that wait: they assume a circuit that carries frames.
             self._inputs.appendleft((Input.FAILED, str(err)))
             return
         self._log_change(again=again)
@@ -444,7 +446,7 @@ class Circuit:
             return
         self._logged = now
         level = "info" if not reason or state in _GOOD else "warning"
-        # On its way, as every circuit is at first.
+        # Every circuit passes through these states at its start.
         if again or (state in (State.RESOLVING, State.CONNECTING) and not reason):
             level = "debug"
         about: dict[str, object] = {"origin": self.origin.value, "mtu": self._data_path.mtu}
@@ -492,11 +494,11 @@ class Circuit:
     def _leave(self) -> None:
         self._require_signaling().leave(CloseReason.STOPPING)
         self._agreement = None
-        # Another circuit may have the id toward there when this one is enabled.
+        # Another circuit may use the id toward this address while this one is disabled.
         self._path = None
 
     def _carry(self) -> None:
-        """Attach sockets and worker as agreed, or as configured. Raises VelaError."""
+        """Attach sockets and worker by agreement or configuration. Raises VelaError."""
         if self._signaling is None:
             if self._path is not None:
                 self._data_path.attach(self._path, static_profile(self.config, self._path))
@@ -504,10 +506,10 @@ class Circuit:
         session, agreement = self._signaling.session, self._agreement
         if agreement is None or session.remote is None:
             return
-        # A translated port is the one that leads back.
+        # Behind a NAT only the translated port leads back.
         port = session.remote.port if agreement.nat else agreement.remote_port
         path = self._path_to(Endpoint(session.remote.address, port))
-        # The session may be with another address than was sought.
+        # The session may be with another address than the one that was asked.
         session.set_local(self._description(path), self._loop.now())
         self._data_path.attach(path, agreed_profile(self.config, agreement, path))
         self._data_path.expect_frames_from(agreement.frame_port)
@@ -515,10 +517,10 @@ class Circuit:
         session.set_local(self._description(path), self._loop.now())
 
     def _follow_route(self) -> None:
-        """Carry frames along another route to the same remote, where it has changed.
+        """Attach again if the route to the remote in use has changed.
 
-        Where the MTU is configured, or the remote's is smaller, both ends agree as before,
-        and the worker must know the route's all the same.
+        The agreement may stay the same, if the MTU is configured or the remote's is
+        smaller. The worker still needs the MTU of the new route.
         """
         in_use, attached = self._path_in_use(), self._data_path.attached
         if in_use is not None and attached is not None and attached[0].route != in_use.route:
@@ -543,7 +545,7 @@ class Circuit:
         except DeviceError as err:
             self._log.error("carrier_not_set", error=str(err))
 
-    # Signalling, and what this end says of itself.
+    # Signalling, and the paths to the remote.
 
     def _open_signaling(self) -> SignalingChannel | None:
         channel = self._control_channel
@@ -569,10 +571,10 @@ class Circuit:
         return self._signaling
 
     def _aim(self, path: UnderlayPath) -> None:
-        """Let signalling, or a static circuit, use this path. Raises VelaError."""
+        """Use this path: let the session look for the remote there. Raises VelaError."""
         signaling = self._signaling
         if signaling is not None:
-            # Before anything is sent: the remote would take both circuits for one.
+            # Before the first message: the remote would take both circuits for one.
             self._owner.check_id(self, path.sources)
         self._path = path
         self._remote.use(path.endpoint.address)
@@ -586,7 +588,7 @@ class Circuit:
         signaling.session.set_remote(path.endpoint, now, self._source_of(path))
 
     def _description(self, path: UnderlayPath | None) -> Description:
-        """Return what this end says of itself. Raises ConfigError where the path is too narrow."""
+        """Return the description of this end. Raises ConfigError if the path is too narrow."""
         data_path = self._data_path
         return describe(
             self.config,
@@ -598,30 +600,30 @@ class Circuit:
         )
 
     def _local_address(self) -> IPAddress | None:
-        """Return the address of this machine that the remote speaks to; None: any will do."""
+        """Return the local address that the remote uses; None: any."""
         if self._signaling is None:
             return None
-        # Who set the circuit up knows this end by the address that it asked.
+        # A remote that set the circuit up knows this end by the address that it asked.
         if self.state is State.UP or self.origin is Origin.PEER:
             return self._signaling.session.local_address
         return None
 
     def _source_of(self, path: UnderlayPath) -> IPAddress | None:
-        """Return where to seek the remote from; None: the address that the kernel takes."""
+        """Return the local address to ask from; None: the kernel chooses."""
         if path.route.source == self._local_address():
             return path.route.source
         return None if path.group.address.is_unspecified else path.group.address
 
     def _path_in_use(self) -> UnderlayPath | None:
-        """Return the path to where the session is; None: there is none at the moment."""
+        """Return the path to the remote of the session; None: there is none at present."""
         remote = self._require_signaling().session.remote
         try:
             return None if remote is None else self._path_to(remote)
         except DeviceError:
-            return None  # the session finds out if it stays so
+            return None  # if it stays so, the session goes down by itself
 
     def _path_to(self, endpoint: Endpoint) -> UnderlayPath:
-        """Return the path to where the session's remote is. Raises DeviceError."""
+        """Return the path from the session's local address to an endpoint. Raises DeviceError."""
         source = self._require_signaling().session.local_address
         if source is None:
             group, route = self._routes.way_to(endpoint)

@@ -8,6 +8,7 @@ from vela.errors import DeviceError
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
+from vela.linux.sysctls import set_accept_ra
 from vela.linux.tap import Tap
 from vela.wire import gso_max_size
 
@@ -15,7 +16,7 @@ from ..config.records import CircuitConfig, Encapsulation
 
 
 class AttachmentCircuit:
-    """One circuit's interface. It exists until close(), unless somebody removes it."""
+    """One circuit's interface. It exists until close(), unless another program removes it."""
 
     def __init__(
         self,
@@ -28,11 +29,13 @@ class AttachmentCircuit:
         virtio_header: bool,
         features: Features,
         await_bridge: bool,
+        shielded: bool = False,
     ) -> None:
-        """Create the interface: up, with addresses, without carrier; mtu in bytes.
+        """Create the interface, up, with addresses, without carrier. mtu: in bytes.
 
-        virtio_header: see linux.tap. await_bridge: a bridge that does not exist is no
-        error; see obstacle. Raises DeviceError, and then there is no interface.
+        virtio_header: see linux.tap. await_bridge: a missing bridge is not an error;
+        see obstacle. shielded: it is an error if router advertisements cannot be
+        kept out. Raises DeviceError, and then creates nothing.
         """
         self.mac = mac
         self._config = config
@@ -43,9 +46,10 @@ class AttachmentCircuit:
         self._bridge_index: int | None = None
         self._gso_max_size = 0
         self._await_bridge = await_bridge
+        self._shielded = shielded
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._tap = self._make(mtu)
-        # An interface that exists outlives its bridge.
+        # The interface outlives its bridge.
         self._await_bridge = True
 
     @property
@@ -59,18 +63,18 @@ class AttachmentCircuit:
 
     @property
     def virtio_header(self) -> bool:
-        """Whether a virtio header goes before each frame."""
+        """Whether each frame has a virtio header."""
         return self._tap.virtio_header
 
     @property
     def obstacle(self) -> str:
-        """Why the interface is not part of its bridge; empty: it is, or has none."""
+        """Why the interface has not joined its bridge; empty: it has, or there is none."""
         if self._config.bridge is None or self._bridge_index is not None:
             return ""
-        return f"waits for the bridge {self._config.bridge}, which does not exist"
+        return f"the bridge {self._config.bridge} does not exist; waiting for it"
 
     def exists(self) -> bool:
-        """Tell whether the interface is still there, under whatever name it has now."""
+        """Tell whether the interface still exists, under any name."""
         return self._tap.exists()
 
     def restore(self) -> None:
@@ -78,9 +82,9 @@ class AttachmentCircuit:
         self._tap.restore()
 
     def make_again(self) -> None:
-        """Make an interface that somebody removed again, with the same settings.
+        """Create the interface again after it was removed, with the same settings.
 
-        Raises DeviceError, and then it can be called once more.
+        Raises DeviceError, and may then be called again.
         """
         self._tap.close()
         self._tap = self._make(self._tap.mtu)
@@ -92,18 +96,18 @@ class AttachmentCircuit:
             self.set_gso_max_size()
 
     def set_carrier(self, carrier: bool) -> None:
-        """Show the link up or down to routing daemons and bridges. Raises DeviceError."""
+        """Set the carrier, which routing daemons and bridges see. Raises DeviceError."""
         self._tap.set_carrier(carrier)
 
     def set_gso_max_size(self) -> None:
-        """Let GSO frames be as large as is best by now. Raises DeviceError."""
+        """Set the GSO size to the present best value. Raises DeviceError."""
         size = self._best_gso_max_size(self._tap.mtu)
         if self._tap.virtio_header and size != self._gso_max_size:
             self._netlink.set_gso_max_size(self._config.name, size)
             self._gso_max_size = size
 
     def look_for_bridge(self) -> None:
-        """Join the bridge if it was made since the last look. Raises DeviceError."""
+        """Join the bridge if it was created since the last look. Raises DeviceError."""
         bridge = self._config.bridge
         if bridge is None:
             return
@@ -119,11 +123,11 @@ class AttachmentCircuit:
         self._log.info("bridge_joined", bridge=bridge)
 
     def write(self, frame: memoryview) -> None:
-        """Give the kernel a complete frame. Raises OSError: EIO where the interface is down."""
+        """Write a complete frame to the kernel. Raises OSError: EIO if the interface is down."""
         self._tap.write(frame)
 
     def close(self) -> None:
-        """Remove the interface, as far as no worker holds it."""
+        """Close this descriptor. The interface disappears with the last one."""
         self._tap.close()
 
     def _make(self, mtu: int) -> Tap:
@@ -133,6 +137,7 @@ class AttachmentCircuit:
             config.name, self.mac, mtu, virtio_header=self._virtio_header, features=self._features
         )
         try:
+            self._shield()
             if config.bridge is not None:
                 self._bridge_index = self._netlink.find(config.bridge)
                 if self._bridge_index is not None or not self._await_bridge:
@@ -152,6 +157,15 @@ class AttachmentCircuit:
         self._gso_max_size = size
         return tap
 
+    def _shield(self) -> None:
+        """Let router advertisements in or not, before the interface is up."""
+        try:
+            set_accept_ra(self._config.name, self._config.accept_ra)
+        except DeviceError as err:
+            if self._shielded:
+                raise
+            self._log.error("accept_ra_not_set", error=str(err))
+
     def _join(self, bridge: str) -> None:
         config = self._config
         bridge_mtu = self._netlink.join_bridge(config.name, bridge)
@@ -160,7 +174,8 @@ class AttachmentCircuit:
                 "bridge_mtu_exceeds_circuit",
                 bridge=bridge,
                 bridge_mtu=bridge_mtu,
-                advice=f"set mtu = {bridge_mtu} to carry all that the bridge does",
+                consequence="the bridge stays as it is; larger frames do not pass this circuit",
+                advice=f"set mtu = {bridge_mtu} on both ends to carry all that the bridge does",
             )
 
     def _best_gso_max_size(self, mtu: int) -> int:

@@ -1,8 +1,8 @@
-"""The life of one circuit: (state, input) -> (actions, next state). Pure.
+"""The lifecycle of one circuit: (state, input) -> (actions, next state). Pure.
 
-A Circuit feeds inputs and carries the actions out. An action that fails is an input in
-its turn. There are two tables: a circuit with signalling, and a static one without.
-A pair that is in neither is a bug, and raises.
+Circuit feeds inputs and carries out the actions. An action that fails is another input.
+There are two tables: for circuits with signalling, and for static circuits.
+A pair that is in neither table is a bug, and raises.
 """
 
 from __future__ import annotations
@@ -13,70 +13,70 @@ from enum import Enum, auto
 
 
 class State(Enum):
-    """What a circuit does. The values are the words of the status, but for BROKEN."""
+    """The state of a circuit. The values are those of the status; BROKEN is shown as "failed"."""
 
     RESOLVING = "resolving"  # no address of the remote is known
-    CONNECTING = "connecting"  # looks for the remote, and has not been up
+    CONNECTING = "connecting"  # asks the remote; was never up
     UP = "up"  # each end hears the other
-    DOWN = "down"  # was up, or has no route; looks for the remote
+    DOWN = "down"  # asks the remote; was up, or has no route
     REJECTED = "rejected"  # the remote refuses it; asks again later
-    UNMONITORED = "unmonitored"  # static: carries frames, nobody checks the remote
-    DISABLED = "disabled"  # taken down by the operator
-    FAILED = "failed"  # this machine cannot carry it; tried again with the next route
+    UNMONITORED = "unmonitored"  # static: carries frames; the remote is not monitored
+    DISABLED = "disabled"  # administratively down
+    FAILED = "failed"  # an action failed; tried again with the next route
     BROKEN = "broken"  # interface or worker does not work; until MENDED
 
     @property
     def word(self) -> str:
-        """Return how the status names it."""
+        """The name in the status."""
         return State.FAILED.value if self is State.BROKEN else self.value
 
 
 class Input(Enum):
-    """What can happen to a circuit. Those marked (reason) come with a sentence."""
+    """An event of a circuit. Those marked (reason) come with a sentence."""
 
     START = auto()
-    ACCEPT = auto()  # begins with what the remote asked for
+    ACCEPT = auto()  # starts with the session that the remote asked for
     DISABLE = auto()
     ENABLE = auto()
-    # Of the search for the remote.
+    # From the search for the remote.
     UNRESOLVED = auto()  # (reason)
     NO_ROUTE = auto()  # (reason)
     ROUTED = auto()
-    # Of signalling.
-    AGREED = auto()  # how both ends carry frames
+    # From signalling.
+    AGREED = auto()  # both ends agree how to carry frames
     UP = auto()
     DOWN = auto()  # (reason)
     UNANSWERED = auto()  # (reason)
     REJECTED = auto()  # (reason)
-    REMOTE_DISABLED = auto()  # (reason) the remote's operator took it down
-    CLOSED = auto()  # (reason) the remote ended the session for good
-    DELETED = auto()  # the remote, which had set this circuit up, deleted it
-    # Of this machine.
-    FAILED = auto()  # (reason) an action could not be carried out
-    BROKEN = auto()  # (reason)
-    MENDED = auto()
+    REMOTE_DISABLED = auto()  # (reason) administratively down at the remote
+    CLOSED = auto()  # (reason) the remote deleted its end
+    DELETED = auto()  # the remote set this circuit up and has deleted it
+    # From this machine.
+    FAILED = auto()  # (reason) an action failed
+    BROKEN = auto()  # (reason) interface or worker does not work
+    MENDED = auto()  # it works again
 
 
 class Action(Enum):
-    """What a circuit does about it, in the order of the list."""
+    """What a circuit does. Actions are carried out in the order of their list."""
 
     RESOLVE = auto()  # look for the remote's addresses, and a route
     RESOLVE_SOON = auto()  # the same after a back-off
     TRY_NEXT_ADDRESS = auto()
-    REUSE_PATH = auto()  # ROUTED with the path that is known; RESOLVE where there is none
-    SEEK = auto()  # let signalling look for the remote
-    SUSPEND = auto()  # let signalling tell the remote that this end carries nothing, and why
-    LEAVE = auto()  # let signalling say goodbye
-    CARRY = auto()  # attach sockets and worker; may end in FAILED
-    FOLLOW_ROUTE = auto()  # CARRY where the route in use has changed
-    RELEASE = auto()  # detach them
+    REUSE_PATH = auto()  # ROUTED with the known path; RESOLVE if there is none
+    SEEK = auto()  # start the session
+    SUSPEND = auto()  # suspend the session; the remote is told the reason
+    LEAVE = auto()  # close the session
+    CARRY = auto()  # attach sockets and worker; may fail
+    FOLLOW_ROUTE = auto()  # CARRY if the route in use has changed
+    RELEASE = auto()  # detach sockets and worker
     CARRIER_ON = auto()
     CARRIER_OFF = auto()
-    REMOVE = auto()  # the circuit goes away
+    REMOVE = auto()  # remove the circuit
 
 
 class _Same(Enum):
-    """Stay in the state; keep or take the reason."""
+    """Stay in the state, and keep the reason or take the new one."""
 
     KEEP_REASON = auto()
     TAKE_REASON = auto()
@@ -84,7 +84,7 @@ class _Same(Enum):
 
 @dataclass(frozen=True, slots=True)
 class _ByHistory:
-    """Two next states: before the circuit was up for the first time, and after."""
+    """The next state depends on whether the circuit has ever been up."""
 
     before: State | _Same
     after: State | _Same
@@ -95,7 +95,7 @@ _Next = State | _Same | _ByHistory
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """What follows from one input."""
+    """The effect of an input."""
 
     next: _Next
     actions: tuple[Action, ...] = ()
@@ -103,7 +103,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What an input led to."""
+    """The result of an input."""
 
     state: State
     reason: str
@@ -114,7 +114,7 @@ Table = Mapping[tuple[State, Input], Transition]
 
 _S, _I, _A = State, Input, Action
 _STAY, _TAKE_REASON = _Same.KEEP_REASON, _Same.TAKE_REASON
-# Looks for the remote. "connecting" before the first time up, "down" after it.
+# Asks the remote: "connecting" until it is up for the first time, "down" later.
 _SEEKING = _ByHistory(_S.CONNECTING, _S.DOWN)
 
 
@@ -128,7 +128,7 @@ _DISABLE = Transition(_S.DISABLED, (_A.LEAVE, _A.RELEASE, _A.CARRIER_OFF, _A.RES
 _FAIL = Transition(_S.FAILED, (_A.CARRIER_OFF, _A.SUSPEND, _A.RESOLVE_SOON))
 _BREAK = Transition(_S.BROKEN, (_A.CARRIER_OFF, _A.SUSPEND))
 
-# What signalling tells a circuit that is not up.
+# Inputs of a circuit with signalling that is not up.
 _NOT_UP = {
     _I.AGREED: Transition(_STAY, (_A.CARRY,)),
     _I.UP: Transition(_S.UP, (_A.CARRY, _A.CARRIER_ON)),
@@ -151,7 +151,7 @@ WITH_SIGNALING: Table = {
     (_S.RESOLVING, _I.ACCEPT): Transition(_S.CONNECTING),
     (_S.RESOLVING, _I.UNRESOLVED): Transition(_S.RESOLVING),
     (_S.RESOLVING, _I.ROUTED): Transition(_SEEKING),
-    # An address that was once in use stays in use while its name does not resolve.
+    # The last address stays in use while the name does not resolve.
     (_S.CONNECTING, _I.UNRESOLVED): Transition(_ByHistory(_S.RESOLVING, _STAY)),
     (_S.CONNECTING, _I.ROUTED): Transition(_STAY),
     (_S.DOWN, _I.UNRESOLVED): Transition(_ByHistory(_S.RESOLVING, _STAY)),
@@ -160,7 +160,7 @@ WITH_SIGNALING: Table = {
     (_S.REJECTED, _I.ROUTED): Transition(_STAY),
     #
     (_S.UP, _I.UNRESOLVED): Transition(_STAY),
-    # Signalling finds out by itself when nothing comes through any more.
+    # The session goes down by itself when nothing arrives any more.
     (_S.UP, _I.NO_ROUTE): Transition(_STAY),
     (_S.UP, _I.ROUTED): Transition(_STAY, (_A.FOLLOW_ROUTE,)),
     (_S.UP, _I.AGREED): Transition(_STAY, (_A.CARRY, _A.CARRIER_ON)),
@@ -176,7 +176,7 @@ WITH_SIGNALING: Table = {
     (_S.FAILED, _I.UNRESOLVED): Transition(_STAY),
     (_S.FAILED, _I.NO_ROUTE): Transition(_S.DOWN, (_A.SEEK,)),
     (_S.FAILED, _I.ROUTED): Transition(_SEEKING, (_A.CARRY, _A.SEEK)),
-    # A suspended session takes a request that is not the one that failed.
+    # A suspended session accepts a request that differs from the one that failed.
     (_S.FAILED, _I.AGREED): Transition(_SEEKING, (_A.CARRY,)),
     (_S.FAILED, _I.FAILED): Transition(_S.FAILED, (_A.SUSPEND, _A.RESOLVE_SOON)),
     #
@@ -208,7 +208,7 @@ WITH_SIGNALING: Table = {
     (_S.DISABLED, _I.BROKEN): Transition(_TAKE_REASON),
     (_S.DISABLED, _I.MENDED): Transition(_TAKE_REASON),
 }
-"""Of a circuit that both ends agree on."""
+"""For circuits with signalling."""
 
 _STATIC_FAIL = Transition(_S.FAILED, (_A.RELEASE, _A.CARRIER_OFF, _A.RESOLVE_SOON))
 _STATIC = {
@@ -224,7 +224,7 @@ _STATIC = {
 STATIC: Table = {
     **_in_states((_S.RESOLVING, _S.DOWN, _S.FAILED, _S.UNMONITORED, _S.BROKEN), _STATIC),
     (_S.RESOLVING, _I.START): Transition(_S.RESOLVING, (_A.RESOLVE,)),
-    # The address in use stays in use.
+    # The last address stays in use.
     (_S.UNMONITORED, _I.UNRESOLVED): Transition(_STAY),
     (_S.BROKEN, _I.ROUTED): Transition(_STAY),
     (_S.BROKEN, _I.NO_ROUTE): Transition(_STAY),
@@ -237,11 +237,11 @@ STATIC: Table = {
     (_S.DISABLED, _I.BROKEN): Transition(_TAKE_REASON),
     (_S.DISABLED, _I.MENDED): Transition(_TAKE_REASON),
 }
-"""Of a circuit that is configured on both ends, without a handshake."""
+"""For circuits without signalling, configured on both ends."""
 
 
 class Lifecycle:
-    """The state of one circuit, and the reason that the status shows."""
+    """The state of one circuit, and the reason for it."""
 
     def __init__(self, *, static: bool) -> None:
         self.state = State.RESOLVING
@@ -250,9 +250,9 @@ class Lifecycle:
         self._was_up = False
 
     def take(self, happened: Input, reason: str = "") -> Step:
-        """Take an input; return the state that it leads to, and what is to be done.
+        """Take an input. Return the next state and the actions to carry out.
 
-        Raises RuntimeError where the input cannot happen in this state.
+        Raises RuntimeError if the table has no such pair.
         """
         transition = self._table.get((self.state, happened))
         if transition is None:

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -23,9 +23,11 @@ from vela.linux.netlink import Netlink
 from vela.linux.sandbox import User, worker_filter
 from vela.linux.underlay import (
     UnderlayPath,
+    find_route,
     open_send_socket,
     pktinfo,
     restore_send_socket,
+    set_narrowed,
     set_send_buffer,
 )
 from vela.mac import derive_mac
@@ -76,10 +78,10 @@ class PseudowireFactory:
     """What tells this machine from others, for addresses that are derived."""
 
     def __call__(
-        self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False
+        self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False, shielded: bool = False
     ) -> Pseudowire:
         """Create a circuit's interface: see Pseudowire."""
-        return Pseudowire(config, self, cpu, await_bridge=await_bridge)
+        return Pseudowire(config, self, cpu, await_bridge=await_bridge, shielded=shielded)
 
 
 class Pseudowire:
@@ -90,11 +92,17 @@ class Pseudowire:
     """
 
     def __init__(
-        self, config: CircuitConfig, parts: PseudowireFactory, cpu: int, *, await_bridge: bool
+        self,
+        config: CircuitConfig,
+        parts: PseudowireFactory,
+        cpu: int,
+        *,
+        await_bridge: bool,
+        shielded: bool = False,
     ) -> None:
         """Create the interface, without carrier. Raises DeviceError, and then there is none.
 
-        await_bridge: a bridge that does not exist is no error; see obstacle.
+        await_bridge, shielded: see AttachmentCircuit.
         """
         self._on_failure: Callback | None = None
         self._config = config
@@ -103,7 +111,7 @@ class Pseudowire:
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._attached: tuple[UnderlayPath, Profile] | None = None
         self._frame_port: int | None = None
-        self._carrier = False
+        self._carrier = self._narrowed = False
         self._interface_lost = False
         self._claim: Claim | None = None
         self._send_socket: socket.socket | None = None
@@ -135,6 +143,7 @@ class Pseudowire:
                 virtio_header=parts.engine.abilities.virtio_header,
                 features=parts.features,
                 await_bridge=await_bridge,
+                shielded=shielded,
             )
             undo.pop_all()
         self._decapsulator = self._make_decapsulator(None, partial_checksums=False)
@@ -278,6 +287,15 @@ class Pseudowire:
         counters[Slot.RX_BYTES] += end - frame
         counters[Slot.RX_ELIDED] += elided
 
+    def look_at_route(self) -> None:
+        """Let fragments follow the route at once; the circuit's MTU does within a minute."""
+        if self._attached is None or self._claim is None:
+            return
+        path, _ = self._attached
+        with suppress(OSError):  # without a route nothing is sent
+            self._narrowed = find_route(path.route.source, path.endpoint).narrowed
+            set_narrowed(self._send_socket or self._claim.socket, self._narrowed)
+
     def counter_status(self) -> CounterStatus:
         return CounterStatus.of(self._counters)
 
@@ -322,8 +340,10 @@ class Pseudowire:
             self.set_carrier(self._carrier)
             if self._claim is not None:
                 self._claim.restore()
+                set_narrowed(self._claim.socket, self._narrowed)
             if self._send_socket is not None and self._attached is not None:
-                restore_send_socket(self._send_socket, self._attached[0].endpoint)
+                endpoint = self._attached[0].endpoint
+                restore_send_socket(self._send_socket, endpoint, narrowed=self._narrowed)
         except (OSError, DeviceError) as err:
             # The worker finds out, if it matters; a TAP may just have been removed.
             self._log.warning("descriptors_not_restored", error=str(err))
@@ -355,6 +375,7 @@ class Pseudowire:
 
     def _attach(self, path: UnderlayPath, profile: Profile) -> None:
         family = path.endpoint.family
+        self._narrowed = path.route.narrowed
         self._interface.set_mtu(profile.mtu)
         self._decapsulator = self._make_decapsulator(
             profile.remote_mac, partial_checksums=profile.partial_checksums
@@ -365,6 +386,7 @@ class Pseudowire:
         destination = source_address = None
         if profile.source_port == path.group.port:
             send_socket = claim.socket
+            set_narrowed(send_socket, self._narrowed)
             destination = path.group.sockaddr(path.endpoint)
             if path.group.address.is_unspecified:
                 source_address = pktinfo(path.route.source)
@@ -413,7 +435,9 @@ class Pseudowire:
             ports = [MIN_SOURCE_PORT + (first + i) % span for i in range(SOURCE_PORT_TRIES)]
         for port in ports:
             try:
-                return open_send_socket(path.route.source, port, path.endpoint)
+                return open_send_socket(
+                    path.route.source, port, path.endpoint, narrowed=self._narrowed
+                )
             except OSError as err:
                 if err.errno != errno.EADDRINUSE:
                     raise DeviceError(

@@ -1,4 +1,4 @@
-"""Where a circuit's remote is: its name to addresses, an address to a route, again and again."""
+"""The search for a circuit's remote: name to addresses, address to route, repeatedly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..runtime.resolver import Answer
 
 
 class RouteSource(Protocol):
-    """What knows routes from the listening addresses: see demux."""
+    """Knows the routes from the listening addresses: demux.Demux."""
 
     def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Route]: ...
 
@@ -23,7 +23,7 @@ class RouteSource(Protocol):
 
 
 class Listener(Protocol):
-    """Who is told what was found."""
+    """Is told the results of the search: circuit.Circuit."""
 
     def on_unresolved(self, reason: str) -> None: ...
 
@@ -33,7 +33,7 @@ class Listener(Protocol):
 
 
 class RemoteSearch:
-    """Resolves one circuit's remote for as long as the circuit lives."""
+    """Resolves a circuit's remote as long as the circuit exists."""
 
     def __init__(
         self,
@@ -46,10 +46,10 @@ class RemoteSearch:
         listener: Listener,
         local_address: Callable[[], IPAddress | None],
     ) -> None:
-        """port is that of a remote that names none.
+        """port: used if the remote names none.
 
-        local_address returns the address of this machine that the remote
-        speaks to, where that is known: routes are taken from there if there are any.
+        local_address returns the local address that the remote uses, if known.
+        Routes from that address are preferred.
         """
         self._remote = remote
         self._port = remote.port or port
@@ -59,42 +59,42 @@ class RemoteSearch:
         self._local_address = local_address
         self._watch = NameWatch(loop, names, remote.host, family, self._on_answer)
         self._resolved: tuple[IPAddress, ...] = ()
-        # The address that works or is tried; and when the others were tried in vain.
+        # The address in use or tried at present; and when each other one did not answer.
         self._favourite: IPAddress | None = None
         self._silent: dict[IPAddress, float] = {}
         self.paused = False
-        """Addresses are kept up to date; the listener hears nothing."""
+        """While true, addresses are still looked up, and the listener is not told."""
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
-        """The remote's, as far as they are known."""
+        """The known addresses of the remote."""
         known = self._remote.address
         return self._resolved if known is None else (known,)
 
     @property
     def sought_in_vain(self) -> bool:
-        """Whether no address is known although the name was looked up."""
+        """Whether the look-up of the name failed, and no address is known."""
         return not self.addresses and self._watch.failed
 
     @property
     def rotates(self) -> bool:
-        """Whether addresses were tried in vain since the last success."""
+        """Whether addresses have not answered since the last success."""
         return bool(self._silent)
 
     def resolve(self) -> None:
-        """Look the remote up now, and the route to it."""
+        """Look up the remote and its route now."""
         self._watch.look()
 
     def resolve_soon(self) -> None:
-        """Do so after a back-off, as something has failed."""
+        """Look them up after a back-off, because something failed."""
         self._watch.look_again()
 
     def resolve_later(self) -> None:
-        """Do so in a minute."""
+        """Look them up in a minute."""
         self._watch.look_later(failed=False)
 
     def stop(self) -> None:
-        """Tell the listener nothing more."""
+        """Stop the search. The listener is told nothing more."""
         self._watch.stop()
 
     def use(self, address: IPAddress) -> None:
@@ -102,14 +102,14 @@ class RemoteSearch:
         self._favourite = address
 
     def succeed(self, address: IPAddress) -> None:
-        """Take note that the remote answers at this address."""
+        """Record that the remote answers at this address."""
         self._favourite = address
         self._silent.clear()
 
     def next_path(self, tried: IPAddress) -> UnderlayPath | None:
-        """Return the path to the address that was longest not tried; None: there is one address.
+        """Return the path to the address that was tried least recently; None: there is only one.
 
-        Raises DeviceError where no address has a route.
+        Raises DeviceError if no address has a route.
         """
         now = self._loop.now()
         self._silent = {
@@ -122,7 +122,7 @@ class RemoteSearch:
     ) -> UnderlayPath:
         """Return the path to the first address, by precedence, that has a route.
 
-        local_address: from where; None: from where the remote speaks to, or any.
+        local_address: the source; None: the one that the remote uses, or any.
         Raises DeviceError, with the reason for each address.
         """
         source = local_address or self._local_address()
@@ -138,7 +138,7 @@ class RemoteSearch:
         raise DeviceError("; ".join(dict.fromkeys(obstacles)))
 
     def _on_answer(self, answer: Answer) -> bool:
-        """Tell the listener what is known of the remote now; return whether it has a route."""
+        """Tell the listener the result of a look-up. Return whether there is a route."""
         if self.paused:
             self._resolved = answer.addresses or self._resolved
             return answer.error is None
@@ -155,7 +155,7 @@ class RemoteSearch:
         return True
 
     def _precedence(self, address: IPAddress) -> tuple[float, bool]:
-        """Return the sort key of an address, the first one to try lowest; equals stay in order."""
+        """Return the sort key of an address; the lowest is tried first."""
         return self._silent.get(address, 0.0), address != self._favourite
 
     def _route_to(self, endpoint: Endpoint, source: IPAddress | None) -> tuple[ReceiveGroup, Route]:

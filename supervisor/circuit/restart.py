@@ -1,6 +1,6 @@
-"""When a dead worker is started again, and when its circuit has failed.
+"""When a dead worker is replaced, and when its circuit has failed. Pure.
 
-Pure: monotonic times in, delays out.
+Monotonic times in, delays out.
 """
 
 from __future__ import annotations
@@ -9,37 +9,36 @@ import random
 
 from vela.backoff import Backoff, Jitter
 
-# This many deaths within this time: the circuit has failed. After the earlier ones a worker is
-# started at once: it may have been killed by hand, or for lack of memory.
+# After this many deaths within this time the circuit has failed. After earlier deaths a worker
+# is started at once: the dead one may have been killed by hand or for lack of memory.
 DEATHS = 3
 WITHIN_S = 10.0
 
-# Of a failed circuit, a worker that lives this long has proved to live. What is wrong with one
-# shows when it starts, or with the frames that wait for it: within milliseconds.
+# A failed circuit recovers when a worker has lived this long. A faulty worker dies when it
+# starts or with the frames that wait for it, within milliseconds.
 PROOF_S = 1.0
 
 FIRST_DELAY_S = 0.5
-# With the proof, 10 s: workers start no further apart, and a circuit whose cause of failure is gone
-# is back in that time.
+# Together with PROOF_S, 10 s: the longest time until a circuit recovers after the cause is gone.
 LONGEST_DELAY_S = 9.0
-JITTER = 0.2  # of the delay, downward: many circuits must not come back in step
+JITTER = 0.2  # part of the delay, downward, so that many circuits do not restart in step
 
 
 class RestartPolicy:
-    """The deaths of one circuit's workers. Never gives up.
+    """Decides on restarts by the deaths of one circuit's workers. It never gives up.
 
-    A circuit that recovered is on probation for WITHIN_S: the next death within that time fails
-    it again, and the delays go on doubling. All times are monotonic seconds.
+    For WITHIN_S after a recovery, one more death fails the circuit again, and the delays
+    continue to double. All times are monotonic seconds.
     """
 
     def __init__(self, randomness: random.Random) -> None:
         self.failed = False
-        """Whether the circuit has no worker that proved to live."""
+        """Whether the circuit has failed and no worker has lived for PROOF_S since."""
         self._deaths: list[float] = []
         self._backoff = Backoff(FIRST_DELAY_S, LONGEST_DELAY_S, Jitter(randomness, shorter=JITTER))
 
     def delay_s(self, now: float) -> float:
-        """Take note that a worker died. Return how long to wait with the next one, in seconds."""
+        """Record a death. Return the delay before the next worker, in seconds."""
         self._deaths = [at for at in self._deaths if now - at < WITHIN_S]
         if not (self.failed or self._deaths):
             self._backoff.reset()
@@ -51,6 +50,6 @@ class RestartPolicy:
         return self._backoff.next_delay_s()
 
     def proved(self, now: float) -> None:
-        """Take note that a worker of a failed circuit has lived for PROOF_S."""
+        """Record that a worker of a failed circuit has lived for PROOF_S."""
         self.failed = False
         self._deaths = [now] * (DEATHS - 1)

@@ -1,1 +1,1 @@
-"""The configuration: its file, its records, and the rules that they keep."""
+"""The configuration: file, records, and the rules for them."""

@@ -1,6 +1,6 @@
-"""The rules that the values of circuits keep: in one circuit, with [daemon], and between circuits.
+"""Rules for circuits: within one, against [daemon], and between circuits. Pure.
 
-Pure, on records. A mistake is one line: "circuits.NAME.KEY: what is wrong; what would be right".
+They work on records. A mistake is one line: "circuits.NAME.KEY: what is wrong; what is right".
 
 A circuit whose table has no valid id or remote has id 0 or an empty host. Rules that need these
 skip it, so that such a circuit causes no further mistakes.
@@ -44,11 +44,11 @@ def find_mistakes(circuits: Iterable[CircuitConfig], daemon: DaemonConfig) -> It
 
 
 class ConflictFinder:
-    """Finds what a circuit needs of this host and another circuit has.
+    """Finds conflicts of a circuit with others on this host.
 
-    What circuits set up on remotes does not count: each remote judges that itself.
-    A remote may ask for 255 circuits at once. So what a record claims is worked out
-    once, as long as the record is among the others.
+    Settings of the remote's ends are ignored: each remote checks them itself. A remote may
+    ask for 255 circuits at once, so the claims of a record are computed once and kept as
+    long as the record is among the others.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class ConflictFinder:
 
 
 def find_contradictions(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterator[str]:
-    """Yield where a circuit's values contradict each other or [daemon]."""
+    """Yield the contradictions within a circuit, and between it and [daemon]."""
     yield from _check_family(circuit, daemon.listen)
     yield from _check_peer(circuit)
     yield from _check_encryption(circuit, daemon)
@@ -92,6 +92,11 @@ def find_contradictions(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterato
         yield (
             f"{_path(circuit, 'encapsulation')}: 'ip' cannot carry a bridge's frames; "
             "'auto' would be right"
+        )
+    if circuit.accept_ra and circuit.bridge is not None:
+        yield (
+            f"{_path(circuit, 'accept_ra')}: a port of a bridge takes no router advertisements, "
+            "the bridge does; leave it out, and see the sysctl accept_ra of the bridge"
         )
     if circuit.bridge == circuit.name:
         yield (
@@ -138,7 +143,7 @@ def check_key(circuit: CircuitConfig, autoconfigure: AutoconfigureConfig | None)
 
 
 def remote_identity(remote: Remote) -> str:
-    """Return what tells remotes apart: the host, in any case, with or without the final dot."""
+    """Return the identity of a remote: the host in lower case, without the final dot."""
     return remote.host.lower().removesuffix(".")
 
 
@@ -226,18 +231,18 @@ def _check_peer(circuit: CircuitConfig) -> Iterator[str]:
 
 
 class _Claim(NamedTuple):
-    """Something that only one circuit of a host can have."""
+    """A property that only one circuit of a host can have."""
 
     key: tuple[str, ...]
-    """The key that asks for it, below the circuit's table."""
+    """The key path of the property, within the circuit's table."""
     thing: Hashable
-    """Equal for two circuits that cannot both have it."""
+    """Equal for two circuits that conflict."""
     shown: object
-    """As messages show it."""
+    """The property as messages show it."""
 
 
 def _local_claims(circuit: CircuitConfig) -> Iterator[_Claim]:
-    """Yield what a circuit needs of this host."""
+    """Yield the claims of a circuit on this host."""
     if circuit.id and circuit.remote.host:
         identity = ("id", remote_identity(circuit.remote), circuit.id)
         yield _Claim(("id",), identity, f"{circuit.id} toward {circuit.remote.host}")
@@ -250,13 +255,13 @@ def _local_claims(circuit: CircuitConfig) -> Iterator[_Claim]:
 
 
 def _remote_claims(circuit: CircuitConfig) -> Iterator[_Claim]:
-    """Yield what a circuit needs of its remote; only circuits of this host are known there."""
+    """Yield the claims of a circuit on its remote, of which only this host's are known."""
     peer, host = circuit.peer, remote_identity(circuit.remote)
     if not host:
         return
     if peer.mac is not None:
         yield _Claim(("peer", "mac"), ("mac", host, peer.mac), format_mac(peer.mac))
-    if not circuit.autoconfigure:  # then the MAC address is all that has an effect
+    if not circuit.autoconfigure:  # only the MAC address has an effect then
         return
     if peer.interface is not None:
         thing = ("interface", host, peer.interface)

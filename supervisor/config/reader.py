@@ -1,7 +1,7 @@
 """The configuration file to records, and a circuit's record to its table.
 
-Only load_config does input: it reads one file. A caller that wants values compared with the
-host, such as names of users, passes a check that does so.
+Only load_config does input: it reads one file. A caller passes a check that compares values
+with the host, such as names of users.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from .records import (
     Encryption,
     PeerConfig,
     SourcePort,
+    SourceRules,
 )
 from .syntax import TomlSyntaxError, parse_toml
 from .tables import (
@@ -123,7 +124,7 @@ def parse_config(toml_text: str, source: str, check: Check = lambda config: ()) 
 def parse_circuits(
     tables: Mapping[str, object], daemon: DaemonConfig, source: str
 ) -> tuple[CircuitConfig, ...]:
-    """Validate tables as in [circuits], each for itself and against each other.
+    """Validate tables as in [circuits], each alone and against each other.
 
     Raises ConfigError as parse_config does.
     """
@@ -134,7 +135,7 @@ def parse_circuits(
 
 
 def format_circuit(circuit: CircuitConfig) -> dict[str, object]:
-    """Return the table that is read as this circuit, without keys that have their defaults."""
+    """Return the table of a circuit, without keys that have their defaults."""
     return write_record(circuit, CIRCUIT_KEYS, _UNREAD_CIRCUIT)
 
 
@@ -204,6 +205,7 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("keepalive", number(MIN_KEEPALIVE_S, MAX_KEEPALIVE_S)),
     Key("autoconfigure", boolean),
     Key("key_file", _ABSOLUTE_PATH, str),
+    Key("accept_ra", boolean),
     TableKey("peer", PEER_KEYS, PeerConfig()),
 )
 
@@ -248,7 +250,7 @@ def _read_daemon(table: Table) -> DaemonConfig:
 def _check_listen(listen: tuple[IPAddress, ...], table: Table) -> None:
     """Report addresses that would bind one port twice.
 
-    "::" with an IPv4 address is right: the socket for "::" then receives no IPv4.
+    "::" beside an IPv4 address is valid: the socket for "::" then receives no IPv4.
     """
     for every in filter(lambda address: address.is_unspecified, listen):
         for other in listen:
@@ -258,6 +260,8 @@ def _check_listen(listen: tuple[IPAddress, ...], table: Table) -> None:
 
 def _read_autoconfigure(table: Table) -> AutoconfigureConfig:
     default = _AUTOCONFIGURE
+    count = integer(0)
+    max_circuits = table.read("max_circuits", count, None)
     autoconfigure = AutoconfigureConfig(
         accept=table.read("accept", boolean, default.accept),
         sources=table.read_list("from", text(parse_source)),
@@ -267,10 +271,42 @@ def _read_autoconfigure(table: Table) -> AutoconfigureConfig:
         networks=table.read_list("networks", text(parse_network)),
         bridges=table.read_list("bridges", _INTERFACE_NAME),
         interfaces=table.read("interfaces", text(parse_interface_pattern), default.interfaces),
-        max_circuits=table.read("max_circuits", integer(0), default.max_circuits),
+        max_circuits=default.max_circuits if max_circuits is None else max_circuits,
+        # Who says how many there may be all together may mean those of one machine.
+        max_circuits_per_remote=table.read(
+            "max_circuits_per_remote",
+            count,
+            default.max_circuits_per_remote if max_circuits is None else max_circuits,
+        ),
+        accept_ra=table.read("accept_ra", boolean, default.accept_ra),
+        per_source=_read_per_source(table),
     )
     table.finish()
     return autoconfigure
+
+
+def _read_per_source(autoconfigure: Table) -> tuple[SourceRules, ...]:
+    table = autoconfigure.table("sources")
+    if table is None:
+        return ()
+    rules = []
+    for name, inner in table.tables():
+        try:
+            source = parse_source(name)
+        except ValueError as err:
+            table.report(name, str(err))
+            continue
+        rules.append(
+            SourceRules(
+                source=source,
+                networks=inner.read_list_or_none("networks", text(parse_network)),
+                bridges=inner.read_list_or_none("bridges", _INTERFACE_NAME),
+                interfaces=inner.read("interfaces", text(parse_interface_pattern), None),
+                max_circuits=inner.read("max_circuits", integer(0), None),
+            )
+        )
+        inner.finish()
+    return tuple(rules)
 
 
 def _read_circuits(root: Table, daemon: DaemonConfig) -> tuple[CircuitConfig, ...]:

@@ -74,7 +74,21 @@ class CircuitConfig:
     """Seconds between keepalives."""
     autoconfigure: bool = True
     key_file: Path | None = None
+    accept_ra: bool = False
+    """Router advertisements that come from the circuit give the interface addresses and routes."""
     peer: PeerConfig = field(default_factory=PeerConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRules:
+    """What is otherwise for some of the machines that may ask. None: as for all."""
+
+    source: IPNetwork | str
+    networks: tuple[IPNetwork, ...] | None = None
+    bridges: tuple[str, ...] | None = None
+    interfaces: str | None = None
+    max_circuits: int | None = None
+    """Of each machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +107,11 @@ class AutoconfigureConfig:
     interfaces: str = "vela*"
     """A shell pattern (fnmatch)."""
     max_circuits: int = 64
+    max_circuits_per_remote: int = 16
+    accept_ra: bool = False
+    """Of all circuits that remotes set up here."""
+    per_source: tuple[SourceRules, ...] = ()
+    """The [autoconfigure.sources."..."] tables."""
 
 
 @dataclass(frozen=True, slots=True)

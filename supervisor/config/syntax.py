@@ -7,9 +7,9 @@ import tomllib
 
 import toml
 
-MAX_MESSAGE = 200  # characters of what a parser says
+MAX_MESSAGE = 200  # characters of a parser's message
 
-# What toml says, and what a person can do about it.
+# Messages of toml, and what an operator can do about them.
 _TOML_MESSAGES = (
     (r"Duplicate keys!", "this key appears twice"),
     (r"What\? (.+?) already exists\?", r"the table or key '\1' appears twice"),
@@ -22,7 +22,7 @@ _TOML_MESSAGES = (
         "something follows a string's closing quote; perhaps a comma or quote is missing",
     ),
 )
-# What tomllib ends its messages with, up to Python 3.13 at least.
+# The end of tomllib's messages, at least up to Python 3.13.
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 

@@ -98,6 +98,11 @@ class Table:
             items.append(item)
         return tuple(items)
 
+    def read_list_or_none(self, key: str, parser: Parser[T]) -> tuple[T, ...] | None:
+        """Return the valid items of a list; None if it is absent."""
+        items = self.read_list(key, parser)
+        return items if key in self._values else None
+
     def table(self, key: str) -> Table | None:
         """Return the table of this name in this one; None if it is absent or not a table."""
         values = self.read(key, _table, None)
@@ -153,7 +158,7 @@ class Key(Generic[T]):
     parse: Parser[T]
     write: Formatter[T] = plain
     required: str = ""
-    """What would be right, for the message where the key is missing; empty: it may be absent."""
+    """What would be right, for the message if the key is missing; empty: it may be absent."""
 
     def read(self, table: Table, default: T) -> T:
         if not self.required:
@@ -203,7 +208,7 @@ def read_record(table: Table, fields: Sequence[TableField], default: R) -> R:
 
 
 def write_record(record: R, fields: Sequence[TableField], default: R) -> dict[str, object]:
-    """Return the table that is read as this record, without keys that have their defaults."""
+    """Return the table of a record, without keys that have their defaults."""
     return {
         field.name: field.write(value)
         for field in fields
@@ -274,7 +279,7 @@ def word(words: Mapping[str, W]) -> Parser[W]:
 
 
 def known_word(words: Mapping[str, W]) -> Parser[W]:
-    """Make a parser of more words than one would like to read in each message."""
+    """Return a parser of words that are too many to list in each message."""
     known = ", ".join(words)
 
     def parse(value: object) -> W:

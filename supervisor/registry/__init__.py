@@ -1,1 +1,1 @@
-"""All circuits of a supervisor: who wants them, what is free, what is kept."""
+"""All circuits of a supervisor: requests, allocation, storage."""

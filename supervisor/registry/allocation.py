@@ -1,4 +1,4 @@
-"""What the circuits of a daemon have that only one can have, and what of that is free."""
+"""Which names, circuit ids, addresses, MAC addresses and ports of this machine are free."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ..circuit.circuit import Circuit
 from ..config.conflicts import ConflictFinder, find_contradictions, remote_identity
 from ..config.records import CircuitConfig, DaemonConfig
 
-# Numbers, for interfaces that nobody named.
+# Numbers tried in automatic interface names.
 NAMES_TRIED = 4096
 _WILDCARDS = re.compile(r"[*?]+")
 
 
 class Allocation:
-    """Names, ids, addresses, MACs and ports, as the circuits there are at each moment have them."""
+    """Checks and allocates what only one circuit can have, by the circuits that exist."""
 
     def __init__(
         self, daemon: DaemonConfig, circuits: Mapping[str, Circuit], reserved: Container[str]
     ) -> None:
-        """reserved: names that nobody gets who wants none in particular."""
+        """reserved: names that automatic naming never assigns."""
         self._daemon = daemon
         self._circuits = circuits
         self._reserved = reserved
         self._conflicts = ConflictFinder()
 
     def check_free(self, config: CircuitConfig, replaced: str | None = None) -> None:
-        """Raise ConfigError if another circuit has what this one needs, or its values conflict.
+        """Raise ConfigError if a circuit conflicts with others or with itself.
 
-        The circuit called replaced does not count: this one takes its place.
+        The circuit named replaced is ignored: the new one takes its place.
         """
         if config.name in self._circuits and config.name != replaced:
             raise ConfigError(f"there is a circuit {config.name} already")
@@ -48,44 +48,43 @@ class Allocation:
             raise ConfigError(*(f"{config.name}: {mistake}" for mistake in mistakes))
 
     def check_id(self, circuit: Circuit, sources: Iterable[IPAddress]) -> None:
-        """Raises ConfigError where another circuit has the id toward one of these addresses."""
+        """Raise ConfigError if another circuit has the id toward one of these addresses."""
         for other in self._circuits.values():
             if other is circuit or other.config.id != circuit.config.id:
                 continue
             shared = set(sources).intersection(other.sources)
             if shared:
                 raise ConfigError(
-                    f"circuit id {circuit.config.id} of {min(shared, key=str)} "
-                    f"is {other.name}'s already"
+                    f"{other.name} already uses circuit id {circuit.config.id} "
+                    f"toward {min(shared, key=str)}"
                 )
 
     def free_id(self, remote: str) -> int:
-        """Return the lowest circuit id that is free toward a remote, whatever it is called.
+        """Return the lowest circuit id that is certainly free toward a remote.
 
-        Raises ConfigError: none surely is.
+        Raises ConfigError if there is none.
         """
         try:
             wanted = parse_remote(remote)
         except ValueError:
-            wanted = Remote(remote)  # refused soon, with its other mistakes
+            wanted = Remote(remote)  # the reader reports it, with other mistakes
         known = self._addresses_of(wanted)
         taken = {
             each.config.id
             for each in self._circuits.values()
             if remote_identity(each.config.remote) == remote_identity(wanted)
-            # What is not resolved may be the same.
+            # A name that is not resolved may have the same address.
             or not (known and each.addresses and known.isdisjoint(each.addresses))
         }
         for number in range(MIN_CIRCUIT_ID, MAX_CIRCUIT_ID + 1):
             if number not in taken:
                 return number
         raise ConfigError(
-            f"all {MAX_CIRCUIT_ID} circuit ids toward {remote} are taken, "
-            "or may be while names do not resolve; say which it is to be"
+            f"no circuit id toward {remote} is certainly free; name one of 1..{MAX_CIRCUIT_ID}"
         )
 
     def _addresses_of(self, remote: Remote) -> frozenset[IPAddress]:
-        """Return what is known of a remote's addresses, by itself or from its circuits."""
+        """Return the known addresses of a remote: its own or those of its circuits."""
         if remote.address is not None:
             return frozenset({remote.address})
         return frozenset(
@@ -96,11 +95,11 @@ class Allocation:
         )
 
     def free_name(self, pattern: str) -> str:
-        """Return an interface name that the pattern allows and that nothing here has.
+        """Return a free interface name that matches the pattern.
 
-        Raises ConfigError where none is found.
+        Raises ConfigError if none is found.
         """
-        # Nothing in its place last: a pattern may be as long as a name already.
+        # The empty filling last: a pattern may already be as long as a name can be.
         for filling in (*map(str, range(NAMES_TRIED)), ""):
             name = _WILDCARDS.sub(filling, pattern, count=1)
             name = _WILDCARDS.sub("", name)
@@ -115,4 +114,4 @@ class Allocation:
                 socket.if_nametoindex(name)
             except OSError:
                 return name
-        raise ConfigError(f"no interface name that fits {pattern!r} is free; name one that is")
+        raise ConfigError(f"no interface name that matches {pattern!r} is free; name one")

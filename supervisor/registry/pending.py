@@ -1,4 +1,4 @@
-"""Circuits that are wanted and cannot be made at present: why, and when that is tried again."""
+"""Circuits that cannot be created at present: the reasons, and when they are tried again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..runtime.loop import EventLoop, Timer
 from ..status import CircuitStatus, CounterStatus
 from .store import StoredCircuit
 
-# What is in the way, a missing bridge say, is for a person to change.
+# The obstacle, such as a taken interface name, goes when an operator acts.
 RETRY_INTERVAL_S = 10.0
 
 Maker = Callable[[StoredCircuit], None]
@@ -24,10 +24,10 @@ Maker = Callable[[StoredCircuit], None]
 
 
 class PendingCircuits:
-    """By name, each with the reason; tried again until it is there, or is dropped."""
+    """The circuits by name, with reasons. Each is tried again until it exists or is dropped."""
 
     def __init__(self, loop: EventLoop, port: int, make: Maker) -> None:
-        """port is that of remotes that name none."""
+        """port: the one of remotes that name none."""
         self._loop = loop
         self._port = port
         self._make = make
@@ -38,11 +38,11 @@ class PendingCircuits:
         return name in self._wanted
 
     def find(self, name: str) -> tuple[StoredCircuit, str] | None:
-        """Return the circuit of this name, and why it is not there."""
+        """Return the circuit of this name, and why it could not be created."""
         return self._wanted.get(name)
 
     def reasons(self, origin: Origin) -> dict[str, str]:
-        """Return why the circuits of an origin are not there, by name."""
+        """Return why the circuits of an origin could not be created, by name."""
         return {
             name: reason
             for name, (wanted, reason) in self._wanted.items()
@@ -50,7 +50,7 @@ class PendingCircuits:
         }
 
     def add(self, wanted: StoredCircuit, error: VelaError | None = None) -> None:
-        """Take one that could not be made; without an error, one that was not tried yet."""
+        """Add a circuit that could not be created; without an error, one not tried yet."""
         reason = "" if error is None else _on_one_line(error)
         self._wanted[wanted.config.name] = (wanted, reason)
         if self._timer is None:
@@ -73,7 +73,7 @@ class PendingCircuits:
                 self.drop(name)
 
     def wanted(self) -> dict[str, tuple[CircuitConfig, Origin]]:
-        """Return what is wanted, by name, and by whom."""
+        """Return the circuits, by name, and their origins."""
         return {name: (each.config, each.origin) for name, (each, _) in self._wanted.items()}
 
     def makers(self) -> dict[str, bytes | None]:

@@ -1,55 +1,74 @@
-"""All circuits of a daemon, and all who want some: the file, commands, other machines."""
+"""All circuits of a daemon, whether the file, a command or another machine asks for them."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 import structlog
 
-from vela.address import IPAddress
+from vela.address import IPAddress, IPNetwork
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
 from vela.signaling.events import CircuitRequested
 from vela.signaling.messages import CloseReason, Confirm, RejectCode
+from vela.signaling.policy import PeerCircuits, Policy
 from vela.signaling.signer import Key
 
 from ..circuit.circuit import Circuit, DataPath, Origin
 from ..circuit.lifecycle import State
 from ..circuit.remote import RouteSource
+from ..circuit.tenure import Tenure
 from ..config.conflicts import NO_ENCRYPTION, check_key
 from ..config.reader import parse_circuits
 from ..config.records import CircuitConfig, Config, Encapsulation, Encryption
 from ..control_channel import ControlChannel
 from ..keys import KeySource
+from ..runtime.lines import LineLimiter
 from ..runtime.loop import EventLoop
 from ..runtime.names import NameSource
 from ..status import CircuitStatus
 from . import requests
 from .allocation import Allocation
+from .changes import ChangeLimiter
+from .facts import HostFacts
 from .pending import PendingCircuits
 from .requests import Refuse, SetUp, Situation, offer_of
-from .store import CircuitStore, StateFile, Stored, StoredCircuit, stored
+from .store import CircuitStore, StateFile, Stored, StoredCircuit, record_of
 
-# Between the first steps of circuits at start: a remote that sets up its ends takes about
-# as long for each, and must not be asked again before it comes to it.
+# At start one circuit begins after the other, this far apart. A remote that creates its ends
+# on request takes about as long for each one, and must not receive a second request before it
+# has answered the first.
 START_INTERVAL_S = 0.005
+
+TOO_OFTEN = "circuits are set up and changed too often; the next change has to wait"
 
 
 class DataPathFactory(Protocol):
-    """What makes circuits' data paths: pseudowire.PseudowireFactory."""
+    """Creates the data paths of circuits: pseudowire.PseudowireFactory."""
 
-    def __call__(self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False) -> DataPath:
-        """Create a circuit's interface, and what goes with it. Raises DeviceError.
+    def __call__(
+        self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False, shielded: bool = False
+    ) -> DataPath:
+        """Create a circuit's interface, counters and sockets. Raises DeviceError.
 
-        await_bridge: a bridge that does not exist is waited for.
+        await_bridge: create the interface even if its bridge does not exist yet.
+        shielded: it is an error if router advertisements cannot be kept out.
         """
 
 
+class FactSource(Protocol):
+    """What knows this host's addresses and routes: host.HostNetwork."""
+
+    def facts(self, wanted: tuple[IPNetwork, ...]) -> HostFacts:
+        """Return what may matter to who wants addresses of these networks. Raises DeviceError."""
+
+
 class Registry:
-    """Every circuit by name, whether of the configuration, of a command, or of another machine."""
+    """The circuits by name. Creates, changes and removes them on request."""
 
     def __init__(
         self,
@@ -61,6 +80,8 @@ class Registry:
         control_channel: ControlChannel,
         keys: KeySource,
         make_data_path: DataPathFactory,
+        host: FactSource,
+        lines: LineLimiter,
     ) -> None:
         self._config = config
         self._loop = loop
@@ -69,6 +90,9 @@ class Registry:
         self._control_channel = control_channel
         self._keys = keys
         self._make_data_path = make_data_path
+        self._host = host
+        self._lines = lines
+        self._changes = ChangeLimiter()
         self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
         self._pending = PendingCircuits(loop, self._port, self._create_pending)
@@ -78,53 +102,53 @@ class Registry:
         self._log = structlog.get_logger()
 
     def create_all(self) -> None:
-        """Create the configuration's circuits, and those that were kept.
+        """Create the circuits of the configuration and those of circuits.json.
 
-        Raises VelaError where one of the configuration cannot be had; one
-        that was kept is tried again later, with an error in the log.
+        Raises VelaError if a circuit of the configuration cannot be created. A
+        stored one that cannot be created is logged, and tried again later.
         """
         stored = self._store.load(self._config.daemon)
         for config in self._config.circuits:
             self._create(config, Origin.CONFIG)
         for unread in stored.unread:
-            self._log.error("kept_circuit_not_started", circuit=unread.name, error=unread.error)
-        left_out = []
-        for kept in stored.circuits:
+            self._log.error("stored_circuit_not_started", circuit=unread.name, error=unread.error)
+        pending = []
+        for each in stored.circuits:
             try:
-                self._check_kept(kept)
-                self._create_kept(kept)
+                self._check_stored(each)
+                self._create_stored(each)
             except VelaError as err:
-                left_out.append(kept)
-                self._pending.add(kept, err)
+                pending.append(each)
+                self._pending.add(each, err)
                 self._log.error(
-                    "kept_circuit_not_started", circuit=kept.config.name, error=str(err)
+                    "stored_circuit_not_started", circuit=each.config.name, error=str(err)
                 )
         for name in stored.disabled & self._circuits.keys():
             self._circuits[name].disable()
         self._store.set_absent(
             Stored(
-                tuple(left_out), stored.unread, frozenset(stored.disabled - self._circuits.keys())
+                tuple(pending), stored.unread, frozenset(stored.disabled - self._circuits.keys())
             )
         )
 
     def start(self) -> None:
-        """Let all look for their remotes, one after the other."""
+        """Start all circuits, one after the other."""
         self._start_next(deque(self._circuits.values()))
 
     def _start_next(self, waiting: deque[Circuit]) -> None:
         while waiting:
             circuit = waiting.popleft()
-            # It may have gone, or been started by a command, meanwhile.
+            # A command may have removed or started it meanwhile.
             if self._circuits.get(circuit.name) is circuit and circuit.idle:
                 self._loop.guard(circuit.start)
                 self._loop.call_later(START_INTERVAL_S, lambda: self._start_next(waiting))
                 return
 
     def close(self) -> None:
-        """Take all down; remotes are told that they come back."""
+        """Close all circuits. Remotes are told that they will return."""
         self._store.close()
         guard, circuits = self._loop.guard, tuple(self._circuits.values())
-        # First, as the kernel takes 20 ms for the end of each interface.
+        # Before the interfaces: the kernel takes 20 ms to remove each one.
         for circuit in circuits:
             guard(partial(circuit.say_goodbye, CloseReason.STOPPING))
         for circuit in circuits:
@@ -137,32 +161,33 @@ class Registry:
         return len(self._circuits)
 
     def check(self) -> None:
-        """Look after all; to be called once a second."""
+        """Check all circuits. To be called once a second."""
         for circuit in tuple(self._circuits.values()):
             self._loop.guard(circuit.check)
+        self._look_at_tenures()
 
     def status(self) -> tuple[CircuitStatus, ...]:
         created = tuple(circuit.status() for circuit in self._circuits.values())
         return created + self._pending.status()
 
     def reload(self, config: Config) -> dict[str, str]:
-        """Take over what changed; circuits that did not are not touched.
+        """Apply a new configuration. Circuits that did not change are not touched.
 
-        Return those of the file that cannot be made at present, by name, and
-        why. The control_channel knows the policy already.
+        Return the reason, by name, for each circuit of the file that cannot be
+        created at present. The control channel must have the new policy already.
         """
         self._config = config
         wanted = {circuit.name: circuit for circuit in config.circuits}
         for name, circuit in tuple(self._circuits.items()):
             if circuit.origin is Origin.CONFIG and wanted.get(name) != circuit.config:
-                # The other end keeps it where it only changes.
+                # If the circuit only changes, the remote must not remove its end.
                 stays = name in wanted and _is_same_circuit(wanted[name], circuit.config)
                 self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
                 if circuit.disabled and name in wanted:
                     self._store.add_disabled(name)
                 elif circuit.disabled:
                     self._store.try_save()
-        # Those that go said so under the key of before.
+        # Only now: the circuits that were removed said goodbye under the old key.
         self._apply_policy()
         for name in self._pending.reasons(Origin.CONFIG):
             self._pending.drop(name)
@@ -173,11 +198,11 @@ class Registry:
         return self._pending.reasons(Origin.CONFIG)
 
     def add(self, name: str, settings: Mapping[str, object]) -> Circuit:
-        """Set up a circuit at run time, on both machines; it outlives restarts.
+        """Create a circuit at run time, on both machines. It survives restarts.
 
-        settings is a table as under [circuits]; without an id the next free
-        one toward that remote is taken. Raises VelaError, and then there is
-        none.
+        settings is a table as under [circuits]. Without an id the circuit gets
+        the next free one toward that remote. Raises VelaError, and then creates
+        nothing.
         """
         if name in self._circuits or name in self._pending:
             raise ConfigError(f"there is a circuit {name} already")
@@ -200,10 +225,10 @@ class Registry:
         return circuit
 
     def delete(self, name: str) -> None:
-        """Take a circuit down for good, on both machines. Raises VelaError."""
-        unmade = self._pending.find(name)
-        if unmade is not None and unmade[0].origin is not Origin.CONFIG:
-            # The other end is told when it resumes.
+        """Remove a circuit on both machines. Raises VelaError."""
+        pending = self._pending.find(name)
+        if pending is not None and pending[0].origin is not Origin.CONFIG:
+            # The remote learns it when it asks to resume.
             self._pending.drop(name)
             self._store.reclaim(name)
             self._store.save()
@@ -217,7 +242,7 @@ class Registry:
         self._store.save()
 
     def disable(self, name: str) -> None:
-        """Let a circuit carry nothing until enable(), across restarts, too. Raises VelaError."""
+        """Take a circuit administratively down, across restarts. Raises VelaError."""
         circuit = self._find(name)
         if not circuit.disabled:
             circuit.disable()
@@ -230,23 +255,23 @@ class Registry:
             circuit.enable()
             self._store.save()
 
-    # What control messages of other machines lead to.
+    # Requests of other machines.
 
     def deferral_reason(self, confirm: Confirm, address: IPAddress) -> str:
-        """Return why a circuit that may be here does not answer; see requests."""
+        """Return why a circuit that may exist here cannot answer now; see requests."""
         return requests.deferral_reason(
             confirm, address, self._circuits.values(), self._pending.wanted().values()
         )
 
-    def peer_circuit_count(self) -> int:
-        return requests.peer_circuit_count(self._circuits.values())
+    def peer_circuits(self, address: IPAddress) -> PeerCircuits:
+        return requests.count_peer_circuits(self._circuits.values(), address)
 
     def handle_request(self, requested: CircuitRequested) -> None:
-        """Set up what another machine asks for, and the policy allows; or refuse it."""
+        """Create or refuse a circuit that another machine asks for."""
         situation = self._situation()
         if situation is None:
             return
-        decision = requests.decide(requested, situation)
+        decision = self._admit(requested, requests.decide(requested, situation), situation.policy)
         if isinstance(decision, Refuse):
             self._refuse(requested, decision)
             return
@@ -256,11 +281,12 @@ class Registry:
         self._set_up_for_peer(decision, requested)
 
     def on_offer_changed(self, circuit: Circuit, requested: CircuitRequested) -> None:
-        """Set the circuit up as its remote wants it now; or refuse that, and leave it alone."""
+        """Apply the settings that the circuit's remote now asks for, or refuse them."""
         situation = self._situation()
         if situation is None:
             return
         decision = requests.decide_change(circuit, requested, situation)
+        decision = self._admit(requested, decision, situation.policy)
         if isinstance(decision, Refuse):
             self._refuse(requested, decision)
             return
@@ -286,14 +312,52 @@ class Registry:
             policy=policy,
             port=self._port,
             pending_makers=self._pending.makers(),
+            accept_ra=self._peers_accept_ra,
         )
 
+    @property
+    def _peers_accept_ra(self) -> bool:
+        autoconfigure = self._config.autoconfigure
+        return autoconfigure is not None and autoconfigure.accept_ra
+
+    def _admit(
+        self, requested: CircuitRequested, decision: SetUp | Refuse, policy: Policy
+    ) -> SetUp | Refuse:
+        """Return the decision, or why this host cannot do it, or not so often."""
+        if isinstance(decision, Refuse):
+            return decision
+        limits = policy.limits(requested.source.address)
+        try:
+            overlap = self._find_overlap(decision.config, decision.replaced, limits.networks)
+        except DeviceError as err:
+            return Refuse(RejectCode.FAILED, requests.from_here(err))
+        if overlap is not None:
+            return overlap
+        if not self._changes.take(
+            requested.source.address,
+            requested.circuit_id,
+            limits.max_circuits,
+            self._loop.now(),
+        ):
+            return Refuse(RejectCode.FAILED, requests.from_here(TOO_OFTEN))
+        return decision
+
+    def _find_overlap(
+        self, config: CircuitConfig, replaced: str | None, networks: tuple[IPNetwork, ...] = ()
+    ) -> Refuse | None:
+        """See requests. Raises DeviceError."""
+        if not config.addresses:
+            return None
+        facts = self._host.facts(tuple(each.network for each in config.addresses))
+        return requests.find_overlap(config, replaced, self._circuits.values(), facts, networks)
+
     def _set_up_for_peer(self, decision: SetUp, requested: CircuitRequested) -> None:
-        """Make what another machine may have, in place of what it had."""
+        """Create a circuit that another machine asked for, and remove the one that it replaces."""
         config = decision.config
         replaced = None if decision.replaced is None else self._circuits[decision.replaced]
         if replaced is not None:
             self._remove(replaced, None)
+        self._lines.assign(config.name, requested.source.address)
         try:
             circuit = self._make(StoredCircuit(config, Origin.PEER, decision.named_by_peer))
         except VelaError as err:
@@ -316,6 +380,7 @@ class Registry:
             circuit.close(None)
             self._give_up(requested, replaced, err)
             return
+        circuit.tenure = Tenure(self._loop.now()) if replaced is None else replaced.tenure
         self._circuits[config.name] = circuit
         self._store.reclaim(config.name)
         self._pending.drop(config.name)
@@ -324,7 +389,7 @@ class Registry:
     def _give_up(
         self, requested: CircuitRequested, replaced: Circuit | None, error: VelaError
     ) -> None:
-        """Refuse what could not be done, and restore what there was before."""
+        """Refuse a request that could not be carried out, and restore the circuit of before."""
         self._log.error(
             "circuit_not_set_up",
             by=str(requested.source),
@@ -336,7 +401,8 @@ class Registry:
         if replaced is None:
             return
         try:
-            circuit = self._create_kept(stored(replaced))
+            circuit = self._create_stored(record_of(replaced))
+            circuit.tenure = replaced.tenure
         except VelaError as err:
             self._log.error("circuit_not_restored", circuit=replaced.name, error=str(err))
             self._store.try_save()
@@ -344,7 +410,7 @@ class Registry:
             circuit.start()
 
     def _refuse(self, requested: CircuitRequested, refusal: Refuse) -> None:
-        # What is disabled here is asked for again and again, as it should be.
+        # The remote of a disabled circuit asks again and again; that is no event.
         if refusal.code is not RejectCode.DISABLED:
             self._log.warning(
                 "circuit_refused",
@@ -355,15 +421,15 @@ class Registry:
             )
         self._control_channel.reject(requested, refusal.code, refusal.text)
 
-    # Making and removing.
+    # Creating and removing.
 
     def _create_pending(self, wanted: StoredCircuit) -> None:
         """Create a circuit that could not be created before, and start it. Raises VelaError."""
         if wanted.origin is Origin.CONFIG:
             self._allocation.check_free(wanted.config)
         else:
-            self._check_kept(wanted)
-        circuit = self._create_kept(wanted)
+            self._check_stored(wanted)
+        circuit = self._create_stored(wanted)
         if self._store.reclaim(circuit.name):
             circuit.disable()
         else:
@@ -373,32 +439,46 @@ class Registry:
         circuit = self._circuits.get(name)
         pending = self._pending.find(name)
         if pending is not None:
-            raise ConfigError(f"{name} is not there: {pending[1]}")
+            raise ConfigError(f"circuit {name} does not exist at present: {pending[1]}")
         if circuit is None:
             raise ConfigError(f"there is no circuit {name}")
         return circuit
 
     def _create(self, config: CircuitConfig, origin: Origin) -> Circuit:
-        return self._create_kept(StoredCircuit(config, origin))
+        return self._create_stored(StoredCircuit(config, origin))
 
-    def _create_kept(self, kept: StoredCircuit) -> Circuit:
-        circuit = self._make(kept)
+    def _create_stored(self, stored: StoredCircuit) -> Circuit:
+        config = stored.config
+        if stored.origin is not Origin.PEER:
+            self._warn_of_overlap(config)
+        else:
+            remote = config.remote.address
+            if remote is not None:
+                self._lines.assign(config.name, remote)
+            accept_ra = self._peers_accept_ra and config.bridge is None
+            stored = replace(stored, config=replace(config, accept_ra=accept_ra))
+        circuit = self._make(stored)
+        if stored.origin is Origin.PEER:
+            circuit.tenure = Tenure(self._loop.now(), proven=stored.proven)
         self._circuits[circuit.name] = circuit
         return circuit
 
-    def _make(self, kept: StoredCircuit) -> Circuit:
-        config, origin = kept.config, kept.origin
+    def _make(self, stored: StoredCircuit) -> Circuit:
+        config, origin = stored.config, stored.origin
         if config.encryption is Encryption.REQUIRED:
             raise ConfigError(f"{config.name}: {NO_ENCRYPTION}")
-        # The original VELA knows no handshake.
+        # The original VELA has no handshake.
         static = not config.autoconfigure or config.encapsulation is Encapsulation.IP
         key = None if static else self._key_for(config, origin)
         return Circuit(
             config,
             origin,
-            # A command, or another machine, is told at once what is missing.
+            # A command or another machine must learn at once that the bridge is missing.
             self._make_data_path(
-                config, self._cpu_for(config), await_bridge=origin is Origin.CONFIG
+                config,
+                self._cpu_for(config),
+                await_bridge=origin is Origin.CONFIG,
+                shielded=origin is Origin.PEER,
             ),
             loop=self._loop,
             names=self._names,
@@ -406,10 +486,10 @@ class Registry:
             owner=self,
             port=self._port,
             control_channel=None if static else self._control_channel,
-            offer=offer_of(config, origin, kept.named_by_peer),
+            offer=offer_of(config, origin, stored.named_by_peer),
             key=key,
             machine=None if static else self._token_for(config, origin),
-            maker=kept.maker,
+            maker=stored.maker,
         )
 
     def _cpu_for(self, config: CircuitConfig) -> int:
@@ -431,23 +511,60 @@ class Registry:
         return self._keys.token(f"{config.id} {config.remote}".encode())
 
     def _remove(self, circuit: Circuit, reason: CloseReason | None) -> None:
-        """Take a circuit down; its remote is told why, unless reason is None."""
+        """Remove a circuit. Its remote is told the reason, unless that is None."""
         circuit.close(reason)
         del self._circuits[circuit.name]
+        self._lines.release(circuit.name)
 
-    def _check_kept(self, kept: StoredCircuit) -> None:
-        """Raise ConfigError where a circuit that was kept is no longer allowed."""
-        if kept.origin is Origin.PEER:
+    def _warn_of_overlap(self, config: CircuitConfig) -> None:
+        """Tell the operator: he may mean it, as with a more specific route."""
+        try:
+            overlap = self._find_overlap(config, config.name)
+        except DeviceError as err:
+            self._log.warning("addresses_not_compared", circuit=config.name, error=str(err))
+            return
+        if overlap is not None:
+            self._log.warning(
+                "addresses_overlap",
+                circuit=config.name,
+                reason=overlap.text.removeprefix(requests.ELSEWHERE),
+            )
+
+    def _look_at_tenures(self) -> None:
+        """Remove what other machines set up and do not use; keep what they have used for good."""
+        now = self._loop.now()
+        proven = False
+        for circuit in tuple(self._circuits.values()):
+            tenure = circuit.tenure
+            if tenure is None or circuit.disabled:
+                continue
+            before = tenure.proven
+            # What fails is this host's own trouble.
+            fails = circuit.state in (State.FAILED, State.BROKEN)
+            tenure.update(now, up=circuit.state is State.UP, excused=fails)
+            proven |= tenure.proven and not before
+            if tenure.has_ended(now):
+                self._log.info("circuit_abandoned", circuit=circuit.name)
+                self._remove(circuit, CloseReason.STOPPING)
+                proven = True
+        if proven:
+            self._store.save_in_time(lambda _: None)
+
+    def _check_stored(self, stored: StoredCircuit) -> None:
+        """Raise ConfigError if a stored circuit is no longer allowed."""
+        if stored.origin is Origin.PEER:
             policy = self._control_channel.policy
             if policy is None:
-                raise ConfigError("another machine set it up, and there is no [autoconfigure]")
-            refused = policy.judge_offer(offer_of(kept.config, kept.origin, kept.named_by_peer))
+                raise ConfigError("another machine set it up, and [autoconfigure] is absent")
+            source = stored.config.remote.address
+            offer = offer_of(stored.config, stored.origin, stored.named_by_peer)
+            refused = None if source is None else policy.judge_offer(offer, source)
             if refused is not None:
                 raise ConfigError(refused.text)
-        self._allocation.check_free(kept.config)
+        self._allocation.check_free(stored.config)
 
     def _apply_policy(self) -> None:
-        """Remove what others set up and may not any more; the rest goes on under the new terms."""
+        """Remove peers' circuits that are no longer allowed. The others get the new policy."""
         policy, key = self._control_channel.policy, self._control_channel.key
         for circuit in tuple(self._circuits.values()):
             if circuit.static:
@@ -455,7 +572,7 @@ class Registry:
             if circuit.origin is not Origin.PEER:
                 if circuit.config.key_file is None:
                     circuit.set_key(key)
-            elif policy is None or policy.judge_offer(circuit.offer) is not None:
+            elif policy is None or _is_refused(policy, circuit):
                 self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
                 self._remove(circuit, CloseReason.STOPPING)
                 self._store.try_save()
@@ -464,6 +581,12 @@ class Registry:
                 circuit.set_policy(policy)
 
 
+def _is_refused(policy: Policy, circuit: Circuit) -> bool:
+    """Tell whether a circuit that a remote set up would not be allowed now."""
+    source = circuit.config.remote.address
+    return source is not None and policy.judge_offer(circuit.offer, source) is not None
+
+
 def _is_same_circuit(one: CircuitConfig, other: CircuitConfig) -> bool:
-    """Tell whether the remote knows both as one: docs/protocol.md, section 1."""
+    """Tell whether both are one circuit for the remote: docs/protocol.md, section 1."""
     return (one.id, one.remote) == (other.id, other.remote) and one.autoconfigure

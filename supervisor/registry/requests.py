@@ -6,16 +6,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from vela.address import Endpoint, IPAddress, Remote
+from vela.address import Endpoint, IPAddress, IPInterface, IPNetwork, Remote
 from vela.errors import VelaError
 from vela.signaling.events import CircuitRequested
 from vela.signaling.identity import maker_of
+from vela.signaling.limiter import host_of
 from vela.signaling.messages import Confirm, Offer, RejectCode
-from vela.signaling.policy import Policy
+from vela.signaling.policy import PeerCircuits, Policy
 
 from ..circuit.circuit import Origin
 from ..circuit.lifecycle import State
 from ..config.records import CircuitConfig
+from .facts import HostFacts
+
+ELSEWHERE = "on the other end, "
 
 
 class KnownCircuit(Protocol):
@@ -85,6 +89,8 @@ class Situation:
     """The local listening one."""
     pending_makers: Mapping[str, bytes | None]
     """By name, which machines set up what is pending."""
+    accept_ra: bool = False
+    """Their circuits may take router advertisements."""
 
 
 def decide(requested: CircuitRequested, now: Situation) -> SetUp | Refuse:
@@ -94,8 +100,8 @@ def decide(requested: CircuitRequested, now: Situation) -> SetUp | Refuse:
         moved = _moved(requested, maker, now)
         wanted = requested.offer.interface
         before = None if moved is None else moved.config.name
-        name = wanted or before or now.free.free_name(now.policy.interfaces)
-        config = config_for(requested, name, now.port)
+        name = wanted or before or _free_name(requested, now)
+        config = config_for(requested, name, now.port, accept_ra=now.accept_ra)
         if _is_pending_for_another(config, maker, now):
             return Refuse(RejectCode.CONFLICT, from_here(f"there is a circuit {name} already"))
         if moved is not None and moved.disabled:
@@ -112,8 +118,11 @@ def decide_change(
     circuit: KnownCircuit, requested: CircuitRequested, now: Situation
 ) -> SetUp | Refuse:
     """Decide on other settings for a circuit that the same machine set up here."""
-    others = peer_circuit_count(now.circuits.values()) - 1
-    refused = now.policy.judge_new(requested.description, requested.offer, others)
+    source = requested.source.address
+    others = count_peer_circuits(
+        (each for each in now.circuits.values() if each is not circuit), source
+    )
+    refused = now.policy.judge_new(requested.description, requested.offer, source, others)
     if refused is not None:
         return Refuse(refused.code, refused.text)
     before = circuit.config.name
@@ -122,8 +131,8 @@ def decide_change(
         if name is None and circuit.offer.interface is None:
             name = before
         elif name is None:
-            name = now.free.free_name(now.policy.interfaces)
-        config = config_for(requested, name, now.port)
+            name = _free_name(requested, now)
+        config = config_for(requested, name, now.port, accept_ra=now.accept_ra)
         now.free.check_free(config, before)
     except VelaError as err:
         return Refuse(RejectCode.CONFLICT, from_here(err))
@@ -180,12 +189,87 @@ def _pending_deferral(
     return ""
 
 
-def peer_circuit_count(circuits: Iterable[KnownCircuit]) -> int:
-    """Return how many circuits other machines have set up here."""
-    return sum(circuit.origin is Origin.PEER for circuit in circuits)
+def count_peer_circuits(circuits: Iterable[KnownCircuit], address: IPAddress) -> PeerCircuits:
+    """Return how many circuits other machines have set up here, and the one at an address."""
+    host = host_of(address)
+    of_peers = [circuit for circuit in circuits if circuit.origin is Origin.PEER]
+    return PeerCircuits(
+        len(of_peers),
+        sum(any(host_of(each) == host for each in circuit.addresses) for circuit in of_peers),
+    )
 
 
-def config_for(requested: CircuitRequested, name: str, port: int) -> CircuitConfig:
+def find_overlap(
+    config: CircuitConfig,
+    replaced: str | None,
+    circuits: Iterable[KnownCircuit],
+    facts: HostFacts,
+    networks: tuple[IPNetwork, ...] = (),
+) -> Refuse | None:
+    """Return why a circuit's addresses would take packets from where they go now; None: they don't.
+
+    The circuit called replaced does not count, nor does its interface. networks
+    are those that the operator set aside for circuits: a route that leads to
+    more than one of them does not count for addresses in it, as it was there
+    when they were set aside.
+    """
+    others = [each for each in circuits if each.config.name != replaced]
+    names = {each.config.name for each in others} | {replaced}
+    for wanted in config.addresses:
+        # Each link has its own.
+        if wanted.version == 6 and wanted.is_link_local:
+            continue
+        subnet = wanted.network
+        for other in others:
+            for address in other.config.addresses:
+                if _overlap(subnet, address.network):
+                    why = f"{address} of {other.config.name}"
+                    return _overlaps(RejectCode.CONFLICT, wanted, why)
+        remotes = [(each, other.config.name) for other in others for each in other.addresses]
+        if config.remote.address is not None:
+            remotes.append((config.remote.address, "this circuit"))
+        for remote, name in remotes:
+            if remote in subnet:
+                return _overlaps(RejectCode.ADDRESS, wanted, f"{remote}, the remote of {name}")
+        for known in facts.addresses:
+            if known.interface in names:
+                continue  # its circuit was looked at above
+            if _overlap(subnet, known.subnet) or known.address.ip in subnet:
+                why = f"{known.address} of the interface {known.interface}"
+                return _overlaps(RejectCode.ADDRESS, wanted, why)
+        for route in facts.routes:
+            set_aside = any(
+                _contains(route.network, each) and _contains(each, subnet) for each in networks
+            )
+            if (
+                route.network.prefixlen
+                and not set_aside
+                and route.interface != replaced
+                and _overlap(subnet, route.network)
+            ):
+                return _overlaps(RejectCode.ADDRESS, wanted, f"the route to {route.network}")
+    return None
+
+
+def _overlaps(code: RejectCode, wanted: IPInterface, what: str) -> Refuse:
+    return Refuse(code, from_here(f"{wanted} overlaps with {what}"))
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    return _contains(one, other) or _contains(other, one)
+
+
+def _contains(outer: IPNetwork, inner: IPNetwork) -> bool:
+    return (
+        outer.version == inner.version
+        and outer.prefixlen <= inner.prefixlen
+        and inner.network_address in outer
+    )
+
+
+def config_for(
+    requested: CircuitRequested, name: str, port: int, *, accept_ra: bool = False
+) -> CircuitConfig:
     """Return the circuit that a remote asks for; port is the local listening one."""
     offer, description = requested.offer, requested.description
     return CircuitConfig(
@@ -196,6 +280,8 @@ def config_for(requested: CircuitRequested, name: str, port: int) -> CircuitConf
         bridge=offer.bridge,
         mac=offer.mac,
         keepalive=description.keepalive_ms / 1000,
+        # The bridge's own switch decides about what comes in by a port.
+        accept_ra=accept_ra and offer.bridge is None,
     )
 
 
@@ -214,7 +300,7 @@ def offer_of(config: CircuitConfig, origin: Origin, named_by_peer: bool) -> Offe
 
 def from_here(err: object) -> str:
     """Return an error of this machine, on one line, for the operator of the other one."""
-    return f"on the other end, {str(err).splitlines()[0]}"
+    return ELSEWHERE + str(err).splitlines()[0]
 
 
 def _remote_of(source: Endpoint, listens_on: int, port: int) -> Remote:
@@ -229,6 +315,10 @@ def _is_pending_for_another(config: CircuitConfig, maker: bytes | None, now: Sit
     wanted, origin = waiting
     made_by = now.pending_makers.get(config.name)
     return origin is not Origin.PEER or wanted.id != config.id or made_by not in (None, maker)
+
+
+def _free_name(requested: CircuitRequested, now: Situation) -> str:
+    return now.free.free_name(now.policy.limits(requested.source.address).interfaces)
 
 
 def _moved(requested: CircuitRequested, maker: bytes | None, now: Situation) -> KnownCircuit | None:

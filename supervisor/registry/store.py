@@ -1,6 +1,6 @@
-"""Circuits that no configuration file names, kept across restarts: circuits.json.
+"""circuits.json: the circuits that the configuration file does not name, kept across restarts.
 
-StateFile reads and writes the file; CircuitStore decides when it is written, and what is in it.
+StateFile reads and writes the file; CircuitStore decides what is in it and when it is written.
 """
 
 from __future__ import annotations
@@ -37,33 +37,35 @@ class StoredCircuit:
     config: CircuitConfig
     origin: Origin
     named_by_peer: bool = False
-    """The other end wanted this interface name; else it was chosen here."""
+    """The remote asked for this interface name; otherwise it was chosen here."""
     maker: bytes | None = None
-    """Which machine set it up, by identity.maker_of; None: this one, or it did not say."""
+    """The machine that set it up, by identity.maker_of; None: this one, or unknown."""
+    proven: bool = True
+    """It is stored however long the machine that set it up is silent: see tenure."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnreadEntry:
-    """An entry that makes no sense here at present; kept as it is, for whoever mends it."""
+    """An entry that cannot be read. It is kept unchanged, so that it can be repaired."""
 
     name: str
     entry: object
-    """What JSON can say."""
+    """A JSON value."""
     error: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """All that is kept."""
+    """The content of the file."""
 
     circuits: tuple[StoredCircuit, ...] = ()
     unread: tuple[UnreadEntry, ...] = ()
     disabled: frozenset[str] = field(default_factory=frozenset)
-    """Names of circuits of any origin that `velactl down` took down."""
+    """Names of circuits, of any origin, that are administratively down."""
 
 
 class StateFile:
-    """The file in the state directory. It is replaced as a whole, never changed in its place."""
+    """The file in the state directory. It is replaced as a whole, never changed in place."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -72,9 +74,9 @@ class StateFile:
     def load(self, daemon: DaemonConfig) -> Stored:
         """Return what was saved last.
 
-        A file that makes no sense as a whole is set aside, with an error in
-        the log: the configuration's circuits must run all the same. Raises
-        DeviceError if it is there and cannot be read, or set aside.
+        A file that cannot be parsed is renamed, and an error is logged, since
+        the circuits of the configuration must run all the same. Raises
+        DeviceError if the file cannot be read or renamed.
         """
         try:
             check_directory(self._directory)
@@ -95,10 +97,10 @@ class StateFile:
             return self._set_aside(f"{type(err).__name__}: {err}")
 
     def save(self, stored: Stored) -> None:
-        """Keep this from now on, also after a power failure.
+        """Replace the content of the file. It survives a power failure.
 
-        Raises DeviceError. Then the file has what was saved before, unless it was the folder
-        that could not be synced: then a power failure decides.
+        Raises DeviceError. The file then has its previous content, unless only
+        the directory could not be synced: then a power failure decides.
         """
         new = self._path.with_suffix(".new")
         try:
@@ -115,9 +117,7 @@ class StateFile:
         except UntrustedError as err:
             raise DeviceError(str(err)) from err
         except FileExistsError as err:
-            raise DeviceError(
-                f"{self._directory}: something is there that is no directory"
-            ) from err
+            raise DeviceError(f"{self._directory} is not a directory") from err
         except OSError as err:
             with contextlib.suppress(OSError):
                 new.unlink()
@@ -127,7 +127,7 @@ class StateFile:
         names = itertools.chain([SET_ASIDE], (f"{SET_ASIDE}.{n}" for n in itertools.count(2)))
         aside = next(path for name in names if not os.path.lexists(path := self._directory / name))
         structlog.get_logger().error(
-            "state_unreadable", path=str(self._path), kept_as=str(aside), error=reason
+            "state_unreadable", path=str(self._path), renamed_to=str(aside), error=reason
         )
         try:
             _replace(self._path, aside)
@@ -149,7 +149,7 @@ def _make_directory(directory: Path) -> None:
 
 def _replace(source: Path, target: Path) -> None:
     source.replace(target)
-    # The new name is in the folder, which fsync of the file does not write (fsync(2)).
+    # fsync of the file does not write its directory entry (fsync(2)).
     _sync_folder(target.parent)
 
 
@@ -173,6 +173,7 @@ def _format(stored: Stored) -> Mapping[str, object]:
                 "origin": each.origin.value,
                 "named_by_peer": each.named_by_peer,
                 **({} if each.maker is None else {"maker": each.maker.hex()}),
+                **({} if each.proven else {"proven": False}),
                 "settings": format_circuit(each.config),
             }
             for each in stored.circuits
@@ -183,16 +184,16 @@ def _format(stored: Stored) -> Mapping[str, object]:
 
 
 def _parse(document: Mapping[str, object], daemon: DaemonConfig, source: str) -> Stored:
-    """Raises what Python does where the document has another shape."""
+    """Raises ValueError, KeyError, TypeError or AttributeError for a document of another shape."""
     if document["version"] != _VERSION:
-        raise ValueError(f"version {document['version']}; {_VERSION} is known here")
+        raise ValueError(f"version {document['version']} is not supported; {_VERSION} is")
     entries, disabled = document["circuits"], document["disabled"]
     if not isinstance(entries, dict) or not isinstance(disabled, list):
-        raise TypeError("circuits is no object, or disabled no list")
+        raise TypeError("circuits is not an object, or disabled is not a list")
     circuits: list[StoredCircuit] = []
     unread: list[UnreadEntry] = []
     for name, entry in entries.items():
-        # Each by itself: circuits of two origins may share what one file's may not.
+        # Each by itself: conflicts between stored circuits are found when they are created.
         try:
             circuits.append(_parse_entry(name, entry, daemon, source))
         except ConfigError as err:
@@ -203,9 +204,9 @@ def _parse(document: Mapping[str, object], daemon: DaemonConfig, source: str) ->
 
 
 def _parse_entry(name: str, entry: object, daemon: DaemonConfig, source: str) -> StoredCircuit:
-    """Raises ConfigError, or what Python does where the entry has another shape."""
+    """Raises ConfigError; ValueError, KeyError or TypeError for an entry of another shape."""
     if not isinstance(entry, dict):
-        raise TypeError("no object")
+        raise TypeError("not an object")
     (config,) = parse_circuits({name: entry["settings"]}, daemon, source)
     maker = entry.get("maker")
     return StoredCircuit(
@@ -213,22 +214,23 @@ def _parse_entry(name: str, entry: object, daemon: DaemonConfig, source: str) ->
         Origin(entry["origin"]),
         bool(entry["named_by_peer"]),
         None if maker is None else bytes.fromhex(maker),
+        proven=bool(entry.get("proven", True)),
     )
 
 
-# What others set up in a burst is written to disk together, at most this often.
+# Circuits that other machines set up in a burst are saved together, at most this often.
 SAVE_INTERVAL_S = 0.25
 
 
 SavedHandler = Callable[[DeviceError | None], None]
-"""Called with what went wrong."""
+"""Is called with the error of the save, or None."""
 
 
 class CircuitStore:
-    """What no file says of the circuits, saved whenever their owner says that it changed."""
+    """Saves what the configuration does not say about the circuits, on request of their owner."""
 
     def __init__(self, store: StateFile, loop: EventLoop, circuits: Mapping[str, Circuit]) -> None:
-        """Keep what is in circuits, by name, at the time of each saving."""
+        """circuits: by name; a save stores what it contains at that time."""
         self._store = store
         self._loop = loop
         self._circuits = circuits
@@ -238,15 +240,15 @@ class CircuitStore:
         self._saved_at = -math.inf
 
     def load(self, daemon: DaemonConfig) -> Stored:
-        """Return what was kept. Raises DeviceError where it is there and cannot be read."""
+        """Return what was saved last. Raises DeviceError if it cannot be read."""
         return self._store.load(daemon)
 
     def set_absent(self, absent: Stored) -> None:
-        """Keep this besides: what was kept, and is not to be had at present."""
+        """Set the stored circuits that do not exist at present. Saves contain them unchanged."""
         self._absent = absent
 
     def add_disabled(self, name: str) -> None:
-        """Keep besides that this one was taken down, until it is there again."""
+        """Remember that this circuit is disabled, until it exists again."""
         self._absent = replace(self._absent, disabled=self._absent.disabled | {name})
 
     def reclaim(self, name: str) -> bool:
@@ -263,7 +265,7 @@ class CircuitStore:
         return name in absent.disabled
 
     def save(self) -> None:
-        """Save now. Raises DeviceError, and then what was kept before still is."""
+        """Save now. Raises DeviceError, and then the file has its previous content."""
         if self._saving is not None:
             self._saving.cancel()
             self._saving = None
@@ -280,7 +282,7 @@ class CircuitStore:
             raise error
 
     def save_in_time(self, saved: SavedHandler) -> None:
-        """Save now, or where that was just done, together with what follows; then call back."""
+        """Save now, or together with what follows if a save was just done; then call back."""
         self._waiting.append(saved)
         now = self._loop.now()
         at = self._saved_at + SAVE_INTERVAL_S
@@ -290,14 +292,14 @@ class CircuitStore:
             self._saving = self._loop.call_later(at - now, self.try_save)
 
     def try_save(self) -> None:
-        """Save now; that it cannot be done is said in the log."""
+        """Save now, and log it if that fails."""
         try:
             self.save()
         except DeviceError as err:
             structlog.get_logger().error("state_not_saved", error=str(err))
 
     def close(self) -> None:
-        """Save what waits for it."""
+        """Save what is not saved yet."""
         if self._saving is not None:
             self.try_save()
 
@@ -305,7 +307,7 @@ class CircuitStore:
         circuits, absent = self._circuits, self._absent
         return Stored(
             circuits=tuple(
-                stored(circuit)
+                record_of(circuit)
                 for circuit in circuits.values()
                 if circuit.origin is not Origin.CONFIG
             )
@@ -316,8 +318,14 @@ class CircuitStore:
         )
 
 
-def stored(circuit: Circuit) -> StoredCircuit:
-    """Return what is kept of a circuit."""
-    # Without a name in the offer of the other end, it was chosen here.
+def record_of(circuit: Circuit) -> StoredCircuit:
+    """Return what is stored of a circuit."""
+    # If the remote's offer has no name, the name was chosen here.
     named_by_peer = circuit.origin is Origin.PEER and circuit.offer.interface is not None
-    return StoredCircuit(circuit.config, circuit.origin, named_by_peer, circuit.maker)
+    return StoredCircuit(
+        circuit.config,
+        circuit.origin,
+        named_by_peer,
+        circuit.maker,
+        proven=circuit.tenure is None or circuit.tenure.proven,
+    )

@@ -1,4 +1,4 @@
-"""Work that is cheaper done together: at once, or where some was just done, with what follows."""
+"""Batches work: the first item runs at once, later ones together after an interval."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .loop import Callback, EventLoop, Timer
 
 
 class Burst:
-    """Does the first thing in this turn of the loop, and then what has come each interval."""
+    """Runs the first callback in this turn of the loop, and later ones once each interval."""
 
     def __init__(self, loop: EventLoop, interval_s: float) -> None:
         self._loop = loop
@@ -18,7 +18,7 @@ class Burst:
         self._done_at = loop.now() - interval_s
 
     def add(self, callback: Callback) -> Timer:
-        """Call back in the burst to come. The timer can be cancelled until then."""
+        """Call back in the next burst. The timer can be cancelled until then."""
         pending = Timer(self._loop.now(), 0, callback)
         self._waiting.append(pending)
         if self._due is None:

@@ -1,4 +1,4 @@
-"""The one event loop: descriptors that become readable, timers on the monotonic clock, signals."""
+"""The event loop: readable and writable descriptors, timers on the monotonic clock, signals."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ import structlog
 
 from vela.backoff import Backoff
 
-# One failure may be chance, as is a lack of memory. A descriptor whose callback fails this
-# often in a row would be ready again at once, and keep the loop busy with nothing else.
+# A single failure may be transient, such as a lack of memory. A descriptor whose callback fails
+# this often in a row would be ready again at once and keep the loop busy.
 FAILURES_BEFORE_REST = 3
 FIRST_REST_S = 1.0
 LONGEST_REST_S = 30.0
 
-# Timers that were cancelled are thrown out when there are as many as others, and this many:
-# a flood of datagrams that each move a time must not fill memory until it comes.
+# Cancelled timers are removed when they are as many as the others, and at least this many: a
+# flood of datagrams, each of which resets a timer, must not fill memory.
 TIMERS_BEFORE_SWEEP = 1024
 
 Callback = Callable[[], object]
-"""What it returns is ignored."""
+"""Its result is ignored."""
 
 
 Ready = list[tuple[selectors.SelectorKey, int]]
 
 
 class Clock(Protocol):
-    """Where the loop's time comes from."""
+    """The source of the loop's time."""
 
     def now(self) -> float:
         """Return monotonic seconds."""
 
     def wait(self, selector: selectors.BaseSelector, timeout_s: float | None) -> Ready:
-        """Wait until a descriptor is ready, timeout_s at most; None: for ever."""
+        """Wait until a descriptor is ready, for at most timeout_s; None: without limit."""
 
 
 class MonotonicClock:
-    """The machine's."""
+    """The machine's monotonic clock."""
 
     def now(self) -> float:
         return time.monotonic()
@@ -56,7 +56,7 @@ class MonotonicClock:
 
 @dataclass(order=True, slots=True)
 class Timer:
-    """A call at a time. cancel() is safe at any moment, also after the call."""
+    """A callback at a given time. cancel() may be called at any time, also after the callback."""
 
     when: float
     """Monotonic seconds."""
@@ -68,11 +68,11 @@ class Timer:
 
     @property
     def over(self) -> bool:
-        """Whether it has called back, or was cancelled."""
+        """Whether it has fired or was cancelled."""
         return self._callback is None
 
     def fire(self) -> None:
-        """Call back now, unless that was done or cancelled."""
+        """Call back now, unless it has fired or was cancelled."""
         callback, self._callback = self._callback, None
         if callback is not None:
             callback()
@@ -98,7 +98,7 @@ class _Rest:
 
 @dataclass(slots=True)
 class _Failures:
-    """Of a descriptor's callbacks, in a row."""
+    """Consecutive failures of the callbacks of a descriptor."""
 
     count: int = 0
     rests: Backoff = field(default_factory=lambda: Backoff(FIRST_REST_S, LONGEST_REST_S))
@@ -107,11 +107,11 @@ class _Failures:
 class EventLoop:
     """Runs callbacks, one at a time, in the thread that called run().
 
-    An exception that comes out of one is a bug; it is logged, and all others go on.
+    An exception in a callback is a bug. It is logged, and all other callbacks go on.
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
-        """clock: another than the machine's, for tests."""
+        """clock: for tests; None: the machine's."""
         self._clock = MonotonicClock() if clock is None else clock
         self._log = structlog.get_logger()
         self._failures: dict[int, _Failures] = {}
@@ -124,8 +124,8 @@ class EventLoop:
         self._running = False
         self._signals: dict[int, Callback] = {}
         self._wakeup_reader, self._wakeup_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # A handler that only sets a flag would be seen at the next timeout
-        # (PEP 475); a byte in this pipe ends the wait at once.
+        # A byte in this pipe ends the wait at once. A flag set by a handler would be
+        # noticed only at the next timeout (PEP 475).
         signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
         self.watch(self._wakeup_reader, self._on_wakeup)
 
@@ -136,7 +136,7 @@ class EventLoop:
     def watch(self, fd: int, callback: Callback) -> None:
         """Call back whenever fd is readable, until unwatch.
 
-        Where that fails FAILURES_BEFORE_REST times in a row, fd is left alone for a while.
+        If the callback fails FAILURES_BEFORE_REST times in a row, fd is ignored for a while.
         """
         watch = _Watch(callback, None)
         self._selector.register(fd, watch.events, watch)
@@ -150,7 +150,7 @@ class EventLoop:
             rest.end.cancel()
 
     def watch_writable(self, fd: int, readable: Callback | None, writable: Callback | None) -> None:
-        """Let a watched fd call back when it is writable, too; None: no longer. Not both None."""
+        """Replace the callbacks of a watched fd. None: do not wait for that; not both None."""
         watch = _Watch(readable, writable)
         rest = self._resting.get(fd)
         if rest is None:
@@ -162,7 +162,7 @@ class EventLoop:
         return self.call_at(self.now() + delay_s, callback)
 
     def call_at(self, when: float, callback: Callback) -> Timer:
-        """Call back at a time, in monotonic seconds; soon where it is past."""
+        """Call back at a time, in monotonic seconds; at once if it is past."""
         timer = Timer(when, next(self._order), callback)
         heapq.heappush(self._timers, timer)
         if len(self._timers) >= self._sweep_at:
@@ -172,9 +172,9 @@ class EventLoop:
         return timer
 
     def call_soon(self, callback: Callback) -> Timer:
-        """Call back after all that is going on now, and before anything is read again.
+        """Call back after the present callbacks, before any descriptor is served again.
 
-        So does what is asked for by such a call, but what that asks for may come later.
+        A call_soon() from such a callback is also served first, but not one from that.
         """
         timer = Timer(self.now(), next(self._order), callback)
         self._soon.append(timer)
@@ -195,11 +195,11 @@ class EventLoop:
             self._fire_soon()
 
     def stop(self) -> None:
-        """Let run() return after what is going on now."""
+        """Let run() return after the present callbacks."""
         self._running = False
 
     def guard(self, callback: Callback) -> bool:
-        """Call back now; an exception is logged. Tell whether there was none."""
+        """Call back now, and log an exception. Return whether there was none."""
         try:
             callback()
         except Exception:
@@ -213,7 +213,7 @@ class EventLoop:
             (selectors.EVENT_READ, watch.readable),
             (selectors.EVENT_WRITE, watch.writable),
         ):
-            # An earlier callback of this round may have taken it off.
+            # An earlier callback of this round may have removed it.
             current = self._selector.get_map().get(fd)
             if events & event and callback and current and current.data is watch:
                 well = self.guard(callback) and well
@@ -226,7 +226,7 @@ class EventLoop:
                 self._let_rest(fd, failures)
 
     def _let_rest(self, fd: int, failures: _Failures) -> None:
-        """Leave a descriptor alone, longer each time."""
+        """Ignore a descriptor for a while, longer each time."""
         rest_s = failures.rests.next_delay_s()
         watch: _Watch = self._selector.unregister(fd).data
 
@@ -246,7 +246,7 @@ class EventLoop:
 
     def _fire_timers(self) -> None:
         now = self.now()
-        # Only those due now: one that sets itself again must not keep the loop here.
+        # Only those due now: a timer that sets itself again must not keep the loop here.
         due = []
         while self._timers and self._timers[0].when <= now:
             due.append(heapq.heappop(self._timers))
@@ -254,7 +254,7 @@ class EventLoop:
             self.guard(timer.fire)
 
     def _fire_soon(self) -> None:
-        # Two rounds: one that asks for itself again must not keep the loop here.
+        # Two rounds: a callback that asks for itself again must not keep the loop here.
         for _ in range(2):
             for _ in range(len(self._soon)):
                 self.guard(self._soon.popleft().fire)

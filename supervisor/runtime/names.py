@@ -1,4 +1,4 @@
-"""Addresses of remotes, asked of a helper process, so that no slow name server holds velad up."""
+"""Name look-ups by a helper process, so that a slow name server does not hold velad up."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vela.linux.sandbox import User, confine, resolver_filter
 
 from . import resolver
 from .loop import EventLoop, Timer
-from .process import Child, fork
+from .process import Child, fork_with_channel
 from .resolver import Answer, Resolver, ResolverLostError
 
-# A watched name is looked up again this often, as names change their addresses.
+# A watched name is looked up again at this interval, as its addresses may change.
 REFRESH_INTERVAL_S = 60.0
-# After a failure sooner, and later each time.
+# After a failure: doubling.
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 30.0
 
@@ -34,7 +34,7 @@ AnswerCallback = Callable[[Answer], None]
 
 
 class Names:
-    """Asks for names; each answer goes to all who wait for it."""
+    """Looks names up. Each answer goes to all callers that wait for it."""
 
     def __init__(self, loop: EventLoop, user: User) -> None:
         self._loop = loop
@@ -48,7 +48,7 @@ class Names:
         self._loop.watch(self._resolver.fileno(), self._on_readable)
 
     def ask(self, host: str, family: Family | None, callback: AnswerCallback) -> None:
-        """Call back with the addresses of host, a name or an address; never within this call."""
+        """Call back with the addresses of a host name or address, never within this call."""
         literal = _literal(host)
         if literal is not None:
             answer = Answer(host, family, (literal,), None)
@@ -71,23 +71,17 @@ class Names:
         self._child.reap()
 
     def _fork(self) -> tuple[Child, socket.socket]:
-        """Start a helper. Raises OSError where there can be no more processes or descriptors."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        """Start a helper. Raises OSError if the kernel has no process or descriptor left."""
         supervisor_pid = os.getpid()
         calls = resolver_filter()
 
-        def body() -> None:
+        def body(channel: socket.socket) -> None:
             confine(self._user, supervisor_pid)
             if calls is not None:
                 calls.install()
-            resolver.serve(theirs)
+            resolver.serve(channel)
 
-        with theirs:  # the child has its own
-            try:
-                return fork(body, (theirs.fileno(),)), ours
-            except OSError:
-                ours.close()
-                raise
+        return fork_with_channel(body)
 
     def _on_readable(self) -> None:
         if self._lost:
@@ -110,7 +104,7 @@ class Names:
             self._restarting = self._loop.call_later(RESTART_DELAY_S, self._restart)
             self._log.error("resolver_not_started", error=str(err), retry_in_s=RESTART_DELAY_S)
             return
-        # One that answered nonsense still runs; without its channel it ends.
+        # A helper that sent a malformed answer still runs; it ends without its channel.
         self._resolver.restart(channel)
         self._child.reap()
         self._child = child
@@ -127,13 +121,13 @@ class Names:
 
 
 class NameSource(Protocol):
-    """What resolves names: Names."""
+    """Resolves names: Names."""
 
     def ask(self, host: str, family: Family | None, callback: AnswerCallback) -> None: ...
 
 
 class NameWatch:
-    """Looks one name up again and again, until stop()."""
+    """Looks one name up repeatedly, until stop()."""
 
     def __init__(
         self,
@@ -143,7 +137,7 @@ class NameWatch:
         family: Family | None,
         on_answer: Callable[[Answer], bool],
     ) -> None:
-        """on_answer takes each answer, and returns whether all is well with it."""
+        """on_answer takes each answer, and returns whether it could use it."""
         self._loop = loop
         self._names = names
         self._host = host
@@ -153,21 +147,21 @@ class NameWatch:
         self._timer: Timer | None = None
         self._answering = self._failed_meanwhile = self._stopped = False
         self.failed = False
-        """Whether the last look-up did, or what followed from it."""
+        """Whether the last look-up failed, or its answer could not be used."""
 
     def look(self) -> None:
         """Look the name up now."""
         self._names.ask(self._host, self._family, self._answered)
 
     def look_again(self) -> None:
-        """Look it up after a back-off, as something has failed."""
+        """Look it up after a back-off, because something failed."""
         if self._answering:
             self._failed_meanwhile = True
         else:
             self.look_later(failed=True)
 
     def look_later(self, *, failed: bool) -> None:
-        """Look it up in a minute; where something has failed, after a back-off."""
+        """Look it up in a minute, or after a back-off if something failed."""
         delay_s = REFRESH_INTERVAL_S
         if failed:
             delay_s = self._backoff.next_delay_s()
@@ -178,7 +172,7 @@ class NameWatch:
         self._timer = self._loop.call_later(delay_s, self.look)
 
     def stop(self) -> None:
-        """Look it up no more; an answer that is under way is not heard."""
+        """Stop the look-ups. A pending answer is ignored."""
         self._stopped = True
         self._cancel()
 

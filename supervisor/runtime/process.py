@@ -1,4 +1,4 @@
-"""The one place that forks: children by pidfd, their exit statuses in words."""
+"""Forking: children by pidfd, and their exit statuses as text. No other module forks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -15,8 +16,8 @@ EXIT_BROKEN = 70  # sysexits.h, EX_SOFTWARE
 
 _DEFAULT = (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
 _IGNORED = (signal.SIGINT, signal.SIGHUP)
-# All that may have handlers here. Not simply all there are: Python makes an object of each of
-# them on every change of the mask, which took a third of the time of a fork.
+# Only the signals that may have handlers here: Python creates an object for each signal whenever
+# the mask changes. With all signals that took a third of the time of a fork.
 _HANDLED = frozenset(_DEFAULT + _IGNORED)
 
 
@@ -48,7 +49,7 @@ class Child:
         signal.pidfd_send_signal(self.pidfd, number)
 
     def reap(self) -> ExitStatus:
-        """Take its exit status, waiting for the end if need be, and close the pidfd."""
+        """Wait for its end, close the pidfd, and return the exit status."""
         result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         assert result is not None
         os.close(self.pidfd)
@@ -60,20 +61,20 @@ class Child:
 def fork(body: Callable[[], None], descriptors: Iterable[int]) -> Child:
     """Run body in a child that has only these descriptors and the standard ones.
 
-    The child begins with SIGTERM as by default, and SIGINT and SIGHUP, which
-    a terminal sends to the whole group, ignored. It never returns into the
-    caller's frames: when body returns or raises, it ends. Raises OSError
-    where there can be no more processes or descriptors.
+    In the child SIGTERM has its default action. SIGINT and SIGHUP, which a
+    terminal sends to the whole group, are ignored. The child ends when body
+    returns or raises; it never returns to the caller. Raises OSError if the
+    kernel has no process or descriptor left.
     """
     if len(os.listdir("/proc/self/task")) != 1:
         raise RuntimeError("a process with threads must not fork")
     for stream in (sys.stdout, sys.stderr):
-        # Whoever read it may be gone, or the disk full: no reason to leave a circuit to nobody.
+        # The reader may be gone or the disk full. The circuit needs its worker all the same.
         with contextlib.suppress(OSError):
             stream.flush()
-    # Until the child has its own dispositions, a signal to it would run our handlers.
+    # Until the child has set its own handlers, a signal to it would run ours.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
-    # What exists now is never looked at by a child's collector, so never copied for it.
+    # The child's collector does not touch frozen objects, so their pages are not copied.
     gc.freeze()
     try:
         pid = os.fork()
@@ -87,6 +88,20 @@ def fork(body: Callable[[], None], descriptors: Iterable[int]) -> Child:
             raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def fork_with_channel(body: Callable[[socket.socket], None]) -> tuple[Child, socket.socket]:
+    """Run body in a child, as fork() does, with one end of a SOCK_SEQPACKET pair.
+
+    Return the child and the other end. Raises OSError as fork() does.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:  # the child has its own
+        try:
+            return fork(lambda: body(theirs), (theirs.fileno(),)), ours
+        except OSError:
+            ours.close()
+            raise
 
 
 def _be_child(body: Callable[[], None], descriptors: Iterable[int], mask: Iterable[int]) -> None:
@@ -111,7 +126,7 @@ def _be_child(body: Callable[[], None], descriptors: Iterable[int], mask: Iterab
 def _close_all_but(kept: set[int]) -> None:
     low = 0
     for fd in sorted(kept):
-        # Not where the range is empty: closerange(0, 0) closes everything (CPython 3.11).
+        # Not for an empty range: closerange(0, 0) closes everything (CPython 3.11).
         if low < fd:
             os.closerange(low, fd)
         low = fd + 1

@@ -1,14 +1,14 @@
-"""Names to addresses, in a helper process, so that no name server holds up the supervisor.
+"""Names to addresses, by getaddrinfo in a helper process.
 
-The supervisor forks a process that runs serve() and nothing else, and holds
-the other end of a SOCK_SEQPACKET pair in a Resolver. A message is one JSON
-object of at most MAX_MESSAGE bytes; neither side trusts the other's.
+The supervisor forks a process that runs serve(), and holds the other end of
+a SOCK_SEQPACKET pair in a Resolver. A message is one JSON object of at most
+MAX_MESSAGE bytes. Neither side trusts the messages of the other.
 """
 
 from __future__ import annotations
 
-# getaddrinfo imports it with the first name, and a confined process may not be
-# able to read its file.
+# socket.getaddrinfo imports it for the first name; a confined process may be unable to read
+# the file.
 import encodings.idna  # noqa: F401
 import json
 import queue
@@ -23,11 +23,11 @@ from vela.errors import ResolutionError, VelaError
 
 MAX_HOST = 320  # characters: RFC 1035, 2.3.4 allows 253; an address with its scope is shorter
 MAX_ADDRESSES = 32
-# bytes; JSON writes a character in at most 12, an address in fewer than 64,
-# and a host stands twice in an answer that is an error
+# bytes; JSON takes at most 12 for a character and fewer than 64 for an address, and an error
+# contains the host twice
 MAX_MESSAGE = 16384
-# Names looked up at once. Each dead one holds a thread for as long as
-# resolv.conf says: by default 10 s per name server (resolv.conf(5)).
+# Look-ups at the same time. One without an answer occupies a thread for as long as
+# resolv.conf says, by default 10 s for each name server (resolv.conf(5)).
 MAX_THREADS = 32
 
 _AF = {None: socket.AF_UNSPEC, Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
@@ -36,12 +36,12 @@ _KIND = {None: "", Family.IPV4: "IPv4 ", Family.IPV6: "IPv6 "}
 
 
 class ResolverLostError(VelaError):
-    """The helper died, or answers nonsense: fork another, and restart() with its channel."""
+    """The helper ended or sent a malformed answer. Fork another, and restart() with its channel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked for; equal questions are one."""
+    """A look-up. Equal questions are sent once."""
 
     host: str
     family: Family | None
@@ -62,12 +62,11 @@ class Answer:
 def resolve(host: str, family: Family | None) -> tuple[IPAddress, ...]:
     """Return the addresses of host, best first (RFC 6724, section 6); blocks.
 
-    AI_ADDRCONFIG is not set: it hides the IPv6 addresses of a name for as long
-    as only ::1 is configured here. Addresses without a route come last
-    without it, too (rule 1), and are there to be tried once the route is.
-    Changes of resolv.conf are followed, by glibc since 2.26.
-    At most MAX_ADDRESSES; unicast only, IPv4-mapped ones as IPv4. IPv6
-    link-local ones are left out: they need a zone, which VELA does not carry.
+    At most MAX_ADDRESSES, unicast only. IPv4-mapped addresses are returned as
+    IPv4. IPv6 link-local addresses are left out: they need a zone, which VELA
+    does not carry. AI_ADDRCONFIG is not set, since it hides IPv6 addresses as
+    long as only ::1 is configured here; addresses without a route come last
+    anyway (rule 1). glibc follows changes of resolv.conf since 2.26.
 
     Raises ResolutionError, whose text is a sentence for the operator.
     """
@@ -89,15 +88,15 @@ def resolve(host: str, family: Family | None) -> tuple[IPAddress, ...]:
     usable = tuple(address for address in addresses if not _needs_zone(address))
     if addresses and not usable:
         raise ResolutionError(
-            f"{host}: it has only link-local addresses, and needs a global or unique local one"
+            f"{host}: only link-local addresses; a global or unique local one is needed"
         )
     if not usable:
-        raise ResolutionError(f"{host}: it has no usable {_KIND[family]}address")
+        raise ResolutionError(f"{host}: no usable {_KIND[family]}address")
     return usable[:MAX_ADDRESSES]
 
 
 def _needs_zone(address: IPAddress) -> bool:
-    # IPv4's 169.254.0.0/16 needs none to be sent to.
+    # Sending to 169.254.0.0/16 needs none.
     return address.version == 6 and address.is_link_local
 
 
@@ -106,11 +105,11 @@ def _reason(err: OSError, family: Family | None) -> str:
         return f"the look-up failed: {err.strerror}"
     match err.errno:
         case socket.EAI_NONAME:
-            return "there is no such name"
+            return "no such name"
         case socket.EAI_NODATA | socket.EAI_ADDRFAMILY:
-            return f"it has no {_KIND[family]}address"
+            return f"no {_KIND[family]}address"
         case socket.EAI_AGAIN:
-            return "no name server gave an answer"
+            return "no name server answered"
         case _:
             return f"the look-up failed: {err.strerror}"
 
@@ -123,10 +122,9 @@ def _address(
 
 
 def serve(channel: socket.socket) -> None:
-    """Answer questions until the other side closes the channel; the body of the helper.
+    """Answer questions until the other side closes the channel: the body of the helper.
 
-    Look-ups still under way then are left to end with the process: the
-    threads are daemons.
+    The threads are daemons, so that pending look-ups end with the process.
     """
     channel.setblocking(True)
     questions: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
@@ -150,9 +148,9 @@ def _answer_all(questions: queue.SimpleQueue[Question | None], channel: socket.s
             answer = Answer(question.host, question.family, addresses, error)
             channel.send(_format_answer(answer), socket.MSG_NOSIGNAL)
     except (BrokenPipeError, ConnectionResetError):
-        pass  # the supervisor is gone, as serve() sees too
+        pass  # the supervisor is gone; serve() notices it too
     except BaseException:
-        # A question without an answer would stay open forever: end the helper.
+        # A question without an answer would stay open for ever, so the helper ends.
         channel.shutdown(socket.SHUT_RDWR)
         raise
 
@@ -160,9 +158,8 @@ def _answer_all(questions: queue.SimpleQueue[Question | None], channel: socket.s
 class Resolver:
     """The supervisor's side. Never blocks.
 
-    Call receive() when the channel is readable, and while wants_write is
-    true when it is writable. After ResolverLostError it stays usable:
-    questions are kept until restart().
+    Call receive() when the channel is readable and, while wants_write is true,
+    when it is writable. After ResolverLostError it keeps questions until restart().
     """
 
     def __init__(self, channel: socket.socket) -> None:
@@ -182,16 +179,16 @@ class Resolver:
 
     @property
     def wants_write(self) -> bool:
-        """Whether the channel was full, so that questions wait in here."""
+        """Whether questions wait here because the channel was full."""
         return bool(self._unsent)
 
     @property
     def outstanding(self) -> tuple[Question, ...]:
-        """Questions without an answer so far, oldest first."""
+        """Questions without an answer, oldest first."""
         return tuple(self._open)
 
     def request(self, host: str, family: Family | None) -> None:
-        """Ask for the addresses of host, unless that is being asked already.
+        """Ask for the addresses of host, unless that question is open already.
 
         Raises ResolutionError if host is too long to be a name.
         """
@@ -204,11 +201,11 @@ class Resolver:
             self._send()
 
     def receive(self) -> list[Answer]:
-        """Return the answers that are there; send what the channel had no room for.
+        """Return the answers that have arrived, and send questions that wait.
 
-        Raises ResolverLostError once all answers of a helper that ended have
-        been returned, and at once after a message that no helper would send;
-        what came just before that is then asked again, too.
+        Raises ResolverLostError if the helper has ended and all its answers
+        were returned, or if it sent a malformed answer. In the latter case
+        questions whose answers arrived in the same call stay open.
         """
         self._send()
         answers: list[Answer] = []
@@ -219,23 +216,23 @@ class Resolver:
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                # It ended with questions unread: told once, ahead of its answers.
+                # It ended with unread questions. The kernel reports that once, before its answers.
                 continue
             if not message:
                 if answers:
-                    break  # the end stays readable
+                    break  # the end of file is read again
                 raise ResolverLostError("the resolver process ended")
             answer = _parse_answer(message)
             question = Question(answer.host, answer.family)
             if question not in still_open:
-                raise ResolverLostError("the resolver process answered what nobody asked")
+                raise ResolverLostError("the resolver process sent an answer without a question")
             del still_open[question]
             answers.append(answer)
         self._open = still_open
         return answers
 
     def restart(self, channel: socket.socket) -> None:
-        """Go on with another helper: take over its channel, ask it all that is outstanding."""
+        """Continue with another helper: take over its channel, and send all open questions."""
         self._channel.close()
         channel.setblocking(False)
         self._channel = channel
@@ -290,7 +287,7 @@ def _parse_answer(message: bytes) -> Answer:
             try:
                 addresses = tuple(_parse_address(text) for text in texts)
             except ValueError as err:
-                raise ResolverLostError("the resolver process sent no address") from err
+                raise ResolverLostError("the resolver process sent an invalid address") from err
             return Answer(host, _parse_family(family), addresses, error)
     raise ResolverLostError("the resolver process sent a malformed answer")
 
@@ -301,20 +298,20 @@ def _parse_object(message: bytes) -> object:
     try:
         return json.loads(message)
     except (ValueError, RecursionError) as err:
-        raise ResolverLostError("a message to or from the resolver process is no JSON") from err
+        raise ResolverLostError("a message to or from the resolver process is not JSON") from err
 
 
 def _parse_family(text: str | None) -> Family | None:
     try:
         return None if text is None else Family(text)
     except ValueError as err:
-        raise ResolverLostError(f"{text!r} is no address family") from err
+        raise ResolverLostError(f"{text!r} is not an address family") from err
 
 
 def _parse_address(text: object) -> IPAddress:
     if not isinstance(text, str):  # ip_address would take a number
-        raise ValueError(f"{text!r} is no address")
+        raise ValueError(f"{text!r} is not an address")
     address = ip_address(text)
     if _needs_zone(address):
-        raise ValueError(f"{text} needs a zone, and none is ever answered")
+        raise ValueError(f"{text} needs a zone")
     return address

@@ -37,7 +37,7 @@ static struct {
 	struct egress egress;
 	uint64_t counters[WORKER_SLOTS];
 	enum failure failure;
-	unsigned calls, refused;
+	unsigned calls, refused, tries;
 	size_t too_large; /* segments of this size were refused */
 	time_t refused_at, clock_s;
 	bool connected; /* getsockopt() tells of the route */
@@ -110,6 +110,12 @@ static int refuse(int error)
 /* Not to be tried again with segments of this size, for a while. */
 static int refuse_segments(int error, size_t size)
 {
+	if (test.too_large == size && test.refused_at == test.clock_s && !test.connected) {
+		/* Nothing tells that it is the size: it may be what ICMP said of an earlier datagram. */
+		ENSURE(++test.tries < SEND_TRIES);
+		return refuse(error);
+	}
+	test.tries = 0;
 	if (size >= test.too_large) {
 		ENSURE(test.clock_s >= test.refused_at + REFUSED_S);
 		total.renewed++;
@@ -128,6 +134,9 @@ static int fuzz_getsockopt(int fd, int level, int option, void *value, socklen_t
 	ENSURE(fd == test.egress.send_fd && *length == sizeof(answer));
 	if (level == SOL_SOCKET && option == SO_DOMAIN) {
 		answer = AF_INET;
+	} else if (option == IP_MTU_DISCOVER) {
+		ENSURE(level == IPPROTO_IP);
+		answer = test.connected ? IP_PMTUDISC_WANT : IP_PMTUDISC_OMIT;
 	} else {
 		ENSURE(level == IPPROTO_IP && option == IP_MTU);
 		if (!test.connected)
@@ -200,9 +209,9 @@ static ssize_t fuzz_sendmsg(int fd, const struct msghdr *message, int flags)
 			return refuse(EINTR);
 		break;
 	case FAILS_LARGE:
-		/* Each is tried twice. */
+		/* Each is tried several times. */
 		if ((size ? size : length) > 900) {
-			if (size || ++test.refused % 2)
+			if (size || ++test.refused % SEND_TRIES)
 				return refuse(EMSGSIZE);
 			lost = true;
 		}
@@ -480,7 +489,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	forget(lists, sizeof(lists) / sizeof(lists[0]));
 	memset(test.counters, 0, sizeof(test.counters));
 	test.failure = (enum failure)((more >> 3 & 7) % FAILURES);
-	test.calls = test.refused = 0;
+	test.calls = test.refused = test.tries = 0;
 	test.clock_s = test.refused_at = 0;
 	test.too_large = SIZE_MAX;
 	test.next = 0;

@@ -14,7 +14,7 @@ from lab.waiting import eventually
 pytestmark = pytest.mark.needs_net_admin
 
 BRIDGE = "br0"
-WAITING = "waits for the bridge br0, which does not exist"
+WAITING = "the bridge br0 does not exist; waiting for it"
 
 
 def make_bridge(routers: TwoRouters) -> None:

@@ -112,7 +112,7 @@ def test_name_without_an_address_of_the_family_is_waited_for(
         velad_a(named, family="ipv4") as a,
     ):
         a.wait_for(
-            lambda status: status["circuits"][0]["reason"] == f"{HOST}: it has no IPv4 address",
+            lambda status: status["circuits"][0]["reason"] == f"{HOST}: no IPv4 address",
             10,
             "the reason",
         )
@@ -132,7 +132,7 @@ def test_name_that_appears_later_brings_the_circuit_up_by_itself(
     address, mtu = ADDRESS_AND_MTU[family]
     with name_server(named.a.namespace, hosts=hosts), velad_a(named) as a:
         a.wait_for(
-            lambda status: status["circuits"][0]["reason"] == f"{HOST}: there is no such name",
+            lambda status: status["circuits"][0]["reason"] == f"{HOST}: no such name",
             10,
             "the reason",
         )
@@ -154,9 +154,7 @@ def test_name_server_that_appears_later_brings_the_circuit_up_by_itself(
 ) -> None:
     with velad_a(named, family="ipv4") as a:
         a.wait_for(
-            lambda status: (
-                status["circuits"][0]["reason"] == f"{HOST}: no name server gave an answer"
-            ),
+            lambda status: status["circuits"][0]["reason"] == f"{HOST}: no name server answered",
             10,
             "the reason",
         )
@@ -236,7 +234,7 @@ def test_machine_that_is_known_by_its_address_and_by_a_name_has_one_set_of_ids(
         # The id that somebody insists on is found to be taken before the other end hears of it.
         both.a.control("add", "vela7", "--remote", HOST, "--family", "ipv4", "--id", "1")
         entry = both.a.wait_for_state("vela7", "failed")
-        assert entry["reason"] == "circuit id 1 of 10.201.0.2 is vela0's already"
+        assert entry["reason"] == "vela0 already uses circuit id 1 toward 10.201.0.2"
         time.sleep(1.0)  # five keepalives
         assert both.b.log().count("circuit_state_changed") == changes
         assert [velad.circuit(NAME)["state"] for velad in both] == ["up", "up"]

@@ -288,7 +288,7 @@ def test_commands_that_cannot_be_done_say_why_and_change_nothing(routers: TwoRou
             "another one would be right"
         )
         assert refused(a, "add", "vela9", "--remote", "10.201.0") == (
-            "velactl add: circuits.vela9.remote: '10.201.0' is no address; "
+            "velactl add: circuits.vela9.remote: '10.201.0' is not an address; "
             "one such as '192.0.2.1' or '2001:db8::1' would be right"
         )
         assert refused(a, "add", "vela9", *to, "--bridge", "br9") == (
@@ -494,7 +494,7 @@ def test_state_file_that_makes_no_sense_is_set_aside(routers: TwoRouters) -> Non
         assert set(stored(both.b)) == {NAME}
 
 
-def test_kept_circuit_that_cannot_be_made_is_shown_and_tried_again(routers: TwoRouters) -> None:
+def test_stored_circuit_that_cannot_be_made_is_shown_and_tried_again(routers: TwoRouters) -> None:
     bridge(routers.a.namespace, "br9")
     with Velad(routers.a.namespace, "") as velad:
         velad.control("add", "vela7", "--remote", "10.201.0.9", "--bridge", "br9")
@@ -509,7 +509,9 @@ def test_kept_circuit_that_cannot_be_made_is_shown_and_tried_again(routers: TwoR
             entry = velad.circuit(name)
             assert (entry["state"], entry["origin"]) == ("failed", "command")
             assert entry["reason"] == "br9: there is no interface of this name"
-        assert refused(velad, "up", "vela7").startswith("vela7 is not there: br9: ")
+        assert refused(velad, "up", "vela7").startswith(
+            "circuit vela7 does not exist at present: br9: "
+        )
         assert refused(velad, "add", "vela7", "--remote", "10.201.0.9") == (
             "there is a circuit vela7 already"
         )
@@ -609,7 +611,7 @@ def test_reload_tells_which_circuits_cannot_be_made_and_they_are_tried_again(
         wait_until_up(both, a="vela1", b="vela1")
 
 
-def test_kept_circuit_that_no_longer_fits_the_configuration_is_left_out_and_kept(
+def test_stored_circuit_that_no_longer_fits_the_configuration_is_left_out_and_kept(
     routers: TwoRouters,
 ) -> None:
     with Velad(routers.a.namespace, "") as velad:
@@ -621,7 +623,7 @@ def test_kept_circuit_that_no_longer_fits_the_configuration_is_left_out_and_kept
         velad.configure('[daemon]\nlisten = ["10.201.0.1"]\n')
         velad.start()
         assert [entry["name"] for entry in velad.status()["circuits"]] == ["vela7"]
-        assert "kept_circuit_not_started" in velad.log()
+        assert "stored_circuit_not_started" in velad.log()
         assert "circuits.vela8.remote: needs IPv6" in velad.log()
         velad.control("down", "vela7")  # which saves
         assert stored(velad) == both
@@ -639,7 +641,7 @@ def test_add_without_a_place_to_keep_it_is_refused_and_leaves_nothing(
         state = both.a.directory / "state"
         state.write_text("in the way")
 
-        assert refused(both.a, *ADD) == (f"{state}: something is there that is no directory")
+        assert refused(both.a, *ADD) == (f"{state} is not a directory")
         assert both.b.status()["circuits"] == []
 
         state.unlink()

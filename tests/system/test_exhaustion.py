@@ -61,7 +61,7 @@ def test_running_velad_refuses_what_takes_descriptors_and_keeps_what_it_has(
         assert "Traceback" not in velad.log()
 
 
-def test_kept_circuits_that_find_no_descriptors_are_left_out_and_come_with_the_next_start(
+def test_stored_circuits_that_find_no_descriptors_are_left_out_and_come_with_the_next_start(
     routers: TwoRouters,
 ) -> None:
     with Velad(routers.a.namespace, CIRCUIT) as velad:
@@ -77,7 +77,7 @@ def test_kept_circuits_that_find_no_descriptors_are_left_out_and_come_with_the_n
         resource.prlimit(velad.pid, resource.RLIMIT_NOFILE, (limit, limit))
         velad.await_ready()
         eventually(lambda: "daemon_started" in velad.log(), 5, "its start")
-        assert velad.log().count("kept_circuit_not_started") in range(3, 6)
+        assert velad.log().count("stored_circuit_not_started") in range(3, 6)
         assert "Traceback" not in velad.log()
         assert velad.stop() == 0
 

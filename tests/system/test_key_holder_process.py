@@ -40,10 +40,12 @@ class Keyed:
 
     ends: Ends
     session_keys: frozenset[bytes]
+    machine: bytes
+    """A's secret, as it is in the file."""
 
     @property
     def keys(self) -> set[bytes]:
-        return {SHARED, OTHER, *self.session_keys}
+        return {SHARED, OTHER, self.machine, *self.session_keys}
 
 
 def key_file(directory: Path, name: str, key: bytes) -> str:
@@ -71,7 +73,8 @@ def keyed(routers: TwoRouters, tmp_path: Path) -> Iterator[Keyed]:
     ):
         ends = Ends(a, b)
         wait_until_up(ends)
-        yield Keyed(ends, frozenset(session_keys_on(wire)))
+        machine = (a.directory / "state" / "machine.key").read_bytes().strip()
+        yield Keyed(ends, frozenset(session_keys_on(wire)), machine)
 
 
 def session_keys_on(wire: Capture) -> set[bytes]:
@@ -146,7 +149,7 @@ def found_in_memory(pid: int, keys: set[bytes]) -> set[bytes]:
 def test_keys_are_in_the_memory_of_the_key_holder_alone(keyed: Keyed) -> None:
     a, b = keyed.ends
     keyed.ends.a.reload()
-    for velad, own in ((a, keyed.keys), (b, keyed.keys - {OTHER})):
+    for velad, own in ((a, keyed.keys), (b, keyed.keys - {OTHER, keyed.machine})):
         holder = holder_of(velad)
         # The positive control: that what is looked for would be found.
         assert found_in_memory(holder, keyed.keys) == own

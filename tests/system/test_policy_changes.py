@@ -46,7 +46,7 @@ def test_circuit_that_the_policy_no_longer_allows_goes_and_its_initiator_knows_w
         )
 
 
-def test_kept_circuit_without_a_policy_is_neither_started_nor_forgotten(
+def test_stored_circuit_without_a_policy_is_neither_started_nor_forgotten(
     routers: TwoRouters,
 ) -> None:
     with ends(routers, asking(routers.b.ipv4), policy()) as both:
@@ -58,9 +58,9 @@ def test_kept_circuit_without_a_policy_is_neither_started_nor_forgotten(
 
         entry = both.b.circuit(NAME)
         assert entry["state"] == "failed"
-        assert entry["reason"] == "another machine set it up, and there is no [autoconfigure]"
+        assert entry["reason"] == "another machine set it up, and [autoconfigure] is absent"
         assert NAME not in interfaces(routers.b.namespace)
-        assert "there is no [autoconfigure]" in both.b.log()
+        assert "[autoconfigure] is absent" in both.b.log()
         # Not even what is saved meanwhile loses it.
         both.b.control("add", "vela9", "--remote", "10.201.0.9", "--static")
         assert stored(both.b) == [NAME, "vela9"]

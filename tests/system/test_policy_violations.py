@@ -161,7 +161,7 @@ def test_circuit_that_cannot_be_carried_there_is_rejected_and_never_up(
         with Velad(routers.a.namespace, asking(routers.b.ipv4, peer={"interface": "vela5"})) as a:
             both = Ends(a, b)
             assert reason_of(both, "rejected") == (
-                "on the other end, circuit id 1 of 10.201.0.1 is vela0's already"
+                "on the other end, vela0 already uses circuit id 1 toward 10.201.0.1"
             )
             assert nothing_is_made_on(both, routers, "vela0")
             assert "state=up" not in a.log()
@@ -174,7 +174,7 @@ def test_circuits_that_cannot_be_kept_there_are_rejected_and_never_up(routers: T
         state = b.directory / "state"
         state.write_text("in the way")
         with Velad(routers.a.namespace, asking(routers.b.ipv4) + second) as a:
-            told = f"on the other end, {state}: something is there that is no directory"
+            told = f"on the other end, {state} is not a directory"
             a.wait_for(
                 lambda status: [each["reason"] for each in status["circuits"]] == [told] * 2,
                 10,

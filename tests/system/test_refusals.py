@@ -100,7 +100,7 @@ def test_velad_started_by_another_user_than_root_says_so(
 
     assert done.returncode == 1
     assert line_of(done.stderr) == (
-        "velad: it must be started as root, to make interfaces; workers run as others"
+        "velad: must run as root, to create interfaces; workers run without privileges"
     )
     assert interfaces(routers.a.namespace) == ["eth0", "lo"]
     assert list(directory.iterdir()) == [path]

@@ -17,7 +17,9 @@ from vela.supervisor.circuit.circuit import Circuit
 from vela.supervisor.config.records import CircuitConfig, Config, DaemonConfig
 from vela.supervisor.control_channel import ControlChannel
 from vela.supervisor.keys import Keys
+from vela.supervisor.registry.host import HostNetwork
 from vela.supervisor.registry.registry import Registry
+from vela.supervisor.runtime.lines import LineLimiter
 from vela.supervisor.runtime.process import Child, ExitStatus
 
 pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
@@ -50,6 +52,8 @@ def circuits(services: Services, tmp_path: Path) -> Iterator[Registry]:
         control_channel=ControlChannel(services.loop, services.demux, services.names, 48621),
         keys=Keys(services.loop, find_user("nobody"), tmp_path),
         make_data_path=services.make_pseudowire,
+        host=HostNetwork(services.loop.now),
+        lines=LineLimiter(services.loop.now),
     )
     made.create_all()
     yield made

@@ -29,6 +29,7 @@ SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF = 26, 51
 IFF_VNET_HDR_SIZE = 12
 TUNSETPERSIST, TUNSETCARRIER = 0x400454CB, 0x400454E2
 TUNSETSNDBUF, TUNSETVNETHDRSZ, TUNSETOFFLOAD = 0x400454D4, 0x400454D8, 0x400454D0
+SIOCGIFHWADDR, SIOCSIFHWADDR = 0x8927, 0x8924
 INT = struct.Struct("=i")
 TIMEVAL = struct.Struct("@qq")
 
@@ -92,6 +93,9 @@ LEFT: dict[str, Callable[[Descriptors], object]] = {
         own.tap, TUNSETVNETHDRSZ, INT.pack(IFF_VNET_HDR_SIZE)
     ),
     "TAP without offloads": lambda own: fcntl.ioctl(own.tap, TUNSETOFFLOAD, 0),
+    "MAC address": lambda own: fcntl.ioctl(
+        own.tap, SIOCSIFHWADDR, struct.pack("=16xH6s16x", 1, bytes.fromhex("02deadbeef01"))
+    ),
     "carrier": lambda own: fcntl.ioctl(own.tap, TUNSETCARRIER, INT.pack(0)),
 }
 
@@ -107,6 +111,7 @@ def settings(own: Descriptors) -> dict[str, object]:
     found["gro"] = own.receiving.getsockopt(socket.IPPROTO_UDP, 104)
     found["to"] = own.sending.getpeername()
     found["tap blocking"] = os.get_blocking(own.tap)
+    found["mac"] = fcntl.ioctl(own.tap, SIOCGIFHWADDR, bytes(40))[18:24]
     for name, request in (("send buffer", 0x800454D3), ("header", 0x800454D7)):
         found[name] = fcntl.ioctl(own.tap, request, bytes(4))
     return found

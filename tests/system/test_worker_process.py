@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pwd
+import re
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import old_kernel
 import pytest
 
 from lab.daemon import Velad
@@ -31,6 +35,13 @@ def circuit(number: int, extra: str = "") -> str:
 def proc_status(pid: int) -> dict[str, str]:
     lines = Path("/proc", str(pid), "status").read_text().splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def limits(pid: int) -> set[tuple[str, str, str]]:
+    """Return names, soft and hard limits."""
+    lines = Path("/proc", str(pid), "limits").read_text().splitlines()[1:]
+    fields = (re.split(r"  +", line) for line in lines)
+    return {(name, soft, hard) for name, soft, hard, *_ in fields}
 
 
 def pss_kb(pid: int) -> int:
@@ -64,6 +75,19 @@ def test_workers_are_confined_and_hold_only_what_they_use(routers: TwoRouters) -
             for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
                 assert int(status[name], 16) == 0, name
             assert status["NoNewPrivs"] == "1"
+            assert status["Seccomp"] == "2"
+            assert os.getsid(pid) == pid
+            # Not dumpable: its files in /proc are root's.
+            assert Path("/proc", str(pid), "maps").stat().st_uid == 0
+            assert limits(pid) >= {
+                ("Max core file size", "0", "0"),
+                ("Max processes", "0", "0"),
+                ("Max open files", "1", "1"),
+            }
+            # Its counters, and nobody else's.
+            maps = Path("/proc", str(pid), "maps").read_text().splitlines()
+            shared = [line.split()[0].split("-") for line in maps if line.split()[1] == "rw-s"]
+            assert [int(end, 16) - int(start, 16) for start, end in shared] == [mmap.PAGESIZE]
 
             directory = Path("/proc", str(pid), "fd")
             kinds = Counter(
@@ -71,9 +95,40 @@ def test_workers_are_confined_and_hold_only_what_they_use(routers: TwoRouters) -
                 for fd in os.listdir(directory)
                 if int(fd) > 2
             )
+            assert {os.readlink(directory / fd) for fd in "01"} == {"/dev/null"}
             # Receiving, sending, to the supervisor; one less where it sends as it receives.
             listens = velad.status()["circuits"][1]["worker"]["pid"] == pid
             assert kinds == {"/dev/net/tun": 1, "socket": 2 if listens else 3}
+
+
+def test_helpers_for_names_and_keys_are_confined_too(routers: TwoRouters) -> None:
+    asking = "[circuits.vela0]\nid = 1\nremote = '10.201.0.2'\n"
+    with Velad(routers.a.namespace, asking) as velad:
+        assert velad.circuit("vela0")["worker"] is None
+        helpers = set(velad.processes()) - {velad.pid}
+
+        assert len(helpers) == 2
+        for helper in helpers:
+            eventually(lambda pid=helper: proc_status(pid)["Seccomp"] == "2", 10, "its filter")  # type: ignore[misc]
+            assert os.getsid(helper) == helper
+            assert proc_status(helper)["CapEff"].strip("0") == ""
+            assert Path("/proc", str(helper), "maps").stat().st_uid == 0
+            assert limits(helper) >= {("Max core file size", "0", "0")}
+
+
+def test_velad_that_cannot_filter_system_calls_says_so_once_and_carries_frames(
+    routers: TwoRouters,
+) -> None:
+    config = circuit(1) + circuit(2)
+    prefix = (sys.executable, old_kernel.__file__, "seccomp")
+    with Velad(routers.a.namespace, config, prefix=prefix) as velad:
+        for pid in confined_workers(velad):
+            assert proc_status(pid)["Seccomp_filters"] == "1"  # the test's
+            assert ("Max processes", "0", "0") in limits(pid)
+
+        said = [line for line in velad.log().splitlines() if "system_calls_not_filtered" in line]
+        assert len(said) == 1
+        assert "the kernel refuses it: Function not implemented" in said[0]
 
 
 def test_worker_of_a_configured_user_runs_as_that_user(routers: TwoRouters) -> None:

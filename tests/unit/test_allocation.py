@@ -53,5 +53,5 @@ def test_pattern_without_a_free_name_is_refused_in_words(
 ) -> None:
     taken |= {f"verylonginterf{digit}" for digit in range(10)} | {"verylonginterf"}
 
-    with pytest.raises(ConfigError, match=r"no interface name that fits .* is free"):
+    with pytest.raises(ConfigError, match=r"no interface name that matches .* is free"):
         allocation.free_name(pattern)

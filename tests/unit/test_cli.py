@@ -112,7 +112,7 @@ def test_not_root_is_one_line_with_status_1_whatever_the_file_is(
     assert main(["--config", "/nowhere/vela.toml"]) == 1
     assert capsys.readouterr() == (
         "",
-        "velad: it must be started as root, to make interfaces; workers run as others\n",
+        "velad: must run as root, to create interfaces; workers run without privileges\n",
     )
     assert main(["--config", str(config), "--check"]) == 0
 

@@ -15,7 +15,12 @@ from vela.linux.steering import ControlSteering
 from vela.signaling.messages import Offer
 from vela.signaling.policy import Policy
 from vela.supervisor.circuit.circuit import Origin
-from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, PeerConfig
+from vela.supervisor.config.records import (
+    AutoconfigureConfig,
+    CircuitConfig,
+    PeerConfig,
+    SourceRules,
+)
 from vela.supervisor.control_channel import ControlChannel, Expected, _policy_of
 from vela.supervisor.demux import ControlHandler
 from vela.supervisor.registry.requests import offer_of
@@ -35,13 +40,16 @@ def test_policy_has_every_rule_of_the_table() -> None:
         bridges=("br-lan",),
         interfaces="vela?",
         max_circuits=3,
+        max_circuits_per_remote=2,
     )
 
-    policy = _policy_of(config)
+    policy = _policy_of(config, {})
 
-    assert policy == Policy(False, (NETWORK,), config.networks, ("br-lan",), "vela?", 3)
+    assert policy == Policy(False, (NETWORK,), config.networks, ("br-lan",), "vela?", 3, 2)
+    # What else the table has is no rule that a request is judged by.
     rules = {each.name for each in fields(AutoconfigureConfig)} - {
         "key_file",
+        "accept_ra",
         "peers",
         "encryption",
     }
@@ -49,17 +57,32 @@ def test_policy_has_every_rule_of_the_table() -> None:
 
 
 def test_policy_without_sources_lets_whoever_has_the_key_ask() -> None:
-    policy = _policy_of(AutoconfigureConfig())
+    policy = _policy_of(AutoconfigureConfig(), {})
 
     assert policy.knows(ADDRESS, authenticated=True)
     assert not policy.knows(ADDRESS, authenticated=False)
 
 
 def test_policy_with_names_alone_lets_nobody_ask_before_they_are_resolved() -> None:
-    policy = _policy_of(AutoconfigureConfig(sources=("router1.example.net",)))
+    policy = _policy_of(AutoconfigureConfig(sources=("router1.example.net",)), {})
 
     assert not policy.knows(ADDRESS, authenticated=True)
-    assert replace(policy, resolved=(ADDRESS,)).knows(ADDRESS, authenticated=False)
+    resolved = {"router1.example.net": (ADDRESS,)}
+    policy = _policy_of(AutoconfigureConfig(sources=("router1.example.net",)), resolved)
+    assert policy.knows(ADDRESS, authenticated=False)
+
+
+def test_rules_for_a_name_are_those_of_its_addresses() -> None:
+    rules = SourceRules("router1.example.net", bridges=("br1",), max_circuits=5)
+    config = AutoconfigureConfig(sources=(NETWORK,), bridges=("br0",), per_source=(rules,))
+
+    unknown = _policy_of(config, {}).limits(ADDRESS)
+    known = _policy_of(config, {"router1.example.net": (ADDRESS,)})
+
+    assert (unknown.bridges, unknown.max_circuits) == (("br0",), 16)
+    assert (known.limits(ADDRESS).bridges, known.limits(ADDRESS).max_circuits) == (("br1",), 5)
+    # Who has rules is not thereby let in.
+    assert known.resolved == ()
 
 
 def test_offer_is_what_the_configuration_gives_the_peer() -> None:

@@ -33,10 +33,14 @@ class Circuit:
     def __init__(self, name: str) -> None:
         self.name = name
         self.delivered: list[bytes] = []
+        self.looks = 0
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
         assert start >= REBUILD_ROOM
         self.delivered.append(bytes(data[start:end]))
+
+    def look_at_route(self) -> None:
+        self.looks += 1
 
 
 class Network:
@@ -196,7 +200,7 @@ def test_id_that_another_circuit_has_of_one_of_the_addresses_is_refused(network:
     with pytest.raises(CircuitIdTaken) as caught:
         network.claim(Circuit("vela1"), 1, other, FOUR)
 
-    assert str(caught.value) == "circuit id 1 of 127.0.0.1 is vela0's already"
+    assert str(caught.value) == "vela0 already uses circuit id 1 toward 127.0.0.1"
     # Nothing of it is left: the other address is free.
     network.claim(Circuit("vela2"), 1, other)
 

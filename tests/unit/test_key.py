@@ -67,7 +67,7 @@ def test_key_that_others_can_read_is_refused(path: Path) -> None:
 def test_key_of_another_size_is_refused(path: Path, size: int) -> None:
     path.write_bytes(b"k" * size)
 
-    assert refusal(path).endswith("; 16 to 1024 are right")
+    assert refusal(path).endswith("; 16..1024 are right")
 
 
 @pytest.mark.parametrize("content", [b" \n" * 8, b"k" * 15 + b"\n", b"\t\v\f\r\n " + b"k" * 15])
@@ -75,7 +75,7 @@ def test_white_space_around_a_key_does_not_count(path: Path, content: bytes) -> 
     path.write_bytes(content)
 
     assert refusal(path) == (
-        f"{path} has a key of {len(content.strip())} bytes; 16 to 1024 are right"
+        f"{path} has a key of {len(content.strip())} bytes; 16..1024 are right"
     )
     path.write_bytes(content.strip() + b"k" * 16 + b" " * 500)
     os.close(open_key(path))

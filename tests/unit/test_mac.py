@@ -25,7 +25,7 @@ def test_parse_and_format_are_inverse(text: str) -> None:
         ("02:00:5e:10:00:\u06601", "is not a MAC address"),  # a digit, but of Arabic
         ("01:00:5e:10:00:01", "is a group address"),
         ("ff:ff:ff:ff:ff:ff", "is a group address"),
-        ("00:00:00:00:00:00", "is no address"),
+        ("00:00:00:00:00:00", "is not an address"),
     ],
 )
 def test_parse_of_what_no_interface_can_have_raises(text: str, said: str) -> None:

@@ -34,6 +34,7 @@ from vela.supervisor.config.records import (
     Encapsulation,
     PeerConfig,
     SourcePort,
+    SourceRules,
 )
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "vela.toml"
@@ -73,7 +74,56 @@ def test_config_autoconfigure_table_empty_is_its_defaults() -> None:
         bridges=(),
         interfaces="vela*",
         max_circuits=64,
+        max_circuits_per_remote=16,
+        accept_ra=False,
+        per_source=(),
     )
+
+
+@pytest.mark.parametrize(
+    ("table", "all_together", "of_one"),
+    [
+        ("", 64, 16),
+        # Who wrote this before the other key was there meant the circuits of one machine, too.
+        ("max_circuits = 255", 255, 255),
+        ("max_circuits = 3", 3, 3),
+        ("max_circuits = 255\nmax_circuits_per_remote = 20", 255, 20),
+        ("max_circuits_per_remote = 20", 64, 20),
+    ],
+)
+def test_number_of_circuits_of_one_machine_is_that_of_all_where_only_that_is_said(
+    table: str, all_together: int, of_one: int
+) -> None:
+    read = parse_config(f"[autoconfigure]\n{table}\n", "f").autoconfigure
+
+    assert read is not None
+    assert (read.max_circuits, read.max_circuits_per_remote) == (all_together, of_one)
+
+
+def test_rules_of_sources_leave_open_what_they_do_not_say_and_mistakes_have_their_path() -> None:
+    text = (
+        '[autoconfigure.sources."192.0.2.7"]\nbridges = []\n'
+        '[autoconfigure.sources."router1.example.net"]\nmax_circuits = 4\n'
+    )
+    read = parse_config(text, "f").autoconfigure
+
+    assert read is not None
+    assert read.per_source == (
+        SourceRules(IPv4Network("192.0.2.7/32"), bridges=()),
+        SourceRules("router1.example.net", max_circuits=4),
+    )
+    wrong = (
+        '[autoconfigure.sources."192.0.2.7/24"]\n[autoconfigure.sources.r1]\nnetwork = []\n'
+        "max_circuits = -1\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        parse_config(wrong, "f")
+    assert str(caught.value).split("\n") == [
+        'f: autoconfigure.sources."192.0.2.7/24": 192.0.2.7/24 has bits set after its prefix; '
+        "192.0.2.0/24 would be right",
+        "f: autoconfigure.sources.r1.max_circuits: -1 is less than 0",
+        "f: autoconfigure.sources.r1.network: is an unknown key; did you mean 'networks'?",
+    ]
 
 
 def test_config_every_key_set_is_in_the_records() -> None:
@@ -97,6 +147,13 @@ networks = ["172.16.0.0/12", "fd00::/8"]
 bridges = ["br-lan"]
 interfaces = "v[ab]?"
 max_circuits = 0
+max_circuits_per_remote = 7
+accept_ra = true
+[autoconfigure.sources."198.51.100.0/24"]
+networks = ["10.0.0.0/8"]
+bridges = ["br1"]
+interfaces = "v*"
+max_circuits = 9
 [circuits.vela0]
 id = 255
 remote = "[2001:db8::9]:65535"
@@ -146,6 +203,17 @@ checksum_offload = true
             bridges=("br-lan",),
             interfaces="v[ab]?",
             max_circuits=0,
+            max_circuits_per_remote=7,
+            accept_ra=True,
+            per_source=(
+                SourceRules(
+                    IPv4Network("198.51.100.0/24"),
+                    networks=(IPv4Network("10.0.0.0/8"),),
+                    bridges=("br1",),
+                    interfaces="v*",
+                    max_circuits=9,
+                ),
+            ),
         ),
         circuits=(
             CircuitConfig(
@@ -209,9 +277,11 @@ def test_example_uncommented_sets_every_key_there_is() -> None:
         return {field.name for field in fields(record)} - without
 
     assert set(tables["daemon"]) == names(DaemonConfig, without=set())
-    assert set(tables["autoconfigure"]) == names(AutoconfigureConfig, without={"sources"}) | {
-        "from"
-    }
+    assert set(tables["autoconfigure"]) == names(
+        AutoconfigureConfig, without={"sources", "per_source"}
+    ) | {"from", "sources"}
+    (rules,) = tables["autoconfigure"]["sources"].values()
+    assert set(rules) == names(SourceRules, without={"source"})
     circuit = tables["circuits"]["vela0"]
     assert set(circuit) == names(CircuitConfig, without={"name"})
     assert set(circuit["peer"]) == names(PeerConfig, without=set())
@@ -454,11 +524,12 @@ def test_circuit_value_out_of_range_is_one_mistake(line: str) -> None:
         ("fd00::1/129", "'fd00::1/129' has no valid prefix length; 1..128 would be right"),
         (
             "172.16.16.0/30",
-            "172.16.16.0/30 is the subnet's own address; a host's address in it is meant",
+            "172.16.16.0/30 is the address of the subnet; a host's address would be right",
         ),
         (
             "172.16.16.3/30",
-            "172.16.16.3/30 is the subnet's broadcast; a host's address in it is meant",
+            "172.16.16.3/30 is the broadcast address of the subnet; "
+            "a host's address would be right",
         ),
     ],
 )
@@ -487,8 +558,8 @@ def test_interface_pattern_longer_than_a_name_that_fits_is_accepted(pattern: str
 
 def test_interface_pattern_that_no_name_fits_is_reported_with_both_lengths() -> None:
     assert only_mistake_in('[autoconfigure]\ninterfaces = "customer-circuit*"\n') == (
-        "autoconfigure.interfaces: 'customer-circuit*' matches no interface name: it takes 16 "
-        "characters at least, and a name has 15 at most; a shorter one would be right"
+        "autoconfigure.interfaces: 'customer-circuit*' matches no interface name: it needs 16 "
+        "characters or more, and a name has at most 15; a shorter one would be right"
     )
 
 
@@ -616,7 +687,7 @@ def test_remote_address_is_known_for_literals_only(
         ("[2001:db8::9]:", "port"),
         ("[192.0.2.9]:1", "malformed"),
         ("[router2]:1", "malformed"),
-        ("2001:db8::9::1", "is no address"),
+        ("2001:db8::9::1", "is not an address"),
         ("-a.example", "neither an address nor"),
         ("a-.example", "neither an address nor"),
         ("a..example", "neither an address nor"),
@@ -626,17 +697,17 @@ def test_remote_address_is_known_for_literals_only(
         ("a" * 64, "neither an address nor"),
         ("a." * 127 + "a", "255 characters"),
         ("bücher.example", "xn--"),
-        ("192.0.2.256", "is no address"),
-        ("192.0.2.09", "is no address"),
-        ("10.1", "is no address"),
-        ("0x7f000001", "is no address"),
-        ("3232235777", "is no address"),
+        ("192.0.2.256", "is not an address"),
+        ("192.0.2.09", "is not an address"),
+        ("10.1", "is not an address"),
+        ("0x7f000001", "is not an address"),
+        ("3232235777", "is not an address"),
         ("192.0.2.0/24", "neither an address nor"),
         ("fe80::1%eth0", "zone"),
         ("[fe80::1%eth0]:1", "zone"),
         ("fe80::1", "zone"),
-        ("0.0.0.0", "no host's address"),
-        ("[::]:1", "no host's address"),
+        ("0.0.0.0", "not a host's address"),
+        ("[::]:1", "not a host's address"),
         ("224.0.0.1", "multicast"),
         ("ff02::1", "multicast"),
         ("255.255.255.255", "broadcast"),

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from simulation import ROUTER_A, ROUTER_B, Machine, Network, network
+from structlog.testing import capture_logs
 
 from vela.address import Remote
 from vela.errors import ConfigError
 from vela.signaling.signer import LocalKey
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, PeerConfig
+from vela.supervisor.registry.facts import HostFacts, KnownAddress, KnownRoute
 
 ALLOWED = AutoconfigureConfig(
     sources=(ip_network("192.0.2.0/24"),), networks=(ip_network("172.16.0.0/12"),)
@@ -190,7 +192,7 @@ def test_two_names_of_one_machine_cannot_share_an_id(pair: Pair) -> None:
     assert pair.words(pair.a)["vela0"] == "up"
     state, reason = pair.a.states()["vela1"]
     assert state == "failed"
-    assert reason == "circuit id 1 of 192.0.2.2 is vela0's already"
+    assert reason == "vela0 already uses circuit id 1 toward 192.0.2.2"
 
 
 def test_circuit_whose_agreement_cannot_be_carried_recovers_when_it_can(pair: Pair) -> None:
@@ -205,3 +207,97 @@ def test_circuit_whose_agreement_cannot_be_carried_recovers_when_it_can(pair: Pa
     assert pair.words(pair.a) == pair.words(pair.b) == {"vela0": "up"}
     config = pair.b.data_paths["vela0"].config
     assert config.addresses == (ip_interface("172.16.0.2/30"),)
+
+
+def test_address_that_overlaps_is_refused_in_the_same_words_on_both_ends(pair: Pair) -> None:
+    docker = KnownAddress(ip_interface("172.17.0.1/16"), ip_network("172.17.0.0/16"), "docker0")
+    pair.b.known = HostFacts(addresses=(docker,))
+
+    with capture_logs() as lines:
+        pair.add("vela0", peer={"addresses": ["172.17.0.6/16"]})
+
+    why = "on the other end, 172.17.0.6/16 overlaps with 172.17.0.1/16 of the interface docker0"
+    assert pair.a.states()["vela0"] == ("rejected", why)
+    assert why in {line.get("reason") for line in lines if line["event"] == "circuit_refused"}
+    assert pair.ids(pair.b) == {}
+    pair.b.known = HostFacts()
+    pair.link.run(30)
+    assert pair.words(pair.a) == {"vela0": "up"}
+
+
+def test_overlap_of_the_operators_own_is_a_warning(pair: Pair) -> None:
+    pair.a.known = HostFacts(routes=(KnownRoute(ip_network("172.24.0.0/16"), "eth0"),))
+
+    with capture_logs() as lines:
+        pair.add("vela0", addresses=["172.24.1.1/30"])
+
+    assert pair.words(pair.a) == {"vela0": "up"}
+    (warning,) = [line for line in lines if line["event"] == "addresses_overlap"]
+    assert warning["log_level"] == "warning"
+    assert warning["reason"] == "172.24.1.1/30 overlaps with the route to 172.24.0.0/16"
+
+
+def test_circuit_that_was_never_used_goes_when_its_machine_is_silent(pair: Pair) -> None:
+    """Also if this host restarts meanwhile: it is kept, and its silence is counted anew."""
+    pair.add("vela0")
+    pair.link.run(30)
+    pair.a.crash()
+    pair.link.run(200)
+    pair.b.crash()
+    pair.b.boot()
+    pair.link.run(290)
+    assert pair.words(pair.b) == {"vela0": "connecting"}
+
+    pair.link.run(20)
+
+    assert pair.words(pair.b) == {}
+    pair.b.crash()
+    pair.b.boot()
+    assert pair.words(pair.b) == {}
+    pair.a.boot()
+    pair.link.run(40)
+    assert pair.words(pair.b) == {"vela0": "up"}
+
+
+def test_circuit_that_was_used_for_a_minute_is_kept_for_ever(pair: Pair) -> None:
+    pair.add("vela0")
+    pair.link.run(70)
+    pair.a.crash()
+    pair.link.run(1000)
+    assert pair.words(pair.b) == {"vela0": "down"}
+
+    pair.b.crash()
+    pair.b.boot()
+    pair.link.run(1000)
+
+    assert set(pair.words(pair.b)) == {"vela0"}
+
+
+def test_circuit_that_the_operator_took_down_is_not_silent(pair: Pair) -> None:
+    pair.add("vela0")
+    assert pair.b.registry is not None
+    pair.b.registry.disable("vela0")
+
+    pair.link.run(1000)
+
+    assert pair.words(pair.b) == {"vela0": "disabled"}
+
+
+def test_changes_that_come_too_often_wait_and_get_there(pair: Pair) -> None:
+    pair.add("vela0", id=7)
+    made = 0
+    for change in range(40):
+        before = pair.b.data_paths["vela0"]
+        assert pair.a.registry is not None
+        pair.a.registry.delete("vela0")
+        pair.link.run(0.2)
+        settings = {"id": 7, "peer": {"interface": "vela0", "mac": f"02:00:00:00:00:{change:02x}"}}
+        pair.a.add("vela0", {"remote": str(ROUTER_B), **settings})
+        pair.link.run(0.3)
+        made += pair.b.data_paths.get("vela0") is not before
+
+    assert made <= 5 + 20 / 5
+    assert pair.words(pair.a) == {"vela0": "rejected"}
+    pair.link.run(60)
+    assert pair.words(pair.a) == {"vela0": "up"}
+    assert pair.b.data_paths["vela0"].config.mac == bytes.fromhex("020000000027")

@@ -12,18 +12,20 @@ from vela.errors import ConfigError
 from vela.signaling.events import CircuitRequested
 from vela.signaling.identity import maker_of
 from vela.signaling.messages import Capability, Confirm, Description, Offer, RejectCode
-from vela.signaling.policy import Policy
+from vela.signaling.policy import PeerCircuits, Policy
 from vela.supervisor.circuit.circuit import Origin
 from vela.supervisor.circuit.lifecycle import State
 from vela.supervisor.config.records import CircuitConfig
+from vela.supervisor.registry.facts import HostFacts, KnownAddress, KnownRoute
 from vela.supervisor.registry.requests import (
     Refuse,
     SetUp,
     Situation,
+    count_peer_circuits,
     decide,
     decide_change,
     deferral_reason,
-    peer_circuit_count,
+    find_overlap,
 )
 
 ROUTER = ip_address("192.0.2.9")
@@ -36,6 +38,7 @@ POLICY = Policy(
     bridges=(),
     interfaces="vela*",
     max_circuits=2,
+    max_circuits_per_remote=2,
 )
 
 
@@ -66,7 +69,7 @@ class Free:
 
     def free_name(self, pattern: str) -> str:
         if not self.name:
-            raise ConfigError(f"no interface name that fits {pattern!r} is free")
+            raise ConfigError(f"no interface name that matches {pattern!r} is free")
         return self.name
 
 
@@ -141,7 +144,7 @@ def test_remote_that_listens_on_another_port_is_remembered_with_it() -> None:
         (
             Free(name=""),
             replace(OFFER, interface=None),
-            "on the other end, no interface name that fits 'vela*' is free",
+            "on the other end, no interface name that matches 'vela*' is free",
         ),
     ],
 )
@@ -320,4 +323,115 @@ def test_request_waits_for_a_circuit_that_cannot_be_made_at_present(
 def test_count_of_circuits_of_others() -> None:
     known = [Known(circuit(), origin=origin) for origin in (*Origin, Origin.PEER)]
 
-    assert peer_circuit_count(known) == 2
+    assert count_peer_circuits(known, ROUTER) == PeerCircuits(2, 0)
+
+
+def test_count_of_circuits_of_one_machine_takes_all_its_addresses_for_one() -> None:
+    """An IPv6 host has a whole /64 (RFC 4291, section 2.5.4)."""
+    known = [
+        Known(circuit(), addresses=(ip_address("2001:db8::1"),)),
+        Known(circuit(), addresses=(ip_address("2001:db8::2"),)),
+        Known(circuit(), addresses=(ip_address("2001:db8:0:1::1"),)),
+        Known(circuit(), addresses=(ip_address("192.0.2.1"),)),
+        Known(circuit(), origin=Origin.CONFIG, addresses=(ip_address("2001:db8::3"),)),
+    ]
+
+    counted = [
+        count_peer_circuits(known, ip_address(each))
+        for each in ("2001:db8::9", "192.0.2.1", "192.0.2.2")
+    ]
+
+    assert counted == [PeerCircuits(4, 2), PeerCircuits(4, 1), PeerCircuits(4, 0)]
+
+
+FACTS = HostFacts(
+    addresses=(
+        KnownAddress(ip_interface("172.17.0.1/16"), ip_network("172.17.0.0/16"), "docker0"),
+        KnownAddress(ip_interface("172.20.0.1/24"), ip_network("172.20.0.0/24"), "lan0"),
+        KnownAddress(ip_interface("172.31.0.1/32"), ip_network("172.31.0.1/32"), "lo"),
+        # The other end of a point-to-point interface.
+        KnownAddress(ip_interface("172.30.0.1/24"), ip_network("172.29.0.0/24"), "ppp0"),
+        KnownAddress(ip_interface("fd00:20::1/64"), ip_network("fd00:20::/64"), "lan0"),
+        KnownAddress(ip_interface("fe80::1/64"), ip_network("fe80::/64"), "lan0"),
+        KnownAddress(ip_interface("172.16.16.2/30"), ip_network("172.16.16.0/30"), "vela0"),
+    ),
+    routes=(
+        KnownRoute(ip_network("172.24.0.0/16"), "lan0"),
+        KnownRoute(ip_network("172.25.1.0/24"), ""),
+        KnownRoute(ip_network("10.0.0.0/8"), "lan0"),
+        KnownRoute(ip_network("0.0.0.0/0"), "lan0"),
+        KnownRoute(ip_network("::/0"), "lan0"),
+        KnownRoute(ip_network("172.28.0.0/16"), "vela7"),
+    ),
+)
+HAS = replace(circuit("vela0", 1), addresses=(ip_interface("172.16.16.2/30"),))
+
+
+def overlap(*addresses: str, replaced: str | None = None, networks: str = "") -> tuple[str, str]:
+    wanted = replace(
+        circuit("vela7", remote="192.0.2.9"),
+        addresses=tuple(ip_interface(each) for each in addresses),
+    )
+    aside = tuple(ip_network(each) for each in networks.split())
+    found = find_overlap(wanted, replaced, [Known(HAS)], FACTS, aside)
+    return ("", "") if found is None else (found.code.name, found.text)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code", "what"),
+    [
+        # Of another circuit: equal, larger, smaller.
+        ("172.16.16.1/30", "CONFLICT", "172.16.16.2/30 of vela0"),
+        ("172.16.16.0/31", "CONFLICT", "172.16.16.2/30 of vela0"),
+        ("172.16.16.9/24", "CONFLICT", "172.16.16.2/30 of vela0"),
+        # Of the host.
+        ("172.17.0.5/16", "ADDRESS", "172.17.0.1/16 of the interface docker0"),
+        ("172.17.9.1/30", "ADDRESS", "172.17.0.1/16 of the interface docker0"),
+        ("172.20.0.200/25", "ADDRESS", "172.20.0.1/24 of the interface lan0"),
+        ("172.20.0.1/24", "ADDRESS", "172.20.0.1/24 of the interface lan0"),
+        ("172.31.0.2/24", "ADDRESS", "172.31.0.1/32 of the interface lo"),
+        ("172.29.0.2/30", "ADDRESS", "172.30.0.1/24 of the interface ppp0"),
+        ("172.30.0.2/30", "ADDRESS", "172.30.0.1/24 of the interface ppp0"),
+        ("fd00:20::9/64", "ADDRESS", "fd00:20::1/64 of the interface lan0"),
+        # Routes that are not the default one.
+        ("172.24.1.1/30", "ADDRESS", "the route to 172.24.0.0/16"),
+        ("172.25.0.1/16", "ADDRESS", "the route to 172.25.1.0/24"),
+        # Remotes.
+        ("192.0.2.1/28", "ADDRESS", "192.0.2.8, the remote of vela0"),
+        ("192.0.2.9/32", "ADDRESS", "192.0.2.9, the remote of this circuit"),
+    ],
+)
+def test_address_that_overlaps_is_refused_in_words(wanted: str, code: str, what: str) -> None:
+    expected = (code, f"on the other end, {wanted} overlaps with {what}")
+    assert overlap(wanted) == expected
+    # Also as one of several.
+    assert overlap("172.26.0.1/30", wanted) == expected
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "172.16.16.5/30",
+        "172.18.0.1/16",
+        "172.26.0.1/30",
+        "fd00:21::1/64",
+        "fe80::1/64",
+        "8.8.8.9/30",
+    ],
+)
+def test_address_that_nothing_has_is_allowed_also_where_a_default_route_leads(wanted: str) -> None:
+    assert overlap(wanted) == ("", "")
+
+
+def test_what_a_changed_circuit_has_itself_is_no_overlap() -> None:
+    assert overlap("172.28.0.1/24")[0] == "ADDRESS"
+    assert overlap("172.28.0.1/24", replaced="vela7") == ("", "")
+    assert overlap("172.16.16.1/30", replaced="vela0") == ("", "")
+
+
+def test_route_that_was_there_when_networks_were_set_aside_from_it_is_no_overlap() -> None:
+    assert overlap("10.255.1.1/30")[0] == "ADDRESS"
+    assert overlap("10.255.1.1/30", networks="10.255.0.0/16") == ("", "")
+    # But of what is set aside, a route may have a part.
+    assert overlap("172.24.1.1/30", networks="172.16.0.0/12")[0] == "ADDRESS"
+    assert overlap("10.9.1.1/30", networks="10.255.0.0/16 172.16.0.0/12")[0] == "ADDRESS"

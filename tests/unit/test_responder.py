@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -29,7 +29,7 @@ from vela.signaling.messages import (
     RejectCode,
     Request,
 )
-from vela.signaling.policy import Policy
+from vela.signaling.policy import Limits, PeerCircuits, Policy, SourceLimits
 from vela.signaling.responder import Responder, Silence
 from vela.signaling.signer import Key, LocalKey
 
@@ -40,9 +40,9 @@ KEEPALIVE = Keepalive(CIRCUIT, 0x11, 0x22, 9, LOCAL1, 8, 1_000_000, None, True)
 ANYBODY = replace(POLICY, sources=None)
 
 
-def nobody() -> int:
+def nobody() -> PeerCircuits:
     """Return how many circuits there are that remotes have set up."""
-    return 0
+    return PeerCircuits(0, 0)
 
 
 def responder(policy: Policy | None = POLICY, key: Key | None = None, seed: int = 0) -> Responder:
@@ -57,9 +57,10 @@ def ask(
     now: float = 100.0,
     key: Key | None = None,
     circuits: int = 0,
+    own: int = 0,
 ) -> tuple[CircuitRequested | None, list[Message]]:
     requested = answering.receive_datagram(
-        encode(message, key), source, now, peer_circuit_count=lambda: circuits
+        encode(message, key), source, now, peer_circuits=lambda: PeerCircuits(circuits, own)
     )
     sent = answering.datagrams_to_send()
     assert all(datagram.remote == source for datagram in sent)
@@ -210,9 +211,9 @@ def test_circuits_are_looked_through_for_no_stranger_before_its_cookie_is_back()
     confirm = acknowledged(answering)
     asked: list[str] = []
 
-    def count() -> int:
+    def count() -> PeerCircuits:
         asked.append("count")
-        return 0
+        return nobody()
 
     def deferral_reason(_: Confirm) -> str:
         asked.append("deferral_reason")
@@ -223,7 +224,7 @@ def test_circuits_are_looked_through_for_no_stranger_before_its_cookie_is_back()
             encode(message, None),
             source,
             100.0,
-            peer_circuit_count=count,
+            peer_circuits=count,
             deferral_reason=deferral_reason,
         )
 
@@ -259,7 +260,7 @@ def test_answers_are_never_larger_than_what_they_answer(messages: list[Message])
 
     for message in messages:
         data = encode(message, None)
-        answering.receive_datagram(data, ROUTER1, 100.0, peer_circuit_count=nobody)
+        answering.receive_datagram(data, ROUTER1, 100.0, peer_circuits=nobody)
         assert sum(len(each.data) for each in answering.datagrams_to_send()) <= len(data)
 
 
@@ -268,7 +269,7 @@ def test_refusal_with_a_long_text_is_no_larger_than_the_smallest_confirm() -> No
     confirm = replace(acknowledged(answering), offer=Offer(), size=0)
     data = encode(confirm, None)
 
-    answering.receive_datagram(data, ROUTER1, 100.0, peer_circuit_count=nobody)
+    answering.receive_datagram(data, ROUTER1, 100.0, peer_circuits=nobody)
 
     [answer] = answering.datagrams_to_send()
     assert len(answer.data) <= len(data)
@@ -326,14 +327,14 @@ def test_limiter_bounds_what_all_forged_sources_together_get() -> None:
 def test_policy_without_networks_allows_no_address_but_a_circuit_without() -> None:
     policy = replace(POLICY, networks=())
 
-    refused = policy.judge(LOCAL1, OFFER)
+    refused = policy.judge(LOCAL1, OFFER, ROUTER1.address)
     assert refused is not None
     assert refused.code == RejectCode.ADDRESS
     assert refused.text == (
         "address 172.16.16.2/30 lies in none of autoconfigure.networks on the other end, "
         "which is empty"
     )
-    assert policy.judge(LOCAL1, Offer()) is None
+    assert policy.judge(LOCAL1, Offer(), ROUTER1.address) is None
 
 
 def test_answers_leave_from_the_address_that_was_asked() -> None:
@@ -345,7 +346,7 @@ def test_answers_leave_from_the_address_that_was_asked() -> None:
             encode(message, None),
             ROUTER1,
             now,
-            peer_circuit_count=nobody,
+            peer_circuits=nobody,
             deferral_reason=lambda confirm: deferred.get(confirm, ""),
             local_address=asked_at,
         )
@@ -366,3 +367,51 @@ def test_answers_leave_from_the_address_that_was_asked() -> None:
     for message in (confirm, replace(confirm, resuming=True), KEEPALIVE):
         receive(message, 100.2)
     assert [each.local_address for each in answering.datagrams_to_send()] == [asked_at] * 3
+
+
+def test_remote_gets_no_more_circuits_than_it_may_have_whatever_is_left_for_others() -> None:
+    answering = responder(replace(POLICY, max_circuits=64, max_circuits_per_remote=16))
+    confirm = acknowledged(answering)
+
+    allowed, _ = ask(answering, confirm, circuits=40, own=15)
+    refused, [answer] = ask(answering, confirm, circuits=40, own=16)
+
+    assert allowed is not None
+    assert refused is None
+    assert isinstance(answer, Reject)
+    assert answer.code == RejectCode.TOO_MANY
+    assert answer.text == (
+        "this machine may set up 16 circuits on the other end, "
+        "by autoconfigure.max_circuits_per_remote there or by its own rules, and has 16"
+    )
+
+
+def test_rules_of_the_longest_prefix_that_fits_a_remote_are_its_rules() -> None:
+    def rules(network: str, **changes: object) -> SourceLimits:
+        plain = SourceLimits((ip_network(network),), None, None, None, None)
+        return replace(plain, **changes)  # type: ignore[arg-type]
+
+    own = ip_network("172.16.16.0/24")
+    policy = replace(
+        POLICY,
+        per_source=(
+            rules("192.0.2.0/24", max_circuits=3, bridges=()),
+            rules("192.0.2.1/32", networks=(own,), interfaces="r1*"),
+            rules("2001:db8::/32", max_circuits=0),
+        ),
+    )
+
+    first = policy.limits(ip_address("192.0.2.1"))
+    assert first == Limits((own,), POLICY.bridges, "r1*", POLICY.max_circuits_per_remote)
+    second = policy.limits(ip_address("192.0.2.2"))
+    assert second == Limits(POLICY.networks, (), POLICY.interfaces, 3)
+    assert policy.limits(ip_address("198.51.100.1")) == Limits(
+        POLICY.networks, POLICY.bridges, POLICY.interfaces, POLICY.max_circuits_per_remote
+    )
+    assert policy.judge_offer(Offer(bridge="br-lan"), ip_address("192.0.2.1")) is None
+    refused = policy.judge_offer(Offer(bridge="br-lan"), ip_address("192.0.2.2"))
+    assert refused is not None
+    assert refused.code == RejectCode.BRIDGE
+    none = policy.judge_new(LOCAL1, Offer(), ip_address("2001:db8::1"), PeerCircuits(0, 0))
+    assert none is not None
+    assert none.code == RejectCode.TOO_MANY

@@ -114,7 +114,7 @@ def test_store_overwrites_nothing_that_was_set_aside_before(path: Path) -> None:
     ("entry", "error"),
     [
         ({}, "KeyError: 'settings'"),
-        (7, "TypeError: no object"),
+        (7, "TypeError: not an object"),
         (
             {
                 "origin": "nobody",
@@ -159,6 +159,8 @@ def test_store_cut_at_any_byte_is_whole_or_set_aside(path: Path) -> None:
         path.write_bytes(text[:length])
         # All but the last line's end is needed.
         assert store.load(DAEMON) == (STORED if length == len(text) - 1 else Stored())
+        for renamed in path.parent.glob("*.unreadable*"):
+            renamed.unlink()
 
 
 def test_store_that_cannot_be_saved_keeps_what_was_there(path: Path) -> None:
@@ -242,7 +244,7 @@ def test_store_folder_that_cannot_be_synced_is_an_error_if_its_file_system_syncs
 def test_store_whose_directory_is_a_file_says_so(path: Path) -> None:
     path.parent.write_text("in the way")
 
-    with pytest.raises(DeviceError, match=r"/state: something is there that is no directory$"):
+    with pytest.raises(DeviceError, match=r"/state is not a directory$"):
         StateFile(path.parent).save(STORED)
     with pytest.raises(DeviceError, match=r"/state is no directory$"):
         StateFile(path.parent).load(DAEMON)

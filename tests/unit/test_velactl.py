@@ -51,7 +51,7 @@ RESOLVING: dict[str, Any] = CIRCUIT | {
     "name": "vela-long-name",
     "id": 255,
     "state": "resolving",
-    "reason": "no name server gave an answer",
+    "reason": "no name server answered",
     "remote_address": None,
     "family": None,
     "elision": False,
@@ -129,7 +129,7 @@ def test_status_shows_a_line_for_each_circuit(velad: Velad) -> None:
         "  2",
         "vela-long-name  255  resolving    router2.example.net  1471  -    0 B     0 B    0      "
         "  -",
-        "vela-long-name: no name server gave an answer",
+        "vela-long-name: no name server answered",
     ]
 
 

@@ -15,7 +15,7 @@ from vm import at_boot, boot, installation
 from vm.images import ImageError, kernel_releases, make_root, say
 from vm.systems import PACKAGES, SYSTEMS, System, kernels
 
-SCENARIOS = ("circuit", "unit", "impairment", "vlans", "wireguard", "vrf")
+SCENARIOS = ("circuit", "sandbox", "unit", "impairment", "vlans", "wireguard", "vrf")
 """All of them, in the order in which they run: files of vm/guest."""
 DEADLINE_S = 600.0
 

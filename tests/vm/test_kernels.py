@@ -18,7 +18,13 @@ TIMEOUT_S = 1500
 @pytest.mark.alone
 @pytest.mark.timeout(TIMEOUT_S)
 def test_circuit_crosses_on_the_kernel_of_debian_12(figure: Callable[[str], None]) -> None:
-    command = [str(ROOT / "scripts/kernels"), "6.1", "--keep-cache", "--scenarios", "circuit"]
+    command = [
+        str(ROOT / "scripts/kernels"),
+        "6.1",
+        "--keep-cache",
+        "--scenarios",
+        "circuit,sandbox",
+    ]
 
     done = subprocess.run(
         command,

@@ -11,7 +11,7 @@ import socket
 from vela.dataplane.contract import Attachment
 from vela.linux.features import Feature
 from vela.linux.seccomp import Rule, allow, equals
-from vela.linux.underlay import IP_MTU, IPV6_MTU
+from vela.linux.underlay import IP_MTU, IP_MTU_DISCOVER, IPV6_MTU, IPV6_MTU_DISCOVER
 
 
 def native_calls(attachment: Attachment) -> tuple[Rule, ...]:
@@ -56,6 +56,8 @@ def _common(attachment: Attachment) -> tuple[Rule, ...]:
         (socket.SOL_SOCKET, socket.SO_DOMAIN),
         (socket.IPPROTO_IP, IP_MTU),
         (socket.IPPROTO_IPV6, IPV6_MTU),
+        (socket.IPPROTO_IP, IP_MTU_DISCOVER),
+        (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER),
     )
     return (
         allow("sendto", equals(0, attachment.divert_socket.fileno())),

@@ -44,6 +44,10 @@ _NO_OFFLOAD = errno.EIO
 # system call.
 REFUSED_S = 2.0
 
+# A connected socket reports what ICMP said of an earlier datagram instead of sending this one.
+# Anybody can send that, so one more try may meet the next one.
+SEND_TRIES = 4
+
 
 class PythonDataPlane:
     """Forwards one circuit's frames; see vela.dataplane for the contract."""
@@ -175,7 +179,7 @@ class PythonDataPlane:
         """Let the kernel cut one buffer into datagrams; False: nothing was sent."""
         segments = (socket.IPPROTO_UDP, UDP_SEGMENT, _SEGMENT_SIZE.pack(size))
         error = 0
-        for _ in range(2):
+        for _ in range(SEND_TRIES):
             try:
                 self._send_socket.sendmsg(
                     run, (segments, *self._source_address), 0, self._destination
@@ -195,7 +199,7 @@ class PythonDataPlane:
         If not, it reports what ICMP said of an earlier datagram (EMSGSIZE is
         among that), instead of sending this.
         """
-        return error == _NO_OFFLOAD or (error in _TOO_LARGE and size > self._ask_route_limit())
+        return error == _NO_OFFLOAD or (error in _TOO_LARGE and size > self._known_route_limit())
 
     def _limit_segments(self, error: int, size: int) -> None:
         """Remember a refusal, so that not every batch finds it out again."""
@@ -219,10 +223,14 @@ class PythonDataPlane:
         again = limit < self._route_limit or not self._segments
         self._refused_until = time.monotonic() + REFUSED_S if again else 0.0
 
+    def _known_route_limit(self) -> int:
+        """Return the same; where the kernel does not tell, more than any datagram has."""
+        return self._ask_route_limit() or MAX_UDP_PAYLOAD
+
     def _ask_route_limit(self) -> int:
         """Return the largest datagram that the route takes in one piece, by what the kernel knows.
 
-        0 where it does not tell: of a socket that is not connected.
+        0 where it does not tell: of a socket that is not connected, or goes by its interface.
         """
         family = Family.IPV4 if self._send_socket.family == socket.AF_INET else Family.IPV6
         try:
@@ -233,9 +241,7 @@ class PythonDataPlane:
 
     def _send_one(self, datagram: memoryview, flags: int = 0) -> bool:
         """Send a datagram; False: the kernel would not."""
-        # A connected socket reports what ICMP said of an earlier datagram
-        # instead of sending this one: so once more.
-        for _ in range(2):
+        for _ in range(SEND_TRIES):
             try:
                 self._send_socket.sendmsg(
                     (datagram,), self._source_address, flags, self._destination

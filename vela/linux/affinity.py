@@ -17,7 +17,7 @@ from vela.errors import DeviceError
 
 
 def allowed_cpus() -> tuple[int, ...]:
-    """Return the CPUs that this process may use. Raises DeviceError where that cannot be read."""
+    """Return the CPUs that this process may use. Raises DeviceError if they cannot be read."""
     try:
         cpus = psutil.Process().cpu_affinity()
     except OSError as err:  # it opens files in /proc
@@ -39,5 +39,5 @@ def least_loaded(cpus: Iterable[int], own: Iterable[int]) -> int:
 
 def pin(cpu: int) -> None:
     """Run the calling process on this CPU alone. Raises OSError if it cannot."""
-    # Not by psutil, which first reads /proc: a worker's frames are waiting.
+    # psutil would read /proc first, while the worker's frames wait.
     os.sched_setaffinity(0, {cpu})

@@ -1,4 +1,4 @@
-"""Kernel features that the data path can do without: their words, and which of them are there.
+"""Optional kernel features of the data path: their names, and which of them the kernel has.
 
 Each is asked for once, when velad starts, and what is missing has a fallback. A version number
 says little: distributions add features to old kernels, and sandboxes take them from new ones.
@@ -18,23 +18,22 @@ from vela.errors import DeviceError
 
 
 class Feature(Enum):
-    """By the words of daemon.disable_features and of the status."""
+    """The values are the names in daemon.disable_features and in the status."""
 
     NETNS_COOKIE = "netns_cookie"
-    """A number for each network namespace: Linux 5.14, commit e8b9eab99232. Else the namespace's
-    inode tells two of them on one machine apart."""
+    """A number for each network namespace: Linux 5.14, commit e8b9eab99232. Without it the inode
+    of the namespace is used."""
     RWF_NOWAIT = "rwf_nowait"
-    """A read of a TAP that does not wait although the descriptor does: Linux 6.4, commit
-    438b406055cd. Else the descriptor never waits, and the worker polls it before it reads."""
+    """A non-blocking read of a TAP whose descriptor blocks: Linux 6.4, commit 438b406055cd.
+    Without it the descriptor does not block, and the worker polls it before it reads."""
     TSO = "tso"
-    """TCP GSO frames from a TAP, and to it: Linux 2.6.27. Else the kernel cuts them before."""
+    """TCP GSO frames from and to a TAP: Linux 2.6.27. Without it the kernel cuts them before."""
     UDP_GRO = "udp_gro"
-    """A receive that joins datagrams: Linux 5.0. Else only recvmmsg takes many at once."""
+    """A receive that joins datagrams: Linux 5.0. Without it recvmmsg receives many at once."""
     UDP_SEGMENT = "udp_segment"
-    """A send that is cut into datagrams: Linux 4.18. Else sendmmsg, which the kernel works off
-    one by one."""
+    """A send that the kernel cuts into datagrams: Linux 4.18. Without it sendmmsg sends them."""
     USO = "uso"
-    """As TSO, for UDP: Linux 6.2, commit 399e0827642f."""
+    """UDP GSO frames, as TSO: Linux 6.2, commit 399e0827642f."""
 
 
 Features = frozenset[Feature]
@@ -51,10 +50,10 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN = 0x01, 0x02, 0x04, 0x08
 _TUN_F_USO4, _TUN_F_USO6 = 0x20, 0x40
 _IFREQ = struct.Struct("=16sH22x")  # struct ifreq with flags, 64 bit
-# The kernel puts the first free number there. No name that anybody gives, nor "vela*".
+# The kernel replaces %d with a free number. The name does not match "vela*".
 _PROBE_NAME = b"probe-velad%d"
 
-# include/uapi/linux/udp.h and asm-generic/socket.h; the socket module names none of them.
+# include/uapi/linux/udp.h and asm-generic/socket.h; the socket module has no names for them.
 UDP_SEGMENT = 103
 UDP_GRO = 104
 SO_NETNS_COOKIE = 71
@@ -62,7 +61,7 @@ NETNS_COOKIE_SIZE = 8
 
 
 def tun_offloads(features: Features) -> int:
-    """Return what TUNSETOFFLOAD is to set: what a frame from the TAP may be left unfinished of."""
+    """Return the argument of TUNSETOFFLOAD: what the kernel may leave to the reader of the TAP."""
     offloads = _TUN_F_CSUM
     if Feature.TSO in features:
         offloads |= _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
@@ -72,7 +71,7 @@ def tun_offloads(features: Features) -> int:
 
 
 def words(features: Iterable[Feature]) -> tuple[str, ...]:
-    """Return the words of features, sorted."""
+    """Return the names of features, sorted."""
     return tuple(sorted(feature.value for feature in features))
 
 
@@ -97,7 +96,7 @@ def _probe_tap() -> Features:
         try:
             fcntl.ioctl(tap, _TUNSETIFF, _IFREQ.pack(_PROBE_NAME, flags))
         except PermissionError:
-            return frozenset()  # then no circuit has an interface, and says why
+            return frozenset()  # circuits report that they have no interface
         except OSError as err:
             raise DeviceError(
                 f"cannot create a TAP to see what this kernel can do: {err.strerror}"
@@ -114,8 +113,8 @@ def _probe_tap() -> Features:
 
 
 def reads_without_waiting(fd: int) -> bool:
-    """Tell whether RWF_NOWAIT works on a descriptor that is empty and would wait."""
-    # Python itself may be built for kernels that have none.
+    """Tell whether RWF_NOWAIT works on a descriptor that is empty and would block."""
+    # Python may be built for a kernel without it.
     flag = getattr(os, "RWF_NOWAIT", None)
     if flag is None:
         return False

@@ -1,4 +1,4 @@
-"""Whether this network namespace forwards IP packets between its interfaces, by its sysctls."""
+"""Whether this network namespace forwards IP packets, by its sysctls."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _SWITCHES = (
 
 
 class Forwarding:
-    """What was last seen; look() sees again."""
+    """The last known state; look() updates it."""
 
     def __init__(self) -> None:
         self.enabled = False
         self.look()
 
     def look(self) -> None:
-        """Read the switches anew, which takes some 20 us: they can change at any time."""
+        """Read the sysctls, which can change at any time. It takes 20 us."""
         self.enabled = any(map(_is_on, _SWITCHES))
 
 
 def _is_on(switch: Path) -> bool:
     try:
         return switch.read_text().strip() != "0"
-    except OSError:  # a kernel without IPv6 has no such switch
+    except OSError:  # a kernel without IPv6 has no such sysctl
         return False

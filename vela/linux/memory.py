@@ -1,4 +1,4 @@
-"""Memory of a process that has keys: never swapped, never in a core, shown to no other process."""
+"""Memory of a process that has keys is never swapped. Cores and neighbours: sandbox.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import ctypes
 import os
 import resource
 
-# include/uapi/linux/prctl.h, include/uapi/asm-generic/mman.h
-_PR_SET_DUMPABLE = 4
+# include/uapi/asm-generic/mman.h
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -29,14 +28,3 @@ def lock_memory() -> str:
     except (OSError, ValueError) as err:
         return str(err)
     return ""
-
-
-def hide_memory() -> None:
-    """Leave no core, and let no process of the same user look into this one.
-
-    To be called after the change of user, which undoes it (prctl(2)).
-    """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"prctl(PR_SET_DUMPABLE): {os.strerror(error)}")

@@ -8,7 +8,6 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 from pyroute2.netlink.rtnl import RTM_NEWADDR, RTM_SETLINK
@@ -17,6 +16,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from vela.address import IPInterface
 from vela.errors import DeviceError
+from vela.linux.rtnetlink import Rtnetlink
 
 _IFF_UP = 0x1  # include/uapi/linux/if.h
 _IFF_NOARP = 0x80
@@ -34,12 +34,12 @@ _NLMSG_ERROR = 2
 _REPLY = struct.Struct("=IHHIIi")  # struct nlmsghdr, then the error
 _LARGEST_REPLY = 65536
 
-# Frames that wait in the TAP while a worker is replaced, or is busy.
+# Frames that wait in the TAP while a worker is replaced or busy.
 QUEUE_LENGTH = 1000
 
 
 class Netlink:
-    """One netlink socket for all interfaces. What the kernel refuses becomes a DeviceError.
+    """One netlink socket for all interfaces. An error of the kernel becomes a DeviceError.
 
     The messages are pyroute2's, the socket is our own: its engine takes five
     times as long for a request, which hundreds of circuits feel.
@@ -51,8 +51,12 @@ class Netlink:
         )
         self._socket.bind((0, 0))
         self._sequence = 0
+        self._questions = Rtnetlink()
+        self._pinned: set[int] = set()
+        """Indices of bridges that keep their MTU and MAC address: the kernel gives none twice."""
 
     def close(self) -> None:
+        self._questions.close()
         self._socket.close()
 
     def bring_up(
@@ -63,14 +67,14 @@ class Netlink:
         arp: bool,
         gso_max_size: int | None = None,
     ) -> None:
-        """Set an interface up with these addresses.
+        """Add these addresses to an interface and set it up.
 
         Without arp no neighbour is ever asked for: for remotes that only know
         IP packets (a TUN), every destination is reached by sending it there.
         gso_max_size: the largest frame, in bytes, that is still to be cut
         into segments.
         """
-        attributes = [("IFLA_TXQLEN", QUEUE_LENGTH)]
+        attributes: list[tuple[str, int | str]] = [("IFLA_TXQLEN", QUEUE_LENGTH)]
         if gso_max_size is not None:
             attributes.append(("IFLA_GSO_MAX_SIZE", gso_max_size))
         index = self._set_link(
@@ -85,8 +89,8 @@ class Netlink:
             message["family"] = socket.AF_INET if address.version == 4 else socket.AF_INET6
             message["prefixlen"] = address.network.prefixlen
             message["index"] = index
-            # The other end's address is the operator's to choose, and one
-            # second of detecting duplicates is one of no connection.
+            # The operator chooses both addresses; duplicate address detection would delay the
+            # connection for a second.
             message["flags"] = _IFA_F_NODAD if address.version == 6 else 0
             message["attrs"] = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
             self._request(
@@ -97,7 +101,7 @@ class Netlink:
             )
 
     def set_gso_max_size(self, name: str, size: int) -> None:
-        """Let no frame that is still to be cut into segments be larger than size bytes."""
+        """Limit the size of the GSO frames that the interface takes, in bytes."""
         self._set_link(name, "limit its GSO frames", ("IFLA_GSO_MAX_SIZE", size))
 
     def find(self, name: str) -> int | None:
@@ -110,21 +114,32 @@ class Netlink:
     def join_bridge(self, name: str, bridge: str) -> int:
         """Make an interface a port of a bridge; return the bridge's MTU, in bytes.
 
-        The bridge keeps its MTU and its MAC address. A bridge takes the least of its ports' unless
-        somebody set them, and below an MTU of 1280 loses its IPv6 addresses (net/bridge/br_if.c,
-        br_mtu_auto_adjust; br_stp_if.c, br_stp_recalculate_bridge_id). So both are set, to what
-        they are.
+        The bridge keeps its MTU and its MAC address, then and later on.
         """
         master, mtu = self._index(bridge), self._mtu(bridge)
-        # What is no bridge may refuse this; to join it then fails, and says why.
-        with suppress(DeviceError):
-            self._set_link(bridge, "keep its MAC address", ("IFLA_ADDRESS", self._mac(bridge)))
-            # The kernel takes no note of the MTU that there is: one byte more or less, and back.
-            other = mtu + 1 if mtu < _MAX_BRIDGE_MTU else mtu - 1
-            self._set_link(bridge, "keep its MTU", ("IFLA_MTU", other))
-            self._set_link(bridge, "keep its MTU", ("IFLA_MTU", mtu))
+        if master not in self._pinned:
+            self._pin(bridge, master, mtu)
         self._set_link(name, f"join it to {bridge}", ("IFLA_MASTER", master))
         return mtu
+
+    def _pin(self, bridge: str, index: int, mtu: int) -> None:
+        """Let a bridge have what it has by itself, whatever ports come and go.
+
+        A bridge takes the least MTU and MAC address of its ports unless somebody
+        set them, and below an MTU of 1280 loses its IPv6 addresses
+        (net/bridge/br_if.c, br_mtu_auto_adjust; br_stp_if.c,
+        br_stp_recalculate_bridge_id). So both are set, to what they are; once, as
+        the hosts behind it are forgotten with the MAC address.
+        """
+        if self._questions.link_kind(index) != "bridge":
+            return  # to join it fails, and says why
+        self._set_link(bridge, "keep its MAC address", ("IFLA_ADDRESS", self._mac(bridge)))
+        # The kernel takes no note of the MTU that there is: one byte more, and back. One less would
+        # go on to the VLANs of the bridge.
+        other = mtu + 1 if mtu < _MAX_BRIDGE_MTU else mtu - 1
+        self._set_link(bridge, "keep its MTU", ("IFLA_MTU", other))
+        self._set_link(bridge, "keep its MTU", ("IFLA_MTU", mtu))
+        self._pinned.add(index)
 
     def _set_link(
         self,
@@ -134,7 +149,7 @@ class Netlink:
         flags: int = 0,
         change: int = 0,
     ) -> int:
-        """Set attributes of an interface, and its flags that are in change; return its index.
+        """Set attributes of an interface, and the flags in change. Return its index.
 
         Raises DeviceError, saying what could not be done.
         """
@@ -161,7 +176,7 @@ class Netlink:
         return number
 
     def _look(self, name: str, what: int) -> bytes:
-        """Return a struct ifreq of an interface's; any socket may ask, so no other is needed."""
+        """Return the struct ifreq that an ioctl on the netlink socket fills in."""
         try:
             return fcntl.ioctl(self._socket, what, _IFREQ.pack(name.encode(), 0))
         except OSError as err:
@@ -170,7 +185,7 @@ class Netlink:
             raise DeviceError(f"{name}: cannot look at it: {err.strerror}") from err
 
     def _request(self, message: Any, kind: int, flags: int, failure: str) -> None:
-        """Send a message, and wait for the kernel's word on it; rtnetlink(7) answers at once."""
+        """Send a message and return the kernel's answer, which follows at once (rtnetlink(7))."""
         self._sequence += 1
         header = message["header"]
         header["type"] = kind

@@ -92,7 +92,7 @@ _INTERPRETER = (
     fail(errno.EINVAL, "prctl", equals(0, _PR_SET_VMA)),
 )
 
-_RESOLVER = (
+_HELPER = (
     # New threads, and no processes. What clone3 is asked for stands in memory, where no filter
     # can see it; libc then takes clone.
     fail(errno.ENOSYS, "clone3"),
@@ -115,6 +115,11 @@ _RESOLVER = (
             *("unshare", "setns", "mount", "umount2", "pivot_root", "chroot"),
         )
     ),
+)
+
+_KEY_HOLDER = (
+    *_HELPER,
+    *map(kill, ("socket", "socketpair", "connect", "bind", "listen", "accept", "accept4")),
 )
 
 
@@ -171,7 +176,15 @@ def resolver_filter() -> Filter | None:
     """
     if why_no_filter():
         return None
-    return Filter(seccomp.program(_RESOLVER, seccomp.ALLOW))
+    return Filter(seccomp.program(_HELPER, seccomp.ALLOW))
+
+
+@cache
+def key_holder_filter() -> Filter | None:
+    """Return the filter of whoever has keys: as resolver_filter, and nobody to tell them to."""
+    if why_no_filter():
+        return None
+    return Filter(seccomp.program(_KEY_HOLDER, seccomp.ALLOW))
 
 
 def confine(user: User, supervisor_pid: int) -> None:

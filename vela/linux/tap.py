@@ -25,18 +25,21 @@ _TUNSETVNETHDRSZ = 0x400454D8
 _SNDBUF = 0x7FFFFFFF  # drivers/net/tun.c, tun_chr_open
 _IFF_VNET_HDR = 0x4000  # pytun has no name for it
 
-# There is no file; or there is, and no driver behind it.
+# The file is missing, or it has no driver.
 _NO_TUN = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
 _LOAD_TUN = f"no {TUN}; load the kernel's tun module (modprobe tun)"
 
 VIRTIO_HEADER = bytes(10)
-"""Before a frame with which nothing is left to do. include/uapi/linux/virtio_net.h."""
+"""For a complete frame. include/uapi/linux/virtio_net.h."""
 _IFREQ_SIZE = 40  # struct ifreq, 64 bit
+_HWADDR = struct.Struct("=16xH6s16x")  # struct ifreq with an address
+_ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
+_SIOCGIFHWADDR, _SIOCSIFHWADDR = 0x8927, 0x8924  # include/uapi/linux/sockios.h
 _INT = struct.Struct("=i")
 
 
 def check_tun() -> None:
-    """Raises DeviceError where this machine can make no TAP at all."""
+    """Raise DeviceError if this machine cannot create TAPs."""
     try:
         os.close(os.open(TUN, os.O_RDWR | os.O_CLOEXEC))
     except OSError as err:
@@ -46,7 +49,7 @@ def check_tun() -> None:
 
 
 class Tap:
-    """A TAP interface that did not exist before."""
+    """A TAP interface, created by this process."""
 
     def __init__(
         self,
@@ -73,10 +76,10 @@ class Tap:
         if virtio_header:
             flags |= _IFF_VNET_HDR
         try:
-            # IFF_TUN_EXCL: never take over an interface that somebody else made.
+            # IFF_TUN_EXCL: never take over an interface of another program.
             self._device = pytun.TunTapDevice(name, flags)
         except pytun.Error as err:
-            # An OSError, but never one of its subclasses: pytun makes it itself.
+            # pytun.Error is an OSError, but never a subclass such as PermissionError.
             if err.errno in _NO_TUN:
                 raise DeviceError(f"{name}: {_LOAD_TUN}") from err
             if _is_interface(name):
@@ -109,32 +112,36 @@ class Tap:
         self.mtu = mtu
 
     def set_carrier(self, carrier: bool) -> None:
-        """Let the interface show its link up or down to routing daemons and bridges."""
+        """Set the carrier, which routing daemons and bridges see."""
         try:
             fcntl.ioctl(self.fd, _TUNSETCARRIER, _INT.pack(carrier))
         except OSError as err:
             raise DeviceError(f"{self.name}: cannot set its carrier: {_reason(err)}") from err
 
     def restore(self) -> None:
-        """Set what whoever has a copy of the descriptor may have changed. Raises DeviceError."""
+        """Restore settings that a holder of a copy may have changed. Raises DeviceError."""
         try:
             self._keep_after_close(False)
             if self.virtio_header:
                 fcntl.ioctl(self.fd, TUNSETOFFLOAD, tun_offloads(self._features))
                 fcntl.ioctl(self.fd, _TUNSETVNETHDRSZ, _INT.pack(len(VIRTIO_HEADER)))
-            # Writes never wait, either way: a TAP takes what memory there is, so none is refused
-            # with EAGAIN.
+            # Writes never wait, with or without O_NONBLOCK: with this limit a TAP accepts frames
+            # as long as there is memory, and never refuses one with EAGAIN.
             fcntl.ioctl(self.fd, _TUNSETSNDBUF, _INT.pack(_SNDBUF))
             os.set_blocking(self.fd, Feature.RWF_NOWAIT in self._features)
+            # By the descriptor, as its name may be another one now. Remotes rebuild headers by it.
+            present = fcntl.ioctl(self.fd, _SIOCGIFHWADDR, bytes(_IFREQ_SIZE))
+            if _HWADDR.unpack(present)[1] != self.mac:
+                fcntl.ioctl(self.fd, _SIOCSIFHWADDR, _HWADDR.pack(_ARPHRD_ETHER, self.mac))
         except OSError as err:
             raise DeviceError(f"{self.name}: cannot set it up: {_reason(err)}") from err
 
     def write(self, frame: memoryview) -> None:
-        """Give the kernel a complete frame. Raises OSError: EIO where the interface is down."""
+        """Write a complete frame to the kernel. Raises OSError: EIO if the interface is down."""
         os.writev(self.fd, (VIRTIO_HEADER, frame) if self.virtio_header else (frame,))
 
     def exists(self) -> bool:
-        """Tell whether the interface is still there, under whatever name it has now."""
+        """Tell whether the interface still exists, under any name."""
         try:
             fcntl.ioctl(self.fd, _TUNGETIFF, bytes(_IFREQ_SIZE))
         except (OSError, ValueError):  # removed by somebody; closed by us
@@ -151,7 +158,7 @@ class Tap:
             raise DeviceError(f"{self.name}: cannot set its MAC: {_reason(err)}") from err
 
     def close(self) -> None:
-        """Give up this copy of the descriptor. The interface goes with the last one."""
+        """Close this copy of the descriptor. The interface disappears with the last one."""
         with suppress(OSError, ValueError):  # removed by somebody; closed by us
             self._keep_after_close(False)
         self._device.close()

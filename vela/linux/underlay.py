@@ -7,15 +7,18 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 
 from vela.address import Endpoint, Family, IPAddress
 from vela.errors import DeviceError
 from vela.linux import bpf
 from vela.linux.features import NETNS_COOKIE_SIZE, SO_NETNS_COOKIE, UDP_GRO, Feature, Features
+from vela.linux.rtnetlink import Rtnetlink
 from vela.linux.steering import CONTROL_SOCKETS, STRANGERS
+from vela.wire import MAX_IP_PACKET
 
 # include/uapi/asm-generic/socket.h; the socket module names none of them.
 _SO_ATTACH_FILTER = 26
@@ -25,11 +28,10 @@ _SO_RCVBUFFORCE = 33
 _SO_ATTACH_REUSEPORT_CBPF = 51
 SO_RXQ_OVFL = 40
 # include/uapi/linux/in.h, in6.h and udp.h.
-_IP_MTU_DISCOVER = 10
-_IP_PMTUDISC_WANT = 1
+IP_MTU_DISCOVER = 10
+_PMTUDISC_WANT, _PMTUDISC_DO, _PMTUDISC_OMIT = 1, 2, 5  # alike for both families
 IP_MTU = 14
-_IPV6_MTU_DISCOVER = 23
-_IPV6_PMTUDISC_WANT = 1
+IPV6_MTU_DISCOVER = 23
 IPV6_MTU = 24
 _IP_PKTINFO = 8
 
@@ -66,7 +68,9 @@ class Route:
 
     source: IPAddress
     mtu: int
-    """Bytes, outer IP header included; known narrow spots further on count."""
+    """Bytes, outer IP header included; by the interface and the routing table, not by ICMP."""
+    narrowed: bool = False
+    """The routing table, or IPsec, allows less than the interface does."""
 
 
 class ReceiveGroup:
@@ -182,11 +186,9 @@ class ReceiveGroup:
     def restore(self, index: int) -> None:
         """Set what a worker may have changed by its copy of a socket. Raises OSError."""
         member = self._sockets[index]
-        _set_up(member, SEND_BUFFER, RECEIVE_BUFFER)
+        self._set_up_member(member)
         with suppress(FileNotFoundError):  # there is none
             member.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-        if self._gro:
-            member.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         # Of all circuits.
         self.steer(self._program)
 
@@ -213,10 +215,7 @@ class ReceiveGroup:
         with ExitStack() as undo:
             try:
                 opened = undo.enter_context(_udp_socket(self.address, only_ipv6=self._only_ipv6))
-                # All sockets of a group alike: which of them GRO looks at is the hash's choice.
-                if self._gro:
-                    opened.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
-                _set_up(opened, SEND_BUFFER, RECEIVE_BUFFER)
+                self._set_up_member(opened)
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
                 opened.bind((str(self.address), self.port))
             except OSError as err:
@@ -226,6 +225,12 @@ class ReceiveGroup:
                 raise DeviceError(f"cannot listen on {self}: {why}") from err
             undo.pop_all()
         return opened
+
+    def _set_up_member(self, member: socket.socket) -> None:
+        # All sockets of a group alike: which of them GRO looks at is the hash's choice.
+        if self._gro:
+            member.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        _set_up(member, SEND_BUFFER, RECEIVE_BUFFER)
 
     @property
     def receive_buffer(self) -> int:
@@ -263,10 +268,12 @@ def pktinfo(here: IPAddress) -> tuple[int, int, bytes]:
     return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(here.packed, 0)
 
 
-def open_send_socket(local: IPAddress, port: int, remote: Endpoint) -> socket.socket:
+def open_send_socket(
+    local: IPAddress, port: int, remote: Endpoint, *, narrowed: bool = False
+) -> socket.socket:
     """Return a blocking socket bound to (local, port) and connected to remote; it receives nothing.
 
-    Raises OSError: EADDRINUSE where another socket has the port.
+    narrowed: see set_narrowed. Raises OSError: EADDRINUSE where another socket has the port.
     """
     if local.version != remote.address.version:
         # Dual stack: the listening address is "::", its IPv4 side 0.0.0.0.
@@ -275,6 +282,7 @@ def open_send_socket(local: IPAddress, port: int, remote: Endpoint) -> socket.so
     try:
         # What comes to this port is nobody's, and must not lie here unread.
         _attach(opened, _SO_ATTACH_FILTER, _DROP_ALL)
+        set_narrowed(opened, narrowed)
         opened.bind((str(local), port))
         opened.connect((str(remote.address), remote.port))
         _set_up(opened, SEND_BUFFER)
@@ -284,9 +292,28 @@ def open_send_socket(local: IPAddress, port: int, remote: Endpoint) -> socket.so
     return opened
 
 
-def restore_send_socket(opened: socket.socket, remote: Endpoint) -> None:
+def set_narrowed(opened: socket.socket, narrowed: bool) -> None:
+    """Let what a socket sends be cut to its interface's MTU; narrowed: to that of its route.
+
+    What is larger leaves in fragments either way. Of the modes that the kernel
+    has (ip(7), IP_MTU_DISCOVER), those that heed a route's MTU also believe
+    what ICMP says of the path, and anybody can send ICMP. So only a route that
+    is narrower than its interface is heeded: its MTU holds however many
+    messages say so, and one that is forged then makes fragments smaller, and
+    nothing else. OMIT (Linux 3.15) sets no don't-fragment bit.
+    """
+    mode = _PMTUDISC_WANT if narrowed else _PMTUDISC_OMIT
+    if opened.family == socket.AF_INET6:
+        opened.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, mode)
+    # Of an IPv6 socket too, for IPv4-mapped addresses. In place of a system-wide default
+    # (net.ipv4.ip_no_pmtu_disc).
+    opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, mode)
+
+
+def restore_send_socket(opened: socket.socket, remote: Endpoint, *, narrowed: bool = False) -> None:
     """Set what a worker may have changed by its copy of a sending socket. Raises OSError."""
     _set_up(opened, SEND_BUFFER)
+    set_narrowed(opened, narrowed)
     _attach(opened, _SO_ATTACH_FILTER, _DROP_ALL)
     opened.connect((str(remote.address), remote.port))
 
@@ -301,15 +328,57 @@ def find_route(local: IPAddress, remote: Endpoint) -> Route:
     with _udp_socket(local, only_ipv6=True) as probe:
         probe.bind((str(local), 0))
         probe.connect((str(remote.address), remote.port))
-        return Route(ip_address(probe.getsockname()[0]), route_mtu(probe))
+        source = ip_address(probe.getsockname()[0])
+        return Route(source, *_own_mtu(source, remote.address, _current_mtu(probe)))
+
+
+def _own_mtu(source: IPAddress, remote: IPAddress, current: int) -> tuple[int, bool]:
+    """Return the MTU of a route without what ICMP said, and whether its interface's is larger.
+
+    current is what the kernel goes by: it has what ICMP said, and what IPsec takes.
+    """
+    try:
+        with closing(Rtnetlink()) as kernel:
+            route = kernel.route_mtu(source, remote)
+            interface = min(kernel.link_mtu(route.index), MAX_IP_PACKET)
+    except DeviceError:  # the route has just gone
+        return current, True
+    if route.learned is not None and route.learned != route.configured:
+        own = route.configured or _interface_mtu(remote, route.index, interface)
+        current = min(current + own - route.learned, interface)
+    return current, current < interface
+
+
+def _interface_mtu(remote: IPAddress, index: int, interface: int) -> int:
+    """Return how large packets to a remote may be on an interface, whose own MTU is known.
+
+    A router advertisement can lower IPv6's (RFC 4861, section 4.6.4).
+    """
+    if remote.version == 4:
+        return interface
+    with suppress(OSError, ValueError):
+        path = Path("/proc/sys/net/ipv6/conf", socket.if_indextoname(index), "mtu")
+        return min(interface, int(path.read_text()))
+    return interface
 
 
 def route_mtu(connected: socket.socket) -> int:
-    """Return the MTU, in bytes, of the route that a UDP socket is connected along.
+    """Return the MTU, in bytes, that limits what a connected UDP socket sends in one piece.
 
-    The outer IP header counts, and so does what ICMP said of the path. Raises
-    OSError: ENOTCONN where it is not connected.
+    The outer IP header counts. Raises OSError where the kernel does not tell: of
+    a socket that is not connected, or not narrowed.
     """
+    ipv4 = connected.family == socket.AF_INET
+    level, option = (
+        (socket.IPPROTO_IP, IP_MTU_DISCOVER) if ipv4 else (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER)
+    )
+    if connected.getsockopt(level, option) > _PMTUDISC_DO:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    return _current_mtu(connected)
+
+
+def _current_mtu(connected: socket.socket) -> int:
+    """Return the MTU of its route by what the kernel knows, ICMP included. Raises OSError."""
     if connected.family == socket.AF_INET:
         return connected.getsockopt(socket.IPPROTO_IP, IP_MTU)
     return connected.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU)
@@ -349,13 +418,9 @@ def namespace_number(features: Features) -> int:
 def _udp_socket(local: IPAddress, *, only_ipv6: bool) -> socket.socket:
     family = socket.AF_INET if local.version == 4 else socket.AF_INET6
     opened = socket.socket(family, socket.SOCK_DGRAM)
-    # What does not fit the path is fragmented here, on the kernel's own
-    # knowledge of it: docs/protocol.md, 3.1. Set against a system-wide default
-    # (net.ipv4.ip_no_pmtu_disc).
     if family == socket.AF_INET6:
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
-        opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_WANT)
-    opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_WANT)
+    set_narrowed(opened, False)
     return opened
 
 

@@ -16,6 +16,11 @@ MAX_SOURCES = 4096
 _IPV6_HOST_BITS = 64
 
 
+def host_of(address: IPAddress) -> tuple[int, int]:
+    """Return what tells one host from another, whichever of its addresses it takes."""
+    return address.version, int(address) >> (0 if address.version == 4 else _IPV6_HOST_BITS)
+
+
 @dataclass(slots=True)
 class TokenBucket:
     """Lets burst answers pass at once, and rate per second in the long run."""
@@ -25,12 +30,20 @@ class TokenBucket:
     _tokens: float = 0.0
     _at: float | None = None
 
-    def take(self, now: float) -> bool:
+    def refill(self, now: float) -> None:
         if self._at is None:
             self._tokens = self.burst
         else:
             self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate)
         self._at = now
+
+    def widen(self, more: float) -> None:
+        """Let that much more pass at once, from now on and now."""
+        self.burst += more
+        self._tokens += more
+
+    def take(self, now: float) -> bool:
+        self.refill(now)
         if self._tokens < 1:
             return False
         self._tokens -= 1
@@ -49,8 +62,7 @@ class RateLimiter:
 
     def take(self, source: IPAddress, now: float) -> bool:
         """Tell whether one more answer may go there."""
-        bits = 0 if source.version == 4 else _IPV6_HOST_BITS
-        host = (source.version, int(source) >> bits)
+        host = host_of(source)
         bucket = self._sources.get(host)
         if bucket is None:
             bucket = self._sources[host] = TokenBucket(SOURCE_RATE, SOURCE_BURST)

@@ -213,7 +213,12 @@ class Link:
         self, local: Description, offer: Offer, resuming: bool, *, session_keys: bool
     ) -> Request:
         return Request(
-            *self.next_header(), self.describe(local), offer, resuming, PADDED_SIZE, session_keys
+            *self.next_header(),
+            self.describe(local),
+            offer,
+            resuming,
+            PADDED_SIZE,
+            session_keys=session_keys,
         )
 
     def confirm(
@@ -225,7 +230,13 @@ class Link:
             description = replace(description, own=own, seen=seen)
         has_keys = self.signer is not None
         return Confirm(
-            *self.next_header(), description, offer, resuming, PADDED_SIZE, has_keys, machine
+            *self.next_header(),
+            description,
+            offer,
+            resuming,
+            PADDED_SIZE,
+            session_keys=has_keys,
+            machine=machine,
         )
 
     def keepalive(self, local: Description, now: float, *, up: bool) -> Keepalive:

@@ -104,10 +104,8 @@ class Tlv(Enum):
     GENERATION = 25, Kind.U32, 1, MAX_GENERATION
     SESSION_KEYS = 26, Kind.FLAG
     SESSION = 27, Kind.U64
-    SESSION_TAG = (
-        28,
-        Kind.BYTES_16,
-    )  # the last one, in messages of a session that has keys: signer.py
+    # The last one, in messages of a session that has keys: signer.py.
+    SESSION_TAG = 28, Kind.BYTES_16
     MACHINE = 29, Kind.BYTES_16
     FRAME_PORT = 30, Kind.U16, 1, MAX_PORT
 

@@ -17,7 +17,7 @@ from vela.signaling.limiter import RateLimiter
 from vela.signaling.link import offer_session_keys, own_endpoint
 from vela.signaling.messages import Confirm, Keepalive, RejectCode, Request
 from vela.signaling.outbox import Outbox
-from vela.signaling.policy import Policy, Rejection
+from vela.signaling.policy import PeerCircuits, Policy, Rejection
 from vela.signaling.signer import Key
 
 # Sessions bind their cookies to themselves; 0 stands for no session.
@@ -52,13 +52,13 @@ class Responder:
         source: Endpoint,
         now: float,
         *,
-        peer_circuit_count: Callable[[], int],
+        peer_circuits: Callable[[], PeerCircuits],
         deferral_reason: Callable[[Confirm], str] = lambda _: "",
         local_address: IPAddress | None = None,
     ) -> CircuitRequested | None:
         """Take a control message; return the request for a circuit, if it is one and is allowed.
 
-        peer_circuit_count returns how many circuits remotes have set up.
+        peer_circuits returns how many circuits remotes have set up.
         deferral_reason returns, in a sentence, why the circuit may exist and
         cannot be had at present; else an empty string. Both may be slow: they
         are called only for a remote that has proved its address.
@@ -98,7 +98,7 @@ class Responder:
                 self._outbox.put(answer, self.key, source, local_address)
             case Confirm() if self._cookies.check(message, source, local_address, _BINDING, now):
                 requested = CircuitRequested(source, message, local_address)
-                refused = _judge(policy, message, peer_circuit_count, deferral_reason)
+                refused = _judge(policy, requested, peer_circuits, deferral_reason)
                 if refused is None:
                     return requested
                 self.reject(requested, refused.code, refused.text)
@@ -127,11 +127,12 @@ class Responder:
 
 def _judge(
     policy: Policy,
-    message: Confirm,
-    peer_circuit_count: Callable[[], int],
+    requested: CircuitRequested,
+    peer_circuits: Callable[[], PeerCircuits],
     deferral_reason: Callable[[Confirm], str],
 ) -> Rejection | None:
     """Return why a remote that has proved its address may not have the circuit."""
+    message = requested.confirm
     reason = deferral_reason(message)
     if reason:
         return Rejection(RejectCode.DISABLED, reason)
@@ -140,4 +141,6 @@ def _judge(
             RejectCode.NO_SUCH_CIRCUIT,
             "the machine that set this circuit up no longer has it",
         )
-    return policy.judge_new(message.description, message.offer, peer_circuit_count())
+    return policy.judge_new(
+        message.description, message.offer, requested.source.address, peer_circuits()
+    )

@@ -542,7 +542,8 @@ class Session:
             self._refuse(received, RejectCode.CONFLICT, ANOTHER_MACHINE_TEXT)
             return
         if self.policy is not None and not message.resuming:
-            refused = self.policy.judge(message.description, message.offer)
+            source = received.source.address
+            refused = self.policy.judge(message.description, message.offer, source)
             if refused is not None:
                 self._refuse(received, refused.code, refused.text)
                 return

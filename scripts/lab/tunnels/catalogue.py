@@ -38,6 +38,16 @@ LACKING: dict[str, Tunnel] = {
 }
 """VELA as it comes, and with features of the kernel disabled."""
 
+UNFILTERED: dict[str, Tunnel] = {
+    each: tunnel
+    for engine in ENGINES
+    for each, tunnel in (
+        (f"vela {engine}", TUNNELS[f"vela {engine}"]),
+        (f"{engine}, no filter", vela(engine, filtered=False)),
+    )
+}
+"""VELA as it comes, and with workers that may make any system call."""
+
 APART: dict[str, Tunnel] = {f"vela {engine}": vela(engine, apart=True) for engine in ENGINES}
 """Those that choose a CPU for themselves, with one for each end. Others run where there is room."""
 

@@ -26,16 +26,23 @@ UP_TIMEOUT_S = 20.0
 OVERHEAD = 20 + 8 + 1  # IPv4, UDP, circuit id; docs/protocol.md
 
 
-def vela(engine: str, disabled: tuple[str, ...] = (), *, apart: bool = False) -> Tunnel:
+# Workers as on a kernel that filters no system calls.
+_UNFILTERED = "from vela.linux import sandbox; sandbox.why_no_filter = lambda: 'told so'"
+
+
+def vela(
+    engine: str, disabled: tuple[str, ...] = (), *, apart: bool = False, filtered: bool = True
+) -> Tunnel:
     """Return the tunnel of one circuit with that engine.
 
-    disabled: features of the kernel; apart: its ends are on different CPUs.
+    disabled: features of the kernel; apart: its ends are on different CPUs; filtered: workers
+    have a filter of their system calls.
     """
 
     @contextmanager
     def tunnel(routers: TwoRouters, number: int) -> Iterator[Segment]:
         pairs = [ends(routers, number, "vela")]
-        made = vela_circuits(engine, pairs, port(number), disabled, apart=apart)
+        made = vela_circuits(engine, pairs, port(number), disabled, apart=apart, filtered=filtered)
         with made as segments:
             yield segments[0]
 
@@ -50,6 +57,7 @@ def vela_circuits(
     disabled: tuple[str, ...] = (),
     *,
     apart: bool = False,
+    filtered: bool = True,
 ) -> Iterator[list[Segment]]:
     """Circuits 1, 2, ... between one velad at each end, one for each pair of ends.
 
@@ -64,7 +72,9 @@ def vela_circuits(
     with ExitStack() as stack:
         routers = [end.router for end in pairs[0]]
         velads = [
-            stack.enter_context(Velad(router.namespace, config))
+            stack.enter_context(
+                Velad(router.namespace, config, before="" if filtered else _UNFILTERED)
+            )
             for router, config in zip(routers, configs, strict=True)
         ]
         for velad in velads:

@@ -100,7 +100,7 @@ static void send_singly(struct egress *self)
 {
 	struct mmsghdr messages[RUN_MAX];
 	size_t next = 0;
-	bool failed = false;
+	int tries = 0;
 
 	for (size_t i = 0; i < self->run_count; i++)
 		messages[i].msg_hdr = message_of(self, &self->run[i]);
@@ -111,16 +111,12 @@ static void send_singly(struct egress *self)
 			for (; sent > 0; sent--, next++)
 				self->counters[TX_FRAGMENTED] +=
 					self->run[next].length > self->datagram_limit;
-			failed = false;
+			tries = 0;
 		} else if (errno == EINTR) {
 			continue;
-		} else if (!failed) {
-			/* A connected socket reports what ICMP said of an earlier datagram instead of
-			 * sending this one: so once more. */
-			failed = true;
-		} else {
+		} else if (++tries == SEND_TRIES) {
 			self->counters[TX_ERRORS]++;
-			failed = false;
+			tries = 0;
 			next++;
 		}
 	}
@@ -135,16 +131,21 @@ static time_t now_s(const struct egress *self)
 }
 
 /* Return the largest datagram that the route takes in one piece, as the kernel knows it by now; 0 where
- * it does not tell: of a socket that is not connected. */
+ * it does not tell: of a socket that is not connected, or goes by its interface. */
 static size_t ask_route_limit(const struct egress *self)
 {
-	int domain, mtu;
+	int domain, mtu, discover;
 	socklen_t length = sizeof(int);
 
 	if (self->io->getsockopt(self->send_fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0)
 		return 0;
 	bool ipv4 = domain == AF_INET;
 	size_t headers = (ipv4 ? IPV4_HEADER : IPV6_HEADER) + UDP_HEADER;
+	length = sizeof(int);
+	if (self->io->getsockopt(self->send_fd, ipv4 ? IPPROTO_IP : IPPROTO_IPV6,
+				 ipv4 ? IP_MTU_DISCOVER : IPV6_MTU_DISCOVER, &discover, &length) < 0 ||
+	    discover > IP_PMTUDISC_DO)
+		return 0;
 	length = sizeof(int);
 	if (self->io->getsockopt(self->send_fd, ipv4 ? IPPROTO_IP : IPPROTO_IPV6,
 				 ipv4 ? IP_MTU : IPV6_MTU, &mtu, &length) < 0 ||
@@ -157,12 +158,15 @@ static size_t ask_route_limit(const struct egress *self)
  * does not report what ICMP said of an earlier datagram, which can be EMSGSIZE, too. */
 static bool refuses_segments(const struct egress *self, int error, size_t size)
 {
+	size_t limit;
+
 	switch (error) {
 	case EIO: /* no checksum offload, or IPsec */
 		return true;
 	case EINVAL:
 	case EMSGSIZE:
-		return size > ask_route_limit(self);
+		limit = ask_route_limit(self);
+		return limit && size > limit;
 	}
 	return false;
 }
@@ -206,9 +210,11 @@ void egress_flush(struct egress *self)
 	size_t size = self->run[0].length;
 	bool segmented = self->run_count > 1 && size <= self->segment_limit;
 	if (segmented) {
-		error = send_segmented(self);
-		if (error && !refuses_segments(self, error, size))
+		for (int tries = 0; tries < SEND_TRIES; tries++) {
 			error = send_segmented(self);
+			if (!error || refuses_segments(self, error, size))
+				break;
+		}
 		if (error)
 			limit_segments(self, error, size);
 	}

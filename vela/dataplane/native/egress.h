@@ -23,6 +23,9 @@ enum {
 	/* Seconds for which a refusal of the kernel's is remembered: routes become wider again, and one more
 	 * costs a system call. */
 	REFUSED_S = 2,
+	/* A connected socket reports what ICMP said of an earlier datagram instead of sending this one.
+	 * Anybody can send that, so one more try may meet the next one. */
+	SEND_TRIES = 4,
 	MAX_UDP_PAYLOAD = MAX_IP_PACKET - IPV4_HEADER - UDP_HEADER,
 	/* Room before a frame: the virtio header, which is read and then overwritten. */
 	FRAME_OFFSET = 16,

@@ -1,0 +1,302 @@
+"""What the kernel says of links, addresses and routes when asked: rtnetlink(7), by hand.
+
+Few fields of few messages are needed, of many routes: decoding each of them whole takes
+fifty times as long.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_network
+
+from vela.address import IPAddress, IPInterface, IPNetwork
+from vela.errors import DeviceError
+
+# include/uapi/linux/netlink.h
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_ATTRIBUTE = struct.Struct("=HH")  # length, type
+_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK
+_REQUEST, _DUMP = 0x1, 0x300
+_ERROR, _DONE = 2, 3
+_ERRNO = struct.Struct("=i")
+_SOL_NETLINK, _GET_STRICT_CHK = 270, 12
+_BUFFER = 1 << 16
+_MONITOR_BUFFER = 1 << 20
+
+# include/uapi/linux/rtnetlink.h, if_link.h and if_addr.h
+_NEW_LINK, _GET_LINK = 16, 18
+_NEW_ADDRESS, _GET_ADDRESS = 20, 22
+_NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
+_LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_ROUTE = struct.Struct("=8BI")  # family, prefix lengths, TOS, table, protocol, scope, type, flags
+_IFLA_MTU, _IFLA_LINKINFO, _IFLA_INFO_KIND = 4, 18, 1
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_METRICS = 1, 2, 4, 8
+_RTAX_MTU = 2
+_RTN_UNICAST = 1
+_RTPROT_KERNEL, _RTPROT_BOOT, _RTPROT_STATIC = 2, 3, 4
+_RTPROT_RA, _RTPROT_DHCP = 9, 16
+_RTM_F_FIB_MATCH = 0x2000
+_GROUPS = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
+_U32 = struct.Struct("=I")
+
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+# What is read of all routes at once: 0.1 s. A router with more has them from a routing protocol.
+MAX_ROUTES = 20_000
+_SET_BY_HAND = (_RTPROT_BOOT, _RTPROT_STATIC, _RTPROT_RA, _RTPROT_DHCP)
+
+
+@dataclass(frozen=True, slots=True)
+class HostAddress:
+    """An address of this host, and the subnet that is reached through its interface."""
+
+    address: IPInterface
+    subnet: IPNetwork
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostRoute:
+    """A route that packets take, but neither a default one nor the one of an address's subnet."""
+
+    network: IPNetwork
+    index: int | None
+    """Of the interface; None: there are several, or it is of a kind that has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteMtu:
+    """The route to a destination, and what limits packets on it, in bytes."""
+
+    index: int
+    """Of the interface."""
+    configured: int | None
+    """What the route says by itself."""
+    learned: int | None
+    """What is said in place of that at present: where they differ, by ICMP."""
+
+
+class TooManyRoutes(Exception):
+    """There are more than MAX_ROUTES."""
+
+
+class Rtnetlink:
+    """A socket to ask with. Everything raises DeviceError where the kernel does not answer."""
+
+    def __init__(self) -> None:
+        try:
+            self._socket = _open_socket()
+        except OSError as err:
+            raise DeviceError(f"cannot ask for routes: {os.strerror(err.errno or 0)}") from err
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def link_kind(self, index: int) -> str:
+        """Return what a virtual interface is, as in `ip link add ... type`; else nothing."""
+        answer = self._ask(_GET_LINK, _LINK.pack(0, 0, index, 0, 0))
+        info = _attributes(answer, _LINK.size).get(_IFLA_LINKINFO, b"")
+        return _attributes(info, 0).get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
+
+    def link_mtu(self, index: int) -> int:
+        answer = self._ask(_GET_LINK, _LINK.pack(0, 0, index, 0, 0))
+        return int(_U32.unpack(_attributes(answer, _LINK.size)[_IFLA_MTU])[0])
+
+    def route_mtu(self, local: IPAddress, remote: IPAddress) -> RouteMtu:
+        """Return what limits packets from an address of this host to a remote."""
+        current = self._look_up(local, remote, 0)
+        route = self._look_up(local, remote, _RTM_F_FIB_MATCH)
+        return RouteMtu(
+            index=_U32.unpack(current[_RTA_OIF])[0],
+            configured=_mtu_of(route),
+            learned=_mtu_of(current),
+        )
+
+    def addresses(self) -> tuple[HostAddress, ...]:
+        found = []
+        for answer in self._dump(_GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0), _NEW_ADDRESS):
+            _, length, _, _, index = _ADDRESS.unpack_from(answer)
+            attributes = _attributes(answer, _ADDRESS.size)
+            # The address of a point-to-point interface is the other end's.
+            peer = ip_address(attributes[_IFA_ADDRESS])
+            local = ip_address(attributes.get(_IFA_LOCAL, attributes[_IFA_ADDRESS]))
+            form = IPv4Interface if local.version == 4 else IPv6Interface
+            subnet = ip_network((peer, length), strict=False)
+            found.append(HostAddress(form((local, length)), subnet, index))
+        return tuple(found)
+
+    def routes(self, wanted: tuple[IPNetwork, ...]) -> tuple[HostRoute, ...]:
+        """Return all routes; or of very many those that no routing protocol has set.
+
+        Then also the one that a packet to each wanted network would take.
+        """
+        try:
+            return tuple(self._routes(0))
+        except TooManyRoutes:
+            pass
+        found = [route for protocol in _SET_BY_HAND for route in self._routes(protocol)]
+        for network in wanted:
+            taken = self._route_to(network.network_address)
+            if taken is not None:
+                found.append(taken)
+        return tuple(found)
+
+    def _routes(self, protocol: int) -> Iterator[HostRoute]:
+        count = 0
+        for family in FAMILIES.values():
+            body = _ROUTE.pack(family, 0, 0, 0, 0, protocol, 0, _RTN_UNICAST, 0)
+            for answer in self._dump(_GET_ROUTE, body, _NEW_ROUTE):
+                count += 1
+                if count > MAX_ROUTES:
+                    # The rest of the answer must not be taken for another one.
+                    self._socket.close()
+                    self._socket = _open_socket()
+                    raise TooManyRoutes
+                route = _host_route(answer)
+                if route is not None:
+                    yield route
+
+    def _route_to(self, address: IPAddress) -> HostRoute | None:
+        attribute = _attribute(_RTA_DST, address.packed)
+        body = _ROUTE.pack(
+            FAMILIES[address.version], address.max_prefixlen, *(0,) * 6, _RTM_F_FIB_MATCH
+        )
+        try:
+            return _host_route(self._ask(_GET_ROUTE, body + attribute))
+        except DeviceError:
+            return None  # no route at all
+
+    def _look_up(self, local: IPAddress, remote: IPAddress, flags: int) -> dict[int, bytes]:
+        length = remote.max_prefixlen
+        body = _ROUTE.pack(FAMILIES[remote.version], length, length, *(0,) * 5, flags)
+        for kind, address in ((_RTA_DST, remote), (_RTA_SRC, local)):
+            body += _attribute(kind, address.packed)
+        return _attributes(self._ask(_GET_ROUTE, body), _ROUTE.size)
+
+    def _ask(self, kind: int, body: bytes) -> bytes:
+        """Return the body of the one message that answers."""
+        return next(self._answers(kind, _REQUEST, body))
+
+    def _dump(self, kind: int, body: bytes, answer: int) -> Iterator[bytes]:
+        return self._answers(kind, _REQUEST | _DUMP, body)
+
+    def _answers(self, kind: int, flags: int, body: bytes) -> Iterator[bytes]:
+        self._sequence += 1
+        sequence = self._sequence
+        length = _HEADER.size + len(body)
+        try:
+            self._socket.send(_HEADER.pack(length, kind, flags, sequence, 0) + body)
+            while True:
+                for of_kind, number, answer in _messages(self._socket.recv(_BUFFER)):
+                    if number != sequence:
+                        continue
+                    if of_kind == _DONE:
+                        return
+                    if of_kind == _ERROR:
+                        error = -_ERRNO.unpack_from(answer)[0]
+                        raise OSError(error, os.strerror(error))
+                    yield answer
+        except OSError as err:
+            why = os.strerror(err.errno or 0)
+            raise DeviceError(f"cannot ask the kernel for routes: {why}") from err
+
+
+class RouteMonitor:
+    """Hears of routes that come and go."""
+
+    def __init__(self) -> None:
+        """Raises DeviceError."""
+        try:
+            self._socket = _open_socket(_GROUPS)
+            self._socket.setblocking(False)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _MONITOR_BUFFER)
+        except OSError as err:
+            raise DeviceError(f"cannot watch routes: {os.strerror(err.errno or 0)}") from err
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def changes(self) -> tuple[IPNetwork, ...] | None:
+        """Return where routes have changed since the last call; None: there were too many."""
+        found: list[IPNetwork] = []
+        try:
+            while True:
+                for kind, _, body in _messages(self._socket.recv(_BUFFER)):
+                    if kind in (_NEW_ROUTE, _DELETE_ROUTE):
+                        found.append(_destination(body))
+        except BlockingIOError:
+            return tuple(found)
+        except OSError:  # ENOBUFS: netlink(7)
+            return None
+
+
+def _open_socket(groups: int = 0) -> socket.socket:
+    opened = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    )
+    try:
+        opened.bind((0, groups))
+        # So that the kernel leaves out what was not asked for (Linux 4.20).
+        opened.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield type, sequence number and body."""
+    at = 0
+    while len(data) - at >= _HEADER.size:
+        length, kind, _, sequence, _ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size:
+            return
+        yield kind, sequence, data[at + _HEADER.size : at + length]
+        at += (length + 3) & ~3
+
+
+def _attributes(data: bytes, at: int) -> dict[int, bytes]:
+    found = {}
+    while len(data) - at >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if length < _ATTRIBUTE.size:
+            break
+        found[kind & _TYPE_MASK] = data[at + _ATTRIBUTE.size : at + length]
+        at += (length + 3) & ~3
+    return found
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    """Addresses fill whole words."""
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value
+
+
+def _mtu_of(route: dict[int, bytes]) -> int | None:
+    metrics = _attributes(route.get(_RTA_METRICS, b""), 0)
+    return _U32.unpack(metrics[_RTAX_MTU])[0] if _RTAX_MTU in metrics else None
+
+
+def _destination(body: bytes) -> IPNetwork:
+    family, length = body[0], body[1]
+    attributes = _attributes(body, _ROUTE.size)
+    packed = attributes.get(_RTA_DST, bytes(4 if family == socket.AF_INET else 16))
+    return ip_network((packed, length))
+
+
+def _host_route(body: bytes) -> HostRoute | None:
+    family, length, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(body)
+    known = family in FAMILIES.values()
+    if not known or not length or kind != _RTN_UNICAST or protocol == _RTPROT_KERNEL:
+        return None
+    oif = _attributes(body, _ROUTE.size).get(_RTA_OIF)
+    return HostRoute(_destination(body), None if oif is None else _U32.unpack(oif)[0])
