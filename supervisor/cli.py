@@ -10,7 +10,9 @@ from pathlib import Path
 from vela import __version__
 from vela.errors import ConfigError, VelaError
 from vela.log import configure
+from vela.public_key import fingerprint, format_public_key
 
+from .config.key import IDENTITY_PATH
 from .config.reader import load_config
 from .daemon import Daemon, find_mistakes
 
@@ -18,14 +20,24 @@ EXIT_OK = 0
 EXIT_REFUSED = 1  # by the machine: privileges, devices, ports, names in use
 EXIT_CONFIG = 2  # by the configuration, or the command line
 
+DEFAULT_CONFIG = Path("/etc/vela.toml")
+
+_BY_CONFIG = Path()
+"""Stands for the file that the configuration names."""
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Run velad until it is stopped. Return its exit status."""
-    arguments = _parser().parse_args(argv)
+    """Run velad until it is stopped, or do what else is asked. Return the exit status."""
+    arguments = _parse(argv)
+    runs = not arguments.check and (arguments.generate_key or arguments.show_key) is None
     # First: another user may be unable to read the file.
-    if not arguments.check and os.geteuid() != 0:
+    if runs and os.geteuid() != 0:
         return _refuse("must run as root, to create interfaces; workers run without privileges")
     try:
+        if arguments.generate_key is not None:
+            return _generate_key(_identity_path(arguments.generate_key, arguments.config))
+        if arguments.show_key is not None:
+            return _show_key(_identity_path(arguments.show_key, arguments.config))
         config = load_config(arguments.config, find_mistakes)
     except ConfigError as err:
         print(err, file=sys.stderr)
@@ -45,6 +57,37 @@ def main(argv: list[str] | None = None) -> int:
     return EXIT_OK
 
 
+def _identity_path(given: Path, config: Path) -> Path:
+    """Return the file of the private key. Raises ConfigError."""
+    if given != _BY_CONFIG:
+        return given
+    if config == DEFAULT_CONFIG and not os.path.lexists(config):
+        return IDENTITY_PATH
+    # Without find_mistakes: that the key is missing is one of them.
+    return load_config(config).daemon.identity or IDENTITY_PATH
+
+
+# The process that carries circuits has no use for private keys, and does not load what reads them.
+
+
+def _generate_key(path: Path) -> int:
+    from .config.identity import generate
+
+    public = generate(path)
+    print(f"private key: {path}; fingerprint {fingerprint(public)}", file=sys.stderr)
+    print(format_public_key(public))
+    return EXIT_OK
+
+
+def _show_key(path: Path) -> int:
+    from .config.identity import public_of
+
+    public = public_of(path)
+    print(f"fingerprint {fingerprint(public)}", file=sys.stderr)
+    print(format_public_key(public))
+    return EXIT_OK
+
+
 def _give_up_standard_streams() -> None:
     """Read and write nothing but the log, so that no child can either."""
     null = os.open(os.devnull, os.O_RDWR)
@@ -59,27 +102,70 @@ def _refuse(why: object) -> int:
     return EXIT_REFUSED
 
 
+_EXAMPLES = """\
+examples:
+  velad                                carry the circuits of /etc/vela.toml
+  velad --config new.toml --check      what is wrong with this file?
+  velad --generate-key                 make this machine's key, for encryption
+  velad --show-key                     the peer_key for other machines' configurations
+
+Signals: TERM and INT stop it; HUP makes it read the file again, and circuits that did not change
+lose nothing. Exit status: 0 stopped, or done; 1 the machine refused something; 2 mistakes in the
+configuration or the command line.
+"""
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.check and (arguments.generate_key or arguments.show_key) is not None:
+        parser.error("--check goes with neither --generate-key nor --show-key")
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="velad",
         description="Carry Ethernet frames between hosts over UDP, one interface for each circuit.",
-        epilog="Signals: TERM and INT stop velad; HUP reloads the configuration, and unchanged "
-        "circuits lose no frame. Exit status: 0 stopped; 1 the machine refused something; "
-        "2 mistakes in the configuration.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    parser.add_argument(
+    running = parser.add_argument_group("running")
+    running.add_argument(
         "--config",
         type=Path,
-        default=Path("/etc/vela.toml"),
+        default=DEFAULT_CONFIG,
         metavar="FILE",
         help="the configuration (default: %(default)s)",
     )
-    parser.add_argument(
+    running.add_argument(
         "--check",
         action="store_true",
         help="only check the configuration for mistakes; change nothing",
     )
-    parser.add_argument("--version", action="version", version=f"velad {__version__}")
+    keys = parser.add_argument_group("keys").add_mutually_exclusive_group()
+    keys.add_argument(
+        "--generate-key",
+        nargs="?",
+        const=_BY_CONFIG,
+        type=Path,
+        metavar="PATH",
+        help="write a new private key for this machine into a new file, and print its public key "
+        "(default: the file that daemon.identity of the configuration names, or else "
+        f"{IDENTITY_PATH})",
+    )
+    keys.add_argument(
+        "--show-key",
+        nargs="?",
+        const=_BY_CONFIG,
+        type=Path,
+        metavar="PATH",
+        help="print the public key of the private key in a file (default: likewise)",
+    )
+    about = parser.add_argument_group("about")
+    about.add_argument("--help", "-h", action="help", help="show this and exit")
+    about.add_argument("--version", action="version", version=f"velad {__version__}")
     return parser
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import resource
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +29,10 @@ from vela.log import limit
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
-from .config.key import open_key
+from .config.conflicts import NO_ENCRYPTION
+from .config.key import MIN_ENCRYPTION_KEY, MIN_KEY, open_identity, open_key
 from .config.reader import load_config
-from .config.records import Config, DaemonConfig
+from .config.records import Config, DaemonConfig, Encryption
 from .control_channel import ControlChannel
 from .control_socket import ControlSocket, Reply
 from .demux import Demux
@@ -252,15 +253,7 @@ def find_mistakes(config: Config) -> list[str]:
         find_user(config.daemon.user)
     except ConfigError as err:
         mistakes.append(f"daemon.user: {err}; name one that exists")
-    keys = [(f"circuits.{circuit.name}", circuit.key_file) for circuit in config.circuits]
-    if config.autoconfigure is not None:
-        keys.append(("autoconfigure", config.autoconfigure.key_file))
-    for table, key_file in keys:
-        try:
-            if key_file is not None:
-                os.close(open_key(key_file))
-        except ConfigError as err:
-            mistakes.append(f"{table}.key_file: {err}")
+    mistakes.extend(_find_key_mistakes(config))
     try:
         load_engine(config.daemon.engine)
     except ConfigError as err:
@@ -273,6 +266,44 @@ def find_mistakes(config: Config) -> list[str]:
         if circuit.cpu is not None and circuit.cpu not in allowed
     )
     return mistakes
+
+
+def _find_key_mistakes(config: Config) -> Iterator[str]:
+    """Yield what is wrong with files of keys, and where encryption cannot be had."""
+    if config.daemon.identity is not None:
+        try:
+            os.close(open_identity(config.daemon.identity))
+        except ConfigError as err:
+            yield f"daemon.identity: {err}"
+    shared, shared_least = config.autoconfigure, MIN_KEY
+    for circuit in config.circuits:
+        path = f"circuits.{circuit.name}"
+        required = circuit.encryption is Encryption.REQUIRED
+        # Beside public keys a pre-shared one is not what holds.
+        least = MIN_ENCRYPTION_KEY if required and circuit.peer_key is None else MIN_KEY
+        if circuit.key_file is None:
+            shared_least = max(shared_least, least)
+        else:
+            yield from _find_key_mistake(path, circuit.key_file, least)
+        if required:
+            yield f"{path}.encryption: {NO_ENCRYPTION}"
+    if shared is None:
+        return
+    required = shared.encryption is Encryption.REQUIRED
+    if required and not shared.peers:
+        shared_least = MIN_ENCRYPTION_KEY
+    if shared.key_file is not None:
+        yield from _find_key_mistake("autoconfigure", shared.key_file, shared_least)
+    if required:
+        yield f"autoconfigure.encryption: {NO_ENCRYPTION}"
+
+
+def _find_key_mistake(table: str, path: Path, least: int) -> Iterator[str]:
+    try:
+        os.close(open_key(path, least))
+    except ConfigError as err:
+        why = " where encryption is required" if least > MIN_KEY else ""
+        yield f"{table}.key_file: {err}{why}"
 
 
 def _listen(config: DaemonConfig, features: Features) -> tuple[ReceiveGroup, ...]:

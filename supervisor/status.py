@@ -7,6 +7,9 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from vela.dataplane.counters import RX_DROPPED, TX_DROPPED, Counters, Slot
+from vela.public_key import fingerprint
+from vela.signaling.encryption import EncryptionStatus
+from vela.signaling.messages import HandshakePattern, Suite
 
 
 def document(value: object) -> Any:
@@ -63,6 +66,39 @@ class CounterStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CipherStatus:
+    """How frames are encrypted at present."""
+
+    suite: str
+    pattern: str
+    """Of the handshake."""
+    peer_fingerprint: str | None
+    """Of the public key that the remote proved to have; None: there is only a pre-shared key."""
+    generation: int
+    """Of keys, in this session."""
+    age_seconds: float
+    frames_left: int
+    """That this end may send with its key; it gets another one long before."""
+
+    @classmethod
+    def of(
+        cls, encryption: EncryptionStatus, pattern: HandshakePattern, peer_key: bytes | None
+    ) -> CipherStatus:
+        return cls(
+            suite=_SUITES[encryption.suite],
+            pattern=_PATTERNS[pattern],
+            peer_fingerprint=None if peer_key is None else fingerprint(peer_key),
+            generation=encryption.generation,
+            age_seconds=round(encryption.age_s, 3),
+            frames_left=encryption.frames_left,
+        )
+
+
+_SUITES = {Suite.AES_256_GCM: "AES-256-GCM", Suite.CHACHA20_POLY1305: "ChaCha20-Poly1305"}
+_PATTERNS = {HandshakePattern.IK_PSK2: "IKpsk2", HandshakePattern.NN_PSK0: "NNpsk0"}
+
+
+@dataclass(frozen=True, slots=True)
 class CircuitStatus:
     name: str
     id: int
@@ -76,6 +112,10 @@ class CircuitStatus:
     mtu: int
     encapsulation: str
     elision: bool
+    encryption: str
+    """As configured."""
+    cipher: CipherStatus | None
+    """None: frames are not encrypted, or there is no session."""
     rtt_ms: float | None
     last_heard_seconds: float | None
     worker: WorkerStatus | None

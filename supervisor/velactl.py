@@ -76,6 +76,8 @@ def _add(arguments: argparse.Namespace) -> int:
         (settings, "family", arguments.family),
         (settings, "key_file", arguments.key_file and str(arguments.key_file.absolute())),
         (settings, "keepalive", arguments.keepalive),
+        (settings, "encryption", arguments.encryption),
+        (settings, "peer_key", arguments.peer_key),
         (peer, "addresses", arguments.peer_address),
         (peer, "bridge", arguments.peer_bridge),
         (peer, "interface", arguments.peer_interface),
@@ -176,6 +178,7 @@ def _details(circuit: Document) -> list[str]:
         ("heard", _heard(circuit)),
         ("mtu", f"{circuit['mtu']} bytes"),
         ("encapsulation", sending),
+        ("encryption", _encryption(circuit)),
         (
             "worker",
             f"{_process(worker)}, CPU {worker['cpu']}, {worker['engine']}, "
@@ -190,6 +193,20 @@ def _details(circuit: Document) -> list[str]:
         ("dropped", _reasons({**counters["tx_dropped"], **counters["rx_dropped"]}) or "nothing"),
     ]
     return [f"{name:<14}{value}" for name, value in facts]
+
+
+def _encryption(circuit: Document) -> str:
+    # A velad that was not started again since an update may not say.
+    text, cipher = str(circuit.get("encryption", "none")), circuit.get("cipher")
+    if cipher is None:
+        return text if text == "none" else f"{text}, and not encrypted at present: no frame passes"
+    peer = cipher["peer_fingerprint"]
+    return (
+        f"{text}; {cipher['suite']}, {cipher['pattern']}, "
+        f"{f'peer {peer}' if peer else 'pre-shared key alone'}, "
+        f"generation {cipher['generation']}, {_duration(cipher['age_seconds'])} old, "
+        f"{cipher['frames_left']} frames left"
+    )
 
 
 def _process(worker: Document) -> str:
@@ -290,6 +307,10 @@ def _describe_add(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--key-file", type=Path, metavar="PATH", help="file with the key shared with it"
     )
+    add.add_argument(
+        "--encryption", choices=("none", "required"), help="of frames (default: none)"
+    )
+    add.add_argument("--peer-key", metavar="KEY", help="public key of the other machine")
     add.add_argument(
         "--keepalive", type=float, metavar="SECONDS", help="interval of keepalives (default: 5)"
     )

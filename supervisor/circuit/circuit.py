@@ -350,6 +350,8 @@ class Circuit:
             mtu=self._data_path.mtu,
             encapsulation=config.encapsulation.value,
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
+            encryption=config.encryption.value,
+            cipher=None,
             rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 3),
             last_heard_seconds=None if heard_at is None else round(self._loop.now() - heard_at, 3),
             worker=self._data_path.worker_status(),

@@ -17,7 +17,14 @@ from vela.mac import format_mac
 from vela.signaling.messages import MAX_ADDRESSES
 from vela.wire import MIN_IPV6_MTU
 
-from .records import CircuitConfig, DaemonConfig, Encapsulation
+from .records import (
+    AutoconfigureConfig,
+    CircuitConfig,
+    Config,
+    DaemonConfig,
+    Encapsulation,
+    Encryption,
+)
 from .tables import key_path
 
 ANY_IPV6 = IPv6Address("::")  # a socket bound to it receives IPv4 as well
@@ -70,6 +77,7 @@ def find_contradictions(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterato
     """Yield the contradictions within a circuit, and between it and [daemon]."""
     yield from _check_family(circuit, daemon.listen)
     yield from _check_peer(circuit)
+    yield from _check_encryption(circuit, daemon)
     addresses, bridges = circuit.addresses, [circuit.bridge]
     if circuit.autoconfigure:
         addresses, bridges = addresses + circuit.peer.addresses, [*bridges, circuit.peer.bridge]
@@ -102,9 +110,75 @@ def find_contradictions(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterato
         )
 
 
+def find_missing_keys(config: Config) -> Iterator[str]:
+    """Yield where encryption is required, and nothing says whom to encrypt to."""
+    for circuit in config.circuits:
+        yield from check_key(circuit, config.autoconfigure)
+    autoconfigure = config.autoconfigure
+    if autoconfigure is None:
+        return
+    path = key_path("autoconfigure")
+    required = autoconfigure.encryption is Encryption.REQUIRED
+    if autoconfigure.peers and not required:
+        yield (
+            f"{path}.peers: has no effect without encryption; "
+            "encryption = 'required' would be right, or no peers"
+        )
+    if autoconfigure.peers and required and config.daemon.identity is None:
+        yield f"{path}.peers: {_NO_IDENTITY}"
+    if required and not autoconfigure.peers and autoconfigure.key_file is None:
+        yield f"{path}.encryption: 'required' needs a key; peers or key_file would be right"
+
+
+def check_key(circuit: CircuitConfig, autoconfigure: AutoconfigureConfig | None) -> Iterator[str]:
+    """Yield it where a circuit requires encryption and has no key, not even [autoconfigure]'s."""
+    if circuit.encryption is not Encryption.REQUIRED or circuit.peer_key is not None:
+        return
+    shared = None if autoconfigure is None else autoconfigure.key_file
+    if circuit.key_file is None and shared is None:
+        yield (
+            f"{_path(circuit, 'encryption')}: 'required' needs a key; "
+            "peer_key or key_file would be right"
+        )
+
+
 def remote_identity(remote: Remote) -> str:
     """Return the identity of a remote: the host in lower case, without the final dot."""
     return remote.host.lower().removesuffix(".")
+
+
+NO_ENCRYPTION = "this version does not encrypt frames; 'none' would be right"
+"""Until the data path and the key holder do: better nothing than in clear."""
+
+_NO_IDENTITY = (
+    "needs this machine's own key; daemon.identity would be right, "
+    "with a file that velad --generate-key makes"
+)
+
+
+def _check_encryption(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterator[str]:
+    if circuit.encryption is not Encryption.REQUIRED:
+        # Who writes it wants to be encrypted.
+        if circuit.peer_key is not None:
+            yield (
+                f"{_path(circuit, 'peer_key')}: has no effect without encryption; "
+                "encryption = 'required' would be right, or no peer_key"
+            )
+        return
+    path = _path(circuit, "encryption")
+    if circuit.encapsulation is Encapsulation.IP:
+        yield (
+            f"{path}: encapsulation 'ip' is for remotes that do not encrypt; "
+            "'none' would be right, or encapsulation = 'auto'"
+        )
+    elif not circuit.autoconfigure:
+        # Fresh keys come from the handshake.
+        yield (
+            f"{path}: 'required' needs the handshake that autoconfigure = false turns off; "
+            "'none' would be right, or autoconfigure = true"
+        )
+    if circuit.peer_key is not None and daemon.identity is None:
+        yield f"{_path(circuit, 'peer_key')}: {_NO_IDENTITY}"
 
 
 def _check_family(circuit: CircuitConfig, listen: tuple[IPAddress, ...]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Pre-shared keys, in files that only their owner can read.
+"""Keys, in files that only their owner can read: pre-shared ones, and this machine's own.
 
 The supervisor opens and checks the files. It never reads a key: that is the key holder's.
 """
@@ -8,32 +8,54 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import stat
 from pathlib import Path
 
 from vela.errors import ConfigError
 
+from .files import Access, UntrustedError, open_trusted
+
 MIN_KEY, MAX_KEY = 16, 1024  # bytes; RFC 2104, section 3: a shorter key is weaker than the tag
+# What is encrypted under a weak key can be kept, and the key guessed at leisure.
+MIN_ENCRYPTION_KEY = 32
+IDENTITY_PATH = Path("/etc/vela/identity.key")  # where the configuration names none
+IDENTITY_LENGTH = 44  # 32 bytes in base64
 
 _WHITE_SPACE = frozenset(b" \t\n\r\x0b\x0c")  # what bytes.strip() removes
 
 
-def open_key(path: Path) -> int:
-    """Return a descriptor of a file that has a key in it.
+def open_key(path: Path, least: int = MIN_KEY) -> int:
+    """Return a descriptor of a file that has a pre-shared key in it, of so many bytes at least.
 
-    Raises ConfigError if the file cannot be read, if its mode gives others access,
+    Raises ConfigError if the file cannot be read, is somebody else's, gives others access,
     or if the key has the wrong size.
     """
+    return _open(path, least, MAX_KEY, f"{least} to {MAX_KEY} are right", "create it")
+
+
+def open_identity(path: Path) -> int:
+    """Return a descriptor of a file with this machine's private key in it.
+
+    Whether it is base64 shows when it is read. Raises ConfigError as open_key() does.
+    """
+    size = IDENTITY_LENGTH
+    right = f"{size} are right, as velad --generate-key writes them"
+    return _open(path, size, size, right, "velad --generate-key makes it")
+
+
+def _open(path: Path, least: int, most: int, right: str, creation: str) -> int:
     try:
-        # O_NONBLOCK: opening a FIFO would wait for its writer.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_trusted(path, Access.NONE)
         try:
-            _check(fd, path)
+            size = _key_size(fd, os.fstat(fd).st_size)
+            if not least <= size <= most:
+                raise ConfigError(f"{path} has a key of {size} bytes; {right}")
         except BaseException:
             os.close(fd)
             raise
+    except UntrustedError as err:
+        raise ConfigError(str(err)) from err
     except OSError as err:
-        advice = "; create it" if err.errno == errno.ENOENT else ""
+        advice = f"; {creation}" if err.errno == errno.ENOENT else ""
         raise ConfigError(f"{path} cannot be read: {err.strerror}{advice}") from err
     return fd
 
@@ -45,19 +67,6 @@ def read_key(fd: int) -> bytes:
 
 def is_key(key: bytes) -> bool:
     return MIN_KEY <= len(key) <= MAX_KEY
-
-
-def _check(fd: int, path: Path) -> None:
-    """Raises ConfigError, or OSError."""
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(f"{path} is not a regular file; name a file with a key in it")
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(f"{path} gives others access (mode {mode:04o}); run chmod 600 on it")
-    size = _key_size(fd, status.st_size)
-    if not MIN_KEY <= size <= MAX_KEY:
-        raise ConfigError(f"{path} has a key of {size} bytes; {MIN_KEY}..{MAX_KEY} are right")
 
 
 def _key_size(fd: int, size: int) -> int:

@@ -27,15 +27,18 @@ from vela.dataplane.engine import Engine
 from vela.errors import ConfigError
 from vela.linux.features import Feature
 from vela.mac import format_mac, parse_mac
+from vela.public_key import format_public_key, parse_public_key
 from vela.wire import MAX_CIRCUIT_ID, MAX_TAP_MTU, MIN_CIRCUIT_ID, MIN_TAP_MTU
 
-from .conflicts import find_mistakes
+from .conflicts import find_missing_keys, find_mistakes
+from .files import Access, UntrustedError, open_trusted, resolve_links
 from .records import (
     AutoconfigureConfig,
     CircuitConfig,
     Config,
     DaemonConfig,
     Encapsulation,
+    Encryption,
     PeerConfig,
     SourcePort,
     SourceRules,
@@ -81,8 +84,11 @@ def load_config(path: Path, check: Check = lambda config: ()) -> Config:
     """
     source = str(path)
     try:
-        with path.open("rb") as file:
+        fd = open_trusted(resolve_links(path), Access.READ)
+        with open(fd, "rb") as file:
             data = file.read(MAX_FILE_SIZE + 1)
+    except UntrustedError as err:
+        raise ConfigError(str(err)) from err
     except OSError as err:
         raise ConfigError(f"{source}: cannot be read: {err.strerror}") from err
     except ValueError as err:  # a NUL in the path
@@ -165,6 +171,7 @@ _LOG_LEVEL = word({level: level for level in ("debug", "info", "warning", "error
 _LOG_FORMAT = word({name: name for name in ("console", "json")})
 _INTERFACE_NAME = text(parse_interface_name)
 _MAC = text(parse_mac)
+_PUBLIC_KEY = text(parse_public_key)
 _FAMILY = word({"any": None, **{family.value: family for family in Family}})
 _MTU = word_or({"auto": None}, integer(MIN_TAP_MTU, MAX_TAP_MTU), "'auto' or a number of bytes")
 _CPU = word_or({"auto": None}, integer(0, MAX_CPU), "'auto' or a CPU's number")
@@ -191,6 +198,8 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("mtu", _MTU),
     Key("mac", _MAC, format_mac),
     Key("encapsulation", member(Encapsulation)),
+    Key("encryption", member(Encryption)),
+    Key("peer_key", _PUBLIC_KEY, format_public_key),
     Key("source_port", _SOURCE_PORT),
     Key("cpu", _CPU),
     Key("keepalive", number(MIN_KEEPALIVE_S, MAX_KEEPALIVE_S)),
@@ -212,6 +221,7 @@ def _read_config(root: Table) -> Config:
         ),
         circuits=_read_circuits(root, daemon),
     )
+    root.mistakes.extend(find_missing_keys(config))
     root.finish()
     return config
 
@@ -231,6 +241,7 @@ def _read_daemon(table: Table) -> DaemonConfig:
         disable_features=table.read_list("disable_features", _FEATURE),
         log_level=table.read("log_level", _LOG_LEVEL, _DAEMON.log_level),
         log_format=table.read("log_format", _LOG_FORMAT, _DAEMON.log_format),
+        identity=table.read("identity", _ABSOLUTE_PATH, _DAEMON.identity),
     )
     table.finish()
     return daemon
@@ -255,6 +266,8 @@ def _read_autoconfigure(table: Table) -> AutoconfigureConfig:
         accept=table.read("accept", boolean, default.accept),
         sources=table.read_list("from", text(parse_source)),
         key_file=table.read("key_file", _ABSOLUTE_PATH, default.key_file),
+        peers=table.read_list("peers", _PUBLIC_KEY),
+        encryption=table.read("encryption", member(Encryption), default.encryption),
         networks=table.read_list("networks", text(parse_network)),
         bridges=table.read_list("bridges", _INTERFACE_NAME),
         interfaces=table.read("interfaces", text(parse_interface_pattern), default.interfaces),

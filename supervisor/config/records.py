@@ -21,6 +21,13 @@ class Encapsulation(Enum):
     IP = "ip"  # all frames; only IP packets are sent (for remotes with the original VELA)
 
 
+class Encryption(Enum):
+    """Whether frames are encrypted. There is nothing between: an attacker would make it NONE."""
+
+    NONE = "none"
+    REQUIRED = "required"  # or the circuit is not up
+
+
 class SourcePort(Enum):
     """The port that a circuit sends from, if the configuration gives no number."""
 
@@ -57,6 +64,9 @@ class CircuitConfig:
     mac: bytes | None = None
     """Six bytes; None: derived."""
     encapsulation: Encapsulation = Encapsulation.AUTO
+    encryption: Encryption = Encryption.NONE
+    peer_key: bytes | None = None
+    """The remote's public key."""
     source_port: SourcePort | int = SourcePort.AUTO
     cpu: int | None = None
     """None: the CPU with the fewest workers, of those that the daemon may use."""
@@ -89,6 +99,9 @@ class AutoconfigureConfig:
     sources: tuple[IPNetwork | str, ...] = ()
     """Networks, and host names still to be resolved. The key is called "from"."""
     key_file: Path | None = None
+    peers: tuple[bytes, ...] = ()
+    """Public keys of machines that may ask."""
+    encryption: Encryption = Encryption.NONE
     networks: tuple[IPNetwork, ...] = ()
     bridges: tuple[str, ...] = ()
     interfaces: str = "vela*"
@@ -115,6 +128,8 @@ class DaemonConfig:
     """Not to be used, though the kernel may have them."""
     log_level: str = "info"
     log_format: str = "console"
+    identity: Path | None = None
+    """The file with this machine's private key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,8 @@ class PendingCircuits:
                 mtu=wanted.config.mtu or PROVISIONAL_MTU,
                 encapsulation=wanted.config.encapsulation.value,
                 elision=False,
+                encryption=wanted.config.encryption.value,
+                cipher=None,
                 rtt_ms=None,
                 last_heard_seconds=None,
                 worker=None,

@@ -22,8 +22,9 @@ from ..circuit.circuit import Circuit, DataPath, Origin
 from ..circuit.lifecycle import State
 from ..circuit.remote import RouteSource
 from ..circuit.tenure import Tenure
+from ..config.conflicts import NO_ENCRYPTION, check_key
 from ..config.reader import parse_circuits
-from ..config.records import CircuitConfig, Config, Encapsulation
+from ..config.records import CircuitConfig, Config, Encapsulation, Encryption
 from ..control_channel import ControlChannel
 from ..keys import KeySource
 from ..runtime.lines import LineLimiter
@@ -209,6 +210,9 @@ class Registry:
         if "id" not in table:
             table["id"] = self._allocation.free_id(str(table.get("remote", "")))
         (config,) = parse_circuits({name: table}, self._config.daemon, "velactl add")
+        missing = tuple(check_key(config, self._config.autoconfigure))
+        if missing:
+            raise ConfigError(*(f"velactl add: {each}" for each in missing))
         self._allocation.check_free(config)
         circuit = self._create(config, Origin.COMMAND)
         self._store.reclaim(name)
@@ -461,6 +465,8 @@ class Registry:
 
     def _make(self, stored: StoredCircuit) -> Circuit:
         config, origin = stored.config, stored.origin
+        if config.encryption is Encryption.REQUIRED:
+            raise ConfigError(f"{config.name}: {NO_ENCRYPTION}")
         # The original VELA has no handshake.
         static = not config.autoconfigure or config.encapsulation is Encapsulation.IP
         key = None if static else self._key_for(config, origin)

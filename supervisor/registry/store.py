@@ -20,6 +20,7 @@ import structlog
 from vela.errors import ConfigError, DeviceError
 
 from ..circuit.circuit import Circuit, Origin
+from ..config.files import Access, UntrustedError, check_directory, open_trusted
 from ..config.reader import format_circuit, parse_circuits
 from ..config.records import CircuitConfig, DaemonConfig
 from ..runtime.loop import EventLoop, Timer
@@ -78,9 +79,14 @@ class StateFile:
         DeviceError if the file cannot be read or renamed.
         """
         try:
-            text = self._path.read_text(encoding="utf-8")
+            check_directory(self._directory)
+            fd = open_trusted(self._path, Access.READ)
+            with open(fd, encoding="utf-8") as file:
+                text = file.read()
         except FileNotFoundError:
             return Stored()
+        except UntrustedError as err:
+            raise DeviceError(str(err)) from err
         except UnicodeDecodeError as err:
             return self._set_aside(str(err))
         except OSError as err:
@@ -99,12 +105,17 @@ class StateFile:
         new = self._path.with_suffix(".new")
         try:
             _make_directory(self._directory)
-            with new.open("w", encoding="utf-8") as file:
+            check_directory(self._directory)
+            with contextlib.suppress(FileNotFoundError):
+                new.unlink()
+            with open(new, "x", encoding="utf-8", opener=_open_private) as file:
                 json.dump(_format(stored), file, indent=1)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
             _replace(new, self._path)
+        except UntrustedError as err:
+            raise DeviceError(str(err)) from err
         except FileExistsError as err:
             raise DeviceError(f"{self._directory} is not a directory") from err
         except OSError as err:
@@ -123,6 +134,10 @@ class StateFile:
         except OSError as err:
             raise DeviceError(f"{aside}: {os.strerror(err.errno or 0)}") from err
         return Stored()
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _make_directory(directory: Path) -> None:

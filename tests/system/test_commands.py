@@ -524,6 +524,62 @@ def test_stored_circuit_that_cannot_be_made_is_shown_and_tried_again(routers: Tw
         assert set(stored(velad)) == {"vela7"}
 
 
+@pytest.mark.parametrize("kind", ["writable", "fifo", "foreign", "key"])
+def test_reload_from_files_that_are_not_trusted_is_refused_at_once(
+    routers: TwoRouters, tmp_path: Path, kind: str
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("a key for the test, 32 characters\n")
+    key.chmod(0o600)
+    with Velad(routers.a.namespace, asking(routers.b.ipv4, key_file=str(key))) as velad:
+        path = velad.config_path
+        match kind:
+            case "writable":
+                path.chmod(0o666)
+                said = f"{path} can be changed by others (mode 0666); run chmod go-w on it"
+            case "fifo":
+                path.unlink()
+                os.mkfifo(path, 0o600)
+                said = f"{path} is not a regular file; name one that is"
+            case "foreign":
+                os.chown(path, 65534, 65534)
+                said = f"{path} belongs to user 65534, not to root; run chown root on it"
+            case _:
+                key.chmod(0o644)
+                said = (
+                    f"{path}: circuits.vela0.key_file: {key} gives others access (mode 0644); "
+                    "run chmod 600 on it"
+                )
+
+        assert refused(velad, "reload") == said
+
+
+def test_circuit_that_requires_encryption_is_never_made_in_clear(
+    routers: TwoRouters, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("a key for the test, 32 characters\n")
+    key.chmod(0o600)
+    with Velad(routers.a.namespace, asking(routers.b.ipv4)) as velad:
+        required = ("add", "vela7", "--remote", "10.201.0.2", "--encryption", "required")
+
+        assert refused(velad, *required) == (
+            "velactl add: circuits.vela7.encryption: 'required' needs a key; "
+            "peer_key or key_file would be right"
+        )
+        assert refused(velad, *required, "--key-file", str(key)) == (
+            "vela7: this version does not encrypt frames; 'none' would be right"
+        )
+        assert refused(velad, *required, "--peer-key", "key").startswith(
+            "velactl add: circuits.vela7.peer_key: is not base64"
+        )
+
+        velad.configure(asking(routers.b.ipv4, key_file=str(key), encryption="required"))
+        assert refused(velad, "reload").endswith(
+            "circuits.vela0.encryption: this version does not encrypt frames; 'none' would be right"
+        )
+
+
 def test_reload_tells_which_circuits_cannot_be_made_and_they_are_tried_again(
     routers: TwoRouters,
 ) -> None:

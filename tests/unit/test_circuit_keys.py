@@ -19,11 +19,18 @@ from vela.supervisor.registry.store import StateFile, Stored, StoredCircuit
 
 REQUIRED = {"id": 1, "remote": "router2.example.net"}
 CIRCUIT_FIELDS = [each.name for each in fields(CircuitConfig) if each.name not in ("name", "peer")]
+# What a key needs beside it, to be right.
+COMPANIONS = {
+    "encryption": {"key_file": "/etc/vela/key"},
+    "peer_key": {"encryption": "required"},
+}
+DAEMON = DaemonConfig(identity=Path("/etc/vela/identity.key"))
 PEER_FIELDS = [each.name for each in fields(PeerConfig)]
 # What keys take, of each kind; words of enumerations come from the records themselves.
 VALUES = (
     *(True, False, 2, 1400, 0.5),
     *("router9", "192.0.2.9", "2001:db8::9", "10.9.0.1/30", "02:00:5e:10:00:09", "/etc/vela/x"),
+    "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=",
     *(["router9"], ["192.0.2.9"], ["10.9.0.1/30"], ["02:00:5e:10:00:09"], ["/etc/vela/x"], [2]),
 )
 
@@ -39,7 +46,8 @@ def words_of(kind: Any) -> Iterator[str]:
 def text_of(settings: Mapping[str, object]) -> str:
     """Return a file with a circuit of these settings; JSON's scalars and lists are TOML's, too."""
     circuit = {key: value for key, value in settings.items() if not isinstance(value, dict)}
-    lines = ["[circuits.vela0]", *(f"{key} = {json.dumps(each)}" for key, each in circuit.items())]
+    lines = [f'[daemon]\nidentity = "{DAEMON.identity}"', "[circuits.vela0]"]
+    lines += [f"{key} = {json.dumps(each)}" for key, each in circuit.items()]
     for name, table in settings.items():
         if isinstance(table, dict):
             lines.append(f"[circuits.vela0.{name}]")
@@ -58,7 +66,7 @@ def circuits_with(name: str, in_peer: bool) -> list[CircuitConfig]:
     record: Any = PeerConfig if in_peer else CircuitConfig
     found = []
     for value in (*VALUES, *words_of(get_type_hints(record)[name])):
-        key = {name: value}
+        key = {**COMPANIONS.get(name, {}), name: value}
         try:
             circuit = circuit_of(REQUIRED | ({"peer": key} if in_peer else key))
         except ConfigError:
@@ -81,7 +89,7 @@ def test_circuit_value_other_than_its_default_survives_file_and_store(
     assert circuits, f"no value in VALUES sets {name}: is it a key, and of a kind that is new here?"
     for circuit in circuits:
         StateFile(tmp_path).save(Stored((StoredCircuit(circuit, Origin.COMMAND),)))
-        (kept,) = StateFile(tmp_path).load(DaemonConfig()).circuits
+        (kept,) = StateFile(tmp_path).load(DAEMON).circuits
         assert kept.config == circuit
         assert circuit_of(format_circuit(circuit)) == circuit
 

@@ -134,6 +134,185 @@ def test_file_that_is_not_there_ends_with_status_2(tmp_path: Path) -> None:
     assert err.count("\n") == 1
 
 
+def test_key_is_generated_once_and_shown(tmp_path: Path) -> None:
+    path = tmp_path / "identity.key"
+
+    status, generated, err = velad("--generate-key", str(path))
+    assert status == 0
+    assert err.startswith(f"private key: {path}; fingerprint SHA256:")
+    status, shown, err = velad("--show-key", str(path))
+    assert (status, shown) == (0, generated)
+    assert err.startswith("fingerprint SHA256:")
+    assert len(shown) == 45
+
+    assert velad("--generate-key", str(path)) == (
+        1,
+        "",
+        f"velad: {path} exists, and is not overwritten; velad --show-key prints its public key\n",
+    )
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_key_is_where_the_configuration_says(config: Path, tmp_path: Path) -> None:
+    path = tmp_path / "id"
+    config.write_text(config.read_text().replace("[daemon]", f'[daemon]\nidentity = "{path}"'))
+    of_config = ("--config", str(config))
+
+    status, _, err = velad(*of_config, "--check")
+    assert status == 2
+    assert err == (
+        f"{config}: daemon.identity: {path} cannot be read: No such file or directory; "
+        "velad --generate-key makes it\n"
+    )
+    status, public, _ = velad(*of_config, "--generate-key")
+    assert status == 0
+    assert velad(*of_config, "--show-key")[:2] == (0, public)
+    assert velad("--show-key", str(path))[:2] == (0, public)
+    assert velad(*of_config, "--check")[0] == 0
+
+
+def test_key_of_a_configuration_with_mistakes_is_not_made(config: Path, tmp_path: Path) -> None:
+    config.write_text("[daemon]\nport = 0\n")
+
+    status, out, err = velad("--config", str(config), "--generate-key")
+
+    assert (status, out) == (2, "")
+    assert err == f"{config}: daemon.port: 0 is outside 1..65535\n"
+    assert os.listdir(tmp_path) == ["vela.toml"]
+
+
+@pytest.mark.parametrize(
+    ("encryption", "size", "mistakes"),
+    [
+        ("none", 16, []),
+        ("none", 15, ["key_file"]),
+        ("required", 32, ["encryption"]),
+        ("required", 31, ["key_file", "encryption"]),
+    ],
+)
+def test_encryption_needs_a_strong_key_and_is_not_carried_out_yet(
+    config: Path, tmp_path: Path, encryption: str, size: int, mistakes: list[str]
+) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"k" * size)
+    key.chmod(0o600)
+    text = config.read_text().replace("autoconfigure = false", "")
+    config.write_text(f'{text}encryption = "{encryption}"\nkey_file = "{key}"\n')
+
+    status, _, err = velad("--config", str(config), "--check")
+
+    assert status == (2 if mistakes else 0)
+    assert [line.split(": ")[1].removeprefix("circuits.vela0.") for line in err.splitlines()] == (
+        mistakes
+    )
+    if size == 31:
+        assert f"{key} has a key of 31 bytes; 32 to 1024 are right where encryption is" in err
+    if encryption == "required":
+        assert "this version does not encrypt frames; 'none' would be right" in err
+
+
+@pytest.mark.parametrize("arguments", [("--check",), pytest.param((), marks=needs_root)])
+def test_configuration_that_others_can_change_is_refused_with_status_2(
+    config: Path, arguments: tuple[str, ...]
+) -> None:
+    config.chmod(0o666)
+
+    assert velad("--config", str(config), *arguments) == (
+        2,
+        "",
+        f"{config} can be changed by others (mode 0666); run chmod go-w on it\n",
+    )
+
+
+@pytest.mark.parametrize("arguments", [("--check",), pytest.param((), marks=needs_root)])
+def test_configuration_in_a_fifo_is_refused_at_once(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    fifo = tmp_path / "vela.toml"
+    os.mkfifo(fifo, 0o600)
+
+    assert velad("--config", str(fifo), *arguments) == (
+        2,
+        "",
+        f"{fifo} is not a regular file; name one that is\n",
+    )
+
+
+def test_configuration_may_be_reached_by_a_link(config: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.toml"
+    link.symlink_to(config)
+
+    assert velad("--config", str(link), "--check")[0] == 0
+
+
+@pytest.mark.parametrize("table", ["daemon.identity", "circuits.vela0.key_file"])
+@pytest.mark.parametrize("kind", ["fifo", "link", "readable"])
+def test_file_of_a_key_that_is_not_trusted_is_a_mistake(
+    config: Path, tmp_path: Path, table: str, kind: str
+) -> None:
+    path = tmp_path / "key"
+    said = {
+        "fifo": "is not a regular file",
+        "link": "is a symbolic link; name the file itself",
+        "readable": "gives others access (mode 0644); run chmod 600 on it",
+    }[kind]
+    if kind == "fifo":
+        os.mkfifo(path, 0o600)
+    elif kind == "link":
+        (tmp_path / "real").write_bytes(b"k" * 44)
+        path.symlink_to(tmp_path / "real")
+    else:
+        path.write_bytes(b"k" * 44)
+        path.chmod(0o644)
+    text = config.read_text()
+    if table == "daemon.identity":
+        text = text.replace("[daemon]", f'[daemon]\nidentity = "{path}"')
+    else:
+        text += f'key_file = "{path}"\n'
+    config.write_text(text)
+
+    status, _, err = velad("--config", str(config), "--check")
+
+    assert status == 2
+    assert err.startswith(f"{config}: {table}: {path} {said}")
+
+
+@pytest.mark.needs_net_admin
+@pytest.mark.parametrize("kind", ["writable", "link", "fifo", "foreign"])
+def test_state_that_is_not_trusted_is_refused_with_status_1(
+    config: Path, tmp_path: Path, kind: str
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    circuits = state / "circuits.json"
+    circuits.write_text('{"version": 1, "circuits": {}, "disabled": []}')
+    config.write_text(
+        config.read_text().replace("[daemon]", f'[daemon]\nstate_directory = "{state}"')
+    )
+    match kind:
+        case "writable":
+            state.chmod(0o777)
+            said = f"{state} can be changed by others (mode 0777); run chmod go-w on it"
+        case "link":
+            circuits.rename(tmp_path / "elsewhere")
+            circuits.symlink_to(tmp_path / "elsewhere")
+            said = f"{circuits} is a symbolic link; name the file itself"
+        case "fifo":
+            circuits.unlink()
+            os.mkfifo(circuits, 0o600)
+            said = f"{circuits} is not a regular file; name one that is"
+        case _:
+            os.chown(circuits, 65534, 65534)
+            said = f"{circuits} belongs to user 65534, not to root; run chown root on it"
+
+    with Namespace("cli") as namespace:
+        prefix = tuple(namespace.command())
+        status, out, err = velad("--config", str(config), prefix=prefix)
+
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-1] == f"velad: {said}"
+
+
 @pytest.mark.needs_net_admin
 def test_machine_that_refuses_is_told_in_one_line_with_status_1(
     config: Path, tmp_path: Path

@@ -209,7 +209,7 @@ def test_any_tlvs_raise_only_the_protocol_error(number: int, tlvs: list[tuple[in
 
 
 def test_unknown_tlvs_are_skipped() -> None:
-    datagram = with_tlvs("request", "c8 0003 010203", "16 0000", "c8 0000")
+    datagram = with_tlvs("request", "c8 0003 010203", "c9 0000", "c8 0000")
 
     message = decode(datagram, None)
     assert message == Request(1, NONCE, 0, 1, DESCRIPTION, OFFER, size=151 + 6 + 3 + 3)

@@ -277,3 +277,112 @@ def text_of(circuit: CircuitConfig) -> str:
     return f"[circuits.{circuit.name}]\n" + "".join(
         f"{key} = {json.dumps(value)}\n" for key, value in settings
     )
+
+
+# Encryption.
+
+KEY = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
+IDENTITY = '[daemon]\nidentity = "/etc/vela/identity.key"\n'
+REQUIRED = 'encryption = "required"'
+PEER_KEY = f'peer_key = "{KEY}"'
+KEY_FILE = 'key_file = "/etc/vela/key"'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        circuit_with('encryption = "none"'),
+        IDENTITY,
+        IDENTITY + circuit_with(f"{REQUIRED}\n{PEER_KEY}"),
+        IDENTITY + circuit_with(f"{REQUIRED}\n{PEER_KEY}\n{KEY_FILE}"),
+        circuit_with(f"{REQUIRED}\n{KEY_FILE}"),
+        f"[autoconfigure]\n{KEY_FILE}\n" + circuit_with(REQUIRED),
+        f"[autoconfigure]\n{KEY_FILE}\n{REQUIRED}\n",
+        IDENTITY + f'[autoconfigure]\npeers = ["{KEY}"]\n{REQUIRED}\n',
+        IDENTITY + f'[autoconfigure]\npeers = ["{KEY}"]\n{KEY_FILE}\n{REQUIRED}\n',
+    ],
+)
+def test_encryption_with_the_keys_that_it_needs_is_accepted(text: str) -> None:
+    assert mistakes_in(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        (
+            circuit_with(REQUIRED),
+            "circuits.vela0.encryption: 'required' needs a key; "
+            "peer_key or key_file would be right",
+        ),
+        (
+            "[autoconfigure]\naccept = true\n" + circuit_with(REQUIRED),
+            "circuits.vela0.encryption: 'required' needs a key; "
+            "peer_key or key_file would be right",
+        ),
+        (
+            circuit_with(f"{REQUIRED}\n{PEER_KEY}"),
+            "circuits.vela0.peer_key: needs this machine's own key; "
+            "daemon.identity would be right, "
+            "with a file that velad --generate-key makes",
+        ),
+        (
+            IDENTITY + circuit_with(PEER_KEY),
+            "circuits.vela0.peer_key: has no effect without encryption; "
+            "encryption = 'required' would be right, or no peer_key",
+        ),
+        (
+            circuit_with(f"{REQUIRED}\n{KEY_FILE}\nautoconfigure = false"),
+            "circuits.vela0.encryption: 'required' needs the handshake that autoconfigure = false "
+            "turns off; 'none' would be right, or autoconfigure = true",
+        ),
+        (
+            circuit_with(f'{REQUIRED}\n{KEY_FILE}\nencapsulation = "ip"'),
+            "circuits.vela0.encryption: encapsulation 'ip' is for remotes that do not encrypt; "
+            "'none' would be right, or encapsulation = 'auto'",
+        ),
+        (
+            circuit_with('encryption = "if-possible"'),
+            "circuits.vela0.encryption: 'if-possible' is not valid; "
+            "'none' or 'required' would be right",
+        ),
+        (
+            circuit_with("encryption = true"),
+            "circuits.vela0.encryption: true is a boolean; 'none' or 'required' would be right",
+        ),
+        (
+            IDENTITY + circuit_with(f'{REQUIRED}\n{KEY_FILE}\npeer_key = "{KEY[4:]}"'),
+            "circuits.vela0.peer_key: has 29 bytes, not 32; a machine's public key, as "
+            "velad --show-key prints it there, would be right",
+        ),
+        (
+            f"[autoconfigure]\n{REQUIRED}\n",
+            "autoconfigure.encryption: 'required' needs a key; peers or key_file would be right",
+        ),
+        (
+            f'[autoconfigure]\npeers = ["{KEY}"]\n{REQUIRED}\n',
+            "autoconfigure.peers: needs this machine's own key; daemon.identity would be right, "
+            "with a file that velad --generate-key makes",
+        ),
+        (
+            IDENTITY + f'[autoconfigure]\npeers = ["{KEY}"]\n',
+            "autoconfigure.peers: has no effect without encryption; "
+            "encryption = 'required' would be right, or no peers",
+        ),
+        (
+            IDENTITY + f'[autoconfigure]\npeers = ["{KEY}", "{KEY}"]\n{REQUIRED}\n',
+            f"autoconfigure.peers[1]: '{KEY}' repeats peers[0]",
+        ),
+        (
+            IDENTITY + f'[autoconfigure]\npeers = ["{KEY}", "key"]\n{REQUIRED}\n',
+            "autoconfigure.peers[1]: is not base64; a machine's public key, as "
+            "velad --show-key prints it there, would be right",
+        ),
+        (
+            '[daemon]\nidentity = "identity.key"\n',
+            "daemon.identity: 'identity.key' is not absolute; "
+            "a path that begins with '/' would be right",
+        ),
+    ],
+)
+def test_encryption_that_cannot_be_had_is_a_mistake(text: str, mistake: str) -> None:
+    assert only_mistake_in(text) == mistake

@@ -47,7 +47,12 @@ def test_policy_has_every_rule_of_the_table() -> None:
 
     assert policy == Policy(False, (NETWORK,), config.networks, ("br-lan",), "vela?", 3, 2)
     # What else the table has is no rule that a request is judged by.
-    rules = {each.name for each in fields(AutoconfigureConfig)} - {"key_file", "accept_ra"}
+    rules = {each.name for each in fields(AutoconfigureConfig)} - {
+        "key_file",
+        "accept_ra",
+        "peers",
+        "encryption",
+    }
     assert {each.name for each in fields(Policy)} - {"resolved"} == rules
 
 

@@ -29,7 +29,7 @@ ROOMS = """
     vela.dataplane vela.signaling
     vela.linux
     vela.wire vela.log
-    vela.address vela.mac vela.backoff vela.errors
+    vela.address vela.mac vela.public_key vela.backoff vela.errors
     vela vela.supervisor
 """
 

@@ -52,12 +52,9 @@ def test_key_in_a_fifo_or_a_device_is_refused_at_once(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo, 0o600)
 
-    assert refusal(fifo) == f"{fifo} is not a regular file; name a file with a key in it"
-    assert (
-        refusal(Path("/dev/zero"))
-        == "/dev/zero is not a regular file; name a file with a key in it"
-    )
-    assert refusal(tmp_path) == f"{tmp_path} is not a regular file; name a file with a key in it"
+    assert refusal(fifo) == f"{fifo} is not a regular file; name one that is"
+    assert refusal(Path("/dev/zero")) == "/dev/zero is not a regular file; name one that is"
+    assert refusal(tmp_path) == f"{tmp_path} is not a regular file; name one that is"
 
 
 def test_key_that_others_can_read_is_refused(path: Path) -> None:

@@ -18,12 +18,14 @@ from vela.signaling.codec import HEADER_LENGTH, MIN_PROBE, decode, encode, lengt
 from vela.signaling.messages import (
     DESCRIPTORS,
     Capability,
+    CipherOffer,
     Descriptor,
     Field,
     Kind,
     Message,
     MessageType,
     Size,
+    Suites,
     Tlv,
 )
 from vela.signaling.signer import TAG_LENGTH, Key, LocalKey
@@ -50,6 +52,9 @@ SAMPLES: dict[Kind, tuple[Any, Any]] = {
     Kind.TEXT: ("bücke!", "words"),
     Kind.PADDING: (bytes(9), bytes(5)),
     Kind.BYTES_16: (bytes(range(1, 17)), bytes(range(2, 18))),
+    Kind.CIPHERS: (CipherOffer(1, Suites.AES_256_GCM), CipherOffer(2, Suites(3))),
+    Kind.NOISE_1: (bytes(range(1, 97)), bytes(range(1, 49))),
+    Kind.NOISE_2: (bytes(range(1, 51)), bytes(range(2, 52))),
 }
 
 Tlvs = list[tuple[int, bytes]]

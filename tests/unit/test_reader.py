@@ -798,11 +798,21 @@ def test_load_config_directory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path)
 
-    assert str(caught.value) == f"{tmp_path}: cannot be read: Is a directory"
+    assert str(caught.value) == f"{tmp_path} is not a regular file; name one that is"
 
 
-def test_load_config_endless_file_is_reported() -> None:
-    with pytest.raises(ConfigError, match=r"/dev/zero: is larger than 1048576 bytes"):
+def test_load_config_of_too_large_a_file_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "vela.toml"
+    path.write_bytes(b"#" * (1 << 20))
+    assert load_config(path) == Config()
+    path.write_bytes(b"#" * ((1 << 20) + 1))
+
+    with pytest.raises(ConfigError, match=r"vela.toml: is larger than 1048576 bytes"):
+        load_config(path)
+
+
+def test_load_config_from_a_device_is_reported() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero is not a regular file"):
         load_config(Path("/dev/zero"))
 
 

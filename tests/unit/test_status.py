@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import pytest
+
 from vela.dataplane.counters import Counters, Slot
-from vela.supervisor.status import CounterStatus
+from vela.signaling.encryption import EncryptionStatus
+from vela.signaling.messages import HandshakePattern, Suite
+from vela.supervisor.status import CipherStatus, CounterStatus
 
 
 def test_counters_of_both_writers_stand_under_their_names() -> None:
@@ -37,4 +41,35 @@ def test_counters_of_both_writers_stand_under_their_names() -> None:
             "replayed": 1130,
             "bad_tag": 1131,
         },
+    }
+
+
+@pytest.mark.parametrize(
+    ("suite", "pattern", "peer_key", "words"),
+    [
+        (
+            *(Suite.AES_256_GCM, HandshakePattern.IK_PSK2, b"hello"),
+            ("AES-256-GCM", "IKpsk2", "SHA256:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ"),
+        ),
+        (
+            *(Suite.CHACHA20_POLY1305, HandshakePattern.NN_PSK0, None),
+            ("ChaCha20-Poly1305", "NNpsk0", None),
+        ),
+    ],
+)
+def test_cipher_stands_under_the_words_of_its_specification(
+    suite: Suite,
+    pattern: HandshakePattern,
+    peer_key: bytes | None,
+    words: tuple[str, str, str | None],
+) -> None:
+    status = CipherStatus.of(EncryptionStatus(suite, 3, 41.23456, 2**28), pattern, peer_key)
+
+    assert asdict(status) == {
+        "suite": words[0],
+        "pattern": words[1],
+        "peer_fingerprint": words[2],
+        "generation": 3,
+        "age_seconds": 41.235,
+        "frames_left": 268435456,
     }

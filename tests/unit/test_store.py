@@ -246,7 +246,46 @@ def test_store_whose_directory_is_a_file_says_so(path: Path) -> None:
 
     with pytest.raises(DeviceError, match=r"/state is not a directory$"):
         StateFile(path.parent).save(STORED)
-    with pytest.raises(DeviceError, match=r"circuits\.json: Not a directory$"):
+    with pytest.raises(DeviceError, match=r"/state is no directory$"):
+        StateFile(path.parent).load(DAEMON)
+
+
+def test_store_in_a_directory_that_others_can_change_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    path.parent.chmod(0o777)
+    said = r"/state can be changed by others \(mode 0777\); run chmod go-w on it$"
+
+    with pytest.raises(DeviceError, match=said):
+        StateFile(path.parent).load(DAEMON)
+    with pytest.raises(DeviceError, match=said):
+        StateFile(path.parent).save(STORED)
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["circuits.json", "circuits.new"])
+def test_store_writes_through_no_link(path: Path, tmp_path: Path, name: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    path.parent.mkdir()
+    (path.parent / name).symlink_to(precious)
+
+    StateFile(path.parent).save(STORED)
+
+    assert precious.read_text() == "precious"
+    assert not path.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert StateFile(path.parent).load(DAEMON) == STORED
+
+
+def test_store_reads_through_no_link_and_no_fifo(path: Path, tmp_path: Path) -> None:
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DeviceError, match=r"circuits\.json is a symbolic link; name the file"):
+        StateFile(path.parent).load(DAEMON)
+
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    with pytest.raises(DeviceError, match=r"circuits\.json is not a regular file"):
         StateFile(path.parent).load(DAEMON)
 
 

@@ -29,6 +29,8 @@ CIRCUIT: dict[str, Any] = {
     "mtu": 1471,
     "encapsulation": "auto",
     "elision": True,
+    "encryption": "none",
+    "cipher": None,
     "rtt_ms": None,
     "last_heard_seconds": None,
     "worker": {"pid": 4711, "cpu": 1, "engine": "python", "restarts": 2},
@@ -159,6 +161,7 @@ def test_status_of_one_circuit_shows_all_of_it(velad: Velad) -> None:
         "heard         no control messages",
         "mtu           1471 bytes",
         "encapsulation auto, headers elided",
+        "encryption    none",
         "worker        pid 4711, CPU 1, python, 2 restarts",
         "sent          12 frames, 1.2 kB, 10 elided",
         "received      7 frames, 999 B, 6 elided",
@@ -166,6 +169,56 @@ def test_status_of_one_circuit_shows_all_of_it(velad: Velad) -> None:
         "errors        1 frames not sent",
         "dropped       4 not_ip, 5 malformed",
     ]
+
+
+CIPHER: dict[str, Any] = {
+    "suite": "AES-256-GCM",
+    "pattern": "IKpsk2",
+    "peer_fingerprint": "SHA256:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ",
+    "generation": 3,
+    "age_seconds": 41.5,
+    "frames_left": 268000000,
+}
+
+
+@pytest.mark.parametrize(
+    ("entry", "shown"),
+    [
+        (
+            {"encryption": "required", "cipher": CIPHER},
+            f"required; AES-256-GCM, IKpsk2, peer {CIPHER['peer_fingerprint']}, "
+            "generation 3, 41 s old, 268000000 frames left",
+        ),
+        (
+            {"encryption": "required", "cipher": CIPHER | {"peer_fingerprint": None}},
+            "required; AES-256-GCM, IKpsk2, pre-shared key alone, generation 3, 41 s old, "
+            "268000000 frames left",
+        ),
+        (
+            {"encryption": "required", "cipher": None},
+            "required, and not encrypted at present: no frame passes",
+        ),
+    ],
+)
+def test_status_shows_how_frames_are_encrypted(
+    velad: Velad, entry: dict[str, Any], shown: str
+) -> None:
+    velad.answer = STATUS | {"circuits": [CIRCUIT | entry]}
+
+    status, out, err = velad.control("status", "vela0")
+
+    assert (status, err) == (0, "")
+    assert f"encryption    {shown}" in out.splitlines()
+
+
+def test_status_of_a_velad_that_tells_nothing_of_encryption_is_shown(velad: Velad) -> None:
+    of_before = {key: each for key, each in CIRCUIT.items() if key not in ("encryption", "cipher")}
+    velad.answer = STATUS | {"circuits": [of_before]}
+
+    status, out, err = velad.control("status", "vela0")
+
+    assert (status, err) == (0, "")
+    assert "encryption    none" in out.splitlines()
 
 
 def test_status_without_circuits_says_so(velad: Velad) -> None:

@@ -30,6 +30,7 @@ from vela.signaling.messages import (
     DESCRIPTORS,
     MAX_COUNTER,
     Capability,
+    CipherOffer,
     Descriptor,
     Field,
     Header,
@@ -39,6 +40,7 @@ from vela.signaling.messages import (
     Reject,
     RejectCode,
     Size,
+    Suites,
     Tlv,
 )
 from vela.signaling.signer import TAG_LENGTH, UNSIGNED, Signer
@@ -58,10 +60,14 @@ MIN_PROBE = MIN_MESSAGE + _TLV.size + _U16.size + _TLV.size
 
 MAX_TEXT = 200  # bytes of UTF-8
 
+# Messages of the two Noise patterns: message 1 has no payload, message 2 has suite and phase.
+NOISE_1_LENGTHS = (48, 96)
+NOISE_2_LENGTH = 50
+
 MALFORMED, WRONG_VERSION, WRONG_TAG = "malformed", "version", "tag"
 """The reason words of RemoteProtocolError."""
 
-_CAPABILITY_BITS = sum(Capability)
+_CAPABILITY_BITS, _SUITE_BITS = sum(Capability), sum(Suites)
 _KNOWN = {tlv.number: tlv for tlv in Tlv}
 _SINGLE = frozenset(tlv.number for tlv in Tlv if not tlv.repeatable)
 
@@ -219,6 +225,23 @@ def _split(datagram: bytes, end: int, shape: _Shape) -> _Tlvs:
     return tlvs
 
 
+def transcript(datagram: bytes) -> bytes:
+    """Return the TLVs of a datagram as they are, also unknown ones and padding, without NOISE_1.
+
+    It is what both ends of an encrypted circuit must have seen alike of a CONFIRM. The datagram
+    is one that encode() has made or decode() has taken.
+    """
+    kept = b""
+    at, end = HEADER_LENGTH, len(datagram) - TAG_LENGTH
+    while at < end:
+        number, length = _TLV.unpack_from(datagram, at)
+        after = at + _TLV.size + length
+        if number != Tlv.NOISE_1.number:
+            kept += datagram[at:after]
+        at = after
+    return kept
+
+
 def _pad(body: bytes, size: int, field: Field, behind: int) -> bytes:
     """Return body with the padding that makes a datagram of this size, with so many bytes behind.
 
@@ -259,6 +282,14 @@ def _number(layout: struct.Struct) -> _Form:
 
 def _read_capabilities(value: bytes) -> Capability:
     return Capability(int.from_bytes(value) & _CAPABILITY_BITS)
+
+
+def _read_ciphers(value: bytes) -> CipherOffer:
+    return CipherOffer(value[0], Suites(int.from_bytes(value[1:]) & _SUITE_BITS))
+
+
+def _write_ciphers(ciphers: CipherOffer) -> bytes:
+    return bytes([ciphers.pattern]) + _U16.pack(ciphers.suites)
 
 
 def _read_name(value: bytes) -> str:
@@ -325,6 +356,9 @@ _FORMS: dict[Kind, _Form] = {
     ),
     Kind.PADDING: _Form(None, bytes, bytes),
     Kind.BYTES_16: _Form((16,), bytes, bytes),
+    Kind.CIPHERS: _Form((3,), _read_ciphers, _write_ciphers),
+    Kind.NOISE_1: _Form(NOISE_1_LENGTHS, bytes, bytes),
+    Kind.NOISE_2: _Form((NOISE_2_LENGTH,), bytes, bytes),
 }
 
 

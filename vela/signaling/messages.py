@@ -33,6 +33,11 @@ MAX_COUNTER = 2**63 - 1
 MAX_ADDRESSES = 32  # in one message, both families together
 MIN_KEEPALIVE_MS, MAX_KEEPALIVE_MS = 100, 3_600_000
 
+MAX_GENERATION = 2**32 - 1
+
+HANDSHAKE = "handshake"
+"""The reason word of RemoteProtocolError where keys, or what was said with them, do not fit."""
+
 
 class MessageType(IntEnum):
     """Byte 2 of a message."""
@@ -64,6 +69,9 @@ class Kind(Enum):
     TEXT = auto()
     PADDING = auto()
     BYTES_16 = auto()
+    CIPHERS = auto()
+    NOISE_1 = auto()
+    NOISE_2 = auto()
 
 
 class Tlv(Enum):
@@ -90,7 +98,10 @@ class Tlv(Enum):
     SIZE = 19, Kind.U16
     PADDING = 20, Kind.PADDING, 0, None, True  # in any message
     RESUMING = 21, Kind.FLAG
-    # 22 to 25: encryption.
+    CIPHERS = 22, Kind.CIPHERS
+    NOISE_1 = 23, Kind.NOISE_1
+    NOISE_2 = 24, Kind.NOISE_2
+    GENERATION = 25, Kind.U32, 1, MAX_GENERATION
     SESSION_KEYS = 26, Kind.FLAG
     SESSION = 27, Kind.U64
     # The last one, in messages of a session that has keys: signer.py.
@@ -142,6 +153,27 @@ class Capability(IntFlag):
     NATIVE_ENGINE = 4
 
 
+class HandshakePattern(IntEnum):
+    """How the ends of an encrypted circuit know each other: section 4.11."""
+
+    IK_PSK2 = 1  # by public keys
+    NN_PSK0 = 2  # by a pre-shared key alone
+
+
+class Suite(IntEnum):
+    """What seals the frames of an encrypted circuit."""
+
+    AES_256_GCM = 1
+    CHACHA20_POLY1305 = 2
+
+
+class Suites(IntFlag):
+    """A set of suites: bit n - 1 for suite n."""
+
+    AES_256_GCM = 1 << (Suite.AES_256_GCM - 1)
+    CHACHA20_POLY1305 = 1 << (Suite.CHACHA20_POLY1305 - 1)
+
+
 class CloseReason(IntEnum):
     """Why a circuit goes away; an unknown one is read as STOPPING."""
 
@@ -164,6 +196,7 @@ class RejectCode(IntEnum):
     NO_SUCH_SESSION = 10  # answers a KEEPALIVE of a session that the sender does not have
     DISABLED = 11  # the sender's operator took the circuit down; it comes back
     OUTDATED = 12  # answers a CONFIRM that resumes settings that the sender wants to replace
+    ENCRYPTION = 13  # one end requires encryption and the other has none, or their keys differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +237,15 @@ class Offer:
     addresses: Annotated[tuple[IPInterface, ...], Tlv.IPV4, Tlv.IPV6, AtMost(MAX_ADDRESSES)] = ()
     bridge: Annotated[str | None, Tlv.BRIDGE, OPTIONAL] = None
     mac: Annotated[bytes | None, Tlv.WANTED_MAC, OPTIONAL] = None
+
+
+@dataclass(frozen=True, slots=True)
+class CipherOffer:
+    """What an initiator that requires encryption can do."""
+
+    pattern: int
+    """Of HandshakePattern, or of a later version."""
+    suites: Suites
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +363,8 @@ class Request(Message):
     size: Annotated[int, Size.AT_LEAST] = 0
     session_keys: Annotated[bool, Tlv.SESSION_KEYS, OPTIONAL] = False
     """The sender can derive keys for the session."""
+    ciphers: Annotated[CipherOffer | None, Tlv.CIPHERS, OPTIONAL] = None
+    """None: the sender does not encrypt."""
 
 
 @_message(MessageType.ACKNOWLEDGE)
@@ -351,6 +395,9 @@ class Confirm(Message):
     """The session has keys of its own, as both ends can derive them."""
     machine: Annotated[bytes | None, Tlv.MACHINE, OPTIONAL] = None
     """What tells the machine that sets the circuit up from others: identity.py."""
+    ciphers: Annotated[CipherOffer | None, Tlv.CIPHERS, OPTIONAL] = None
+    noise_1: Annotated[bytes | None, Tlv.NOISE_1, OPTIONAL] = None
+    """Message 1 of the handshake of the first generation of keys."""
 
 
 @_message(MessageType.CLOSE)
@@ -375,6 +422,12 @@ class Keepalive(Message):
     echo: Annotated[int | None, Tlv.ECHO, OPTIONAL]
     """Microseconds of the receiver's clock, by what the sender heard of it."""
     up: Annotated[bool, Tlv.UP]
+    noise_1: Annotated[bytes | None, Tlv.NOISE_1, OPTIONAL] = None
+    """Of the initiator: begins the next generation of keys."""
+    noise_2: Annotated[bytes | None, Tlv.NOISE_2, OPTIONAL] = None
+    """Of the responder: answers the last message 1."""
+    generation: Annotated[int | None, Tlv.GENERATION, OPTIONAL] = None
+    """Of keys: the one that the sender can receive, or that a responder asks for."""
 
 
 @_message(MessageType.REJECT)
