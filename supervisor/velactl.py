@@ -307,9 +307,7 @@ def _describe_add(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--key-file", type=Path, metavar="PATH", help="file with the key shared with it"
     )
-    add.add_argument(
-        "--encryption", choices=("none", "required"), help="of frames (default: none)"
-    )
+    add.add_argument("--encryption", choices=("none", "required"), help="of frames (default: none)")
     add.add_argument("--peer-key", metavar="KEY", help="public key of the other machine")
     add.add_argument(
         "--keepalive", type=float, metavar="SECONDS", help="interval of keepalives (default: 5)"
