@@ -29,7 +29,7 @@ def open_key(path: Path, least: int = MIN_KEY) -> int:
     Raises ConfigError if the file cannot be read, is somebody else's, gives others access,
     or if the key has the wrong size.
     """
-    return _open(path, least, MAX_KEY, f"{least} to {MAX_KEY} are right", "create it")
+    return _open(path, least, MAX_KEY, f"{least}..{MAX_KEY} are right", "create it")
 
 
 def open_identity(path: Path) -> int:

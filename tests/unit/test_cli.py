@@ -206,7 +206,7 @@ def test_encryption_needs_a_strong_key_and_is_not_carried_out_yet(
         mistakes
     )
     if size == 31:
-        assert f"{key} has a key of 31 bytes; 32 to 1024 are right where encryption is" in err
+        assert f"{key} has a key of 31 bytes; 32..1024 are right where encryption is" in err
     if encryption == "required":
         assert "this version does not encrypt frames; 'none' would be right" in err
 
