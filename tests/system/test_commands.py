@@ -13,6 +13,7 @@ import pytest
 
 from lab.autoconfigured import (
     Ends,
+    Settings,
     addresses,
     asking,
     circuit,
@@ -582,8 +583,8 @@ def test_ends_that_differ_on_encryption_say_so_and_carry_nothing(
     key = tmp_path / "key"
     key.write_text("a key for the test, 32 characters\n")
     key.chmod(0o600)
-    keyed = {"key_file": str(key)}
-    encrypted = {**keyed, "encryption": "required"}
+    keyed: Settings = {"key_file": str(key)}
+    encrypted: Settings = {**keyed, "encryption": "required"}
     for ours, theirs, why in (
         (encrypted, keyed, "this end requires encryption, and the other end does not encrypt"),
         (keyed, encrypted, "the other end requires encryption, and this end does not encrypt"),

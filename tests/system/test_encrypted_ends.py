@@ -54,7 +54,7 @@ def frames_of(packets: Iterable[Packet]) -> list[bytes]:
 
 
 def psk_configs(routers: TwoRouters, psk: Path) -> tuple[str, str]:
-    keys = {"encryption": "required", "key_file": str(psk)}
+    keys: Settings = {"encryption": "required", "key_file": str(psk)}
     return asking(routers.b.ipv4, **keys), policy(**keys)
 
 
