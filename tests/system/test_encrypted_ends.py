@@ -6,10 +6,11 @@ import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lab.autoconfigured import asking, ends, policy, wait_until_up
+from lab.autoconfigured import Settings, asking, ends, policy, wait_until_up
 from lab.capture import Capture, Packet
 from lab.circuit import NAME
 from lab.headers import datagram
@@ -59,7 +60,7 @@ def psk_configs(routers: TwoRouters, psk: Path) -> tuple[str, str]:
 
 
 def identity_configs(
-    routers: TwoRouters, machines: tuple[Machine, Machine], **more: str
+    routers: TwoRouters, machines: tuple[Machine, Machine], **more: Any
 ) -> tuple[str, str]:
     a, b = machines
     return (
