@@ -20,7 +20,8 @@ from vela.signaling.inputs import State
 from vela.signaling.messages import Capability, Description, MessageType, Offer
 from vela.signaling.policy import PeerCircuits, Policy
 from vela.signaling.responder import Responder
-from vela.signaling.session import Session, answer_handshake
+from vela.signaling.session import Session
+from vela.signaling.session_cipher import answer_handshake
 from vela.signaling.signer import Key, LocalKey
 
 ROUTER1 = Endpoint(ip_address("192.0.2.1"), 48621)

@@ -11,7 +11,7 @@ from vela.signaling.encryption import set_of
 from vela.signaling.events import CircuitRequested
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.messages import CipherOffer, HandshakePattern, Suites
-from vela.signaling.session import answer_handshake
+from vela.signaling.session_cipher import answer_handshake
 from vela.signaling.signer import Key
 from vela.wire import Suite
 

@@ -71,16 +71,12 @@ from vela.signaling.codec import (
 from vela.signaling.contention import Claim, Decision
 from vela.signaling.cookie import Cookies
 from vela.signaling.encryption import (
-    HANDSHAKE_BURST,
-    HANDSHAKE_RATE,
     Encryption,
     EncryptionStatus,
     Ended,
     Fields,
     FrameKeys,
     KeysUnavailable,
-    Role,
-    SessionName,
     SessionWanted,
     refusal,
 )
@@ -90,7 +86,6 @@ from vela.signaling.inputs import HANDSHAKE_TYPES, AnyInput, Input, Received, St
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.link import Link, offer_session_keys, own_endpoint
 from vela.signaling.messages import (
-    HANDSHAKE,
     SESSION_TYPES,
     Acknowledge,
     CipherOffer,
@@ -113,6 +108,7 @@ from vela.signaling.messages import (
 from vela.signaling.outbox import Outbox
 from vela.signaling.policy import Policy
 from vela.signaling.renewal import LOST_REPEAT_S, LOST_TRIES, Purpose, Renewal, hint_bucket
+from vela.signaling.session_cipher import SessionCipher, awaits_handshake, finish_handshake
 from vela.signaling.signer import Key, Signer
 
 # A session that only one end may know of.
@@ -196,10 +192,7 @@ class Session:
         self._remote = remote
         self._local_address = local_address
         self._key = key
-        self._frame_keys = frame_keys
-        # The phase of the keys that the circuit had last.
-        self._phase: int | None = None
-        self._handshakes = TokenBucket(HANDSHAKE_RATE, HANDSHAKE_BURST)
+        self._cipher = None if frame_keys is None else SessionCipher(frame_keys)
         # Of a CONFIRM that is about to begin a session.
         self._answered: Encryption | None = None
         self._cookies = cookies
@@ -481,7 +474,7 @@ class Session:
 
     def _signer_of(self, header: Header) -> Signer | None:
         """Return what verifies a message with this header."""
-        if header.type not in SESSION_TYPES or (self._key is None and self._frame_keys is None):
+        if header.type not in SESSION_TYPES or (self._key is None and self._cipher is None):
             return self._key
         links = (self._link, None if self._renewal is None else self._renewal.link)
         for link in links:
@@ -523,7 +516,7 @@ class Session:
 
     def _send_request_of(self, link: Link) -> None:
         # Those of an encrypted session come from its handshake.
-        has_key = self._key is not None and self._frame_keys is None
+        has_key = self._key is not None and self._cipher is None
         request = link.request(
             self._local,
             self._offer,
@@ -552,16 +545,10 @@ class Session:
             self._local,
             self._key,
         )
-        if self._frame_keys is None:
+        if self._cipher is None:
             return True
-        name = SessionName(link.local_nonce, link.remote_nonce, self.circuit_id)
         try:
-            link.encryption = Encryption(
-                Role.INITIATOR,
-                name,
-                self._frame_keys.open(Role.INITIATOR),
-                suites=self._frame_keys.offer.suites,
-            )
+            self._cipher.initiate(link)
             self._build_confirm(link, received.now)
         except KeysUnavailable:
             return False
@@ -605,7 +592,7 @@ class Session:
         answer = self._cookies.acknowledge(
             message, source, local_address, self._binding, received.now
         )
-        if self._key is not None or self._frame_keys is not None:
+        if self._key is not None or self._cipher is not None:
             own = own_endpoint(local_address, self._local.port)
             linked = self._link is not None and self._state in (State.LINKED, State.UP)
             present = self._the_link().local_nonce if linked else None
@@ -696,24 +683,13 @@ class Session:
         if self._state is State.SUSPENDED and self._suspended_for in (None, message.description):
             self._refuse(received, RejectCode.FAILED, self._obstacle)
             return
-        if self._frame_keys is not None:
-            self._answered = self._answer_handshake(received)
+        if self._cipher is not None:
+            # Raises where message 1 is wrong, and then nothing has changed.
+            self._answered = self._cipher.answer(message, received.transcript, received.now)
             if self._answered is None:
                 return
         self._tell_down("the other end began a new session")
         self._adopt(received)
-
-    def _answer_handshake(self, received: Received) -> Encryption | None:
-        """Return the keys of the session that a CONFIRM asks for; None: they cannot be had now.
-
-        Raises RemoteProtocolError where its message 1 is wrong, and then nothing has changed.
-        """
-        if self._frame_keys is None or not self._handshakes.take(received.now):
-            return None
-        message = received.message_of(Confirm)
-        return answer_handshake(
-            self._frame_keys, message, received.transcript, self._phase, received.now
-        )
 
     def _is_of_another_machine(self, message: Confirm, now: float) -> bool:
         """Tell whether another machine at this address wants what is not its own.
@@ -925,7 +901,7 @@ class Session:
     @property
     def _ciphers(self) -> CipherOffer | None:
         """What this end requires; None: it does not encrypt."""
-        return None if self._frame_keys is None else self._frame_keys.offer
+        return None if self._cipher is None else self._cipher.offer
 
     def _finish_handshake(self, message: Keepalive, data: bytes, now: float) -> bool:
         """Take message 2 of a first KEEPALIVE, whose own keys are needed to verify the rest of it.
@@ -938,19 +914,12 @@ class Session:
                 break
         else:
             return True
-        encryption = link.encryption
-        if encryption is None or encryption.role is not Role.INITIATOR or link.signer is not None:
+        if not awaits_handshake(link):
             return True
         if message.noise_2 is None:
             self._on_no_encryption(link, now)
             return False
-        encryption.receive(Fields(noise_2=message.noise_2), now)
-        signer = encryption.signer
-        if signer is None:
-            raise RemoteProtocolError(HANDSHAKE, "the key holder was lost meanwhile")
-        if not signer.verify(data):
-            raise RemoteProtocolError(WRONG_TAG, "the tag is not of the handshake's keys")
-        link.signer = signer
+        finish_handshake(link, message, data, now)
         return True
 
     def _on_no_encryption(self, link: Link, now: float) -> None:
@@ -988,7 +957,8 @@ class Session:
                     self._seek_beside(Purpose.KEYS, now)
                 case _:
                     pass
-        self._phase = self._phase if encryption.phase is None else encryption.phase
+        if self._cipher is not None and encryption.phase is not None:
+            self._cipher.phase = encryption.phase
         if self._state not in (State.LINKED, State.UP):
             return
         wanted = encryption.take_keepalive_wanted()
@@ -1107,38 +1077,6 @@ class Session:
 
     def _answer(self, message: Message, received: Received) -> None:
         self._outbox.put(message, self._key, received.source, received.local_address)
-
-
-def answer_handshake(
-    frame_keys: FrameKeys, confirm: Confirm, said: bytes, phase_in_use: int | None, now: float
-) -> Encryption | None:
-    """Return the keys of the session that a CONFIRM asks for; None: the key holder is lost.
-
-    said: codec.transcript() of the CONFIRM. refusal() must have allowed it. Raises
-    RemoteProtocolError where its message 1 is wrong, and then leaves nothing behind.
-    """
-    if confirm.ciphers is None or confirm.noise_1 is None:
-        raise RemoteProtocolError(HANDSHAKE, "no message 1")
-    name = SessionName(confirm.sender_nonce, confirm.receiver_nonce, confirm.circuit_id)
-    suites = frame_keys.offer.suites
-    try:
-        encryption = Encryption(
-            Role.RESPONDER,
-            name,
-            frame_keys.open(Role.RESPONDER),
-            suites=suites,
-            phase_in_use=phase_in_use,
-        )
-    except KeysUnavailable:
-        return None
-    try:
-        encryption.respond(said, confirm.noise_1, confirm.ciphers.suites, now)
-    except KeysUnavailable:
-        return None
-    except RemoteProtocolError:
-        encryption.wipe()
-        raise
-    return encryption
 
 
 # All that can happen, and what is done. A pair that is not here is a bug of the caller's or of
