@@ -112,6 +112,8 @@ class FrameKeyHolder:
             raise RefusedError(f"{MAX_SESSIONS} sessions")
         if pattern == HandshakePattern.NN_PSK0 and not psk:
             raise RefusedError("OPEN with nothing that the ends could prove")
+        if bool(identity) is not (pattern == HandshakePattern.IK_PSK2):
+            raise RefusedError("OPEN with an identity and without public keys, or the reverse")
         try:
             secrets = SessionSecrets(
                 HandshakePattern(pattern),
