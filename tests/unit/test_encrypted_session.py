@@ -19,6 +19,7 @@ from simulated_link import (
     Link,
     Machine,
     Weather,
+    nonces,
 )
 from thorough import first_of
 
@@ -33,6 +34,7 @@ from vela.signaling.messages import (
     CloseReason,
     HandshakePattern,
     MessageType,
+    Offer,
     Reject,
     RejectCode,
     Tlv,
@@ -229,6 +231,40 @@ def test_circuit_is_not_up_before_the_worker_has_keys_and_nobody_floods() -> Non
     assert both_up(net)
 
 
+def test_settings_that_change_between_two_confirms_break_no_handshake() -> None:
+    net = link(12)
+    net.unheard.add((ROUTER1, MessageType.CONFIRM))
+    net.boot()
+    net.run(net.now + 0.1)
+    a, b = net.machines
+    assert a.session is not None
+    a.session.set_local(replace(a.local, mtu=1300), net.now)
+    net.unheard.clear()
+    net.run(net.now + 1)
+
+    assert both_up(net)
+    assert [read_header(data).type for _, _, data in net.log].count(MessageType.REQUEST) == 1
+    assert b.session is not None
+    assert b.session.agreement is not None
+    assert b.session.agreement.mtu == 1300
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_end_whose_worker_has_no_keys_is_not_up(slow: int) -> None:
+    net = link(9)
+    net.boot()
+    late = net.machines[slow]
+    assert isinstance(late, EncryptedMachine)
+    late.keys.slow = True
+    net.run(net.now + 2)
+    assert not late.up
+    assert len(net.log) < 40
+
+    late.keys.slow = False
+    net.run(net.now + 5)
+    assert both_up(net)
+
+
 @pytest.mark.parametrize("pattern", [IK, NN])
 def test_keys_are_made_anew_and_no_frame_is_lost(hasty: None, pattern: HandshakePattern) -> None:
     net = link(1, pattern)
@@ -275,14 +311,20 @@ def test_lost_key_holder_costs_no_key_that_is_in_use(who: int) -> None:
     net = link(3)
     net.boot()
     net.run(net.now + 1)
-    session = net.machines[who].session
+    victim = net.machines[who]
+    assert isinstance(victim, EncryptedMachine)
+    session = victim.session
     assert session is not None
+    before = nonces(session)
     session.lose_keys(net.now)
-    net.collect(net.machines[who])
-    net.run(net.now + 1)
+    net.collect(victim)
+    net.run(net.now + 0.5)
 
+    assert nonces(session) != before
     assert both_up(net)
     assert carry(net) == ["", ""]
+    # Of the session before nothing is left.
+    assert [bool(holder.known) for holder in victim.keys.holders] == [False, True]
 
 
 def strip(data: bytes, number: int) -> bytes:
@@ -330,6 +372,44 @@ def test_ends_that_differ_do_not_come_up_and_say_why(encrypts: int) -> None:
     assert {e.code for e in rejected} == {RejectCode.ENCRYPTION}
     assert "encrypt" in rejected[0].reason
     assert not any(each.since(0, Up) for each in net.machines)
+
+
+@pytest.mark.parametrize("encrypts", [0, 1])
+def test_configured_ends_that_differ_do_not_come_up_either(encrypts: int) -> None:
+    net = link(10)
+    net.machines[1].offer, net.machines[1].policy = Offer(), None
+    net.machines[1 - encrypts].frame_keys = None
+    net.boot()
+    net.run(net.now + 20)
+
+    assert not any(each.since(0, Up) for each in net.machines)
+    reasons = [
+        e.reason
+        for each in net.machines
+        for e in each.since(0, Rejected)
+        if isinstance(e, Rejected)
+    ]
+    assert reasons
+    assert all("does not encrypt" in reason for reason in reasons)
+
+
+def test_what_the_first_keepalive_says_is_not_believed_if_somebody_changed_it() -> None:
+    net = link(11)
+    mtu = b"\x02\x00\x04" + LOCAL2.mtu.to_bytes(4)
+
+    def narrow(source: object, data: bytes) -> bytes:
+        if read_header(data).type is MessageType.KEEPALIVE and Tlv.NOISE_2.number in data:
+            return data.replace(mtu, b"\x02\x00\x04" + (600).to_bytes(4))
+        return data
+
+    net.machines[1].local = replace(net.machines[1].local, mtu=LOCAL2.mtu)
+    net.change = narrow
+    net.boot()
+    net.run(net.now + 0.2)
+    assert any(data != narrow(None, data) for _, _, data in net.log)
+    session = net.machines[0].session
+    assert session is not None
+    assert session.agreement is None
 
 
 @pytest.mark.parametrize("seed", first_of(range(100), 30))

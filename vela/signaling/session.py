@@ -769,8 +769,7 @@ class Session:
         self.rtt_s = self.rtt_s if rtt_s is None else rtt_s
         self._settle()
         link.heard_back = link.heard_back or message.heard >= link.proof
-        # Where keys are still on their way, both ends would answer each other without end.
-        if not self._go_up(now) and link.sends_frames and not message.up and not link.remote_was_up:
+        if not self._go_up(now) and not message.up and not link.remote_was_up:
             self._send_keepalive(now)
         if self._state is State.UP:
             self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
