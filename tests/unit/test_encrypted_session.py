@@ -26,7 +26,7 @@ from thorough import first_of
 from vela.signaling import encryption
 from vela.signaling.codec import HEADER_LENGTH, encode, read_header
 from vela.signaling.encryption import Answer, Limits, Role
-from vela.signaling.events import Down, Rejected, Up
+from vela.signaling.events import Down, Rejected, Unanswered, Up
 from vela.signaling.inputs import State
 from vela.signaling.messages import (
     CipherOffer,
@@ -325,6 +325,20 @@ def test_lost_key_holder_costs_no_key_that_is_in_use(who: int) -> None:
     assert carry(net) == ["", ""]
     # Of the session before nothing is left.
     assert [bool(holder.known) for holder in victim.keys.holders] == [False, True]
+
+
+def test_keys_that_do_not_fit_are_the_reason_that_the_operator_reads() -> None:
+    net = link(13)
+    stranger = net.machines[0]
+    assert isinstance(stranger, EncryptedMachine)
+    stranger.keys.own = 1  # another identity than the remote expects, and another remote
+    net.boot()
+    net.run(net.now + 10)
+
+    reasons = [e.reason for e in stranger.since(0, Unanswered) if isinstance(e, Unanswered)]
+    assert reasons
+    assert all("the keys of both ends do not fit" in reason for reason in reasons)
+    assert not any(each.since(0, Up) for each in net.machines)
 
 
 def strip(data: bytes, number: int) -> bytes:

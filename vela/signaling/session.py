@@ -136,6 +136,10 @@ ANOTHER_MACHINE_TEXT = (
     f"{TAKE_OVER_AFTER_S:g} s; take another id, or delete it on the other end"
 )
 
+WRONG_KEYS_TEXT = (
+    "answers, but not the handshake: the keys of both ends do not fit, "
+    "or its autoconfigure.peers does not list this machine"
+)
 NO_ENCRYPTION_TEXT = "this end requires encryption, and the other end does not encrypt"
 
 UNKNOWN_SESSION, WRONG_PORT = "session", "port"
@@ -498,6 +502,13 @@ class Session:
         self._drop_link()
         self._state = State.REQUESTING
         self._due[Input.SEND_DUE] = received.now
+
+    def _on_confirm_unanswered(self, received: Received) -> None:
+        link = self._the_link()
+        if link.encryption is not None:
+            # The remote answers REQUESTs, and says nothing where a handshake is wrong.
+            self._events.append(events.Unanswered(f"{link.endpoint} {WRONG_KEYS_TEXT}"))
+        self._seek(received)
 
     def _send_request(self, received: Received) -> None:
         attempt = self._attempt
@@ -1098,7 +1109,7 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     #
     (_S.CONFIRMING, _I.CLOSE_WANTED): Session._leave,
     (_S.CONFIRMING, _I.SEND_DUE): Session._send_confirm,
-    (_S.CONFIRMING, _I.EXPIRED): Session._seek,
+    (_S.CONFIRMING, _I.EXPIRED): Session._on_confirm_unanswered,
     (_S.CONFIRMING, _M.REQUEST): Session._acknowledge,
     (_S.CONFIRMING, _M.CONFIRM): Session._resolve_collision,
     (_S.CONFIRMING, _M.KEEPALIVE): Session._on_first_keepalive,
