@@ -68,6 +68,10 @@ class Attempt:
         """Take note that the next REQUEST goes to another address or port."""
         self._tries_at_endpoint = 0
 
+    def note_answer(self) -> None:
+        """Take note that the remote answers REQUESTs."""
+        self._tries_at_endpoint = 0
+
     # REQUESTs.
 
     def count_request(self, now: float) -> float:

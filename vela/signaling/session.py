@@ -508,6 +508,7 @@ class Session:
         if link.encryption is not None:
             # The remote answers REQUESTs, and says nothing where a handshake is wrong.
             self._events.append(events.Unanswered(f"{link.endpoint} {WRONG_KEYS_TEXT}"))
+            self._attempt.note_answer()
         self._seek(received)
 
     def _send_request(self, received: Received) -> None:
