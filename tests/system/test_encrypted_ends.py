@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ import pytest
 from lab.autoconfigured import Settings, asking, ends, policy, wait_until_up
 from lab.capture import Capture, Packet
 from lab.circuit import NAME
+from lab.daemon import Velad
 from lab.headers import datagram
 from lab.load import ping
 from lab.topology import TwoRouters
+from lab.waiting import eventually
 from vela.public_key import fingerprint, format_public_key
 from vela.supervisor.config.identity import generate
 
@@ -144,19 +149,39 @@ def test_worker_that_is_killed_is_replaced_and_its_keys_with_it(
         ]
 
 
-def test_key_holder_that_is_killed_is_replaced_and_the_circuit_goes_on(
+def test_key_holder_that_is_killed_is_replaced_and_nobody_notices(
     routers: TwoRouters, psk: Path
 ) -> None:
-    with ends(routers, *psk_configs(routers, psk)) as both:
+    with (
+        ends(routers, *psk_configs(routers, psk)) as both,
+        ThreadPoolExecutor() as pool,
+    ):
         wait_until_up(both)
+        before = [velad.log().count("state=down") for velad in both]
+        pings = pool.submit(ping, routers.a.namespace, "172.16.16.2", count=400, interval_s=0.01)
         for velad in both:
-            holder = next(pid for pid in velad.processes() if name_of(pid) == "velad-keys")
+            holder = holder_of(velad)
+            assert holder is not None
             os.kill(holder, signal.SIGKILL)
-            velad.wait_for(
-                lambda status: status["circuits"][0]["state"] != "down", 10, "it to be up"
-            )
+            eventually(partial(replaced, velad, holder), 10, "another one")
+            # The keys of a session that begins with the first generation, on both ends.
+            velad.wait_for(lambda status: status["circuits"][0]["cipher"], 10, "its keys")
+        assert pings.result().received == 400
         wait_until_up(both)
+        assert [velad.log().count("state=down") for velad in both] == before
         await_pings(routers)
+
+
+def replaced(velad: Velad, holder: int | None) -> bool:
+    return holder_of(velad) not in (None, holder)
+
+
+def holder_of(velad: Velad) -> int | None:
+    for pid in velad.processes():
+        with suppress(OSError):
+            if name_of(pid) == "velad-keys":
+                return pid
+    return None
 
 
 def name_of(pid: int) -> str:

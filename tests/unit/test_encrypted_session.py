@@ -318,13 +318,38 @@ def test_lost_key_holder_costs_no_key_that_is_in_use(who: int) -> None:
     before = nonces(session)
     session.lose_keys(net.now)
     net.collect(victim)
-    net.run(net.now + 0.5)
+    for _ in range(500):
+        assert carry(net) == ["", ""]
+        net.run(net.now + 0.001)
 
     assert nonces(session) != before
     assert both_up(net)
-    assert carry(net) == ["", ""]
+    assert not any(each.since(0, Down) for each in net.machines)
     # Of the session before nothing is left.
-    assert [bool(holder.known) for holder in victim.keys.holders] == [False, True]
+    net.run(net.now + 15)
+    for each in net.machines:
+        assert isinstance(each, EncryptedMachine)
+        assert [bool(holder.known) for holder in each.keys.holders] == [False, True]
+    assert carry(net) == ["", ""]
+
+
+def test_end_that_does_not_follow_to_new_keys_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = link(14)
+    net.boot()
+    net.run(net.now + 1)
+    a, b = net.machines
+    assert isinstance(a, EncryptedMachine)
+    assert isinstance(b, EncryptedMachine)
+    assert a.session is not None
+    b.keys.slow = True
+    a.session.lose_keys(net.now)
+    net.collect(a)
+    net.run(net.now + 10)
+
+    assert not a.up
+    assert not b.up
+    assert a.since(0, Down)
+    assert b.since(0, Down)
 
 
 def test_keys_that_do_not_fit_are_the_reason_that_the_operator_reads() -> None:

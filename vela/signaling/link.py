@@ -5,6 +5,7 @@ docs/protocol.md, section 4.2.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from vela.address import Endpoint, IPAddress
@@ -67,6 +68,9 @@ class Link:
     """Signs and verifies the messages of the session, where it has keys of its own."""
     encryption: Encryption | None = None
     """The keys of the session's frames, on an encrypted circuit."""
+    predecessor: Encryption | None = None
+    """The keys of the session that this one follows, for frames until it has its own."""
+    predecessor_until: float = math.inf
     heard_back: bool = False
     """The remote has heard what proves that it hears this end."""
     _agreed_on: tuple[Description, Description] | None = None
@@ -294,8 +298,19 @@ class Link:
 
     def wipe_keys(self) -> None:
         """Wipe the keys of frames, as the session is over."""
+        self.wipe_predecessor()
         if self.encryption is not None:
             self.encryption.wipe()
+
+    def follow(self, previous: Link) -> None:
+        """Let frames go on with the keys of another session until this one has keys."""
+        self.predecessor = previous.encryption
+        previous.wipe_predecessor()
+
+    def wipe_predecessor(self) -> None:
+        if self.predecessor is not None:
+            self.predecessor.wipe()
+        self.predecessor, self.predecessor_until = None, math.inf
 
     def close(self, reason: int) -> Close:
         return Close(*self.next_header(), reason)

@@ -392,6 +392,8 @@ class Confirm(Message):
     ciphers: Annotated[CipherOffer | None, Tlv.CIPHERS, OPTIONAL] = None
     noise_1: Annotated[bytes | None, Tlv.NOISE_1, OPTIONAL] = None
     """Message 1 of the handshake of the first generation of keys."""
+    follows: Annotated[int | None, Tlv.SESSION, OPTIONAL] = None
+    """The receiver's nonce in the encrypted session that this one follows without a gap."""
 
 
 @_message(MessageType.CLOSE)

@@ -50,9 +50,11 @@ after a Down; REJECTED is "rejected", UP "up", CLOSED "disabled", SUSPENDED "fai
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from vela.address import Endpoint, IPAddress
 from vela.backoff import Jitter
@@ -77,6 +79,7 @@ from vela.signaling.encryption import (
     Fields,
     FrameKeys,
     KeysUnavailable,
+    Ready,
     SessionWanted,
     refusal,
 )
@@ -110,6 +113,9 @@ from vela.signaling.policy import Policy
 from vela.signaling.renewal import LOST_REPEAT_S, LOST_TRIES, Purpose, Renewal, hint_bucket
 from vela.signaling.session_cipher import SessionCipher, awaits_handshake, finish_handshake
 from vela.signaling.signer import Key, Signer
+
+# The keys of a session that another one follows, after this end has changed to that one's.
+KEEP_PREDECESSOR_S = 10.0
 
 # A session that only one end may know of.
 LINKED_REPEAT_S = 0.5
@@ -190,6 +196,8 @@ class Session:
         self._translated: bool | None = None
         # The remote closed the last session.
         self._is_left = False
+        # The owner was told Up, and not Down since.
+        self._told_up = False
         self._local = local
         self._passive = policy is not None
         self._offer = Offer() if offer is None else offer
@@ -289,6 +297,7 @@ class Session:
             return
         self._outbox.clear()
         self._events.clear()
+        self._told_up = False
         link = self._link
         self._suspended_for = None if link is None else link.remote_description
         if link is not None and link.remote_nonce:
@@ -570,7 +579,12 @@ class Session:
         """Return the next CONFIRM. Raises KeysUnavailable before the first of an encrypted one."""
         confirm = link.confirm(self._local, self._offer, self._passive, self._machine)
         ciphers = self._ciphers
-        return confirm if ciphers is None else link.confirm_encrypted(confirm, ciphers, now)
+        if ciphers is None:
+            return confirm
+        renewal, present = self._renewal, self._link
+        if renewal is not None and renewal.link is link and renewal.purpose is Purpose.KEYS:
+            confirm = replace(confirm, follows=None if present is None else present.remote_nonce)
+        return link.confirm_encrypted(confirm, ciphers, now)
 
     def _send_confirm(self, received: Received) -> None:
         link = self._the_link()
@@ -700,8 +714,15 @@ class Session:
             self._answered = self._cipher.answer(message, received.transcript, received.now)
             if self._answered is None:
                 return
-        self._tell_down("the other end began a new session")
-        self._adopt(received)
+        # Where only the keys are lost, nobody has to notice. The handshake says who wrote it.
+        follows = (
+            self._answered is not None
+            and self._state is State.UP
+            and message.follows == self._the_link().local_nonce
+        )
+        if not follows:
+            self._tell_down("the other end began a new session")
+        self._adopt(received, follows=follows)
 
     def _is_of_another_machine(self, message: Confirm, now: float) -> bool:
         """Tell whether another machine at this address wants what is not its own.
@@ -717,8 +738,11 @@ class Session:
         quiet_s = now - max(heard, default=now)
         return self._state in (State.LINKED, State.UP) or quiet_s < TAKE_OVER_AFTER_S
 
-    def _adopt(self, received: Received) -> None:
-        """Begin the session of a CONFIRM, without a judgement."""
+    def _adopt(self, received: Received, *, follows: bool = False) -> None:
+        """Begin the session of a CONFIRM, without a judgement.
+
+        follows: the frames of the present one go on meanwhile.
+        """
         message = received.message_of(Confirm)
         if self._passive:
             self._remote, self._local_address = received.source, received.local_address
@@ -735,7 +759,7 @@ class Session:
             self._link.encryption, self._link.signer = answered, answered.signer
         self._drop_renewal()
         if previous is not None:
-            previous.wipe_keys()
+            self._succeed(previous, follows=follows)
         self._cookies.nonces.hold(self._link.local_nonce, self._link)
         self.last_heard_at = received.now
         self._enter_link(received.now)
@@ -805,7 +829,9 @@ class Session:
         if self._state is not State.LINKED or not (link.heard_back and link.sends_frames):
             return False
         self._state = State.UP
-        self._events.append(events.Up())
+        if not self._told_up:
+            self._told_up = True
+            self._events.append(events.Up())
         self._send_keepalive(now)
         self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
         return True
@@ -889,12 +915,21 @@ class Session:
     def _on_renewed(self, received: Received) -> None:
         """Give the session up for the new one, which both ends have now."""
         renewal = self._the_renewal()
-        self._tell_down(renewal.purpose.value)
+        follows = renewal.purpose is Purpose.KEYS and self._state is State.UP
+        if not follows:
+            self._tell_down(renewal.purpose.value)
         self._attempt.begin(received.now)
         previous, self._link, self._renewal = self._link, renewal.link, None
         if previous is not None:
-            previous.wipe_keys()
+            self._succeed(previous, follows=follows)
         self._on_first_keepalive(received)
+
+    def _succeed(self, previous: Link, *, follows: bool) -> None:
+        """Give up the keys of the session before the present one, now or soon."""
+        if follows:
+            self._the_link().follow(previous)
+        else:
+            previous.wipe_keys()
 
     def _on_renewal_refused(self, received: Received) -> None:
         """Give the session up if the present settings are refused: else nobody would see it.
@@ -957,7 +992,12 @@ class Session:
         if link is None or link.encryption is None:
             return
         encryption = link.encryption
+        if link.predecessor_until <= now:
+            link.wipe_predecessor()
         while (event := encryption.next_event()) is not None:
+            if isinstance(event, Ready) and link.predecessor is not None:
+                # What is under way, and what the remote sends until it follows.
+                link.predecessor_until = now + KEEP_PREDECESSOR_S
             if self._state not in (State.LINKED, State.UP):
                 continue
             match event:
@@ -975,8 +1015,8 @@ class Session:
         wanted = encryption.take_keepalive_wanted()
         if not self._go_up(now) and wanted:
             self._send_keepalive(now)
-        due = encryption.next_timer()
-        if due is None:
+        due = min(encryption.next_timer() or math.inf, link.predecessor_until)
+        if due == math.inf:
             self._due.pop(Input.KEYS_DUE, None)
         else:
             self._due[Input.KEYS_DUE] = due
@@ -989,13 +1029,19 @@ class Session:
         self._send_keepalive(received.now, farewell=True)
         self._on_loss(f"three keepalives missed in a row, {interval_s:g} s apart or less", received)
 
+    def _on_link_timeout(self, received: Received) -> None:
+        """Seek the remote anew: it may not know of the session."""
+        self._tell_down("the other end did not follow to new keys")
+        self._begin(received)
+
     def _on_loss(self, reason: str, received: Received) -> None:
         self._tell_down(reason)
         self._events.append(events.ResolveWanted())
         self._begin(received)
 
     def _tell_down(self, reason: str) -> None:
-        if self._state is State.UP:
+        if self._told_up:
+            self._told_up = False
             self._events.append(events.Down(reason))
 
     def _on_unknown_session(self, received: Received) -> None:
@@ -1037,6 +1083,7 @@ class Session:
 
     def _end(self, *, by_remote: bool) -> None:
         self._drop_link()
+        self._told_up = False
         self._state = State.CLOSED
         self._events.append(events.Closed(by_remote))
 
@@ -1126,7 +1173,7 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     #
     (_S.LINKED, _I.CLOSE_WANTED): Session._leave,
     (_S.LINKED, _I.SEND_DUE): Session._keep_alive,
-    (_S.LINKED, _I.EXPIRED): Session._begin,
+    (_S.LINKED, _I.EXPIRED): Session._on_link_timeout,
     (_S.LINKED, _M.REQUEST): Session._acknowledge,
     (_S.LINKED, _I.RENEWAL_DUE): Session._renew,
     (_S.LINKED, _I.KEYS_DUE): Session._on_keys_due,
