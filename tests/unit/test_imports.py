@@ -42,7 +42,6 @@ OWNERS = {
     "toml": ("vela.supervisor.config.syntax",),
     "pytun": ("vela.linux.tap",),
     "psutil": ("vela.linux.affinity",),
-    "pyroute2": ("vela.linux.netlink",),
 }
 # Configured in one place, asked for a logger anywhere.
 STRUCTLOG_OWNER = "vela.log"
@@ -170,7 +169,7 @@ def test_imports_of_the_source_tree_go_downward_and_in_no_circle() -> None:
         ("vela.wire", "import vela.nowhere", "vela.nowhere, which is in no room"),
         ("vela.newcomer", "", "vela.newcomer is in no room: add it to ROOMS"),
         ("vela.wire", "import toml", "vela.wire imports toml; only vela."),
-        ("vela.supervisor.demux", "from pyroute2 import IPRoute", "only vela.linux.netlink"),
+        ("vela.supervisor.demux", "from pytun import TunTapDevice", "only vela.linux.tap"),
         ("vela.wire", "import requests", "requests, which has no owner"),
         ("vela.worker", "import structlog\nstructlog.configure()", "structlog.configure; only"),
         ("vela.worker", "from structlog import configure", "structlog.configure; only vela.log"),

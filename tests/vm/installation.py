@@ -26,7 +26,7 @@ TREE = f"{PREFIX}/tree"
 PACKAGES = ("python3", "python3-venv", "python3-dev", "gcc", "libc6-dev")
 REQUIREMENTS = (
     *("setuptools", "wheel", "packaging"),
-    *("python-pytun", "psutil", "toml", "structlog", "pyroute2", "cryptography"),
+    *("python-pytun", "psutil", "toml", "structlog", "cryptography"),
     *("pytest", "pytest-timeout", "hypothesis"),
 )
 

@@ -9,7 +9,6 @@ from enum import Enum
 from vela.dataplane.calls import native_calls, python_calls
 from vela.dataplane.contract import Abilities, Attachment, DataPlane
 from vela.dataplane.key_page import map_key_page
-from vela.dataplane.reference import PythonDataPlane
 from vela.errors import ConfigError
 from vela.linux.features import ALL_FEATURES, OFFLOADS, Feature
 from vela.linux.processor import has_aes_instructions
@@ -61,13 +60,17 @@ class LoadedEngine:
         return (Suite.CHACHA20_POLY1305,)
 
 
-_PYTHON = LoadedEngine(
-    "python",
-    PythonDataPlane,
-    Abilities(ALL_FEATURES - OFFLOADS),
-    python_calls,
-    encryption_obstacle=lambda: None,
-)
+def _load_python() -> LoadedEngine:
+    # With the package cryptography it takes 10 MB, which the native engine does without.
+    from vela.dataplane.reference import PythonDataPlane
+
+    return LoadedEngine(
+        "python",
+        PythonDataPlane,
+        Abilities(ALL_FEATURES - OFFLOADS),
+        python_calls,
+        encryption_obstacle=lambda: None,
+    )
 
 
 def _native_obstacle() -> str | None:
@@ -112,9 +115,9 @@ _NATIVE = LoadedEngine(
 def load_engine(wanted: Engine) -> LoadedEngine:
     """Return the engine of this name. Raises ConfigError where it cannot be loaded."""
     if wanted is Engine.PYTHON:
-        return _PYTHON
+        return _load_python()
     if not _WHY_NOT_NATIVE:
         return _NATIVE
     if wanted is Engine.NATIVE:
         raise ConfigError(f'"native" cannot be loaded: {_WHY_NOT_NATIVE}; write "auto" or "python"')
-    return replace(_PYTHON, fallback=_WHY_NOT_NATIVE)
+    return replace(_load_python(), fallback=_WHY_NOT_NATIVE)
