@@ -333,6 +333,25 @@ def test_lost_key_holder_costs_no_key_that_is_in_use(who: int) -> None:
     assert carry(net) == ["", ""]
 
 
+def test_lost_key_holder_costs_nothing_even_if_the_first_request_is_lost() -> None:
+    net = link(15)
+    net.boot()
+    net.run(net.now + 1)
+    a = net.machines[0]
+    assert a.session is not None
+    net.unheard.add((ROUTER1, MessageType.REQUEST))
+    a.session.lose_keys(net.now)
+    net.collect(a)
+    net.run(net.now + 0.7)
+    net.unheard.clear()
+    before = nonces(a.session)
+    net.run(net.now + 1)
+
+    assert nonces(a.session) != before
+    assert both_up(net)
+    assert not any(each.since(0, Down) for each in net.machines)
+
+
 def test_end_that_does_not_follow_to_new_keys_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     net = link(14)
     net.boot()

@@ -888,7 +888,7 @@ class Session:
             return
         renewal.tries += 1
         self._send_request_of(renewal.link)
-        in_a_hurry = renewal.purpose is Purpose.LOST
+        in_a_hurry = renewal.purpose is not Purpose.OUTDATED
         delay_s = LOST_REPEAT_S if in_a_hurry else self._attempt.renewal_delay_s()
         self._due[Input.RENEWAL_DUE] = now + delay_s
 
