@@ -12,8 +12,9 @@ from vela.signaling.limiter import TokenBucket, host_of
 
 # Of one machine: what became of its requests, and whatever else is said of its circuits.
 OTHER_RATE, OTHER_BURST = 1 / 30, 10.0
-# States of its circuits, each once within two minutes; of a machine with few, a few more.
-STATE_PERIOD_S, LEAST_STATES = 120.0, 5.0
+# States of its circuits, each once within two minutes; of a machine with few, thirty: whoever
+# looks into a circuit that goes up and down must see it.
+STATE_PERIOD_S, LEAST_STATES = 120.0, 30.0
 STATE_EVENT = "circuit_state_changed"
 
 SUMMARY_INTERVAL_S = 60.0

@@ -54,6 +54,7 @@ class Network:
         self.loop = EventLoop()
         self.group = ReceiveGroup(ip_address("::"), self.port, only_ipv6=False)
         self.demux = Demux(self.loop, [self.group])
+        stack.callback(self.demux.close)
         stack.callback(self.group.close)
         self._senders: dict[IPAddress, socket.socket] = {}
 
@@ -345,6 +346,7 @@ class Ways:
                 stack.callback(group.close)
                 groups.append(group)
             self._demux = Demux(EventLoop(), groups)
+        stack.callback(self._demux.close)
 
     def to(self, remote: str, here: str | None = None) -> tuple[str, str, int]:
         """Return the listening address, the source and the MTU of the way to a remote."""

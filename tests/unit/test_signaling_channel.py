@@ -33,6 +33,9 @@ class CountingLoop(EventLoop):
     def __init__(self) -> None:
         super().__init__()
         self.delays_s: list[float] = []
+        # All that is sent is lost, and nothing is resolved.
+        self.demux = Demux(self, ())
+        self.control_channel = ControlChannel(self, self.demux, cast(Names, None), 48621)
 
     def call_at(self, when: float, callback: Callback) -> Timer:
         self.delays_s.append(when - self.now())
@@ -41,14 +44,14 @@ class CountingLoop(EventLoop):
 
 @pytest.fixture
 def loop() -> Iterator[CountingLoop]:
-    yield CountingLoop()
+    made = CountingLoop()
+    yield made
+    made.demux.close()
     signal.set_wakeup_fd(-1)
 
 
-def converse(loop: EventLoop, session: Session, events: list[Event]) -> SignalingChannel:
-    # All that is sent is lost, and nothing is resolved.
-    control_channel = ControlChannel(loop, Demux(loop, ()), cast(Names, None), 48621)
-    return SignalingChannel(session, loop, control_channel, events.append)
+def converse(loop: CountingLoop, session: Session, events: list[Event]) -> SignalingChannel:
+    return SignalingChannel(session, loop, loop.control_channel, events.append)
 
 
 class Failing(Session):
@@ -174,9 +177,7 @@ def test_event_that_follows_from_another_is_handled_after_it(loop: CountingLoop)
         signaling.pump()
         heard.append("ends")
 
-    # All that is sent is lost, and nothing is resolved.
-    control_channel = ControlChannel(loop, Demux(loop, ()), cast(Names, None), 48621)
-    signaling = SignalingChannel(session, loop, control_channel, on_event)
+    signaling = SignalingChannel(session, loop, loop.control_channel, on_event)
     session.events = [ResolveWanted(), ResolveWanted()]
     signaling.pump()
 
