@@ -16,7 +16,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from vela.address import IPInterface
 from vela.errors import DeviceError
-from vela.linux.rtnetlink import Rtnetlink
+from vela.linux.rtnetlink import Rtnetlink, TunLink
 
 _IFF_UP = 0x1  # include/uapi/linux/if.h
 _IFF_NOARP = 0x80
@@ -110,6 +110,10 @@ class Netlink:
             return self._index(name)
         except DeviceError:
             return None
+
+    def tun_link(self, index: int) -> TunLink:
+        """Return what a TAP's interface is like. Raises DeviceError where there is none."""
+        return self._questions.tun_link(index)
 
     def join_bridge(self, name: str, bridge: str) -> int:
         """Make an interface a port of a bridge; return the bridge's MTU, in bytes.
