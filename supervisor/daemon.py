@@ -28,6 +28,7 @@ from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_number
 from vela.log import limit
 
 from .circuit.keeper import CHECK_INTERVAL_S
+from .circuit.links import Links
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
 from .config.key import MIN_ENCRYPTION_KEY, MIN_KEY, open_identity, open_key
 from .config.reader import load_config
@@ -90,6 +91,8 @@ class Daemon:
             self._forwarding = Forwarding()
             netlink = Netlink()
             undo.callback(netlink.close)
+            links = Links(self._loop)
+            undo.callback(links.close)
             self._demux = Demux(self._loop, groups)
             undo.callback(self._demux.close)
             names = Names(self._loop, user)
@@ -104,6 +107,7 @@ class Daemon:
             make_pseudowire = PseudowireFactory(
                 loop=self._loop,
                 netlink=netlink,
+                links=links,
                 forwarding=self._forwarding,
                 demux=self._demux,
                 forks=Burst(self._loop, FORK_INTERVAL_S),

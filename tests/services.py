@@ -16,6 +16,7 @@ from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.sandbox import find_user
 from vela.linux.underlay import ReceiveGroup
+from vela.supervisor.circuit.links import Links
 from vela.supervisor.circuit.pseudowire import PseudowireFactory
 from vela.supervisor.demux import Demux
 from vela.supervisor.runtime.burst import Burst
@@ -46,6 +47,8 @@ def services_in(namespace: Namespace) -> Iterator[Services]:
         undo.callback(group.close)
         netlink = Netlink()
         undo.callback(netlink.close)
+        links = Links(loop)
+        undo.callback(links.close)
         user = find_user("nobody")
         names = Names(loop, user)
         undo.callback(names.close)
@@ -54,6 +57,7 @@ def services_in(namespace: Namespace) -> Iterator[Services]:
             loop=loop,
             forwarding=Forwarding(),
             netlink=netlink,
+            links=links,
             demux=demux,
             forks=Burst(loop, 0.0),
             counters=CounterSlab(),

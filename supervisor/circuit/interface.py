@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import structlog
 
 from vela.errors import DeviceError
@@ -10,9 +12,14 @@ from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.sysctls import set_accept_ra
 from vela.linux.tap import Tap
+from vela.signaling.limiter import TokenBucket
 from vela.wire import gso_max_size
 
 from ..config.records import CircuitConfig, Encapsulation
+from .links import Links
+
+# Of the log, about an interface that somebody changes again and again: one a minute.
+LINES_RATE, LINES_BURST = 1 / 60, 3.0
 
 
 class AttachmentCircuit:
@@ -25,6 +32,7 @@ class AttachmentCircuit:
         mtu: int,
         *,
         netlink: Netlink,
+        links: Links,
         forwarding: Forwarding,
         virtio_header: bool,
         features: Features,
@@ -40,6 +48,7 @@ class AttachmentCircuit:
         self.mac = mac
         self._config = config
         self._netlink = netlink
+        self._links = links
         self._forwarding = forwarding
         self._virtio_header = virtio_header
         self._features = features
@@ -49,6 +58,8 @@ class AttachmentCircuit:
         self._await_bridge = await_bridge
         self._shielded = shielded
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
+        self._carrier = False
+        self._lines = TokenBucket(LINES_RATE, LINES_BURST)
         self._tap = self._make(mtu)
         # The interface outlives its bridge.
         self._await_bridge = True
@@ -81,13 +92,47 @@ class AttachmentCircuit:
     def restore(self) -> None:
         """Set what a worker may have changed by its copy of the descriptor. Raises DeviceError."""
         self._tap.restore()
+        self._mend()
+
+    def on_changed(self, now: float) -> None:
+        """Set what somebody has changed of the interface itself, which would stay. See Links.
+
+        Without a filter, a worker's copy of the descriptor is all that this takes. Remotes rebuild
+        headers by the MAC address, so the operator changes it in the configuration.
+        """
+        try:
+            changed = self._mend()
+            if changed and self._lines.take(now):
+                self._log.warning("interface_restored", changed=changed)
+        except DeviceError as err:
+            # One that was removed is made again elsewhere.
+            if self.exists() and self._lines.take(now):
+                self._log.warning("descriptors_not_restored", error=str(err))
+
+    def _mend(self) -> list[str]:
+        """Return what it was that had been changed. Raises DeviceError."""
+        link = self._netlink.tun_link(self._tap.index)
+        changed = []
+        if link.persistent:
+            changed.append("persistence")
+        if link.owner not in (None, os.geteuid()) or link.group not in (None, os.getegid()):
+            changed.append("owner")
+        if changed:
+            self._tap.restore()
+        # Bonds and teams give their ports one MAC address, and rely on it.
+        if link.mac != self.mac and link.port_of in ("", "bridge"):
+            changed.append("mac")
+            self._tap.restore_mac()
+        self._tap.set_carrier(self._carrier)
+        return changed
 
     def make_again(self) -> None:
         """Create the interface again after it was removed, with the same settings.
 
         Raises DeviceError, and may then be called again.
         """
-        self._tap.close()
+        self.close()
+        self._carrier = False
         self._tap = self._make(self._tap.mtu)
 
     def set_mtu(self, mtu: int, *, encrypted: bool) -> None:
@@ -102,6 +147,7 @@ class AttachmentCircuit:
 
     def set_carrier(self, carrier: bool) -> None:
         """Set the carrier, which routing daemons and bridges see. Raises DeviceError."""
+        self._carrier = carrier
         self._tap.set_carrier(carrier)
 
     def set_gso_max_size(self) -> None:
@@ -133,6 +179,7 @@ class AttachmentCircuit:
 
     def close(self) -> None:
         """Close this descriptor. The interface disappears with the last one."""
+        self._links.unwatch(self._tap.index)
         self._tap.close()
 
     def _make(self, mtu: int) -> Tap:
@@ -160,6 +207,7 @@ class AttachmentCircuit:
             tap.close()
             raise
         self._gso_max_size = size
+        self._links.watch(tap.index, self.on_changed)
         return tap
 
     def _shield(self) -> None:

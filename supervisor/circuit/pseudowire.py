@@ -47,6 +47,7 @@ from ..runtime.loop import Callback, EventLoop, Timer
 from ..status import CounterStatus, WorkerStatus
 from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
+from .links import Links
 from .terms import Profile, provisional_mtu
 
 # Workers that start are forked in a row, this often: what the supervisor writes to
@@ -65,6 +66,7 @@ class PseudowireFactory:
 
     loop: EventLoop
     netlink: Netlink
+    links: Links
     forwarding: Forwarding
     demux: Demux
     forks: Burst
@@ -140,6 +142,7 @@ class Pseudowire:
                 self.local_mac,
                 config.mtu or provisional_mtu(config),
                 netlink=parts.netlink,
+                links=parts.links,
                 forwarding=parts.forwarding,
                 virtio_header=parts.engine.abilities.virtio_header,
                 features=parts.features,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import json
 import os
 import signal
 import socket
 import struct
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,8 +31,12 @@ PORT = 48621
 SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF = 26, 51
 IFF_VNET_HDR_SIZE = 12
 TUNSETPERSIST, TUNSETCARRIER = 0x400454CB, 0x400454E2
+TUNSETOWNER, TUNSETGROUP = 0x400454CC, 0x400454CE
+TUNATTACHFILTER, TUNSETTXFILTER = 0x401054D5, 0x400454D1
+TUNSETVNETLE, TUNGETVNETLE = 0x400454DC, 0x800454DD
 TUNSETSNDBUF, TUNSETVNETHDRSZ, TUNSETOFFLOAD = 0x400454D4, 0x400454D8, 0x400454D0
 SIOCGIFHWADDR, SIOCSIFHWADDR = 0x8927, 0x8924
+NOBODY = 65534
 INT = struct.Struct("=i")
 TIMEVAL = struct.Struct("@qq")
 
@@ -68,10 +75,26 @@ def descriptors(pid: int) -> Iterator[Descriptors]:
         yield Descriptors(tap, sockets[True], sockets[False])
 
 
-def attach(opened: socket.socket, option: int, result: int) -> None:
+@contextmanager
+def program(result: int) -> Iterator[bytes]:
+    """A struct sock_fprog of one instruction, which returns result."""
     code = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, result), 8)
-    fprog = struct.pack("@HP", 1, ctypes.addressof(code))
-    opened.setsockopt(socket.SOL_SOCKET, option, fprog)
+    yield struct.pack("@HP", 1, ctypes.addressof(code))
+
+
+def attach(opened: socket.socket, option: int, result: int) -> None:
+    with program(result) as fprog:
+        opened.setsockopt(socket.SOL_SOCKET, option, fprog)
+
+
+def filter_tap(own: Descriptors) -> None:
+    with program(0) as fprog:
+        fcntl.ioctl(own.tap, TUNATTACHFILTER, fprog)
+
+
+def set_mac(own: Descriptors, mac: str = "02deadbeef01") -> None:
+    request = struct.pack("=16xH6s16x", 1, bytes.fromhex(mac))
+    fcntl.ioctl(own.tap, SIOCSIFHWADDR, request)
 
 
 LEFT: dict[str, Callable[[Descriptors], object]] = {
@@ -93,9 +116,15 @@ LEFT: dict[str, Callable[[Descriptors], object]] = {
         own.tap, TUNSETVNETHDRSZ, INT.pack(IFF_VNET_HDR_SIZE)
     ),
     "TAP without offloads": lambda own: fcntl.ioctl(own.tap, TUNSETOFFLOAD, 0),
-    "MAC address": lambda own: fcntl.ioctl(
-        own.tap, SIOCSIFHWADDR, struct.pack("=16xH6s16x", 1, bytes.fromhex("02deadbeef01"))
+    "TAP has another byte order": lambda own: fcntl.ioctl(
+        own.tap, TUNSETVNETLE, INT.pack(sys.byteorder != "little")
     ),
+    "TAP gives nothing": filter_tap,
+    # struct tun_filter: one address, that of the fourth host.
+    "TAP gives little": lambda own: fcntl.ioctl(
+        own.tap, TUNSETTXFILTER, struct.pack("=HH6s", 0, 1, bytes.fromhex("020000000004"))
+    ),
+    "MAC address": set_mac,
     "carrier": lambda own: fcntl.ioctl(own.tap, TUNSETCARRIER, INT.pack(0)),
 }
 
@@ -112,7 +141,11 @@ def settings(own: Descriptors) -> dict[str, object]:
     found["to"] = own.sending.getpeername()
     found["tap blocking"] = os.get_blocking(own.tap)
     found["mac"] = fcntl.ioctl(own.tap, SIOCGIFHWADDR, bytes(40))[18:24]
-    for name, request in (("send buffer", 0x800454D3), ("header", 0x800454D7)):
+    for name, request in (
+        ("send buffer", 0x800454D3),
+        ("header", 0x800454D7),
+        ("byte order", TUNGETVNETLE),
+    ):
         found[name] = fcntl.ioctl(own.tap, request, bytes(4))
     return found
 
@@ -163,3 +196,65 @@ def test_interface_goes_with_velad_though_a_worker_made_it_stay(routers: TwoRout
         assert velad.stop() == 0
 
         assert NAME not in routers.b.namespace.run("ip", "-o", "link").stdout
+
+
+CHANGED: dict[str, tuple[str, Callable[[Descriptors], object]]] = {
+    "mac": ("mac", set_mac),
+    "stays": ("persistence", lambda own: fcntl.ioctl(own.tap, TUNSETPERSIST, 1)),
+    "nobody's": ("owner", lambda own: fcntl.ioctl(own.tap, TUNSETOWNER, NOBODY)),
+    "nogroup's": ("owner", lambda own: fcntl.ioctl(own.tap, TUNSETGROUP, NOBODY)),
+    "carrier": ("", lambda own: fcntl.ioctl(own.tap, TUNSETCARRIER, INT.pack(0))),
+}
+
+
+def shown(routers: TwoRouters) -> dict[str, object]:
+    """What everybody sees of the interface, but counters."""
+    text = routers.b.namespace.run("ip", "-d", "-j", "link", "show", "dev", NAME).stdout
+    (link,) = json.loads(text)
+    tun = link["linkinfo"]["info_data"]
+    return {
+        "mac": link["address"],
+        "carrier": "LOWER_UP" in link["flags"],
+        **{each: tun.get(each) for each in ("persist", "user", "group")},
+    }
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_interface_that_a_worker_changed_is_put_back_while_the_worker_lives(
+    routers: TwoRouters, change: str
+) -> None:
+    what, make = CHANGED[change]
+    with static_circuit(routers) as circuit:
+        velad = circuit.b.velad
+        before = shown(routers)
+        with descriptors(velad.worker_pid(NAME)) as own:
+            make(own)
+            eventually(lambda: shown(routers) == before, 5.0, f"{before}")
+
+        assert velad.circuit(NAME)["worker"]["restarts"] == 0
+        lines = [each for each in velad.log().splitlines() if "interface_restored" in each]
+        assert [what in each for each in lines] == [True] * bool(what)
+
+
+def test_interface_changed_without_a_pause_costs_three_lines_of_log(routers: TwoRouters) -> None:
+    with static_circuit(routers) as circuit:
+        velad = circuit.b.velad
+        before = shown(routers)
+        with descriptors(velad.worker_pid(NAME)) as own:
+            until = time.monotonic() + 2.0
+            times = 0
+            while time.monotonic() < until:
+                set_mac(own, f"02dead{times & 0xFFFFFF:06x}")
+                times += 1
+            # It is not deaf to anything else.
+            assert velad.circuit(NAME)["state"] == "unmonitored"
+            eventually(lambda: shown(routers) == before, 5.0, f"{before}")
+
+        assert times > 100
+        assert velad.log().count("interface_restored") == 3
+
+
+def test_interface_is_nobodys_but_roots(routers: TwoRouters) -> None:
+    """Who may open it matters where velad was killed and somebody made the interface stay."""
+    with static_circuit(routers):
+        assert (shown(routers)["user"], shown(routers)["group"]) == ("root", "root")

@@ -17,6 +17,7 @@ from vela.linux.rtnetlink import (
     IFLA_MTU,
     IFLA_TXQLEN,
     Rtnetlink,
+    TunLink,
 )
 
 _IFF_UP = 0x1  # include/uapi/linux/if.h
@@ -85,6 +86,10 @@ class Netlink:
             return self._index(name)
         except DeviceError:
             return None
+
+    def tun_link(self, index: int) -> TunLink:
+        """Return what a TAP's interface is like. Raises DeviceError where there is none."""
+        return self._kernel.tun_link(index)
 
     def join_bridge(self, name: str, bridge: str) -> int:
         """Make an interface a port of a bridge; return the bridge's MTU, in bytes.

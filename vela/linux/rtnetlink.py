@@ -27,16 +27,20 @@ _ERRNO = struct.Struct("=i")
 _SOL_NETLINK, _GET_STRICT_CHK = 270, 12
 _BUFFER = 1 << 16
 _MONITOR_BUFFER = 1 << 20
+_CHANGES_AT_ONCE = 64
 
 # include/uapi/linux/rtnetlink.h, if_link.h and if_addr.h
 _NEW_LINK, _GET_LINK, _SET_LINK = 16, 18, 19
+_GROUP_LINK = 0x1  # RTMGRP_LINK
 _NEW_ADDRESS, _GET_ADDRESS = 20, 22
 _NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=8BI")  # family, prefix lengths, TOS, table, protocol, scope, type, flags
-_IFLA_LINKINFO, _IFLA_INFO_KIND = 18, 1
+_IFLA_LINKINFO = 18
 IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN, IFLA_GSO_MAX_SIZE = 1, 4, 10, 13, 41
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND = 1, 2, 4
+_IFLA_TUN_OWNER, _IFLA_TUN_GROUP, _IFLA_TUN_PERSIST = 1, 2, 6
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_METRICS = 1, 2, 4, 8
 _RTAX_MTU = 2
@@ -53,6 +57,20 @@ FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 # What is read of all routes at once: 0.1 s. A router with more has them from a routing protocol.
 MAX_ROUTES = 20_000
 _SET_BY_HAND = (_RTPROT_BOOT, _RTPROT_STATIC, _RTPROT_RA, _RTPROT_DHCP)
+
+
+@dataclass(frozen=True, slots=True)
+class TunLink:
+    """What a holder of a TAP's descriptor can change of its interface."""
+
+    mac: bytes
+    owner: int | None
+    group: int | None
+    """Who may open the interface; None: anybody, or the kernel does not say."""
+    persistent: bool
+    """Whether it stays when its last descriptor is closed."""
+    port_of: str
+    """What it is a part of, as in `ip link add ... type`; empty: of nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +156,19 @@ class Rtnetlink:
     def link_mtu(self, index: int) -> int:
         answer = self._ask(_GET_LINK, _LINK.pack(0, 0, index, 0, 0))
         return int(_U32.unpack(_attributes(answer, _LINK.size)[IFLA_MTU])[0])
+
+    def tun_link(self, index: int) -> TunLink:
+        answer = _attributes(self._ask(_GET_LINK, _LINK.pack(0, 0, index, 0, 0)), _LINK.size)
+        info = _attributes(answer.get(_IFLA_LINKINFO, b""), 0)
+        data = _attributes(info.get(_IFLA_INFO_DATA, b""), 0)
+        # Who may open it is left out where that is anybody (drivers/net/tun.c, tun_fill_info).
+        return TunLink(
+            mac=answer.get(IFLA_ADDRESS, b""),
+            owner=_number(data.get(_IFLA_TUN_OWNER)),
+            group=_number(data.get(_IFLA_TUN_GROUP)),
+            persistent=data.get(_IFLA_TUN_PERSIST, b"\0") != b"\0",
+            port_of=info.get(_IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0").decode(),
+        )
 
     def route_mtu(self, local: IPAddress, remote: IPAddress) -> RouteMtu:
         """Return what limits packets from an address of this host to a remote."""
@@ -257,12 +288,7 @@ class RouteMonitor:
 
     def __init__(self) -> None:
         """Raises DeviceError."""
-        try:
-            self._socket = _open_socket(_GROUPS)
-            self._socket.setblocking(False)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _MONITOR_BUFFER)
-        except OSError as err:
-            raise DeviceError(f"cannot watch routes: {os.strerror(err.errno or 0)}") from err
+        self._socket = _open_monitor(_GROUPS, "routes")
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -282,6 +308,47 @@ class RouteMonitor:
             return tuple(found)
         except OSError:  # ENOBUFS: netlink(7)
             return None
+
+
+class LinkMonitor:
+    """Hears of interfaces that change."""
+
+    def __init__(self) -> None:
+        """Raises DeviceError."""
+        self._socket = _open_monitor(_GROUP_LINK, "interfaces")
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def changes(self) -> set[int] | None:
+        """Return the indices of some that have changed; None: there were too many to know.
+
+        What is not read now makes the descriptor readable again.
+        """
+        found: set[int] = set()
+        try:
+            for _ in range(_CHANGES_AT_ONCE):
+                for kind, _, body in _messages(self._socket.recv(_BUFFER)):
+                    if kind == _NEW_LINK:
+                        found.add(_LINK.unpack_from(body)[2])
+        except BlockingIOError:
+            pass
+        except OSError:  # ENOBUFS: netlink(7)
+            return None
+        return found
+
+
+def _open_monitor(groups: int, of_what: str) -> socket.socket:
+    try:
+        opened = _open_socket(groups)
+        opened.setblocking(False)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _MONITOR_BUFFER)
+    except OSError as err:
+        raise DeviceError(f"cannot watch {of_what}: {os.strerror(err.errno or 0)}") from err
+    return opened
 
 
 def _open_socket(groups: int = 0) -> socket.socket:
@@ -323,6 +390,10 @@ def _attributes(data: bytes, at: int) -> dict[int, bytes]:
 def _attribute(kind: int, value: bytes) -> bytes:
     padding = bytes(-len(value) % 4)
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
+
+
+def _number(value: bytes | None) -> int | None:
+    return None if value is None else int(_U32.unpack(value)[0])
 
 
 def _mtu_of(route: dict[int, bytes]) -> int | None:

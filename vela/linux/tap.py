@@ -10,6 +10,8 @@ import fcntl
 import os
 import socket
 import struct
+import sys
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytun
@@ -19,9 +21,16 @@ from vela.linux.features import ALL_FEATURES, TUN, TUNSETOFFLOAD, Feature, Featu
 
 _TUNSETCARRIER = 0x400454E2  # include/uapi/linux/if_tun.h, Linux 5.0
 _TUNGETIFF = 0x800454D2
-_TUNSETPERSIST = 0x400454CB
+_TUNSETDEBUG, _TUNSETPERSIST = 0x400454C9, 0x400454CB
+_TUNSETOWNER, _TUNSETGROUP = 0x400454CC, 0x400454CE
+_TUNSETTXFILTER, _TUNDETACHFILTER = 0x400454D1, 0x401054D6
+_TUNSETVNETLE, _TUNSETVNETBE = 0x400454DC, 0x400454DE
+_TUNSETSTEERINGEBPF, _TUNSETFILTEREBPF = 0x800454E0, 0x800454E1
 _TUNSETSNDBUF = 0x400454D4
 _TUNSETVNETHDRSZ = 0x400454D8
+_NO_PROGRAM = -1  # drivers/net/tun.c, tun_set_ebpf
+_NO_TX_FILTER = bytes(4)  # struct tun_filter: no flags, no addresses
+_NO_FPROG = bytes(16)  # struct sock_fprog
 _SNDBUF = 0x7FFFFFFF  # drivers/net/tun.c, tun_chr_open
 _IFF_VNET_HDR = 0x4000  # pytun has no name for it
 
@@ -34,7 +43,7 @@ VIRTIO_HEADER = bytes(10)
 _IFREQ_SIZE = 40  # struct ifreq, 64 bit
 _HWADDR = struct.Struct("=16xH6s16x")  # struct ifreq with an address
 _ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
-_SIOCGIFHWADDR, _SIOCSIFHWADDR = 0x8927, 0x8924  # include/uapi/linux/sockios.h
+_SIOCSIFHWADDR = 0x8924  # include/uapi/linux/sockios.h
 _INT = struct.Struct("=i")
 
 
@@ -92,6 +101,7 @@ class Tap:
             self.set_mtu(mtu)
             self.set_carrier(False)
             self._features = features
+            self.index = socket.if_nametoindex(name)
             self.restore()
         except (OSError, DeviceError):
             self.close()
@@ -119,22 +129,47 @@ class Tap:
             raise DeviceError(f"{self.name}: cannot set its carrier: {_reason(err)}") from err
 
     def restore(self) -> None:
-        """Restore settings that a holder of a copy may have changed. Raises DeviceError."""
+        """Restore all but MAC and carrier, as a holder of a copy may have changed it.
+
+        Raises DeviceError.
+        """
         try:
             self._keep_after_close(False)
-            if self.virtio_header:
-                fcntl.ioctl(self.fd, TUNSETOFFLOAD, tun_offloads(self._features))
-                fcntl.ioctl(self.fd, _TUNSETVNETHDRSZ, _INT.pack(len(VIRTIO_HEADER)))
-            # Writes never wait, with or without O_NONBLOCK: with this limit a TAP accepts frames
-            # as long as there is memory, and never refuses one with EAGAIN.
-            fcntl.ioctl(self.fd, _TUNSETSNDBUF, _INT.pack(_SNDBUF))
+            # Who may open it while nobody has it open, beside CAP_NET_ADMIN. By default anybody.
+            fcntl.ioctl(self.fd, _TUNSETOWNER, os.geteuid())
+            fcntl.ioctl(self.fd, _TUNSETGROUP, os.getegid())
+            for request, value in self._settings():
+                fcntl.ioctl(self.fd, request, value)
+            with suppress(OSError):  # EINVAL: built without CONFIG_TUN_VNET_CROSS_LE
+                fcntl.ioctl(self.fd, _TUNSETVNETBE, _INT.pack(0))
             os.set_blocking(self.fd, Feature.RWF_NOWAIT in self._features)
-            # By the descriptor, as its name may be another one now. Remotes rebuild headers by it.
-            present = fcntl.ioctl(self.fd, _SIOCGIFHWADDR, bytes(_IFREQ_SIZE))
-            if _HWADDR.unpack(present)[1] != self.mac:
-                fcntl.ioctl(self.fd, _SIOCSIFHWADDR, _HWADDR.pack(_ARPHRD_ETHER, self.mac))
         except OSError as err:
             raise DeviceError(f"{self.name}: cannot set it up: {_reason(err)}") from err
+
+    def _settings(self) -> Iterator[tuple[int, int | bytes]]:
+        yield _TUNSETDEBUG, 0
+        if self.virtio_header:
+            yield TUNSETOFFLOAD, tun_offloads(self._features)
+            yield _TUNSETVNETHDRSZ, _INT.pack(len(VIRTIO_HEADER))
+        yield _TUNSETVNETLE, _INT.pack(sys.byteorder == "little")
+        # Writes never wait, with or without O_NONBLOCK: with this limit a TAP accepts frames
+        # as long as there is memory, and never refuses one with EAGAIN.
+        yield _TUNSETSNDBUF, _INT.pack(_SNDBUF)
+        # What leaves out frames before they are read.
+        yield _TUNDETACHFILTER, _NO_FPROG
+        yield _TUNSETTXFILTER, _NO_TX_FILTER
+        yield _TUNSETFILTEREBPF, _INT.pack(_NO_PROGRAM)
+        yield _TUNSETSTEERINGEBPF, _INT.pack(_NO_PROGRAM)
+
+    def restore_mac(self) -> None:
+        """Set the MAC address again. Raises DeviceError.
+
+        By the descriptor, as the interface may have another name now.
+        """
+        try:
+            fcntl.ioctl(self.fd, _SIOCSIFHWADDR, _HWADDR.pack(_ARPHRD_ETHER, self.mac))
+        except OSError as err:
+            raise DeviceError(f"{self.name}: cannot set its MAC: {_reason(err)}") from err
 
     def write(self, frame: memoryview) -> None:
         """Write a complete frame to the kernel. Raises OSError: EIO if the interface is down."""
