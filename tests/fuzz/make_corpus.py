@@ -295,8 +295,39 @@ def cipher() -> dict[str, bytes]:
     return seeds
 
 
+def syn(options: bytes, *, ipv6: bool = False, flags: int = 2) -> bytes:
+    """A frame as fuzz/mss.c reads it: it writes the EtherType and what is before TCP itself."""
+    tcp = (
+        bytes(12) + bytes([(20 + len(options)) // 4 << 4, flags]) + b"\1\xf4\x12\x34\0\0" + options
+    )
+    return bytes(54 if ipv6 else 34) + tcp
+
+
+def mss() -> dict[str, bytes]:
+    limit, ipv4, ipv6, partial = word(1472), b"\x15", b"\x1d", b"\x35"
+    large = b"\2\4\xff\xff"
+    mixed = b"\1" + large + b"\4\2\1" + large + b"\1\3\3\7" + b"\0"
+    return {
+        "once": ipv4 + limit + syn(large),
+        "ipv6": ipv6 + limit + syn(large, ipv6=True, flags=0x12),
+        "partial": partial + limit + syn(large),
+        "mixed": ipv4 + limit + syn(mixed + bytes(-len(mixed) % 4)),
+        "small": ipv4 + limit + syn(b"\2\4\0\1"),
+        "cut-off": ipv4 + limit + syn(large + b"\1\1\2\4"),
+        "odd": ipv4 + limit + syn(b"\2\3\xff\1"),
+        "signed": ipv4 + limit + syn(large + b"\x1d\4\1\1"),
+        "no-syn": ipv4 + limit + syn(large, flags=0x10),
+        "configured": b"\x16" + limit + syn(large),
+    }
+
+
 def main() -> None:
-    parts = (("egress", egress()), ("ingress", ingress()), ("cipher", cipher()))
+    parts = (
+        ("egress", egress()),
+        ("ingress", ingress()),
+        ("cipher", cipher()),
+        ("mss", mss()),
+    )
     for direction, seeds in parts:
         folder = CORPUS / direction
         shutil.rmtree(folder, ignore_errors=True)

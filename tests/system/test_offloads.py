@@ -30,6 +30,7 @@ from packets import (
     VIRTIO_HEADER,
     Packet,
     ethertype,
+    handshakes,
     link_headers,
     packets,
     payloads,
@@ -39,6 +40,7 @@ from packets import (
 
 from lab.segmenter import KernelSegmenter
 from vela.dataplane.counters import Slot
+from vela.dataplane.mss import MssClamp
 from vela.linux.features import Feature
 
 pytestmark = pytest.mark.needs_net_admin
@@ -97,6 +99,14 @@ def leaving(native: str) -> Iterator[Twins]:
     """Both ends leave inner checksums to the outer one."""
     with ExitStack() as stack:
         yield Twins(stack, native, partial_checksums=True)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["complete", "partial"])
+def clamping(native: str, request: pytest.FixtureRequest) -> Iterator[Twins]:
+    """Both ends lower the MSS of TCP, with checksums complete or left to the outer one."""
+    with ExitStack() as stack:
+        clamp = MssClamp(1472)
+        yield Twins(stack, native, mss_clamp=clamp, partial_checksums=request.param)
 
 
 def framed(addresses: bytes, tags: bytes, packet: Packet, *, finished: bool = False) -> bytes:
@@ -496,6 +506,33 @@ def test_checksum_left_to_the_outer_one_is_completed_behind_the_other_end(
     assert same_but_for_zero(expected, finished)
     assert same_but_for_zero(frames, finished)
     leaving.counted()
+
+
+@many
+@given(
+    packet=handshakes(),
+    segment_size=st.one_of(st.just(0), st.integers(100, 1400)),
+    addresses=st.sampled_from((OUTWARD, BRIDGED)),
+    tags=st.one_of(st.just(b""), st.just(b""), link_headers),
+)
+def test_mss_is_lowered_in_what_the_kernel_left_unfinished(
+    clamping: Twins, packet: Packet, segment_size: int, addresses: bytes, tags: bytes
+) -> None:
+    """One frame, or a super-frame that a hostile guest made of a SYN; behind both ends."""
+    if segment_size:
+        packet = to_be_cut(packet, segment_size)
+    link = len(addresses + tags) + 2
+    unfinished = virtio_header(packet, link, segment_size) + framed(addresses, tags, packet)
+    finished = clamping.kernel.frames(unfinished)
+
+    expected = clamping.reference.egress(*finished)
+    sent = clamping.native.egress(unfinished)
+    received, frames, _ = receive_both(clamping, sent)
+    without, _, _ = receive_both(clamping, expected)
+
+    assert same_but_for_zero(received, without)
+    assert same_but_for_zero(frames, received)
+    clamping.counted()
 
 
 def same_but_for_zero(frames: list[bytes], expected: list[bytes]) -> bool:

@@ -27,6 +27,8 @@ class DataPlane:
         gro: bool,
         coalesce_tcp: bool,
         coalesce_udp: bool,
+        clamp_datagram_limit: int,
+        clamp_mss: int,
         counters: memoryview,
         key_page: mmap.mmap | None,
     ) -> None: ...

@@ -27,6 +27,7 @@ class Slot(IntEnum):
     TX_NOT_IP = 5  # frames without meaning to a remote that takes only IP
     EGRESS_PROGRESS = 6
     TX_NO_KEY = 7  # frames of an encrypted circuit without a valid key
+    TX_MSS_CLAMPED = 8  # SYNs whose MSS was lowered
     # The ingress thread's.
     RX_FRAMES = 16
     RX_BYTES = 17  # of frames, as the TAP got them
@@ -45,9 +46,10 @@ class Slot(IntEnum):
     RX_NO_KEY = 29  # no valid key of this phase
     RX_REPLAYED = 30  # came before, or is too old to tell
     RX_BAD_TAG = 31
+    RX_MSS_CLAMPED = 32
 
 
-BLOCK_SLOTS = 4 * CACHE_LINE_SLOTS
+BLOCK_SLOTS = 5 * CACHE_LINE_SLOTS
 
 RX_DROPPED = {
     "short": Slot.RX_SHORT,

@@ -148,13 +148,20 @@ class Encapsulator:
         """partial_checksums: the receiver takes elided packets that look so for unfinished."""
         self._circuit_id = circuit_id
         # Chosen once: this runs for each frame.
-        self._can_elide = {
+        self.can_elide = {
             Elision.NEVER: self._can_elide_none,
             Elision.KNOWN: self._can_elide_known,
             Elision.ALWAYS: self._can_elide_any,
         }[elision]
+        """Tells whether the header of the frame at data[start:end] is one that the receiver can put
+        back."""
+        # A finished one that looks unfinished must not be taken for that.
+        self._travels_elided = (
+            self._elide_finished
+            if partial_checksums and elision is Elision.KNOWN
+            else self.can_elide
+        )
         self._only_elided = elision is Elision.ALWAYS
-        self._leave_checksums = partial_checksums
         self._header_ipv4 = ethernet_header(remote_mac, local_mac, ETHERTYPE_IPV4)
         self._header_ipv6 = ethernet_header(remote_mac, local_mac, ETHERTYPE_IPV6)
 
@@ -165,7 +172,7 @@ class Encapsulator:
         whether the header was elided. Raises Dropped.
         """
         packet = start + ETHERNET_HEADER
-        if self._can_elide(data, start, end):
+        if self._travels_elided(data, start, end):
             datagram = packet - DATA_HEADER
             data[datagram] = self._circuit_id
             return datagram, True
@@ -184,13 +191,12 @@ class Encapsulator:
     def _can_elide_known(self, data: bytearray, start: int, end: int) -> bool:
         packet = start + ETHERNET_HEADER
         if data.startswith(self._header_ipv4, start):
-            elide = is_ipv4_packet(data, packet, end)
-        elif data.startswith(self._header_ipv6, start):
-            elide = is_ipv6_packet(data, packet, end)
-        else:
-            return False
-        # A finished one that looks unfinished must not be taken for that.
-        return elide and not (self._leave_checksums and is_partial(data, packet, end))
+            return is_ipv4_packet(data, packet, end)
+        return data.startswith(self._header_ipv6, start) and is_ipv6_packet(data, packet, end)
+
+    def _elide_finished(self, data: bytearray, start: int, end: int) -> bool:
+        elide = self._can_elide_known(data, start, end)
+        return elide and not is_partial(data, start + ETHERNET_HEADER, end)
 
     def _can_elide_any(self, data: bytearray, start: int, end: int) -> bool:
         packet = start + ETHERNET_HEADER

@@ -23,13 +23,15 @@ from vela.dataplane.frame import (
     VERIFICATION_HEADER,
     Decapsulator,
     Dropped,
+    Elision,
     Encapsulator,
     Verification,
 )
 from vela.dataplane.key_page import map_key_page
+from vela.dataplane.mss import MssClamper
 from vela.linux.features import UDP_SEGMENT, Feature
 from vela.linux.underlay import route_mtu
-from vela.wire import DATA_HEADER, ETHERNET_HEADER, MAX_UDP_PAYLOAD, datagram_limit
+from vela.wire import DATA_HEADER, ETHERNET_HEADER, MAX_UDP_PAYLOAD, SEAL, datagram_limit
 
 _SEGMENT_SIZE = struct.Struct("=H")
 _GRO_SIZE = struct.Struct("=i")
@@ -95,6 +97,12 @@ class PythonDataPlane:
         )
         self._decapsulator = Decapsulator(*macs, self._frame_limit, partial_checksums=leave)
 
+        self._clamper = None
+        if attachment.mss_clamp is not None:
+            seal = 0 if attachment.key_page is None else SEAL
+            self._clamper = MssClamper(attachment.mss_clamp, seal)
+        self._elides = attachment.elision is not Elision.NEVER
+
         # As many as the largest batch so far had frames: most circuits need few.
         self._frames: list[bytearray] = []
         self._frame_views: list[memoryview] = []
@@ -151,6 +159,8 @@ class PythonDataPlane:
         while True:
             if ETHERNET_HEADER <= length <= frame_limit:
                 end = HEADROOM + length
+                if self._clamper is not None:
+                    self._clamp_egress(self._clamper, frames[taken], end)
                 try:
                     start, is_elided = encapsulate(frames[taken], HEADROOM, end)
                 except Dropped as dropped:
@@ -174,6 +184,11 @@ class PythonDataPlane:
         counters[Slot.TX_BYTES] += octets
         counters[Slot.TX_ELIDED] += elided
         self._send_all(self._prepare(datagrams))
+
+    def _clamp_egress(self, clamper: MssClamper, frame: bytearray, end: int) -> None:
+        elided = self._encapsulator.can_elide(frame, HEADROOM, end)
+        if clamper.clamp(frame, HEADROOM, end, elided=elided):
+            self._counters[Slot.TX_MSS_CLAMPED] += 1
 
     def _add_frame_buffer(self) -> None:
         # One byte more than a frame may have shows a frame that was cut off.
@@ -375,6 +390,8 @@ class PythonDataPlane:
                 if self._opener is not None:
                     inner, inner_end = self._opener.open_datagram(data, start, end)
                 frame, is_elided = decapsulate(data, inner, inner_end)
+                if self._clamper is not None:
+                    self._clamp_ingress(self._clamper, frame, inner_end, is_elided)
                 os.write(tap_fd, view[frame:inner_end])
             except Dropped as dropped:
                 counters[dropped.slot] += 1
@@ -390,6 +407,11 @@ class PythonDataPlane:
         counters[Slot.RX_FRAMES] += frames
         counters[Slot.RX_BYTES] += octets
         counters[Slot.RX_ELIDED] += elided
+
+    def _clamp_ingress(self, clamper: MssClamper, start: int, end: int, is_elided: bool) -> None:
+        elided = is_elided and self._elides
+        if clamper.clamp(self._received, start, end, elided=elided):
+            self._counters[Slot.RX_MSS_CLAMPED] += 1
 
     def _verify(self, start: int, end: int) -> None:
         """Answer an in-circuit echo request, in place. docs/protocol.md, section 5."""

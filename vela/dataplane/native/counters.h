@@ -11,6 +11,7 @@ enum slot {
 	TX_NOT_IP = 5,
 	EGRESS_PROGRESS = 6,
 	TX_NO_KEY = 7,
+	TX_MSS_CLAMPED = 8,
 	RX_FRAMES = 16,
 	RX_BYTES = 17,
 	RX_ELIDED = 18,
@@ -26,7 +27,8 @@ enum slot {
 	RX_NO_KEY = 29,
 	RX_REPLAYED = 30,
 	RX_BAD_TAG = 31,
-	WORKER_SLOTS = 32,
+	RX_MSS_CLAMPED = 32,
+	WORKER_SLOTS = 40,
 };
 
 #endif

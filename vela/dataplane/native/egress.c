@@ -352,6 +352,25 @@ static bool is_to_be_finished(const struct virtio_header *header, const struct t
 	       header->checksum_offset == transport->checksum - transport->offset;
 }
 
+/* Lower the MSS that a frame announces. A checksum that is left to be done is done later, over the new
+ * value. */
+static void clamp(struct egress *self, uint8_t *frame, size_t length, const struct virtio_header *header)
+{
+	size_t network = network_offset(frame, length);
+	struct syn syn;
+
+	if (network == 0 || !find_syn(frame + network, length - network, &syn))
+		return;
+	size_t before = DATA_HEADER + (self->sealer.page ? SEAL : 0);
+	if (!can_elide(&self->encapsulation, frame, length))
+		before += ESCAPE + network;
+	bool partial = header->flags & VIRTIO_NEEDS_CHECKSUM &&
+		       header->checksum_start == syn.header - frame &&
+		       header->checksum_offset == TCP_CHECKSUM;
+	self->counters[TX_MSS_CLAMPED] +=
+		lower_mss(&syn, mss_limit(&self->mss_clamp, &syn, before), partial);
+}
+
 void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 		  const struct virtio_header *header)
 {
@@ -372,6 +391,8 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 		counters[TX_ERRORS]++;
 		return;
 	}
+	if (mss_clamp_is_on(&self->mss_clamp))
+		clamp(self, frame, length, header);
 	bool unfinished = header->flags & VIRTIO_NEEDS_CHECKSUM;
 	bool looks = is_partial(self, frame, length, &transport);
 	bool leave = looks && is_to_be_finished(header, &transport);

@@ -12,6 +12,7 @@
 #include "cipher.h"
 #include "frame.h"
 #include "io.h"
+#include "mss.h"
 #include "segmentation.h"
 #include "source_address.h"
 #include "virtio.h"
@@ -54,6 +55,7 @@ struct egress {
 	bool partial_checksums; /* the remote completes inner checksums; docs/protocol.md, 3.5 */
 	bool nowait;  /* the TAP's descriptor blocks, and RWF_NOWAIT works on it; else it does not block */
 	bool segment; /* UDP_SEGMENT works */
+	struct mss_clamp mss_clamp;
 	size_t route_limit;    /* the largest datagram that the route takes in one piece, as it was */
 	size_t datagram_limit; /* as it was last seen to be */
 	size_t segment_limit;  /* larger datagrams are sent one by one */

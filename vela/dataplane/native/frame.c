@@ -82,6 +82,7 @@ enum decapsulated decapsulate(const struct encapsulation *self, const uint8_t *d
 	size_t left = length - DATA_HEADER;
 
 	frame->elided = false;
+	frame->finished = false;
 	if (rest[0] == ESCAPE_BYTE) {
 		rest += ESCAPE;
 		left -= ESCAPE;

@@ -56,6 +56,7 @@ struct frame {
 	const uint8_t *rest;
 	size_t rest_length;
 	bool elided;
+	bool finished; /* its checksum is complete, even if it looks partial */
 };
 
 /* Find the frame in a datagram of the circuit, of length bytes. */

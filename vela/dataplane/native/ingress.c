@@ -52,7 +52,7 @@ static void describe(const struct ingress *self, const struct frame *frame,
 {
 	struct transport transport;
 
-	if (!self->partial_checksums || !frame->elided ||
+	if (!self->partial_checksums || !frame->elided || frame->finished ||
 	    !find_transport(frame->rest, frame->rest_length, &transport) ||
 	    !is_checksum_partial(frame->rest, &transport))
 		return;
@@ -191,9 +191,43 @@ static void verify(struct ingress *self, uint8_t *datagram, size_t length)
 	}
 }
 
-static void take_frame(struct ingress *self, const struct frame *frame)
+/* Lower the MSS that a frame announces to hosts behind the TAP. */
+static void clamp(struct ingress *self, struct frame *frame)
+{
+	/* The receive buffer's, and not const but for its readers. */
+	uint8_t *packet = (uint8_t *)frame->rest;
+	size_t length = frame->rest_length, before = DATA_HEADER + (self->sealer.page ? SEAL : 0);
+	struct transport transport;
+	struct syn syn;
+
+	if (!frame->elided) {
+		/* Its link header stands before the rest. */
+		size_t network = network_offset(frame->link, ETHERNET_HEADER + length);
+		if (network == 0)
+			return;
+		packet += network - ETHERNET_HEADER;
+		length -= network - ETHERNET_HEADER;
+		before += ESCAPE + network;
+	} else if (self->encapsulation.elision == ELISION_NEVER) {
+		before += ESCAPE + ETHERNET_HEADER;
+	}
+	if (!find_syn(packet, length, &syn))
+		return;
+	bool partial = self->partial_checksums && frame->elided &&
+		       find_transport(packet, length, &transport) &&
+		       is_checksum_partial(packet, &transport);
+	if (!lower_mss(&syn, mss_limit(&self->mss_clamp, &syn, before), partial))
+		return;
+	frame->finished = !partial;
+	self->counters[RX_MSS_CLAMPED]++;
+}
+
+static void take_frame(struct ingress *self, struct frame *frame)
 {
 	struct coalesced *coalesced = &self->coalesced;
+
+	if (mss_clamp_is_on(&self->mss_clamp))
+		clamp(self, frame);
 
 	if (self->virtio_header == 0) {
 		write_frame(self, frame);

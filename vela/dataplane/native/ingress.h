@@ -11,6 +11,7 @@
 #include "coalesce.h"
 #include "frame.h"
 #include "io.h"
+#include "mss.h"
 #include "source_address.h"
 
 enum {
@@ -37,6 +38,7 @@ struct ingress {
 	int divert_fd;
 	size_t virtio_header; /* bytes before each frame of the TAP, or 0: then none are joined */
 	bool partial_checksums; /* elided packets may have only their pseudo-header's sum */
+	struct mss_clamp mss_clamp;
 	bool coalesce_tcp, coalesce_udp; /* as long as the kernel takes them */
 	bool gro; /* the kernel joins datagrams of a size into one buffer */
 	struct sockaddr_storage destination;
