@@ -15,7 +15,7 @@ from vela.address import Endpoint
 from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
 from vela.dataplane.engine import LoadedEngine
-from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Verification
+from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Verification
 from vela.errors import DeviceError
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
@@ -292,6 +292,10 @@ class Pseudowire:
         except Verification:
             # It asks for the worker; an answer from here would show nothing.
             counters[Slot.RX_RESERVED] += 1
+            return
+        except Piece:
+            # The worker has the others.
+            counters[Slot.RX_INCOMPLETE] += 1
             return
         try:
             self._interface.write(memoryview(data)[frame:end])

@@ -29,6 +29,7 @@ class DataPlane:
         coalesce_udp: bool,
         clamp_datagram_limit: int,
         clamp_mss: int,
+        fragmentation: int,
         counters: memoryview,
         key_page: mmap.mmap | None,
     ) -> None: ...

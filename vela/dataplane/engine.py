@@ -99,6 +99,7 @@ def _make_native(attachment: Attachment) -> DataPlane:
         coalesce_udp=Feature.USO in attachment.features,
         clamp_datagram_limit=clamp.datagram_limit or 0,
         clamp_mss=clamp.mss or 0,
+        fragmentation=attachment.fragmentation,
         counters=attachment.counters,
         key_page=None if attachment.key_page is None else map_key_page(attachment.key_page),
     )

@@ -14,6 +14,7 @@ from vela.wire import DATA_HEADER, ESCAPE, ETHERNET_HEADER, IPV4_HEADER, IPV6_HE
 
 ESCAPE_BYTE = 0x40
 VERIFICATION_BYTE = 0x41
+PIECE_BYTE = 0x44
 ENCRYPTED_BYTE = 0x42
 """The lowest bit is the key's phase."""
 
@@ -35,6 +36,7 @@ class Kind(IntEnum):
     ESCAPED = 3
     VERIFICATION = 4
     RESERVED = 5
+    PIECE = 6
 
 
 def _kind(first: int) -> Kind:
@@ -43,8 +45,10 @@ def _kind(first: int) -> Kind:
             return Kind.ESCAPED
         case 0x41:
             return Kind.VERIFICATION
-        case 0x42 | 0x43 | 0x44:
+        case 0x42 | 0x43:
             return Kind.RESERVED
+        case 0x44:
+            return Kind.PIECE
         case _ if first >> 4 == 4:
             return Kind.IPV4
         case _ if first >> 4 == 6:
@@ -131,6 +135,10 @@ class Dropped(Exception):
 
 class Verification(Exception):
     """A datagram is no frame but an in-circuit verification (docs/protocol.md, section 5)."""
+
+
+class Piece(Exception):
+    """A datagram is one piece of a frame (docs/protocol.md, 3.7)."""
 
 
 class Encapsulator:
@@ -227,7 +235,7 @@ class Decapsulator:
 
         Return where the frame starts (it ends where the datagram does), and
         whether its header had been elided. Raises Dropped, and Verification
-        where there is no frame.
+        or Piece where there is no frame.
         """
         packet = start + DATA_HEADER
         if packet >= end:
@@ -250,6 +258,8 @@ class Decapsulator:
             frame = packet + ESCAPE
         elif kind is Kind.VERIFICATION:
             raise Verification
+        elif kind is Kind.PIECE:
+            raise Piece
         else:
             raise Dropped(Slot.RX_RESERVED)
         if end - frame < ETHERNET_HEADER:

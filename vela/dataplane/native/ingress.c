@@ -24,12 +24,16 @@ bool ingress_init(struct ingress *self)
 	self->buffer = malloc(receive_slots(self) * RECEIVE_SLOT);
 	self->coalesced.count = 0;
 	self->coalesced.partial_checksum = false;
-	return self->buffer != NULL;
+	if (self->buffer && joiner_init(&self->joiner, self->encapsulation.frame_limit))
+		return true;
+	ingress_free(self);
+	return false;
 }
 
 void ingress_free(struct ingress *self)
 {
 	free(self->buffer);
+	joiner_free(&self->joiner);
 	opener_close(&self->opener);
 	sealer_close(&self->sealer);
 	self->buffer = NULL;
@@ -117,6 +121,7 @@ void ingress_flush(struct ingress *self)
 		write_frame(self, &coalesced->frames[0]);
 	}
 	coalesced->count = 0;
+	self->joiner.epoch++;
 }
 
 /* Give a datagram to the supervisor, which knows whose it is. */
@@ -262,11 +267,47 @@ static bool open_sealed(struct ingress *self, uint8_t **datagram, size_t *length
 	return false;
 }
 
+static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, bool joined);
+
+static uint64_t now_ms(const struct ingress *self)
+{
+	struct timespec now;
+
+	self->io->clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* Take a piece, and the frame that it completes. */
+static void take_piece(struct ingress *self, const uint8_t *datagram, size_t length)
+{
+	static const uint8_t slots[] = {
+		[PIECE_SHORT] = RX_SHORT,
+		[PIECE_MALFORMED] = RX_MALFORMED,
+		[PIECE_OVERSIZED] = RX_OVERSIZED,
+		[PIECE_DUPLICATE] = RX_DUPLICATE,
+	};
+	uint8_t *whole;
+	size_t whole_length;
+
+	if (joiner_overwrites(&self->joiner, datagram, length))
+		ingress_flush(self);
+	enum joining joining = joiner_take(&self->joiner, datagram, length, now_ms(self), &whole, &whole_length,
+					   &self->counters[RX_INCOMPLETE]);
+	switch (joining) {
+	case PIECE_TAKEN:
+		break;
+	case PIECE_COMPLETES:
+		take_clear(self, whole, whole_length, true);
+		/* Behind it, as what was there before it may just have been written. */
+		joiner_keep(&self->joiner, datagram);
+		break;
+	default:
+		self->counters[slots[joining]]++;
+	}
+}
+
 static void take_datagram(struct ingress *self, uint8_t *datagram, size_t length)
 {
-	struct frame frame;
-	uint64_t *counters = self->counters;
-
 	if (length && datagram[0] != self->encapsulation.circuit_id) {
 		/* UDP GRO joins datagrams of several circuits that share a sending port, and all come
 		 * here: docs/protocol.md, 3.4. */
@@ -275,12 +316,33 @@ static void take_datagram(struct ingress *self, uint8_t *datagram, size_t length
 	}
 	if (self->opener.page && !open_sealed(self, &datagram, &length))
 		return;
+	take_clear(self, datagram, length, false);
+}
+
+/* Take a datagram as a circuit without encryption sends it. joined: it came in pieces. */
+static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, bool joined)
+{
+	uint64_t *counters = self->counters;
+	struct frame frame;
+
 	switch (decapsulate(&self->encapsulation, datagram, length, &frame)) {
 	case FRAME:
+		counters[RX_JOINED] += joined;
 		take_frame(self, &frame);
 		break;
 	case VERIFICATION:
-		verify(self, datagram, length);
+		/* One in pieces would be answered by one that is too large for the path. */
+		if (joined)
+			counters[RX_RESERVED]++;
+		else
+			verify(self, datagram, length);
+		break;
+	case PIECE:
+		/* None within another. */
+		if (joined)
+			counters[RX_RESERVED]++;
+		else
+			take_piece(self, datagram, length);
 		break;
 	case TOO_SHORT:
 		counters[RX_SHORT]++;

@@ -12,6 +12,7 @@
 #include "frame.h"
 #include "io.h"
 #include "mss.h"
+#include "pieces.h"
 #include "source_address.h"
 
 enum {
@@ -50,6 +51,7 @@ struct ingress {
 	unsigned batches;
 	int failure;	      /* errno for the caller, where the worker must end */
 	struct coalesced coalesced;
+	struct joiner joiner;
 	bool bulk; /* whether the last receive gave so much */
 	uint8_t *buffer;
 };
