@@ -19,7 +19,7 @@ from vela.signaling.codec import read_header
 from vela.signaling.cookie import Cookies
 from vela.signaling.events import CircuitRequested, Datagram
 from vela.signaling.limiter import RateLimiter, TokenBucket
-from vela.signaling.messages import Confirm, Header, RejectCode
+from vela.signaling.messages import CipherOffer, Confirm, Header, RejectCode
 from vela.signaling.policy import PeerCircuits, Policy, SourceLimits
 from vela.signaling.responder import Responder, Silence
 from vela.signaling.signer import Key
@@ -126,12 +126,21 @@ class ControlChannel:
         """Let requests go there; until then no circuit is known, and none is set up."""
         self._handler = handler
 
-    def set_policy(self, config: AutoconfigureConfig | None, key: Key | None) -> None:
-        """Say what others may set up here from now on; None: nothing."""
+    def set_policy(
+        self,
+        config: AutoconfigureConfig | None,
+        key: Key | None,
+        ciphers: CipherOffer | None = None,
+    ) -> None:
+        """Say what others may set up here from now on; None: nothing.
+
+        ciphers: how their circuits are encrypted; None: they are not.
+        """
         for watch in self._watches:
             watch.stop()
         self._watches.clear()
         self._responder.key = key
+        self._responder.ciphers = ciphers
         self._config = config
         names: dict[str, None] = {}
         if config is not None:
@@ -180,6 +189,16 @@ class ControlChannel:
                     "control_message_not_sent", remote=str(datagram.remote), error=str(err)
                 )
 
+    @property
+    def ciphers(self) -> CipherOffer | None:
+        """How circuits that others set up here are encrypted; None: they are not."""
+        return self._responder.ciphers
+
+    def count_dropped(self, err: RemoteProtocolError, source: Endpoint) -> None:
+        """Count a message that is not answered."""
+        self._dropped[err.reason] += 1
+        self._log.debug("control_message_dropped", source=str(source), error=str(err))
+
     def reject(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
         """Refuse what the policy allows and this machine cannot do."""
         self._responder.reject(requested, code, text)
@@ -224,8 +243,7 @@ class ControlChannel:
                 local_address=local_address,
             )
         except RemoteProtocolError as err:
-            self._dropped[err.reason] += 1
-            self._log.debug("control_message_dropped", source=str(source), error=str(err))
+            self.count_dropped(err, source)
             return
         self.send(self._responder.datagrams_to_send())
         if requested is not None and self._handler is not None:

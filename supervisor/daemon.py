@@ -29,7 +29,6 @@ from vela.log import limit
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
-from .config.conflicts import NO_ENCRYPTION
 from .config.key import MIN_ENCRYPTION_KEY, MIN_KEY, open_identity, open_key
 from .config.reader import load_config
 from .config.records import Config, DaemonConfig, Encryption
@@ -38,6 +37,7 @@ from .control_socket import ControlSocket, Reply
 from .demux import Demux
 from .keys import Keys
 from .notify import READY, STOPPING, notify
+from .registry.ciphers import Ciphers
 from .registry.host import HostNetwork
 from .registry.registry import Registry
 from .runtime.burst import Burst
@@ -96,6 +96,7 @@ class Daemon:
             undo.callback(names.close)
             self._keys = Keys(self._loop, user, config.daemon.state_directory)
             undo.callback(self._keys.close)
+            self._ciphers = Ciphers(self._keys, config.daemon, engine.suites())
             self._control_channel = ControlChannel(
                 self._loop, self._demux, names, config.daemon.port
             )
@@ -122,6 +123,7 @@ class Daemon:
                 make_data_path=make_pseudowire,
                 host=HostNetwork(self._loop.now),
                 lines=self._lines,
+                ciphers=self._ciphers,
             )
             self._control_channel.set_request_handler(self._registry)
             undo.callback(self._registry.close)
@@ -219,7 +221,8 @@ class Daemon:
         key = None
         if autoconfigure is not None and autoconfigure.key_file is not None:
             key = self._keys.load(autoconfigure.key_file)
-        self._control_channel.set_policy(autoconfigure, key)
+        ciphers = self._ciphers.offer(autoconfigure)
+        self._control_channel.set_policy(autoconfigure, key, ciphers)
 
     def _check(self) -> None:
         self._loop.call_later(CHECK_INTERVAL_S, self._check)
@@ -253,11 +256,12 @@ def find_mistakes(config: Config) -> list[str]:
         find_user(config.daemon.user)
     except ConfigError as err:
         mistakes.append(f"daemon.user: {err}; name one that exists")
-    mistakes.extend(_find_key_mistakes(config))
+    obstacle = None
     try:
-        load_engine(config.daemon.engine)
+        obstacle = load_engine(config.daemon.engine).encryption_obstacle()
     except ConfigError as err:
         mistakes.append(f"daemon.engine: {err}")
+    mistakes.extend(_find_key_mistakes(config, obstacle))
     allowed = allowed_cpus()
     mistakes.extend(
         f"circuits.{circuit.name}.cpu: velad may not use CPU {circuit.cpu}; "
@@ -268,8 +272,11 @@ def find_mistakes(config: Config) -> list[str]:
     return mistakes
 
 
-def _find_key_mistakes(config: Config) -> Iterator[str]:
-    """Yield what is wrong with files of keys, and where encryption cannot be had."""
+def _find_key_mistakes(config: Config, obstacle: str | None) -> Iterator[str]:
+    """Yield what is wrong with files of keys, and where encryption cannot be had.
+
+    obstacle: why the engine cannot encrypt; None: it can.
+    """
     if config.daemon.identity is not None:
         try:
             os.close(open_identity(config.daemon.identity))
@@ -285,8 +292,8 @@ def _find_key_mistakes(config: Config) -> Iterator[str]:
             shared_least = max(shared_least, least)
         else:
             yield from _find_key_mistake(path, circuit.key_file, least)
-        if required:
-            yield f"{path}.encryption: {NO_ENCRYPTION}"
+        if required and obstacle is not None:
+            yield f"{path}.encryption: {obstacle}; 'none' would be right"
     if shared is None:
         return
     required = shared.encryption is Encryption.REQUIRED
@@ -294,8 +301,8 @@ def _find_key_mistakes(config: Config) -> Iterator[str]:
         shared_least = MIN_ENCRYPTION_KEY
     if shared.key_file is not None:
         yield from _find_key_mistake("autoconfigure", shared.key_file, shared_least)
-    if required:
-        yield f"autoconfigure.encryption: {NO_ENCRYPTION}"
+    if required and obstacle is not None:
+        yield f"autoconfigure.encryption: {obstacle}; 'none' would be right"
 
 
 def _find_key_mistake(table: str, path: Path, least: int) -> Iterator[str]:

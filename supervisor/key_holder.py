@@ -5,7 +5,8 @@ see keys.py. A request has its number, an operation and its arguments; the reply
 a status, and the result. Neither side trusts the other's messages: the supervisor may have been
 taken over by what it reads, and this process by nobody, if requests are parsed with care.
 
-A new operation, as a handshake needs it, is a member of Operation and a method in _HANDLERS.
+What it is asked is in key_requests.py; frame_key_holder.py does what encrypted circuits need. A new
+operation is a member of Operation and a method in _HANDLERS.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import IntEnum
+from functools import partial
 from pathlib import Path
 
-from vela.errors import VelaError
+from vela.errors import RemoteProtocolError
 from vela.linux.memory import lock_memory
 from vela.linux.sandbox import User, confine
 from vela.linux.seccomp import Filter
@@ -32,80 +32,60 @@ from vela.signaling.signer import (
     sign,
     verify,
 )
-from vela.wire import MAX_UDP_PAYLOAD
 
 from .config.key import is_key, read_key
+from .key_requests import (
+    DERIVATION,
+    KEY,
+    MAX_DESCRIPTORS,
+    MAX_KEYS,
+    MAX_REPLY,
+    MAX_REQUEST,
+    MAX_SESSIONS,
+    MAX_TOKEN_CONTEXT,
+    NUMBER,
+    REPLY,
+    REQUEST,
+    SESSION,
+    Operation,
+    RefusedError,
+    Request,
+    Status,
+)
 
 NAME = "velad-keys"
 """What ps and top call the process."""
-
-MAX_REQUEST = MAX_UDP_PAYLOAD + 64  # bytes: a PROBE, and what goes before it
-MAX_REPLY = 256
-# What a supervisor may make this process keep: ids of 255 remotes each, and rekeys.
-MAX_KEYS, MAX_SESSIONS = 4096, 1 << 17
-MAX_TOKEN_CONTEXT = 1024
-MAX_DESCRIPTORS = 1  # in one request
-
-REQUEST = struct.Struct("!QB")  # number, operation
-REPLY = struct.Struct("!QB")  # number, status
-KEY = struct.Struct("!Q")
-SESSION = struct.Struct("!QQ")  # key, session; session 0: none
-DERIVATION = struct.Struct("!QQB")  # key, session, whether this end is the initiator
-NUMBER = struct.Struct("!Q")
-
-
-class Operation(IntEnum):
-    """What can be asked for: the arguments, and the result."""
-
-    LOAD = 1  # a descriptor of a file: KEY; equal keys are one
-    DROP = 2  # KEY: nothing
-    SIGN = 3  # SESSION, a message without its tags: the tags
-    VERIFY = 4  # SESSION, a message: one byte, 1 or 0
-    DERIVE = 5  # DERIVATION, a context: nothing
-    FORGET = 6  # numbers of sessions: nothing
-    TOKEN = 8  # KEY of the machine's secret, a context: what tells this machine from others
-    GENERATE = 9  # a descriptor of an empty file: nothing; there is a new key in it then
-    HELLO = 7  # nothing: why this memory may be swapped; empty: it may not
-
-
-class Status(IntEnum):
-    """How a request ended."""
-
-    DONE = 0
-    REFUSED = 1  # the request makes no sense; the result is a sentence
-
-
-class RefusedError(VelaError):
-    """A request that makes no sense, or that cannot be done; the text is for the log."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    number: int
-    operation: int
-    arguments: bytes
-    descriptors: tuple[int, ...]
 
 
 class KeyHolder:
     """Keys by number, and the keys of sessions by the number that the supervisor gave them."""
 
-    def __init__(self, unlocked: str = "") -> None:
-        """unlocked: why this memory is not locked."""
+    def __init__(self, unlocked: str = "", *, encrypts: bool = False) -> None:
+        """unlocked: why this memory is not locked. encrypts: there are encrypted circuits.
+
+        Raises ImportError if what encryption needs is not installed.
+        """
         self._unlocked = unlocked
         self._keys: dict[int, bytes] = {}
         self._sessions: dict[int, SessionKeys] = {}
         self._last_key = 0
+        self._handlers: dict[int, _Handler] = {
+            operation: partial(handler, self) for operation, handler in _HANDLERS.items()
+        }
+        if encrypts:
+            self._handlers |= _frame_key_handlers(self._keys, self._sessions)
 
     def answer(self, request: Request) -> bytes:
         """Return the reply. Raises nothing that a request could cause."""
         try:
-            handler = _HANDLERS.get(request.operation)
+            handler = self._handlers.get(request.operation)
             if handler is None:
                 raise RefusedError(f"operation {request.operation}")
-            result, status = handler(self, request), Status.DONE
+            result, status = handler(request), Status.DONE
         except RefusedError as err:
-            result, status = str(err).encode("ascii", "replace")[:MAX_REPLY], Status.REFUSED
+            result, status = str(err).encode("ascii", "replace"), Status.REFUSED
+        except RemoteProtocolError as err:
+            result, status = str(err).encode("ascii", "replace"), Status.FAILED
         return REPLY.pack(request.number, status) + result[: MAX_REPLY - REPLY.size]
 
     def _load(self, request: Request) -> bytes:
@@ -180,14 +160,16 @@ class KeyHolder:
     def _hello(self, request: Request) -> bytes:
         return self._unlocked.encode("ascii", "replace")
 
-    def _key_and_session(self, arguments: bytes) -> tuple[bytes, SessionKeys | None, bytes]:
+    def _key_and_session(self, arguments: bytes) -> tuple[bytes | None, SessionKeys | None, bytes]:
+        """Return the key, the session's keys, and the message. A session may do without a key."""
         if len(arguments) < SESSION.size:
             raise RefusedError(f"a message with {len(arguments)} bytes")
         number, session = SESSION.unpack_from(arguments)
         if session and session not in self._sessions:
             raise RefusedError(f"no session {session}")
         keys = self._sessions[session] if session else None
-        return self._key(number), keys, arguments[SESSION.size :]
+        key = self._key(number) if number or not session else None
+        return key, keys, arguments[SESSION.size :]
 
     def _key(self, number: int) -> bytes:
         try:
@@ -195,6 +177,8 @@ class KeyHolder:
         except KeyError:
             raise RefusedError(f"no key {number}") from None
 
+
+_Handler = Callable[[Request], bytes]
 
 _HANDLERS: dict[int, Callable[[KeyHolder, Request], bytes]] = {
     Operation.LOAD: KeyHolder._load,
@@ -209,20 +193,55 @@ _HANDLERS: dict[int, Callable[[KeyHolder, Request], bytes]] = {
 }
 
 
+def _frame_key_handlers(
+    keys: Mapping[int, bytes], sessions: dict[int, SessionKeys]
+) -> dict[int, _Handler]:
+    """Return what does the operations of encrypted circuits.
+
+    Only who has such circuits pays for loading it: 60 ms and 20 MB. To be called before this
+    process loses its privileges, and with them perhaps the right to read the modules' files.
+    """
+    from .frame_key_holder import FrameKeyHolder
+
+    holder = FrameKeyHolder(keys, sessions)
+    return {
+        Operation.PAGE: holder.page,
+        Operation.END_PAGE: holder.end_page,
+        Operation.IDENTITY: holder.identity,
+        Operation.OPEN: holder.open,
+        Operation.BEGIN: holder.begin,
+        Operation.RESPOND: holder.respond,
+        Operation.FINISH: holder.finish,
+        Operation.INSTALL: holder.install,
+        Operation.TRANSMIT: holder.transmit,
+        Operation.RETIRE: holder.retire,
+        Operation.WIPE: holder.wipe,
+        Operation.USAGE: holder.usage,
+    }
+
+
 def _unpack(layout: struct.Struct, arguments: bytes) -> tuple[int, ...]:
     if len(arguments) != layout.size:
         raise RefusedError(f"{len(arguments)} bytes where {layout.size} are right")
     return layout.unpack(arguments)
 
 
-def run(channel: socket.socket, user: User, supervisor_pid: int, calls: Filter | None) -> None:
+def run(
+    channel: socket.socket,
+    user: User,
+    supervisor_pid: int,
+    calls: Filter | None,
+    *,
+    encrypts: bool = False,
+) -> None:
     """Be the key holder: a fork of the supervisor, from before it could have read a key.
 
-    calls: vela.linux.sandbox.key_holder_filter, made by the supervisor.
+    calls: vela.linux.sandbox.key_holder_filter, made by the supervisor. encrypts: see KeyHolder.
     """
     with suppress(OSError):  # a name is not worth more
         Path("/proc/self/comm").write_text(NAME, encoding="ascii")
     unlocked = lock_memory()
+    holder = KeyHolder(unlocked, encrypts=encrypts)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     confine(user, supervisor_pid)
     for standard in (0, 1, 2):
@@ -230,7 +249,7 @@ def run(channel: socket.socket, user: User, supervisor_pid: int, calls: Filter |
     os.close(null)
     if calls is not None:
         calls.install()
-    serve(channel, KeyHolder(unlocked))
+    serve(channel, holder)
 
 
 def serve(channel: socket.socket, holder: KeyHolder) -> None:

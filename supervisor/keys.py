@@ -20,10 +20,11 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from vela.errors import ConfigError, VelaError
+from vela.errors import ConfigError, RemoteProtocolError, VelaError
 from vela.linux.sandbox import User, key_holder_filter
 from vela.signaling.identity import TOKEN_LENGTH
 from vela.signaling.limiter import TokenBucket
+from vela.signaling.messages import HANDSHAKE
 from vela.signaling.signer import (
     SESSION_TAG_LENGTH,
     TAG_LENGTH,
@@ -34,7 +35,7 @@ from vela.signaling.signer import (
 
 from . import key_holder
 from .config.key import open_key
-from .key_holder import (
+from .key_requests import (
     DERIVATION,
     KEY,
     MAX_REPLY,
@@ -66,6 +67,12 @@ _T = TypeVar("_T")
 
 class HolderLostError(VelaError):
     """The key holder died, hangs, or answers nonsense."""
+
+
+class Successor(Protocol):
+    """What has to know that there is another holder, which lacks what the one before had."""
+
+    def on_holder_replaced(self) -> None: ...
 
 
 class KeySource(Protocol):
@@ -113,6 +120,8 @@ class Keys:
         self._replacements = TokenBucket(REPLACEMENT_RATE, REPLACEMENT_BURST)
         self.generation = 0
         """How many holders there were."""
+        self._encrypts = False
+        self._successors: weakref.WeakSet[Successor] = weakref.WeakSet()
         self._child: Child | None = None
         self._channel: socket.socket | None = None
 
@@ -154,6 +163,27 @@ class Keys:
     def close(self) -> None:
         """End the holder, and all that it knows."""
         self._end()
+
+    def require_encryption(self) -> None:
+        """Let the holder do what encrypted circuits need. Raises HolderLostError."""
+        if self._encrypts:
+            return
+        self._encrypts = True
+        if self._child is not None:
+            # Before its first encrypted circuit. Keys are loaded again, sessions derive theirs.
+            self._replace("it has to load what encryption needs", planned=True)
+
+    def follow(self, successor: Successor) -> None:
+        """Let this know when there is another holder, for as long as it lives."""
+        self._successors.add(successor)
+
+    def load_file(self, fd: int, operation: Operation) -> bytes:
+        """Return what the holder says of a file with a key. Raises HolderLostError, RefusedError.
+
+        Starts the holder if there is none yet.
+        """
+        self._begin()
+        return self.attempt(lambda: self.ask(operation, b"", (fd,)))
 
     # For the keys.
 
@@ -300,9 +330,10 @@ class Keys:
 
     def _fork(self) -> Started:
         supervisor_pid, calls = os.getpid(), key_holder_filter()
+        encrypts = self._encrypts
 
         def body(channel: socket.socket) -> None:
-            key_holder.run(channel, self._user, supervisor_pid, calls)
+            key_holder.run(channel, self._user, supervisor_pid, calls, encrypts=encrypts)
 
         return fork_with_channel(body)
 
@@ -341,12 +372,12 @@ class Keys:
         except HolderLostError as err:
             self._log.error("key_holder_not_replaced", error=str(err))
 
-    def _replace(self, reason: str) -> None:
+    def _replace(self, reason: str, *, planned: bool = False) -> None:
         """End the holder, start another, and hand it the files. Raises HolderLostError."""
         pid, ended = self.pid, self._end()
-        if pid is not None:
+        if pid is not None and not planned:
             self._log.error("key_holder_lost", pid=pid, reason=reason, ended=str(ended))
-        if not self._replacements.take(self._loop.now()):
+        if not planned and not self._replacements.take(self._loop.now()):
             raise HolderLostError("it was lost again and again")
         self._ended.clear()
         self._dropped.clear()
@@ -358,6 +389,9 @@ class Keys:
             if key.number:
                 self._held.setdefault(key.number, key)
         self._log.info("key_holder_replaced", pid=self.pid, keys=len(held))
+        # Not within the call that found the loss.
+        for successor in tuple(self._successors):
+            self._loop.call_later(0.0, successor.on_holder_replaced)
 
 
 class HeldKey:
@@ -454,6 +488,8 @@ def _result(reply: bytes, number: int) -> bytes:
         return result
     if status == Status.REFUSED:
         raise RefusedError(result.decode("ascii", "replace"))
+    if status == Status.FAILED:
+        raise RemoteProtocolError(HANDSHAKE, result.decode("ascii", "replace"))
     raise HolderLostError(f"it answered with status {status}")
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from vela.dataplane.counters import RX_DROPPED, TX_DROPPED, Counters, Slot
 from vela.public_key import fingerprint
 from vela.signaling.encryption import EncryptionStatus
-from vela.signaling.messages import HandshakePattern, Suite
+from vela.signaling.messages import HandshakePattern
+from vela.wire import Suite
 
 
 def document(value: object) -> Any:

@@ -34,11 +34,12 @@ from vela.signaling.messages import (
     HandshakePattern,
     Keepalive,
     Message,
-    Suite,
     Suites,
 )
 from vela.signaling.noise import KeyPair
 from vela.signaling.session_secrets import FrameKey, Keys, SessionSecrets, psk_of
+from vela.signaling.signer import Signer
+from vela.wire import Suite
 
 PSK = psk_of(bytes(range(32)))
 IDENTITIES = KeyPair(bytes(range(32))), KeyPair(bytes(range(1, 33)))
@@ -113,6 +114,7 @@ class LocalHolder:
     """What the worker is to take: with the number of its installation."""
     log: list[tuple[str, int]] = field(default_factory=list)
     _installations: int = 0
+    signer: Signer | None = None
 
     def begin(self, generation: int, prologue: bytes) -> bytes:
         self._note("begin", generation)

@@ -14,12 +14,14 @@ from vela.errors import RemoteProtocolError
 from vela.signaling.agreement import Agreement
 from vela.signaling.codec import read_header
 from vela.signaling.cookie import Cookies
+from vela.signaling.encryption import Encryption, FrameKeys
 from vela.signaling.events import Agreed, CircuitRequested, Closed, Datagram, Event, OfferChanged
 from vela.signaling.inputs import State
 from vela.signaling.messages import Capability, Description, MessageType, Offer
 from vela.signaling.policy import PeerCircuits, Policy
 from vela.signaling.responder import Responder
 from vela.signaling.session import Session
+from vela.signaling.session_cipher import answer_handshake
 from vela.signaling.signer import Key, LocalKey
 
 ROUTER1 = Endpoint(ip_address("192.0.2.1"), 48621)
@@ -75,6 +77,8 @@ class Machine:
         self.kept: Offer | None = None
         self.machine: bytes | None = None
         """What tells it from others."""
+        self.frame_keys: FrameKeys | None = None
+        """Where the circuit is encrypted."""
         self.obstacle = ""
         """Why it cannot carry frames."""
         self.events: list[tuple[float, Event]] = []
@@ -86,6 +90,7 @@ class Machine:
         self.farewell: list[Datagram] = []
         self.cookies = Cookies(self.randomness)
         self.responder = Responder(self.policy, self.key, self.cookies, self.endpoint.port)
+        self.responder.ciphers = None if self.frame_keys is None else self.frame_keys.offer
         self.session: Session | None = None
         if self.offer is not None or self.kept is not None:
             self.session = self._session(self.remote)
@@ -104,7 +109,14 @@ class Machine:
             offer=self.offer if own else self.kept,
             policy=None if own else self.policy,
             machine=self.machine,
+            frame_keys=self.frame_keys,
         )
+
+    def _answer(self, requested: CircuitRequested, now: float) -> Encryption | None:
+        if self.frame_keys is None:
+            return None
+        confirm, said = requested.confirm, requested.transcript
+        return answer_handshake(self.frame_keys, confirm, said, None, now)
 
     def receive(self, data: bytes, source: Endpoint, now: float) -> None:
         try:
@@ -129,10 +141,11 @@ class Machine:
 
     def _take(self, requested: CircuitRequested | None, now: float) -> None:
         if requested is not None:
+            encryption = self._answer(requested, now)
             self.requested.append(requested)
             self.kept = requested.offer
             self.session = self._session(None)
-            self.session.accept(requested, now)
+            self.session.accept(requested, now, encryption)
 
     def handle_timer(self, now: float) -> None:
         self._run_timers(now)
@@ -153,9 +166,10 @@ class Machine:
             if isinstance(event, Agreed) and self.obstacle:
                 session.suspend(self.obstacle)
             if isinstance(event, OfferChanged):
+                encryption = self._answer(event.requested, now)
                 self.kept = event.requested.offer
                 self.session = session = self._session(None)
-                session.accept(event.requested, now)
+                session.accept(event.requested, now, encryption)
             if isinstance(event, Closed):
                 self.farewell += session.datagrams_to_send()
                 self.session = None

@@ -23,7 +23,7 @@ from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
 from vela.signaling.identity import token
 from vela.signaling.signer import Key, LocalKey
-from vela.supervisor.circuit.terms import PROVISIONAL_MTU, Profile
+from vela.supervisor.circuit.terms import Profile
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, Config, DaemonConfig
 from vela.supervisor.control_channel import ControlChannel
 from vela.supervisor.demux import ControlHandler
@@ -84,7 +84,7 @@ class RecordingDataPath:
     config: CircuitConfig
     cpu: int
     local_mac: bytes
-    mtu: int = PROVISIONAL_MTU
+    mtu: int = 1471
     abilities: Abilities = field(default_factory=Abilities)
     attached: tuple[UnderlayPath, Profile] | None = None
     carrier: bool = False
@@ -98,7 +98,7 @@ class RecordingDataPath:
     """The remote's port that frames are taken from."""
     attachments: int = 0
 
-    def attach(self, path: UnderlayPath, profile: Profile) -> None:
+    def attach(self, path: UnderlayPath, profile: Profile, key_page: int | None = None) -> None:
         assert not self.closed
         if self.refusal:
             self.attached = None

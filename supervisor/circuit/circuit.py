@@ -17,6 +17,7 @@ from vela.dataplane.frame import Elision
 from vela.errors import DeviceError, VelaError
 from vela.linux.underlay import UnderlayPath
 from vela.signaling.agreement import Agreement
+from vela.signaling.encryption import Encryption as SessionEncryption
 from vela.signaling.events import (
     Agreed,
     CircuitRequested,
@@ -30,16 +31,23 @@ from vela.signaling.events import (
     Up,
 )
 from vela.signaling.inputs import State as SessionState
-from vela.signaling.messages import CloseReason, Description, Offer, RejectCode
+from vela.signaling.messages import (
+    CloseReason,
+    Description,
+    HandshakePattern,
+    Offer,
+    RejectCode,
+)
 from vela.signaling.policy import Policy
 from vela.signaling.session import Session
 from vela.signaling.signer import Key
 
 from ..config.records import CircuitConfig
 from ..control_channel import ControlChannel
-from ..runtime.loop import Callback, EventLoop
+from ..frame_keys import CircuitKeys
+from ..runtime.loop import Callback, EventLoop, Timer
 from ..runtime.names import NameSource
-from ..status import CircuitStatus, CounterStatus, WorkerStatus
+from ..status import CipherStatus, CircuitStatus, CounterStatus, WorkerStatus
 from .lifecycle import Action, Input, Lifecycle, State
 from .remote import RemoteSearch, RouteSource
 from .signaling import SignalingChannel
@@ -62,6 +70,12 @@ class Origin(Enum):
 
 # States that need no action of the operator.
 _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED})
+# The worker looks for new keys at its next batch, and where there is none twenty times a second
+# before its first key, twice a second afterwards.
+FIRST_LOOK_FOR_KEYS_S = 0.01
+LONGEST_LOOK_FOR_KEYS_S = 0.16
+# A key lives for 180 s, and is replaced after 120.
+KEYS_ARE_OLD_S = 50.0
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
 
@@ -90,7 +104,7 @@ class DataPath(Protocol):
     def expect_frames_from(self, port: int | None) -> None:
         """Take only frames that come from this UDP port of the remote's; None: from any."""
 
-    def attach(self, path: UnderlayPath, profile: Profile) -> None: ...
+    def attach(self, path: UnderlayPath, profile: Profile, key_page: int | None = None) -> None: ...
 
     def detach(self) -> None: ...
 
@@ -146,13 +160,15 @@ class Circuit:
         key: Key | None = None,
         machine: bytes | None = None,
         maker: bytes | None = None,
+        frame_keys: CircuitKeys | None = None,
     ) -> None:
         """Create a circuit. start() or accept() begins to look for the remote.
 
         port: the listening port, and the port of a remote that names none.
         control_channel: None for a static circuit. offer: the settings of the
         remote's end; for a circuit that the remote set up, those of this end.
-        machine and maker: see Session.
+        machine and maker: see Session. frame_keys: of an encrypted circuit; it is
+        closed with the circuit.
         """
         self.config = config
         self.origin = origin
@@ -169,6 +185,9 @@ class Circuit:
         self._key = key
         self._machine = machine
         self._maker = maker
+        self._frame_keys = frame_keys
+        self._look_for_keys: Timer | None = None
+        self._restarts = 0
         self._signaling: SignalingChannel | None = None
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._started = self._closed = False
@@ -191,6 +210,8 @@ class Circuit:
         )
         self._signaling = self._open_signaling()
         data_path.set_failure_handler(self.check)
+        if frame_keys is not None:
+            frame_keys.set_handlers(self._expect_keys, self._on_keys_lost)
 
     # For the registry.
 
@@ -245,9 +266,12 @@ class Circuit:
         self._log.debug("circuit_started", remote=str(self.config.remote))
         self._take(Input.START)
 
-    def accept(self, requested: CircuitRequested) -> None:
+    def accept(
+        self, requested: CircuitRequested, encryption: SessionEncryption | None = None
+    ) -> None:
         """Begin with the session that a remote asked for, instead of start().
 
+        encryption: with the keys of the session, on an encrypted circuit.
         answer() must follow. Raises VelaError.
         """
         signaling = self._require_signaling()
@@ -256,7 +280,9 @@ class Circuit:
         # The path must be known before the first message, so that both ends agree at once.
         self._path = self._remote.choose((requested.source.address,), requested.local_address)
         signaling.session.set_local(self._description(self._path), self._loop.now())
-        signaling.session.accept(requested, self._loop.now())
+        signaling.session.accept(requested, self._loop.now(), encryption)
+        if encryption is not None:
+            self._expect_keys()
         self._agreement = signaling.session.agreement
         self._carry()
         self._remote.resolve_later()
@@ -275,6 +301,10 @@ class Circuit:
         self._closed = True
         self._remote.stop()
         self._data_path.close()
+        if self._look_for_keys is not None:
+            self._look_for_keys.cancel()
+        if self._frame_keys is not None:
+            self._frame_keys.close()
         # A velad that refuses to start logs nothing but the reason.
         if self._started:
             self._log.info("circuit_closed")
@@ -311,6 +341,8 @@ class Circuit:
         if key == self._key:
             return
         self._key = key
+        if self._frame_keys is not None:
+            self._frame_keys.set_psk(key)
         if not self.disabled:
             self.disable()
             self.enable()
@@ -330,6 +362,7 @@ class Circuit:
             if before:
                 self._log.info("circuit_mended")
                 self._take(Input.MENDED)
+        self._look_at_key_usage()
 
     def status(self) -> CircuitStatus:
         config, attached = self.config, self._data_path.attached
@@ -351,12 +384,74 @@ class Circuit:
             encapsulation=config.encapsulation.value,
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
             encryption=config.encryption.value,
-            cipher=None,
+            cipher=self._cipher_status(),
             rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 3),
             last_heard_seconds=None if heard_at is None else round(self._loop.now() - heard_at, 3),
             worker=self._data_path.worker_status(),
             counters=self._data_path.counter_status(),
         )
+
+    def _cipher_status(self) -> CipherStatus | None:
+        keys = self._frame_keys
+        if keys is None or self._signaling is None:
+            return None
+        session = self._signaling.session
+        status = session.encryption_status(self._loop.now())
+        if status is None:
+            return None
+        pattern = HandshakePattern(keys.offer.pattern)
+        return CipherStatus.of(status, pattern, session.remote_static or keys.remote_static)
+
+    # Keys of frames.
+
+    def _expect_keys(self) -> None:
+        """Look until the worker has taken the keys that were handed to it."""
+        if self._look_for_keys is None:
+            self._look_at_keys(FIRST_LOOK_FOR_KEYS_S)
+
+    def _look_at_keys(self, delay_s: float) -> None:
+        def look() -> None:
+            self._look_for_keys = None
+            keys, signaling = self._frame_keys, self._signaling
+            if keys is None or signaling is None:
+                return
+            waiting = signaling.session.awaited_installations
+            if not waiting:
+                return
+            for usage in keys.usages():
+                if usage.receives and usage.serial in waiting:
+                    signaling.session.keys_installed(usage.serial, self._loop.now())
+            signaling.pump()
+            if signaling.session.awaited_installations and not self._closed:
+                self._look_at_keys(min(2 * delay_s, LONGEST_LOOK_FOR_KEYS_S))
+
+        self._look_for_keys = self._loop.call_later(delay_s, look)
+
+    def _look_at_key_usage(self) -> None:
+        """Let keys be replaced before they are used up. To be called once a second."""
+        keys, signaling = self._frame_keys, self._signaling
+        if keys is None or signaling is None or self._closed:
+            return
+        session, now = signaling.session, self._loop.now()
+        status = session.encryption_status(now)
+        if status is None:
+            return
+        for usage in keys.usages():
+            if usage.generation == status.generation:
+                session.keys_used(usage.generation, usage.frames, usage.octets, now)
+                # Their age goes on while the machine sleeps, and timers do not.
+                if usage.expires_in_s < KEYS_ARE_OLD_S:
+                    session.want_rekey(now)
+        worker = self._data_path.worker_status()
+        if worker is not None and worker.restarts != self._restarts:
+            self._restarts = worker.restarts
+            session.want_rekey(now)
+        signaling.pump()
+
+    def _on_keys_lost(self) -> None:
+        if self._signaling is not None and not self._closed:
+            self._signaling.session.lose_keys(self._loop.now())
+            self._signaling.pump()
 
     # From the search for the remote.
 
@@ -511,7 +606,8 @@ class Circuit:
         path = self._path_to(Endpoint(session.remote.address, port))
         # The session may be with another address than the one that was asked.
         session.set_local(self._description(path), self._loop.now())
-        self._data_path.attach(path, agreed_profile(self.config, agreement, path))
+        page = None if self._frame_keys is None else self._frame_keys.page_fd
+        self._data_path.attach(path, agreed_profile(self.config, agreement, path), page)
         self._data_path.expect_frames_from(agreement.frame_port)
         # The remote is told which port they leave from, now that it is known.
         session.set_local(self._description(path), self._loop.now())
@@ -562,6 +658,7 @@ class Circuit:
             policy=channel.policy if self.origin is Origin.PEER else None,
             machine=self._machine,
             maker=self.maker,
+            frame_keys=self._frame_keys,
         )
         return SignalingChannel(session, self._loop, channel, self._on_event)
 

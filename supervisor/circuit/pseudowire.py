@@ -47,7 +47,7 @@ from ..runtime.loop import Callback, EventLoop, Timer
 from ..status import CounterStatus, WorkerStatus
 from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
-from .terms import PROVISIONAL_MTU, Profile
+from .terms import Profile, provisional_mtu
 
 # Workers that start are forked in a row, this often: what the supervisor writes to
 # between two forks is copied for each (measured with 255: 8 MB a worker, and
@@ -138,7 +138,7 @@ class Pseudowire:
             self._interface = AttachmentCircuit(
                 config,
                 self.local_mac,
-                config.mtu or PROVISIONAL_MTU,
+                config.mtu or provisional_mtu(config),
                 netlink=parts.netlink,
                 forwarding=parts.forwarding,
                 virtio_header=parts.engine.abilities.virtio_header,

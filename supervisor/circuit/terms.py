@@ -13,10 +13,7 @@ from vela.signaling.agreement import Agreement
 from vela.signaling.messages import Capability, Description
 from vela.wire import MIN_IPV6_MTU, overhead, tap_mtu
 
-from ..config.records import CircuitConfig, Encapsulation, SourcePort
-
-# Until the remote is known: what most will have, as a change later takes the kernel a while.
-PROVISIONAL_MTU = 1500 - overhead(Family.IPV4, encrypted=False)
+from ..config.records import CircuitConfig, Encapsulation, Encryption, SourcePort
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ def describe(
         capabilities |= Capability.CHECKSUM_OFFLOAD
     return Description(
         mac=mac,
-        mtu=(config.mtu or PROVISIONAL_MTU) if path is None else own_mtu(config, path),
+        mtu=(config.mtu or provisional_mtu(config)) if path is None else own_mtu(config, path),
         capabilities=capabilities,
         port=port,
         keepalive_ms=round(config.keepalive * 1000),
@@ -77,6 +74,7 @@ def agreed_profile(config: CircuitConfig, agreement: Agreement, path: UnderlayPa
         remote_mac=agreement.remote_mac,
         partial_checksums=agreement.elision and agreement.checksum_offload,
         source_port=path.group.port if agreement.nat else source_port(config, path),
+        encrypted=is_encrypted(config),
     )
 
 
@@ -98,14 +96,26 @@ def static_profile(config: CircuitConfig, path: UnderlayPath) -> Profile:
     )
 
 
-def own_mtu(config: CircuitConfig, path: UnderlayPath, *, encrypted: bool = False) -> int:
+def is_encrypted(config: CircuitConfig) -> bool:
+    return config.encryption is Encryption.REQUIRED
+
+
+def provisional_mtu(config: CircuitConfig) -> int:
+    """Return the TAP MTU, in bytes, until the remote is known: as on a path of 1500 over IPv4.
+
+    Most paths have that, and a change later takes the kernel a while.
+    """
+    return 1500 - overhead(Family.IPV4, encrypted=is_encrypted(config))
+
+
+def own_mtu(config: CircuitConfig, path: UnderlayPath) -> int:
     """Return the TAP MTU, in bytes, that is configured or that the path allows.
 
     Raises ConfigError where the path is too narrow for the circuit's addresses.
     """
     if config.mtu is not None:
         return config.mtu
-    mtu = tap_mtu(path.route.mtu, path.endpoint.family, encrypted=encrypted)
+    mtu = tap_mtu(path.route.mtu, path.endpoint.family, encrypted=is_encrypted(config))
     if mtu < MIN_IPV6_MTU and any(each.version == 6 for each in config.addresses):
         raise ConfigError(
             f"the way to the remote leaves an MTU of {mtu}, and IPv6 needs {MIN_IPV6_MTU}"

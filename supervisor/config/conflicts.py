@@ -147,9 +147,6 @@ def remote_identity(remote: Remote) -> str:
     return remote.host.lower().removesuffix(".")
 
 
-NO_ENCRYPTION = "this version does not encrypt frames; 'none' would be right"
-"""Until the data path and the key holder do: better nothing than in clear."""
-
 _NO_IDENTITY = (
     "needs this machine's own key; daemon.identity would be right, "
     "with a file that velad --generate-key makes"

@@ -10,7 +10,7 @@ from vela.errors import VelaError
 
 from ..circuit.circuit import Origin
 from ..circuit.lifecycle import State
-from ..circuit.terms import PROVISIONAL_MTU
+from ..circuit.terms import provisional_mtu
 from ..config.records import CircuitConfig
 from ..runtime.loop import EventLoop, Timer
 from ..status import CircuitStatus, CounterStatus
@@ -92,7 +92,7 @@ class PendingCircuits:
                 remote_address=None,
                 remote_port=wanted.config.remote.port or self._port,
                 family=None,
-                mtu=wanted.config.mtu or PROVISIONAL_MTU,
+                mtu=wanted.config.mtu or provisional_mtu(wanted.config),
                 encapsulation=wanted.config.encapsulation.value,
                 elision=False,
                 encryption=wanted.config.encryption.value,

@@ -11,7 +11,7 @@ from typing import Protocol
 import structlog
 
 from vela.address import IPAddress, IPNetwork
-from vela.errors import ConfigError, DeviceError, VelaError
+from vela.errors import ConfigError, DeviceError, RemoteProtocolError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
 from vela.signaling.events import CircuitRequested
 from vela.signaling.messages import CloseReason, Confirm, RejectCode
@@ -22,10 +22,11 @@ from ..circuit.circuit import Circuit, DataPath, Origin
 from ..circuit.lifecycle import State
 from ..circuit.remote import RouteSource
 from ..circuit.tenure import Tenure
-from ..config.conflicts import NO_ENCRYPTION, check_key
+from ..config.conflicts import check_key
 from ..config.reader import parse_circuits
 from ..config.records import CircuitConfig, Config, Encapsulation, Encryption
 from ..control_channel import ControlChannel
+from ..frame_keys import CircuitKeys
 from ..keys import KeySource
 from ..runtime.lines import LineLimiter
 from ..runtime.loop import EventLoop
@@ -34,6 +35,7 @@ from ..status import CircuitStatus
 from . import requests
 from .allocation import Allocation
 from .changes import ChangeLimiter
+from .ciphers import Answered, Ciphers, contradiction
 from .facts import HostFacts
 from .pending import PendingCircuits
 from .requests import Refuse, SetUp, Situation, offer_of
@@ -82,7 +84,9 @@ class Registry:
         make_data_path: DataPathFactory,
         host: FactSource,
         lines: LineLimiter,
+        ciphers: Ciphers | None = None,
     ) -> None:
+        """ciphers: None where no circuit is encrypted."""
         self._config = config
         self._loop = loop
         self._names = names
@@ -92,6 +96,7 @@ class Registry:
         self._make_data_path = make_data_path
         self._host = host
         self._lines = lines
+        self._ciphers = ciphers
         self._changes = ChangeLimiter()
         self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
@@ -271,27 +276,55 @@ class Registry:
         situation = self._situation()
         if situation is None:
             return
+        answered = self._answer_handshake(requested)
+        if answered is None:
+            return
         decision = self._admit(requested, requests.decide(requested, situation), situation.policy)
         if isinstance(decision, Refuse):
+            answered.close()
             self._refuse(requested, decision)
             return
         if decision.replaced is not None:
             remote = str(decision.config.remote)
             self._log.info("circuit_moved", circuit=decision.config.name, remote=remote)
-        self._set_up_for_peer(decision, requested)
+        self._set_up_for_peer(decision, requested, answered)
 
     def on_offer_changed(self, circuit: Circuit, requested: CircuitRequested) -> None:
         """Apply the settings that the circuit's remote now asks for, or refuse them."""
         situation = self._situation()
         if situation is None:
             return
+        answered = self._answer_handshake(requested)
+        if answered is None:
+            return
         decision = requests.decide_change(circuit, requested, situation)
         decision = self._admit(requested, decision, situation.policy)
         if isinstance(decision, Refuse):
+            answered.close()
             self._refuse(requested, decision)
             return
         self._log.info("circuit_changed_by_peer", circuit=circuit.name)
-        self._set_up_for_peer(decision, requested)
+        self._set_up_for_peer(decision, requested, answered)
+
+    def _answer_handshake(self, requested: CircuitRequested) -> Answered | None:
+        """Answer the handshake of a circuit that is to be encrypted.
+
+        Nothing is created for a stranger. None: the handshake is wrong, or comes too fast.
+        """
+        autoconfigure, ciphers = self._config.autoconfigure, self._ciphers
+        if self._control_channel.ciphers is None or autoconfigure is None or ciphers is None:
+            return Answered()
+        try:
+            answered = ciphers.answer(
+                requested, autoconfigure, self._control_channel.key, self._loop.now()
+            )
+        except RemoteProtocolError as err:
+            self._control_channel.count_dropped(err, requested.source)
+            return None
+        except VelaError as err:
+            self._log.error("circuit_not_set_up", by=str(requested.source), error=str(err))
+            return None
+        return answered
 
     def on_deleted(self, circuit: Circuit) -> None:
         self._log.info("circuit_deleted_by_peer", circuit=circuit.name)
@@ -351,15 +384,19 @@ class Registry:
         facts = self._host.facts(tuple(each.network for each in config.addresses))
         return requests.find_overlap(config, replaced, self._circuits.values(), facts, networks)
 
-    def _set_up_for_peer(self, decision: SetUp, requested: CircuitRequested) -> None:
+    def _set_up_for_peer(
+        self, decision: SetUp, requested: CircuitRequested, answered: Answered
+    ) -> None:
         """Create a circuit that another machine asked for, and remove the one that it replaces."""
-        config = decision.config
+        config = answered.complete(decision.config)
         replaced = None if decision.replaced is None else self._circuits[decision.replaced]
         if replaced is not None:
             self._remove(replaced, None)
         self._lines.assign(config.name, requested.source.address)
         try:
-            circuit = self._make(StoredCircuit(config, Origin.PEER, decision.named_by_peer))
+            circuit = self._make(
+                StoredCircuit(config, Origin.PEER, decision.named_by_peer), answered.keys
+            )
         except VelaError as err:
             self._give_up(requested, replaced, err)
             return
@@ -375,7 +412,7 @@ class Registry:
             self._give_up(requested, replaced, error)
 
         try:
-            circuit.accept(requested)
+            circuit.accept(requested, answered.encryption)
         except VelaError as err:
             circuit.close(None)
             self._give_up(requested, replaced, err)
@@ -463,23 +500,36 @@ class Registry:
         self._circuits[circuit.name] = circuit
         return circuit
 
-    def _make(self, stored: StoredCircuit) -> Circuit:
+    def _make(self, stored: StoredCircuit, frame_keys: CircuitKeys | None = None) -> Circuit:
+        """Create a circuit. Raises VelaError.
+
+        frame_keys: of an encrypted one, closed if that fails; None: they are made.
+        """
         config, origin = stored.config, stored.origin
-        if config.encryption is Encryption.REQUIRED:
-            raise ConfigError(f"{config.name}: {NO_ENCRYPTION}")
         # The original VELA has no handshake.
         static = not config.autoconfigure or config.encapsulation is Encapsulation.IP
         key = None if static else self._key_for(config, origin)
-        return Circuit(
-            config,
-            origin,
+        machine = None if static else self._token_for(config, origin)
+        if frame_keys is None and config.encryption is Encryption.REQUIRED:
+            if self._ciphers is None:
+                raise ConfigError(f"{config.name}: encryption is required, and cannot be had")
+            frame_keys = self._ciphers.keys_of(config, key)
+        try:
             # A command or another machine must learn at once that the bridge is missing.
-            self._make_data_path(
+            data_path = self._make_data_path(
                 config,
                 self._cpu_for(config),
                 await_bridge=origin is Origin.CONFIG,
                 shielded=origin is Origin.PEER,
-            ),
+            )
+        except VelaError:
+            if frame_keys is not None:
+                frame_keys.close()
+            raise
+        return Circuit(
+            config,
+            origin,
+            data_path,
             loop=self._loop,
             names=self._names,
             routes=self._routes,
@@ -488,8 +538,9 @@ class Registry:
             control_channel=None if static else self._control_channel,
             offer=offer_of(config, origin, stored.named_by_peer),
             key=key,
-            machine=None if static else self._token_for(config, origin),
+            machine=machine,
             maker=stored.maker,
+            frame_keys=frame_keys,
         )
 
     def _cpu_for(self, config: CircuitConfig) -> int:
@@ -561,7 +612,15 @@ class Registry:
             refused = None if source is None else policy.judge_offer(offer, source)
             if refused is not None:
                 raise ConfigError(refused.text)
+            why = self._cipher_contradiction(stored.config)
+            if why:
+                raise ConfigError(why)
         self._allocation.check_free(stored.config)
+
+    def _cipher_contradiction(self, config: CircuitConfig) -> str:
+        """Return why a circuit of another machine's is no longer allowed to be as encrypted."""
+        autoconfigure = self._config.autoconfigure
+        return "" if autoconfigure is None else contradiction(config, autoconfigure)
 
     def _apply_policy(self) -> None:
         """Remove peers' circuits that are no longer allowed. The others get the new policy."""
@@ -572,7 +631,11 @@ class Registry:
             if circuit.origin is not Origin.PEER:
                 if circuit.config.key_file is None:
                     circuit.set_key(key)
-            elif policy is None or _is_refused(policy, circuit):
+            elif (
+                policy is None
+                or _is_refused(policy, circuit)
+                or self._cipher_contradiction(circuit.config)
+            ):
                 self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
                 self._remove(circuit, CloseReason.STOPPING)
                 self._store.try_save()

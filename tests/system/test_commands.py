@@ -13,6 +13,7 @@ import pytest
 
 from lab.autoconfigured import (
     Ends,
+    Settings,
     addresses,
     asking,
     circuit,
@@ -567,17 +568,31 @@ def test_circuit_that_requires_encryption_is_never_made_in_clear(
             "velactl add: circuits.vela7.encryption: 'required' needs a key; "
             "peer_key or key_file would be right"
         )
-        assert refused(velad, *required, "--key-file", str(key)) == (
-            "vela7: this version does not encrypt frames; 'none' would be right"
-        )
         assert refused(velad, *required, "--peer-key", "key").startswith(
             "velactl add: circuits.vela7.peer_key: is not base64"
         )
 
         velad.configure(asking(routers.b.ipv4, key_file=str(key), encryption="required"))
-        assert refused(velad, "reload").endswith(
-            "circuits.vela0.encryption: this version does not encrypt frames; 'none' would be right"
-        )
+        key.write_text("a key for the test\n")
+        assert refused(velad, "reload").endswith("where encryption is required")
+
+
+def test_ends_that_differ_on_encryption_say_so_and_carry_nothing(
+    routers: TwoRouters, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("a key for the test, 32 characters\n")
+    key.chmod(0o600)
+    keyed: Settings = {"key_file": str(key)}
+    encrypted: Settings = {**keyed, "encryption": "required"}
+    for ours, theirs, why in (
+        (encrypted, keyed, "this end requires encryption, and the other end does not encrypt"),
+        (keyed, encrypted, "the other end requires encryption, and this end does not encrypt"),
+    ):
+        with ends(routers, asking(routers.b.ipv4, **ours), policy(**theirs)) as both:
+            entry = both.a.wait_for_state(NAME, "rejected")
+            assert entry["reason"] == why
+            assert both.b.status()["circuits"] == []
 
 
 def test_reload_tells_which_circuits_cannot_be_made_and_they_are_tried_again(
@@ -653,7 +668,7 @@ def test_full_state_directory_keeps_what_was_there(routers: TwoRouters, tmp_path
     state = tmp_path / "state"
     state.mkdir()
     subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12288", "vlab-state", str(state)], check=True
+        ["mount", "-t", "tmpfs", "-o", "size=12288,mode=700", "vlab-state", str(state)], check=True
     )
     try:
         with Velad(routers.a.namespace, "", directory=tmp_path) as velad:

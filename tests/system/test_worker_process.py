@@ -82,7 +82,7 @@ def test_workers_are_confined_and_hold_only_what_they_use(routers: TwoRouters) -
             assert limits(pid) >= {
                 ("Max core file size", "0", "0"),
                 ("Max processes", "0", "0"),
-                ("Max open files", "1", "1"),
+                ("Max open files", "2", "2"),
             }
             # Its counters, and nobody else's.
             maps = Path("/proc", str(pid), "maps").read_text().splitlines()

@@ -44,11 +44,11 @@ from vela.signaling.messages import (
     Confirm,
     HandshakePattern,
     Keepalive,
-    Suite,
     Suites,
 )
 from vela.signaling.session_secrets import psk_of
 from vela.signaling.signer import TAG_LENGTH
+from vela.wire import Suite
 
 NOW = 1000.0
 IK, NN = HandshakePattern.IK_PSK2, HandshakePattern.NN_PSK0

@@ -22,8 +22,11 @@ ROOMS = """
     vela.supervisor.control_channel
     vela.supervisor.demux
     vela.supervisor.status vela.supervisor.control_socket vela.supervisor.notify
+    vela.supervisor.frame_keys
     vela.supervisor.keys
     vela.supervisor.key_holder
+    vela.supervisor.frame_key_holder
+    vela.supervisor.key_requests
     vela.supervisor.runtime vela.supervisor.config
     vela.worker
     vela.dataplane vela.signaling

@@ -15,7 +15,8 @@ import pytest
 
 from vela.signaling.signer import CONTEXT_LENGTH, derive_session_keys, sign
 from vela.supervisor import key_holder
-from vela.supervisor.key_holder import (
+from vela.supervisor.key_holder import KeyHolder, serve
+from vela.supervisor.key_requests import (
     DERIVATION,
     KEY,
     MAX_REPLY,
@@ -23,11 +24,9 @@ from vela.supervisor.key_holder import (
     REPLY,
     REQUEST,
     SESSION,
-    KeyHolder,
     Operation,
     Request,
     Status,
-    serve,
 )
 
 SECRET = b"a key of more than sixteen bytes"

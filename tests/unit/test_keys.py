@@ -17,7 +17,8 @@ from vela.address import Endpoint
 from vela.errors import ConfigError
 from vela.linux.sandbox import User, find_user
 from vela.signaling.signer import LocalKey, SessionContext
-from vela.supervisor.key_holder import KEY, MAX_REQUEST, NAME, REPLY, REQUEST, Operation, Status
+from vela.supervisor.key_holder import NAME
+from vela.supervisor.key_requests import KEY, MAX_REQUEST, REPLY, REQUEST, Operation, Status
 from vela.supervisor.keys import LIMIT_S, MACHINE_FILE, HeldKey, Keys
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.process import Child, fork

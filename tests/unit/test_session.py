@@ -45,7 +45,7 @@ from vela.signaling.events import (
     Unanswered,
     Up,
 )
-from vela.signaling.inputs import HANDSHAKE, AnyInput, Input, State
+from vela.signaling.inputs import HANDSHAKE_TYPES, AnyInput, Input, State
 from vela.signaling.messages import (
     Acknowledge,
     Close,
@@ -494,7 +494,7 @@ def test_session_under_a_key_has_keys_of_its_own(make: Make) -> None:
     link.run(link.now + 10)
 
     for _, _, data in link.log:
-        assert has_session_tag(data) is (read_header(data).type not in HANDSHAKE)
+        assert has_session_tag(data) is (read_header(data).type not in HANDSHAKE_TYPES)
     assert len(link.log) > 20
 
 
@@ -1120,7 +1120,7 @@ def quiet_session() -> Session:
 
 def test_table_has_every_message_that_a_state_can_be_sent() -> None:
     anywhere: set[AnyInput] = {MessageType.REQUEST, MessageType.CONFIRM}
-    in_session = {MessageType.REJECT} | set(MessageType) - HANDSHAKE
+    in_session = {MessageType.REJECT} | set(MessageType) - HANDSHAKE_TYPES
     accepted = {Input.CONFIRM_AGAIN}
     possible = {
         State.IDLE: anywhere,

@@ -13,7 +13,7 @@ from encrypted_ends import IDENTITIES, PSK, session_secrets
 from vela.errors import RemoteProtocolError
 from vela.public_key import fingerprint
 from vela.signaling.encryption import Answer, Role
-from vela.signaling.messages import HandshakePattern, Suite
+from vela.signaling.messages import HandshakePattern
 from vela.signaling.noise import HandshakeState, KeyPair, Pattern
 from vela.signaling.session_secrets import (
     NO_PSK,
@@ -23,6 +23,7 @@ from vela.signaling.session_secrets import (
     frame_key,
     psk_of,
 )
+from vela.wire import Suite
 
 ANSWER = Answer(Suite.AES_256_GCM, 0)
 IK, NN = HandshakePattern.IK_PSK2, HandshakePattern.NN_PSK0

@@ -8,8 +8,9 @@ import pytest
 
 from vela.dataplane.counters import Counters, Slot
 from vela.signaling.encryption import EncryptionStatus
-from vela.signaling.messages import HandshakePattern, Suite
+from vela.signaling.messages import HandshakePattern
 from vela.supervisor.status import CipherStatus, CounterStatus
+from vela.wire import Suite
 
 
 def test_counters_of_both_writers_stand_under_their_names() -> None:

@@ -181,8 +181,10 @@ class KeyPage:
         born_ns: int | None = None,
         limit: int = LIMIT,
         lifetime_s: float = LIFETIME_S,
-    ) -> None:
+    ) -> int:
         """Put a generation's keys into a phase, where they replace an older one's.
+
+        Return their serial number in the page.
 
         The worker receives with them at once, and sends with them from
         send_with() on. born_ns: when the handshake made them, CLOCK_BOOTTIME;
@@ -206,10 +208,15 @@ class KeyPage:
         self._put(slot + SlotWord.RX_KEY, keys.rx_key)
         fence()
         words[slot + SlotWord.SERIAL] = serial
+        return serial
+
+    def serial(self, phase: int) -> int:
+        """Return the serial number of a phase's keys; 0: there are none."""
+        return self.words[slot_start(phase) + SlotWord.SERIAL]
 
     def send_with(self, phase: int) -> None:
         """Let the worker send with this phase's key from now on."""
-        serial = self.words[slot_start(phase) + SlotWord.SERIAL]
+        serial = self.serial(phase)
         if serial == 0:
             raise ValueError(f"phase {phase} has no key to send with")
         self.words[Word.SENDING] = serial

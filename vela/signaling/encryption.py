@@ -42,9 +42,10 @@ from vela.signaling.messages import (
     MAX_GENERATION,
     CipherOffer,
     HandshakePattern,
-    Suite,
     Suites,
 )
+from vela.signaling.signer import Signer
+from vela.wire import Suite
 
 # A handshake is answered with X25519, twice for an ephemeral and twice for a static key.
 HANDSHAKE_RATE, HANDSHAKE_BURST = 10.0, 10.0
@@ -178,7 +179,22 @@ class KeyHolder(Protocol):
         """Let the worker receive with this one no more; wipe it."""
 
     def wipe(self) -> None:
-        """Wipe all: the worker neither sends nor receives any more."""
+        """Wipe all keys of this session: the worker uses none of them any more."""
+
+    @property
+    def signer(self) -> Signer | None:
+        """What tags the session's control messages; None before respond() or finish()."""
+
+
+class FrameKeys(Protocol):
+    """The keys of one circuit, from session to session."""
+
+    @property
+    def offer(self) -> CipherOffer:
+        """What this end requires and can do."""
+
+    def open(self, role: Role) -> KeyHolder:
+        """Return the keys of another session. Raises KeysUnavailable."""
 
 
 # Events.
@@ -314,6 +330,16 @@ class Encryption:
         return self._state is State.INSTALLING and self._sending is None
 
     @property
+    def signer(self) -> Signer | None:
+        """What tags the session's control messages; None: there are no keys yet."""
+        return self._holder.signer
+
+    @property
+    def installation(self) -> int:
+        """The number that installed() waits for; 0: the worker has all keys."""
+        return self._installation if self._state is State.INSTALLING else 0
+
+    @property
     def sending(self) -> int:
         """The generation that this end sends with; 0: none."""
         return 0 if self._sending is None else self._sending.number
@@ -419,6 +445,11 @@ class Encryption:
         """Ask for new keys as soon as may be: a worker that had the present ones died."""
         if self.ready:
             self._step(Input.REKEY_DUE, now)
+
+    def lose_holder(self, now: float) -> None:
+        """Say that the key holder is another one, which knows nothing of this session."""
+        if self._state not in (State.IDLE, State.ENDED):
+            self._want_session(now)
 
     def wipe(self) -> None:
         """Wipe all keys: the session is over. No event follows."""

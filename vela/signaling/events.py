@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vela.address import Endpoint, IPAddress
 from vela.signaling.agreement import Agreement
@@ -31,6 +31,8 @@ class CircuitRequested:
     confirm: Confirm
     local_address: IPAddress | None = None
     """The address of this host that the remote asked."""
+    transcript: bytes = field(default=b"", compare=False)
+    """codec.transcript() of the CONFIRM, for the handshake of an encrypted circuit."""
 
     @property
     def circuit_id(self) -> int:

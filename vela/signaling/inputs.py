@@ -47,13 +47,14 @@ class Input(Enum):
     CLOSE_WANTED = auto()
     SEND_DUE = auto()
     RENEWAL_DUE = auto()
+    KEYS_DUE = auto()  # a rekey, or a repetition in one
     EXPIRED = auto()
     CONFIRM_AGAIN = auto()  # of the session that an earlier CONFIRM began
     RENEWED = auto()  # the first KEEPALIVE of the session that is sought beside another
     RENEWAL_REFUSED = auto()  # a REJECT of that one
 
 
-HANDSHAKE = frozenset(
+HANDSHAKE_TYPES = frozenset(
     {MessageType.REQUEST, MessageType.ACKNOWLEDGE, MessageType.CONFIRM, MessageType.REJECT}
 )
 """The messages that are of no session yet, or of none any more. All others count in one."""
@@ -71,6 +72,8 @@ class Received:
     _source: Endpoint | None = None
     local_address: IPAddress | None = None
     """The address of this host that the message came to."""
+    transcript: bytes = b""
+    """codec.transcript() of a CONFIRM."""
 
     def message_of(self, kind: type[_M]) -> _M:
         if not isinstance(self.message, kind):

@@ -9,11 +9,15 @@ from dataclasses import dataclass, replace
 
 from vela.address import Endpoint, IPAddress
 from vela.signaling.agreement import Agreement, agree
+from vela.signaling.codec import NOISE_1_LENGTHS, encode, transcript
+from vela.signaling.encryption import Encryption, Fields
 from vela.signaling.messages import (
     Acknowledge,
+    CipherOffer,
     Close,
     Confirm,
     Description,
+    HandshakePattern,
     Header,
     Keepalive,
     Message,
@@ -61,10 +65,16 @@ class Link:
     """The remote resumed it with other settings than this end wants it to have."""
     signer: Signer | None = None
     """Signs and verifies the messages of the session, where it has keys of its own."""
+    encryption: Encryption | None = None
+    """The keys of the session's frames, on an encrypted circuit."""
+    heard_back: bool = False
+    """The remote has heard what proves that it hears this end."""
     _agreed_on: tuple[Description, Description] | None = None
     _told: tuple[Endpoint | None, Endpoint | None] | None = None
     """What each CONFIRM says of its sender's own and the receiver's endpoint: the keys are bound
     to it, and nobody knows which of them arrived."""
+    _first_confirm: Confirm | None = None
+    """On an encrypted circuit each CONFIRM is as the first one, which the handshake is bound to."""
     _clock: int | None = None
     """Microseconds of the remote's clock, at _clock_at of this end's."""
     _clock_at: float = 0.0
@@ -210,7 +220,13 @@ class Link:
     # Its next messages.
 
     def request(
-        self, local: Description, offer: Offer, resuming: bool, *, session_keys: bool
+        self,
+        local: Description,
+        offer: Offer,
+        resuming: bool,
+        *,
+        session_keys: bool,
+        ciphers: CipherOffer | None = None,
     ) -> Request:
         return Request(
             *self.next_header(),
@@ -219,6 +235,7 @@ class Link:
             resuming,
             PADDED_SIZE,
             session_keys=session_keys,
+            ciphers=ciphers,
         )
 
     def confirm(
@@ -239,10 +256,25 @@ class Link:
             machine=machine,
         )
 
+    def confirm_encrypted(self, confirm: Confirm, ciphers: CipherOffer, now: float) -> Confirm:
+        """Return a CONFIRM of confirm() with message 1 of the handshake.
+
+        Raises KeysUnavailable.
+        """
+        if self.encryption is None:
+            raise RuntimeError(f"circuit {self.circuit_id}: no keys to confirm with")
+        if self._first_confirm is None:
+            length = NOISE_1_LENGTHS[ciphers.pattern == HandshakePattern.IK_PSK2]
+            blank = replace(confirm, ciphers=ciphers, noise_1=bytes(length))
+            noise_1 = self.encryption.begin(transcript(encode(blank, None)), now)
+            self._first_confirm = replace(blank, noise_1=noise_1)
+        return replace(self._first_confirm, counter=confirm.counter)
+
     def keepalive(self, local: Description, now: float, *, up: bool) -> Keepalive:
         echo = None
         if self._clock is not None:
             echo = (self._clock + _microseconds(now - self._clock_at)) & _U64_MASK
+        said = Fields() if self.encryption is None else self.encryption.fields()
         return Keepalive(
             *self.next_header(),
             self.describe(local),
@@ -250,7 +282,20 @@ class Link:
             _microseconds(now),
             echo,
             up,
+            said.noise_1,
+            said.noise_2,
+            said.generation,
         )
+
+    @property
+    def sends_frames(self) -> bool:
+        """Whether this end may send frames: where it encrypts, the remote has the keys."""
+        return self.encryption is None or self.encryption.ready
+
+    def wipe_keys(self) -> None:
+        """Wipe the keys of frames, as the session is over."""
+        if self.encryption is not None:
+            self.encryption.wipe()
 
     def close(self, reason: int) -> Close:
         return Close(*self.next_header(), reason)
@@ -291,7 +336,11 @@ def offer_session_keys(
     Not where the initiator knows of no keys, or the answer would be larger than the REQUEST.
     session: this end's nonce in the session that it has with the initiator.
     """
-    if not request.session_keys or request.size < LARGEST_ACKNOWLEDGE:
+    if request.size < LARGEST_ACKNOWLEDGE:
+        return answer
+    if request.ciphers is not None:  # the keys come from the handshake
+        return replace(answer, session=session)
+    if not request.session_keys:
         return answer
     return replace(answer, session_keys=True, own=own, seen=source, session=session)
 

@@ -21,6 +21,7 @@ from vela.wire import (
     MIN_IPV6_MTU,
     MIN_TAP_MTU,
     UDP_HEADER,
+    Suite,
 )
 
 # Every message but PROBE crosses every IPv6 path in one piece (RFC 8200, section 5).
@@ -158,13 +159,6 @@ class HandshakePattern(IntEnum):
 
     IK_PSK2 = 1  # by public keys
     NN_PSK0 = 2  # by a pre-shared key alone
-
-
-class Suite(IntEnum):
-    """What seals the frames of an encrypted circuit."""
-
-    AES_256_GCM = 1
-    CHACHA20_POLY1305 = 2
 
 
 class Suites(IntFlag):

@@ -27,6 +27,7 @@ class Purpose(Enum):
 
     OUTDATED = "the other end has outdated settings, and gets the present ones"
     LOST = "the other end lost the session"
+    KEYS = "the key holder was replaced, and new keys are made"
 
 
 @dataclass(slots=True)

@@ -10,12 +10,20 @@ from dataclasses import replace
 from enum import Enum
 
 from vela.address import Endpoint, IPAddress
-from vela.signaling.codec import decode, rejection
+from vela.signaling.codec import decode, rejection, transcript
 from vela.signaling.cookie import Cookies
+from vela.signaling.encryption import refusal
 from vela.signaling.events import CircuitRequested, Datagram
 from vela.signaling.limiter import RateLimiter
 from vela.signaling.link import offer_session_keys, own_endpoint
-from vela.signaling.messages import Confirm, Keepalive, RejectCode, Request
+from vela.signaling.messages import (
+    CipherOffer,
+    Confirm,
+    HandshakePattern,
+    Keepalive,
+    RejectCode,
+    Request,
+)
 from vela.signaling.outbox import Outbox
 from vela.signaling.policy import PeerCircuits, Policy, Rejection
 from vela.signaling.signer import Key
@@ -40,6 +48,8 @@ class Responder:
         """policy None: nobody is answered. port: the one that this host listens on."""
         self.policy = policy
         self.key = key
+        self.ciphers: CipherOffer | None = None
+        """How circuits that remotes set up here are encrypted; None: they are not."""
         self.unanswered = dict.fromkeys(Silence, 0)
         self._cookies = cookies
         self._limiter = RateLimiter()
@@ -73,7 +83,7 @@ class Responder:
             self._be_silent(Silence.STALE)
             return None
         # Before any work is spent on strangers.
-        if not policy.knows(source.address, authenticated=self.key is not None):
+        if not policy.knows(source.address, authenticated=self._authenticates):
             self._be_silent(Silence.UNLISTED)
             return None
         # Without a key a flood is stopped before it is read; with one after the tag, or
@@ -97,8 +107,8 @@ class Responder:
                     answer = offer_session_keys(answer, message, own, source)
                 self._outbox.put(answer, self.key, source, local_address)
             case Confirm() if self._cookies.check(message, source, local_address, _BINDING, now):
-                requested = CircuitRequested(source, message, local_address)
-                refused = _judge(policy, requested, peer_circuits, deferral_reason)
+                requested = CircuitRequested(source, message, local_address, transcript(data))
+                refused = self._judge(policy, requested, peer_circuits, deferral_reason)
                 if refused is None:
                     return requested
                 self.reject(requested, refused.code, refused.text)
@@ -121,26 +131,36 @@ class Responder:
         """Hand over what is to be sent; each is handed over once."""
         return self._outbox.take_all()
 
+    @property
+    def _authenticates(self) -> bool:
+        """Whether who asks proves who it is: by the key, or in the handshake by its identity."""
+        ciphers = self.ciphers
+        by_identity = ciphers is not None and ciphers.pattern == HandshakePattern.IK_PSK2
+        return self.key is not None or by_identity
+
     def _be_silent(self, reason: Silence) -> None:
         self.unanswered[reason] += 1
 
-
-def _judge(
-    policy: Policy,
-    requested: CircuitRequested,
-    peer_circuits: Callable[[], PeerCircuits],
-    deferral_reason: Callable[[Confirm], str],
-) -> Rejection | None:
-    """Return why a remote that has proved its address may not have the circuit."""
-    message = requested.confirm
-    reason = deferral_reason(message)
-    if reason:
-        return Rejection(RejectCode.DISABLED, reason)
-    if message.resuming:
-        return Rejection(
-            RejectCode.NO_SUCH_CIRCUIT,
-            "the machine that set this circuit up no longer has it",
+    def _judge(
+        self,
+        policy: Policy,
+        requested: CircuitRequested,
+        peer_circuits: Callable[[], PeerCircuits],
+        deferral_reason: Callable[[Confirm], str],
+    ) -> Rejection | None:
+        """Return why a remote that has proved its address may not have the circuit."""
+        message = requested.confirm
+        reason = deferral_reason(message)
+        if reason:
+            return Rejection(RejectCode.DISABLED, reason)
+        if message.resuming:
+            return Rejection(
+                RejectCode.NO_SUCH_CIRCUIT,
+                "the machine that set this circuit up no longer has it",
+            )
+        reason = refusal(self.ciphers, message.ciphers)
+        if reason:
+            return Rejection(RejectCode.ENCRYPTION, reason)
+        return policy.judge_new(
+            message.description, message.offer, requested.source.address, peer_circuits()
         )
-    return policy.judge_new(
-        message.description, message.offer, requested.source.address, peer_circuits()
-    )

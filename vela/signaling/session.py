@@ -60,17 +60,35 @@ from vela.errors import RemoteProtocolError
 from vela.signaling import contention, events
 from vela.signaling.agreement import Agreement
 from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Attempt
-from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, read_header, rejection
+from vela.signaling.codec import (
+    MALFORMED,
+    WRONG_TAG,
+    decode,
+    read_header,
+    rejection,
+    transcript,
+)
 from vela.signaling.contention import Claim, Decision
 from vela.signaling.cookie import Cookies
+from vela.signaling.encryption import (
+    Encryption,
+    EncryptionStatus,
+    Ended,
+    Fields,
+    FrameKeys,
+    KeysUnavailable,
+    SessionWanted,
+    refusal,
+)
 from vela.signaling.events import CircuitRequested, Datagram, Event
 from vela.signaling.identity import maker_of
-from vela.signaling.inputs import HANDSHAKE, AnyInput, Input, Received, State, classify
+from vela.signaling.inputs import HANDSHAKE_TYPES, AnyInput, Input, Received, State, classify
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.link import Link, offer_session_keys, own_endpoint
 from vela.signaling.messages import (
     SESSION_TYPES,
     Acknowledge,
+    CipherOffer,
     Close,
     CloseReason,
     Confirm,
@@ -90,6 +108,7 @@ from vela.signaling.messages import (
 from vela.signaling.outbox import Outbox
 from vela.signaling.policy import Policy
 from vela.signaling.renewal import LOST_REPEAT_S, LOST_TRIES, Purpose, Renewal, hint_bucket
+from vela.signaling.session_cipher import SessionCipher, awaits_handshake, finish_handshake
 from vela.signaling.signer import Key, Signer
 
 # A session that only one end may know of.
@@ -117,6 +136,8 @@ ANOTHER_MACHINE_TEXT = (
     f"{TAKE_OVER_AFTER_S:g} s; take another id, or delete it on the other end"
 )
 
+NO_ENCRYPTION_TEXT = "this end requires encryption, and the other end does not encrypt"
+
 UNKNOWN_SESSION, WRONG_PORT = "session", "port"
 """The reason words of RemoteProtocolError: a message of another session than the circuit has;
 without a key, one from another UDP port than the remote's."""
@@ -139,6 +160,7 @@ class Session:
         policy: Policy | None = None,
         machine: bytes | None = None,
         maker: bytes | None = None,
+        frame_keys: FrameKeys | None = None,
     ) -> None:
         """Prepare a circuit of the configuration, or with a policy one that the remote set up.
 
@@ -148,7 +170,7 @@ class Session:
         they were kept. machine: what tells this machine from others, where it
         sets the circuit up. maker: with a policy, which machine set it up, by
         identity.maker_of; None: not known. Nonces come from randomness: in production it is a
-        random.SystemRandom.
+        random.SystemRandom. frame_keys: of an encrypted circuit; None: it is not encrypted.
         """
         self.circuit_id = circuit_id
         self.policy = policy
@@ -170,6 +192,9 @@ class Session:
         self._remote = remote
         self._local_address = local_address
         self._key = key
+        self._cipher = None if frame_keys is None else SessionCipher(frame_keys)
+        # Of a CONFIRM that is about to begin a session.
+        self._answered: Encryption | None = None
         self._cookies = cookies
         self._randomness = randomness
         self._keepalive_jitter = Jitter(randomness, shorter=KEEPALIVE_JITTER)
@@ -214,6 +239,17 @@ class Session:
         """What both ends agreed on in this session."""
         return None if self._link is None else self._link.agreement
 
+    def encryption_status(self, now: float) -> EncryptionStatus | None:
+        """Return how frames are encrypted; None: they are not, or there are no keys at present."""
+        link = self._link
+        return None if link is None or link.encryption is None else link.encryption.status(now)
+
+    @property
+    def remote_static(self) -> bytes | None:
+        """The public key that the initiator has proved to have, at the responder."""
+        link = self._link
+        return None if link is None or link.encryption is None else link.encryption.remote_static
+
     # Calls of the owner.
 
     def start(self, now: float) -> None:
@@ -221,9 +257,15 @@ class Session:
         self._quiet_since = now
         self._step(Input.START, Received(now))
 
-    def accept(self, requested: CircuitRequested, now: float) -> None:
-        """Begin with the CONFIRM that the responder passed on, in place of start()."""
+    def accept(
+        self, requested: CircuitRequested, now: float, encryption: Encryption | None = None
+    ) -> None:
+        """Begin with the CONFIRM that the responder passed on, in place of start().
+
+        encryption: with the keys of the session, on an encrypted circuit.
+        """
         received = Received(now, requested.confirm, requested.source, requested.local_address)
+        self._answered = encryption
         self._step(Input.ACCEPT, received)
 
     def close(self, reason: CloseReason, now: float) -> None:
@@ -282,6 +324,54 @@ class Session:
         self._send(link.probe(size), link, dont_fragment=True)
         return True
 
+    # Keys of frames. Each call is for the encryption that there is; others change nothing.
+
+    def keys_installed(self, installation: int, now: float) -> None:
+        """Say that the worker has the keys of this number: see encryption.KeyHolder.install."""
+        for link in self._encrypted_links():
+            encryption = link.encryption
+            if encryption is not None and encryption.installation == installation:
+                encryption.installed(installation, now)
+                self._after_keys(now)
+                return
+
+    def keys_used(self, generation: int, frames: int, octets: int, now: float) -> None:
+        """Say how much this end has sent with a generation's key."""
+        if self._link is not None and self._link.encryption is not None:
+            self._link.encryption.used(generation, frames, octets, now)
+            self._after_keys(now)
+
+    def want_rekey(self, now: float) -> None:
+        """Ask for new keys as soon as may be."""
+        if self._link is not None and self._link.encryption is not None:
+            self._link.encryption.want_rekey(now)
+            self._after_keys(now)
+
+    def lose_keys(self, now: float) -> None:
+        """Say that the key holder was replaced: the session's keys are lost, but for the worker's.
+
+        Control messages cannot be tagged any more, so another session is sought at once.
+        """
+        for link in self._encrypted_links():
+            if link.encryption is not None:
+                link.encryption.lose_holder(now)
+        self._after_keys(now)
+
+    @property
+    def awaited_installations(self) -> tuple[int, ...]:
+        """The numbers that keys_installed() waits for."""
+        numbers = (
+            link.encryption.installation
+            for link in self._encrypted_links()
+            if link.encryption is not None
+        )
+        return tuple(number for number in numbers if number)
+
+    def _encrypted_links(self) -> tuple[Link, ...]:
+        beside = None if self._renewal is None else self._renewal.link
+        links = (self._link, beside)
+        return tuple(link for link in links if link is not None and link.encryption is not None)
+
     # Datagrams and time.
 
     def receive_datagram(
@@ -307,13 +397,21 @@ class Session:
         self._cookies.nonces.reject_reflected(message)
         if self._key is None and not self._may_come_from(source, header.type):
             raise RemoteProtocolError(WRONG_PORT, f"from port {source.port}")
-        self.receive(message, source, now, local_address)
+        if isinstance(message, Keepalive) and not self._finish_handshake(message, data, now):
+            return
+        said = transcript(data) if isinstance(message, Confirm) else b""
+        self.receive(message, source, now, local_address, said)
 
     def receive(
-        self, message: Message, source: Endpoint, now: float, local_address: IPAddress | None = None
+        self,
+        message: Message,
+        source: Endpoint,
+        now: float,
+        local_address: IPAddress | None = None,
+        said: bytes = b"",
     ) -> None:
-        """Take a message whose tag is right."""
-        received = Received(now, message, source, local_address)
+        """Take a message whose tag is right. said: codec.transcript() of a CONFIRM."""
+        received = Received(now, message, source, local_address, said)
         found = classify(received, self._state, self._link, self._renewal, self._has_valid_cookie)
         if found is None:
             self.ignored += 1
@@ -321,14 +419,14 @@ class Session:
         link = self._link
         if found is Input.RENEWED and self._renewal is not None:
             link = self._renewal.link
-        if link is not None and found not in HANDSHAKE | {Input.RENEWAL_REFUSED}:
+        if link is not None and found not in HANDSHAKE_TYPES | {Input.RENEWAL_REFUSED}:
             link.heard = message.counter
             self.last_heard_at = now
         self._step(found, received)
 
     def handle_timer(self, now: float) -> None:
         """Do what is due; to be called at next_timer() or later."""
-        for timer in (Input.EXPIRED, Input.SEND_DUE, Input.RENEWAL_DUE):
+        for timer in (Input.EXPIRED, Input.SEND_DUE, Input.RENEWAL_DUE, Input.KEYS_DUE):
             if timer in self._due and self._due[timer] <= now:
                 del self._due[timer]
                 self._step(timer, Received(now))
@@ -376,7 +474,7 @@ class Session:
 
     def _signer_of(self, header: Header) -> Signer | None:
         """Return what verifies a message with this header."""
-        if self._key is None or header.type not in SESSION_TYPES:
+        if header.type not in SESSION_TYPES or (self._key is None and self._cipher is None):
             return self._key
         links = (self._link, None if self._renewal is None else self._renewal.link)
         for link in links:
@@ -417,19 +515,29 @@ class Session:
         self._send_request_of(link)
 
     def _send_request_of(self, link: Link) -> None:
-        has_key = self._key is not None
-        self._send(
-            link.request(self._local, self._offer, self._passive, session_keys=has_key), link
+        # Those of an encrypted session come from its handshake.
+        has_key = self._key is not None and self._cipher is None
+        request = link.request(
+            self._local,
+            self._offer,
+            self._passive,
+            session_keys=has_key,
+            ciphers=self._ciphers,
         )
+        self._send(request, link)
 
     def _take_acknowledge(self, received: Received) -> None:
-        self._acknowledged(self._the_link(), received)
+        if not self._acknowledged(self._the_link(), received):
+            # The next REQUEST has another nonce, and perhaps a key holder to go on with.
+            self._link = None
+            return
         self._state = State.CONFIRMING
         self._due[Input.EXPIRED] = received.now + CONFIRM_TIMEOUT_S
         self._attempt.begin_confirming()
         self._send_confirm(received)
 
-    def _acknowledged(self, link: Link, received: Received) -> None:
+    def _acknowledged(self, link: Link, received: Received) -> bool:
+        """Take an ACKNOWLEDGE. False: the circuit is encrypted, and no keys can be had."""
         link.acknowledge(
             received.message_of(Acknowledge),
             received.source,
@@ -437,10 +545,24 @@ class Session:
             self._local,
             self._key,
         )
+        if self._cipher is None:
+            return True
+        try:
+            self._cipher.initiate(link)
+            self._build_confirm(link, received.now)
+        except KeysUnavailable:
+            return False
+        return True
+
+    def _build_confirm(self, link: Link, now: float) -> Confirm:
+        """Return the next CONFIRM. Raises KeysUnavailable before the first of an encrypted one."""
+        confirm = link.confirm(self._local, self._offer, self._passive, self._machine)
+        ciphers = self._ciphers
+        return confirm if ciphers is None else link.confirm_encrypted(confirm, ciphers, now)
 
     def _send_confirm(self, received: Received) -> None:
         link = self._the_link()
-        self._send(link.confirm(self._local, self._offer, self._passive, self._machine), link)
+        self._send(self._build_confirm(link, received.now), link)
         self._due[Input.SEND_DUE] = received.now + self._attempt.confirm_delay_s()
 
     def _on_reject(self, received: Received) -> None:
@@ -470,7 +592,7 @@ class Session:
         answer = self._cookies.acknowledge(
             message, source, local_address, self._binding, received.now
         )
-        if self._key is not None:
+        if self._key is not None or self._cipher is not None:
             own = own_endpoint(local_address, self._local.port)
             linked = self._link is not None and self._state in (State.LINKED, State.UP)
             present = self._the_link().local_nonce if linked else None
@@ -541,6 +663,10 @@ class Session:
         if self._is_of_another_machine(message, received.now):
             self._refuse(received, RejectCode.CONFLICT, ANOTHER_MACHINE_TEXT)
             return
+        refused_cipher = refusal(self._ciphers, message.ciphers)
+        if refused_cipher:
+            self._refuse(received, RejectCode.ENCRYPTION, refused_cipher)
+            return
         if self.policy is not None and not message.resuming:
             source = received.source.address
             refused = self.policy.judge(message.description, message.offer, source)
@@ -549,12 +675,19 @@ class Session:
                 return
             if message.offer != self._offer:
                 # The cookie stays valid, so that each repetition is answered.
-                requested = CircuitRequested(received.source, message, received.local_address)
+                requested = CircuitRequested(
+                    received.source, message, received.local_address, received.transcript
+                )
                 self._events.append(events.OfferChanged(requested))
                 return
         if self._state is State.SUSPENDED and self._suspended_for in (None, message.description):
             self._refuse(received, RejectCode.FAILED, self._obstacle)
             return
+        if self._cipher is not None:
+            # Raises where message 1 is wrong, and then nothing has changed.
+            self._answered = self._cipher.answer(message, received.transcript, received.now)
+            if self._answered is None:
+                return
         self._tell_down("the other end began a new session")
         self._adopt(received)
 
@@ -582,9 +715,15 @@ class Session:
                 self.maker = maker_of(message)
         self._is_left = False
         self._cookies.spend(message, received.now)
+        previous, answered, self._answered = self._link, self._answered, None
         self._link = Link.accept(
             message, received.source, received.local_address, self._local.port, self._key
         )
+        if answered is not None:
+            self._link.encryption, self._link.signer = answered, answered.signer
+        self._drop_renewal()
+        if previous is not None:
+            previous.wipe_keys()
         self._cookies.nonces.hold(self._link.local_nonce, self._link)
         self.last_heard_at = received.now
         self._enter_link(received.now)
@@ -603,6 +742,7 @@ class Session:
         self._binding = self._randomness.getrandbits(64)
         self._attempt.succeed()
         self._drop_renewal()
+        self._due.pop(Input.KEYS_DUE, None)
         self._due[Input.EXPIRED] = now + LINKED_TIMEOUT_S
         self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
         self._settle()
@@ -628,11 +768,9 @@ class Session:
         rtt_s = link.take_keepalive(message, now)
         self.rtt_s = self.rtt_s if rtt_s is None else rtt_s
         self._settle()
-        if self._state is State.LINKED and message.heard >= link.proof:
-            self._state = State.UP
-            self._events.append(events.Up())
-            self._send_keepalive(now)
-        elif not message.up and not link.remote_was_up:
+        link.heard_back = link.heard_back or message.heard >= link.proof
+        # Where keys are still on their way, both ends would answer each other without end.
+        if not self._go_up(now) and link.sends_frames and not message.up and not link.remote_was_up:
             self._send_keepalive(now)
         if self._state is State.UP:
             self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
@@ -642,6 +780,24 @@ class Session:
             link.remote_was_up = True
         elif link.remote_was_up:
             self._on_loss("the other end no longer hears this one", received)
+            return
+        if link.encryption is not None:
+            said = Fields(message.noise_1, message.noise_2, message.generation)
+            try:
+                link.encryption.receive(said, now)
+            finally:
+                self._after_keys(now)
+
+    def _go_up(self, now: float) -> bool:
+        """Go up if both ends hear each other, and this one can send frames."""
+        link = self._the_link()
+        if self._state is not State.LINKED or not (link.heard_back and link.sends_frames):
+            return False
+        self._state = State.UP
+        self._events.append(events.Up())
+        self._send_keepalive(now)
+        self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
+        return True
 
     def _keep_alive(self, received: Received) -> None:
         self._send_keepalive(received.now)
@@ -649,6 +805,9 @@ class Session:
     def _send_keepalive(self, now: float, *, farewell: bool = False) -> None:
         link = self._the_link()
         up = self._state is State.UP and not farewell
+        if link.encryption is not None and link.encryption.silent:
+            self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
+            return
         self._send(link.keepalive(self._local, now, up=up), link)
         delay_s = self._keepalive_jitter.apply(link.keepalive_s) if up else LINKED_REPEAT_S
         self._due[Input.SEND_DUE] = now + delay_s
@@ -704,14 +863,16 @@ class Session:
         ):
             self._end_renewal(received.now)  # the remote has the session after all
             return
-        self._acknowledged(renewal.link, received)
+        if not self._acknowledged(renewal.link, received):
+            renewal.link = self._new_link(renewal.link.endpoint, renewal.link.local_address)
+            return
         renewal.given_up_at = received.now + CONFIRM_TIMEOUT_S
         self._attempt.begin_confirming()
         self._confirm_renewal(received.now)
 
     def _confirm_renewal(self, now: float) -> None:
         link = self._the_renewal().link
-        self._send(link.confirm(self._local, self._offer, self._passive, self._machine), link)
+        self._send(self._build_confirm(link, now), link)
         self._due[Input.RENEWAL_DUE] = now + self._attempt.confirm_delay_s()
 
     def _on_renewed(self, received: Received) -> None:
@@ -719,7 +880,9 @@ class Session:
         renewal = self._the_renewal()
         self._tell_down(renewal.purpose.value)
         self._attempt.begin(received.now)
-        self._link = renewal.link
+        previous, self._link, self._renewal = self._link, renewal.link, None
+        if previous is not None:
+            previous.wipe_keys()
         self._on_first_keepalive(received)
 
     def _on_renewal_refused(self, received: Received) -> None:
@@ -732,6 +895,80 @@ class Session:
             return
         self._tell_down(Purpose.OUTDATED.value)
         self._on_reject(received)
+
+    # Keys of frames.
+
+    @property
+    def _ciphers(self) -> CipherOffer | None:
+        """What this end requires; None: it does not encrypt."""
+        return None if self._cipher is None else self._cipher.offer
+
+    def _finish_handshake(self, message: Keepalive, data: bytes, now: float) -> bool:
+        """Take message 2 of a first KEEPALIVE, whose own keys are needed to verify the rest of it.
+
+        False: the message is done with. Raises RemoteProtocolError.
+        """
+        links = (self._link, None if self._renewal is None else self._renewal.link)
+        for link in links:
+            if link is not None and link.advances_with(message):
+                break
+        else:
+            return True
+        if not awaits_handshake(link):
+            return True
+        if message.noise_2 is None:
+            self._on_no_encryption(link, now)
+            return False
+        finish_handshake(link, message, data, now)
+        return True
+
+    def _on_no_encryption(self, link: Link, now: float) -> None:
+        """Close the session of a remote that is older, or was talked out of encryption."""
+        self._send(link.close(CloseReason.STOPPING), link)
+        if link is not self._link:
+            self._end_renewal(now)
+            return
+        self._events.append(events.Rejected(RejectCode.ENCRYPTION, NO_ENCRYPTION_TEXT))
+        self._drop_link()
+        self._state = State.REJECTED
+        self._attempt.refused = True
+        self._due[Input.SEND_DUE] = now + self._attempt.rejected_delay_s()
+
+    def _on_keys_due(self, received: Received) -> None:
+        link = self._the_link()
+        if link.encryption is not None:
+            link.encryption.handle_timer(received.now)
+        self._after_keys(received.now)
+
+    def _after_keys(self, now: float) -> None:
+        """Do what the encryption of the session wants done; to be called after each call of it."""
+        link = self._link
+        if link is None or link.encryption is None:
+            return
+        encryption = link.encryption
+        while (event := encryption.next_event()) is not None:
+            if self._state not in (State.LINKED, State.UP):
+                continue
+            match event:
+                case Ended(reason):
+                    self._on_loss(reason, Received(now))
+                    return
+                case SessionWanted() if self._renewal is None:
+                    self._seek_beside(Purpose.KEYS, now)
+                case _:
+                    pass
+        if self._cipher is not None and encryption.phase is not None:
+            self._cipher.phase = encryption.phase
+        if self._state not in (State.LINKED, State.UP):
+            return
+        wanted = encryption.take_keepalive_wanted()
+        if not self._go_up(now) and wanted:
+            self._send_keepalive(now)
+        due = encryption.next_timer()
+        if due is None:
+            self._due.pop(Input.KEYS_DUE, None)
+        else:
+            self._due[Input.KEYS_DUE] = due
 
     # Losing it.
 
@@ -775,6 +1012,7 @@ class Session:
     def _leave(self, received: Received) -> None:
         self._state = State.CLOSING
         self._drop_renewal()
+        self._due.pop(Input.KEYS_DUE, None)
         self._due[Input.EXPIRED] = received.now + CLOSE_TIMEOUT_S
         self._send_close(received)
 
@@ -793,10 +1031,15 @@ class Session:
 
     def _drop_link(self) -> None:
         """Forget the session, and all that was to be done in it."""
-        self._link = self._renewal = None
+        self._drop_renewal()
+        if self._link is not None:
+            self._link.wipe_keys()
+        self._link = None
         self._due.clear()
 
     def _drop_renewal(self) -> None:
+        if self._renewal is not None:
+            self._renewal.link.wipe_keys()
         self._renewal = None
         self._due.pop(Input.RENEWAL_DUE, None)
 
@@ -875,6 +1118,7 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.LINKED, _I.EXPIRED): Session._begin,
     (_S.LINKED, _M.REQUEST): Session._acknowledge,
     (_S.LINKED, _I.RENEWAL_DUE): Session._renew,
+    (_S.LINKED, _I.KEYS_DUE): Session._on_keys_due,
     (_S.LINKED, _I.RENEWED): Session._on_renewed,
     (_S.LINKED, _I.RENEWAL_REFUSED): Session._on_renewal_refused,
     (_S.LINKED, _M.ACKNOWLEDGE): Session._on_renewal_acknowledged,
@@ -890,6 +1134,7 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.UP, _I.SEND_DUE): Session._keep_alive,
     (_S.UP, _I.EXPIRED): Session._on_timeout,
     (_S.UP, _I.RENEWAL_DUE): Session._renew,
+    (_S.UP, _I.KEYS_DUE): Session._on_keys_due,
     (_S.UP, _M.REQUEST): Session._acknowledge,
     (_S.UP, _I.RENEWED): Session._on_renewed,
     (_S.UP, _I.RENEWAL_REFUSED): Session._on_renewal_refused,

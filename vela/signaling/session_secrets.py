@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from vela.errors import RemoteProtocolError
 from vela.public_key import fingerprint
 from vela.signaling.encryption import Answer
-from vela.signaling.messages import HANDSHAKE, MAX_GENERATION, HandshakePattern, Suite
+from vela.signaling.messages import HANDSHAKE, MAX_GENERATION, HandshakePattern
 from vela.signaling.noise import KEY_LENGTH, HandshakeState, KeyPair, Pattern
+from vela.wire import Suite
 
 SALT_LENGTH = 8  # of a nonce's 12 bytes; the other 4 are the frame's counter
 NO_PSK = bytes(KEY_LENGTH)  # of IKpsk2 where both ends have no pre-shared key

@@ -118,16 +118,19 @@ def derive_session_keys(key: bytes, context: bytes, *, initiator: bool) -> Sessi
     return SessionKeys(to_initiator, to_responder)
 
 
-def sign(body: bytes, key: bytes, session: SessionKeys | None = None) -> bytes:
-    """Return the tags of a message: of its session if it has keys, and of the key."""
+def sign(body: bytes, key: bytes | None, session: SessionKeys | None = None) -> bytes:
+    """Return the tags of a message: of its session if it has keys, and of the key.
+
+    key None: there is no pre-shared one, and its tag is zero.
+    """
     session_tag = b""
     if session is not None:
         session_tag = _SESSION_TLV + _tag(session.transmit, body)
     return session_tag + _tag(key, body + session_tag)
 
 
-def verify(datagram: bytes, key: bytes, session: SessionKeys | None = None) -> bool:
-    """Tell whether a message's tags are right."""
+def verify(datagram: bytes, key: bytes | None, session: SessionKeys | None = None) -> bool:
+    """Tell whether a message's tags are right. key: see sign()."""
     end = len(datagram) - TAG_LENGTH
     if not hmac.compare_digest(_tag(key, datagram[:end]), datagram[end:]):
         return False
@@ -140,7 +143,9 @@ def verify(datagram: bytes, key: bytes, session: SessionKeys | None = None) -> b
     return hmac.compare_digest(right, datagram[at:end])
 
 
-def _tag(key: bytes, body: bytes) -> bytes:
+def _tag(key: bytes | None, body: bytes) -> bytes:
+    if key is None:
+        return bytes(TAG_LENGTH)
     return hmac.digest(key, body, hashlib.sha256)[:TAG_LENGTH]
 
 
