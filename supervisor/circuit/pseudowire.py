@@ -165,6 +165,11 @@ class Pseudowire:
         return self._interface.mtu
 
     @property
+    def bridge_mtu(self) -> int | None:
+        """Of the bridge that the interface is part of; None: there is none."""
+        return self._interface.bridge_mtu
+
+    @property
     def abilities(self) -> Abilities:
         """What the engine can do."""
         return self._parts.engine.abilities
@@ -429,6 +434,8 @@ class Pseudowire:
             counters=self._counters.worker,
             virtio_header=self._interface.virtio_header,
             partial_checksums=profile.partial_checksums,
+            fragmentation=profile.fragmentation,
+            mss_clamp=profile.mss_clamp,
             features=self._parts.features,
             key_page=key_page,
         )
