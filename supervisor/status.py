@@ -40,6 +40,12 @@ class CounterStatus:
     tx_elided: int
     rx_elided: int
     tx_fragmented: int
+    tx_pieced: int
+    """Frames that left in pieces."""
+    rx_joined: int
+    """Frames that came in pieces."""
+    mss_clamped: int
+    """SYNs whose MSS was lowered, in both directions."""
     tx_errors: int
     tx_dropped: Mapping[str, int]
     rx_dropped: Mapping[str, int]
@@ -47,7 +53,7 @@ class CounterStatus:
     @classmethod
     def zero(cls) -> CounterStatus:
         no_tx, no_rx = dict.fromkeys(TX_DROPPED, 0), dict.fromkeys(RX_DROPPED, 0)
-        return cls(0, 0, 0, 0, 0, 0, 0, 0, tx_dropped=no_tx, rx_dropped=no_rx)
+        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, tx_dropped=no_tx, rx_dropped=no_rx)
 
     @classmethod
     def of(cls, counters: Counters) -> CounterStatus:
@@ -60,6 +66,9 @@ class CounterStatus:
             tx_elided=total(Slot.TX_ELIDED),
             rx_elided=total(Slot.RX_ELIDED),
             tx_fragmented=total(Slot.TX_FRAGMENTED),
+            tx_pieced=total(Slot.TX_PIECED),
+            rx_joined=total(Slot.RX_JOINED),
+            mss_clamped=total(Slot.TX_MSS_CLAMPED) + total(Slot.RX_MSS_CLAMPED),
             tx_errors=total(Slot.TX_ERRORS),
             tx_dropped={reason: total(slot) for reason, slot in TX_DROPPED.items()},
             rx_dropped={reason: total(slot) for reason, slot in RX_DROPPED.items()},

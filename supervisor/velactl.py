@@ -188,7 +188,7 @@ def _details(circuit: Document) -> list[str]:
         ),
         ("sent", _traffic(counters, "tx")),
         ("received", _traffic(counters, "rx")),
-        ("fragmented", f"{counters['tx_fragmented']} datagrams"),
+        ("fragmented", _fragmented(counters)),
         ("errors", f"{counters['tx_errors']} frames not sent"),
         ("dropped", _reasons({**counters["tx_dropped"], **counters["rx_dropped"]}) or "nothing"),
     ]
@@ -225,6 +225,15 @@ def _traffic(counters: Document, way: str) -> str:
         f"{counters[f'{way}_frames']} frames, {_octets(counters[f'{way}_bytes'])}, "
         f"{counters[f'{way}_elided']} elided"
     )
+
+
+def _fragmented(counters: Document) -> str:
+    # As above, of an older velad.
+    sent, received = counters.get("tx_pieced", 0), counters.get("rx_joined", 0)
+    text = f"{counters['tx_fragmented']} datagrams"
+    if sent or received:
+        text += f"; in pieces {sent} frames sent, {received} received"
+    return text
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:

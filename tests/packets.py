@@ -6,7 +6,7 @@ Built here from the RFCs, by nothing that is under test.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from hypothesis import strategies as st
@@ -218,6 +218,28 @@ def packets(draw: st.DrawFn, payload: st.SearchStrategy[bytes]) -> Packet:
         tcp_options=_padded_to(4, draw(st.binary(max_size=40))),
         payload=draw(payload),
     )
+
+
+# RFC 9293, section 3.1: end, no operation; RFC 2018; RFC 7323: window scale, timestamps.
+_TCP_OPTIONS = tuple(map(bytes.fromhex, ("00", "01", "0402", "030307", "080a1122334455667788")))
+_ANY_OPTION = st.one_of(
+    st.sampled_from(_TCP_OPTIONS),
+    st.integers(0, 0xFFFF).map(lambda mss: b"\x02\x04" + mss.to_bytes(2, "big")),
+    st.binary(max_size=6),
+)
+
+
+@st.composite
+def handshakes(draw: st.DrawFn) -> Packet:
+    """SYNs for the most part, with options in any order, well-formed or not."""
+    packet = draw(packets(st.binary(max_size=40)))
+    options = b"".join(draw(st.lists(_ANY_OPTION, max_size=6)))[:40]
+    options += bytes(-len(options) % 4)
+    flags = draw(st.sampled_from((SYN, SYN | ACK, 0xFF, ACK)))
+    protocol = draw(st.sampled_from((TCP, TCP, UDP)))
+    if packet.version == 6 and packet.ip_options:
+        protocol = packet.protocol  # as the last extension header says
+    return replace(packet, protocol=protocol, flags=flags, tcp_options=options)
 
 
 @st.composite

@@ -85,6 +85,7 @@ class RecordingDataPath:
     cpu: int
     local_mac: bytes
     mtu: int = 1471
+    bridge_mtu: int | None = None
     abilities: Abilities = field(default_factory=Abilities)
     attached: tuple[UnderlayPath, Profile] | None = None
     carrier: bool = False

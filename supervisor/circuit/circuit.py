@@ -95,6 +95,10 @@ class DataPath(Protocol):
     def abilities(self) -> Abilities: ...
 
     @property
+    def bridge_mtu(self) -> int | None:
+        """Of the bridge that the interface is part of; None: there is none."""
+
+    @property
     def attached(self) -> tuple[UnderlayPath, Profile] | None: ...
 
     @property
@@ -196,6 +200,7 @@ class Circuit:
         self._stepping = False
         self._logged = (State.RESOLVING, "")
         self._obstacle = ""
+        self._bridge_mtu = data_path.bridge_mtu
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
         self._remote = RemoteSearch(
@@ -362,7 +367,24 @@ class Circuit:
             if before:
                 self._log.info("circuit_mended")
                 self._take(Input.MENDED)
+            self._look_at_bridge()
         self._look_at_key_usage()
+
+    def _look_at_bridge(self) -> None:
+        """Offer another MTU if the interface joined its bridge, or lost it."""
+        bridge_mtu = self._data_path.bridge_mtu
+        if bridge_mtu == self._bridge_mtu:
+            return
+        self._bridge_mtu = bridge_mtu
+        if self._data_path.attached is None:
+            return
+        try:
+            self._carry()
+        except VelaError as err:
+            self._take(Input.FAILED, str(err))
+            return
+        if self._signaling is not None:
+            self._signaling.pump()
 
     def status(self) -> CircuitStatus:
         config, attached = self.config, self._data_path.attached
@@ -596,7 +618,8 @@ class Circuit:
         """Attach sockets and worker by agreement or configuration. Raises VelaError."""
         if self._signaling is None:
             if self._path is not None:
-                self._data_path.attach(self._path, static_profile(self.config, self._path))
+                profile = static_profile(self.config, self._path, self._data_path.bridge_mtu)
+                self._data_path.attach(self._path, profile)
             return
         session, agreement = self._signaling.session, self._agreement
         if agreement is None or session.remote is None:
@@ -607,7 +630,8 @@ class Circuit:
         # The session may be with another address than the one that was asked.
         session.set_local(self._description(path), self._loop.now())
         page = None if self._frame_keys is None else self._frame_keys.page_fd
-        self._data_path.attach(path, agreed_profile(self.config, agreement, path), page)
+        profile = agreed_profile(self.config, agreement, path, self._data_path.bridge_mtu)
+        self._data_path.attach(path, profile, page)
         self._data_path.expect_frames_from(agreement.frame_port)
         # The remote is told which port they leave from, now that it is known.
         session.set_local(self._description(path), self._loop.now())
@@ -694,6 +718,7 @@ class Circuit:
             self._port,
             data_path.abilities,
             frame_port=data_path.frame_port,
+            bridge_mtu=data_path.bridge_mtu,
         )
 
     def _local_address(self) -> IPAddress | None:

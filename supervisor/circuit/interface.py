@@ -53,6 +53,9 @@ class AttachmentCircuit:
         self._virtio_header = virtio_header
         self._features = features
         self._bridge_index: int | None = None
+        self._bridge_mtu = 0
+        self._compared: tuple[int, int] | None = None
+        self._agreed = False
         self._gso_max_size = 0
         self._encrypted = False
         self._await_bridge = await_bridge
@@ -72,6 +75,11 @@ class AttachmentCircuit:
     @property
     def mtu(self) -> int:
         return self._tap.mtu
+
+    @property
+    def bridge_mtu(self) -> int | None:
+        """Of the bridge when the interface joined it; None: it is not part of one."""
+        return None if self._bridge_index is None else self._bridge_mtu
 
     @property
     def virtio_header(self) -> bool:
@@ -144,6 +152,8 @@ class AttachmentCircuit:
             self._tap.set_mtu(mtu)
             self._encrypted = encrypted
             self.set_gso_max_size()
+        self._agreed = True
+        self._compare_with_bridge()
 
     def set_carrier(self, carrier: bool) -> None:
         """Set the carrier, which routing daemons and bridges see. Raises DeviceError."""
@@ -172,6 +182,7 @@ class AttachmentCircuit:
         self._join(bridge)
         self._bridge_index = index
         self._log.info("bridge_joined", bridge=bridge)
+        self._compare_with_bridge()
 
     def write(self, frame: memoryview) -> None:
         """Write a complete frame to the kernel. Raises OSError: EIO if the interface is down."""
@@ -220,16 +231,22 @@ class AttachmentCircuit:
             self._log.error("accept_ra_not_set", error=str(err))
 
     def _join(self, bridge: str) -> None:
-        config = self._config
-        bridge_mtu = self._netlink.join_bridge(config.name, bridge)
-        if config.mtu is None or config.mtu < bridge_mtu:
-            self._log.warning(
-                "bridge_mtu_exceeds_circuit",
-                bridge=bridge,
-                bridge_mtu=bridge_mtu,
-                consequence="the bridge stays as it is; larger frames do not pass this circuit",
-                advice=f"set mtu = {bridge_mtu} on both ends to carry all that the bridge does",
-            )
+        self._bridge_mtu = self._netlink.join_bridge(self._config.name, bridge)
+
+    def _compare_with_bridge(self) -> None:
+        """Log once if the bridge carries what this interface does not."""
+        mtu, bridge_mtu = compared = (self._tap.mtu, self.bridge_mtu or 0)
+        if not self._agreed or mtu >= bridge_mtu or compared == self._compared:
+            return
+        self._compared = compared
+        self._log.warning(
+            "bridge_mtu_exceeds_circuit",
+            bridge=self._config.bridge,
+            bridge_mtu=bridge_mtu,
+            mtu=mtu,
+            consequence="the bridge stays as it is; larger frames do not pass this circuit",
+            advice=f"set mtu = {bridge_mtu} on both ends to carry all that the bridge does",
+        )
 
     def _best_gso_max_size(self, mtu: int) -> int:
         forwarded = self._config.bridge is not None or self._forwarding.enabled

@@ -15,7 +15,7 @@ from vela.address import Endpoint
 from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
 from vela.dataplane.engine import LoadedEngine
-from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Verification
+from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Verification
 from vela.errors import DeviceError
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
@@ -168,6 +168,11 @@ class Pseudowire:
         return self._interface.mtu
 
     @property
+    def bridge_mtu(self) -> int | None:
+        """Of the bridge that the interface is part of; None: there is none."""
+        return self._interface.bridge_mtu
+
+    @property
     def abilities(self) -> Abilities:
         """What the engine can do."""
         return self._parts.engine.abilities
@@ -295,6 +300,10 @@ class Pseudowire:
         except Verification:
             # It asks for the worker; an answer from here would show nothing.
             counters[Slot.RX_RESERVED] += 1
+            return
+        except Piece:
+            # The worker has the others.
+            counters[Slot.RX_INCOMPLETE] += 1
             return
         try:
             self._interface.write(memoryview(data)[frame:end])
@@ -428,6 +437,8 @@ class Pseudowire:
             counters=self._counters.worker,
             virtio_header=self._interface.virtio_header,
             partial_checksums=profile.partial_checksums,
+            fragmentation=profile.fragmentation,
+            mss_clamp=profile.mss_clamp,
             features=self._parts.features,
             key_page=key_page,
         )

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vela.address import Endpoint, Family
 from vela.dataplane.contract import Abilities
 from vela.dataplane.frame import Elision
+from vela.dataplane.mss import MssClamp
+from vela.dataplane.pieces import Fragmentation
 from vela.errors import ConfigError
 from vela.linux.underlay import UnderlayPath
 from vela.signaling.agreement import Agreement
 from vela.signaling.messages import Capability, Description
-from vela.wire import MIN_IPV6_MTU, overhead, tap_mtu
+from vela.wire import (
+    ETHERNET_HEADER,
+    MIN_IPV6_MTU,
+    data_header,
+    datagram_limit,
+    max_tap_mtu,
+    overhead,
+    tap_mtu,
+)
 
-from ..config.records import CircuitConfig, Encapsulation, Encryption, SourcePort
+from ..config.records import (
+    CircuitConfig,
+    ClampMss,
+    Encapsulation,
+    Encryption,
+    Fragment,
+    SourcePort,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +46,9 @@ class Profile:
     """The remote completes inner checksums, and so does this end."""
     source_port: int | None
     """To send from: the listening one, shared, or one of the circuit's own. None: a derived one."""
+    fragmentation: Fragmentation = Fragmentation.BY_IP
+    """What becomes of frames that are larger than a datagram."""
+    mss_clamp: MssClamp | None = None
     encrypted: bool = False
     """Frames leave sealed, and no other comes in: docs/protocol.md, 3.6."""
 
@@ -41,11 +61,13 @@ def describe(
     abilities: Abilities,
     *,
     frame_port: int | None = None,
+    bridge_mtu: int | None = None,
 ) -> Description:
     """Return what this end says of itself; path None: it is not known yet.
 
     port is the listening one, frame_port the one that frames leave from, where there is one;
-    abilities are those of the engine. Raises ConfigError where the path is too narrow.
+    abilities are those of the engine; bridge_mtu that of the bridge that the TAP is a port of.
+    Raises ConfigError where the path is too narrow.
     """
     capabilities = Capability(0)
     if config.encapsulation is Encapsulation.AUTO:
@@ -55,30 +77,44 @@ def describe(
     # Only elided packets may have partial checksums.
     if abilities.partial_checksums and Capability.ELISION in capabilities:
         capabilities |= Capability.CHECKSUM_OFFLOAD
+    if config.fragmentation in (Fragment.AUTO, Fragment.TUNNEL):
+        capabilities |= Capability.PIECES
+    mtu = (config.mtu or provisional_mtu(config)) if path is None else own_mtu(config, path)
+    in_pieces = mtu_in_pieces(config, mtu, bridge_mtu)
     return Description(
         mac=mac,
-        mtu=(config.mtu or provisional_mtu(config)) if path is None else own_mtu(config, path),
+        mtu=mtu,
         capabilities=capabilities,
         port=port,
         keepalive_ms=round(config.keepalive * 1000),
         own=Endpoint(path.route.source, port) if path else None,
         frame_port=frame_port,
+        mtu_in_pieces=in_pieces if in_pieces > mtu else None,
     )
 
 
-def agreed_profile(config: CircuitConfig, agreement: Agreement, path: UnderlayPath) -> Profile:
+def agreed_profile(
+    config: CircuitConfig,
+    agreement: Agreement,
+    path: UnderlayPath,
+    bridge_mtu: int | None = None,
+) -> Profile:
     """Return how frames are carried by what both ends agreed on."""
-    return Profile(
+    profile = Profile(
         mtu=agreement.mtu,
         elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
         remote_mac=agreement.remote_mac,
         partial_checksums=agreement.elision and agreement.checksum_offload,
         source_port=path.group.port if agreement.nat else source_port(config, path),
+        fragmentation=_fragmentation(config, pieces=agreement.pieces),
         encrypted=is_encrypted(config),
     )
+    return replace(profile, mss_clamp=mss_clamp(config, profile, path, bridge_mtu))
 
 
-def static_profile(config: CircuitConfig, path: UnderlayPath) -> Profile:
+def static_profile(
+    config: CircuitConfig, path: UnderlayPath, bridge_mtu: int | None = None
+) -> Profile:
     """Return how frames are carried by the configuration alone. Raises ConfigError."""
     match config.encapsulation:
         case Encapsulation.IP:
@@ -87,13 +123,58 @@ def static_profile(config: CircuitConfig, path: UnderlayPath) -> Profile:
             elision = Elision.KNOWN
         case _:
             elision = Elision.NEVER
-    return Profile(
-        mtu=own_mtu(config, path),
+    pieces = config.fragmentation is Fragment.TUNNEL
+    mtu = own_mtu(config, path)
+    profile = Profile(
+        mtu=mtu_in_pieces(config, mtu, bridge_mtu) if pieces else mtu,
         elision=elision,
         remote_mac=config.peer.mac,
         partial_checksums=elision is Elision.KNOWN and config.peer.checksum_offload,
         source_port=source_port(config, path),
+        fragmentation=_fragmentation(config, pieces=pieces),
     )
+    return replace(profile, mss_clamp=mss_clamp(config, profile, path, bridge_mtu))
+
+
+def _fragmentation(config: CircuitConfig, *, pieces: bool) -> Fragmentation:
+    """pieces: the remote puts frames together."""
+    if config.fragmentation is Fragment.OFF:
+        return Fragmentation.NEVER
+    return Fragmentation.IN_PIECES if pieces else Fragmentation.BY_IP
+
+
+def mtu_in_pieces(config: CircuitConfig, mtu: int, bridge_mtu: int | None) -> int:
+    """Return the TAP MTU, in bytes, if frames that are too large for the path travel in pieces.
+
+    That of the bridge, so that hosts behind it need not know of the circuit,
+    unless another one is configured. mtu: without pieces.
+    """
+    if config.mtu is not None or bridge_mtu is None:
+        return mtu
+    return max(mtu, min(bridge_mtu, max_tap_mtu(encrypted=is_encrypted(config))))
+
+
+def mss_clamp(
+    config: CircuitConfig, profile: Profile, path: UnderlayPath, bridge_mtu: int | None
+) -> MssClamp | None:
+    """Return how the MSS of TCP is limited; None: it is not.
+
+    By default where hosts that know the MTU of the TAP, or of its bridge, send
+    segments that exceed a datagram.
+    """
+    limit = datagram_limit(path.route.mtu, path.endpoint.family)
+    match config.clamp_mss:
+        case ClampMss.OFF:
+            return None
+        case ClampMss.ON:
+            return MssClamp(limit)
+        case ClampMss.AUTO:
+            elides = config.bridge is None and profile.elision is not Elision.NEVER
+            carries = limit - data_header(encrypted=profile.encrypted)
+            carries -= 0 if elides else ETHERNET_HEADER
+            return MssClamp(limit) if max(profile.mtu, bridge_mtu or 0) > carries else None
+        case mss:
+            return MssClamp(mss=mss)
 
 
 def is_encrypted(config: CircuitConfig) -> bool:

@@ -24,6 +24,7 @@ from .records import (
     DaemonConfig,
     Encapsulation,
     Encryption,
+    Fragment,
 )
 from .tables import key_path
 
@@ -92,6 +93,11 @@ def find_contradictions(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterato
         yield (
             f"{_path(circuit, 'encapsulation')}: 'ip' cannot carry a bridge's frames; "
             "'auto' would be right"
+        )
+    if circuit.encapsulation is Encapsulation.IP and circuit.fragmentation is Fragment.TUNNEL:
+        yield (
+            f"{_path(circuit, 'fragmentation')}: 'tunnel' needs a remote that takes pieces, "
+            "and encapsulation = 'ip' is for one that does not; 'auto' would be right"
         )
     if circuit.accept_ra and circuit.bridge is not None:
         yield (

@@ -24,21 +24,24 @@ from vela.address import (
     parse_source,
 )
 from vela.dataplane.engine import Engine
+from vela.dataplane.mss import MIN_MSS
 from vela.errors import ConfigError
 from vela.linux.features import Feature
 from vela.mac import format_mac, parse_mac
 from vela.public_key import format_public_key, parse_public_key
-from vela.wire import MAX_CIRCUIT_ID, MAX_TAP_MTU, MIN_CIRCUIT_ID, MIN_TAP_MTU
+from vela.wire import MAX_CIRCUIT_ID, MAX_IP_PACKET, MAX_TAP_MTU, MIN_CIRCUIT_ID, MIN_TAP_MTU
 
 from .conflicts import find_missing_keys, find_mistakes
 from .files import Access, UntrustedError, open_trusted, resolve_links
 from .records import (
     AutoconfigureConfig,
     CircuitConfig,
+    ClampMss,
     Config,
     DaemonConfig,
     Encapsulation,
     Encryption,
+    Fragment,
     PeerConfig,
     SourcePort,
     SourceRules,
@@ -178,6 +181,17 @@ _CPU = word_or({"auto": None}, integer(0, MAX_CPU), "'auto' or a CPU's number")
 _SOURCE_PORT = word_or(
     {word.value: word for word in SourcePort}, _PORT, "'auto', 'listen' or a port's number"
 )
+_MSS = word_or(
+    {"auto": ClampMss.AUTO, "off": ClampMss.OFF},
+    integer(MIN_MSS, MAX_IP_PACKET),
+    "'auto', true, false or a number of bytes",
+)
+
+
+def _clamp_mss(value: object) -> ClampMss | int:
+    return ClampMss(value) if isinstance(value, bool) else _MSS(value)
+
+
 _ADDRESSES = ListKey("addresses", text(parse_interface), str, same=lambda interface: interface.ip)
 
 # All keys of a circuit. The reader and the writer both use these lists; the defaults are in
@@ -196,6 +210,8 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     _ADDRESSES,
     Key("bridge", _INTERFACE_NAME),
     Key("mtu", _MTU),
+    Key("fragmentation", member(Fragment)),
+    Key("clamp_mss", _clamp_mss),
     Key("mac", _MAC, format_mac),
     Key("encapsulation", member(Encapsulation)),
     Key("encryption", member(Encryption)),

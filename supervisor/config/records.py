@@ -28,6 +28,23 @@ class Encryption(Enum):
     REQUIRED = "required"  # or the circuit is not up
 
 
+class Fragment(Enum):
+    """How frames travel that are larger than a datagram."""
+
+    AUTO = "auto"  # in pieces if the remote can, else as the outer IP cuts them
+    TUNNEL = "tunnel"  # likewise; without a handshake, in pieces
+    IP = "ip"  # as the outer IP cuts them
+    OFF = "off"  # not at all: they are dropped
+
+
+class ClampMss(Enum):
+    """Whether the MSS of TCP is lowered, where it is not a number."""
+
+    AUTO = "auto"  # where segments would otherwise exceed a datagram
+    ON = True
+    OFF = False
+
+
 class SourcePort(Enum):
     """The port that a circuit sends from, if the configuration gives no number."""
 
@@ -61,6 +78,9 @@ class CircuitConfig:
     bridge: str | None = None
     mtu: int | None = None
     """Bytes; None: from the route toward the remote."""
+    fragmentation: Fragment = Fragment.AUTO
+    clamp_mss: ClampMss | int = ClampMss.AUTO
+    """A number is the largest MSS, in bytes."""
     mac: bytes | None = None
     """Six bytes; None: derived."""
     encapsulation: Encapsulation = Encapsulation.AUTO

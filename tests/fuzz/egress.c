@@ -1,7 +1,7 @@
 /* Fuzzes frames TAP to UDP: what is sent must give the receiver what the kernel itself would have cut
  * and completed. Settings and frames come from the input, errors of sockets too.
  *
- * Input: two bytes of settings, then records; see shapes.h and take_record(). */
+ * Input: three bytes of settings, then records; see shapes.h and take_record(). */
 #define _GNU_SOURCE
 #include "../../vela/dataplane/native/egress.h"
 
@@ -46,22 +46,23 @@ static struct {
 	size_t next;
 	struct list sent, received, expected;
 	uint64_t fragmented, lost, elided, errors, not_ip;
+	uint32_t number; /* of the next frame in pieces */
 } test;
 
 /* Of all inputs, to show that what is tried does happen. */
 static struct {
-	uint64_t frames, cut, segmented, singly, left, renewed, polled;
+	uint64_t frames, cut, segmented, singly, left, renewed, polled, pieces;
 } total;
 
 static void sum_up(void)
 {
 	fprintf(stderr,
 		"reached: frames %llu, cut %llu, sent segmented %llu, checksums left %llu, "
-		"limits renewed %llu, sent singly %llu, TAP polled %llu\n",
+		"limits renewed %llu, sent singly %llu, TAP polled %llu, pieces %llu\n",
 		(unsigned long long)total.frames, (unsigned long long)total.cut,
 		(unsigned long long)total.segmented, (unsigned long long)total.left,
 		(unsigned long long)total.renewed, (unsigned long long)total.singly,
-		(unsigned long long)total.polled);
+		(unsigned long long)total.polled, (unsigned long long)total.pieces);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -437,6 +438,38 @@ static void drive_frames(void)
 		free(memory[i]);
 }
 
+/* Put the pieces of a frame together, which are sent in order; whole is what was cut, once the last one is there.
+ * docs/protocol.md, 3.7. */
+static bool join(const struct item *piece, struct item *whole)
+{
+	static uint8_t content[1 << 17];
+	static size_t filled;
+	const uint8_t *data = piece->data;
+	size_t size = piece->length - 9, length = read16(data + 3);
+	unsigned index = data[2] & 0x3f;
+
+	ENSURE(piece->length > 9 && piece->length <= test.egress.route_limit);
+	ENSURE(test.egress.fragmentation == FRAGMENT_IN_PIECES && !(data[2] & 0x40));
+	if (index == 0)
+		filled = 1;
+	ENSURE(filled == 1 + index * size && filled + size <= sizeof(content));
+	ENSURE(read16(data + 5) * 65536u + read16(data + 7) == test.number);
+	content[0] = ID;
+	memcpy(content + filled, data + 9, size);
+	filled += size;
+	total.pieces++;
+	ENSURE((data[2] & 0x80 ? 0x80 : 0) == (filled > length ? 0x80 : 0));
+	if (filled <= length)
+		return false;
+	for (size_t i = 1 + length; i < filled; i++)
+		ENSURE(content[i] == 0);
+	/* They are small as well as few. */
+	ENSURE((size - 1) * (index + 1) < length && index > 0);
+	test.number++;
+	*whole = (struct item){content, 1 + length, false};
+	return true;
+}
+
 static void receive(void)
 {
 	struct encapsulation receiver;
@@ -445,8 +478,14 @@ static void receive(void)
 			   test.egress.encapsulation.frame_limit);
 	for (size_t i = 0; i < test.sent.count; i++) {
 		const struct item *datagram = &test.sent.items[i];
+		struct item joined;
 		struct frame frame;
 		ENSURE(datagram->data[0] == ID);
+		if (datagram->data[1] == 0x44) {
+			if (!join(datagram, &joined))
+				continue;
+			datagram = &joined;
+		}
 		ENSURE(decapsulate(&receiver, datagram->data, datagram->length, &frame) == FRAME);
 		struct item *whole = list_add(&test.received, frame.link, frame.link_length);
 		memcpy(keep(frame.rest_length), frame.rest, frame.rest_length);
@@ -472,6 +511,7 @@ static void ensure_counted(uint64_t elided)
 	ENSURE(test.counters[TX_ERRORS] == test.errors + test.lost);
 	ENSURE(test.counters[TX_NOT_IP] == test.not_ip);
 	ENSURE(test.counters[TX_FRAGMENTED] == test.fragmented);
+	ENSURE(test.counters[TX_PIECED] == test.number);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -482,7 +522,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static const size_t datagram_limits[4] = {1472, 65507, 8972, 100};
 	static struct list *const lists[] = {&test.frames, &test.sent, &test.received, &test.expected};
 	struct input input = {data, size};
-	unsigned settings = take8(&input), more = take8(&input);
+	unsigned settings = take8(&input), more = take8(&input), again = take8(&input);
 	struct egress *egress = &test.egress;
 	size_t octets = 0;
 
@@ -493,7 +533,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	test.clock_s = test.refused_at = 0;
 	test.too_large = SIZE_MAX;
 	test.next = 0;
-	test.fragmented = test.lost = test.elided = test.errors = test.not_ip = 0;
+	test.fragmented = test.lost = test.elided = test.errors = test.not_ip = test.number = 0;
 
 	memset(egress, 0, sizeof(*egress));
 	egress->io = &fuzz_io;
@@ -507,6 +547,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	egress->nowait = test.ready = !(settings & 64);
 	egress->segment = !(settings & 128);
 	egress->route_limit = datagram_limits[more >> 6];
+	egress->fragmentation = again & 1 ? FRAGMENT_IN_PIECES : FRAGMENT_BY_IP;
 	test.connected = egress->destination_length == 0;
 	egress->counters = test.counters;
 
@@ -534,7 +575,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		drive_batches();
 	egress_free(egress);
 
-	ENSURE(test.sent.count == test.expected.count);
 	receive();
 	ensure_same(&test.received, &test.expected);
 	ensure_counted(elided);

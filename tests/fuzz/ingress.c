@@ -51,19 +51,26 @@ static struct {
 	struct list got_diverted, got_answers;
 	size_t written; /* of frames */
 	bool refused_tcp, refused_udp;
+	struct held {
+		uint8_t *data;
+		size_t length, size, left;
+		uint32_t number;
+		bool have[64];
+	} held[64]; /* frames in pieces */
 	uint64_t expected[WORKER_SLOTS];
 } test;
 
 /* Of all inputs, to show that what is tried does happen. */
 static struct {
-	uint64_t frames, joined, joined_udp, left;
+	uint64_t frames, joined, joined_udp, left, pieces;
 } total;
 
 static void sum_up(void)
 {
-	fprintf(stderr, "reached: frames %llu, joined %llu, joined UDP %llu, checksums left %llu\n",
+	fprintf(stderr, "reached: frames %llu, joined %llu, joined UDP %llu, checksums left %llu, in pieces %llu\n",
 		(unsigned long long)total.frames, (unsigned long long)total.joined,
-		(unsigned long long)total.joined_udp, (unsigned long long)total.left);
+		(unsigned long long)total.joined_udp, (unsigned long long)total.left,
+		(unsigned long long)total.pieces);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -251,12 +258,21 @@ static int fuzz_recvmmsg(int fd, struct mmsghdr *messages, unsigned int room, in
 	return (int)count;
 }
 
+/* Nothing grows old. */
+static int fuzz_clock_gettime(clockid_t clock, struct timespec *now)
+{
+	ENSURE(clock == CLOCK_MONOTONIC_COARSE);
+	*now = (struct timespec){.tv_sec = 5};
+	return 0;
+}
+
 /* The calls that leave the data path; any other one is a null pointer. */
 static const struct io fuzz_io = {
 	.writev = fuzz_writev,
 	.send = fuzz_send,
 	.sendmsg = fuzz_sendmsg,
 	.recvmmsg = fuzz_recvmmsg,
+	.clock_gettime = fuzz_clock_gettime,
 };
 
 static void expect_verification(const uint8_t *datagram, size_t length)
@@ -289,6 +305,46 @@ static void expect_frame(const uint8_t *frame, size_t length, bool elided)
 		     read16(frame + 14 + found.field) == found.pseudo;
 }
 
+static void expect_clear(const uint8_t *datagram, size_t length, bool joined);
+
+/* docs/protocol.md, 3.7. */
+static void expect_piece(const uint8_t *datagram, size_t length)
+{
+	if (length < 10) {
+		test.expected[RX_SHORT]++;
+		return;
+	}
+	size_t size = length - 9, whole = read16(datagram + 3), count = 0;
+	unsigned index = datagram[2] & 0x3f;
+	uint32_t number = read16(datagram + 5) * 65536u + read16(datagram + 7);
+	struct held *held = &test.held[number % 64];
+	while (count * size < whole)
+		count++;
+	if (count < 2 || count > 64 || index >= count || (datagram[2] >= 0x80) != (index == count - 1)) {
+		test.expected[RX_MALFORMED]++;
+		return;
+	}
+	if (whole > test.ingress.encapsulation.frame_limit + 1) {
+		test.expected[RX_OVERSIZED]++;
+		return;
+	}
+	if (!held->data || held->number != number || held->length != whole || held->size != size) {
+		test.expected[RX_INCOMPLETE] += held->data && held->left;
+		*held = (struct held){keep(1 + count * size), whole, size, count, number, {false}};
+		held->data[0] = ID;
+	}
+	if (held->have[index]) {
+		test.expected[RX_DUPLICATE]++;
+		return;
+	}
+	held->have[index] = true;
+	memcpy(held->data + 1 + index * size, datagram + 9, size);
+	if (--held->left)
+		return;
+	total.pieces++;
+	expect_clear(held->data, 1 + whole, true);
+}
+
 /* docs/protocol.md, section 3. */
 static void expect(const uint8_t *datagram, size_t length)
 {
@@ -300,10 +356,21 @@ static void expect(const uint8_t *datagram, size_t length)
 		test.expected[RX_SHORT]++;
 		return;
 	}
+	expect_clear(datagram, length, false);
+}
+
+static void expect_clear(const uint8_t *datagram, size_t length, bool joined)
+{
 	unsigned first = datagram[1], version = first / 16;
-	if (first == 0x41) {
+	size_t before_frames = test.frames.count;
+
+	if (joined && (first == 0x41 || first == 0x44)) {
+		test.expected[RX_RESERVED]++;
+	} else if (first == 0x44) {
+		expect_piece(datagram, length);
+	} else if (first == 0x41) {
 		expect_verification(datagram, length);
-	} else if (first >= 0x42 && first <= 0x44) {
+	} else if (first == 0x42 || first == 0x43) {
 		test.expected[RX_RESERVED]++;
 	} else if (first != 0x40 && (version == 4 || version == 6)) {
 		if (!is_packet(datagram + 1, length - 1, version)) {
@@ -323,6 +390,7 @@ static void expect(const uint8_t *datagram, size_t length)
 		else
 			expect_frame(datagram + before, length - before, false);
 	}
+	test.expected[RX_JOINED] += joined && test.frames.count > before_frames;
 }
 
 /* Let it come by itself, or with the one before where UDP GRO would join the two. */
@@ -399,6 +467,47 @@ static void take_flow(struct input *input, unsigned what)
 	}
 }
 
+/* A frame in pieces, of which one may be missing, one comes again, and one is damaged. */
+static void take_pieces(struct input *input, unsigned what)
+{
+	static uint8_t frame[SHAPE_MAX + 64], datagram[SHAPE_MAX + 64], piece[SHAPE_MAX + 80];
+	struct shape shape = shape_take(input);
+	size_t transport, size = 1 + take16(input) % 2000;
+	unsigned number = take8(input), missing = 64, again = 64, damaged = 64, at = 0, change = 0;
+
+	if (what & 8) {
+		missing = take8(input) % 65;
+		again = take8(input) % 65;
+	}
+	if (what & 0x40) {
+		damaged = take8(input) % 65;
+		at = take16(input);
+		change = take8(input);
+	}
+	size_t length = shape_write(&shape, local_mac, remote_mac, frame, &transport);
+	length = write_datagram(shape.address == 0 && shape.tags == 0 && !(what & 0x20), frame, length, datagram);
+	length = length > 65507 ? 65506 : length - 1;
+	for (unsigned i = 0; i * size < length && i < 70; i++) {
+		size_t left = length - i * size, own = 9 + size;
+		piece[0] = ID;
+		piece[1] = 0x44;
+		piece[2] = (uint8_t)((i & 0x3f) | (left <= size ? 0x80 : 0));
+		write16(piece + 3, (unsigned)length);
+		write16(piece + 5, what & 0x80 ? 0xffff : 0);
+		write16(piece + 7, number);
+		memset(piece + 9, 0, size);
+		memcpy(piece + 9, datagram + 1 + i * size, left < size ? left : size);
+		if (i == damaged) {
+			piece[2 + at % (own - 2)] ^= (uint8_t)change;
+			own -= what & 8 ? at % own : 0;
+		}
+		for (int times = (i != missing) + (i == again); times > 0; times--) {
+			if (test.octets < OCTETS && test.count < RECEIVES)
+				add_datagram(piece, own, what & 0x10);
+		}
+	}
+}
+
 static void take_bytes(struct input *input, unsigned what)
 {
 	static uint8_t datagram[65536];
@@ -431,6 +540,9 @@ static void take_record(struct input *input)
 		break;
 	case 1:
 		take_verification(input, what);
+		break;
+	case 3:
+		take_pieces(input, what);
 		break;
 	default:
 		take_flow(input, what);
@@ -485,6 +597,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	test.failure = (enum failure)((more >> 3 & 7) % FAILURES);
 	test.calls = 0;
 	test.count = test.next = test.octets = test.written = 0;
+	memset(test.held, 0, sizeof(test.held));
 	/* Nor are they joined where the kernel is known not to take them. */
 	test.refused_tcp = settings & 2;
 	test.refused_udp = settings & 128;

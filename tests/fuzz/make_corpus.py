@@ -150,6 +150,26 @@ def egress() -> dict[str, bytes]:
     for name, connected in (("refused", 0), ("refused-addressed", ADDRESSED)):
         larger = (b"\x04\0\0\x07" + word(1200)) * 75
         seeds[name] = bytes([BATCH | connected, 1 << 3 | 3]) + larger
+    # Three bytes of settings.
+    seeds = {name: seed[:2] + b"\0" + seed[2:] for name, seed in seeds.items()}
+    for name in (
+        "failure-1",
+        "failure-3",
+        "failure-6",
+        "largest",
+        "elision-2",
+        "batches",
+        "refused",
+    ):
+        seed = seeds[name]
+        seeds[f"pieces-{name}"] = seed[:2] + b"\1" + seed[3:]
+    for size in (1418, 1419, 1500, 2900, 8900):
+        own = (
+            finished(shape(size)) + unfinished(shape(size, tags=2)) + super_frame(1460, shape(9000))
+        )
+        seeds[f"pieces-{size}"] = b"\0\1\1" + own * 3
+    seeds["pieces-too-many"] = b"\0\xc1\1" + finished(shape(5900)) + super_frame(7000, shape(8000))
+    seeds["pieces-singly"] = bytes([NO_SEGMENT, 1, 1]) + finished(shape(3000)) * 5
     return seeds
 
 
@@ -257,6 +277,31 @@ def cut_to(which: int, length: int) -> bytes:
     return b"\x47" + word(which) + word(length)
 
 
+def in_pieces(own: bytes, size: int, number: int, what: int = 0x10, more: bytes = b"") -> bytes:
+    """A frame in pieces. what, and more: as take_pieces() in ingress.c reads it."""
+    return bytes([3 | what]) + own + word(size - 1) + bytes([number]) + more
+
+
+def pieces() -> dict[str, bytes]:
+    """Of ingress."""
+    large = shape(1460, tags=1, address=2)
+    seeds = {
+        "pieces": b"\0\1" + b"".join(in_pieces(large, 760, number) for number in range(70)),
+        "pieces-elided": b"\0\1" + in_pieces(shape(3000), 1400, 1) * 2,
+        "pieces-missing": b"\0\1"
+        + in_pieces(large, 400, 1, 8, b"\1\2")
+        + in_pieces(large, 400, 65),
+        "pieces-too-many": b"\0\1" + in_pieces(large, 20, 1),
+        "pieces-64": b"\0\1" + in_pieces(shape(1000), 17, 1),
+        "pieces-oversized": b"\0\0" + in_pieces(shape(3000), 800, 1),
+        "pieces-one": b"\0\1" + in_pieces(shape(100), 1400, 1),
+    }
+    for at in (0, 1, 2, 3, 6, 7, 20):
+        damage = b"\0" + word(at) + b"\x80"
+        seeds[f"pieces-damage-{at}"] = b"\0\1" + in_pieces(large, 760, 1, 0x40, damage) * 2
+    return seeds
+
+
 def cipher() -> dict[str, bytes]:
     begin = generation(0) + send_with(0)
     seeds = {"once": begin + seal(3) + deliver(0, 1, 2)}
@@ -295,8 +340,39 @@ def cipher() -> dict[str, bytes]:
     return seeds
 
 
+def syn(options: bytes, *, ipv6: bool = False, flags: int = 2) -> bytes:
+    """A frame as fuzz/mss.c reads it: it writes the EtherType and what is before TCP itself."""
+    tcp = (
+        bytes(12) + bytes([(20 + len(options)) // 4 << 4, flags]) + b"\1\xf4\x12\x34\0\0" + options
+    )
+    return bytes(54 if ipv6 else 34) + tcp
+
+
+def mss() -> dict[str, bytes]:
+    limit, ipv4, ipv6, partial = word(1472), b"\x15", b"\x1d", b"\x35"
+    large = b"\2\4\xff\xff"
+    mixed = b"\1" + large + b"\4\2\1" + large + b"\1\3\3\7" + b"\0"
+    return {
+        "once": ipv4 + limit + syn(large),
+        "ipv6": ipv6 + limit + syn(large, ipv6=True, flags=0x12),
+        "partial": partial + limit + syn(large),
+        "mixed": ipv4 + limit + syn(mixed + bytes(-len(mixed) % 4)),
+        "small": ipv4 + limit + syn(b"\2\4\0\1"),
+        "cut-off": ipv4 + limit + syn(large + b"\1\1\2\4"),
+        "odd": ipv4 + limit + syn(b"\2\3\xff\1"),
+        "signed": ipv4 + limit + syn(large + b"\x1d\4\1\1"),
+        "no-syn": ipv4 + limit + syn(large, flags=0x10),
+        "configured": b"\x16" + limit + syn(large),
+    }
+
+
 def main() -> None:
-    parts = (("egress", egress()), ("ingress", ingress()), ("cipher", cipher()))
+    parts = (
+        ("egress", egress()),
+        ("ingress", ingress() | pieces()),
+        ("cipher", cipher()),
+        ("mss", mss()),
+    )
     for direction, seeds in parts:
         folder = CORPUS / direction
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DIRECTIONS = ("egress", "ingress", "cipher")
+DIRECTIONS = ("egress", "ingress", "cipher", "mss")
 FUZZING_S = 8
 # All are compiled first, with sanitizers, at the same time.
 TIMEOUT_S = 280.0
@@ -77,14 +77,15 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subp
             "egress",
             {
                 *("frames", "cut", "checksums left", "sent segmented", "limits renewed"),
-                *("sent singly", "TAP polled"),
+                *("sent singly", "TAP polled", "pieces"),
             },
         ),
-        ("ingress", {"frames", "joined", "joined UDP", "checksums left"}),
+        ("ingress", {"frames", "joined", "joined UDP", "checksums left", "in pieces"}),
         (
             "cipher",
             {"sealed", "opened", "replayed", "bad tag", "no key", "clear", "short"},
         ),
+        ("mss", {"SYNs", "lowered"}),
     ],
 )
 def test_fuzzer_from_its_corpus_reaches_all_and_finds_nothing(

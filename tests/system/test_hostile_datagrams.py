@@ -94,9 +94,12 @@ DROPS = [
     Drop("escaped frame of 13 bytes", b"\1\x40" + ETHERNET[:13], "vela0", "short"),
     *(
         Drop(f"reserved {first:#x}", bytes([1, first]) + bytes(40), "vela0", "reserved")
-        for first in (0x42, 0x43, 0x44)
+        for first in (0x42, 0x43)
     ),
     Drop("reserved byte alone", b"\1\x42", "vela0", "reserved"),
+    Drop("piece cut off", b"\1\x44" + bytes(7), "vela0", "short"),
+    Drop("piece of nothing", b"\1\x44" + bytes(40), "vela0", "malformed"),
+    Drop("piece of a frame of 65535", b"\1\x44\0\xff\xff" + bytes(1400), "vela0", "oversized"),
     # 1471 of MTU, 14 of Ethernet, 4 of one VLAN tag are 1489.
     Drop("frame of 1490 bytes", b"\1" + ETHERNET + bytes(1476), "vela0", "oversized"),
     Drop("escaped of 1490 bytes", b"\1\x40" + ETHERNET + bytes(1476), "vela0", "oversized"),

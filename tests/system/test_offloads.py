@@ -30,6 +30,7 @@ from packets import (
     VIRTIO_HEADER,
     Packet,
     ethertype,
+    handshakes,
     link_headers,
     packets,
     payloads,
@@ -39,6 +40,8 @@ from packets import (
 
 from lab.segmenter import KernelSegmenter
 from vela.dataplane.counters import Slot
+from vela.dataplane.mss import MssClamp
+from vela.dataplane.pieces import Fragmentation
 from vela.linux.features import Feature
 
 pytestmark = pytest.mark.needs_net_admin
@@ -56,8 +59,9 @@ class Twins:
 
     def __init__(self, stack: ExitStack, native: str, **changes: object) -> None:
         self.kernel = stack.enter_context(KernelSegmenter())
-        self.reference = Circuit(stack, "python", **LIMITS, **changes)
-        self.native = Circuit(stack, native, virtio_header=True, **LIMITS, **changes)
+        changes = LIMITS | changes
+        self.reference = Circuit(stack, "python", **changes)
+        self.native = Circuit(stack, native, virtio_header=True, **changes)
         self._counted = [self.counts(self.reference), self.counts(self.native)]
 
     def joins(self, protocol: int) -> bool:
@@ -97,6 +101,31 @@ def leaving(native: str) -> Iterator[Twins]:
     """Both ends leave inner checksums to the outer one."""
     with ExitStack() as stack:
         yield Twins(stack, native, partial_checksums=True)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["complete", "partial"])
+def clamping(native: str, request: pytest.FixtureRequest) -> Iterator[Twins]:
+    """Both ends lower the MSS of TCP, with checksums complete or left to the outer one."""
+    with ExitStack() as stack:
+        clamp = MssClamp(1472)
+        yield Twins(stack, native, mss_clamp=clamp, partial_checksums=request.param)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["complete", "partial"])
+def cutting(native: str, request: pytest.FixtureRequest) -> Iterator[Twins]:
+    """What exceeds 1472 bytes travels in pieces."""
+    with ExitStack() as stack:
+        pieces = Fragmentation.IN_PIECES
+        narrow = {"datagram_limit": 1472, "fragmentation": pieces}
+        yield Twins(stack, native, partial_checksums=request.param, **narrow)
+
+
+@pytest.fixture(scope="module")
+def dropping(native: str) -> Iterator[Twins]:
+    """What exceeds 1472 bytes does not travel."""
+    with ExitStack() as stack:
+        narrow = {"datagram_limit": 1472, "fragmentation": Fragmentation.NEVER}
+        yield Twins(stack, native, **narrow)
 
 
 def framed(addresses: bytes, tags: bytes, packet: Packet, *, finished: bool = False) -> bytes:
@@ -496,6 +525,107 @@ def test_checksum_left_to_the_outer_one_is_completed_behind_the_other_end(
     assert same_but_for_zero(expected, finished)
     assert same_but_for_zero(frames, finished)
     leaving.counted()
+
+
+@many
+@given(
+    packet=handshakes(),
+    segment_size=st.one_of(st.just(0), st.integers(100, 1400)),
+    addresses=st.sampled_from((OUTWARD, BRIDGED)),
+    tags=st.one_of(st.just(b""), st.just(b""), link_headers),
+)
+def test_mss_is_lowered_in_what_the_kernel_left_unfinished(
+    clamping: Twins, packet: Packet, segment_size: int, addresses: bytes, tags: bytes
+) -> None:
+    """One frame, or a super-frame that a hostile guest made of a SYN; behind both ends."""
+    if segment_size:
+        packet = to_be_cut(packet, segment_size)
+    link = len(addresses + tags) + 2
+    unfinished = virtio_header(packet, link, segment_size) + framed(addresses, tags, packet)
+    finished = clamping.kernel.frames(unfinished)
+
+    expected = clamping.reference.egress(*finished)
+    sent = clamping.native.egress(unfinished)
+    received, frames, _ = receive_both(clamping, sent)
+    without, _, _ = receive_both(clamping, expected)
+
+    assert same_but_for_zero(received, without)
+    assert same_but_for_zero(frames, received)
+    clamping.counted()
+
+
+@many
+@given(
+    packet=packets(payloads()),
+    segment_size=st.one_of(st.just(0), st.integers(100, 8800), st.integers(1380, 1500)),
+    addresses=st.sampled_from((OUTWARD, BRIDGED)),
+    tags=st.one_of(st.just(b""), st.just(b""), link_headers),
+)
+def test_what_the_kernel_left_unfinished_travels_in_pieces(
+    cutting: Twins, packet: Packet, segment_size: int, addresses: bytes, tags: bytes
+) -> None:
+    if segment_size:
+        packet = to_be_cut(packet, segment_size)
+    else:
+        packet = replace(packet, payload=packet.payload[:8000])
+    link = len(addresses + tags) + 2
+    unfinished = virtio_header(packet, link, segment_size) + framed(addresses, tags, packet)
+    finished = cutting.kernel.frames(unfinished)
+
+    sent = cutting.native.egress(unfinished)
+    expected, frames, _ = receive_both(cutting, sent)
+
+    assert max(map(len, sent)) <= 1472
+    # Elided headers are rebuilt as the other end's.
+    if addresses == OUTWARD and not tags:
+        finished = [LOCAL + REMOTE + frame[12:] for frame in finished]
+    assert same_but_for_zero(expected, finished)
+    assert same_but_for_zero(frames, finished)
+    cutting.counted()
+
+
+@many
+@given(packet=packets(payloads()), segment_size=st.integers(1000, 3000))
+def test_segments_that_are_not_to_be_fragmented_are_dropped_one_by_one(
+    dropping: Twins, packet: Packet, segment_size: int
+) -> None:
+    packet = to_be_cut(packet, segment_size)
+    unfinished = virtio_header(packet, 14, segment_size) + framed(OUTWARD, b"", packet)
+
+    expected, sent = send_both(dropping, unfinished)
+
+    assert sent == expected
+    reference, native = dropping.counted()
+    assert native == reference
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_frames_of_a_flow_that_came_in_pieces_are_joined_and_not_overwritten(
+    cutting: Twins, protocol: int
+) -> None:
+    """More than there are slots; each waits in its slot until it is written with others."""
+    flow = train(Packet(protocol=protocol), 300, 150)
+    frames = [LOCAL + REMOTE + b"\x08\x00" + packet.finished() for packet in flow]
+    size = -(-len(frames[0]) // 2)
+    pieces = [
+        struct.pack("!BBBHI", 7, 0x44, index | index << 7, len(frame), number)
+        + frame[index * size :][:size].ljust(size, b"\0")
+        for number, frame in enumerate(frames)
+        for index in (0, 1)
+    ]
+    for start in range(0, len(pieces), 60):
+        expected, received, writes = receive_both(cutting, pieces[start:][:60], joined=True)
+
+        assert expected == received == frames[start // 2 :][:30]
+        assert writes == (1 if cutting.joins(protocol) else 30)
+    for circuit in (cutting.reference, cutting.native):
+        for start in range(0, len(pieces), 60):
+            control = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", len(pieces[0])))]
+            circuit.remote.sendmsg(pieces[start:][:60], control, 0, circuit.address)
+    written = cutting.native.ingress()
+    whole = [frame for each in written for frame in cutting.kernel.frames(each)]
+    assert cutting.reference.ingress() == whole == frames
+    cutting.counted()
 
 
 def same_but_for_zero(frames: list[bytes], expected: list[bytes]) -> bool:

@@ -21,7 +21,7 @@ MEANINGS = {
     0x41: Kind.VERIFICATION,
     0x42: Kind.RESERVED,
     0x43: Kind.RESERVED,
-    0x44: Kind.RESERVED,
+    0x44: Kind.PIECE,
 }
 
 # RFC 791, section 3.1: version 4, 5 words of header, 24 bytes in all, UDP, 192.0.2.1 to 192.0.2.2.

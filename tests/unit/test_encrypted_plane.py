@@ -35,6 +35,7 @@ from lab.namespace import Namespace
 from vela.dataplane.counters import RX_DROPPED, Slot
 from vela.dataplane.frame import Elision
 from vela.dataplane.key_page import KeyPage, SlotWord, boottime_ns, create, slot_start
+from vela.dataplane.pieces import Fragmentation
 from vela.linux.features import Feature
 from vela.wire import Suite
 
@@ -152,6 +153,30 @@ def test_frames_leave_sealed_in_order_with_rising_counters(
     assert circuit.counters.worker[Slot.TX_FRAMES] == 152
     assert circuit.counters.worker[Slot.TX_BYTES] == sum(map(len, frames))
     assert circuit.counters.worker[Slot.TX_ELIDED] == 1
+    assert circuit.dropped() == {}
+
+
+@pytest.mark.parametrize("size", [1451, 2000, 9018])
+def test_frame_above_a_datagram_leaves_in_sealed_pieces_and_comes_back(
+    engine: str, size: int, stack: ExitStack
+) -> None:
+    """docs/protocol.md, 3.7: 0x44 is the first byte of what is sealed."""
+    keys = Keys()
+    large = {"frame_limit": 9018, "fragmentation": Fragmentation.IN_PIECES}
+    circuit = EncryptedCircuit(stack, engine, keys, **large)
+    frame = broadcast(size)
+
+    datagrams = circuit.egress(frame)
+
+    assert {len(datagram) for datagram in datagrams} == {len(datagrams[0])}
+    assert len(datagrams[0]) <= 1472
+    pieces = [keys.open(datagram)[1] for datagram in datagrams]
+    assert {piece[:1] for piece in pieces} == {b"\x44"}
+    assert b"".join(piece[8:] for piece in pieces)[:size] == frame
+    for counter, piece in enumerate(pieces, start=1):
+        circuit.send(keys.seal(counter, piece))
+    assert circuit.ingress() == [frame]
+    assert circuit.counters.worker[Slot.TX_FRAGMENTED] == 0
     assert circuit.dropped() == {}
 
 
@@ -344,7 +369,7 @@ def test_key_of_another_circuit_direction_or_generation_opens_nothing(
     [
         pytest.param(b"\xff" * 13, Slot.RX_SHORT, id="13 bytes of frame"),
         pytest.param(b"\x42" + bytes(40), Slot.RX_RESERVED, id="encrypted twice"),
-        pytest.param(b"\x44" + bytes(40), Slot.RX_RESERVED, id="0x44"),
+        pytest.param(b"\x44" + bytes(40), Slot.RX_MALFORMED, id="piece of nothing"),
         pytest.param(b"\xff" * 1490, Slot.RX_OVERSIZED, id="frame above the limit"),
         pytest.param(b"\x45" + bytes(30), Slot.RX_MALFORMED, id="IPv4 of no length"),
         pytest.param(b"\x41", Slot.RX_SHORT, id="verification without type"),

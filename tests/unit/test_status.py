@@ -24,8 +24,11 @@ def test_counters_of_both_writers_stand_under_their_names() -> None:
         "tx_bytes": 1101,
         "tx_elided": 1102,
         "tx_fragmented": 1103,
+        "tx_pieced": 1109,
+        "rx_joined": 1133,
+        "mss_clamped": 1108 + 1132,
         "tx_errors": 1104,
-        "tx_dropped": {"not_ip": 1105, "no_key": 1107},
+        "tx_dropped": {"not_ip": 1105, "no_key": 1107, "too_large": 1110},
         "rx_frames": 1116,
         "rx_bytes": 1117,
         "rx_elided": 1118,
@@ -41,6 +44,8 @@ def test_counters_of_both_writers_stand_under_their_names() -> None:
             "no_key": 1129,
             "replayed": 1130,
             "bad_tag": 1131,
+            "incomplete": 1134,
+            "duplicate": 1135,
         },
     }
 

@@ -27,6 +27,9 @@ class DataPlane:
         gro: bool,
         coalesce_tcp: bool,
         coalesce_udp: bool,
+        clamp_datagram_limit: int,
+        clamp_mss: int,
+        fragmentation: int,
         counters: memoryview,
         key_page: mmap.mmap | None,
     ) -> None: ...

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vela.dataplane.frame import Elision
+from vela.dataplane.mss import MssClamp
+from vela.dataplane.pieces import Fragmentation
 from vela.linux.features import ALL_FEATURES, Features
 
 
@@ -56,6 +58,9 @@ class Attachment:
     addresses; None where send_socket is bound to that."""
     features: Features = ALL_FEATURES
     """What the kernel can do and the data path is to use."""
+    fragmentation: Fragmentation = Fragmentation.BY_IP
+    mss_clamp: MssClamp | None = None
+    """How large segments may be that TCP announces here and there; None: as they are."""
     key_page: int | None = None
     """The descriptor of the circuit's key page (key_page.py), which the data path maps. With one,
     no clear frame is sent or accepted, whether or not it holds a key. None: not encrypted."""

@@ -27,6 +27,9 @@ class Slot(IntEnum):
     TX_NOT_IP = 5  # frames without meaning to a remote that takes only IP
     EGRESS_PROGRESS = 6
     TX_NO_KEY = 7  # frames of an encrypted circuit without a valid key
+    TX_MSS_CLAMPED = 8  # SYNs whose MSS was lowered
+    TX_PIECED = 9  # frames that left in pieces
+    TX_TOO_LARGE = 10  # frames that are not to be fragmented
     # The ingress thread's.
     RX_FRAMES = 16
     RX_BYTES = 17  # of frames, as the TAP got them
@@ -45,9 +48,13 @@ class Slot(IntEnum):
     RX_NO_KEY = 29  # no valid key of this phase
     RX_REPLAYED = 30  # came before, or is too old to tell
     RX_BAD_TAG = 31
+    RX_MSS_CLAMPED = 32
+    RX_JOINED = 33  # frames that came in pieces
+    RX_INCOMPLETE = 34  # frames of which pieces are missing
+    RX_DUPLICATE = 35  # pieces that came before
 
 
-BLOCK_SLOTS = 4 * CACHE_LINE_SLOTS
+BLOCK_SLOTS = 5 * CACHE_LINE_SLOTS
 
 RX_DROPPED = {
     "short": Slot.RX_SHORT,
@@ -61,10 +68,16 @@ RX_DROPPED = {
     "no_key": Slot.RX_NO_KEY,
     "replayed": Slot.RX_REPLAYED,
     "bad_tag": Slot.RX_BAD_TAG,
+    "incomplete": Slot.RX_INCOMPLETE,
+    "duplicate": Slot.RX_DUPLICATE,
 }
 """Reasons for which datagrams of a circuit are dropped, as the status names them."""
 
-TX_DROPPED = {"not_ip": Slot.TX_NOT_IP, "no_key": Slot.TX_NO_KEY}
+TX_DROPPED = {
+    "not_ip": Slot.TX_NOT_IP,
+    "no_key": Slot.TX_NO_KEY,
+    "too_large": Slot.TX_TOO_LARGE,
+}
 
 
 _EXIT_MESSAGE_START = BLOCK_SLOTS * SLOT_SIZE

@@ -9,6 +9,7 @@ from enum import Enum
 from vela.dataplane.calls import native_calls, python_calls
 from vela.dataplane.contract import Abilities, Attachment, DataPlane
 from vela.dataplane.key_page import map_key_page
+from vela.dataplane.mss import MssClamp
 from vela.errors import ConfigError
 from vela.linux.features import ALL_FEATURES, OFFLOADS, Feature
 from vela.linux.processor import has_aes_instructions
@@ -78,6 +79,7 @@ def _native_obstacle() -> str | None:
 
 
 def _make_native(attachment: Attachment) -> DataPlane:
+    clamp = attachment.mss_clamp or MssClamp()
     return NativeDataPlane(
         circuit_id=attachment.circuit_id,
         tap_fd=attachment.tap_fd,
@@ -98,6 +100,9 @@ def _make_native(attachment: Attachment) -> DataPlane:
         gro=Feature.UDP_GRO in attachment.features,
         coalesce_tcp=Feature.TSO in attachment.features,
         coalesce_udp=Feature.USO in attachment.features,
+        clamp_datagram_limit=clamp.datagram_limit or 0,
+        clamp_mss=clamp.mss or 0,
+        fragmentation=attachment.fragmentation,
         counters=attachment.counters,
         key_page=None if attachment.key_page is None else map_key_page(attachment.key_page),
     )

@@ -14,6 +14,7 @@ from vela.wire import DATA_HEADER, ESCAPE, ETHERNET_HEADER, IPV4_HEADER, IPV6_HE
 
 ESCAPE_BYTE = 0x40
 VERIFICATION_BYTE = 0x41
+PIECE_BYTE = 0x44
 ENCRYPTED_BYTE = 0x42
 """The lowest bit is the key's phase."""
 
@@ -35,6 +36,7 @@ class Kind(IntEnum):
     ESCAPED = 3
     VERIFICATION = 4
     RESERVED = 5
+    PIECE = 6
 
 
 def _kind(first: int) -> Kind:
@@ -43,8 +45,10 @@ def _kind(first: int) -> Kind:
             return Kind.ESCAPED
         case 0x41:
             return Kind.VERIFICATION
-        case 0x42 | 0x43 | 0x44:
+        case 0x42 | 0x43:
             return Kind.RESERVED
+        case 0x44:
+            return Kind.PIECE
         case _ if first >> 4 == 4:
             return Kind.IPV4
         case _ if first >> 4 == 6:
@@ -133,6 +137,10 @@ class Verification(Exception):
     """A datagram is no frame but an in-circuit verification (docs/protocol.md, section 5)."""
 
 
+class Piece(Exception):
+    """A datagram is one piece of a frame (docs/protocol.md, 3.7)."""
+
+
 class Encapsulator:
     """Turns frames that a TAP gave into datagrams."""
 
@@ -148,13 +156,20 @@ class Encapsulator:
         """partial_checksums: the receiver takes elided packets that look so for unfinished."""
         self._circuit_id = circuit_id
         # Chosen once: this runs for each frame.
-        self._can_elide = {
+        self.can_elide = {
             Elision.NEVER: self._can_elide_none,
             Elision.KNOWN: self._can_elide_known,
             Elision.ALWAYS: self._can_elide_any,
         }[elision]
+        """Tells whether the header of the frame at data[start:end] is one that the receiver can put
+        back."""
+        # A finished one that looks unfinished must not be taken for that.
+        self._travels_elided = (
+            self._elide_finished
+            if partial_checksums and elision is Elision.KNOWN
+            else self.can_elide
+        )
         self._only_elided = elision is Elision.ALWAYS
-        self._leave_checksums = partial_checksums
         self._header_ipv4 = ethernet_header(remote_mac, local_mac, ETHERTYPE_IPV4)
         self._header_ipv6 = ethernet_header(remote_mac, local_mac, ETHERTYPE_IPV6)
 
@@ -165,7 +180,7 @@ class Encapsulator:
         whether the header was elided. Raises Dropped.
         """
         packet = start + ETHERNET_HEADER
-        if self._can_elide(data, start, end):
+        if self._travels_elided(data, start, end):
             datagram = packet - DATA_HEADER
             data[datagram] = self._circuit_id
             return datagram, True
@@ -184,13 +199,12 @@ class Encapsulator:
     def _can_elide_known(self, data: bytearray, start: int, end: int) -> bool:
         packet = start + ETHERNET_HEADER
         if data.startswith(self._header_ipv4, start):
-            elide = is_ipv4_packet(data, packet, end)
-        elif data.startswith(self._header_ipv6, start):
-            elide = is_ipv6_packet(data, packet, end)
-        else:
-            return False
-        # A finished one that looks unfinished must not be taken for that.
-        return elide and not (self._leave_checksums and is_partial(data, packet, end))
+            return is_ipv4_packet(data, packet, end)
+        return data.startswith(self._header_ipv6, start) and is_ipv6_packet(data, packet, end)
+
+    def _elide_finished(self, data: bytearray, start: int, end: int) -> bool:
+        elide = self._can_elide_known(data, start, end)
+        return elide and not is_partial(data, start + ETHERNET_HEADER, end)
 
     def _can_elide_any(self, data: bytearray, start: int, end: int) -> bool:
         packet = start + ETHERNET_HEADER
@@ -221,7 +235,7 @@ class Decapsulator:
 
         Return where the frame starts (it ends where the datagram does), and
         whether its header had been elided. Raises Dropped, and Verification
-        where there is no frame.
+        or Piece where there is no frame.
         """
         packet = start + DATA_HEADER
         if packet >= end:
@@ -244,6 +258,8 @@ class Decapsulator:
             frame = packet + ESCAPE
         elif kind is Kind.VERIFICATION:
             raise Verification
+        elif kind is Kind.PIECE:
+            raise Piece
         else:
             raise Dropped(Slot.RX_RESERVED)
         if end - frame < ETHERNET_HEADER:

@@ -23,13 +23,17 @@ from vela.dataplane.frame import (
     VERIFICATION_HEADER,
     Decapsulator,
     Dropped,
+    Elision,
     Encapsulator,
+    Piece,
     Verification,
 )
 from vela.dataplane.key_page import map_key_page
+from vela.dataplane.mss import MssClamper
+from vela.dataplane.pieces import Cutter, Fragmentation, Joiner
 from vela.linux.features import UDP_SEGMENT, Feature
 from vela.linux.underlay import route_mtu
-from vela.wire import DATA_HEADER, ETHERNET_HEADER, MAX_UDP_PAYLOAD, datagram_limit
+from vela.wire import DATA_HEADER, ETHERNET_HEADER, MAX_UDP_PAYLOAD, SEAL, datagram_limit
 
 _SEGMENT_SIZE = struct.Struct("=H")
 _GRO_SIZE = struct.Struct("=i")
@@ -95,6 +99,16 @@ class PythonDataPlane:
         )
         self._decapsulator = Decapsulator(*macs, self._frame_limit, partial_checksums=leave)
 
+        self._seal = 0 if attachment.key_page is None else SEAL
+        self._fragmentation = attachment.fragmentation
+        # So that frames of this worker are not taken for those of the one before it.
+        self._cutter = Cutter(self._circuit_id, int.from_bytes(os.urandom(4)))
+        self._joiner = Joiner(self._frame_limit)
+        self._clamper = None
+        if attachment.mss_clamp is not None:
+            self._clamper = MssClamper(attachment.mss_clamp, self._seal)
+        self._elides = attachment.elision is not Elision.NEVER
+
         # As many as the largest batch so far had frames: most circuits need few.
         self._frames: list[bytearray] = []
         self._frame_views: list[memoryview] = []
@@ -135,7 +149,7 @@ class PythonDataPlane:
         tap_fd, frame_limit = self._tap_fd, self._frame_limit
         encapsulate = self._encapsulator.encapsulate
         datagrams: list[memoryview] = []
-        octets = elided = 0
+        octets = elided = sent = 0
         taken = 0
         try:
             if self._sealer is None:
@@ -151,12 +165,18 @@ class PythonDataPlane:
         while True:
             if ETHERNET_HEADER <= length <= frame_limit:
                 end = HEADROOM + length
+                if self._clamper is not None:
+                    self._clamp_egress(self._clamper, frames[taken], end)
                 try:
                     start, is_elided = encapsulate(frames[taken], HEADROOM, end)
+                    if end - start + self._seal <= self._datagram_limit:
+                        datagrams.append(views[taken][start:end])
+                    else:
+                        datagrams.extend(self._fragments(views[taken][start:end]))
                 except Dropped as dropped:
                     counters[dropped.slot] += 1
                 else:
-                    datagrams.append(views[taken][start:end])
+                    sent += 1
                     octets += length
                     elided += is_elided
             else:
@@ -170,10 +190,26 @@ class PythonDataPlane:
                 length = os.preadv(tap_fd, targets[taken], -1, self._nowait)
             except BlockingIOError:
                 break
-        counters[Slot.TX_FRAMES] += len(datagrams)
+        counters[Slot.TX_FRAMES] += sent
         counters[Slot.TX_BYTES] += octets
         counters[Slot.TX_ELIDED] += elided
         self._send_all(self._prepare(datagrams))
+
+    def _fragments(self, datagram: memoryview) -> list[memoryview]:
+        """Return what is sent in place of a datagram that is too large. Raises Dropped."""
+        if self._fragmentation is Fragmentation.NEVER:
+            raise Dropped(Slot.TX_TOO_LARGE)
+        if self._fragmentation is Fragmentation.BY_IP:
+            return [datagram]
+        pieces = self._cutter.cut(datagram, self._datagram_limit - self._seal)
+        if pieces:
+            self._counters[Slot.TX_PIECED] += 1
+        return pieces or [datagram]
+
+    def _clamp_egress(self, clamper: MssClamper, frame: bytearray, end: int) -> None:
+        elided = self._encapsulator.can_elide(frame, HEADROOM, end)
+        if clamper.clamp(frame, HEADROOM, end, elided=elided):
+            self._counters[Slot.TX_MSS_CLAMPED] += 1
 
     def _add_frame_buffer(self) -> None:
         # One byte more than a frame may have shows a frame that was cut off.
@@ -375,11 +411,15 @@ class PythonDataPlane:
                 if self._opener is not None:
                     inner, inner_end = self._opener.open_datagram(data, start, end)
                 frame, is_elided = decapsulate(data, inner, inner_end)
+                if self._clamper is not None:
+                    self._clamp_ingress(self._clamper, data, frame, inner_end, is_elided)
                 os.write(tap_fd, view[frame:inner_end])
             except Dropped as dropped:
                 counters[dropped.slot] += 1
             except Verification:
                 self._verify(inner, inner_end)
+            except Piece:
+                self._take_piece(inner, inner_end)
             except OSError:
                 # EIO: the interface is down (drivers/net/tun.c, tun_get_user).
                 counters[Slot.RX_INTERFACE_DOWN] += 1
@@ -390,6 +430,37 @@ class PythonDataPlane:
         counters[Slot.RX_FRAMES] += frames
         counters[Slot.RX_BYTES] += octets
         counters[Slot.RX_ELIDED] += elided
+
+    def _take_piece(self, start: int, end: int) -> None:
+        """Take a piece, and the frame that it completes."""
+        counters, joiner = self._counters, self._joiner
+        try:
+            data = joiner.take(self._received, start, end, time.monotonic())
+            if data is not None:
+                frame, is_elided = self._decapsulator.decapsulate(data, REBUILD_ROOM, len(data))
+                counters[Slot.RX_JOINED] += 1
+                if self._clamper is not None:
+                    self._clamp_ingress(self._clamper, data, frame, len(data), is_elided)
+                os.write(self._tap_fd, memoryview(data)[frame:])
+                counters[Slot.RX_FRAMES] += 1
+                counters[Slot.RX_BYTES] += len(data) - frame
+                counters[Slot.RX_ELIDED] += is_elided
+        except Dropped as dropped:
+            counters[dropped.slot] += 1
+        except (Verification, Piece):
+            # An answer would be too large for the path; none within another.
+            counters[Slot.RX_RESERVED] += 1
+        except OSError:
+            counters[Slot.RX_INTERFACE_DOWN] += 1
+        counters[Slot.RX_INCOMPLETE] += joiner.given_up
+        joiner.given_up = 0
+
+    def _clamp_ingress(
+        self, clamper: MssClamper, data: bytearray, start: int, end: int, is_elided: bool
+    ) -> None:
+        elided = is_elided and self._elides
+        if clamper.clamp(data, start, end, elided=elided):
+            self._counters[Slot.RX_MSS_CLAMPED] += 1
 
     def _verify(self, start: int, end: int) -> None:
         """Answer an in-circuit echo request, in place. docs/protocol.md, section 5."""

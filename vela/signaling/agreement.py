@@ -15,7 +15,7 @@ class Agreement:
     local_mac: bytes
     remote_mac: bytes
     mtu: int
-    """The smaller one."""
+    """The smaller one, of what each end has with or without pieces."""
     elision: bool
     """Both ends can."""
     checksum_offload: bool
@@ -28,24 +28,33 @@ class Agreement:
     """An address or port is translated on the way: send from the listening port."""
     frame_port: int | None = None
     """The port that the remote's frames come from; None: it does not say, and any will do."""
+    pieces: bool = False
+    """Both ends cut frames that are larger than a datagram, and put them together."""
 
 
 def agree(local: Description, remote: Description, source: Endpoint) -> Agreement:
     """Return what two descriptions agree on; source: where the remote's messages come from."""
     both = local.capabilities & remote.capabilities
+    pieces = Capability.PIECES in both
     nat = _differ(remote.own, source) or _differ(local.own, remote.seen)
     return Agreement(
         local_mac=local.mac,
         remote_mac=remote.mac,
-        mtu=min(local.mtu, remote.mtu),
+        mtu=min(_mtu(local, pieces=pieces), _mtu(remote, pieces=pieces)),
         elision=Capability.ELISION in both,
         checksum_offload=Capability.CHECKSUM_OFFLOAD in both,
+        pieces=pieces,
         keepalive_s=min(local.keepalive_ms, remote.keepalive_ms) / 1000,
         remote_port=remote.port,
         nat=nat,
         # Through a NAT they come from where its messages do.
         frame_port=source.port if nat and remote.frame_port else remote.frame_port,
     )
+
+
+def _mtu(description: Description, *, pieces: bool) -> int:
+    in_pieces = description.mtu_in_pieces if pieces else None
+    return description.mtu if in_pieces is None else in_pieces
 
 
 def _differ(own: Endpoint | None, seen: Endpoint | None) -> bool:

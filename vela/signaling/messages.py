@@ -109,6 +109,7 @@ class Tlv(Enum):
     SESSION_TAG = 28, Kind.BYTES_16
     MACHINE = 29, Kind.BYTES_16
     FRAME_PORT = 30, Kind.U16, 1, MAX_PORT
+    MTU_IN_PIECES = 31, Kind.U32, MIN_TAP_MTU, MAX_TAP_MTU
 
     def __init__(
         self,
@@ -152,6 +153,7 @@ class Capability(IntFlag):
     ELISION = 1
     CHECKSUM_OFFLOAD = 2
     NATIVE_ENGINE = 4
+    PIECES = 8
 
 
 class HandshakePattern(IntEnum):
@@ -220,6 +222,8 @@ class Description:
     """The other end's address and port, as it sees them."""
     frame_port: Annotated[int | None, Tlv.FRAME_PORT, OPTIONAL] = None
     """The UDP port that its frames come from."""
+    mtu_in_pieces: Annotated[int | None, Tlv.MTU_IN_PIECES, OPTIONAL] = None
+    """The TAP MTU that it would have if frames travelled in pieces; None: no other one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,11 @@ bool egress_init(struct egress *self)
 	self->buffer = malloc(EGRESS_BUFFER);
 	self->heads = malloc(RUN_MAX * sizeof(*self->heads));
 	bool encrypted = self->sealer.page != NULL;
+	bool pieces = self->fragmentation == FRAGMENT_IN_PIECES;
 	self->sealed = encrypted ? malloc(SEALED_BUFFER) : NULL;
-	if (self->buffer == NULL || self->heads == NULL || (encrypted && self->sealed == NULL)) {
+	self->pieces = pieces ? malloc(PIECES_BUFFER) : NULL;
+	if (self->buffer == NULL || self->heads == NULL || (encrypted && self->sealed == NULL) ||
+	    (pieces && self->pieces == NULL)) {
 		egress_free(self);
 		return false;
 	}
@@ -45,10 +48,12 @@ void egress_free(struct egress *self)
 	free(self->buffer);
 	free(self->heads);
 	free(self->sealed);
+	free(self->pieces);
 	sealer_close(&self->sealer);
 	self->buffer = NULL;
 	self->heads = NULL;
 	self->sealed = NULL;
+	self->pieces = NULL;
 }
 
 /* What may leave, and nothing else is sent: the run's datagrams as they are, or what an encrypted circuit
@@ -287,6 +292,7 @@ void egress_flush(struct egress *self)
 		send_singly(self, &outgoing);
 	self->run_count = 0;
 	self->run_octets = 0;
+	self->pieces_used = 0;
 }
 
 /* Return the place of a datagram of this length, before it may be sealed; what cannot go with it was sent.
@@ -315,6 +321,96 @@ static void settle(struct egress *self)
 	if (self->run_count == RUN_MAX || self->run[self->run_count - 1].length < size ||
 	    self->run_octets + size > MAX_UDP_PAYLOAD)
 		egress_flush(self);
+}
+
+/* Tell whether a datagram of this length is not sent as it is. */
+static bool is_too_large(const struct egress *self, size_t length)
+{
+	return self->fragmentation != FRAGMENT_BY_IP &&
+	       length + (self->sealer.page ? SEAL : 0) > self->datagram_limit;
+}
+
+/* Copy length bytes of what lies in two parts, from start on; zeros behind their end. */
+static void copy_parts(const struct iovec *parts, size_t start, uint8_t *to, size_t length)
+{
+	for (int i = 0; i < 2; i++) {
+		size_t there = parts[i].iov_len > start ? parts[i].iov_len - start : 0;
+		size_t some = there < length ? there : length;
+		if (some)
+			memcpy(to, (const uint8_t *)parts[i].iov_base + start, some);
+		to += some;
+		length -= some;
+		start = there ? 0 : start - parts[i].iov_len;
+	}
+	memset(to, 0, length);
+}
+
+static void append_pieces(struct egress *self, const struct iovec *parts, const struct cut *cut, size_t length)
+{
+	uint32_t number = self->frame_number++;
+
+	for (size_t i = 0; i < cut->count; i++) {
+		struct datagram *datagram = append(self, PIECE_HEADER + cut->size);
+		uint8_t *at = self->pieces + self->pieces_used;
+		write_piece_header(at, self->encapsulation.circuit_id, cut, i, length, number);
+		copy_parts(parts, CIRCUIT_ID + i * cut->size, at + PIECE_HEADER, cut->size);
+		datagram->pieces[0] = (struct iovec){at, PIECE_HEADER + cut->size};
+		datagram->pieces[1] = (struct iovec){NULL, 0};
+		self->pieces_used += PIECE_HEADER + cut->size;
+		settle(self);
+	}
+	self->counters[TX_PIECED]++;
+}
+
+/* Send a datagram that is_too_large(), which lies in one or two parts. Returns whether it is sent. */
+static bool append_large(struct egress *self, const struct iovec *parts)
+{
+	if (self->fragmentation == FRAGMENT_NEVER) {
+		self->counters[TX_TOO_LARGE]++;
+		return false;
+	}
+	size_t length = parts[0].iov_len + parts[1].iov_len;
+	size_t around = PIECE_HEADER + (self->sealer.page ? SEAL : 0);
+	size_t room = self->datagram_limit > around ? self->datagram_limit - around : 0;
+	struct cut cut = cut_evenly(length - CIRCUIT_ID, room);
+	if (cut.count) {
+		append_pieces(self, parts, &cut, length - CIRCUIT_ID);
+		return true;
+	}
+	/* The path is so narrow that there would be too many: IP cuts it. A segment's head is not kept. */
+	struct datagram *whole = append(self, length);
+	memcpy(whole->pieces, parts, sizeof(whole->pieces));
+	if (parts[0].iov_len <= SEGMENT_HEAD_MAX) {
+		whole->pieces[0].iov_base = self->heads[whole - self->run];
+		memcpy(whole->pieces[0].iov_base, parts[0].iov_base, parts[0].iov_len);
+	}
+	settle(self);
+	return true;
+}
+
+/* As append_segments(), where some are too large for a datagram. What is not sent is subtracted from what was
+ * counted. */
+static void append_large_segments(struct egress *self, struct segmentation *segmentation, size_t head_length,
+				  bool elided)
+{
+	uint8_t head[SEGMENT_HEAD_MAX];
+
+	for (size_t left = segmentation_left(segmentation); left > 0; left--) {
+		const uint8_t *payload;
+		size_t length = segmentation_next(segmentation, head, &payload);
+		struct iovec parts[2] = {{head, segmentation->head_length}, {(void *)payload, length}};
+		if (!is_too_large(self, segmentation->head_length + length)) {
+			struct datagram *datagram = append(self, segmentation->head_length + length);
+			parts[0].iov_base = self->heads[datagram - self->run];
+			memcpy(parts[0].iov_base, head, segmentation->head_length);
+			memcpy(datagram->pieces, parts, sizeof(parts));
+			settle(self);
+		} else if (!append_large(self, parts)) {
+			self->counters[TX_FRAMES]--;
+			self->counters[TX_BYTES] -= head_length + length;
+			self->counters[TX_ELIDED] -= elided;
+		}
+	}
 }
 
 static void append_segments(struct egress *self, struct segmentation *segmentation)
@@ -352,6 +448,25 @@ static bool is_to_be_finished(const struct virtio_header *header, const struct t
 	       header->checksum_offset == transport->checksum - transport->offset;
 }
 
+/* Lower the MSS that a frame announces. A checksum that is left to be done is done later, over the new
+ * value. */
+static void clamp(struct egress *self, uint8_t *frame, size_t length, const struct virtio_header *header)
+{
+	size_t network = network_offset(frame, length);
+	struct syn syn;
+
+	if (network == 0 || !find_syn(frame + network, length - network, &syn))
+		return;
+	size_t before = DATA_HEADER + (self->sealer.page ? SEAL : 0);
+	if (!can_elide(&self->encapsulation, frame, length))
+		before += ESCAPE + network;
+	bool partial = header->flags & VIRTIO_NEEDS_CHECKSUM &&
+		       header->checksum_start == syn.header - frame &&
+		       header->checksum_offset == TCP_CHECKSUM;
+	self->counters[TX_MSS_CLAMPED] +=
+		lower_mss(&syn, mss_limit(&self->mss_clamp, &syn, before), partial);
+}
+
 void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 		  const struct virtio_header *header)
 {
@@ -372,6 +487,8 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 		counters[TX_ERRORS]++;
 		return;
 	}
+	if (mss_clamp_is_on(&self->mss_clamp))
+		clamp(self, frame, length, header);
 	bool unfinished = header->flags & VIRTIO_NEEDS_CHECKSUM;
 	bool looks = is_partial(self, frame, length, &transport);
 	bool leave = looks && is_to_be_finished(header, &transport);
@@ -395,10 +512,15 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 	ptrdiff_t shift = frame - datagram;
 	size_t octets = length - (size_t)(datagram - frame);
 	if (!super) {
-		struct datagram *only = append(self, octets);
-		only->pieces[0] = (struct iovec){datagram, octets};
-		only->pieces[1] = (struct iovec){NULL, 0};
-		settle(self);
+		const struct iovec parts[2] = {{datagram, octets}, {NULL, 0}};
+		if (is_too_large(self, octets)) {
+			if (!append_large(self, parts))
+				return;
+		} else {
+			struct datagram *only = append(self, octets);
+			memcpy(only->pieces, parts, sizeof(parts));
+			settle(self);
+		}
 		counters[TX_FRAMES]++;
 		counters[TX_BYTES] += length;
 		counters[TX_ELIDED] += how == ELIDED;
@@ -420,7 +542,10 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 	counters[TX_FRAMES] += count;
 	counters[TX_BYTES] += count * head + segmentation.payload_length;
 	counters[TX_ELIDED] += how == ELIDED ? count : 0;
-	append_segments(self, &segmentation);
+	if (is_too_large(self, segmentation.head_length + segmentation_size(&segmentation)))
+		append_large_segments(self, &segmentation, head, how == ELIDED);
+	else
+		append_segments(self, &segmentation);
 }
 
 /* Read what the TAP gives next; wait for it if wait is set. Returns its length; -1 where there is

@@ -12,6 +12,8 @@
 #include "cipher.h"
 #include "frame.h"
 #include "io.h"
+#include "mss.h"
+#include "pieces.h"
 #include "segmentation.h"
 #include "source_address.h"
 #include "virtio.h"
@@ -37,6 +39,7 @@ enum {
 	EGRESS_BUFFER = 2 * (FRAME_OFFSET + FRAME_MAX + 1),
 	/* A run, sealed: below MAX_UDP_PAYLOAD, and one datagram of any size that ends it. */
 	SEALED_BUFFER = 2 * MAX_UDP_PAYLOAD,
+	PIECES_BUFFER = 2 * MAX_UDP_PAYLOAD, /* likewise */
 };
 
 /* A datagram that waits to be sent: one piece, or a head and a payload. */
@@ -54,6 +57,9 @@ struct egress {
 	bool partial_checksums; /* the remote completes inner checksums; docs/protocol.md, 3.5 */
 	bool nowait;  /* the TAP's descriptor blocks, and RWF_NOWAIT works on it; else it does not block */
 	bool segment; /* UDP_SEGMENT works */
+	struct mss_clamp mss_clamp;
+	enum fragmentation fragmentation;
+	uint32_t frame_number; /* of the next frame that is cut into pieces */
 	size_t route_limit;    /* the largest datagram that the route takes in one piece, as it was */
 	size_t datagram_limit; /* as it was last seen to be */
 	size_t segment_limit;  /* larger datagrams are sent one by one */
@@ -70,6 +76,8 @@ struct egress {
 	size_t run_count;
 	size_t run_octets;
 	uint8_t (*heads)[SEGMENT_HEAD_MAX];
+	uint8_t *pieces; /* of the run, each with its header */
+	size_t pieces_used;
 	uint8_t *buffer;
 	size_t used; /* of the buffer */
 };

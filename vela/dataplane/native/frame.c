@@ -82,12 +82,15 @@ enum decapsulated decapsulate(const struct encapsulation *self, const uint8_t *d
 	size_t left = length - DATA_HEADER;
 
 	frame->elided = false;
+	frame->finished = false;
 	if (rest[0] == ESCAPE_BYTE) {
 		rest += ESCAPE;
 		left -= ESCAPE;
 	} else if (rest[0] == VERIFICATION_BYTE) {
 		return VERIFICATION;
-	} else if (rest[0] >= 0x42 && rest[0] <= 0x44) {
+	} else if (rest[0] == PIECE_BYTE) {
+		return PIECE;
+	} else if (rest[0] == 0x42 || rest[0] == 0x43) {
 		return RESERVED;
 	} else if (rest[0] >> 4 == 4) {
 		if (!is_ipv4_packet(rest, left))

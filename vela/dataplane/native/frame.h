@@ -16,6 +16,7 @@ enum {
 	HEADROOM = DATA_HEADER + ESCAPE, /* bytes that go before a frame on the wire, at most */
 	ESCAPE_BYTE = 0x40,
 	VERIFICATION_BYTE = 0x41,
+	PIECE_BYTE = 0x44,
 	VERIFICATION_HEADER = 1 + 1 + 1 + 8 + 8, /* docs/protocol.md, section 5 */
 	ECHO_REQUEST = 1,
 	ECHO_REPLY = 2,
@@ -47,7 +48,7 @@ enum encapsulated { COMPLETE, ELIDED, NOT_IP };
 enum encapsulated encapsulate(const struct encapsulation *self, uint8_t *frame, size_t length,
 			      bool may_elide, uint8_t **datagram);
 
-enum decapsulated { FRAME, VERIFICATION, TOO_SHORT, RESERVED, OVERSIZED, MALFORMED };
+enum decapsulated { FRAME, VERIFICATION, PIECE, TOO_SHORT, RESERVED, OVERSIZED, MALFORMED };
 
 /* A frame in two pieces: its link header, which may stand elsewhere, and the rest. */
 struct frame {
@@ -56,6 +57,7 @@ struct frame {
 	const uint8_t *rest;
 	size_t rest_length;
 	bool elided;
+	bool finished; /* its checksum is complete, even if it looks partial */
 };
 
 /* Find the frame in a datagram of the circuit, of length bytes. */

@@ -24,12 +24,16 @@ bool ingress_init(struct ingress *self)
 	self->buffer = malloc(receive_slots(self) * RECEIVE_SLOT);
 	self->coalesced.count = 0;
 	self->coalesced.partial_checksum = false;
-	return self->buffer != NULL;
+	if (self->buffer && joiner_init(&self->joiner, self->encapsulation.frame_limit))
+		return true;
+	ingress_free(self);
+	return false;
 }
 
 void ingress_free(struct ingress *self)
 {
 	free(self->buffer);
+	joiner_free(&self->joiner);
 	opener_close(&self->opener);
 	sealer_close(&self->sealer);
 	self->buffer = NULL;
@@ -52,7 +56,7 @@ static void describe(const struct ingress *self, const struct frame *frame,
 {
 	struct transport transport;
 
-	if (!self->partial_checksums || !frame->elided ||
+	if (!self->partial_checksums || !frame->elided || frame->finished ||
 	    !find_transport(frame->rest, frame->rest_length, &transport) ||
 	    !is_checksum_partial(frame->rest, &transport))
 		return;
@@ -117,6 +121,7 @@ void ingress_flush(struct ingress *self)
 		write_frame(self, &coalesced->frames[0]);
 	}
 	coalesced->count = 0;
+	self->joiner.epoch++;
 }
 
 /* Give a datagram to the supervisor, which knows whose it is. */
@@ -191,9 +196,43 @@ static void verify(struct ingress *self, uint8_t *datagram, size_t length)
 	}
 }
 
-static void take_frame(struct ingress *self, const struct frame *frame)
+/* Lower the MSS that a frame announces to hosts behind the TAP. */
+static void clamp(struct ingress *self, struct frame *frame)
+{
+	/* The receive buffer's, and not const but for its readers. */
+	uint8_t *packet = (uint8_t *)frame->rest;
+	size_t length = frame->rest_length, before = DATA_HEADER + (self->sealer.page ? SEAL : 0);
+	struct transport transport;
+	struct syn syn;
+
+	if (!frame->elided) {
+		/* Its link header stands before the rest. */
+		size_t network = network_offset(frame->link, ETHERNET_HEADER + length);
+		if (network == 0)
+			return;
+		packet += network - ETHERNET_HEADER;
+		length -= network - ETHERNET_HEADER;
+		before += ESCAPE + network;
+	} else if (self->encapsulation.elision == ELISION_NEVER) {
+		before += ESCAPE + ETHERNET_HEADER;
+	}
+	if (!find_syn(packet, length, &syn))
+		return;
+	bool partial = self->partial_checksums && frame->elided &&
+		       find_transport(packet, length, &transport) &&
+		       is_checksum_partial(packet, &transport);
+	if (!lower_mss(&syn, mss_limit(&self->mss_clamp, &syn, before), partial))
+		return;
+	frame->finished = !partial;
+	self->counters[RX_MSS_CLAMPED]++;
+}
+
+static void take_frame(struct ingress *self, struct frame *frame)
 {
 	struct coalesced *coalesced = &self->coalesced;
+
+	if (mss_clamp_is_on(&self->mss_clamp))
+		clamp(self, frame);
 
 	if (self->virtio_header == 0) {
 		write_frame(self, frame);
@@ -228,11 +267,47 @@ static bool open_sealed(struct ingress *self, uint8_t **datagram, size_t *length
 	return false;
 }
 
+static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, bool joined);
+
+static uint64_t now_ms(const struct ingress *self)
+{
+	struct timespec now;
+
+	self->io->clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* Take a piece, and the frame that it completes. */
+static void take_piece(struct ingress *self, const uint8_t *datagram, size_t length)
+{
+	static const uint8_t slots[] = {
+		[PIECE_SHORT] = RX_SHORT,
+		[PIECE_MALFORMED] = RX_MALFORMED,
+		[PIECE_OVERSIZED] = RX_OVERSIZED,
+		[PIECE_DUPLICATE] = RX_DUPLICATE,
+	};
+	uint8_t *whole;
+	size_t whole_length;
+
+	if (joiner_overwrites(&self->joiner, datagram, length))
+		ingress_flush(self);
+	enum joining joining = joiner_take(&self->joiner, datagram, length, now_ms(self), &whole, &whole_length,
+					   &self->counters[RX_INCOMPLETE]);
+	switch (joining) {
+	case PIECE_TAKEN:
+		break;
+	case PIECE_COMPLETES:
+		take_clear(self, whole, whole_length, true);
+		/* Behind it, as what was there before it may just have been written. */
+		joiner_keep(&self->joiner, datagram);
+		break;
+	default:
+		self->counters[slots[joining]]++;
+	}
+}
+
 static void take_datagram(struct ingress *self, uint8_t *datagram, size_t length)
 {
-	struct frame frame;
-	uint64_t *counters = self->counters;
-
 	if (length && datagram[0] != self->encapsulation.circuit_id) {
 		/* UDP GRO joins datagrams of several circuits that share a sending port, and all come
 		 * here: docs/protocol.md, 3.4. */
@@ -241,12 +316,33 @@ static void take_datagram(struct ingress *self, uint8_t *datagram, size_t length
 	}
 	if (self->opener.page && !open_sealed(self, &datagram, &length))
 		return;
+	take_clear(self, datagram, length, false);
+}
+
+/* Take a datagram as a circuit without encryption sends it. joined: it came in pieces. */
+static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, bool joined)
+{
+	uint64_t *counters = self->counters;
+	struct frame frame;
+
 	switch (decapsulate(&self->encapsulation, datagram, length, &frame)) {
 	case FRAME:
+		counters[RX_JOINED] += joined;
 		take_frame(self, &frame);
 		break;
 	case VERIFICATION:
-		verify(self, datagram, length);
+		/* One in pieces would be answered by one that is too large for the path. */
+		if (joined)
+			counters[RX_RESERVED]++;
+		else
+			verify(self, datagram, length);
+		break;
+	case PIECE:
+		/* None within another. */
+		if (joined)
+			counters[RX_RESERVED]++;
+		else
+			take_piece(self, datagram, length);
 		break;
 	case TOO_SHORT:
 		counters[RX_SHORT]++;

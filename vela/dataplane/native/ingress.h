@@ -11,6 +11,8 @@
 #include "coalesce.h"
 #include "frame.h"
 #include "io.h"
+#include "mss.h"
+#include "pieces.h"
 #include "source_address.h"
 
 enum {
@@ -37,6 +39,7 @@ struct ingress {
 	int divert_fd;
 	size_t virtio_header; /* bytes before each frame of the TAP, or 0: then none are joined */
 	bool partial_checksums; /* elided packets may have only their pseudo-header's sum */
+	struct mss_clamp mss_clamp;
 	bool coalesce_tcp, coalesce_udp; /* as long as the kernel takes them */
 	bool gro; /* the kernel joins datagrams of a size into one buffer */
 	struct sockaddr_storage destination;
@@ -48,6 +51,7 @@ struct ingress {
 	unsigned batches;
 	int failure;	      /* errno for the caller, where the worker must end */
 	struct coalesced coalesced;
+	struct joiner joiner;
 	bool bulk; /* whether the last receive gave so much */
 	uint8_t *buffer;
 };

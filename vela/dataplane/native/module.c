@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "cipher.h"
 #include "counters.h"
@@ -106,31 +107,35 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 				"divert_fd",   "destination", "source_address",         "local_mac",
 				"remote_mac",  "elision",     "frame_limit",    "datagram_limit",
 				"virtio_header", "partial_checksums", "nowait", "segment", "gro",
-				"coalesce_tcp", "coalesce_udp", "counters", "key_page", NULL};
+				"coalesce_tcp", "coalesce_udp", "clamp_datagram_limit", "clamp_mss",
+				"fragmentation", "counters", "key_page", NULL};
 	DataPlane *self = (DataPlane *)object;
 	struct egress *egress = &self->egress;
 	struct ingress *ingress = &self->ingress;
 	int circuit_id, tap_fd, receive_fd, send_fd, divert_fd, elision, virtio_header, partial_checksums;
-	int nowait, segment, gro, coalesce_tcp, coalesce_udp;
+	int nowait, segment, gro, coalesce_tcp, coalesce_udp, clamp_mss, fragmentation;
 	PyObject *destination, *source_address, *key_page;
 	Py_buffer local_mac = {0}, remote_mac = {0}, counters = {0};
-	Py_ssize_t frame_limit, datagram_limit;
+	Py_ssize_t frame_limit, datagram_limit, clamp_datagram_limit;
 	int status = -1;
 
 	if (self->counters.obj) {
 		PyErr_SetString(PyExc_RuntimeError, "a data plane is set up once");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppw*O", names, &circuit_id,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppniiw*O", names, &circuit_id,
 					 &tap_fd, &receive_fd, &send_fd, &divert_fd, &destination, &source_address,
 					 &local_mac, &remote_mac, &elision, &frame_limit,
 					 &datagram_limit, &virtio_header, &partial_checksums, &nowait, &segment,
-					 &gro, &coalesce_tcp, &coalesce_udp, &counters, &key_page))
+					 &gro, &coalesce_tcp, &coalesce_udp, &clamp_datagram_limit,
+					 &clamp_mss, &fragmentation, &counters, &key_page))
 		return -1;
 	if (circuit_id < 1 || circuit_id > 255 || elision < ELISION_NEVER || elision > ELISION_ALWAYS ||
 	    local_mac.len != 6 || remote_mac.len != 6 || frame_limit < ETHERNET_HEADER ||
 	    frame_limit > MAX_UDP_PAYLOAD - HEADROOM - (key_page == Py_None ? 0 : SEAL) || datagram_limit < HEADROOM ||
-	    datagram_limit > MAX_UDP_PAYLOAD || counters.len < WORKER_SLOTS * (Py_ssize_t)sizeof(uint64_t) ||
+	    datagram_limit > MAX_UDP_PAYLOAD || clamp_datagram_limit < 0 || clamp_mss < 0 ||
+	    clamp_mss > UINT16_MAX || fragmentation < FRAGMENT_BY_IP || fragmentation > FRAGMENT_NEVER ||
+	    counters.len < WORKER_SLOTS * (Py_ssize_t)sizeof(uint64_t) ||
 	    (uintptr_t)counters.buf % sizeof(uint64_t)) {
 		PyErr_SetString(PyExc_ValueError, "an argument is out of its range");
 		goto exit;
@@ -167,6 +172,8 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	egress->partial_checksums = ingress->partial_checksums = partial_checksums;
 	egress->nowait = nowait;
 	egress->segment = segment;
+	egress->mss_clamp = ingress->mss_clamp = (struct mss_clamp){
+		.datagram_limit = (size_t)clamp_datagram_limit, .mss = (uint16_t)clamp_mss};
 	ingress->gro = gro;
 	/* Without a virtio header nothing could say so. */
 	ingress->coalesce_tcp = virtio_header && coalesce_tcp;
@@ -175,6 +182,13 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	egress->counters = ingress->counters = counters.buf;
 	if (key_page != Py_None && take_key_page(self, key_page, (uint8_t)circuit_id) < 0)
 		goto exit;
+	egress->fragmentation = (enum fragmentation)fragmentation;
+	/* So that frames of this worker are not taken for those of the one before it. */
+	if (getrandom(&egress->frame_number, sizeof(egress->frame_number), 0) !=
+	    sizeof(egress->frame_number)) {
+		PyErr_SetFromErrno(PyExc_OSError);
+		goto exit;
+	}
 	if (!egress_init(egress) || !ingress_init(ingress)) {
 		PyErr_NoMemory();
 		goto exit;
@@ -263,12 +277,12 @@ static PyMethodDef DataPlane_methods[] = {
 PyDoc_STRVAR(DataPlane_doc,
 	     "DataPlane(*, circuit_id, tap_fd, receive_fd, send_fd, divert_fd, destination, source_address,\n"
 	     "          local_mac, remote_mac, elision, frame_limit, datagram_limit, virtio_header,\n"
-	     "          partial_checksums, nowait, segment, gro, coalesce_tcp, coalesce_udp, counters,\n"
-	     "          key_page)\n"
+	     "          partial_checksums, nowait, segment, gro, coalesce_tcp, coalesce_udp,\n"
+	     "          clamp_datagram_limit, clamp_mss, fragmentation, counters, key_page)\n"
 	     "--\n\n"
 	     "Forwards one circuit's frames. Arguments as in vela.dataplane.Attachment, sockets by their\n"
 	     "descriptors, and features one by one: nowait is RWF_NOWAIT, segment UDP_SEGMENT, gro\n"
-	     "UDP_GRO, coalesce_tcp TSO, coalesce_udp USO. Raises ValueError where one is out of its range.");
+	     "UDP_GRO, coalesce_tcp TSO, coalesce_udp USO; limits of the MSS clamp are 0 where there are none. Raises ValueError where one is out of its range.");
 
 static PyType_Slot DataPlane_slots[] = {
 	{Py_tp_doc, (void *)DataPlane_doc},
