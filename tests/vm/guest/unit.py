@@ -36,6 +36,8 @@ from = ["10.201.0.0/24"]
 networks = ["172.16.0.0/12"]
 """
 MISTAKE = "[daemon]\nprot = 1\n"
+MAX_EXPOSURE = 3.0
+"""Of systemd-analyze security, from 0 to 10; newer versions of systemd judge more strictly."""
 
 Note = Callable[[str, object], None]
 
@@ -59,6 +61,15 @@ def test_unit_file_has_no_mistakes() -> None:
     said = [line for line in (done.stdout + done.stderr).splitlines() if UNIT in line]
     # It looks for commands without ExecSearchPath (systemd 252).
     assert [line for line in said if "is not executable: No such file" not in line] == []
+
+
+def test_unit_is_confined(record_property: Note) -> None:
+    done = _run("systemd-analyze", "security", "--no-pager", UNIT)
+
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert found, done.stdout
+    record_property("exposure level", found[1])
+    assert float(found[1]) <= MAX_EXPOSURE, done.stdout
 
 
 def test_unit_is_active_after_a_boot_whose_network_is_late() -> None:
