@@ -32,7 +32,6 @@ def test_quickstart_shows_a_circuit_and_leaves_nothing() -> None:
         env=env,
         capture_output=True,
         text=True,
-        timeout=100,
     )
 
     print(done.stdout)
