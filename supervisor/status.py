@@ -28,6 +28,41 @@ class WorkerStatus:
     cpu: int
     engine: str
     restarts: int
+    cpu_percent: float | None
+    """Of one CPU, since the last status, or since it started."""
+    memory_bytes: int | None
+    """Resident; it shares most of it with the supervisor."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateStatus:
+    """Bits and frames per second, over the last five seconds; bytes of frames, not datagrams."""
+
+    tx_bps: int | None
+    rx_bps: int | None
+    tx_pps: int | None
+    rx_pps: int | None
+
+    @classmethod
+    def unknown(cls) -> RateStatus:
+        return cls(None, None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class LossStatus:
+    """Frames lost between the ends. Null: not measured."""
+
+    tx_percent: float | None
+    rx_percent: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DelayStatus:
+    """Round trips between the workers of both ends. Null: not measured."""
+
+    p50: float | None
+    p99: float | None
+    jitter: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +129,8 @@ class CipherStatus:
         )
 
 
+NOT_MEASURED = LossStatus(None, None), DelayStatus(None, None, None)
+
 _SUITES = {Suite.AES_256_GCM: "AES-256-GCM", Suite.CHACHA20_POLY1305: "ChaCha20-Poly1305"}
 _PATTERNS = {HandshakePattern.IK_PSK2: "IKpsk2", HandshakePattern.NN_PSK0: "NNpsk0"}
 
@@ -103,13 +140,20 @@ class CircuitStatus:
     name: str
     id: int
     origin: str
+    description: str
     state: str
     reason: str
+    since_seconds: float
+    """For how long it has this state."""
+    transitions: int
+    """How often it began or ceased to carry frames in the last hour."""
     remote: str
     remote_address: str | None
     remote_port: int
     family: str | None
     mtu: int
+    path_mtu: int | None
+    """Of the route to the remote, by this host's interfaces and routing table."""
     encapsulation: str
     elision: bool
     encryption: str
@@ -118,6 +162,9 @@ class CircuitStatus:
     """None: frames are not encrypted, or there is no session."""
     rtt_ms: float | None
     last_heard_seconds: float | None
+    loss: LossStatus
+    delay_ms: DelayStatus
+    rates: RateStatus
     worker: WorkerStatus | None
     counters: CounterStatus
 
@@ -130,5 +177,7 @@ class DaemonStatus:
     listen: tuple[str, ...]
     engine_features: tuple[str, ...]
     """Kernel features in use, sorted."""
+    unused_features: tuple[str, ...]
+    """Those that the kernel lacks, that are disabled, or that the engine cannot use."""
     rx_dropped: Mapping[str, int]
     circuits: tuple[CircuitStatus, ...]

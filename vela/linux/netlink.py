@@ -66,17 +66,20 @@ class Netlink:
         *,
         arp: bool,
         gso_max_size: int | None = None,
+        alias: str = "",
     ) -> None:
         """Add these addresses to an interface and set it up.
 
         Without arp no neighbour is ever asked for: for remotes that only know
         IP packets (a TUN), every destination is reached by sending it there.
         gso_max_size: the largest frame, in bytes, that is still to be cut
-        into segments.
+        into segments. alias: shown by "ip link"; empty: none.
         """
         attributes: list[tuple[str, int | str]] = [("IFLA_TXQLEN", QUEUE_LENGTH)]
         if gso_max_size is not None:
             attributes.append(("IFLA_GSO_MAX_SIZE", gso_max_size))
+        if alias:
+            attributes.append(("IFLA_IFALIAS", alias))
         index = self._set_link(
             name,
             "set it up",
