@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from vela.dataplane.counters import RX_DROPPED, TX_DROPPED, Counters, Slot
 from vela.public_key import fingerprint
 from vela.signaling.encryption import EncryptionStatus
 from vela.signaling.messages import HandshakePattern, Suite
 
+# What stands in the document as it is.
+_PLAIN = (str, int, float, bool, dict, type(None))
+
 
 def document(value: object) -> Any:
-    """Return a record as JSON values, four times as fast as dataclasses.asdict, which copies."""
+    """Return a record as JSON values, many times as fast as dataclasses.asdict, which copies."""
+    kind = value.__class__
+    if kind in _PLAIN:
+        return value
+    if kind is tuple:
+        return [document(item) for item in cast("tuple[object, ...]", value)]
     if is_dataclass(value):
-        names = value.__dataclass_fields__
-        return {name: document(getattr(value, name)) for name in names}
-    if isinstance(value, tuple):
-        return [document(item) for item in value]
+        return {
+            name: each if (each := getattr(value, name)).__class__ in _PLAIN else document(each)
+            for name in value.__dataclass_fields__
+        }
     return value
 
 
