@@ -22,7 +22,7 @@ Schema = dict[str, Any]
 
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
 # Words that a reader may rely on.
-_WORDS = {
+_WORDS: dict[tuple[type, str], list[str]] = {
     (CircuitStatus, "origin"): sorted({each.value for each in Origin}),
     (CircuitStatus, "state"): sorted({each.word for each in State}),
     (CircuitStatus, "encryption"): ["none", "required"],
