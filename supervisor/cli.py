@@ -134,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     running = parser.add_argument_group("running")
     running.add_argument(
         "--config",
+        "-c",
         type=Path,
         default=DEFAULT_CONFIG,
         metavar="FILE",

@@ -18,20 +18,22 @@ def show_config(path: str, *, as_json: bool) -> None:
     if as_json:
         output.write_json(shown)
         return
-    origins = shown["origins"]
-    for first, (names, table) in enumerate(_tables((), shown["config"])):
-        lines = [""] if first else []
-        if len(names) == 2 and names[0] == "circuits":
-            origin = origins[names[1]]
-            if origin != "config":
-                lines.append(f"# Not in the file: {_SAID[origin]}.")
-        lines.append(f"[{'.'.join(_key(each) for each in names)}]")
+    output.write(toml_lines(shown["config"], shown["origins"]))
+
+
+def toml_lines(config: Mapping[str, object], origins: Mapping[str, str]) -> Iterator[str]:
+    """Yield the lines of a configuration file. origins: of the circuits, by name."""
+    for index, (names, table) in enumerate(_tables((), config)):
+        if index:
+            yield ""
+        if len(names) == 2 and names[0] == "circuits" and origins[names[1]] != "config":
+            yield f"# Not in the file: {_SAID[origins[names[1]]]}."
+        yield f"[{'.'.join(_key(each) for each in names)}]"
         for key, value in table.items():
             if value is None:
-                lines.append(f"# {key}: not set")
+                yield f"# {key}: not set"
             elif not isinstance(value, Mapping):
-                lines.append(f"{key} = {_value(value)}")
-        output.write(lines)
+                yield f"{key} = {_value(value)}"
 
 
 _SAID = {"command": "velactl set it up", "peer": "another machine set it up"}

@@ -230,9 +230,10 @@ def test_machine_that_is_known_by_its_address_and_by_a_name_has_one_set_of_ids(
         wait_until_up(both)
         workers = [velad.worker_pid(NAME) for velad in both]
         changes = both.b.log().count("circuit_state_changed")
+        add = ("add", "--no-wait")
 
         # The id that somebody insists on is found to be taken before the other end hears of it.
-        both.a.control("add", "vela7", "--remote", HOST, "--family", "ipv4", "--id", "1")
+        both.a.control(*add, "vela7", "--remote", HOST, "--family", "ipv4", "--id", "1")
         entry = both.a.wait_for_state("vela7", "failed")
         assert entry["reason"] == "vela0 already uses circuit id 1 toward 10.201.0.2"
         time.sleep(1.0)  # five keepalives
@@ -241,13 +242,13 @@ def test_machine_that_is_known_by_its_address_and_by_a_name_has_one_set_of_ids(
         assert [velad.worker_pid(NAME) for velad in both] == workers
 
         # A name that is not known yet may be that machine's, or any.
-        said = both.a.control("add", "vela8", "--remote", "other.example.net").stdout
+        said = both.a.control(*add, "vela8", "--remote", "other.example.net").stdout
         assert said == "vela8: id 2, toward other.example.net\n"
-        said = both.a.control("add", "vela9", "--remote", HOST, "--family", "ipv4").stdout
+        said = both.a.control(*add, "vela9", "--remote", HOST, "--family", "ipv4").stdout
         assert said == f"vela9: id 3, toward {HOST}\n"
         wait_until_up(both, a="vela9", b="vela1")
         both.a.control("delete", "vela8")
-        assert both.a.control("add", "vela8", "--remote", "10.201.0.9").stdout == (
+        assert both.a.control(*add, "vela8", "--remote", "10.201.0.9").stdout == (
             "vela8: id 1, toward 10.201.0.9\n"
         )
 

@@ -129,7 +129,7 @@ def test_added_circuits_get_the_next_free_id(routers: TwoRouters) -> None:
         ]
         both.a.control("delete", "vela7")
         said.append(both.a.control("add", "vela9", "--remote", "10.201.0.2").stdout)
-        other = both.a.control("add", "vela10", "--remote", "10.201.0.9").stdout
+        other = both.a.control("add", "vela10", "--remote", "10.201.0.9", "--no-wait").stdout
 
         assert said == [
             "vela7: id 1, toward 10.201.0.2\n",
@@ -269,28 +269,19 @@ def test_commands_that_cannot_be_done_say_why_and_change_nothing(routers: TwoRou
         a, b = both
         to = ("--remote", "10.201.0.2")
 
-        for command in ("delete", "up", "down", "status"):
-            assert refused(a, command, "vela9") == "there is no circuit vela9"
+        for command in ("delete", "up", "down", "restart", "status"):
+            assert refused(a, command, "vela9") == (
+                "there is no circuit vela9; did you mean vela0?"
+            )
         assert refused(a, "add", "vela0", *to) == "there is a circuit vela0 already"
         assert refused(a, "add", "eth0", *to) == "eth0: an interface of this name exists already"
         assert refused(a, "delete", "vela0") == (
             "vela0 is in the configuration file; remove it there, and reload"
         )
         assert refused(b, "delete", "vela0") == "vela0 was set up by 10.201.0.1; delete it there"
-        assert refused(a, "add", "vela9", *to, "--address", "10.9.0.1") == (
-            "velactl add: circuits.vela9.addresses[0]: '10.9.0.1' has no prefix length; "
-            "'10.9.0.1/NN' would be right"
-        )
-        assert refused(a, "add", "vela9", *to, "--id", "256") == (
-            "velactl add: circuits.vela9.id: 256 is outside 1..255"
-        )
         assert refused(a, "add", "vela9", *to, "--id", "1") == (
             "vela9: circuits.vela9.id: 1 toward 10.201.0.2 is taken by circuits.vela0.id; "
             "another one would be right"
-        )
-        assert refused(a, "add", "vela9", "--remote", "10.201.0") == (
-            "velactl add: circuits.vela9.remote: '10.201.0' is not an address; "
-            "one such as '192.0.2.1' or '2001:db8::1' would be right"
         )
         assert refused(a, "add", "vela9", *to, "--bridge", "br9") == (
             "br9: there is no interface of this name"
@@ -298,7 +289,8 @@ def test_commands_that_cannot_be_done_say_why_and_change_nothing(routers: TwoRou
         assert refused(a, "add", "vela9", *to, "--key-file", "/nonexistent/key") == (
             "/nonexistent/key cannot be read: No such file or directory; create it"
         )
-        assert "vela9" not in a.log()
+        about = [line for line in a.log().splitlines() if "vela9" in line]
+        assert all("] command_refused " in line for line in about)
 
 
 def test_circuits_of_others_are_back_before_the_peer_has_spoken(routers: TwoRouters) -> None:
@@ -497,9 +489,10 @@ def test_state_file_that_makes_no_sense_is_set_aside(routers: TwoRouters) -> Non
 
 def test_stored_circuit_that_cannot_be_made_is_shown_and_tried_again(routers: TwoRouters) -> None:
     bridge(routers.a.namespace, "br9")
+    away = ("--remote", "10.201.0.9", "--no-wait")
     with Velad(routers.a.namespace, "") as velad:
-        velad.control("add", "vela7", "--remote", "10.201.0.9", "--bridge", "br9")
-        velad.control("add", "vela8", "--remote", "10.201.0.9", "--bridge", "br9")
+        velad.control("add", "vela7", *away, "--bridge", "br9")
+        velad.control("add", "vela8", *away, "--bridge", "br9")
         velad.control("down", "vela7")
         assert velad.stop() == 0
         routers.a.namespace.run("ip", "link", "del", "br9")
@@ -568,10 +561,6 @@ def test_circuit_that_requires_encryption_is_never_made_in_clear(
             "velactl add: circuits.vela7.encryption: 'required' needs a key; "
             "peer_key or key_file would be right"
         )
-        assert refused(velad, *required, "--peer-key", "key").startswith(
-            "velactl add: circuits.vela7.peer_key: is not base64"
-        )
-
         velad.configure(asking(routers.b.ipv4, key_file=str(key), encryption="required"))
         key.write_text("a key for the test\n")
         assert refused(velad, "reload").endswith("where encryption is required")
@@ -630,8 +619,8 @@ def test_stored_circuit_that_no_longer_fits_the_configuration_is_left_out_and_ke
     routers: TwoRouters,
 ) -> None:
     with Velad(routers.a.namespace, "") as velad:
-        velad.control("add", "vela7", "--remote", "10.201.0.9")
-        velad.control("add", "vela8", "--remote", "fd00:201::9")
+        velad.control("add", "vela7", "--remote", "10.201.0.9", "--no-wait")
+        velad.control("add", "vela8", "--remote", "fd00:201::9", "--no-wait")
         both = stored(velad)
         assert velad.stop() == 0
 
@@ -672,7 +661,7 @@ def test_full_state_directory_keeps_what_was_there(routers: TwoRouters, tmp_path
     )
     try:
         with Velad(routers.a.namespace, "", directory=tmp_path) as velad:
-            velad.control("add", "vela7", "--remote", "10.201.0.9")
+            velad.control("add", "vela7", "--remote", "10.201.0.9", "--no-wait")
             before = stored(velad)
             (state / "other").write_bytes(bytes(4096))
 

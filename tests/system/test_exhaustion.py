@@ -68,7 +68,7 @@ def test_stored_circuits_that_find_no_descriptors_are_left_out_and_come_with_the
         velad.wait_for_state("vela0", "unmonitored")
         alone = len(descriptors(velad))
         for number in range(1, 9):
-            velad.control("add", f"vela{number}", "--remote", REMOTE)
+            velad.control("add", f"vela{number}", "--remote", REMOTE, "--no-wait")
         assert velad.stop() == 0
 
         velad.launch()

@@ -31,7 +31,6 @@ CONFIG = CircuitConfig(
 )
 
 
-@pytest.fixture
 class Nobody:
     """Takes note of nothing; a circuit without signalling asks for nothing else."""
 
@@ -39,6 +38,7 @@ class Nobody:
         pass
 
 
+@pytest.fixture
 def services(routers: TwoRouters) -> Iterator[Services]:
     """On router A."""
     with services_in(routers.a.namespace) as made:

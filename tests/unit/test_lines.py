@@ -91,3 +91,11 @@ def test_nothing_is_summed_up_where_nothing_was_left_out() -> None:
     clock.now += 100
 
     assert limiter.summaries() == ()
+
+
+def test_commands_of_operators_are_never_left_out() -> None:
+    limiter = LineLimiter(Clock())
+    limiter.assign("vela0", ROUTER)
+
+    line = {"event": "command_done", "command": "restart", "circuit": "vela0", "uid": 0, "pid": 7}
+    assert all(limiter.admits(line) for _ in range(1000))

@@ -95,3 +95,24 @@ log.warning("worker_exited", circuit="vela0", uptime_s=12.4, text="two\\nlines")
         "uptime_s": 12.4,
         "text": "two\nlines",
     }
+
+
+def test_level_changed_at_run_time_holds_for_loggers_that_exist() -> None:
+    code = """
+import structlog
+from vela.log import configure, level, set_level
+configure("info", "json")
+early = structlog.get_logger().bind(circuit="vela0")
+early.info("first")
+early.debug("not_shown")
+set_level("debug")
+early.debug("second")
+structlog.get_logger().debug("third")
+set_level("error")
+early.warning("not_shown")
+early.bind(more=1).info("not_shown")
+early.error(level())
+"""
+    events = [json.loads(line)["event"] for line in writes(code, False)]
+
+    assert events == ["first", "second", "third", "error"]

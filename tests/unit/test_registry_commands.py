@@ -317,3 +317,117 @@ def test_changes_that_come_too_often_wait_and_get_there(pair: Pair) -> None:
     pair.link.run(60)
     assert pair.words(pair.a) == {"vela0": "up"}
     assert pair.b.data_paths["vela0"].config.mac == bytes.fromhex("020000000027")
+
+
+def test_unknown_name_suggests_a_near_one(pair: Pair) -> None:
+    pair.add("vela0")
+    pair.add("vela1")
+    assert pair.a.registry is not None
+
+    for command in (pair.a.registry.delete, pair.a.registry.disable, pair.a.registry.restart):
+        with pytest.raises(ConfigError, match="no circuit vela00; did you mean vela0\\?"):
+            command("vela00")
+
+
+@pytest.mark.parametrize("remote", [str(ROUTER_A), "127.0.0.1", "::1", f"{ROUTER_A}:48621"])
+def test_remote_that_is_this_machine_is_refused(pair: Pair, remote: str) -> None:
+    assert pair.a.registry is not None
+
+    with pytest.raises(ConfigError, match="is this machine; the remote is another machine"):
+        pair.a.registry.add("vela7", {"remote": remote})
+
+    assert pair.ids(pair.a) == {}
+
+
+def test_other_port_of_this_machine_is_another_daemon(pair: Pair) -> None:
+    pair.add("vela0", remote=f"{ROUTER_A}:48622")
+
+    assert pair.words(pair.a) == {"vela0": "connecting"}
+
+
+def test_name_that_leads_to_this_machine_fails_with_the_reason(pair: Pair) -> None:
+    pair.a.names["router.example.net"] = (ROUTER_A,)
+
+    pair.add("vela0", remote="router.example.net")
+
+    state, reason = pair.a.states()["vela0"]
+    assert (state, reason) == (
+        "failed",
+        "192.0.2.1 is this machine; the remote is another machine, or another port",
+    )
+
+
+def test_restarted_circuit_is_up_again_in_a_new_session_on_the_same_interface(pair: Pair) -> None:
+    pair.add("vela0")
+    before = pair.a.data_paths["vela0"]
+    assert pair.a.registry is not None
+    events: list[object] = []
+    pair.a.registry.set_change_handler(lambda event: events.append(event["state"]))
+
+    pair.a.registry.restart("vela0")
+    pair.link.run(5)
+
+    assert pair.words(pair.a) == pair.words(pair.b) == {"vela0": "up"}
+    assert pair.a.data_paths["vela0"] is before
+    assert events[0] == "disabled"
+    assert events[-1] == "up"
+
+
+def test_restart_of_what_is_down_says_how_to_undo_that(pair: Pair) -> None:
+    pair.add("vela0")
+    assert pair.a.registry is not None
+    pair.a.registry.disable("vela0")
+
+    with pytest.raises(ConfigError, match="administratively down; velactl up vela0 undoes that"):
+        pair.a.registry.restart("vela0")
+
+
+def test_circuit_that_the_file_disables_stays_so_until_the_file_says_otherwise(
+    pair: Pair,
+) -> None:
+    off = CircuitConfig("vela0", 1, Remote(str(ROUTER_B)), enabled=False)
+    pair.a.reload(replace(pair.a.config, circuits=(off,)))
+    pair.link.run(3)
+    assert pair.words(pair.a) == {"vela0": "disabled"}
+    assert pair.words(pair.b) == {}
+    assert pair.a.registry is not None
+    with pytest.raises(ConfigError, match="the file says enabled = false; change that there"):
+        pair.a.registry.enable("vela0")
+
+    pair.a.crash()
+    pair.a.boot()
+    pair.link.run(3)
+    assert pair.words(pair.a) == {"vela0": "disabled"}
+
+    pair.a.reload(replace(pair.a.config, circuits=(replace(off, enabled=True),)))
+    pair.link.run(3)
+    assert pair.words(pair.a) == pair.words(pair.b) == {"vela0": "up"}
+
+
+def test_changes_of_circuits_are_told_as_they_happen(pair: Pair) -> None:
+    assert pair.a.registry is not None
+    told: list[tuple[object, ...]] = []
+    pair.a.registry.set_change_handler(
+        lambda event: told.append((event["event"], event["circuit"], event["state"]))
+    )
+
+    pair.add("vela0")
+    pair.a.registry.delete("vela0")
+
+    assert told[0] == ("added", "vela0", "resolving")
+    assert told[-2:] == [("state", "vela0", "up"), ("removed", "vela0", "up")]
+    assert ("state", "vela0", "connecting") in told
+
+
+def test_status_tells_since_when_and_how_often_it_was_up_or_down(pair: Pair) -> None:
+    pair.add("vela0")
+    pair.link.run(10)
+    assert pair.a.registry is not None
+    (status,) = pair.a.registry.status()
+    assert status.transitions == 1
+    assert 9 < status.since_seconds < 14
+
+    pair.b.crash()
+    pair.link.run(60)
+    (status,) = pair.a.registry.status()
+    assert (status.state, status.transitions) == ("down", 2)

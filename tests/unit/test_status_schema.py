@@ -1,4 +1,4 @@
-"""docs/status.schema.json against the records of the status, and documents of all states."""
+"""docs/status.schema.json against the records of the status and documents of all states."""
 
 from __future__ import annotations
 
