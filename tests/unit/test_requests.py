@@ -126,7 +126,7 @@ def test_circuit_takes_router_advertisements_where_the_operator_says_so_and_in_n
     accept_ra: bool, bridge: str | None
 ) -> None:
     offer = replace(OFFER, bridge=bridge, addresses=() if bridge else OFFER.addresses)
-    policy = replace(POLICY, bridges=frozenset({"br-lan"}))
+    policy = replace(POLICY, bridges=("br-lan",))
 
     decision = decide(request(offer), replace(situation(), policy=policy, accept_ra=accept_ra))
 
