@@ -32,7 +32,9 @@ from lab.topology import TwoRouters, two_routers
 from lab.tunnels.catalogue import (
     APART,
     CIRCUITS,
+    ENCRYPTING,
     FASTD,
+    FASTD_ENCRYPTED,
     LACKING,
     NATIVE,
     TUNNELS,
@@ -361,6 +363,12 @@ def parse(argv: list[str]) -> Plan:
         help="instead of other tunnels: VELA whose workers have a filter of their system calls, "
         "and VELA whose workers have none; measures as --features does",
     )
+    parser.add_argument(
+        "--encrypted",
+        action="store_true",
+        help="encrypted VELA beside clear VELA and other tunnels that encrypt; measures as "
+        "--features does, and round trips",
+    )
     parser.add_argument("--rounds", type=int, help=f"of each measurement ({ROUNDS})")
     parser.add_argument(
         "--seconds", type=int, help=f"of each TCP run ({SECONDS}; gigabit: three times that)"
@@ -383,16 +391,21 @@ def parse(argv: list[str]) -> Plan:
     rounds = given.rounds if given.rounds is not None else 1 if given.quick else ROUNDS
     if rounds < 1 or scale.seconds < 1:
         parser.error("rounds and seconds are at least 1")
-    alone = LACKING if given.features else UNFILTERED if given.sandbox else None
+    sets = {"features": LACKING, "sandbox": UNFILTERED, "encrypted": ENCRYPTING}
+    wanted = [name for name in sets if getattr(given, name)]
+    alone = sets[wanted[0]] if wanted else None
     chosen = [Regime(value) for value in given.regime or ()]
     regimes = dict.fromkeys(chosen or ([Regime.WIRE] if given.quick or alone else Regime))
     tunnels, measurements = TUNNELS, DEFAULT_MEASUREMENTS
     references: tuple[str, ...] = REFERENCES
     if alone:
-        if given.tunnel or (given.features and given.sandbox):
-            parser.error("--features and --sandbox measure VELA alone: no --tunnel, one of both")
+        if given.tunnel or len(wanted) > 1:
+            parser.error("--features, --sandbox and --encrypted choose tunnels: only one of them")
         tunnels, references = alone, (NATIVE,)
         measurements = dict.fromkeys(Regime, FEATURES_MEASUREMENTS)
+        if given.encrypted:
+            references = (FASTD_ENCRYPTED,)
+            measurements = dict.fromkeys(Regime, (*FEATURES_MEASUREMENTS, "rtt"))
     elif given.quick:
         tunnels = {name: TUNNELS[name] for name in QUICK_TUNNELS}
         measurements = dict.fromkeys(Regime, QUICK_MEASUREMENTS)

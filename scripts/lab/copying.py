@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from lab.errors import LabError
 from lab.namespace import Namespace
+from lab.waiting import PATIENCE
 
 BLOCK = 1 << 18
 # Prime, so that no block has the content of one that is near.
@@ -59,10 +60,12 @@ def copy(
     under_way is called once, after half was given to TCP, by the thread that
     sends: the other half is sent when it is done.
 
-    Raises LabError, saying how far it came, if it is not done after timeout_s.
+    Raises LabError, saying how far it came, if it is not done after timeout_s, on a busy machine
+    PATIENCE times that: see lab.waiting.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    deadline = time.monotonic() + timeout_s
+    limit_s = PATIENCE * timeout_s
+    deadline = time.monotonic() + limit_s
     begun = time.monotonic()
     received, digest = 0, hashlib.sha256()
     buffer = memoryview(bytearray(BLOCK))
@@ -73,7 +76,7 @@ def copy(
     ):
         listening.bind((address, 0))
         listening.listen(1)
-        listening.settimeout(timeout_s)
+        listening.settimeout(limit_s)
         target_address = listening.getsockname()[:2]
         sending = executor.submit(_send, sender, target_address, length, deadline, under_way)
         try:

@@ -17,10 +17,10 @@ from typing import IO, Any
 
 from lab.errors import LabError
 from lab.resource import Resource
-from lab.waiting import eventually
+from lab.waiting import PATIENCE, eventually
 
 PREFIX = "vlab"
-RUN_TIMEOUT_S = 60.0
+RUN_TIMEOUT_S = 60.0 * PATIENCE
 # How long a process may take to obey SIGTERM before it is killed.
 TERMINATE_TIMEOUT_S = 5.0
 

@@ -25,10 +25,16 @@ from vela.address import Family, Remote
 from vela.dataplane.engine import Engine
 from vela.errors import ConfigError
 from vela.linux.features import Feature
-from vela.supervisor.config.reader import load_config, parse_config
+from vela.supervisor.config.reader import (
+    format_circuit,
+    load_config,
+    parse_circuits,
+    parse_config,
+)
 from vela.supervisor.config.records import (
     AutoconfigureConfig,
     CircuitConfig,
+    ClampMss,
     Config,
     DaemonConfig,
     Encapsulation,
@@ -267,6 +273,49 @@ def test_example_as_shipped_names_no_file_of_the_operator() -> None:
     assert config.autoconfigure.key_file is None
     circuit = config.circuits[0]
     assert circuit.key_file is None
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ('"auto"', ClampMss.AUTO),
+        ('"off"', ClampMss.OFF),
+        ("false", ClampMss.OFF),
+        ("true", ClampMss.ON),
+        ("88", 88),
+        ("1360", 1360),
+        ("65535", 65535),
+    ],
+)
+def test_clamp_mss_is_a_word_a_boolean_or_a_number(value: str, read: ClampMss | int) -> None:
+    text = f'[circuits.vela0]\nid = 1\nremote = "192.0.2.1"\nclamp_mss = {value}\n'
+    (circuit,) = parse_config(text, "f").circuits
+
+    assert circuit.clamp_mss == read
+    (again,) = parse_circuits({"vela0": format_circuit(circuit)}, DaemonConfig(), "f")
+    assert again == circuit
+
+
+@pytest.mark.parametrize(
+    ("setting", "mistake"),
+    [
+        ('clamp_mss = "on"', "'on' is not valid; 'auto', true, false or a number of bytes would"),
+        ("clamp_mss = 87", "87 is outside 88..65535"),
+        ("clamp_mss = 1.5", "1.5 is a number with a fraction"),
+        ("clamp_mss = []", "this is a list; 'auto', true, false or a number of bytes would be"),
+        ('fragmentation = "on"', "'on' is not valid; 'auto' or 'tunnel' or 'ip' or 'off' would"),
+        (
+            'fragmentation = "tunnel"\nencapsulation = "ip"',
+            "'tunnel' needs a remote that takes pieces, and encapsulation = 'ip' is for one",
+        ),
+    ],
+)
+def test_clamp_and_fragmentation_that_cannot_be_are_mistakes(setting: str, mistake: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f'[circuits.vela0]\nid = 1\nremote = "192.0.2.1"\n{setting}\n', "f")
+
+    (message,) = str(caught.value).splitlines()
+    assert message.startswith(f"f: circuits.vela0.{setting.split()[0]}: {mistake}")
 
 
 def test_example_uncommented_sets_every_key_there_is() -> None:

@@ -209,6 +209,22 @@ def test_circuit_whose_agreement_cannot_be_carried_recovers_when_it_can(pair: Pa
     assert config.addresses == (ip_interface("172.16.0.2/30"),)
 
 
+def test_bridge_that_is_there_later_at_both_ends_widens_the_circuit(pair: Pair) -> None:
+    pair.add("vela0")
+    paths = [machine.data_paths["vela0"] for machine in (pair.a, pair.b)]
+    assert [path.mtu for path in paths] == [1471, 1471]
+
+    for path, mtus in zip(paths, ([1471, 1471], [1500, 1500]), strict=True):
+        path.bridge_mtu = 1500
+        pair.link.run(2)
+        assert [path.mtu for path in paths] == mtus
+    paths[0].bridge_mtu = None
+    pair.link.run(2)
+
+    assert [path.mtu for path in paths] == [1471, 1471]
+    assert pair.words(pair.a) == pair.words(pair.b) == {"vela0": "up"}
+
+
 def test_address_that_overlaps_is_refused_in_the_same_words_on_both_ends(pair: Pair) -> None:
     docker = KnownAddress(ip_interface("172.17.0.1/16"), ip_network("172.17.0.0/16"), "docker0")
     pair.b.known = HostFacts(addresses=(docker,))

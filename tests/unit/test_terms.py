@@ -1,14 +1,28 @@
-"""What an end says of itself depends on what its engine declares, ability by ability."""
+"""How frames are carried: what an end says of itself, and what follows from what both say."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import cast
+
 import pytest
 
-from vela.address import parse_remote
+from vela.address import Endpoint, parse_remote
 from vela.dataplane.contract import Abilities
+from vela.dataplane.mss import MssClamp
+from vela.dataplane.pieces import Fragmentation
+from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
+from vela.signaling.agreement import agree
 from vela.signaling.messages import Capability
-from vela.supervisor.circuit.terms import describe
-from vela.supervisor.config.records import CircuitConfig, Encapsulation
+from vela.supervisor.circuit.terms import Profile, agreed_profile, describe, static_profile
+from vela.supervisor.config.records import (
+    CircuitConfig,
+    ClampMss,
+    Encapsulation,
+    Encryption,
+    Fragment,
+)
 
 MAC = bytes.fromhex("02005e100001")
 
@@ -42,3 +56,128 @@ def test_partial_checksums_without_elision_are_not_announced() -> None:
     abilities = Abilities(partial_checksums=True)
 
     assert capabilities(abilities, Encapsulation.ETHERNET) == Capability.PIECES
+
+
+BRIDGED = CircuitConfig("vela0", 1, parse_remote("192.0.2.2"), bridge="br0")
+REMOTE_MAC = bytes.fromhex("02005e100002")
+ENDPOINT = Endpoint(ip_address("192.0.2.2"), 48621)
+PATH = UnderlayPath(
+    ENDPOINT,
+    (ENDPOINT.address,),
+    Route(ip_address("192.0.2.1"), 1500),
+    cast(ReceiveGroup, None),
+)
+
+
+def agreed(
+    config: CircuitConfig, remote: CircuitConfig, bridges: tuple[int | None, int | None]
+) -> Profile:
+    """Return how the first end carries frames. bridges: the MTU of each end's."""
+    config = replace(config, source_port=50000)
+    local, other = (
+        describe(each, PATH, mac, 48621, Abilities(native=True), bridge_mtu=mtu)
+        for each, mac, mtu in zip((config, remote), (MAC, REMOTE_MAC), bridges, strict=True)
+    )
+    # Each describes the same path.
+    source = Endpoint(PATH.route.source, 48621)
+    return agreed_profile(config, agree(local, other, source), PATH, bridges[0])
+
+
+@pytest.mark.parametrize(
+    ("config", "remote", "bridges", "mtu", "fragmentation"),
+    [
+        pytest.param({}, {}, (1500, 1500), 1500, Fragmentation.IN_PIECES, id="defaults"),
+        pytest.param({}, {}, (1500, 9000), 1500, Fragmentation.IN_PIECES, id="smaller bridge"),
+        pytest.param({}, {}, (1400, 1400), 1471, Fragmentation.IN_PIECES, id="narrow bridges"),
+        pytest.param({}, {}, (1500, None), 1471, Fragmentation.IN_PIECES, id="one bridge"),
+        pytest.param({}, {"mtu": 1600}, (1500, None), 1500, Fragmentation.IN_PIECES, id="number"),
+        pytest.param({"mtu": 1460}, {}, (1500, 1500), 1460, Fragmentation.IN_PIECES, id="own"),
+        pytest.param(
+            {}, {"fragmentation": Fragment.IP}, (1500, 1500), 1471, Fragmentation.BY_IP, id="old"
+        ),
+        pytest.param(
+            {"fragmentation": Fragment.IP}, {}, (1500, 1500), 1471, Fragmentation.BY_IP, id="ip"
+        ),
+        pytest.param(
+            {"fragmentation": Fragment.OFF}, {}, (1500, 1500), 1471, Fragmentation.NEVER, id="off"
+        ),
+        pytest.param(
+            *({"encryption": Encryption.REQUIRED}, {"encryption": Encryption.REQUIRED}),
+            *((1500, 1500), 1500, Fragmentation.IN_PIECES),
+            id="encrypted",
+        ),
+    ],
+)
+def test_mtu_of_bridges_counts_where_both_ends_take_pieces(
+    config: dict[str, object],
+    remote: dict[str, object],
+    bridges: tuple[int | None, int | None],
+    mtu: int,
+    fragmentation: Fragmentation,
+) -> None:
+    local, other = (replace(BRIDGED, **each) for each in (config, remote))  # type: ignore[arg-type]
+
+    profile = agreed(local, other, bridges)
+
+    assert (profile.mtu, profile.fragmentation) == (mtu, fragmentation)
+
+
+def test_neighbour_that_knows_nothing_of_pieces_agrees_on_what_it_did_before() -> None:
+    new = describe(BRIDGED, PATH, MAC, 48621, Abilities(), bridge_mtu=1500)
+    old = replace(new, mac=REMOTE_MAC, capabilities=Capability.ELISION, mtu_in_pieces=None)
+    configured = replace(old, mtu=1500)
+
+    assert agree(new, old, ENDPOINT).mtu == 1471
+    assert agree(new, configured, ENDPOINT).mtu == 1471
+    assert agree(new, old, ENDPOINT).pieces is False
+
+
+@pytest.mark.parametrize(
+    ("fragmentation", "bridge_mtu", "mtu", "carried"),
+    [
+        (Fragment.AUTO, 1500, 1471, Fragmentation.BY_IP),
+        (Fragment.IP, 1500, 1471, Fragmentation.BY_IP),
+        (Fragment.TUNNEL, 1500, 1500, Fragmentation.IN_PIECES),
+        (Fragment.TUNNEL, None, 1471, Fragmentation.IN_PIECES),
+        (Fragment.OFF, 1500, 1471, Fragmentation.NEVER),
+    ],
+)
+def test_static_circuit_sends_pieces_only_if_it_is_told_so(
+    fragmentation: Fragment, bridge_mtu: int | None, mtu: int, carried: Fragmentation
+) -> None:
+    config = replace(BRIDGED, fragmentation=fragmentation, source_port=50000)
+
+    profile = static_profile(config, PATH, bridge_mtu)
+
+    assert (profile.mtu, profile.fragmentation) == (mtu, carried)
+
+
+@pytest.mark.parametrize(
+    ("changes", "bridge_mtu", "clamp"),
+    [
+        pytest.param({}, 1500, MssClamp(1472), id="bridge of 1500"),
+        # 1472 - 1 - 14: what a datagram carries of a complete frame.
+        pytest.param({"mtu": 1457}, 1457, None, id="bridge that fits"),
+        pytest.param({"mtu": 1458}, 1458, MssClamp(1472), id="bridge that does not"),
+        pytest.param({"mtu": 1400}, 1500, MssClamp(1472), id="bridge above the circuit"),
+        pytest.param({"bridge": None}, None, None, id="routed"),
+        pytest.param({"bridge": None, "mtu": 1471}, None, None, id="routed, at the limit"),
+        pytest.param({"bridge": None, "mtu": 1472}, None, MssClamp(1472), id="routed, above it"),
+        pytest.param(
+            {"bridge": None, "encapsulation": Encapsulation.ETHERNET},
+            *(None, MssClamp(1472)),
+            id="routed, complete frames",
+        ),
+        pytest.param({"clamp_mss": ClampMss.OFF}, 1500, None, id="off"),
+        pytest.param(
+            {"clamp_mss": ClampMss.ON, "bridge": None}, None, MssClamp(1472), id="on, routed"
+        ),
+        pytest.param({"clamp_mss": 1000}, 1500, MssClamp(mss=1000), id="number"),
+    ],
+)
+def test_mss_is_clamped_where_segments_would_exceed_a_datagram(
+    changes: dict[str, object], bridge_mtu: int | None, clamp: MssClamp | None
+) -> None:
+    config = replace(BRIDGED, **changes)  # type: ignore[arg-type]
+
+    assert agreed(config, config, (bridge_mtu, bridge_mtu)).mss_clamp == clamp

@@ -23,7 +23,7 @@ PREFIX = "/opt/vela"
 TREE = f"{PREFIX}/tree"
 """What of this tree the tests need, in the root."""
 
-PACKAGES = ("python3", "python3-venv", "python3-dev", "gcc", "libc6-dev")
+PACKAGES = ("python3", "python3-venv", "python3-dev", "gcc", "libc6-dev", "libssl-dev")
 REQUIREMENTS = (
     *("setuptools", "wheel", "packaging"),
     *("python-pytun", "psutil", "toml", "structlog", "cryptography"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lab.tunnels.direct import direct
-from lab.tunnels.fastd import fastd
+from lab.tunnels.fastd import fastd, fastd_salsa
 from lab.tunnels.kernel import gretap, vxlan
 from lab.tunnels.many import Circuits, many_vela, many_vxlan
-from lab.tunnels.openvpn import openvpn
+from lab.tunnels.openvpn import openvpn, openvpn_gcm
 from lab.tunnels.socat import socat
 from lab.tunnels.tinc import tinc
 from lab.tunnels.tunnel import Tunnel
@@ -15,6 +15,9 @@ from lab.tunnels.vela import vela
 VXLAN = "kernel vxlan"
 FASTD = "fastd null"
 ENGINES = ("native", "python")
+ENCRYPTED = "vela encrypted"
+FASTD_ENCRYPTED = "fastd salsa2012+umac"
+OPENVPN_ENCRYPTED = "openvpn AES-256-GCM"
 
 TUNNELS: dict[str, Tunnel] = {
     "no tunnel": direct,
@@ -25,6 +28,9 @@ TUNNELS: dict[str, Tunnel] = {
     "openvpn": openvpn,
     "tinc": tinc,
     "socat": socat,
+    ENCRYPTED: vela("native", encrypted=True),
+    FASTD_ENCRYPTED: fastd_salsa,
+    OPENVPN_ENCRYPTED: openvpn_gcm,
 }
 """By the names that tables show, in their order."""
 
@@ -47,6 +53,11 @@ UNFILTERED: dict[str, Tunnel] = {
     )
 }
 """VELA as it comes, and with workers that may make any system call."""
+
+ENCRYPTING: dict[str, Tunnel] = {
+    name: TUNNELS[name] for name in (NATIVE, ENCRYPTED, FASTD_ENCRYPTED, OPENVPN_ENCRYPTED)
+}
+"""VELA as it comes, and tunnels that encrypt."""
 
 APART: dict[str, Tunnel] = {f"vela {engine}": vela(engine, apart=True) for engine in ENGINES}
 """Those that choose a CPU for themselves, with one for each end. Others run where there is room."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,7 @@ from lab.tunnels.tunnel import (
 
 UP_TIMEOUT_S = 20.0
 OVERHEAD = 20 + 8 + 1  # IPv4, UDP, circuit id; docs/protocol.md
+ENCRYPTED_OVERHEAD = OVERHEAD + 21  # phase, counter, tag
 
 
 # Workers as on a kernel that filters no system calls.
@@ -31,19 +33,31 @@ _UNFILTERED = "from vela.linux import sandbox; sandbox.why_no_filter = lambda: '
 
 
 def vela(
-    engine: str, disabled: tuple[str, ...] = (), *, apart: bool = False, filtered: bool = True
+    engine: str,
+    disabled: tuple[str, ...] = (),
+    *,
+    apart: bool = False,
+    filtered: bool = True,
+    encrypted: bool = False,
 ) -> Tunnel:
     """Return the tunnel of one circuit with that engine.
 
     disabled: features of the kernel; apart: its ends are on different CPUs; filtered: workers
-    have a filter of their system calls.
+    have a filter of their system calls; encrypted: by a pre-shared key.
     """
 
     @contextmanager
     def tunnel(routers: TwoRouters, number: int) -> Iterator[Segment]:
         pairs = [ends(routers, number, "vela")]
-        made = vela_circuits(engine, pairs, port(number), disabled, apart=apart, filtered=filtered)
-        with made as segments:
+        with vela_circuits(
+            engine,
+            pairs,
+            port(number),
+            disabled,
+            apart=apart,
+            filtered=filtered,
+            encrypted=encrypted,
+        ) as segments:
             yield segments[0]
 
     return tunnel
@@ -58,6 +72,7 @@ def vela_circuits(
     *,
     apart: bool = False,
     filtered: bool = True,
+    encrypted: bool = False,
 ) -> Iterator[list[Segment]]:
     """Circuits 1, 2, ... between one velad at each end, one for each pair of ends.
 
@@ -67,9 +82,10 @@ def vela_circuits(
     as waking another one takes longer.
     """
     apart = apart or engine == "python"
-    configs = [_config(engine, pairs, udp_port, disabled, own, apart) for own in (0, 1)]
-    _need_engine(pairs[0][0], configs[0])
     with ExitStack() as stack:
+        key = _key(stack) if encrypted else ""
+        configs = [_config(engine, pairs, udp_port, disabled, own, apart, key) for own in (0, 1)]
+        _need_engine(pairs[0][0], configs[0])
         routers = [end.router for end in pairs[0]]
         velads = [
             stack.enter_context(
@@ -83,8 +99,9 @@ def vela_circuits(
             [velad.worker_pid(pair[own].interface) for own, velad in enumerate(velads)]
             for pair in pairs
         ]
+        overhead = ENCRYPTED_OVERHEAD if encrypted else OVERHEAD
         segments = [
-            Segment(*pair, routers[0].underlay.mtu - OVERHEAD, tuple(pids))
+            Segment(*pair, routers[0].underlay.mtu - overhead, tuple(pids))
             for pair, pids in zip(pairs, workers, strict=True)
         ]
         for segment in segments:
@@ -96,6 +113,15 @@ def _all_up(status: dict[str, Any]) -> bool:
     return all(circuit["state"] == "up" for circuit in status["circuits"])
 
 
+def _key(stack: ExitStack) -> str:
+    """Return the keys of a circuit that encrypts with a new pre-shared key, which is in a file."""
+    directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="vela-lab-"))
+    path = Path(directory, "key")
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32))
+    return f'encryption = "required"\nkey_file = "{path}"\n'
+
+
 def _config(
     engine: str,
     pairs: list[tuple[End, End]],
@@ -103,6 +129,7 @@ def _config(
     disabled: tuple[str, ...],
     own: int,
     apart: bool,
+    key: str,
 ) -> str:
     text = [
         f'[daemon]\nengine = "{engine}"\nport = {udp_port}\n'
@@ -114,7 +141,7 @@ def _config(
         text.append(
             f"[circuits.{end.interface}]\n"
             f'id = {circuit_id}\nremote = "{other.router.ipv4}:{udp_port}"\n'
-            f'addresses = ["{end.address}/24"]\n'
+            f'addresses = ["{end.address}/24"]\n{key}'
         )
         if apart:
             text.append(f"cpu = {cpus[(circuit_id + own) % len(cpus)]}\n")

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pytest
 from lab.daemon import Velad
 from lab.link import Interface
 from lab.namespace import Namespace
-from lab.waiting import eventually
+from lab.waiting import PATIENCE, eventually
 from vm.at_boot import BRIDGES, CIRCUIT, REMOTE, UNIT
 
 pytestmark = pytest.mark.needs_net_admin
@@ -36,6 +37,8 @@ from = ["10.201.0.0/24"]
 networks = ["172.16.0.0/12"]
 """
 MISTAKE = "[daemon]\nprot = 1\n"
+MAX_EXPOSURE = 3.0
+"""Of systemd-analyze security, from 0 to 10; newer versions of systemd judge more strictly."""
 
 Note = Callable[[str, object], None]
 
@@ -59,6 +62,15 @@ def test_unit_file_has_no_mistakes() -> None:
     said = [line for line in (done.stdout + done.stderr).splitlines() if UNIT in line]
     # It looks for commands without ExecSearchPath (systemd 252).
     assert [line for line in said if "is not executable: No such file" not in line] == []
+
+
+def test_unit_is_confined(record_property: Note) -> None:
+    done = _run("systemd-analyze", "security", "--no-pager", UNIT)
+
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert found, done.stdout
+    record_property("exposure level", found[1])
+    assert float(found[1]) <= MAX_EXPOSURE, done.stdout
 
 
 def test_unit_is_active_after_a_boot_whose_network_is_late() -> None:
@@ -105,12 +117,15 @@ def test_circuits_come_up_when_the_network_does(remote: Velad) -> None:
     assert [circuit["reason"] for circuit in _circuits().values()] == ["", "", ""]
 
 
-def test_reload_takes_a_good_file_over_and_lets_the_others_run(remote: Velad) -> None:
+def test_reload_takes_a_good_file_over_and_lets_the_others_run(
+    remote: Velad, record_property: Note
+) -> None:
     worker = _worker("vela0")
     another = CIRCUIT.format(name="vela9", id=19, remote=REMOTE, bridge=LATE)
 
     with _file(CONFIG.read_text() + another):
-        _run("systemctl", "reload", UNIT)
+        done = _run("systemctl", "reload", UNIT)
+        record_property("exit status", done.returncode)
         eventually(lambda: _states().get("vela9") == "up", 20, "vela9 to be up")
     _run("systemctl", "reload", UNIT)
 
@@ -118,12 +133,15 @@ def test_reload_takes_a_good_file_over_and_lets_the_others_run(remote: Velad) ->
     assert _worker("vela0") == worker
 
 
-def test_reload_of_a_file_with_mistakes_fails_and_changes_nothing(remote: Velad) -> None:
+def test_reload_of_a_file_with_mistakes_fails_and_changes_nothing(
+    remote: Velad, record_property: Note
+) -> None:
     before, pid = _states(), _show("MainPID")
 
     with _file(MISTAKE + CONFIG.read_text()):
         done = _run("systemctl", "reload", UNIT, check=False)
 
+    record_property("exit status", done.returncode)
     assert done.returncode == 1
     assert f"Job for {UNIT} failed" in done.stderr
     eventually(
@@ -151,7 +169,7 @@ def test_supervisor_that_is_killed_under_a_ping_is_started_again(
     restarts = int(_show("NRestarts"))
     # -D: each reply with the time at which it came. Not -w: it ends at the first ICMP error.
     with subprocess.Popen(
-        ("ping", "-n", "-D", "-i", "0.1", "-c", "600", "172.16.16.2"),
+        ("ping", "-n", "-D", "-i", "0.1", "172.16.16.2"),
         stdout=subprocess.PIPE,
         text=True,
     ) as ping:
@@ -160,16 +178,18 @@ def test_supervisor_that_is_killed_under_a_ping_is_started_again(
             assert _reply(ping.stdout) > 0
             killed = time.time()
             os.kill(int(_show("MainPID")), signal.SIGKILL)
-            last = killed
-            # A reply that was under way when velad was killed is none of its successor's.
-            while (reply := _reply(ping.stdout)) - last < 1.0:
-                last = reply
+            eventually(lambda: int(_show("NRestarts")) == restarts + 1, 30, "another start")
+            eventually(lambda: _show("ActiveState") == "active", 30, "another velad")
+            eventually(lambda: _states()["vela0"] == "up", 30, "vela0 to be up")
+            replies, up = [killed], time.time()
+            while replies[-1] < up:
+                replies.append(_reply(ping.stdout))
         finally:
             ping.send_signal(signal.SIGINT)
-    record_property("seconds without a reply", round(reply - last, 1))
+    without = max(after - before for before, after in pairwise(replies))
+    record_property("seconds without a reply", round(without, 1))
 
     assert int(_show("NRestarts")) == restarts + 1
-    assert reply - killed < 30
     assert Path("/run/vela/velad.sock").is_socket()
 
 
@@ -239,7 +259,7 @@ def _file(text: str) -> Iterator[None]:
 
 
 def _run(*argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60 * PATIENCE)
     if check and done.returncode:
         log = subprocess.run(
             ("journalctl", "-u", UNIT, "-n", "30", "--no-pager"), capture_output=True, text=True
