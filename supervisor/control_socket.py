@@ -1,4 +1,7 @@
-"""The Unix socket of velactl: one JSON object on each line, a request and its reply."""
+"""The Unix socket of velactl: one JSON object on each line, a request and its reply.
+
+A client may subscribe; it then also gets events, as lines with the key "event".
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ import os
 import socket
 import stat
 import struct
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -19,31 +25,63 @@ from vela.errors import DeviceError, VelaError
 from .runtime.loop import EventLoop, Timer
 
 MAX_REQUEST = 65536  # bytes; commands are short
-MAX_UNSENT = 4 << 20  # bytes; a status of 255 circuits takes 300 000
+MAX_UNSENT = 4 << 20  # bytes, of one client; a status of 255 circuits takes 400 000
+MAX_UNSENT_OF_ALL = 16 << 20  # bytes
 MAX_CLIENTS = 64
+MAX_SUBSCRIBERS = 16
+MAX_UNSENT_EVENTS = 256 << 10  # bytes; more than a thousand changes of circuits
 BACKLOG = 16
 EXHAUSTED_PAUSE_S = 1.0
 
 # Errors of accept(2) when descriptors or memory run out.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-_ACCEPTS = 0x10000  # include/linux/net.h, __SO_ACCEPTCON
+_UCRED = struct.Struct("=iII")  # pid, uid, gid; include/linux/socket.h, struct ucred
 
-_TIMEVAL = struct.Struct("@ll")  # include/uapi/asm-generic/socket.h, SO_SNDTIMEO
-
+Request = Mapping[str, object]
 Reply = Mapping[str, object]
-Handler = Callable[[Mapping[str, object]], Reply]
+Event = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The process that a request comes from, as the kernel says (SO_PEERCRED)."""
+
+    uid: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """A reply after which the client gets all events."""
+
+    reply: Reply
+
+
+Handler = Callable[[Request, Caller], Reply | Subscribe]
+"""Carries out a request. Raises VelaError."""
 
 
 class ControlSocket:
-    """Answers requests with a handler, one at a time. Slow clients do not delay others."""
+    """Answers requests with a handler, one at a time. Slow clients do not delay others.
 
-    def __init__(self, loop: EventLoop, path: Path, handler: Handler) -> None:
-        """Bind path. Raises DeviceError if another velad serves it or it cannot be created."""
+    What clients can make it keep is bounded. If there are too many, the one that has been idle
+    for longest has to go. A client that does not read its replies gets no further ones.
+    """
+
+    def __init__(
+        self, loop: EventLoop, path: Path, handler: Handler, group: int | None = None
+    ) -> None:
+        """Bind path. group: the id of the group that may use it beside root.
+
+        Raises DeviceError if another velad serves it or it cannot be created.
+        """
         self._loop = loop
         self._path = path
         self._handler = handler
+        self._group = group
         self._clients: dict[int, _Client] = {}
+        self._queue: deque[_Client] = deque()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,9 +108,13 @@ class ControlSocket:
             self._path.unlink()
 
     def _bind(self) -> None:
-        # For root only, whatever the umask: requests change interfaces.
-        before = os.umask(0o177)
+        # For root and the group only, whatever the umask: requests change interfaces. The socket is
+        # created with its group, since the unit has no CAP_CHOWN.
+        before = os.umask(0o177 if self._group is None else 0o117)
+        own_group = os.getegid()
         try:
+            if self._group is not None:
+                os.setegid(self._group)
             try:
                 self._listener.bind(str(self._path))
             except OSError as err:
@@ -81,6 +123,7 @@ class ControlSocket:
                 self._remove_stale()
                 self._listener.bind(str(self._path))
         finally:
+            os.setegid(own_group)
             os.umask(before)
 
     def _remove_stale(self) -> None:
@@ -119,14 +162,31 @@ class ControlSocket:
                 )
             return  # or the client has closed it
         if len(self._clients) >= MAX_CLIENTS:
-            connection.close()
-            return
+            idle = (each for each in self._clients.values() if not each.subscribed)
+            self._drop(min(idle, key=lambda each: each.active_at))
         connection.setblocking(False)
-        client = _Client(connection)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        pid, uid, _ = _UCRED.unpack(credentials)
+        client = _Client(connection, Caller(uid, pid), self._loop.now())
         self._clients[connection.fileno()] = client
         self._loop.watch(connection.fileno(), lambda: self._on_readable(client))
 
+    def publish(self, event: Event) -> None:
+        """Send an event to all subscribers. One that is too slow gets the number of lost ones."""
+        subscribers = [each for each in self._clients.values() if each.subscribed]
+        if not subscribers:
+            return
+        line = json.dumps(event).encode() + b"\n"
+        for client in subscribers:
+            if len(client.unsent) + len(line) > MAX_UNSENT_EVENTS:
+                client.lost_events += 1
+            else:
+                client.unsent += line
+                self._send(client)
+
     def _on_readable(self, client: _Client) -> None:
+        if client.is_asking:
+            return  # one request after the other
         try:
             data = client.connection.recv(MAX_REQUEST)
         except BlockingIOError:
@@ -134,41 +194,92 @@ class ControlSocket:
         except OSError:
             self._drop(client)
             return
+        client.active_at = self._loop.now()
         if not data:
             client.ended = True
-            self._send(client)
-            return
-        *lines, rest = bytes(client.received + data).split(b"\n")
-        if len(rest) > MAX_REQUEST:
+        client.received += data
+        if len(client.received) > 2 * MAX_REQUEST or (
+            not client.is_asking and len(client.received) > MAX_REQUEST
+        ):
             self._drop(client)
-            return
-        client.received = rest
-        for line in lines:
-            client.unsent += json.dumps(self._answer(line)).encode() + b"\n"
-            if not self._send(client):
-                return
+        elif client.is_asking:
+            self._enqueue(client)
+        else:
+            self._send(client)
 
-    def _send(self, client: _Client) -> bool:
-        """Send as much as the client takes now, the rest later. False: the client is dropped."""
+    def _enqueue(self, client: _Client) -> None:
+        """Answer a request of this client when it is its turn: each has one after the other.
+
+        A turn of the loop takes two requests at most, so that control messages do not wait.
+        """
+        if not client.queued:
+            client.queued = True
+            self._queue.append(client)
+            if len(self._queue) == 1:
+                self._loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        client = self._queue[0]
+        client.queued = False
+        try:
+            self._serve(client)
+        finally:
+            self._queue.popleft()
+            if self._queue:
+                self._loop.call_soon(self._take_turn)
+
+    def _serve(self, client: _Client) -> None:
+        """Answer the next request, if the client has taken all replies before."""
+        if client.dropped:
+            return
+        if client.is_asking and not client.unsent:
+            line, _, rest = client.received.partition(b"\n")
+            client.received = rest
+            reply = self._answer(bytes(line), client)
+            client.unsent += json.dumps(reply).encode() + b"\n"
+            self._bound_unsent(client)
+        self._send(client)
+
+    def _send(self, client: _Client) -> None:
+        """Send as much as the client takes now, the rest later."""
         try:
             while client.unsent:
                 del client.unsent[: client.connection.send(client.unsent)]
+                client.active_at = self._loop.now()
+                if not client.unsent and client.lost_events:
+                    lost = {"event": "lost", "time": time.time(), "events": client.lost_events}
+                    client.lost_events = 0
+                    client.unsent += json.dumps(lost).encode() + b"\n"
         except BlockingIOError:
             pass
         except OSError:
             self._drop(client)
-            return False
-        if len(client.unsent) > MAX_UNSENT or (client.ended and not client.unsent):
+            return
+        if len(client.unsent) > MAX_UNSENT:
             self._drop(client)
-            return False
+            return
+        if client.is_asking and not client.unsent:
+            self._enqueue(client)
+        elif client.ended and (client.subscribed or not client.unsent):
+            self._drop(client)
+            return
+        # Until the replies are taken, further requests stay in the socket.
+        reads = not (client.ended or client.is_asking) and (client.subscribed or not client.unsent)
         self._loop.watch_writable(
             client.connection.fileno(),
-            None if client.ended else lambda: self._on_readable(client),
-            (lambda: self._send(client)) if client.unsent else None,
+            (lambda: self._on_readable(client)) if reads or not client.unsent else None,
+            (lambda: self._serve(client)) if client.unsent else None,
         )
-        return True
 
-    def _answer(self, line: bytes) -> Reply:
+    def _bound_unsent(self, latest: _Client) -> None:
+        """Drop clients that do not read, if replies take too much memory all together."""
+        while sum(len(each.unsent) for each in self._clients.values()) > MAX_UNSENT_OF_ALL:
+            stalled = [each for each in self._clients.values() if each.unsent and each != latest]
+            if not stalled:
+                return
+            self._drop(min(stalled, key=lambda each: each.active_at))
+
+    def _answer(self, line: bytes, client: _Client) -> Reply:
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
@@ -176,7 +287,8 @@ class ControlSocket:
         except (ValueError, RecursionError) as err:
             return {"error": f"not a request: {err}"}
         try:
-            return self._handler(request)
+            reply = self._handler(request, client.caller)
+            return self._subscribe(client, reply) if isinstance(reply, Subscribe) else reply
         except VelaError as err:
             return {"error": str(err)}
         except Exception:
@@ -184,70 +296,43 @@ class ControlSocket:
             structlog.get_logger().exception("command_failed", request=request)
             return {"error": "internal error; see the log of velad"}
 
+    def _subscribe(self, client: _Client, subscribe: Subscribe) -> Reply:
+        others = sum(each.subscribed for each in self._clients.values() if each is not client)
+        if others >= MAX_SUBSCRIBERS:
+            raise VelaError(f"{MAX_SUBSCRIBERS} clients monitor circuits already; end one of them")
+        client.subscribed = True
+        return subscribe.reply
+
     def _drop(self, client: _Client) -> None:
+        if client.dropped:
+            return
+        client.dropped = True
         del self._clients[client.connection.fileno()]
         self._loop.unwatch(client.connection.fileno())
         client.connection.close()
 
 
 class _Client:
-    """A connection, the request received so far, and replies not sent yet."""
+    """A connection, requests received and not answered yet, and replies not sent yet."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, caller: Caller, now: float) -> None:
         self.connection = connection
-        self.received = b""
+        self.caller = caller
+        self.active_at = now
+        """When it last sent a request or took a reply; monotonic seconds."""
+        self.received = bytearray()
         self.unsent = bytearray()
+        self.subscribed = False
+        self.lost_events = 0
+        self.dropped = False
+        self.queued = False
         self.ended = False
         """The client sends no more requests; it may still wait for replies."""
 
-
-def find_socket(pid: int) -> Path | None:
-    """Return the path of the Unix socket that a process listens on; None: unknown."""
-    process = Path("/proc", str(pid))
-    links = set()
-    try:
-        table = (process / "net" / "unix").read_text()
-        for link in (process / "fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                links.add(str(link.readlink()))
-    except OSError:
-        return None
-    for line in table.splitlines()[1:]:
-        # net/unix/af_unix.c, unix_seq_show: Num RefCount Protocol Flags Type St Inode Path
-        fields = line.split(maxsplit=7)
-        if len(fields) == 8 and int(fields[3], 16) & _ACCEPTS and f"socket:[{fields[6]}]" in links:
-            return Path(fields[7])
-    return None
-
-
-def ask(path: Path, request: Mapping[str, object], timeout_s: float) -> Mapping[str, object]:
-    """Send a request to the velad that serves path, and return its reply. Blocks.
-
-    Raises VelaError: no velad, no answer in time, or the error that it answers.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        # settimeout() would make connect() fail instead of wait if many connect at once.
-        seconds, fraction = divmod(timeout_s, 1)
-        wait = _TIMEVAL.pack(int(seconds), int(fraction * 1_000_000))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
-        try:
-            connection.connect(str(path))
-            connection.settimeout(timeout_s)
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            with connection.makefile("rb") as file:
-                line = file.readline()
-        except (TimeoutError, BlockingIOError) as err:
-            raise VelaError(f"velad did not answer on {path} within {timeout_s:g} s") from err
-        except (FileNotFoundError, ConnectionRefusedError) as err:
-            raise VelaError(f"no velad is running at {path}") from err
-        except OSError as err:
-            raise VelaError(f"{path}: {_reason(err)}") from err
-    if not line.endswith(b"\n"):
-        raise VelaError(f"velad at {path} ended before it answered")
-    reply: Mapping[str, object] = json.loads(line)
-    if "error" in reply:
-        raise VelaError(str(reply["error"]))
-    return reply
+    @property
+    def is_asking(self) -> bool:
+        """Whether a whole request waits."""
+        return b"\n" in self.received
 
 
 def _reason(err: OSError) -> str:

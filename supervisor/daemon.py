@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import grp
 import os
 import re
 import resource
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,13 +21,13 @@ from vela.dataplane.counters import CounterSlab
 from vela.dataplane.engine import LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
 from vela.linux.affinity import allowed_cpus
-from vela.linux.features import Feature, Features, probe, words
+from vela.linux.features import ALL_FEATURES, Feature, Features, probe, words
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.sandbox import check_capabilities, find_user, why_no_filter
 from vela.linux.tap import check_tun
 from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_number
-from vela.log import limit
+from vela.log import level, limit, set_level
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.links import Links
@@ -33,8 +35,10 @@ from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
 from .config.key import MIN_ENCRYPTION_KEY, MIN_KEY, open_identity, open_key
 from .config.reader import load_config
 from .config.records import Config, DaemonConfig, Encryption
+from .config.writer import format_config
+from .constants import LOG_LEVELS
 from .control_channel import ControlChannel
-from .control_socket import ControlSocket, Reply
+from .control_socket import Caller, ControlSocket, Reply, Subscribe
 from .demux import Demux
 from .keys import Keys
 from .notify import READY, STOPPING, notify
@@ -132,9 +136,15 @@ class Daemon:
             self._control_channel.set_request_handler(self._registry)
             undo.callback(self._registry.close)
             control_socket = ControlSocket(
-                self._loop, config.daemon.control_socket, self._on_request
+                self._loop,
+                config.daemon.control_socket,
+                self._on_request,
+                _find_group(config.daemon.control_group),
             )
             undo.callback(control_socket.close)
+            self._registry.set_change_handler(
+                lambda event: control_socket.publish({"time": time.time(), **event})
+            )
             self._registry.create_all()
             # Behind what says more where all of them are missing; no worker runs yet.
             check_capabilities()
@@ -173,6 +183,7 @@ class Daemon:
             uptime_seconds=round(self._loop.now() - self._started, 3),
             listen=tuple(str(group) for group in self._demux.groups),
             engine_features=words(self._features),
+            unused_features=words(ALL_FEATURES - self._features),
             rx_dropped=self._demux.dropped() | self._control_channel.dropped(),
             circuits=self._registry.status(),
         )
@@ -195,13 +206,37 @@ class Daemon:
         )
         return failed
 
-    def _on_request(self, request: Mapping[str, object]) -> Reply:
+    def _on_request(self, request: Mapping[str, object], caller: Caller) -> Reply | Subscribe:
         """Carry out a request of velactl. Raises VelaError."""
-        registry = self._registry
         match request:
             case {"command": "status"}:
                 reply: Reply = document(self.status())
                 return reply
+            case {"command": "monitor"}:
+                return Subscribe({"monitoring": True})
+            case {"command": "show-config"}:
+                return self._show_config()
+            case {"command": "log-level"} if "level" not in request:
+                return {"level": level()}
+        return self._change(request, caller)
+
+    def _change(self, request: Mapping[str, object], caller: Caller) -> Reply:
+        """Carry out a request that changes something, and log who asked. Raises VelaError."""
+        log = self._log.bind(uid=caller.uid, pid=caller.pid, command=request.get("command"))
+        for key in ("circuit", "level"):
+            if key in request:
+                log = log.bind(**{key: request[key]})
+        try:
+            reply = self._carry_out(request)
+        except VelaError as err:
+            log.warning("command_refused", error="; ".join(str(err).splitlines()))
+            raise
+        log.info("command_done")
+        return reply
+
+    def _carry_out(self, request: Mapping[str, object]) -> Reply:
+        registry = self._registry
+        match request:
             case {"command": "reload"}:
                 failed = self.reload()
                 if failed:
@@ -216,9 +251,21 @@ class Daemon:
                 registry.disable(name)
             case {"command": "up", "circuit": str(name)}:
                 registry.enable(name)
+            case {"command": "restart", "circuit": str(name)}:
+                registry.restart(name)
+            case {"command": "log-level", "level": str(wanted)} if wanted in LOG_LEVELS:
+                set_level(wanted)
+                return {"level": level()}
             case _:
                 raise VelaError(f"velad does not understand {request}")
         return {}
+
+    def _show_config(self) -> Reply:
+        circuits = self._registry.configurations()
+        return {
+            "config": format_config(self._config, (config for config, _ in circuits.values())),
+            "origins": {name: origin.value for name, (_, origin) in circuits.items()},
+        }
 
     def _set_policy(self, config: Config) -> None:
         autoconfigure = config.autoconfigure
@@ -260,6 +307,10 @@ def find_mistakes(config: Config) -> list[str]:
         find_user(config.daemon.user)
     except ConfigError as err:
         mistakes.append(f"daemon.user: {err}; name one that exists")
+    try:
+        _find_group(config.daemon.control_group)
+    except ConfigError as err:
+        mistakes.append(f"daemon.control_group: {err}; create it: groupadd --system NAME")
     obstacle = None
     try:
         obstacle = load_engine(config.daemon.engine).encryption_obstacle()
@@ -274,6 +325,14 @@ def find_mistakes(config: Config) -> list[str]:
         if circuit.cpu is not None and circuit.cpu not in allowed
     )
     return mistakes
+
+
+def _find_group(name: str | None) -> int | None:
+    """Return the id of the group of this name. Raises ConfigError if there is none."""
+    try:
+        return None if name is None else grp.getgrnam(name).gr_gid
+    except KeyError as err:
+        raise ConfigError(f"there is no group {name!r}") from err
 
 
 def _find_key_mistakes(config: Config, obstacle: str | None) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from vela.dataplane.counters import RX_DROPPED, TX_DROPPED, Counters, Slot
 from vela.public_key import fingerprint
@@ -12,14 +12,22 @@ from vela.signaling.encryption import EncryptionStatus
 from vela.signaling.messages import HandshakePattern
 from vela.wire import Suite
 
+# What stands in the document as it is.
+_PLAIN = (str, int, float, bool, dict, type(None))
+
 
 def document(value: object) -> Any:
-    """Return a record as JSON values, four times as fast as dataclasses.asdict, which copies."""
+    """Return a record as JSON values, many times as fast as dataclasses.asdict, which copies."""
+    kind = value.__class__
+    if kind in _PLAIN:
+        return value
+    if kind is tuple:
+        return [document(item) for item in cast("tuple[object, ...]", value)]
     if is_dataclass(value):
-        names = value.__dataclass_fields__
-        return {name: document(getattr(value, name)) for name in names}
-    if isinstance(value, tuple):
-        return [document(item) for item in value]
+        return {
+            name: each if (each := getattr(value, name)).__class__ in _PLAIN else document(each)
+            for name in value.__dataclass_fields__
+        }
     return value
 
 
@@ -29,6 +37,41 @@ class WorkerStatus:
     cpu: int
     engine: str
     restarts: int
+    cpu_percent: float | None
+    """Of one CPU, since the last status, or since it started."""
+    memory_bytes: int | None
+    """Resident; it shares most of it with the supervisor."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateStatus:
+    """Bits and frames per second, over the last five seconds; bytes of frames, not datagrams."""
+
+    tx_bps: int | None
+    rx_bps: int | None
+    tx_pps: int | None
+    rx_pps: int | None
+
+    @classmethod
+    def unknown(cls) -> RateStatus:
+        return cls(None, None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class LossStatus:
+    """Frames lost between the ends. Null: not measured."""
+
+    tx_percent: float | None
+    rx_percent: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DelayStatus:
+    """Round trips between the workers of both ends. Null: not measured."""
+
+    p50: float | None
+    p99: float | None
+    jitter: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +147,8 @@ class CipherStatus:
         )
 
 
+NOT_MEASURED = LossStatus(None, None), DelayStatus(None, None, None)
+
 _SUITES = {Suite.AES_256_GCM: "AES-256-GCM", Suite.CHACHA20_POLY1305: "ChaCha20-Poly1305"}
 _PATTERNS = {HandshakePattern.IK_PSK2: "IKpsk2", HandshakePattern.NN_PSK0: "NNpsk0"}
 
@@ -113,13 +158,20 @@ class CircuitStatus:
     name: str
     id: int
     origin: str
+    description: str
     state: str
     reason: str
+    since_seconds: float
+    """For how long it has this state."""
+    transitions: int
+    """How often it began or ceased to carry frames in the last hour."""
     remote: str
     remote_address: str | None
     remote_port: int
     family: str | None
     mtu: int
+    path_mtu: int | None
+    """Of the route to the remote, by this host's interfaces and routing table."""
     encapsulation: str
     elision: bool
     encryption: str
@@ -128,6 +180,9 @@ class CircuitStatus:
     """None: frames are not encrypted, or there is no session."""
     rtt_ms: float | None
     last_heard_seconds: float | None
+    loss: LossStatus
+    delay_ms: DelayStatus
+    rates: RateStatus
     worker: WorkerStatus | None
     counters: CounterStatus
 
@@ -140,5 +195,7 @@ class DaemonStatus:
     listen: tuple[str, ...]
     engine_features: tuple[str, ...]
     """Kernel features in use, sorted."""
+    unused_features: tuple[str, ...]
+    """Those that the kernel lacks, that are disabled, or that the engine cannot use."""
     rx_dropped: Mapping[str, int]
     circuits: tuple[CircuitStatus, ...]

@@ -23,6 +23,7 @@ from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
 from vela.signaling.identity import token
 from vela.signaling.signer import Key, LocalKey
+from vela.supervisor.circuit.rates import Traffic
 from vela.supervisor.circuit.terms import Profile
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, Config, DaemonConfig
 from vela.supervisor.control_channel import ControlChannel
@@ -136,6 +137,9 @@ class RecordingDataPath:
     def close(self) -> None:
         self.closed = True
         self.carrier = False
+
+    def traffic(self) -> Traffic:
+        return Traffic(0, 0, 0, 0)
 
     def worker_status(self) -> WorkerStatus | None:
         return None

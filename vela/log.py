@@ -47,6 +47,30 @@ class _Admission:
 _admission = _Admission()
 
 
+class _Logger(structlog.make_filtering_bound_logger(logging.NOTSET)):  # type: ignore[misc]
+    """Leaves out what is below the level. set_level() replaces its methods.
+
+    structlog's own class has its level for good, and bound loggers keep their class.
+    """
+
+
+_level = "debug"
+
+
+def level() -> str:
+    """Return the level from which on lines are logged."""
+    return _level
+
+
+def set_level(level: str) -> None:
+    """Log from this level ("info") on, in this process, also by loggers that exist already."""
+    global _level
+    _level = level
+    filtering = structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()])
+    for method in ("debug", "info", "warning", "error", "exception", "critical"):
+        setattr(_Logger, method, getattr(filtering, method))
+
+
 def limit(admits: Callable[[Mapping[str, object]], bool]) -> None:
     """Let the log take only lines that this admits, by their event and keys."""
     _admission.admits = admits
@@ -62,6 +86,7 @@ def configure(level: str, log_format: str) -> None:
         renderer = structlog.processors.JSONRenderer()
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    set_level(level)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -71,9 +96,7 @@ def configure(level: str, log_format: str) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[level.upper()]
-        ),
+        wrapper_class=_Logger,
         logger_factory=_Lines,
         cache_logger_on_first_use=True,
     )

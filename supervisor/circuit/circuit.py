@@ -14,7 +14,7 @@ import structlog
 from vela.address import Endpoint, IPAddress
 from vela.dataplane.contract import Abilities
 from vela.dataplane.frame import Elision
-from vela.errors import DeviceError, VelaError
+from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.underlay import UnderlayPath
 from vela.signaling.agreement import Agreement
 from vela.signaling.encryption import Encryption as SessionEncryption
@@ -47,8 +47,9 @@ from ..control_channel import ControlChannel
 from ..frame_keys import CircuitKeys
 from ..runtime.loop import Callback, EventLoop, Timer
 from ..runtime.names import NameSource
-from ..status import CipherStatus, CircuitStatus, CounterStatus, WorkerStatus
+from ..status import NOT_MEASURED, CipherStatus, CircuitStatus, CounterStatus, WorkerStatus
 from .lifecycle import Action, Input, Lifecycle, State
+from .rates import RateMeter, Traffic
 from .remote import RemoteSearch, RouteSource
 from .signaling import SignalingChannel
 from .tenure import Tenure
@@ -58,6 +59,7 @@ from .terms import (
     describe,
     static_profile,
 )
+from .transitions import Transitions
 
 
 class Origin(Enum):
@@ -76,6 +78,7 @@ FIRST_LOOK_FOR_KEYS_S = 0.01
 LONGEST_LOOK_FOR_KEYS_S = 0.16
 # A key lives for 180 s, and is replaced after 120.
 KEYS_ARE_OLD_S = 50.0
+OTHER_MACHINE = "the remote is another machine, or another port"
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
 
@@ -127,6 +130,8 @@ class DataPath(Protocol):
     def set_failure_handler(self, handler: Callback) -> None:
         """Set the callback for workers that fail repeatedly, and for one that works again."""
 
+    def traffic(self) -> Traffic: ...
+
     def worker_status(self) -> WorkerStatus | None: ...
 
     def counter_status(self) -> CounterStatus: ...
@@ -140,6 +145,9 @@ class Owner(Protocol):
 
     def on_deleted(self, circuit: Circuit) -> None:
         """Remove a circuit that the remote set up and deleted."""
+
+    def on_state_changed(self, circuit: Circuit, before: State) -> None:
+        """Take note of another state or reason."""
 
     def on_offer_changed(self, circuit: Circuit, requested: CircuitRequested) -> None:
         """Handle a request for other settings from the remote that set the circuit up."""
@@ -194,11 +202,15 @@ class Circuit:
         self._restarts = 0
         self._signaling: SignalingChannel | None = None
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
+        if config.description:
+            self._log = self._log.bind(description=config.description)
         self._started = self._closed = False
         self._lifecycle = Lifecycle(static=control_channel is None)
         self._inputs: deque[tuple[Input, str]] = deque()
         self._stepping = False
         self._logged = (State.RESOLVING, "")
+        self._transitions = Transitions(State.RESOLVING, loop.now())
+        self._rates = RateMeter()
         self._obstacle = ""
         self._bridge_mtu = data_path.bridge_mtu
         self._path: UnderlayPath | None = None
@@ -233,6 +245,11 @@ class Circuit:
         return self._lifecycle.state
 
     @property
+    def reason(self) -> str:
+        """Why it has its state, and what it still waits for; empty: there is nothing to say."""
+        return "; ".join(filter(None, (self._lifecycle.reason, self._data_path.obstacle)))
+
+    @property
     def static(self) -> bool:
         """Whether it has no signalling."""
         return self._control_channel is None
@@ -241,6 +258,11 @@ class Circuit:
     def idle(self) -> bool:
         """Whether it was neither started, disabled nor closed."""
         return not (self._started or self.disabled or self._closed)
+
+    @property
+    def taken_down(self) -> bool:
+        """Whether a command took it down, which outlives restarts; not the file."""
+        return self.disabled and self.config.enabled
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
@@ -264,6 +286,18 @@ class Circuit:
     def maker(self) -> bytes | None:
         """Which machine set it up, by identity.maker_of; None: this one, or it did not say."""
         return self._maker if self._signaling is None else self._signaling.session.maker
+
+    def check_remote(self) -> None:
+        """Raise ConfigError if the remote is an address of this machine; a name is looked up."""
+        address = self.config.remote.address
+        if address is None:
+            return
+        try:
+            path = self._remote.choose((address,))
+        except DeviceError:
+            return  # there may be a route later
+        if self._remote.is_this_machine(path):
+            raise ConfigError(f"{self.name}: {address} is this machine; {OTHER_MACHINE}")
 
     def start(self) -> None:
         """Look for the remote, and carry frames as soon as possible."""
@@ -336,6 +370,11 @@ class Circuit:
         self._signaling = self._open_signaling()
         self._take(Input.ENABLE)
 
+    def restart(self) -> None:
+        """Begin anew: search, session and worker. The interface stays."""
+        self.disable()
+        self.enable()
+
     def set_policy(self, policy: Policy) -> None:
         """Apply this policy to later requests of the remote."""
         if self._signaling is not None:
@@ -349,12 +388,12 @@ class Circuit:
         if self._frame_keys is not None:
             self._frame_keys.set_psk(key)
         if not self.disabled:
-            self.disable()
-            self.enable()
+            self.restart()
 
     def check(self) -> None:
         """Check the interface and the worker. To be called once a second."""
         before = self._obstacle
+        self._rates.sample(self._data_path.traffic(), self._loop.now())
         try:
             self._data_path.check()
         except VelaError as err:
@@ -392,23 +431,32 @@ class Circuit:
         session = None if self._signaling is None else self._signaling.session
         rtt_s = None if session is None else session.rtt_s
         heard_at = None if session is None else session.last_heard_at
+        now = self._loop.now()
+        loss, delay_ms = NOT_MEASURED
         return CircuitStatus(
             name=config.name,
             id=config.id,
             origin=self.origin.value,
+            description=config.description,
             state=self.state.word,
-            reason="; ".join(filter(None, (self._lifecycle.reason, self._data_path.obstacle))),
+            reason=self.reason,
+            since_seconds=round(self._transitions.since_s(now), 3),
+            transitions=self._transitions.count(now),
             remote=str(config.remote),
             remote_address=str(endpoint.address) if endpoint else None,
             remote_port=endpoint.port if endpoint else config.remote.port or self._port,
             family=endpoint.family.value if endpoint else None,
             mtu=self._data_path.mtu,
+            path_mtu=attached[0].route.mtu if attached else None,
             encapsulation=config.encapsulation.value,
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
             encryption=config.encryption.value,
             cipher=self._cipher_status(),
             rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 3),
-            last_heard_seconds=None if heard_at is None else round(self._loop.now() - heard_at, 3),
+            last_heard_seconds=None if heard_at is None else round(now - heard_at, 3),
+            loss=loss,
+            delay_ms=delay_ms,
+            rates=self._rates.rates(),
             worker=self._data_path.worker_status(),
             counters=self._data_path.counter_status(),
         )
@@ -561,7 +609,9 @@ class Circuit:
         state, reason = now = (self.state, self._lifecycle.reason)
         if now == self._logged:
             return
-        self._logged = now
+        before, self._logged = self._logged[0], now
+        self._transitions.record(state, self._loop.now())
+        self._owner.on_state_changed(self, before)
         level = "info" if not reason or state in _GOOD else "warning"
         # Every circuit passes through these states at its start.
         if again or (state in (State.RESOLVING, State.CONNECTING) and not reason):
@@ -694,6 +744,8 @@ class Circuit:
     def _aim(self, path: UnderlayPath) -> None:
         """Use this path: let the session look for the remote there. Raises VelaError."""
         signaling = self._signaling
+        if self._remote.is_this_machine(path):
+            raise ConfigError(f"{path.endpoint.address} is this machine; {OTHER_MACHINE}")
         if signaling is not None:
             # Before the first message: the remote would take both circuits for one.
             self._owner.check_id(self, path.sources)

@@ -213,6 +213,7 @@ class AttachmentCircuit:
                 config.addresses,
                 arp=config.encapsulation is not Encapsulation.IP,
                 gso_max_size=size if self._virtio_header else None,
+                alias=config.description,
             )
         except DeviceError:
             tap.close()

@@ -15,6 +15,7 @@ import structlog
 from vela import worker
 from vela.dataplane.counters import Counters
 from vela.dataplane.exit_message import ExitMessage, describe
+from vela.linux.usage import ProcessUsage
 from vela.worker import WorkerTask
 
 from ..runtime.loop import Callback, EventLoop, Timer
@@ -63,6 +64,7 @@ class WorkerKeeper:
         self._watch = _ProgressWatch()
         self._stuck: str | None = None
         self._failure = ""
+        self._usage: ProcessUsage | None = None
         self.restarts = 0
 
     @property
@@ -74,6 +76,17 @@ class WorkerKeeper:
     def failure(self) -> str:
         """The last worker's error where workers die again and again, else empty. See restart.py."""
         return self._failure
+
+    def usage(self) -> tuple[float | None, int | None]:
+        """Return the CPU use of the worker, in percent, and its memory, in bytes. See linux.usage.
+
+        None: there is no worker.
+        """
+        if self._child is None:
+            return None, None
+        if self._usage is None or self._usage.pid != self._child.pid:
+            self._usage = ProcessUsage(self._child.pid, self._started)
+        return self._usage.measure(self._loop.now())
 
     def start(self, task: WorkerTask) -> None:
         """Carry the circuit with this task from now on; a worker with an earlier one is ended."""

@@ -52,6 +52,7 @@ class RemoteSearch:
         Routes from that address are preferred.
         """
         self._remote = remote
+        self._own_port = port
         self._port = remote.port or port
         self._loop = loop
         self._routes = routes
@@ -75,6 +76,12 @@ class RemoteSearch:
     def sought_in_vain(self) -> bool:
         """Whether the look-up of the name failed, and no address is known."""
         return not self.addresses and self._watch.failed
+
+    def is_this_machine(self, path: UnderlayPath) -> bool:
+        """Tell whether a path leads to the daemon that asks: a local address, and its own port."""
+        address = path.endpoint.address
+        is_local = address.is_loopback or path.route.source == address
+        return is_local and path.endpoint.port == self._own_port
 
     @property
     def rotates(self) -> bool:

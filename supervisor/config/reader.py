@@ -31,6 +31,7 @@ from vela.mac import format_mac, parse_mac
 from vela.public_key import format_public_key, parse_public_key
 from vela.wire import MAX_CIRCUIT_ID, MAX_IP_PACKET, MAX_TAP_MTU, MIN_CIRCUIT_ID, MIN_TAP_MTU
 
+from ..constants import LOG_LEVELS, MAX_DESCRIPTION, MAX_KEEPALIVE_S, MIN_KEEPALIVE_S
 from .conflicts import find_missing_keys, find_mistakes
 from .files import Access, UntrustedError, open_trusted, resolve_links
 from .records import (
@@ -65,7 +66,6 @@ from .tables import (
     write_record,
 )
 
-MIN_KEEPALIVE_S, MAX_KEEPALIVE_S = 0.1, 3600.0
 MAX_CPU = 8191  # the largest NR_CPUS that Linux can be built for (arch/x86/Kconfig)
 MAX_SOCKET_PATH = 107  # bytes; sun_path without its final NUL (unix(7))
 MAX_FILE_SIZE = 1 << 20  # bytes; hundreds of circuits need a tenth of it
@@ -167,10 +167,23 @@ def _user(value: str) -> str:
     return value
 
 
+def _group(value: str) -> str:
+    if not value or value.isspace():
+        raise ValueError("is empty; a group's name such as 'vela' would be right")
+    return value
+
+
+def _description(value: str) -> str:
+    size = len(value.encode())
+    if size > MAX_DESCRIPTION:
+        raise ValueError(f"has {size} bytes; {MAX_DESCRIPTION} fit")
+    return value
+
+
 _ABSOLUTE_PATH = text(_path)
 _PORT = integer(1, MAX_PORT)
 _FEATURE = known_word({feature.value: feature for feature in Feature})
-_LOG_LEVEL = word({level: level for level in ("debug", "info", "warning", "error")})
+_LOG_LEVEL = word({level: level for level in LOG_LEVELS})
 _LOG_FORMAT = word({name: name for name in ("console", "json")})
 _INTERFACE_NAME = text(parse_interface_name)
 _MAC = text(parse_mac)
@@ -206,6 +219,8 @@ PEER_KEYS: tuple[TableField, ...] = (
 CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("id", integer(MIN_CIRCUIT_ID, MAX_CIRCUIT_ID), required="a number of 1..255"),
     Key("remote", text(parse_remote), str, required="a host's name or address"),
+    Key("description", text(_description)),
+    Key("enabled", boolean),
     Key("family", _FAMILY),
     _ADDRESSES,
     Key("bridge", _INTERFACE_NAME),
@@ -251,6 +266,7 @@ def _read_daemon(table: Table) -> DaemonConfig:
         listen=listen,
         port=table.read("port", _PORT, _DAEMON.port),
         control_socket=table.read("control_socket", text(_socket_path), _DAEMON.control_socket),
+        control_group=table.read("control_group", text(_group), _DAEMON.control_group),
         state_directory=table.read("state_directory", _ABSOLUTE_PATH, _DAEMON.state_directory),
         user=table.read("user", text(_user), _DAEMON.user),
         engine=table.read("engine", member(Engine), _DAEMON.engine),

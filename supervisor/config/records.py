@@ -12,6 +12,8 @@ from vela.dataplane.engine import Engine
 from vela.linux.features import Feature
 from vela.wire import DEFAULT_PORT
 
+from ..constants import CONTROL_SOCKET
+
 
 class Encapsulation(Enum):
     """Which frames are sent without their Ethernet header."""
@@ -72,6 +74,10 @@ class CircuitConfig:
     name: str
     id: int
     remote: Remote
+    description: str = ""
+    """For people: in the status, in log lines, and as the interface's alias."""
+    enabled: bool = True
+    """False: administratively down, as long as the file says so."""
     family: Family | None = None
     """None: IPv4 or IPv6, whatever the name resolves to."""
     addresses: tuple[IPInterface, ...] = ()
@@ -140,7 +146,9 @@ class DaemonConfig:
 
     listen: tuple[IPAddress, ...] = (IPv6Address("::"),)
     port: int = DEFAULT_PORT
-    control_socket: Path = Path("/run/vela/velad.sock")
+    control_socket: Path = Path(CONTROL_SOCKET)
+    control_group: str | None = None
+    """The group that may use the control socket beside root. None: none."""
     state_directory: Path = Path("/var/lib/vela")
     user: str = "nobody"
     engine: Engine = Engine.AUTO

@@ -13,7 +13,7 @@ from ..circuit.lifecycle import State
 from ..circuit.terms import provisional_mtu
 from ..config.records import CircuitConfig
 from ..runtime.loop import EventLoop, Timer
-from ..status import CircuitStatus, CounterStatus
+from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, RateStatus
 from .store import StoredCircuit
 
 # The obstacle, such as a taken interface name, goes when an operator acts.
@@ -32,6 +32,7 @@ class PendingCircuits:
         self._port = port
         self._make = make
         self._wanted: dict[str, tuple[StoredCircuit, str]] = {}
+        self._since: dict[str, float] = {}
         self._timer: Timer | None = None
 
     def __contains__(self, name: object) -> bool:
@@ -53,11 +54,13 @@ class PendingCircuits:
         """Add a circuit that could not be created; without an error, one not tried yet."""
         reason = "" if error is None else _on_one_line(error)
         self._wanted[wanted.config.name] = (wanted, reason)
+        self._since.setdefault(wanted.config.name, self._loop.now())
         if self._timer is None:
             self._timer = self._loop.call_later(RETRY_INTERVAL_S, self._on_timer)
 
     def drop(self, name: str) -> None:
         self._wanted.pop(name, None)
+        self._since.pop(name, None)
 
     def retry(self) -> None:
         """Try all now."""
@@ -81,24 +84,33 @@ class PendingCircuits:
         return {name: each.maker for name, (each, _) in self._wanted.items()}
 
     def status(self) -> tuple[CircuitStatus, ...]:
+        now = self._loop.now()
+        loss, delay_ms = NOT_MEASURED
         return tuple(
             CircuitStatus(
                 name=wanted.config.name,
                 id=wanted.config.id,
                 origin=wanted.origin.value,
+                description=wanted.config.description,
                 state=State.FAILED.value,
                 reason=reason,
+                since_seconds=round(now - self._since[wanted.config.name], 3),
+                transitions=0,
                 remote=str(wanted.config.remote),
                 remote_address=None,
                 remote_port=wanted.config.remote.port or self._port,
                 family=None,
                 mtu=wanted.config.mtu or provisional_mtu(wanted.config),
+                path_mtu=None,
                 encapsulation=wanted.config.encapsulation.value,
                 elision=False,
                 encryption=wanted.config.encryption.value,
                 cipher=None,
                 rtt_ms=None,
                 last_heard_seconds=None,
+                loss=loss,
+                delay_ms=delay_ms,
+                rates=RateStatus.unknown(),
                 worker=None,
                 counters=CounterStatus.zero(),
             )

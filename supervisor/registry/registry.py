@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -28,6 +28,7 @@ from ..config.records import CircuitConfig, Config, Encapsulation, Encryption
 from ..control_channel import ControlChannel
 from ..frame_keys import CircuitKeys
 from ..keys import KeySource
+from ..nearest import nearest
 from ..runtime.lines import LineLimiter
 from ..runtime.loop import EventLoop
 from ..runtime.names import NameSource
@@ -47,6 +48,10 @@ from .store import CircuitStore, StateFile, Stored, StoredCircuit, record_of
 START_INTERVAL_S = 0.005
 
 TOO_OFTEN = "circuits are set up and changed too often; the next change has to wait"
+
+
+ChangeHandler = Callable[[Mapping[str, object]], object]
+"""Is told of a change of a circuit: what `velactl monitor` shows, without the time."""
 
 
 class DataPathFactory(Protocol):
@@ -100,6 +105,7 @@ class Registry:
         self._changes = ChangeLimiter()
         self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
+        self._on_change: ChangeHandler | None = None
         self._pending = PendingCircuits(loop, self._port, self._create_pending)
         self._allocation = Allocation(config.daemon, self._circuits, self._pending)
         state_file = StateFile(config.daemon.state_directory)
@@ -188,9 +194,9 @@ class Registry:
                 # If the circuit only changes, the remote must not remove its end.
                 stays = name in wanted and _is_same_circuit(wanted[name], circuit.config)
                 self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
-                if circuit.disabled and name in wanted:
+                if circuit.taken_down and name in wanted:
                     self._store.add_disabled(name)
-                elif circuit.disabled:
+                elif circuit.taken_down:
                     self._store.try_save()
         # Only now: the circuits that were removed said goodbye under the old key.
         self._apply_policy()
@@ -222,8 +228,9 @@ class Registry:
         circuit = self._create(config, Origin.COMMAND)
         self._store.reclaim(name)
         try:
+            circuit.check_remote()
             self._store.save()
-        except DeviceError:
+        except VelaError:
             self._remove(circuit, CloseReason.DELETED)
             raise
         circuit.start()
@@ -253,12 +260,50 @@ class Registry:
             circuit.disable()
             self._store.save()
 
+    def restart(self, name: str) -> None:
+        """Begin a circuit anew. Its interface stays. Raises VelaError."""
+        pending = self._pending.find(name)
+        if pending is not None:
+            self._create_pending(pending[0])
+            self._pending.drop(name)
+            return
+        circuit = self._find(name)
+        if circuit.disabled:
+            raise ConfigError(f"{name} is administratively down; {_how_to_enable(circuit)}")
+        circuit.restart()
+
     def enable(self, name: str) -> None:
         """Undo disable(). Raises VelaError."""
         circuit = self._find(name)
+        if not circuit.config.enabled:
+            raise ConfigError(f"{name} is administratively down; {_how_to_enable(circuit)}")
         if circuit.disabled:
             circuit.enable()
             self._store.save()
+
+    def set_change_handler(self, handler: ChangeHandler) -> None:
+        """Set the callback for changes of circuits."""
+        self._on_change = handler
+
+    def configurations(self) -> dict[str, tuple[CircuitConfig, Origin]]:
+        """Return what is in effect for each circuit, and who asked for it."""
+        created = {name: (each.config, each.origin) for name, each in self._circuits.items()}
+        return created | self._pending.wanted()
+
+    def on_state_changed(self, circuit: Circuit, before: State) -> None:
+        self._tell(circuit, "state", was=before.word)
+
+    def _tell(self, circuit: Circuit, event: str, **more: object) -> None:
+        if self._on_change is not None:
+            about: dict[str, object] = {
+                "event": event,
+                "circuit": circuit.name,
+                "id": circuit.config.id,
+                "state": circuit.state.word,
+                "reason": circuit.reason,
+                "remote": str(circuit.config.remote),
+            }
+            self._on_change(about | more)
 
     # Requests of other machines.
 
@@ -419,6 +464,7 @@ class Registry:
             return
         circuit.tenure = Tenure(self._loop.now()) if replaced is None else replaced.tenure
         self._circuits[config.name] = circuit
+        self._tell(circuit, "added")
         self._store.reclaim(config.name)
         self._pending.drop(config.name)
         self._store.save_in_time(saved)
@@ -469,7 +515,7 @@ class Registry:
         circuit = self._create_stored(wanted)
         if self._store.reclaim(circuit.name):
             circuit.disable()
-        else:
+        elif not circuit.disabled:
             circuit.start()
 
     def _find(self, name: str) -> Circuit:
@@ -478,7 +524,8 @@ class Registry:
         if pending is not None:
             raise ConfigError(f"circuit {name} does not exist at present: {pending[1]}")
         if circuit is None:
-            raise ConfigError(f"there is no circuit {name}")
+            names = (*self._circuits, *self._pending.wanted())
+            raise ConfigError(f"there is no circuit {name}{nearest(name, names)}")
         return circuit
 
     def _create(self, config: CircuitConfig, origin: Origin) -> Circuit:
@@ -498,6 +545,9 @@ class Registry:
         if stored.origin is Origin.PEER:
             circuit.tenure = Tenure(self._loop.now(), proven=stored.proven)
         self._circuits[circuit.name] = circuit
+        if not config.enabled:
+            circuit.disable()
+        self._tell(circuit, "added")
         return circuit
 
     def _make(self, stored: StoredCircuit, frame_keys: CircuitKeys | None = None) -> Circuit:
@@ -566,6 +616,7 @@ class Registry:
         circuit.close(reason)
         del self._circuits[circuit.name]
         self._lines.release(circuit.name)
+        self._tell(circuit, "removed")
 
     def _warn_of_overlap(self, config: CircuitConfig) -> None:
         """Tell the operator: he may mean it, as with a more specific route."""
@@ -642,6 +693,12 @@ class Registry:
             else:
                 circuit.set_key(key)
                 circuit.set_policy(policy)
+
+
+def _how_to_enable(circuit: Circuit) -> str:
+    if circuit.config.enabled:
+        return f"velactl up {circuit.name} undoes that"
+    return "the file says enabled = false; change that there, and reload"
 
 
 def _is_refused(policy: Policy, circuit: Circuit) -> bool:

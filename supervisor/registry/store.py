@@ -313,7 +313,7 @@ class CircuitStore:
             )
             + tuple(each for each in absent.circuits if each.config.name not in circuits),
             unread=tuple(each for each in absent.unread if each.name not in circuits),
-            disabled=frozenset(name for name, circuit in circuits.items() if circuit.disabled)
+            disabled=frozenset(name for name, circuit in circuits.items() if circuit.taken_down)
             | absent.disabled,
         )
 

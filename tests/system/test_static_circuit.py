@@ -32,6 +32,13 @@ CONFIG = CircuitConfig(
 
 
 @pytest.fixture
+class Nobody:
+    """Takes note of nothing; a circuit without signalling asks for nothing else."""
+
+    def on_state_changed(self, circuit: Circuit, before: State) -> None:
+        pass
+
+
 def services(routers: TwoRouters) -> Iterator[Services]:
     """On router A."""
     with services_in(routers.a.namespace) as made:
@@ -46,7 +53,7 @@ def make(services: Services) -> Circuit:
         loop=services.loop,
         names=services.names,
         routes=services.demux,
-        owner=cast(Owner, None),  # it has no signalling that could ask for it
+        owner=cast(Owner, Nobody()),
         port=services.port,
         control_channel=None,
     )

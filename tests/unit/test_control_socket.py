@@ -10,6 +10,7 @@ import socket
 import stat
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,8 +21,19 @@ from exhaustion import no_descriptors
 from lab.waiting import eventually
 from vela.errors import DeviceError, VelaError
 from vela.supervisor import control_socket
-from vela.supervisor.control_socket import MAX_CLIENTS, MAX_REQUEST, MAX_UNSENT, ControlSocket, ask
+from vela.supervisor.control_socket import (
+    MAX_CLIENTS,
+    MAX_REQUEST,
+    MAX_SUBSCRIBERS,
+    MAX_UNSENT,
+    MAX_UNSENT_EVENTS,
+    Caller,
+    ControlSocket,
+    Reply,
+    Subscribe,
+)
 from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.velactl.client import Connection, ask
 
 TIMEOUT_S = 10.0
 
@@ -44,18 +56,45 @@ class Server:
         self._loop = loop
         self.path = path
         self.requests = 0
+        self.callers: list[Caller] = []
         self.control = ControlSocket(loop, path, self._handle)
+        self._events: deque[tuple[Mapping[str, object], threading.Event]] = deque()
+        self._woken, self._wakeup = os.pipe()
+        loop.watch(self._woken, self._publish)
 
-    def _handle(self, request: Mapping[str, object]) -> Mapping[str, object]:
+    def _handle(self, request: Mapping[str, object], caller: Caller) -> Reply | Subscribe:
         self.requests += 1
+        self.callers.append(caller)
         match request:
             case {"fail": str(text)}:
                 raise VelaError(text)
             case {"bug": True}:
                 raise ZeroDivisionError
+            case {"monitor": True}:
+                return Subscribe({"monitoring": True})
             case {"fill": int(size)}:
                 return {"filling": "x" * size}
         return {"echo": request}
+
+    def publish(self, event: Mapping[str, object]) -> None:
+        """Publish an event in the thread of the loop, and wait until that is done."""
+        done = threading.Event()
+        self._events.append((event, done))
+        os.write(self._wakeup, b"x")
+        assert done.wait(TIMEOUT_S)
+
+    def _publish(self) -> None:
+        os.read(self._woken, 4096)
+        while self._events:
+            event, done = self._events.popleft()
+            self.control.publish(event)
+            done.set()
+
+    def close(self) -> None:
+        self._loop.unwatch(self._woken)
+        os.close(self._woken)
+        os.close(self._wakeup)
+        self.control.close()
 
     def connect(self) -> socket.socket:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -94,7 +133,7 @@ class Server:
 def server(loop: EventLoop, path: Path) -> Iterator[Server]:
     made = Server(loop, path)
     yield made
-    made.control.close()
+    made.close()
 
 
 def open_files() -> int:
@@ -139,7 +178,7 @@ def test_request_that_meets_a_bug_is_told_so_and_the_next_is_answered(server: Se
 def test_socket_is_roots_alone_whatever_the_umask(loop: EventLoop, path: Path) -> None:
     before = os.umask(0)
     try:
-        control = ControlSocket(loop, path, lambda request: request)
+        control = ControlSocket(loop, path, lambda request, _: request)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert os.umask(0) == 0
         control.close()
@@ -161,7 +200,7 @@ def test_socket_that_a_killed_velad_left_is_replaced(loop: EventLoop, path: Path
 
 def test_second_velad_is_refused_and_the_first_serves_on(server: Server) -> None:
     with pytest.raises(DeviceError, match="another velad answers there"):
-        ControlSocket(EventLoop(), server.path, lambda request: request)
+        ControlSocket(EventLoop(), server.path, lambda request, _: request)
 
     signal.set_wakeup_fd(-1)
     server.run(lambda: ask(server.path, {}, TIMEOUT_S))
@@ -172,7 +211,7 @@ def test_file_that_is_no_socket_is_left_alone(loop: EventLoop, path: Path) -> No
     path.write_text("precious")
 
     with pytest.raises(DeviceError, match="the path exists and is not a socket"):
-        ControlSocket(loop, path, lambda request: request)
+        ControlSocket(loop, path, lambda request, _: request)
 
     assert path.read_text() == "precious"
 
@@ -180,13 +219,13 @@ def test_file_that_is_no_socket_is_left_alone(loop: EventLoop, path: Path) -> No
 def test_path_that_cannot_be_says_why(loop: EventLoop, tmp_path: Path) -> None:
     long = tmp_path / ("x" * 200)
     with pytest.raises(DeviceError, match="too long"):
-        ControlSocket(loop, long, lambda request: request)
+        ControlSocket(loop, long, lambda request, _: request)
     (tmp_path / "file").touch()
     with pytest.raises(DeviceError, match=r"velad.sock: (Not a directory|File exists)"):
-        ControlSocket(loop, tmp_path / "file" / "velad.sock", lambda request: request)
+        ControlSocket(loop, tmp_path / "file" / "velad.sock", lambda request, _: request)
     (tmp_path / "velad.sock").mkdir()
     with pytest.raises(DeviceError, match="the path exists and is not a socket"):
-        ControlSocket(loop, tmp_path / "velad.sock", lambda request: request)
+        ControlSocket(loop, tmp_path / "velad.sock", lambda request, _: request)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +302,9 @@ def test_slow_reader_gets_all_of_a_large_reply_and_holds_nobody_up(server: Serve
     server.run(client)
 
 
-def test_reader_that_never_reads_is_dropped_before_it_fills_memory(server: Server) -> None:
+def test_reader_that_never_reads_gets_no_further_reply_and_holds_nobody_up(
+    server: Server,
+) -> None:
     """All requests come in one piece: replies must not pile up behind the first of them."""
     request = json.dumps({"fill": 1 << 20}).encode() + b"\n"
     in_one_piece = MAX_REQUEST // len(request)
@@ -271,14 +312,47 @@ def test_reader_that_never_reads_is_dropped_before_it_fills_memory(server: Serve
     def client() -> None:
         with server.connect() as deaf:
             deaf.sendall(request * in_one_piece)
-            poll = select.poll()
-            poll.register(deaf, 0)
-            assert poll.poll(TIMEOUT_S * 1000), "it is still served"
+            for _ in range(20):
+                assert ask(server.path, {}, TIMEOUT_S) == {"echo": {}}
 
     server.run(client)
     assert in_one_piece > 3000
-    assert server.requests <= 16
-    server.run(lambda: ask(server.path, {}, TIMEOUT_S))
+    assert server.requests == 20 + 1
+
+
+def test_readers_that_never_read_are_dropped_before_they_fill_memory(server: Server) -> None:
+    request = json.dumps({"fill": MAX_UNSENT - 1000}).encode() + b"\n"
+
+    def client() -> None:
+        with ExitStack() as stack:
+            deaf = [stack.enter_context(server.connect()) for _ in range(10)]
+            for each in deaf:
+                each.sendall(request)
+                ask(server.path, {}, TIMEOUT_S)  # it has its turn
+            poll = select.poll()
+            poll.register(deaf[0], 0)
+            assert poll.poll(TIMEOUT_S * 1000), "it is still served"
+            poll.register(deaf[-1], 0)
+            assert deaf[-1].fileno() not in [fd for fd, _ in poll.poll(0)]
+
+    server.run(client)
+
+
+def test_requests_of_one_client_do_not_hold_others_up(server: Server) -> None:
+    many = 2000
+
+    def client() -> None:
+        with server.connect() as busy, server.connect() as other:
+            busy.sendall(b"{}\n" * many)
+            other.sendall(b"{}\n")
+            assert read_line(other) == {"echo": {}}
+            served = server.requests
+            with busy.makefile("rb") as replies:
+                for _ in range(many):
+                    replies.readline()
+            assert served < many / 2
+
+    server.run(client)
 
 
 def test_clients_that_leave_at_any_moment_leave_nothing_behind(server: Server) -> None:
@@ -296,19 +370,95 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind(server: Server) -
     assert open_files() == before
 
 
-def test_more_clients_than_there_is_room_for_are_turned_away(server: Server) -> None:
+def test_client_beyond_the_limit_takes_the_place_of_the_one_idle_for_longest(
+    server: Server,
+) -> None:
     def client() -> None:
         with ExitStack() as stack:
             connections = [stack.enter_context(server.connect()) for _ in range(MAX_CLIENTS)]
-            connections[-1].sendall(b"{}\n")
-            read_line(connections[-1])
-            with server.connect() as one_too_many:
-                wait_for_close(one_too_many)
+            for each in (connections[-1], connections[0]):
+                each.sendall(b"{}\n")
+                read_line(each)
+            assert ask(server.path, {"n": 1}, TIMEOUT_S) == {"echo": {"n": 1}}
+            wait_for_close(connections[1])
             connections[0].sendall(b"{}\n")
             assert read_line(connections[0]) == {"echo": {}}
-            connections[1].close()
-            connections[0].sendall(b"{}\n")
-            read_line(connections[0])
+
+    server.run(client)
+
+
+def test_half_requests_of_many_lock_nobody_out(server: Server) -> None:
+    def client() -> None:
+        with ExitStack() as stack:
+            for _ in range(3 * MAX_CLIENTS):
+                stack.enter_context(server.connect()).sendall(b'{"n"')
+            assert ask(server.path, {}, TIMEOUT_S) == {"echo": {}}
+
+    server.run(client)
+
+
+def test_handler_is_told_which_user_and_process_asks(server: Server) -> None:
+    server.run(lambda: ask(server.path, {}, TIMEOUT_S))
+
+    assert server.callers == [Caller(os.getuid(), os.getpid())]
+
+
+def test_socket_with_a_group_is_the_groups_too(loop: EventLoop, path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("another group needs root")
+    before = os.getegid()
+
+    control = ControlSocket(loop, path, lambda request, _: request, group=12345)
+
+    assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (0o660, 12345)
+    assert os.getegid() == before
+    control.close()
+
+
+def test_subscriber_gets_events_and_replies_and_others_no_events(server: Server) -> None:
+    def client() -> None:
+        with Connection(str(server.path)) as watching, Connection(str(server.path)) as other:
+            assert watching.ask({"monitor": True}) == {"monitoring": True}
+            other.ask({})
+            server.publish({"event": "state", "n": 1})
+            assert watching.read(time.monotonic() + TIMEOUT_S) == {"event": "state", "n": 1}
+            assert watching.ask({"n": 2}) == {"echo": {"n": 2}}
+            assert other.ask({"n": 3}) == {"echo": {"n": 3}}
+
+    server.run(client)
+
+
+def test_subscriber_that_does_not_read_is_told_how_many_events_it_lost(server: Server) -> None:
+    event = {"event": "state", "filling": "x" * 1000}
+    published = 2000
+
+    def client() -> None:
+        with Connection(str(server.path)) as slow:
+            slow.ask({"monitor": True})
+            began = time.monotonic()
+            for _ in range(published):
+                server.publish(event)
+            assert ask(server.path, {}, TIMEOUT_S) == {"echo": {}}
+            assert time.monotonic() - began < TIMEOUT_S
+            got = 0
+            while (received := slow.read(time.monotonic() + TIMEOUT_S)) == event:
+                got += 1
+            assert received is not None
+            assert received["event"] == "lost"
+            assert got + received["events"] == published
+            assert got * 1000 < 2 * MAX_UNSENT_EVENTS
+
+    server.run(client)
+
+
+def test_subscribers_beyond_the_limit_are_refused(server: Server) -> None:
+    def client() -> None:
+        with ExitStack() as stack:
+            for _ in range(MAX_SUBSCRIBERS):
+                connection = stack.enter_context(Connection(str(server.path)))
+                connection.ask({"monitor": True})
+            with pytest.raises(VelaError, match="clients monitor circuits already"):
+                ask(server.path, {"monitor": True}, TIMEOUT_S)
             assert ask(server.path, {}, TIMEOUT_S) == {"echo": {}}
 
     server.run(client)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the top. A module belongs to the longest name here that it begins with. It imports
 # from lower lines, and from its own room.
 ROOMS = """
-    vela.supervisor.cli vela.supervisor.velactl
+    vela.supervisor.cli
     vela.supervisor.daemon
     vela.supervisor.registry
     vela.supervisor.circuit
@@ -31,8 +31,10 @@ ROOMS = """
     vela.worker
     vela.dataplane vela.signaling
     vela.linux
+    vela.supervisor.velactl
     vela.wire vela.log
     vela.address vela.mac vela.public_key vela.backoff vela.errors
+    vela.supervisor.constants vela.supervisor.nearest
     vela vela.supervisor
 """
 
@@ -41,7 +43,7 @@ OWNERS = {
     "cryptography": ("vela.dataplane.aead", "vela.signaling.noise"),
     "toml": ("vela.supervisor.config.syntax",),
     "pytun": ("vela.linux.tap",),
-    "psutil": ("vela.linux.affinity",),
+    "psutil": ("vela.linux.affinity", "vela.linux.usage"),
 }
 # Configured in one place, asked for a logger anywhere.
 STRUCTLOG_OWNER = "vela.log"

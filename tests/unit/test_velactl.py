@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
+import grp
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab.daemon import entry_point
-from vela.supervisor.control_socket import ControlSocket
+from vela.errors import VelaError
+from vela.supervisor.control_socket import Caller, ControlSocket, Reply, Subscribe
 from vela.supervisor.runtime.loop import EventLoop
+from vela.supervisor.velactl.client import ask
 
 CIRCUIT: dict[str, Any] = {
     "name": "vela0",
     "id": 1,
     "origin": "config",
+    "description": "",
     "state": "unmonitored",
     "reason": "",
+    "since_seconds": 93784.5,
+    "transitions": 1,
     "remote": "router2.example.net",
     "remote_address": "192.0.2.9",
     "remote_port": 48621,
     "family": "ipv4",
     "mtu": 1471,
+    "path_mtu": 1500,
     "encapsulation": "auto",
     "elision": True,
     "encryption": "none",
     "cipher": None,
     "rtt_ms": None,
     "last_heard_seconds": None,
-    "worker": {"pid": 4711, "cpu": 1, "engine": "python", "restarts": 2},
+    "loss": {"tx_percent": None, "rx_percent": None},
+    "delay_ms": {"p50": None, "p99": None, "jitter": None},
+    "rates": {"tx_bps": 12345678, "rx_bps": 950, "tx_pps": 1029, "rx_pps": 0},
+    "worker": {
+        "pid": 4711,
+        "cpu": 1,
+        "engine": "python",
+        "restarts": 2,
+        "cpu_percent": 12.5,
+        "memory_bytes": 21000000,
+    },
     "counters": {
         "tx_frames": 12,
         "tx_bytes": 1234,
@@ -52,6 +73,10 @@ RESOLVING: dict[str, Any] = CIRCUIT | {
     "id": 255,
     "state": "resolving",
     "reason": "no name server answered",
+    "since_seconds": 61.0,
+    "transitions": 0,
+    "path_mtu": None,
+    "rates": dict.fromkeys(CIRCUIT["rates"]),
     "remote_address": None,
     "family": None,
     "elision": False,
@@ -67,7 +92,8 @@ STATUS: dict[str, Any] = {
     "pid": 4700,
     "uptime_seconds": 93784.5,
     "listen": ["[::]:48621"],
-    "engine_features": ["netns_cookie", "rwf_nowait", "tso", "udp_gro", "udp_segment", "uso"],
+    "engine_features": ["netns_cookie", "tso", "udp_gro", "udp_segment"],
+    "unused_features": ["rwf_nowait", "uso"],
     "rx_dropped": {"empty": 0, "unknown_circuit": 3},
     "circuits": [CIRCUIT, RESOLVING],
 }
@@ -78,17 +104,54 @@ class Velad:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._closed = False
         self._loop = EventLoop()
-        self._control = ControlSocket(self._loop, path, lambda _request: self.answer)
+        self._control = ControlSocket(self._loop, path, self._answer)
         self.answer: Mapping[str, Any] = STATUS
+        self.answers: dict[str, Mapping[str, Any]] = {}
+        """By command, where they are not the answer."""
+        self.requests: list[Mapping[str, Any]] = []
+        self.events: list[Mapping[str, Any]] = []
+        """What a client that subscribes gets, once its next request is answered."""
+        self.events_then_close = False
+
+    def _tell(self) -> None:
+        if self.requests[-1]["command"] == "monitor" and not self.events_then_close:
+            self._loop.call_later(0.05, self._tell)
+            return
+        for event in self.events:
+            self._control.publish(event)
+        if self.events_then_close:
+            self._control.close()
+            self._closed = True
+
+    def _answer(self, request: Mapping[str, Any], _: Caller) -> Reply | Subscribe:
+        self.requests.append(request)
+        if request["command"] == "monitor":
+            # Behind the reply, and behind that to the next request.
+            self._loop.call_later(0.05, self._tell)
+            return Subscribe({"monitoring": True})
+        answer: Mapping[str, Any] = self.answers.get(str(request["command"]), self.answer)
+        return answer
 
     def close(self) -> None:
-        self._control.close()
+        if not self._closed:
+            self._control.close()
         signal.set_wakeup_fd(-1)
 
-    def control(self, *argv: str, stdout: int = subprocess.PIPE) -> tuple[int, str, str]:
-        """Return velactl's exit status and what it wrote."""
-        command, env = entry_point("velactl", "vela.supervisor.velactl")
+    def control(
+        self,
+        *argv: str,
+        stdout: int = subprocess.PIPE,
+        closed: bool = False,
+        env: Mapping[str, str] | None = None,
+    ) -> tuple[int, str, str]:
+        """Return velactl's exit status and what it wrote. closed: it has no standard output."""
+        command, environment = entry_point("velactl", "vela.supervisor.velactl")
+        environment = {key: environment[key] for key in environment if key != "COLUMNS"}
+        environment |= env or {}
+        if closed:
+            command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
         ours, theirs = socket.socketpair()
         with subprocess.Popen(
             # The shell's end of the pair closes when velactl has ended.
@@ -97,7 +160,7 @@ class Velad:
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
-            env=env,
+            env=environment,
         ) as process:
             theirs.close()
             self._loop.watch(ours.fileno(), self._loop.stop)
@@ -115,39 +178,130 @@ def velad(tmp_path: Path) -> Iterator[Velad]:
     made.close()
 
 
-def test_status_shows_a_line_for_each_circuit(velad: Velad) -> None:
+def test_status_shows_a_line_for_each_circuit_in_80_columns_trouble_first(velad: Velad) -> None:
     status, out, err = velad.control("status")
 
     assert (status, err) == (0, "")
     assert out.splitlines() == [
         "velad 1.2.3, pid 4700, up 1 d 2 h, listening on [::]:48621",
+        "kernel features not in use: rwf_nowait, uso",
         "dropped: 3 unknown_circuit",
+        "2 circuits: 1 unmonitored, 1 resolving",
         "",
-        "CIRCUIT         ID   STATE        REMOTE               MTU   CPU  TX      RX     DROPPED"
-        "  RESTARTS",
-        "vela0           1    unmonitored  192.0.2.9            1471  1    1.2 kB  999 B  10     "
-        "  2",
-        "vela-long-name  255  resolving    router2.example.net  1471  -    0 B     0 B    0      "
-        "  -",
-        "vela-long-name: no name server answered",
+        "CIRCUIT         ID STATE       FOR FLAPS  TX  RX RTT REMOTE, OR WHY NOT",
+        "vela-long-name 255 resolving    1m     0 no name server answered",
+        "vela0            1 unmonitored  1d     1 12M 950   - 192.0.2.9",
     ]
 
 
-def test_status_names_the_features_of_the_kernel_that_are_not_in_use(velad: Velad) -> None:
-    velad.answer = STATUS | {"engine_features": ["netns_cookie", "tso", "udp_gro", "udp_segment"]}
+def test_status_in_a_wide_terminal_shows_more(velad: Velad) -> None:
+    _, out, _ = velad.control("status", env={"COLUMNS": "160"})
+
+    assert out.splitlines()[5:] == [
+        "CIRCUIT         ID STATE       FOR FLAPS  TX  RX RTT  MTU CPU DROPS RESTARTS "
+        "REMOTE, OR WHY NOT",
+        "vela-long-name 255 resolving    1m     0 no name server answered",
+        "vela0            1 unmonitored  1d     1 12M 950   - 1471   1    10        2 192.0.2.9",
+    ]
+
+
+LONG = "2001:db8:1234:5678:9abc:def0:1234:5678"
+
+
+@pytest.mark.parametrize("count", [3, 255])
+def test_status_never_exceeds_80_columns(velad: Velad, count: int) -> None:
+    circuits = [
+        (CIRCUIT if number % 2 else RESOLVING)
+        | {"name": f"longest-name{number:03}", "id": 255, "remote_address": LONG}
+        | ({"reason": f"no way to {LONG}: Network is unreachable"} if number % 3 else {})
+        for number in range(count)
+    ]
+    velad.answer = STATUS | {"circuits": circuits}
+
+    for argv in (("status",), ("status", "--down"), (), ("top", "--count", "1")):
+        _, out, _ = velad.control(*argv)
+        assert max(len(line) for line in out.splitlines()) <= 80
+        assert len(out.splitlines()) <= count + 6
+
+
+def test_status_with_measured_loss_shows_that_of_the_worse_direction(velad: Velad) -> None:
+    lossy = {"loss": {"tx_percent": 1.04, "rx_percent": 0.2}, "rtt_ms": 12.345}
+    velad.answer = STATUS | {"circuits": [CIRCUIT | lossy, CIRCUIT | {"name": "vela1"}]}
 
     _, out, _ = velad.control("status")
 
-    assert out.splitlines()[1] == "kernel features not in use: rwf_nowait, uso"
+    assert out.splitlines()[-3:] == [
+        "CIRCUIT ID STATE       FOR FLAPS  TX  RX  RTT LOSS REMOTE, OR WHY NOT",
+        "vela0    1 unmonitored  1d     1 12M 950 12.3 1.0% 192.0.2.9",
+        "vela1    1 unmonitored  1d     1 12M 950    -    - 192.0.2.9",
+    ]
 
 
-def test_status_of_a_velad_that_tells_no_features_is_shown(velad: Velad) -> None:
-    velad.answer = {key: STATUS[key] for key in STATUS if key != "engine_features"}
+def named(*states: str) -> dict[str, Any]:
+    """Return a status with circuits vela0, vela1 ... in these states."""
+    circuits = [CIRCUIT | {"name": f"vela{n}", "state": each} for n, each in enumerate(states)]
+    return STATUS | {"circuits": circuits}
 
-    status, out, err = velad.control("status")
 
-    assert (status, err) == (0, "")
-    assert "features" not in out
+def test_status_of_patterns_and_names_shows_those_alone_in_natural_order(velad: Velad) -> None:
+    velad.answer = named(*["up"] * 12)
+
+    _, out, _ = velad.control("status", "vela1*", "vela3")
+
+    shown = [line.split()[0] for line in out.splitlines()[6:]]
+    assert shown == ["vela1", "vela3", "vela10", "vela11"]
+
+
+def test_status_of_those_down_leaves_out_what_is_up_or_was_taken_down(velad: Velad) -> None:
+    velad.answer = named("up", "disabled", "unmonitored", "down", "connecting", "failed")
+
+    _, out, _ = velad.control("status", "--down", "--json")
+
+    found = [each["state"] for each in json.loads(out)["circuits"]]
+    assert found == ["down", "connecting", "failed"]
+
+
+def test_velactl_alone_says_that_all_is_well(velad: Velad) -> None:
+    velad.answer = named("up", "unmonitored", "disabled")
+
+    assert velad.control() == (
+        0,
+        "velad 1.2.3, pid 4700, up 1 d 2 h: 3 circuits: 1 disabled, 1 unmonitored, 1 up\n",
+        "",
+    )
+
+
+def test_velactl_alone_says_what_is_not_up_and_exits_with_3(velad: Velad) -> None:
+    status, out, err = velad.control()
+
+    assert (status, err) == (3, "")
+    assert out.splitlines()[1:] == ["vela-long-name: resolving for 1m: no name server answered"]
+
+    velad.answer = named(*["down"] * 12)
+    status, out, _ = velad.control()
+
+    assert status == 3
+    assert len(out.splitlines()) == 12
+    assert out.splitlines()[-1] == "and 2 more: velactl status --down"
+
+
+def test_velactl_alone_has_json_too(velad: Velad) -> None:
+    status, out, _ = velad.control("--json")
+
+    assert status == 3
+    assert json.loads(out) == {
+        "healthy": False,
+        "circuits": 2,
+        "states": {"unmonitored": 1, "resolving": 1},
+        "trouble": [
+            {
+                "name": "vela-long-name",
+                "state": "resolving",
+                "reason": "no name server answered",
+                "since_seconds": 61.0,
+            }
+        ],
+    }
 
 
 def test_status_of_one_circuit_shows_all_of_it(velad: Velad) -> None:
@@ -157,12 +311,14 @@ def test_status_of_one_circuit_shows_all_of_it(velad: Velad) -> None:
     assert out.splitlines() == [
         "circuit       vela0, id 1, from config",
         "state         unmonitored",
+        "since         1 d 2 h; up or down 1 time in the last hour",
         "remote        router2.example.net, 192.0.2.9 port 48621",
         "heard         no control messages",
-        "mtu           1471 bytes",
+        "mtu           1471 bytes; the path's is 1500",
         "encapsulation auto, headers elided",
         "encryption    none",
-        "worker        pid 4711, CPU 1, python, 2 restarts",
+        "worker        pid 4711, CPU 1, python, 2 restarts, 12.5 % of a CPU, 21.0 MB",
+        "rates         sent 12Mbit/s, 1.0k frames/s; received 950bit/s, 0 frames/s",
         "sent          12 frames, 1.2 kB, 10 elided",
         "received      7 frames, 999 B, 6 elided",
         "fragmented    3 datagrams",
@@ -222,7 +378,12 @@ def test_status_of_a_velad_that_tells_nothing_of_encryption_is_shown(velad: Vela
 
 
 def test_status_without_circuits_says_so(velad: Velad) -> None:
-    velad.answer = STATUS | {"circuits": [], "rx_dropped": {}, "uptime_seconds": 61.9}
+    velad.answer = STATUS | {
+        "circuits": [],
+        "rx_dropped": {},
+        "uptime_seconds": 61.9,
+        "unused_features": [],
+    }
 
     _, out, _ = velad.control("status")
 
@@ -237,8 +398,42 @@ def test_status_json_is_what_velad_answered(velad: Velad) -> None:
     assert json.loads(out) == STATUS | {"circuits": [CIRCUIT]}
 
 
-def test_status_of_an_unknown_circuit_fails(velad: Velad) -> None:
-    assert velad.control("status", "vela9") == (1, "", "velactl: there is no circuit vela9\n")
+@pytest.mark.parametrize("argv", [("--json", "status"), ("status", "vela0", "--json")])
+def test_json_may_stand_anywhere(velad: Velad, argv: tuple[str, ...]) -> None:
+    status, out, _ = velad.control(*argv)
+
+    assert status == 0
+    assert json.loads(out)["circuits"][0] == CIRCUIT
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("vela00", "; did you mean vela0?"),
+        ("VELA0", "; did you mean vela0?"),
+        ("vela", "; did you mean vela0?"),
+        ("wholly-other", ""),
+    ],
+)
+def test_status_of_an_unknown_circuit_suggests_a_near_one(
+    velad: Velad, name: str, right: str
+) -> None:
+    velad.answer = named("up", "up")
+
+    expected = f"velactl: there is no circuit {name}{right}\n"
+    assert velad.control("status", name) == (1, "", expected)
+
+
+def test_status_of_a_pattern_that_fits_nothing_fails(velad: Velad) -> None:
+    assert velad.control("status", "eth*") == (1, "", "velactl: no circuit fits eth*\n")
+
+
+def test_status_of_a_circuit_whose_name_is_a_pattern_shows_it(velad: Velad) -> None:
+    velad.answer = STATUS | {"circuits": [CIRCUIT, CIRCUIT | {"name": "ve*"}]}
+
+    _, out, _ = velad.control("status", "ve*", "--json")
+
+    assert [each["name"] for each in json.loads(out)["circuits"]] == ["ve*"]
 
 
 def test_error_that_velad_answers_is_shown(velad: Velad) -> None:
@@ -255,19 +450,289 @@ def test_reader_that_has_seen_enough_is_no_error(velad: Velad) -> None:
         assert velad.control("status", stdout=theirs.fileno()) == (0, "", "")
 
 
-@pytest.mark.parametrize("argv", [(), ("stat",), ("status", "a", "b"), ("status", "--jason")])
-def test_command_line_with_a_mistake_is_refused(velad: Velad, argv: tuple[str, ...]) -> None:
+def test_output_on_a_full_disk_is_one_line_of_error(velad: Velad) -> None:
+    with open("/dev/full", "w") as full:
+        for argv in (("status",), ("status", "--json"), (), ("top",), ("show-config",)):
+            velad.answers["show-config"] = {"config": {"daemon": {"port": 1}}, "origins": {}}
+            assert velad.control(*argv, stdout=full.fileno()) == (
+                1,
+                "",
+                "velactl: standard output: No space left on device\n",
+            )
+
+
+def test_output_that_is_closed_is_one_line_of_error(velad: Velad) -> None:
+    for argv in (("status",), ("--json",)):
+        assert velad.control(*argv, closed=True) == (1, "", "velactl: standard output is closed\n")
+    velad.answer = {}
+    assert velad.control("down", "vela0", closed=True) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("stat",), "invalid choice: 'stat'"),
+        (("status", "--jason"), "unrecognized arguments: --jason"),
+        (("add", "vela7"), "the following arguments are required: --remote"),
+        (("add", "vela7", "--rem", "192.0.2.9"), "required: --remote"),
+        (("add", "vela7", "--remote", "192.0.2.9", "--id", "300"), "--id: 300 is outside 1..255"),
+        (("add", "vela7", "--remote", "192.0.2.9", "--id", "x"), "--id: 'x' is not a whole number"),
+        (("add", "vela7", "--remote", "192.0.2.9", "--mtu", "67"), "--mtu: 67 is outside 68.."),
+        (("add", "vela7", "--remote", "192.0.2.9", "--keepalive", "nan"), "--keepalive: nan is"),
+        (("add", "vela7", "--remote", "192.0.2.9", "--address", "10.9.0.1"), "no prefix length"),
+        (("add", "vela7", "--remote", "192.0.2.9", "--peer-mac", "01"), "argument --peer-mac: "),
+        (("add", "vela7", "--remote", "192.0.2.9", "--peer-key", "x"), "argument --peer-key: "),
+        (("add", "vela7", "--remote", "224.0.0.1"), "argument --remote: 224.0.0.1 is a multicast"),
+        (("add", "a/b", "--remote", "192.0.2.9"), "argument CIRCUIT: 'a/b' is not"),
+        (("add", "vela7", "--remote", "192.0.2.9", "--description", "x" * 256), "255 fit"),
+        (("log-level", "loud"), "argument LEVEL: invalid choice: 'loud'"),
+        (("top", "--count", "0"), "--count: 0 is outside 1.."),
+        (("restart",), "the following arguments are required: CIRCUIT"),
+    ],
+)
+def test_mistake_of_the_command_line_is_named_before_velad_is_asked(
+    velad: Velad, argv: tuple[str, ...], said: str
+) -> None:
     status, out, err = velad.control(*argv)
 
     assert (status, out) == (2, "")
     assert err.startswith("usage: velactl ")
+    assert said in err
+    assert velad.requests == []
 
 
-def test_velad_that_does_not_run_is_told_in_one_line(velad: Velad, tmp_path: Path) -> None:
+def test_help_of_each_command_has_three_examples(velad: Velad) -> None:
+    _, out, _ = velad.control("--help")
+    commands = re.findall(r"(?m)^  ([a-z-]+),? ", out.partition("commands that show")[2])
+    assert "up" in commands
+
+    for command in [*commands, "down"]:
+        if command == "velactl":
+            continue
+        status, out, _ = velad.control(command, "--help")
+        assert status == 0
+        examples = out.partition("examples:\n")[2]
+        assert len(re.findall(r"(?m)^  (velactl|velad) ", examples)) >= 3
+
+
+def test_velad_that_does_not_run_is_told_in_one_line_with_what_to_do(
+    velad: Velad, tmp_path: Path
+) -> None:
     missing = tmp_path / "missing.sock"
 
-    assert velad.control("--socket", str(missing), "status") == (
-        1,
-        "",
-        f"velactl: no velad is running at {missing}\n",
+    status, out, err = velad.control("--socket", str(missing), "status")
+
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"velactl: no velad is running at {missing}; ")
+    # It finds the other one, which listens at tmp_path, or one that runs on this machine.
+    assert re.search(r"one is at (/\S+velad\.sock): use --socket \1$", err)
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Be an unprivileged user meanwhile."""
+    own = os.geteuid()
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+
+
+def test_socket_that_may_not_be_used_says_who_may(velad: Velad, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("another user needs root")
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    path = tmp_path / "velad.sock"
+
+    with nobody(), pytest.raises(VelaError) as refused:
+        ask(path, {"command": "status"})
+    assert str(refused.value) == (
+        f"{path}: permission denied; only root may use it: try sudo, or let a group use it by "
+        "control_group in the configuration"
     )
+
+    os.chown(path, 0, grp.getgrnam("adm").gr_gid)
+    path.chmod(0o660)
+    with nobody(), pytest.raises(VelaError) as refused:
+        ask(path, {"command": "status"})
+    assert str(refused.value) == (
+        f"{path}: permission denied; only root and the group adm may use it: try sudo, or join "
+        "the group"
+    )
+
+
+ADDED = {"circuit": "vela7", "id": 3}
+ADD = ("add", "vela7", "--remote", "192.0.2.9")
+
+
+def test_add_sends_what_the_options_say(velad: Velad) -> None:
+    velad.answer = ADDED
+
+    status, out, _ = velad.control(
+        *ADD,
+        "--no-wait",
+        *("--id", "3", "--description", "to the data centre", "--address", "10.9.0.1/30"),
+        *("--peer-address", "10.9.0.2/30", "--keepalive", "2", "--static"),
+    )
+
+    assert (status, out) == (0, "vela7: id 3, toward 192.0.2.9\n")
+    assert velad.requests == [
+        {
+            "command": "add",
+            "circuit": "vela7",
+            "settings": {
+                "remote": "192.0.2.9",
+                "id": 3,
+                "description": "to the data centre",
+                "addresses": ["10.9.0.1/30"],
+                "keepalive": 2.0,
+                "autoconfigure": False,
+                "peer": {"addresses": ["10.9.0.2/30"]},
+            },
+        }
+    ]
+
+
+def change(state: str, reason: str = "") -> dict[str, Any]:
+    return {
+        "event": "state",
+        "time": 1700000000.0,
+        "circuit": "vela7",
+        "state": state,
+        "was": "connecting",
+        "reason": reason,
+    }
+
+
+def seven(state: str) -> dict[str, Any]:
+    return STATUS | {"circuits": [CIRCUIT | {"name": "vela7", "state": state}]}
+
+
+@pytest.mark.parametrize(("argv", "done"), [(ADD, "added"), (("restart", "vela7"), "restarted")])
+@pytest.mark.parametrize(
+    ("event", "exit_status", "said"),
+    [
+        (change("up"), 0, ""),
+        (
+            change("connecting", "no answer from 192.0.2.9:48621"),
+            3,
+            "but is not up: connecting: no answer from 192.0.2.9:48621",
+        ),
+        (change("rejected", "wrong key"), 3, "but is not up: rejected: wrong key"),
+        (change("") | {"event": "removed"}, 3, "but is no longer there"),
+        (None, 3, "but is not up: connecting: not up after 0.3 s"),
+    ],
+)
+def test_add_and_restart_wait_until_it_is_up_or_say_why_not(
+    velad: Velad,
+    argv: tuple[str, ...],
+    done: str,
+    event: dict[str, Any] | None,
+    exit_status: int,
+    said: str,
+) -> None:
+    velad.answers = {"add": ADDED, "restart": {}, "status": seven("connecting")}
+    # Of another circuit, and a state that decides nothing, ahead of it.
+    velad.events = [change("down", "x") | {"circuit": "vela1"}, change("connecting")]
+    velad.events += [] if event is None else [event]
+
+    status, _, err = velad.control(*argv, "--wait", "0.3" if event is None else "20")
+
+    assert status == exit_status
+    assert err.splitlines()[:1] == ([f"velactl: vela7 was {done}, {said}"] if said else [])
+
+
+def test_add_of_what_is_up_at_once_does_not_wait(velad: Velad) -> None:
+    velad.answers = {"add": ADDED, "status": seven("unmonitored")}
+
+    assert velad.control(*ADD) == (0, "vela7: id 3, toward 192.0.2.9\n", "")
+
+
+def test_add_in_json_says_what_became_of_it(velad: Velad) -> None:
+    velad.answers = {"add": ADDED, "status": seven("connecting")}
+    velad.events = [change("rejected", "wrong key")]
+
+    status, out, _ = velad.control(*ADD, "--json")
+
+    assert status == 3
+    assert json.loads(out) == ADDED | {"state": "rejected", "reason": "wrong key"}
+
+
+def test_monitor_shows_changes_until_velad_ends(velad: Velad) -> None:
+    velad.events = [change("up"), change("down", "no route"), change("") | {"event": "removed"}]
+    velad.events_then_close = True
+
+    status, out, err = velad.control("monitor", env={"TZ": "UTC"})
+
+    assert (status, err.count("ended")) == (1, 1)
+    assert out.splitlines() == [
+        "2023-11-14 22:13:20 vela7 up (was connecting)",
+        "2023-11-14 22:13:20 vela7 down (was connecting): no route",
+        "2023-11-14 22:13:20 vela7 removed",
+    ]
+
+
+def test_monitor_in_json_has_an_object_on_each_line_of_those_that_fit(velad: Velad) -> None:
+    velad.events = [change("up"), change("down") | {"circuit": "eth7"}]
+    velad.events_then_close = True
+
+    _, out, _ = velad.control("--json", "monitor", "vela*")
+
+    assert [json.loads(line) for line in out.splitlines()] == [change("up")]
+
+
+def test_top_shows_trouble_then_the_busiest_first(velad: Velad) -> None:
+    busy = {"tx_bps": 2 * 10**9, "rx_bps": 5 * 10**6, "tx_pps": 166000, "rx_pps": 1000}
+    velad.answer = STATUS | {
+        "circuits": [CIRCUIT, CIRCUIT | {"name": "vela1", "rates": busy}, RESOLVING]
+    }
+
+    status, out, err = velad.control("top", "--count", "1")
+
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "velad 1.2.3, up 1 d 2 h: 3 circuits: 2 unmonitored, 1 resolving",
+        "",
+        "CIRCUIT        STATE         TX   RX TX/s RX/s RTT DROPS CPU%     MEM",
+        "vela-long-name resolving      -    -    -    -   -     0    -       -",
+        "vela1          unmonitored 2.0G 5.0M 166k 1.0k   -     0 12.5 21.0 MB",
+        "vela0          unmonitored  12M  950 1.0k    0   -     0 12.5 21.0 MB",
+    ]
+
+
+def test_log_level_is_shown_and_set(velad: Velad) -> None:
+    velad.answer = {"level": "info"}
+
+    assert velad.control("log-level") == (0, "info\n", "")
+    assert velad.control("log-level", "debug") == (0, "", "")
+    assert velad.requests == [
+        {"command": "log-level"},
+        {"command": "log-level", "level": "debug"},
+    ]
+
+
+def test_velactl_imports_nothing_that_makes_it_slow() -> None:
+    """It was 100 to 120 ms with the logging library; an import is what costs."""
+    argv = ["status", "--socket", "/nonexistent/velad.sock"]
+    code = f"""
+import sys
+from vela.supervisor.velactl import main
+main({argv!r})
+print("\\n".join(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+
+    slow = {"structlog", "logging", "asyncio", "pyroute2", "psutil", "cryptography", "toml"}
+    slow |= {"dataclasses", "inspect", "difflib", "subprocess", "ctypes"}
+    assert "vela.supervisor.velactl.status" in loaded
+    assert loaded & slow == set()
+    ours = {each for each in loaded if each.startswith("vela.")}
+    assert {each for each in ours if not each.startswith("vela.supervisor.velactl")} == {
+        "vela.errors",
+        "vela.supervisor",
+        "vela.supervisor.constants",
+        "vela.supervisor.nearest",
+    }

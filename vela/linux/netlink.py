@@ -13,6 +13,7 @@ from vela.errors import DeviceError
 from vela.linux.rtnetlink import (
     IFLA_ADDRESS,
     IFLA_GSO_MAX_SIZE,
+    IFLA_IFALIAS,
     IFLA_MASTER,
     IFLA_MTU,
     IFLA_TXQLEN,
@@ -51,17 +52,20 @@ class Netlink:
         *,
         arp: bool,
         gso_max_size: int | None = None,
+        alias: str = "",
     ) -> None:
         """Add these addresses to an interface and set it up.
 
         Without arp no neighbour is ever asked for: for remotes that only know
         IP packets (a TUN), every destination is reached by sending it there.
         gso_max_size: the largest frame, in bytes, that is still to be cut
-        into segments.
+        into segments. alias: shown by "ip link"; empty: none.
         """
         attributes: dict[int, int | bytes] = {IFLA_TXQLEN: QUEUE_LENGTH}
         if gso_max_size is not None:
             attributes[IFLA_GSO_MAX_SIZE] = gso_max_size
+        if alias:
+            attributes[IFLA_IFALIAS] = alias.encode()
         index = self._set_link(
             name,
             "set it up",

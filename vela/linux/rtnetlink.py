@@ -38,7 +38,14 @@ _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=8BI")  # family, prefix lengths, TOS, table, protocol, scope, type, flags
 _IFLA_LINKINFO = 18
-IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN, IFLA_GSO_MAX_SIZE = 1, 4, 10, 13, 41
+IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN, IFLA_IFALIAS, IFLA_GSO_MAX_SIZE = (
+    1,
+    4,
+    10,
+    13,
+    20,
+    41,
+)
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND = 1, 2, 4
 _IFLA_TUN_OWNER, _IFLA_TUN_GROUP, _IFLA_TUN_PERSIST = 1, 2, 6
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2

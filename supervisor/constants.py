@@ -1,0 +1,10 @@
+"""Constants that velad and velactl share. Imports nothing, as velactl must start fast."""
+
+CONTROL_SOCKET = "/run/vela/velad.sock"
+
+MIN_KEEPALIVE_S, MAX_KEEPALIVE_S = 0.1, 3600.0
+
+# Of a circuit's description. The kernel takes 255 bytes for an interface's alias (IFALIASZ).
+MAX_DESCRIPTION = 255
+
+LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -1,0 +1,124 @@
+"""The commands that change something: add, delete, up, down, restart, reload, log-level."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from . import output
+from .client import Document, ask
+from .status import WELL
+from .wait import until_up, watched
+
+# Hundreds of circuits may change; systemd waits 90 s.
+RELOAD_TIMEOUT_S = 60.0
+
+
+def add(arguments: Namespace) -> bool:
+    """Create a circuit. Return whether it is up, or not to be waited for. Raises VelaError."""
+    request = {"command": "add", "circuit": arguments.circuit, "settings": settings(arguments)}
+    if not arguments.wait_s:
+        _show_added(ask(arguments.socket, request), arguments)
+        return True
+    with watched(arguments.socket) as connection:
+        added = connection.ask(request)
+        if not arguments.json:
+            _show_added(added, arguments)
+        last = until_up(connection, arguments.circuit, arguments.wait_s)
+    return _report(arguments, added, last, "added")
+
+
+def restart(arguments: Namespace) -> bool:
+    """Begin a circuit anew. Return whether it is up, or not to be waited for. Raises VelaError."""
+    request = {"command": "restart", "circuit": arguments.circuit}
+    if not arguments.wait_s:
+        _show_reply(ask(arguments.socket, request), arguments)
+        return True
+    with watched(arguments.socket) as connection:
+        reply = connection.ask(request)
+        last = until_up(connection, arguments.circuit, arguments.wait_s)
+    return _report(arguments, reply, last, "restarted")
+
+
+def command(arguments: Namespace) -> None:
+    """Carry out a command that has no argument but the name of a circuit. Raises VelaError."""
+    request = {"command": arguments.command}
+    if "circuit" in arguments:
+        request["circuit"] = arguments.circuit
+    if arguments.command == "reload":
+        reply = ask(arguments.socket, request, RELOAD_TIMEOUT_S)
+    else:
+        reply = ask(arguments.socket, request)
+    _show_reply(reply, arguments)
+
+
+def log_level(arguments: Namespace) -> None:
+    """Set the level of velad's log, or show it. Raises VelaError."""
+    request = {"command": "log-level"}
+    if arguments.level is not None:
+        request["level"] = arguments.level
+    reply = ask(arguments.socket, request)
+    if arguments.json:
+        output.write_json(reply)
+    elif arguments.level is None:
+        output.write([reply["level"]])
+
+
+def settings(arguments: Namespace) -> dict[str, object]:
+    """Return the table of a circuit, as in the configuration file, of the options of `add`."""
+    table: dict[str, object] = {"remote": arguments.remote}
+    peer: dict[str, object] = {}
+    for target, key, value in (
+        (table, "id", arguments.id),
+        (table, "description", arguments.description),
+        (table, "addresses", arguments.address),
+        (table, "bridge", arguments.bridge),
+        (table, "mac", arguments.mac),
+        (table, "mtu", arguments.mtu),
+        (table, "family", arguments.family),
+        (table, "key_file", arguments.key_file),
+        (table, "keepalive", arguments.keepalive),
+        (table, "encryption", arguments.encryption),
+        (table, "peer_key", arguments.peer_key),
+        (peer, "addresses", arguments.peer_address),
+        (peer, "bridge", arguments.peer_bridge),
+        (peer, "interface", arguments.peer_interface),
+        (peer, "mac", arguments.peer_mac),
+    ):
+        if value is not None:
+            target[key] = value
+    if arguments.static:
+        table["autoconfigure"] = False
+    if peer:
+        table["peer"] = peer
+    return table
+
+
+def _show_added(added: Document, arguments: Namespace) -> None:
+    if arguments.json:
+        output.write_json(added)
+    else:
+        output.write([f"{added['circuit']}: id {added['id']}, toward {arguments.remote}"])
+
+
+def _show_reply(reply: Document, arguments: Namespace) -> None:
+    if arguments.json:
+        output.write_json(reply)
+
+
+def _report(arguments: Namespace, reply: Document, last: Document | None, done: str) -> bool:
+    """Say what became of a circuit. Return whether it is up."""
+    name = arguments.circuit
+    is_up = last is not None and last["state"] in WELL
+    if arguments.json:
+        shown: dict[str, Any] = dict(reply)
+        shown["state"] = None if last is None else last["state"]
+        shown["reason"] = "it was removed" if last is None else last["reason"]
+        output.write_json(shown)
+    elif last is None:
+        output.warn(f"{name} was {done}, but is no longer there")
+    elif not is_up:
+        why = last["reason"] or f"not up after {arguments.wait_s:g} s"
+        output.warn(f"{name} was {done}, but is not up: {last['state']}: {why}")
+        output.warn(f"velad goes on trying: velactl status {name}")
+    return is_up

@@ -1,0 +1,41 @@
+"""What a process uses of the machine, by psutil."""
+
+from __future__ import annotations
+
+import psutil
+
+# Asked more often, it gives the result of before: the kernel counts CPU time in steps of 10 ms.
+LEAST_PERIOD_S = 1.0
+
+
+class ProcessUsage:
+    """The CPU time and memory of one process, which may have ended."""
+
+    def __init__(self, pid: int, started: float) -> None:
+        """started: when, on the clock of measure()."""
+        self.pid = pid
+        self._process: psutil.Process | None = None
+        self._before = (started, 0.0)
+        self._result: tuple[float | None, int | None] = (None, None)
+
+    def measure(self, now: float) -> tuple[float | None, int | None]:
+        """Return the CPU use, in percent of one CPU, and the resident memory, in bytes.
+
+        The CPU use is that since the last measurement, at least a second; the
+        first time, since the start. None: the process has ended.
+        """
+        before, used_before = self._before
+        if now - before < LEAST_PERIOD_S:
+            return self._result
+        try:
+            if self._process is None:
+                self._process = psutil.Process(self.pid)
+            times = self._process.cpu_times()
+            memory = self._process.memory_info().rss
+        except (psutil.Error, OSError):
+            self._result = (None, None)
+            return self._result
+        used = times.user + times.system
+        self._before = (now, used)
+        self._result = (round(100 * (used - used_before) / (now - before), 1), memory)
+        return self._result
