@@ -642,7 +642,7 @@ def test_full_state_directory_keeps_what_was_there(routers: TwoRouters, tmp_path
     state = tmp_path / "state"
     state.mkdir()
     subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12288", "vlab-state", str(state)], check=True
+        ["mount", "-t", "tmpfs", "-o", "size=12288,mode=700", "vlab-state", str(state)], check=True
     )
     try:
         with Velad(routers.a.namespace, "", directory=tmp_path) as velad:
