@@ -74,7 +74,7 @@ def scanned(velad: Velad, secrets: set[bytes]) -> tuple[set[bytes], dict[str, se
 
 def test_secrets_are_in_the_memory_of_the_key_holder_alone(both: Ends, tmp_path: Path) -> None:
     texts = {
-        velad: (tmp_path / f"{name}.key").read_bytes()
+        velad: (tmp_path / f"{name}.key").read_bytes().strip()
         for velad, name in zip(both, "ab", strict=True)
     }
     privates = {velad: base64.b64decode(text) for velad, text in texts.items()}
