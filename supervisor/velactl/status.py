@@ -30,6 +30,7 @@ WELL = ("up", "unmonitored")
 # Trouble first. What an operator took down is none.
 STATES = ("failed", "rejected", "down", "resolving", "connecting", *WELL, "disabled")
 
+_REASONS_SHOWN = 20
 _PATTERN = frozenset("*?[")
 # With this many columns there is room for more of them.
 _WIDE = 120
@@ -125,7 +126,13 @@ def summary(status: Document, circuits: Sequence[Document], width: int) -> list[
     lines.append(circuit_total(circuits))
     if not circuits:
         return lines
-    return [*lines, "", *circuit_table(by_trouble(circuits), width)]
+    ordered = by_trouble(circuits)
+    lines += ["", *circuit_table(ordered, width)]
+    # Whole, as the table may cut them.
+    reasons = [f"{each['name']}: {each['reason']}" for each in ordered if each["reason"]]
+    if reasons:
+        lines += ["", *reasons[:_REASONS_SHOWN]]
+    return lines
 
 
 def circuit_table(circuits: Sequence[Document], width: int) -> list[str]:

@@ -703,8 +703,8 @@ def test_help_names_every_command() -> None:
     done = velactl(Path("/nonexistent"), "--help")
 
     assert done.returncode == 0
-    for command in ("status", "add", "delete", "up", "down", "reload"):
-        assert f"\n    {command} " in done.stdout
+    for command in ("status", "add", "delete", "up, down", "reload"):
+        assert f"\n  {command} " in done.stdout
     done = velactl(Path("/nonexistent"), "add", "--help")
     assert "--peer-address ADDRESS/LENGTH" in done.stdout
     assert "default: the next free one" in done.stdout

@@ -162,7 +162,11 @@ def is_drop(key: tuple[str, str]) -> bool:
 
 
 def workers(status: dict[str, Any]) -> list[dict[str, Any]]:
-    return [circuit["worker"] for circuit in status["circuits"]]
+    measured = {"cpu_percent", "memory_bytes"}
+    return [
+        {key: value for key, value in circuit["worker"].items() if key not in measured}
+        for circuit in status["circuits"]
+    ]
 
 
 def is_from_a(packet: Packet) -> bool:

@@ -313,7 +313,7 @@ def test_check_of_a_correct_configuration_changes_nothing_beside_a_running_velad
 ) -> None:
     with Velad(routers.a.namespace, CIRCUIT) as velad:
         velad.wait_for_state("vela0", "unmonitored")
-        before = velad.circuit("vela0")["worker"], interfaces(routers.a.namespace)
+        before = velad.worker_pid("vela0"), interfaces(routers.a.namespace)
         command, env = entry_point("velad", "vela.supervisor.cli")
 
         done = routers.a.namespace.run(
@@ -322,7 +322,7 @@ def test_check_of_a_correct_configuration_changes_nothing_beside_a_running_velad
 
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith(f"{velad.config_path}: ")
-        assert (velad.circuit("vela0")["worker"], interfaces(routers.a.namespace)) == before
+        assert (velad.worker_pid("vela0"), interfaces(routers.a.namespace)) == before
 
 
 def test_velad_whose_control_socket_another_velad_serves_says_so(
@@ -383,4 +383,7 @@ def test_velactl_without_a_velad_says_so(directory: Path) -> None:
     )
 
     assert done.returncode == 1
-    assert line_of(done.stderr) == f"velactl: no velad is running at {directory / 'none.sock'}"
+    assert line_of(done.stderr) == (
+        f"velactl: no velad is running at {directory / 'none.sock'}; "
+        "start it: systemctl start vela, or velad --config FILE"
+    )

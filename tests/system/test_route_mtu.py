@@ -54,7 +54,7 @@ def test_worker_learns_of_the_routes_mtu_where_the_circuits_stays(
             # 29 bytes more: one too many.
             assert ping(a.namespace, "172.16.16.2", count=3, size=1399).received == 3
             assert ping(a.namespace, "172.16.16.2", count=3, size=1400).received == 3
-            both.a.counted(NAME, tx_fragmented=3)
+            both.a.counted(NAME, tx_fragmented=0, tx_pieced=3)
         a.set_route_mtu(b.ipv4, 1500)
         await_another_worker(both.a, narrow)
 

@@ -46,7 +46,7 @@ WITHOUT = {
     "CAP_NET_ADMIN": r"velad: .*cannot create a TAP.*: Operation not permitted",
     "CAP_NET_BIND_SERVICE": r"velad: cannot listen on \[::\]:500: Permission denied",
     "CAP_SETUID": r"os\.setresuid\(.*\n(.*\n)?PermissionError",
-    "CAP_SETGID": r"os\.setgroups\(.*\n(.*\n)?PermissionError",
+    "CAP_SETGID": r"os\.(setgroups|setresgid)\(.*\n(.*\n)?PermissionError",
     "CAP_KILL": r"velad: it has no CAP_KILL: its workers, which run as others, would outlive it",
 }
 
