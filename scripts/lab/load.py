@@ -139,10 +139,12 @@ def ping(
     interval_s: float | None = None,
     timeout_s: float = 5.0,
     cpu: int | None = None,
+    pattern: bytes | None = None,
 ) -> Pings:
     """Send count echo requests of size bytes, the IP header included.
 
-    timeout_s is how long the last reply may take; cpu is where ping runs. Losing all of them is a
+    timeout_s is how long the last reply may take; cpu is where ping runs; pattern, up to 16 bytes,
+    is what the payload is filled with, again and again. Losing all of them is a
     result, not an error; LabError is for a ping that cannot be tried.
     """
     if interval_s is None:
@@ -155,6 +157,8 @@ def ping(
         argv += ["-s", str(size - _IP_AND_ICMP[version])]
     if dont_fragment:
         argv += ["-M", "do"]
+    if pattern is not None:
+        argv += ["-p", pattern.hex()]
     pinned = ["taskset", "--cpu-list", str(cpu)] if cpu is not None else []
     limit_s = count * (interval_s + 0.1) + timeout_s + 10.0 * PATIENCE
     with EchoReplies(namespace, version, identifier) as replies:

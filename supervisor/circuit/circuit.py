@@ -744,7 +744,8 @@ class Circuit:
     def _aim(self, path: UnderlayPath) -> None:
         """Use this path: let the session look for the remote there. Raises VelaError."""
         signaling = self._signaling
-        if self._remote.is_this_machine(path):
+        # A loopback address in the configuration is no mistake: another velad may listen there.
+        if not path.endpoint.address.is_loopback and self._remote.is_this_machine(path):
             raise ConfigError(f"{path.endpoint.address} is this machine; {OTHER_MACHINE}")
         if signaling is not None:
             # Before the first message: the remote would take both circuits for one.

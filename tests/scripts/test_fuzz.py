@@ -17,7 +17,11 @@ FUZZING_S = 8
 # All are compiled first, with sanitizers, at the same time.
 TIMEOUT_S = 280.0
 
-pytestmark = [pytest.mark.timeout(TIMEOUT_S + 20), pytest.mark.xdist_group("fuzz")]
+pytestmark = [
+    pytest.mark.timeout(TIMEOUT_S + 20),
+    pytest.mark.xdist_group("fuzz"),
+    pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed"),
+]
 
 
 @dataclass(frozen=True, slots=True)

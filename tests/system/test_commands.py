@@ -143,7 +143,7 @@ def test_added_circuit_gets_an_id_that_a_remote_written_otherwise_does_not_have(
     routers: TwoRouters,
 ) -> None:
     with ends(routers, asking("fd00:201::2"), "") as both:
-        done = both.a.control("add", "vela7", "--remote", "[FD00:201:0::2]:48621")
+        done = both.a.control("add", "vela7", "--remote", "[FD00:201:0::2]:48621", "--no-wait")
 
         assert done.stdout == "vela7: id 2, toward [FD00:201:0::2]:48621\n"
 
@@ -672,7 +672,7 @@ def test_full_state_directory_keeps_what_was_there(routers: TwoRouters, tmp_path
             names = {each.name for each in state.iterdir()}
             assert names == {"circuits.json", "machine.key", "other"}
             (state / "other").unlink()
-            velad.control("add", "vela8", "--remote", "10.201.0.9")
+            velad.control("add", "vela8", "--remote", "10.201.0.9", "--no-wait")
             assert set(stored(velad)) == {"vela7", "vela8"}
     finally:
         subprocess.run(["umount", str(state)], check=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from process_memory import found_in_memory
 
 from lab.autoconfigured import Ends, asking, policy, wait_until_up
 from lab.capture import Capture
@@ -126,24 +127,6 @@ def holder_other_than(velad: Velad, lost: int) -> int:
         return found[0] if found else 0
 
     return eventually(another, NOTICED_S, "another key holder")
-
-
-def found_in_memory(pid: int, keys: set[bytes]) -> set[bytes]:
-    """Return which of these are anywhere in a process's memory."""
-    found = set()
-    pattern = re.compile(b"|".join(map(re.escape, keys)))
-    with Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            area, rights, *_, name = (*line.split(), "")
-            if "r" not in rights or "[vvar" in line or "[vsyscall" in name:
-                continue
-            first, last = (int(each, 16) for each in area.split("-"))
-            try:
-                data = os.pread(memory.fileno(), last - first, first)
-            except OSError:
-                continue  # a device, or beyond the end of a file
-            found |= set(pattern.findall(data))
-    return found
 
 
 def test_keys_are_in_the_memory_of_the_key_holder_alone(keyed: Keyed) -> None:

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.needs_net_admin
 
 SYS_PIDFD_GETFD = 438
 PORT = 48621
-SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF = 26, 51
+SO_ATTACH_FILTER, SO_LOCK_FILTER = 26, 44
+SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF = 51, 68
 IFF_VNET_HDR_SIZE = 12
 TUNSETPERSIST, TUNSETCARRIER = 0x400454CB, 0x400454E2
 TUNSETOWNER, TUNSETGROUP = 0x400454CC, 0x400454CE
@@ -103,9 +104,10 @@ LEFT: dict[str, Callable[[Descriptors], object]] = {
     ),
     "receiving does not block": lambda own: os.set_blocking(own.receiving.fileno(), False),
     "receive buffer": lambda own: own.receiving.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1),
-    "receive filter": lambda own: attach(own.receiving, SO_ATTACH_FILTER, 0),
     "no GRO": lambda own: own.receiving.setsockopt(socket.IPPROTO_UDP, 104, 0),
-    "steering": lambda own: attach(own.receiving, SO_ATTACH_REUSEPORT_CBPF, 0),
+    "no steering": lambda own: own.receiving.setsockopt(
+        socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0
+    ),
     "send time-out": lambda own: own.sending.setsockopt(
         socket.SOL_SOCKET, socket.SO_SNDTIMEO, TIMEVAL.pack(0, 1)
     ),
@@ -183,6 +185,27 @@ def test_successor_finds_the_descriptors_as_they_were(routers: TwoRouters, engin
         finally:
             os.kill(velad.pid, signal.SIGCONT)
         assert velad.circuit(NAME)["worker"]["restarts"] == 1
+
+
+def test_kernel_refuses_programs_on_the_socket_that_a_worker_receives_on(
+    routers: TwoRouters,
+) -> None:
+    """Neither a filter, which could be locked for all successors, nor the group's steering."""
+    with (
+        static_circuit(routers) as circuit,
+        descriptors(circuit.b.velad.worker_pid(NAME)) as own,
+    ):
+        for option in (SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF):
+            with pytest.raises(PermissionError):
+                attach(own.receiving, option, 0)
+        with pytest.raises(PermissionError):
+            own.receiving.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 0)
+
+        # The supervisor steers nevertheless, by a socket of its own.
+        kill_and_await_successor(circuit.b.velad, circuit.b.velad.worker_pid(NAME))
+        address = ADDRESSES_B[0].partition("/")[0]
+        assert ping(routers.a.namespace, address, count=5).lost == 0
+        assert "descriptors_not_restored" not in circuit.b.velad.log()
 
 
 def test_interface_goes_with_velad_though_a_worker_made_it_stay(routers: TwoRouters) -> None:

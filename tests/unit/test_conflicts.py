@@ -132,6 +132,7 @@ def test_link_local_address_on_two_circuits_is_accepted() -> None:
         (circuit_with('mtu = 1279\naddresses = ["fd00:16::1/64"]'), "mtu"),
         (peer_with('addresses = ["fd00:16::1/64"]').replace("id = 1", "id = 1\nmtu = 68"), "mtu"),
         (circuit_with('encapsulation = "ip"\nbridge = "br0"'), "encapsulation"),
+        (circuit_with('accept_ra = true\nbridge = "br0"'), "accept_ra"),
         (
             peer_with('bridge = "br0"').replace("id = 1", 'id = 1\nencapsulation = "ip"'),
             "encapsulation",

@@ -141,3 +141,19 @@ def test_message_that_the_manual_explains_is_one_of_the_code(message: str) -> No
     for part in message.split("..."):
         pattern = ".*".join(re.escape(piece) for piece in re.split(filling, part.strip()))
         assert any(re.search(pattern, text, re.DOTALL) for text in templates()), part
+
+
+@pytest.mark.parametrize(
+    "document", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name
+)
+def test_tests_that_a_document_names_are_there(document: Path) -> None:
+    folders = {each.name for each in (ROOT / "tests").iterdir() if each.is_dir()}
+    named = re.findall(r"\b([a-z]+)/(test_\w+\.py)", document.read_text())
+
+    missing = [
+        f"{folder}/{name}"
+        for folder, name in named
+        if folder in folders and not (ROOT / "tests" / folder / name).is_file()
+    ]
+
+    assert missing == []

@@ -120,6 +120,20 @@ def test_request_that_fits_becomes_the_circuit_that_was_asked_for() -> None:
     assert free.asked == [(wanted, None)]
 
 
+@pytest.mark.parametrize("accept_ra", [False, True])
+@pytest.mark.parametrize("bridge", [None, "br-lan"])
+def test_circuit_takes_router_advertisements_where_the_operator_says_so_and_in_no_bridge(
+    accept_ra: bool, bridge: str | None
+) -> None:
+    offer = replace(OFFER, bridge=bridge, addresses=() if bridge else OFFER.addresses)
+    policy = replace(POLICY, bridges=("br-lan",))
+
+    decision = decide(request(offer), replace(situation(), policy=policy, accept_ra=accept_ra))
+
+    assert isinstance(decision, SetUp)
+    assert decision.config.accept_ra == (accept_ra and bridge is None)
+
+
 def test_request_without_a_name_gets_a_free_one() -> None:
     decision = decide(request(replace(OFFER, interface=None)), situation())
 

@@ -262,9 +262,11 @@ def test_filter_holds_for_threads_that_run_already() -> None:
 @pytest.mark.alone
 def test_filter_that_the_kernel_refuses_is_an_error() -> None:
     ours, theirs = socket.socketpair()
+    libc = ctypes.CDLL(None, use_errno=True)
     calls = Filter(struct.pack("=HBBI", 0x20, 0, 0, 0))  # it returns nothing
 
     def body() -> None:
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         try:
             calls.install()
         except OSError as err:

@@ -197,7 +197,9 @@ def confine(user: User, supervisor_pid: int) -> None:
     os.setsid()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    os.setgroups([])
+    # Only privileged processes may call setgroups, even if there is nothing to drop.
+    if set(os.getgroups()) - {user.gid}:
+        os.setgroups([])
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
     # Behind the change of user, which clears the one and sets the other as fs.suid_dumpable says

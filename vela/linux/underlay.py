@@ -22,7 +22,7 @@ from vela.wire import MAX_IP_PACKET
 
 # include/uapi/asm-generic/socket.h; the socket module names none of them.
 _SO_ATTACH_FILTER = 26
-_SO_DETACH_FILTER = 27
+_SO_LOCK_FILTER = 44
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _SO_ATTACH_REUSEPORT_CBPF = 51
@@ -164,7 +164,11 @@ class ReceiveGroup:
             index = self._free.pop()
             drain(self._sockets[index])
             return index
-        self._sockets.append(self._bound_socket(shared=True))
+        member = self._bound_socket(shared=True)
+        # A worker has a copy. It can then attach neither a filter to the socket nor a steering
+        # program to the group, and a filter cannot be locked so that it stays (socket(7)).
+        member.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+        self._sockets.append(member)
         return len(self._sockets) - 1
 
     def member(self, index: int) -> socket.socket:
@@ -185,11 +189,8 @@ class ReceiveGroup:
 
     def restore(self, index: int) -> None:
         """Set what a worker may have changed by its copy of a socket. Raises OSError."""
-        member = self._sockets[index]
-        self._set_up_member(member)
-        with suppress(FileNotFoundError):  # there is none
-            member.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-        # Of all circuits.
+        self._set_up_member(self._sockets[index])
+        # Of all circuits: anybody can detach it.
         self.steer(self._program)
 
     def close(self) -> None:

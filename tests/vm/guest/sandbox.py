@@ -25,7 +25,10 @@ def test_filter_holds_call_by_call() -> None:
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", UNIT_TESTS),
             *("-o", "addopts=--import-mode=importlib", "-o", "timeout=600"),
-            *(str(TESTS / "unit" / f"test_{name}.py") for name in ("worker_sandbox", "seccomp")),
+            *(
+                str(TESTS / name)
+                for name in ("system/test_worker_sandbox.py", "unit/test_seccomp.py")
+            ),
         ],
         cwd=TESTS.parent,
         capture_output=True,

@@ -49,8 +49,7 @@ def remote() -> Iterator[Velad]:
     with Namespace("remote") as namespace:
         velad = Velad(namespace, REMOTE_CONFIG)
         try:
-            # The guest may be at its boot still.
-            velad.start(timeout_s=60)
+            velad.start()
             yield velad
         finally:
             velad.close()

@@ -1,0 +1,74 @@
+"""Keys that change each second lose no frame, and no frame meets the wrong key."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from marked_load import load
+from sealed_circuit import generation, psk_configs, psk_file
+from thorough import first_of
+
+from lab.autoconfigured import Ends, wait_until_up
+from lab.circuit import NAME
+from lab.daemon import Velad
+from lab.frames import Outlet, await_operational
+from lab.link import Interface
+from lab.stream import Stream
+from lab.topology import TwoRouters
+from lab.waiting import eventually
+
+pytestmark = pytest.mark.needs_net_admin
+
+# velad, but that it changes keys each second, and keeps the old ones for no longer.
+_EACH_SECOND = """
+from functools import partial
+from vela.signaling import encryption
+encryption.Limits = partial(encryption.Limits, rekey_after_s=1.0, keep_old_s=1.0)
+"""
+
+
+@pytest.mark.parametrize("seconds", first_of([10, 60], 1))
+def test_nothing_is_lost_where_keys_change_each_second(
+    routers: TwoRouters, tmp_path: Path, seconds: int, figure: Callable[[str], None]
+) -> None:
+    config_a, config_b = psk_configs(routers, psk_file(tmp_path))
+    with (
+        Velad(routers.b.namespace, config_b, before=_EACH_SECOND) as b,
+        Velad(routers.a.namespace, config_a, before=_EACH_SECOND) as a,
+    ):
+        both = Ends(a, b)
+        wait_until_up(both)
+        tap_a, tap_b = (Interface(each.namespace, NAME) for each in both)
+        for tap in (tap_a, tap_b):
+            await_operational(tap)
+        before = generation(a)
+        with (
+            load(routers),
+            Outlet(tap_a) as out_of_a,
+            Outlet(tap_b) as out_of_b,
+        ):
+            began = time.monotonic()
+            with Stream(tap_a, "to B", 0.002) as to_b, Stream(tap_b, "to A", 0.002) as to_a:
+                time.sleep(seconds)
+            lasted_s = time.monotonic() - began
+            for stream, outlet in ((to_b, out_of_b), (to_a, out_of_a)):
+                eventually(
+                    lambda s=stream, o=outlet: len(o.frames()) >= s.sent,  # type: ignore[misc]
+                    5,
+                    f"{stream.sent} frames; {len(outlet.frames())} came",
+                )
+        changes = [generation(each) - before for each in both]
+        dropped = [each.circuit(NAME)["counters"]["rx_dropped"] for each in both]
+
+    figure(f"{lasted_s:.0f} s: {to_b.sent} and {to_a.sent} frames, {changes} changes of keys")
+    for stream, outlet, mark in ((to_b, out_of_b, "to B"), (to_a, out_of_a, "to A")):
+        counts = Counter(outlet.frames())
+        assert counts == {(mark, number): 1 for number in range(stream.sent)}
+    assert [(each["bad_tag"], each["no_key"], each["replayed"]) for each in dropped] == [
+        (0, 0, 0)
+    ] * 2
+    assert min(changes) >= 0.7 * seconds
