@@ -22,25 +22,28 @@ class HostNetwork:
         self._facts = HostFacts()
         self._wanted: tuple[IPNetwork, ...] = ()
         self._asked_at: float | None = None
+        self._complete = False
 
     def facts(self, wanted: tuple[IPNetwork, ...]) -> HostFacts:
         """Return what may matter to who wants addresses of these networks. Raises DeviceError."""
         now = self._now()
         known = self._asked_at is not None and now - self._asked_at < FACTS_S
-        if not (known and wanted == self._wanted):
-            self._facts = _ask(wanted)
+        # Hundreds of circuits are made in a row, and each wants to know.
+        if not (known and (self._complete or wanted == self._wanted)):
+            self._facts, self._complete = _ask(wanted)
             self._wanted, self._asked_at = wanted, now
         return self._facts
 
 
-def _ask(wanted: tuple[IPNetwork, ...]) -> HostFacts:
+def _ask(wanted: tuple[IPNetwork, ...]) -> tuple[HostFacts, bool]:
+    """Return the facts, and whether they are the same for other networks."""
     kernel = Rtnetlink()
     try:
-        addresses, routes = kernel.addresses(), kernel.routes(wanted)
+        addresses, (routes, complete) = kernel.addresses(), kernel.routes(wanted)
     finally:
         kernel.close()
     names = dict(socket.if_nameindex())
-    return HostFacts(
+    facts = HostFacts(
         tuple(
             KnownAddress(each.address, each.subnet, names.get(each.index, "")) for each in addresses
         ),
@@ -49,3 +52,4 @@ def _ask(wanted: tuple[IPNetwork, ...]) -> HostFacts:
             for each in routes
         ),
     )
+    return facts, complete

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_network
 
 from vela.address import IPAddress, IPInterface, IPNetwork
@@ -59,6 +60,7 @@ _GROUPS = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
 _U32 = struct.Struct("=I")
 _IFA_F_NODAD = 0x02
 
+_REMEMBERED = 4096
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 # What is read of all routes at once: 0.1 s. A router with more has them from a routing protocol.
@@ -188,25 +190,17 @@ class Rtnetlink:
         )
 
     def addresses(self) -> tuple[HostAddress, ...]:
-        found = []
-        for answer in self._dump(_GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0), _NEW_ADDRESS):
-            _, length, _, _, index = _ADDRESS.unpack_from(answer)
-            attributes = _attributes(answer, _ADDRESS.size)
-            # The address of a point-to-point interface is the other end's.
-            peer = ip_address(attributes[_IFA_ADDRESS])
-            local = ip_address(attributes.get(_IFA_LOCAL, attributes[_IFA_ADDRESS]))
-            form = IPv4Interface if local.version == 4 else IPv6Interface
-            subnet = ip_network((peer, length), strict=False)
-            found.append(HostAddress(form((local, length)), subnet, index))
-        return tuple(found)
+        body = _ADDRESS.pack(0, 0, 0, 0, 0)
+        return tuple(_host_address(each) for each in self._dump(_GET_ADDRESS, body, _NEW_ADDRESS))
 
-    def routes(self, wanted: tuple[IPNetwork, ...]) -> tuple[HostRoute, ...]:
-        """Return all routes; or of very many those that no routing protocol has set.
+    def routes(self, wanted: tuple[IPNetwork, ...]) -> tuple[tuple[HostRoute, ...], bool]:
+        """Return all routes, and that they are all.
 
-        Then also the one that a packet to each wanted network would take.
+        Of very many only those that no routing protocol has set, and the one that a packet to
+        each wanted network would take.
         """
         try:
-            return tuple(self._routes(0))
+            return tuple(self._routes(0)), True
         except TooManyRoutes:
             pass
         found = [route for protocol in _SET_BY_HAND for route in self._routes(protocol)]
@@ -214,7 +208,7 @@ class Rtnetlink:
             taken = self._route_to(network.network_address)
             if taken is not None:
                 found.append(taken)
-        return tuple(found)
+        return tuple(found), False
 
     def _routes(self, protocol: int) -> Iterator[HostRoute]:
         count = 0
@@ -415,6 +409,21 @@ def _destination(body: bytes) -> IPNetwork:
     return ip_network((packed, length))
 
 
+# A host says the same of most of its addresses and routes each time it is asked. Where hundreds of
+# circuits are made in a row, reading that anew for each takes seconds.
+@lru_cache(maxsize=_REMEMBERED)
+def _host_address(body: bytes) -> HostAddress:
+    _, length, _, _, index = _ADDRESS.unpack_from(body)
+    attributes = _attributes(body, _ADDRESS.size)
+    # The address of a point-to-point interface is the other end's.
+    peer = ip_address(attributes[_IFA_ADDRESS])
+    local = ip_address(attributes.get(_IFA_LOCAL, attributes[_IFA_ADDRESS]))
+    form = IPv4Interface if local.version == 4 else IPv6Interface
+    subnet = ip_network((peer, length), strict=False)
+    return HostAddress(form((local, length)), subnet, index)
+
+
+@lru_cache(maxsize=_REMEMBERED)
 def _host_route(body: bytes) -> HostRoute | None:
     family, length, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(body)
     known = family in FAMILIES.values()
