@@ -111,7 +111,7 @@ class CounterStatus:
             tx_fragmented=total(Slot.TX_FRAGMENTED),
             tx_pieced=total(Slot.TX_PIECED),
             rx_joined=total(Slot.RX_JOINED),
-            mss_clamped=total(Slot.TX_MSS_CLAMPED) + total(Slot.RX_MSS_CLAMPED),
+            mss_clamped=total(Slot.TX_MSS_CLAMPED, Slot.RX_MSS_CLAMPED),
             tx_errors=total(Slot.TX_ERRORS),
             tx_dropped={reason: total(slot) for reason, slot in TX_DROPPED.items()},
             rx_dropped={reason: total(slot) for reason, slot in RX_DROPPED.items()},

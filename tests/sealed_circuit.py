@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from lab.autoconfigured import Settings, asking, policy
@@ -55,6 +56,7 @@ def await_rekey(velad: Velad, after: int) -> None:
 def holder_of(velad: Velad) -> int:
     """Return the process id of the key holder; 0: there is none now."""
     for pid in children(velad.pid):
-        if Path(f"/proc/{pid}/comm").read_text().strip() == "velad-keys":
-            return pid
+        with suppress(FileNotFoundError):  # it ended meanwhile
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "velad-keys":
+                return pid
     return 0

@@ -99,9 +99,9 @@ class Counters:
         # the page, so that no worker can write it.
         self.supervisor = [0] * BLOCK_SLOTS
 
-    def total(self, slot: Slot) -> int:
-        """Return what all writers of this slot have counted."""
-        return (self.worker[slot] + self.supervisor[slot]) % _MODULUS
+    def total(self, *slots: Slot) -> int:
+        """Return what all writers of these slots have counted together."""
+        return sum(self.worker[slot] + self.supervisor[slot] for slot in slots) % _MODULUS
 
     def progress(self) -> tuple[int, int]:
         """Return two numbers that move as long as the worker's (egress, ingress) loops do."""
