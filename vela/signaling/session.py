@@ -243,8 +243,7 @@ class Session:
     @property
     def local_nonces(self) -> tuple[int, ...]:
         """What the remote puts into its messages, except to ask: the nonces of this end."""
-        beside = None if self._renewal is None else self._renewal.link
-        return tuple(link.local_nonce for link in (self._link, beside) if link is not None)
+        return tuple(link.local_nonce for link in self._links())
 
     @property
     def agreement(self) -> Agreement | None:
@@ -341,9 +340,8 @@ class Session:
 
     def keys_installed(self, installation: int, now: float) -> None:
         """Say that the worker has the keys of this number: see encryption.KeyHolder.install."""
-        for link in self._encrypted_links():
-            encryption = link.encryption
-            if encryption is not None and encryption.installation == installation:
+        for encryption in self._encryptions():
+            if encryption.installation == installation:
                 encryption.installed(installation, now)
                 self._after_keys(now)
                 return
@@ -365,25 +363,15 @@ class Session:
 
         Control messages cannot be tagged any more, so another session is sought at once.
         """
-        for link in self._encrypted_links():
-            if link.encryption is not None:
-                link.encryption.lose_holder(now)
+        for encryption in self._encryptions():
+            encryption.lose_holder(now)
         self._after_keys(now)
 
     @property
     def awaited_installations(self) -> tuple[int, ...]:
         """The numbers that keys_installed() waits for."""
-        numbers = (
-            link.encryption.installation
-            for link in self._encrypted_links()
-            if link.encryption is not None
-        )
+        numbers = (encryption.installation for encryption in self._encryptions())
         return tuple(number for number in numbers if number)
-
-    def _encrypted_links(self) -> tuple[Link, ...]:
-        beside = None if self._renewal is None else self._renewal.link
-        links = (self._link, beside)
-        return tuple(link for link in links if link is not None and link.encryption is not None)
 
     # Datagrams and time.
 
@@ -489,9 +477,8 @@ class Session:
         """Return what verifies a message with this header."""
         if header.type not in SESSION_TYPES or (self._key is None and self._cipher is None):
             return self._key
-        links = (self._link, None if self._renewal is None else self._renewal.link)
-        for link in links:
-            if link is not None and link.has(header):
+        for link in self._links():
+            if link.has(header):
                 return link.signer or self._key
         # No tag has to be computed for it.
         raise RemoteProtocolError(UNKNOWN_SESSION, "of a session that is not this one")
@@ -954,13 +941,8 @@ class Session:
 
         False: the message is done with. Raises RemoteProtocolError.
         """
-        links = (self._link, None if self._renewal is None else self._renewal.link)
-        for link in links:
-            if link is not None and link.advances_with(message):
-                break
-        else:
-            return True
-        if not awaits_handshake(link):
+        link = next((each for each in self._links() if each.advances_with(message)), None)
+        if link is None or not awaits_handshake(link):
             return True
         if message.noise_2 is None:
             self._on_no_encryption(link, now)
@@ -1113,6 +1095,14 @@ class Session:
         if self._link is None:
             raise RuntimeError(f"circuit {self.circuit_id}: {self._state.name} without a link")
         return self._link
+
+    def _links(self) -> tuple[Link, ...]:
+        """Return the session, and the one that is sought beside it, as far as there are any."""
+        beside = None if self._renewal is None else self._renewal.link
+        return tuple(link for link in (self._link, beside) if link is not None)
+
+    def _encryptions(self) -> tuple[Encryption, ...]:
+        return tuple(link.encryption for link in self._links() if link.encryption is not None)
 
     def _the_renewal(self) -> Renewal:
         if self._renewal is None:
