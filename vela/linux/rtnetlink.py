@@ -284,18 +284,25 @@ class Rtnetlink:
             raise DeviceError(f"cannot ask the kernel for routes: {why}") from err
 
 
-class RouteMonitor:
-    """Hears of routes that come and go."""
+class _Monitor:
+    """A socket that hears of changes of one kind."""
 
-    def __init__(self) -> None:
-        """Raises DeviceError."""
-        self._socket = _open_monitor(_GROUPS, "routes")
+    def __init__(self, groups: int, of_what: str) -> None:
+        self._socket = _open_monitor(groups, of_what)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def close(self) -> None:
         self._socket.close()
+
+
+class RouteMonitor(_Monitor):
+    """Hears of routes that come and go."""
+
+    def __init__(self) -> None:
+        """Raises DeviceError."""
+        super().__init__(_GROUPS, "routes")
 
     def changes(self) -> tuple[IPNetwork, ...] | None:
         """Return where routes have changed since the last call; None: there were too many."""
@@ -311,18 +318,12 @@ class RouteMonitor:
             return None
 
 
-class LinkMonitor:
+class LinkMonitor(_Monitor):
     """Hears of interfaces that change."""
 
     def __init__(self) -> None:
         """Raises DeviceError."""
-        self._socket = _open_monitor(_GROUP_LINK, "interfaces")
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        self._socket.close()
+        super().__init__(_GROUP_LINK, "interfaces")
 
     def changes(self) -> set[int] | None:
         """Return the indices of some that have changed; None: there were too many to know.

@@ -18,7 +18,6 @@ from vela.signaling.messages import Tlv
 TAG_LENGTH = 16  # HMAC-SHA-256, cut as RFC 2104, section 5, allows
 _SESSION_TLV = struct.pack("!BH", Tlv.SESSION_TAG.number, TAG_LENGTH)
 SESSION_TAG_LENGTH = len(_SESSION_TLV) + TAG_LENGTH  # with its TLV's head
-SESSION_KEY_LENGTH = 32
 
 # The label keeps what is derived from a key apart from what else may be. The number is the version.
 _SESSION_LABEL = b"vela session 1"
