@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from functools import cache, partial
 
 import pytest
@@ -164,6 +165,13 @@ def features(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     name: str = request.param
     monkeypatch.setattr(daemon, "disabled_features", FEATURES_OFF[name])
     return name
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What is entered here is left at the end of the test."""
+    with ExitStack() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -4,76 +4,30 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+from sealed_circuit import holder_of, identity_configs, psk_configs, psk_file
+from sealed_wire import circuit_datagrams
 
-from lab.autoconfigured import Settings, asking, ends, policy, wait_until_up
-from lab.capture import Capture, Packet
+from lab.autoconfigured import ends, wait_until_up
+from lab.capture import Capture
 from lab.circuit import NAME
 from lab.daemon import Velad
-from lab.headers import datagram
 from lab.load import ping
 from lab.topology import TwoRouters
 from lab.waiting import eventually
-from vela.public_key import fingerprint, format_public_key
-from vela.supervisor.config.identity import generate
+from vela.public_key import fingerprint
+from vela.supervisor.config.identity import public_of
 
 pytestmark = pytest.mark.needs_net_admin
-
-NETWORKS = ["172.16.0.0/12", "fd00::/8"]
 
 
 @pytest.fixture
 def psk(tmp_path: Path) -> Path:
-    path = tmp_path / "psk"
-    path.write_bytes(b"thirty-two bytes, and some more.\n")
-    path.chmod(0o600)
-    return path
-
-
-class Machine:
-    """The identity of one machine."""
-
-    def __init__(self, directory: Path, name: str) -> None:
-        self.path = directory / f"{name}.key"
-        self.public = generate(self.path)
-        self.key = format_public_key(self.public)
-        self.fingerprint = fingerprint(self.public)
-
-
-@pytest.fixture
-def machines(tmp_path: Path) -> tuple[Machine, Machine]:
-    return Machine(tmp_path, "a"), Machine(tmp_path, "b")
-
-
-def frames_of(packets: Iterable[Packet]) -> list[bytes]:
-    """Return the UDP payloads of a circuit's frames; what TSO or UDP_SEGMENT joined is one."""
-    found = (datagram(packet.data) for packet in packets)
-    payloads = [each.udp.payload for each in found if each is not None]
-    return [payload for payload in payloads if payload[:1] == b"\x01"]
-
-
-def psk_configs(routers: TwoRouters, psk: Path) -> tuple[str, str]:
-    keys: Settings = {"encryption": "required", "key_file": str(psk)}
-    return asking(routers.b.ipv4, **keys), policy(**keys)
-
-
-def identity_configs(
-    routers: TwoRouters, machines: tuple[Machine, Machine], **more: Any
-) -> tuple[str, str]:
-    a, b = machines
-    return (
-        f'[daemon]\nidentity = "{a.path}"\n'
-        + asking(routers.b.ipv4, encryption="required", peer_key=b.key, **more),
-        f'[daemon]\nidentity = "{b.path}"\n'
-        + policy(sources=None, encryption="required", peers=[a.key], **more),
-    )
+    return psk_file(tmp_path)
 
 
 def await_pings(routers: TwoRouters) -> None:
@@ -95,21 +49,21 @@ def test_circuit_is_encrypted_by_a_pre_shared_key(framed: TwoRouters, psk: Path)
             assert entry["cipher"]["generation"] == 1
             assert entry["cipher"]["peer_fingerprint"] is None
         await_pings(routers)
-        frames = frames_of(capture.packets())
+        frames = [each.data for each in circuit_datagrams(capture.packets())]
         assert len(frames) >= 30
         assert {frame[1] & 0xFE for frame in frames} == {0x42}
 
 
 def test_circuit_is_encrypted_by_the_keys_of_both_machines(
-    routers: TwoRouters, machines: tuple[Machine, Machine]
+    routers: TwoRouters, tmp_path: Path
 ) -> None:
-    with ends(routers, *identity_configs(routers, machines)) as both:
+    with ends(routers, *identity_configs(routers, tmp_path)) as both:
         wait_until_up(both)
 
-        for velad, other in zip(both, reversed(machines), strict=True):
+        for velad, other in zip(both, ("b", "a"), strict=True):
             found = velad.circuit(NAME)["cipher"]
             assert found["pattern"] == "IKpsk2"
-            assert found["peer_fingerprint"] == other.fingerprint
+            assert found["peer_fingerprint"] == fingerprint(public_of(tmp_path / f"{other}.key"))
         await_pings(routers)
 
 
@@ -118,12 +72,12 @@ def test_circuit_is_encrypted_by_the_keys_of_both_machines(
 def test_circuit_comes_back_when_velad_is_killed(
     routers: TwoRouters,
     psk: Path,
-    machines: tuple[Machine, Machine],
+    tmp_path: Path,
     pattern: str,
     who: int,
 ) -> None:
     by_psk = pattern == "psk"
-    configs = psk_configs(routers, psk) if by_psk else identity_configs(routers, machines)
+    configs = psk_configs(routers, psk) if by_psk else identity_configs(routers, tmp_path)
     with ends(routers, *configs) as both:
         wait_until_up(both)
         killed = (both.a, both.b)[who]
@@ -161,7 +115,7 @@ def test_key_holder_that_is_killed_is_replaced_and_nobody_notices(
         pings = pool.submit(ping, routers.a.namespace, "172.16.16.2", count=400, interval_s=0.01)
         for velad in both:
             holder = holder_of(velad)
-            assert holder is not None
+            assert holder
             os.kill(holder, signal.SIGKILL)
             eventually(partial(replaced, velad, holder), 10, "another one")
             # The keys of a session that begins with the first generation, on both ends.
@@ -172,17 +126,5 @@ def test_key_holder_that_is_killed_is_replaced_and_nobody_notices(
         await_pings(routers)
 
 
-def replaced(velad: Velad, holder: int | None) -> bool:
-    return holder_of(velad) not in (None, holder)
-
-
-def holder_of(velad: Velad) -> int | None:
-    for pid in velad.processes():
-        with suppress(OSError):
-            if name_of(pid) == "velad-keys":
-                return pid
-    return None
-
-
-def name_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+def replaced(velad: Velad, holder: int) -> bool:
+    return holder_of(velad) not in (0, holder)

@@ -99,12 +99,6 @@ def kernel() -> Iterator[KernelSegmenter]:
         yield segmenter
 
 
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
-
-
 def runs(frames: list[bytes], length: int) -> Iterator[list[bytes]]:
     for start in range(0, len(frames), length):
         yield frames[start : start + length]

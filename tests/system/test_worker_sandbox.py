@@ -187,12 +187,6 @@ def log() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
-
-
 @pytest.fixture(params=[ALL_FEATURES, frozenset()], ids=["with all features", "without any"])
 def features(request: pytest.FixtureRequest) -> Features:
     chosen: Features = request.param

@@ -6,7 +6,6 @@ import random
 import select
 import socket
 import struct
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -42,12 +41,6 @@ def engine(request: pytest.FixtureRequest) -> str:
 def segmenting(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -82,12 +81,6 @@ def engine(request: pytest.FixtureRequest) -> str:
 def twin(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
 
 
 def vectors() -> list[Any]:

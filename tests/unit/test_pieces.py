@@ -106,12 +106,6 @@ def twin(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
-
-
 @pytest.fixture(scope="module")
 def twins() -> Iterator[tuple[Circuit, Circuit]]:
     with ExitStack() as stack:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,12 +25,6 @@ TIMEOUT_S = 5.0
 ANY = ip_address("::")
 LOCALHOST = ip_address("127.0.0.1")
 LOCALHOST6 = ip_address("::1")
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
 
 
 def free_port() -> int:
