@@ -34,7 +34,6 @@ from vela.signaling.inputs import State as SessionState
 from vela.signaling.messages import (
     CloseReason,
     Description,
-    HandshakePattern,
     Offer,
     RejectCode,
 )
@@ -45,9 +44,10 @@ from vela.signaling.signer import Key
 from ..config.records import CircuitConfig
 from ..control_channel import ControlChannel
 from ..frame_keys import CircuitKeys
-from ..runtime.loop import Callback, EventLoop, Timer
+from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
-from ..status import NOT_MEASURED, CipherStatus, CircuitStatus, CounterStatus, WorkerStatus
+from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, WorkerStatus
+from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
 from .rates import RateMeter, Traffic
 from .remote import RemoteSearch, RouteSource
@@ -72,12 +72,6 @@ class Origin(Enum):
 
 # States that need no action of the operator.
 _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED})
-# The worker looks for new keys at its next batch, and where there is none twenty times a second
-# before its first key, twice a second afterwards.
-FIRST_LOOK_FOR_KEYS_S = 0.01
-LONGEST_LOOK_FOR_KEYS_S = 0.16
-# A key lives for 180 s, and is replaced after 120.
-KEYS_ARE_OLD_S = 50.0
 OTHER_MACHINE = "the remote is another machine, or another port"
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
@@ -198,8 +192,7 @@ class Circuit:
         self._machine = machine
         self._maker = maker
         self._frame_keys = frame_keys
-        self._look_for_keys: Timer | None = None
-        self._restarts = 0
+        self._key_watch = None if frame_keys is None else KeyWatch(frame_keys, loop)
         self._signaling: SignalingChannel | None = None
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         if config.description:
@@ -227,8 +220,6 @@ class Circuit:
         )
         self._signaling = self._open_signaling()
         data_path.set_failure_handler(self.check)
-        if frame_keys is not None:
-            frame_keys.set_handlers(self._expect_keys, self._on_keys_lost)
 
     # For the registry.
 
@@ -320,8 +311,8 @@ class Circuit:
         self._path = self._remote.choose((requested.source.address,), requested.local_address)
         signaling.session.set_local(self._description(self._path), self._loop.now())
         signaling.session.accept(requested, self._loop.now(), encryption)
-        if encryption is not None:
-            self._expect_keys()
+        if encryption is not None and self._key_watch is not None:
+            self._key_watch.expect()
         self._agreement = signaling.session.agreement
         self._carry()
         self._remote.resolve_later()
@@ -340,8 +331,8 @@ class Circuit:
         self._closed = True
         self._remote.stop()
         self._data_path.close()
-        if self._look_for_keys is not None:
-            self._look_for_keys.cancel()
+        if self._key_watch is not None:
+            self._key_watch.close()
         if self._frame_keys is not None:
             self._frame_keys.close()
         # A velad that refuses to start logs nothing but the reason.
@@ -378,7 +369,7 @@ class Circuit:
     def set_policy(self, policy: Policy) -> None:
         """Apply this policy to later requests of the remote."""
         if self._signaling is not None:
-            self._signaling.session.policy = policy
+            self._signaling.session.set_policy(policy)
 
     def set_key(self, key: Key | None) -> None:
         """Use this key from now on. A changed key begins a new session."""
@@ -407,7 +398,9 @@ class Circuit:
                 self._log.info("circuit_mended")
                 self._take(Input.MENDED)
             self._look_at_bridge()
-        self._look_at_key_usage()
+        if self._key_watch is not None:
+            worker = self._data_path.worker_status()
+            self._key_watch.check(None if worker is None else worker.restarts)
 
     def _look_at_bridge(self) -> None:
         """Offer another MTU if the interface joined its bridge, or lost it."""
@@ -451,7 +444,7 @@ class Circuit:
             encapsulation=config.encapsulation.value,
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
             encryption=config.encryption.value,
-            cipher=self._cipher_status(),
+            cipher=None if self._key_watch is None else self._key_watch.status(),
             rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 3),
             last_heard_seconds=None if heard_at is None else round(now - heard_at, 3),
             loss=loss,
@@ -460,68 +453,6 @@ class Circuit:
             worker=self._data_path.worker_status(),
             counters=self._data_path.counter_status(),
         )
-
-    def _cipher_status(self) -> CipherStatus | None:
-        keys = self._frame_keys
-        if keys is None or self._signaling is None:
-            return None
-        session = self._signaling.session
-        status = session.encryption_status(self._loop.now())
-        if status is None:
-            return None
-        pattern = HandshakePattern(keys.offer.pattern)
-        return CipherStatus.of(status, pattern, session.remote_static or keys.remote_static)
-
-    # Keys of frames.
-
-    def _expect_keys(self) -> None:
-        """Look until the worker has taken the keys that were handed to it."""
-        if self._look_for_keys is None:
-            self._look_at_keys(FIRST_LOOK_FOR_KEYS_S)
-
-    def _look_at_keys(self, delay_s: float) -> None:
-        def look() -> None:
-            self._look_for_keys = None
-            keys, signaling = self._frame_keys, self._signaling
-            if keys is None or signaling is None:
-                return
-            waiting = signaling.session.awaited_installations
-            if not waiting:
-                return
-            for usage in keys.usages():
-                if usage.receives and usage.serial in waiting:
-                    signaling.session.keys_installed(usage.serial, self._loop.now())
-            signaling.pump()
-            if signaling.session.awaited_installations and not self._closed:
-                self._look_at_keys(min(2 * delay_s, LONGEST_LOOK_FOR_KEYS_S))
-
-        self._look_for_keys = self._loop.call_later(delay_s, look)
-
-    def _look_at_key_usage(self) -> None:
-        """Let keys be replaced before they are used up. To be called once a second."""
-        keys, signaling = self._frame_keys, self._signaling
-        if keys is None or signaling is None or self._closed:
-            return
-        session, now = signaling.session, self._loop.now()
-        status = session.encryption_status(now)
-        if status is None:
-            return
-        for usage in keys.usages():
-            if usage.generation == status.generation:
-                session.keys_used(usage.generation, usage.frames, usage.octets, now)
-                # Their age goes on while the machine sleeps, and timers do not.
-                if usage.expires_in_s < KEYS_ARE_OLD_S:
-                    session.want_rekey(now)
-        worker = self._data_path.worker_status()
-        if worker is not None and worker.restarts != self._restarts:
-            self._restarts = worker.restarts
-            session.want_rekey(now)
-        signaling.pump()
-
-    def _on_keys_lost(self) -> None:
-        if self._signaling is not None and not self._closed:
-            self._signaling.session.lose_keys(self._loop.now())
-            self._signaling.pump()
 
     # From the search for the remote.
 
@@ -734,7 +665,10 @@ class Circuit:
             maker=self.maker,
             frame_keys=self._frame_keys,
         )
-        return SignalingChannel(session, self._loop, channel, self._on_event)
+        signaling = SignalingChannel(session, self._loop, channel, self._on_event)
+        if self._key_watch is not None:
+            self._key_watch.follow(signaling)
+        return signaling
 
     def _require_signaling(self) -> SignalingChannel:
         if self._signaling is None:

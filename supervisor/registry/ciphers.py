@@ -20,7 +20,7 @@ from ..frame_keys import CircuitKeys, Identity
 from ..keys import HeldKey, Keys
 
 # Each takes two or four X25519: of strangers together, so many a second.
-HANDSHAKE_RATE, HANDSHAKE_BURST = 100.0, 100.0
+STRANGER_HANDSHAKE_RATE, STRANGER_HANDSHAKE_BURST = 100.0, 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Ciphers:
         for suite in suites:
             self._suites |= set_of(suite)
         self._identity: Identity | None = None
-        self._handshakes = TokenBucket(HANDSHAKE_RATE, HANDSHAKE_BURST)
+        self._handshakes = TokenBucket(STRANGER_HANDSHAKE_RATE, STRANGER_HANDSHAKE_BURST)
 
     def offer(self, autoconfigure: AutoconfigureConfig | None) -> CipherOffer | None:
         """Return how circuits that others set up here are encrypted; None: they are not."""

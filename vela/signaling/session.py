@@ -3,7 +3,7 @@
 docs/protocol.md, section 4. The contract, after aioquic's:
 
     in    receive_datagram(data, source, now, local_address)   handle_timer(now)
-          start, accept, suspend, close, probe, set_local, set_remote
+          start, accept, suspend, close, probe, set_local, set_remote, set_policy
     out   next_event()   datagrams_to_send()   next_timer()
 
 now is monotonic seconds. After each call in, ask the outs: next_event() first, so that nothing is
@@ -60,6 +60,7 @@ from vela.address import Endpoint, IPAddress
 from vela.backoff import Jitter
 from vela.errors import RemoteProtocolError
 from vela.signaling import contention, events
+from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
 from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Attempt
 from vela.signaling.codec import (
@@ -81,10 +82,8 @@ from vela.signaling.encryption import (
     KeysUnavailable,
     Ready,
     SessionWanted,
-    refusal,
 )
 from vela.signaling.events import CircuitRequested, Datagram, Event
-from vela.signaling.identity import maker_of
 from vela.signaling.inputs import HANDSHAKE_TYPES, AnyInput, Input, Received, State, classify
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.link import Link, offer_session_keys, own_endpoint
@@ -135,13 +134,6 @@ RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
 ANSWER_RATE, ANSWER_BURST = 300.0, 300.0
 
 
-# A machine that crashed, or is cut off for a while, keeps its circuits.
-TAKE_OVER_AFTER_S = 60.0
-ANOTHER_MACHINE_TEXT = (
-    "another machine set this circuit up, and was heard within the last "
-    f"{TAKE_OVER_AFTER_S:g} s; take another id, or delete it on the other end"
-)
-
 WRONG_KEYS_TEXT = (
     "answers, but not the handshake: the keys of both ends do not fit, "
     "or its autoconfigure.peers does not list this machine"
@@ -183,19 +175,14 @@ class Session:
         random.SystemRandom. frame_keys: of an encrypted circuit; None: it is not encrypted.
         """
         self.circuit_id = circuit_id
-        self.policy = policy
         self.ignored = 0
         """Messages that were stale, replayed, or of another session."""
         self.rtt_s: float | None = None
         self.last_heard_at: float | None = None
-        self.maker = maker
-        """Which machine set the circuit up; None: not known, or this one."""
+        self._admission = Admission(policy, maker)
         self._machine = machine
-        self._quiet_since: float | None = None
         # Whether the remote's port is translated on the way; None: there was no session yet.
         self._translated: bool | None = None
-        # The remote closed the last session.
-        self._is_left = False
         # The owner was told Up, and not Down since.
         self._told_up = False
         self._local = local
@@ -256,6 +243,11 @@ class Session:
         return None if link is None or link.encryption is None else link.encryption.status(now)
 
     @property
+    def maker(self) -> bytes | None:
+        """Which machine set the circuit up; None: not known, or this one."""
+        return self._admission.maker
+
+    @property
     def remote_static(self) -> bytes | None:
         """The public key that the initiator has proved to have, at the responder."""
         link = self._link
@@ -265,7 +257,7 @@ class Session:
 
     def start(self, now: float) -> None:
         """Seek the remote; also again, after the session was closed or suspended."""
-        self._quiet_since = now
+        self._admission.start(now)
         self._step(Input.START, Received(now))
 
     def accept(
@@ -327,6 +319,10 @@ class Session:
         if self._state in (State.LINKED, State.UP):
             self._settle()
             self._send_keepalive(now)
+
+    def set_policy(self, policy: Policy) -> None:
+        """Judge the remote by these rules from now on."""
+        self._admission.policy = policy
 
     def probe(self, size: int) -> bool:
         """Send a PROBE of this size, in bytes of UDP payload; False: the session is not up."""
@@ -469,7 +465,7 @@ class Session:
             return True
         if kind not in (MessageType.REQUEST, MessageType.CONFIRM):
             return self._translated is True
-        if self.maker is not None:
+        if self._admission.maker is not None:
             return True
         return self._translated is not False and self._state not in (State.LINKED, State.UP)
 
@@ -673,26 +669,24 @@ class Session:
     def _take_confirm(self, received: Received) -> None:
         """Begin the session that a CONFIRM with a valid cookie asks for; it replaces any other."""
         message = received.message_of(Confirm)
-        if self._is_of_another_machine(message, received.now):
-            self._refuse(received, RejectCode.CONFLICT, ANOTHER_MACHINE_TEXT)
+        refused = self._admission.judge(
+            message,
+            received.source.address,
+            self._ciphers,
+            linked=self._state in (State.LINKED, State.UP),
+            heard_at=self.last_heard_at,
+            now=received.now,
+        )
+        if refused is not None:
+            self._refuse(received, refused.code, refused.text)
             return
-        refused_cipher = refusal(self._ciphers, message.ciphers)
-        if refused_cipher:
-            self._refuse(received, RejectCode.ENCRYPTION, refused_cipher)
+        if self._passive and not message.resuming and message.offer != self._offer:
+            # The cookie stays valid, so that each repetition is answered.
+            requested = CircuitRequested(
+                received.source, message, received.local_address, received.transcript
+            )
+            self._events.append(events.OfferChanged(requested))
             return
-        if self.policy is not None and not message.resuming:
-            source = received.source.address
-            refused = self.policy.judge(message.description, message.offer, source)
-            if refused is not None:
-                self._refuse(received, refused.code, refused.text)
-                return
-            if message.offer != self._offer:
-                # The cookie stays valid, so that each repetition is answered.
-                requested = CircuitRequested(
-                    received.source, message, received.local_address, received.transcript
-                )
-                self._events.append(events.OfferChanged(requested))
-                return
         if self._state is State.SUSPENDED and self._suspended_for in (None, message.description):
             self._refuse(received, RejectCode.FAILED, self._obstacle)
             return
@@ -711,20 +705,6 @@ class Session:
             self._tell_down("the other end began a new session")
         self._adopt(received, follows=follows)
 
-    def _is_of_another_machine(self, message: Confirm, now: float) -> bool:
-        """Tell whether another machine at this address wants what is not its own.
-
-        Behind one NAT there may be several. A machine that was set up anew and lost its identity
-        gets the circuit when the one before said goodbye, or was not heard for long.
-        """
-        if not self._passive or message.resuming or self.maker in (None, maker_of(message)):
-            return False
-        if self._is_left:
-            return False
-        heard = [each for each in (self.last_heard_at, self._quiet_since) if each is not None]
-        quiet_s = now - max(heard, default=now)
-        return self._state in (State.LINKED, State.UP) or quiet_s < TAKE_OVER_AFTER_S
-
     def _adopt(self, received: Received, *, follows: bool = False) -> None:
         """Begin the session of a CONFIRM, without a judgement.
 
@@ -735,8 +715,7 @@ class Session:
             self._remote, self._local_address = received.source, received.local_address
             if not message.resuming:
                 self._offer = message.offer
-                self.maker = maker_of(message)
-        self._is_left = False
+        self._admission.admit(message)
         self._cookies.spend(message, received.now)
         previous, answered, self._answered = self._link, self._answered, None
         self._link = Link.accept(
@@ -1043,7 +1022,7 @@ class Session:
         if deleted:
             self._end(by_remote=True)
             return
-        self._is_left = True
+        self._admission.leave()
         self._tell_down("the other end is stopping")
         self._begin(received)
         self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
