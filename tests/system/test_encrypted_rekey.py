@@ -23,7 +23,7 @@ from lab.waiting import eventually
 
 pytestmark = pytest.mark.needs_net_admin
 
-FULL_LOAD_S = 30
+FULL_LOAD_S = 20
 
 # velad, but that it changes keys each second, and keeps the old ones for no longer.
 _EACH_SECOND = """
