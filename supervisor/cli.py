@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_OK
     configure(config.daemon.log_level, config.daemon.log_format)
     _give_up_standard_streams()
+    # The watchdog ends a velad that is stuck with SIGABRT: the log then says where it was.
+    faulthandler.enable()
     try:
         daemon = Daemon(arguments.config, config)
     except (VelaError, OSError) as err:

@@ -41,7 +41,7 @@ from .control_channel import ControlChannel
 from .control_socket import Caller, ControlSocket, Reply, Subscribe
 from .demux import Demux
 from .keys import Keys
-from .notify import READY, STOPPING, notify
+from .notify import ServiceManager
 from .registry.ciphers import Ciphers
 from .registry.host import HostNetwork
 from .registry.registry import Registry
@@ -49,6 +49,7 @@ from .runtime.burst import Burst
 from .runtime.lines import LineLimiter
 from .runtime.loop import EventLoop
 from .runtime.names import Names
+from .states import total
 from .status import DaemonStatus, document
 
 # A minute. A collection takes 5 ms.
@@ -87,6 +88,8 @@ class Daemon:
         self._features = (kernel & usable).difference(config.daemon.disable_features)
         self._missing_features = usable - kernel
         with ExitStack() as undo:
+            self._manager = ServiceManager()
+            undo.callback(self._manager.close)
             groups = _listen(config.daemon, self._features)
             for group in groups:
                 undo.callback(group.close)
@@ -164,7 +167,7 @@ class Daemon:
         loop.on_signal(signal.SIGHUP, self._on_hangup)
         self._registry.start()
         self._check()
-        notify(READY)
+        self._manager.ready()
         self._log.info(
             "daemon_started",
             version=__version__,
@@ -172,7 +175,7 @@ class Daemon:
             circuits=len(self._registry),
         )
         loop.run()
-        notify(STOPPING)
+        self._manager.stopping()
         self._undo.close()
         self._log.info("daemon_stopped")
 
@@ -193,6 +196,13 @@ class Daemon:
 
         Return the reason, by name, for each circuit that cannot be created at present.
         """
+        self._manager.reloading()
+        try:
+            return self._reload()
+        finally:
+            self._manager.ready()
+
+    def _reload(self) -> dict[str, str]:
         config = load_config(self._path, find_mistakes)
         if config.daemon != self._config.daemon:
             self._log.warning("daemon_section_needs_restart")
@@ -289,6 +299,9 @@ class Daemon:
         self._checks += 1
         if self._checks % CHECKS_BETWEEN_COLLECTIONS == 0:
             gc.collect()
+        self._manager.show(total(self._registry.states()))
+        # Here, and by no timer of its own: a loop that turns without getting here is stuck.
+        self._manager.feed(self._loop.now())
 
     def _on_hangup(self) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -180,6 +180,11 @@ class Registry:
     def status(self) -> tuple[CircuitStatus, ...]:
         created = tuple(circuit.status() for circuit in self._circuits.values())
         return created + self._pending.status()
+
+    def states(self) -> Iterator[str]:
+        """Yield the state of each circuit, as in the status, at less cost than status()."""
+        yield from (circuit.state.word for circuit in self._circuits.values())
+        yield from (State.FAILED.value for _ in self._pending.wanted())
 
     def reload(self, config: Config) -> dict[str, str]:
         """Apply a new configuration. Circuits that did not change are not touched.

@@ -34,7 +34,7 @@ ROOMS = """
     vela.supervisor.velactl
     vela.wire vela.log
     vela.address vela.mac vela.public_key vela.backoff vela.errors
-    vela.supervisor.constants vela.supervisor.nearest
+    vela.supervisor.constants vela.supervisor.nearest vela.supervisor.states
     vela vela.supervisor
 """
 
