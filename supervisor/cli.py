@@ -16,6 +16,7 @@ from vela.public_key import fingerprint, format_public_key
 from .config.key import IDENTITY_PATH
 from .config.reader import load_config
 from .daemon import Daemon, find_mistakes
+from .lacking import find_lacking
 
 EXIT_OK = 0
 EXIT_REFUSED = 1  # by the machine: privileges, devices, ports, names in use
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     except VelaError as err:
         return _refuse(err)
     if arguments.check:
+        for warning in find_lacking(config):
+            print(f"{arguments.config}: warning: {warning}", file=sys.stderr)
         print(f"{arguments.config}: no mistakes, {len(config.circuits)} circuits")
         return EXIT_OK
     configure(config.daemon.log_level, config.daemon.log_format)

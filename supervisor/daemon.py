@@ -74,6 +74,7 @@ class Daemon:
         # _check() collects: a collection at any other time could delay a worker's restart.
         gc.disable()
         self._checks = 0
+        self._stopping = False
         _raise_descriptor_limit()
         self._loop = EventLoop()
         self._started = self._loop.now()
@@ -163,7 +164,7 @@ class Daemon:
             missing=list(words(self._missing_features)),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.on_signal(number, loop.stop)
+            loop.on_signal(number, self._on_stop)
         loop.on_signal(signal.SIGHUP, self._on_hangup)
         self._registry.start()
         self._check()
@@ -175,7 +176,6 @@ class Daemon:
             circuits=len(self._registry),
         )
         loop.run()
-        self._manager.stopping()
         self._undo.close()
         self._log.info("daemon_stopped")
 
@@ -302,6 +302,15 @@ class Daemon:
         self._manager.show(total(self._registry.states()))
         # Here, and by no timer of its own: a loop that turns without getting here is stuck.
         self._manager.feed(self._loop.now())
+
+    def _on_stop(self) -> None:
+        """Run the hooks that are due, and stop; at the second time, stop at once."""
+        if self._stopping:
+            self._loop.stop()
+            return
+        self._stopping = True
+        self._manager.stopping()
+        self._registry.run_last_hooks(self._loop.stop)
 
     def _on_hangup(self) -> None:
         try:

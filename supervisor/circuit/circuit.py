@@ -47,6 +47,7 @@ from ..frame_keys import CircuitKeys
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, WorkerStatus
+from .hooks import CircuitHooks
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
 from .rates import RateMeter, Traffic
@@ -182,6 +183,8 @@ class Circuit:
         self.disabled = False
         self.tenure: Tenure | None = None
         """Of one that the remote set up: how long it is kept."""
+        self.hooks: CircuitHooks | None = None
+        """Of one of the configuration file."""
         self._data_path = data_path
         self._loop = loop
         self._routes = routes
@@ -238,7 +241,8 @@ class Circuit:
     @property
     def reason(self) -> str:
         """Why it has its state, and what it still waits for; empty: there is nothing to say."""
-        return "; ".join(filter(None, (self._lifecycle.reason, self._data_path.obstacle)))
+        hooks = "" if self.hooks is None else self.hooks.reason
+        return "; ".join(filter(None, (self._lifecycle.reason, self._data_path.obstacle, hooks)))
 
     @property
     def static(self) -> bool:
@@ -322,22 +326,45 @@ class Circuit:
         """Tell the remote that it was accepted."""
         self._require_signaling().release()
 
-    def close(self, reason: CloseReason | None = CloseReason.STOPPING) -> None:
-        """Remove the circuit. The remote is told the reason; None: it is told nothing."""
+    def close(
+        self,
+        reason: CloseReason | None = CloseReason.STOPPING,
+        gone: Callback = lambda: None,
+    ) -> None:
+        """Remove the circuit. The remote is told the reason; None: it is told nothing.
+
+        gone is called when its interface is gone: before this returns, unless hooks are due.
+        """
         if reason is not None:
             self.say_goodbye(reason)
         elif self._signaling is not None:
             self._signaling.forget()
         self._closed = True
         self._remote.stop()
-        self._data_path.close()
+        due = self.hooks is not None and self.hooks.due
+        if due:
+            self._show_carrier(False)
+            self._data_path.detach()
+        else:
+            self._data_path.close()
         if self._key_watch is not None:
             self._key_watch.close()
         if self._frame_keys is not None:
             self._frame_keys.close()
+        if due and self.hooks is not None:
+            self.hooks.finish("the circuit is removed", lambda: self._go_at_last(gone))
+        else:
+            self._has_gone(gone)
+
+    def _go_at_last(self, gone: Callback) -> None:
+        self._data_path.close()
+        self._has_gone(gone)
+
+    def _has_gone(self, gone: Callback) -> None:
         # A velad that refuses to start logs nothing but the reason.
         if self._started:
             self._log.info("circuit_closed")
+        gone()
 
     def say_goodbye(self, reason: CloseReason) -> None:
         """Tell the remote the reason, before close()."""

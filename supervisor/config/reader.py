@@ -237,6 +237,8 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("autoconfigure", boolean),
     Key("key_file", _ABSOLUTE_PATH, str),
     Key("accept_ra", boolean),
+    Key("up", _ABSOLUTE_PATH, str),
+    Key("down", _ABSOLUTE_PATH, str),
     TableKey("peer", PEER_KEYS, PeerConfig()),
 )
 

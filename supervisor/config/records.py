@@ -102,6 +102,10 @@ class CircuitConfig:
     key_file: Path | None = None
     accept_ra: bool = False
     """Router advertisements that come from the circuit give the interface addresses and routes."""
+    up: Path | None = None
+    """A program that is run when the circuit begins to carry frames."""
+    down: Path | None = None
+    """Likewise, when it no longer does, and before its interface goes."""
     peer: PeerConfig = field(default_factory=PeerConfig)
 
 

@@ -19,6 +19,7 @@ from vela.signaling.policy import PeerCircuits, Policy
 from vela.signaling.signer import Key
 
 from ..circuit.circuit import Circuit, DataPath, Origin
+from ..circuit.hooks import STOP_LIMIT_S, HookRunner
 from ..circuit.lifecycle import State
 from ..circuit.remote import RouteSource
 from ..circuit.tenure import Tenure
@@ -30,7 +31,7 @@ from ..frame_keys import CircuitKeys
 from ..keys import KeySource
 from ..nearest import nearest
 from ..runtime.lines import LineLimiter
-from ..runtime.loop import EventLoop
+from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..status import CircuitStatus
 from . import requests
@@ -46,6 +47,8 @@ from .store import CircuitStore, StateFile, Stored, StoredCircuit, record_of
 # on request takes about as long for each one, and must not receive a second request before it
 # has answered the first.
 START_INTERVAL_S = 0.005
+
+HOOK_KEYS = frozenset({"up", "down"})
 
 TOO_OFTEN = "circuits are set up and changed too often; the next change has to wait"
 
@@ -105,6 +108,9 @@ class Registry:
         self._changes = ChangeLimiter()
         self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
+        self._leaving: dict[str, Circuit] = {}
+        """Those that were removed, and whose interfaces wait for hooks."""
+        self._hooks = HookRunner(loop)
         self._on_change: ChangeHandler | None = None
         self._pending = PendingCircuits(loop, self._port, self._create_pending)
         self._allocation = Allocation(config.daemon, self._circuits, self._pending)
@@ -155,10 +161,24 @@ class Registry:
                 self._loop.call_later(START_INTERVAL_S, lambda: self._start_next(waiting))
                 return
 
+    def run_last_hooks(self, done: Callback) -> None:
+        """Run the hooks that are due before close(), and call done then, or after STOP_LIMIT_S.
+
+        The circuits still carry frames. done may be called twice.
+        """
+        for circuit in self._circuits.values():
+            if circuit.hooks is not None:
+                circuit.hooks.finish("velad stops")
+        self._loop.call_later(STOP_LIMIT_S, done)
+        self._hooks.when_idle(done)
+
     def close(self) -> None:
         """Close all circuits. Remotes are told that they will return."""
         self._store.close()
         guard, circuits = self._loop.guard, tuple(self._circuits.values())
+        for circuit in (*circuits, *self._leaving.values()):
+            if circuit.hooks is not None:
+                guard(circuit.hooks.abandon)
         # Before the interfaces: the kernel takes 20 ms to remove each one.
         for circuit in circuits:
             guard(partial(circuit.say_goodbye, CloseReason.STOPPING))
@@ -211,7 +231,9 @@ class Registry:
             if name not in self._circuits:
                 self._pending.add(StoredCircuit(each, Origin.CONFIG))
         self._pending.retry()
-        return self._pending.reasons(Origin.CONFIG)
+        reasons = self._pending.reasons(Origin.CONFIG)
+        # Those that wait for hooks of their own are made as soon as these have ended.
+        return {name: why for name, why in reasons.items() if name not in self._leaving}
 
     def add(self, name: str, settings: Mapping[str, object]) -> Circuit:
         """Create a circuit at run time, on both machines. It survives restarts.
@@ -222,6 +244,9 @@ class Registry:
         """
         if name in self._circuits or name in self._pending:
             raise ConfigError(f"there is a circuit {name} already")
+        if not HOOK_KEYS.isdisjoint(settings):
+            # Members of the control group could let velad run any program of root's.
+            raise ConfigError(f"velactl add: {name}: hooks are for circuits of the file")
         table = dict(settings)
         if "id" not in table:
             table["id"] = self._allocation.free_id(str(table.get("remote", "")))
@@ -296,6 +321,8 @@ class Registry:
         return created | self._pending.wanted()
 
     def on_state_changed(self, circuit: Circuit, before: State) -> None:
+        if circuit.hooks is not None:
+            circuit.hooks.follow(up=circuit.state in (State.UP, State.UNMONITORED))
         self._tell(circuit, "state", was=before.word)
 
     def _tell(self, circuit: Circuit, event: str, **more: object) -> None:
@@ -561,6 +588,8 @@ class Registry:
         frame_keys: of an encrypted one, closed if that fails; None: they are made.
         """
         config, origin = stored.config, stored.origin
+        if config.name in self._leaving:
+            raise ConfigError(f"{config.name}: the former circuit of this name runs its down hook")
         # The original VELA has no handshake.
         static = not config.autoconfigure or config.encapsulation is Encapsulation.IP
         key = None if static else self._key_for(config, origin)
@@ -581,7 +610,7 @@ class Registry:
             if frame_keys is not None:
                 frame_keys.close()
             raise
-        return Circuit(
+        circuit = Circuit(
             config,
             origin,
             data_path,
@@ -597,6 +626,9 @@ class Registry:
             maker=stored.maker,
             frame_keys=frame_keys,
         )
+        if origin is Origin.CONFIG:
+            circuit.hooks = self._hooks.hooks_of(circuit)
+        return circuit
 
     def _cpu_for(self, config: CircuitConfig) -> int:
         if config.cpu is not None:
@@ -618,10 +650,17 @@ class Registry:
 
     def _remove(self, circuit: Circuit, reason: CloseReason | None) -> None:
         """Remove a circuit. Its remote is told the reason, unless that is None."""
-        circuit.close(reason)
         del self._circuits[circuit.name]
+        self._leaving[circuit.name] = circuit
+        circuit.close(reason, lambda: self._on_gone(circuit.name))
         self._lines.release(circuit.name)
         self._tell(circuit, "removed")
+
+    def _on_gone(self, name: str) -> None:
+        """Create what has waited for the name."""
+        del self._leaving[name]
+        if name in self._pending:
+            self._pending.retry()
 
     def _warn_of_overlap(self, config: CircuitConfig) -> None:
         """Tell the operator: he may mean it, as with a more specific route."""

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # from lower lines, and from its own room.
 ROOMS = """
     vela.supervisor.cli
-    vela.supervisor.daemon
+    vela.supervisor.daemon vela.supervisor.lacking
     vela.supervisor.registry
     vela.supervisor.circuit
     vela.supervisor.control_channel

@@ -60,6 +60,8 @@ cpu = 0
 keepalive = 2.5
 key_file = "/etc/vela/other.key"
 accept_ra = true
+up = "/etc/vela/up.sh"
+down = "/etc/vela/down.sh"
 
 [circuits."eth0.5".peer]
 interface = "vela0"
