@@ -110,6 +110,9 @@ class DataPath(Protocol):
 
     def detach(self) -> None: ...
 
+    def limit(self, rate: int | None) -> None:
+        """Send at most this many bits per second; None: whatever there is to send."""
+
     def set_carrier(self, carrier: bool) -> None: ...
 
     def check(self) -> None: ...
@@ -628,6 +631,7 @@ class Circuit:
             if self._path is not None:
                 profile = static_profile(self.config, self._path, self._data_path.bridge_mtu)
                 self._data_path.attach(self._path, profile)
+                self._data_path.limit(self.config.rate)
             return
         session, agreement = self._signaling.session, self._agreement
         if agreement is None or session.remote is None:
@@ -640,6 +644,7 @@ class Circuit:
         page = None if self._frame_keys is None else self._frame_keys.page_fd
         profile = agreed_profile(self.config, agreement, path, self._data_path.bridge_mtu)
         self._data_path.attach(path, profile, page)
+        self._data_path.limit(agreement.rate)
         self._data_path.expect_frames_from(agreement.frame_port)
         # The remote is told which port they leave from, now that it is known.
         session.set_local(self._description(path), self._loop.now())

@@ -90,6 +90,7 @@ def describe(
         own=Endpoint(path.route.source, port) if path else None,
         frame_port=frame_port,
         mtu_in_pieces=in_pieces if in_pieces > mtu else None,
+        rate=config.rate,
     )
 
 

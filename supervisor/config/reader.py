@@ -29,6 +29,7 @@ from vela.errors import ConfigError
 from vela.linux.features import Feature
 from vela.mac import format_mac, parse_mac
 from vela.public_key import format_public_key, parse_public_key
+from vela.rate import format_rate, parse_rate
 from vela.wire import MAX_CIRCUIT_ID, MAX_IP_PACKET, MAX_TAP_MTU, MIN_CIRCUIT_ID, MIN_TAP_MTU
 
 from ..constants import LOG_LEVELS, MAX_DESCRIPTION, MAX_KEEPALIVE_S, MIN_KEEPALIVE_S
@@ -194,6 +195,7 @@ _CPU = word_or({"auto": None}, integer(0, MAX_CPU), "'auto' or a CPU's number")
 _SOURCE_PORT = word_or(
     {word.value: word for word in SourcePort}, _PORT, "'auto', 'listen' or a port's number"
 )
+_RATE = text(parse_rate)
 _MSS = word_or(
     {"auto": ClampMss.AUTO, "off": ClampMss.OFF},
     integer(MIN_MSS, MAX_IP_PACKET),
@@ -232,6 +234,7 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("encryption", member(Encryption)),
     Key("peer_key", _PUBLIC_KEY, format_public_key),
     Key("source_port", _SOURCE_PORT),
+    Key("rate", _RATE, format_rate),
     Key("cpu", _CPU),
     Key("keepalive", number(MIN_KEEPALIVE_S, MAX_KEEPALIVE_S)),
     Key("autoconfigure", boolean),

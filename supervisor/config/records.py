@@ -94,6 +94,8 @@ class CircuitConfig:
     peer_key: bytes | None = None
     """The remote's public key."""
     source_port: SourcePort | int = SourcePort.AUTO
+    rate: int | None = None
+    """How much each end sends at most, in bits per second; None: no limit."""
     cpu: int | None = None
     """None: the CPU with the fewest workers, of those that the daemon may use."""
     keepalive: float = 5.0
