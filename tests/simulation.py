@@ -131,6 +131,11 @@ class RecordingDataPath:
     def set_failure_handler(self, handler: Callback) -> None:
         self.on_failure = handler
 
+    def change(self, config: CircuitConfig, cpu: int) -> None:
+        assert not self.closed
+        self.config, self.cpu = config, cpu
+        self.local_mac = config.mac or self.local_mac
+
     def kill_worker(self) -> None:
         pass
 

@@ -18,11 +18,12 @@ from vela.signaling.messages import CloseReason, Confirm, RejectCode
 from vela.signaling.policy import PeerCircuits, Policy
 from vela.signaling.signer import Key
 
-from ..circuit.circuit import Circuit, DataPath, Origin
+from ..circuit.circuit import Circuit, DataPath, Origin, Setup
 from ..circuit.lifecycle import State
 from ..circuit.remote import RouteSource
 from ..circuit.tenure import Tenure
 from ..config.conflicts import check_key
+from ..config.effects import Difference, Effect, difference
 from ..config.reader import parse_circuits
 from ..config.records import CircuitConfig, Config, Encapsulation, Encryption
 from ..control_channel import ControlChannel
@@ -189,8 +190,14 @@ class Registry:
         """
         self._config = config
         wanted = {circuit.name: circuit for circuit in config.circuits}
+        live: list[tuple[Circuit, CircuitConfig, Difference]] = []
         for name, circuit in tuple(self._circuits.items()):
             if circuit.origin is Origin.CONFIG and wanted.get(name) != circuit.config:
+                if name in wanted:
+                    change = difference(circuit.config, wanted[name])
+                    if change.effect is not Effect.NEW_INTERFACE:
+                        live.append((circuit, wanted[name], change))
+                        continue
                 # If the circuit only changes, the remote must not remove its end.
                 stays = name in wanted and _is_same_circuit(wanted[name], circuit.config)
                 self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
@@ -198,6 +205,8 @@ class Registry:
                     self._store.add_disabled(name)
                 elif circuit.taken_down:
                     self._store.try_save()
+        for circuit, each, change in live:
+            self._change(circuit, each, new_session=change.new_session)
         # Only now: the circuits that were removed said goodbye under the old key.
         self._apply_policy()
         for name in self._pending.reasons(Origin.CONFIG):
@@ -207,6 +216,21 @@ class Registry:
                 self._pending.add(StoredCircuit(each, Origin.CONFIG))
         self._pending.retry()
         return self._pending.reasons(Origin.CONFIG)
+
+    def _change(self, circuit: Circuit, config: CircuitConfig, *, new_session: bool) -> None:
+        """Change a circuit of the file. One that cannot be changed is removed, and tried again."""
+        name = circuit.name
+        try:
+            self._allocation.check_free(config, name, unless=Origin.CONFIG)
+            keys = None if new_session else circuit.frame_keys
+            setup = self._setup(StoredCircuit(config, Origin.CONFIG), keys)
+            cpu = circuit.cpu if config.cpu == circuit.config.cpu else self._cpu_for(config, name)
+            circuit.change(setup, cpu, new_session=new_session)
+        except VelaError as err:
+            self._remove(circuit, CloseReason.STOPPING)
+            if circuit.taken_down:
+                self._store.add_disabled(name)
+            self._pending.add(StoredCircuit(config, Origin.CONFIG), err)
 
     def add(self, name: str, settings: Mapping[str, object]) -> Circuit:
         """Create a circuit at run time, on both machines. It survives restarts.
@@ -556,14 +580,7 @@ class Registry:
         frame_keys: of an encrypted one, closed if that fails; None: they are made.
         """
         config, origin = stored.config, stored.origin
-        # The original VELA has no handshake.
-        static = not config.autoconfigure or config.encapsulation is Encapsulation.IP
-        key = None if static else self._key_for(config, origin)
-        machine = None if static else self._token_for(config, origin)
-        if frame_keys is None and config.encryption is Encryption.REQUIRED:
-            if self._ciphers is None:
-                raise ConfigError(f"{config.name}: encryption is required, and cannot be had")
-            frame_keys = self._ciphers.keys_of(config, key)
+        setup = self._setup(stored, frame_keys)
         try:
             # A command or another machine must learn at once that the bridge is missing.
             data_path = self._make_data_path(
@@ -573,11 +590,11 @@ class Registry:
                 shielded=origin is Origin.PEER,
             )
         except VelaError:
-            if frame_keys is not None:
-                frame_keys.close()
+            if setup.frame_keys is not None:
+                setup.frame_keys.close()
             raise
         return Circuit(
-            config,
+            setup,
             origin,
             data_path,
             loop=self._loop,
@@ -585,18 +602,29 @@ class Registry:
             routes=self._routes,
             owner=self,
             port=self._port,
-            control_channel=None if static else self._control_channel,
-            offer=offer_of(config, origin, stored.named_by_peer),
-            key=key,
-            machine=machine,
             maker=stored.maker,
-            frame_keys=frame_keys,
         )
 
-    def _cpu_for(self, config: CircuitConfig) -> int:
+    def _setup(self, stored: StoredCircuit, frame_keys: CircuitKeys | None = None) -> Setup:
+        """Return what a circuit is. Raises VelaError. frame_keys: see _make."""
+        config, origin = stored.config, stored.origin
+        offer = offer_of(config, origin, stored.named_by_peer)
+        # The original VELA has no handshake.
+        if not config.autoconfigure or config.encapsulation is Encapsulation.IP:
+            return Setup(config, None, offer)
+        key = self._key_for(config, origin)
+        if frame_keys is None and config.encryption is Encryption.REQUIRED:
+            if self._ciphers is None:
+                raise ConfigError(f"{config.name}: encryption is required, and cannot be had")
+            frame_keys = self._ciphers.keys_of(config, key)
+        machine = self._token_for(config, origin)
+        return Setup(config, self._control_channel, offer, key, machine, frame_keys)
+
+    def _cpu_for(self, config: CircuitConfig, changed: str | None = None) -> int:
+        """Return the CPU of a circuit's worker; changed: its name, if the circuit exists."""
         if config.cpu is not None:
             return config.cpu
-        own = [each.cpu for each in self._circuits.values()]
+        own = [each.cpu for name, each in self._circuits.items() if name != changed]
         return least_loaded(allowed_cpus(), own)
 
     def _key_for(self, config: CircuitConfig, origin: Origin) -> Key | None:

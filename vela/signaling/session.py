@@ -320,6 +320,39 @@ class Session:
             self._settle()
             self._send_keepalive(now)
 
+    def set_offer(self, offer: Offer, now: float) -> None:
+        """Say what the remote's end is to be like. The session goes on until another one says so.
+
+        Not for a circuit that the remote set up.
+        """
+        if offer == self._offer:
+            return
+        self._offer = offer
+        self._ask_anew(now)
+
+    def set_key(self, key: Key | None, now: float) -> bool:
+        """Use this key from now on. The session goes on under its own keys until another one is up.
+
+        False: it has no keys of its own, and cannot go on; close it, and begin anew.
+        """
+        links = (self._link,) if self._state in (State.LINKED, State.UP) else ()
+        if key is None or any(link is None or link.signer is None for link in links):
+            return False
+        self._key = key
+        self._ask_anew(now)
+        return True
+
+    def _ask_anew(self, now: float) -> None:
+        """Let what this end asks for, or by which key, be another one from now on."""
+        if self._state in (State.LINKED, State.UP):
+            self._drop_renewal()
+            self._the_link().outdated = True
+            self._attempt.end_renewals()
+            self._seek_beside(Purpose.OUTDATED, now)
+        elif self._state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
+            self._attempt.refused = False
+            self._begin(Received(now))
+
     def set_policy(self, policy: Policy) -> None:
         """Judge the remote by these rules from now on."""
         self._admission.policy = policy
