@@ -295,7 +295,9 @@ class Machine:
         if config.autoconfigure != self.config.autoconfigure:
             self.channel.set_policy(config.autoconfigure, self.key)
         self.config = config
-        return self.registry.reload(config)
+        for _ in self.registry.reload(config):
+            pass
+        return self.registry.failures()
 
     def add(self, name: str, settings: Mapping[str, object]) -> None:
         assert self.registry is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -23,7 +23,6 @@ from ..circuit.lifecycle import State
 from ..circuit.remote import RouteSource
 from ..circuit.tenure import Tenure
 from ..config.conflicts import check_key
-from ..config.effects import Difference, Effect, difference
 from ..config.reader import parse_circuits
 from ..config.records import CircuitConfig, Config, Encapsulation, Encryption
 from ..control_channel import ControlChannel
@@ -40,6 +39,7 @@ from .changes import ChangeLimiter
 from .ciphers import Answered, Ciphers, contradiction
 from .facts import HostFacts
 from .pending import PendingCircuits
+from .plan import Change, Plan, Step, make_plan
 from .requests import Refuse, SetUp, Situation, offer_of
 from .store import CircuitStore, StateFile, Stored, StoredCircuit, record_of
 
@@ -182,44 +182,71 @@ class Registry:
         created = tuple(circuit.status() for circuit in self._circuits.values())
         return created + self._pending.status()
 
-    def reload(self, config: Config) -> dict[str, str]:
-        """Apply a new configuration. Circuits that did not change are not touched.
+    def plan(self, config: Config) -> Plan:
+        """Return what a reload with this configuration would do. Changes nothing."""
+        present = {
+            name: circuit.config
+            for name, circuit in self._circuits.items()
+            if circuit.origin is Origin.CONFIG
+        }
+        return make_plan(present, config.circuits)
 
-        Return the reason, by name, for each circuit of the file that cannot be
-        created at present. The control channel must have the new policy already.
+    def reload(self, config: Config) -> Iterator[None]:
+        """Apply a configuration, a step at a time. Circuits that did not change are not touched.
+
+        failures() then says which circuits cannot be had at present. The control channel
+        must have the new policy already.
         """
+        plan = self.plan(config)
         self._config = config
-        wanted = {circuit.name: circuit for circuit in config.circuits}
-        live: list[tuple[Circuit, CircuitConfig, Difference]] = []
-        for name, circuit in tuple(self._circuits.items()):
-            if circuit.origin is Origin.CONFIG and wanted.get(name) != circuit.config:
-                if name in wanted:
-                    change = difference(circuit.config, wanted[name])
-                    if change.effect is not Effect.NEW_INTERFACE:
-                        live.append((circuit, wanted[name], change))
-                        continue
-                # If the circuit only changes, the remote must not remove its end.
-                stays = name in wanted and _is_same_circuit(wanted[name], circuit.config)
-                self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
-                if circuit.taken_down and name in wanted:
-                    self._store.add_disabled(name)
-                elif circuit.taken_down:
-                    self._store.try_save()
-        for circuit, each, change in live:
-            self._change(circuit, each, new_session=change.new_session)
+        # First what goes: what it has may be wanted by others.
+        for change in plan.of(Step.DELETED, Step.NEW_INTERFACE):
+            self._loop.guard(partial(self._remove_planned, change))
+            yield
+        for name, (pending, origin) in self._pending.wanted().items():
+            if origin is Origin.CONFIG and pending not in config.circuits:
+                self._pending.drop(name)
+        for change in plan.of(Step.LIVE, Step.NEW_WORKER):
+            self._loop.guard(partial(self._change, change))
+            yield
         # Only now: the circuits that were removed said goodbye under the old key.
-        self._apply_policy()
-        for name in self._pending.reasons(Origin.CONFIG):
-            self._pending.drop(name)
-        for name, each in wanted.items():
-            if name not in self._circuits:
-                self._pending.add(StoredCircuit(each, Origin.CONFIG))
-        self._pending.retry()
+        for circuit in tuple(self._circuits.values()):
+            self._loop.guard(partial(self._apply_policy, circuit))
+            yield
+        for change in plan.of(Step.ADDED, Step.NEW_INTERFACE):
+            if change.config is not None and change.name not in self._circuits:
+                self._pending.add(StoredCircuit(change.config, Origin.CONFIG))
+        for name in tuple(self._pending.wanted()):
+            self._loop.guard(partial(self._pending.retry_one, name))
+            yield
+        for change in plan.of(Step.LIVE, Step.NEW_WORKER):
+            if change.config is not None and "addresses" in change.keys:
+                self._warn_of_overlap(change.config)
+                yield
+
+    def failures(self) -> dict[str, str]:
+        """Return the reason, by name, for each circuit of the file that cannot be created."""
         return self._pending.reasons(Origin.CONFIG)
 
-    def _change(self, circuit: Circuit, config: CircuitConfig, *, new_session: bool) -> None:
+    def _remove_planned(self, change: Change) -> None:
+        circuit = self._circuits.get(change.name)
+        if circuit is None:
+            return
+        # If the circuit only changes, the remote must not remove its end.
+        wanted = change.config
+        stays = wanted is not None and _is_same_circuit(wanted, circuit.config)
+        self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
+        if circuit.taken_down and wanted is not None:
+            self._store.add_disabled(change.name)
+        elif circuit.taken_down:
+            self._store.try_save()
+
+    def _change(self, change: Change) -> None:
         """Change a circuit of the file. One that cannot be changed is removed, and tried again."""
-        name = circuit.name
+        name, config, new_session = change.name, change.config, change.new_session
+        circuit = self._circuits.get(name)
+        if circuit is None or config is None:
+            return
         try:
             self._allocation.check_free(config, name, unless=Origin.CONFIG)
             keys = None if new_session else circuit.frame_keys
@@ -701,26 +728,25 @@ class Registry:
         autoconfigure = self._config.autoconfigure
         return "" if autoconfigure is None else contradiction(config, autoconfigure)
 
-    def _apply_policy(self) -> None:
-        """Remove peers' circuits that are no longer allowed. The others get the new policy."""
+    def _apply_policy(self, circuit: Circuit) -> None:
+        """Give a circuit the present policy. One of a peer that is no longer allowed goes."""
         policy, key = self._control_channel.policy, self._control_channel.key
-        for circuit in tuple(self._circuits.values()):
-            if circuit.static:
-                continue
-            if circuit.origin is not Origin.PEER:
-                if circuit.config.key_file is None:
-                    circuit.set_key(key)
-            elif (
-                policy is None
-                or _is_refused(policy, circuit)
-                or self._cipher_contradiction(circuit.config)
-            ):
-                self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
-                self._remove(circuit, CloseReason.STOPPING)
-                self._store.try_save()
-            else:
+        if circuit.static or self._circuits.get(circuit.name) is not circuit:
+            return
+        if circuit.origin is not Origin.PEER:
+            if circuit.config.key_file is None:
                 circuit.set_key(key)
-                circuit.set_policy(policy)
+        elif (
+            policy is None
+            or _is_refused(policy, circuit)
+            or self._cipher_contradiction(circuit.config)
+        ):
+            self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
+            self._remove(circuit, CloseReason.STOPPING)
+            self._store.try_save()
+        else:
+            circuit.set_key(key)
+            circuit.set_policy(policy)
 
 
 def _how_to_enable(circuit: Circuit) -> str:

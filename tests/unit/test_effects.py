@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +74,17 @@ def test_session_cannot_go_on_where_there_is_none_after_it_or_one_with_other_key
 
     assert difference(CIRCUIT, after).new_session is new_session
     assert difference(after, CIRCUIT).new_session is new_session
+
+
+def test_manual_lists_each_key_under_its_effect() -> None:
+    manual = Path(__file__).resolve().parents[2] / "docs" / "operating.md"
+    section = manual.read_text().partition("## Reload")[2].partition("\n## ")[0]
+    listed = {
+        key: cells[1].strip()
+        for line in section.splitlines()
+        if line.startswith("|") and len(cells := line.split("|")) == 5
+        for key in re.findall(r"`([a-z_.]+)`", cells[3])
+    }
+
+    rows = {**CIRCUIT_EFFECTS, **{f"peer.{key}": row for key, row in PEER_EFFECTS.items()}}
+    assert listed == {key: row.effect.value for key, row in rows.items()}

@@ -18,7 +18,8 @@ def set_accept_ra(name: str, accept: bool) -> None:
 
     Raises DeviceError where that cannot be set, and is otherwise at present.
     """
-    _set(name, _IPV6 / name / "accept_ra", _ALWAYS if accept else _NO)
+    what = f"{name}: cannot set net.ipv6.conf.{name}.accept_ra"
+    _set(_IPV6 / name / "accept_ra", _ALWAYS if accept else _NO, what)
 
 
 def set_promote_secondaries(name: str) -> None:
@@ -26,11 +27,12 @@ def set_promote_secondaries(name: str) -> None:
 
     Raises DeviceError.
     """
-    _set(name, _IPV4 / name / "promote_secondaries", "1")
+    what = f"{name}: cannot set net.ipv4.conf.{name}.promote_secondaries"
+    _set(_IPV4 / name / "promote_secondaries", "1", what)
 
 
-def _set(name: str, switch: Path, wanted: str) -> None:
-    family = switch.parts[4]
+def _set(switch: Path, wanted: str, what: str) -> None:
+    """Raises DeviceError: what failed, and why."""
     try:
         if switch.read_text().strip() == wanted:
             return
@@ -38,7 +40,4 @@ def _set(name: str, switch: Path, wanted: str) -> None:
     except FileNotFoundError:
         return  # a kernel without IPv6
     except OSError as err:
-        raise DeviceError(
-            f"{name}: cannot set net.{family}.conf.{name}.{switch.name} to {wanted}: "
-            f"{os.strerror(err.errno or 0)}"
-        ) from err
+        raise DeviceError(f"{what} to {wanted}: {os.strerror(err.errno or 0)}") from err
