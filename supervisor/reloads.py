@@ -117,9 +117,9 @@ class Reloads:
 
         An editor writes a file in pieces, and a full disk cuts it off.
         """
-        doomed = len(plan.changes)
+        doomed = self._registry.running(only={change.name for change in plan.changes})
         if config == Config():  # nor an [autoconfigure], which all others depend on
-            doomed = len(self._registry)
+            doomed = self._registry.running()
         if doomed:
             raise ConfigError(
                 f"{self._path}: names no circuit, and {doomed} would be deleted; "

@@ -73,6 +73,8 @@ class Origin(Enum):
 
 # States that need no action of the operator.
 _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED})
+# For a remote that has the changed key already.
+KEY_GRACE_S = 5.0
 OTHER_MACHINE = "the remote is another machine, or another port"
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
@@ -463,7 +465,8 @@ class Circuit:
     def set_key(self, key: Key | None) -> None:
         """Use this key from now on.
 
-        The session goes on until both ends have begun another one under the changed key.
+        The session goes on until both ends have begun another one under the changed key;
+        one that the remote set up no longer than KEY_GRACE_S.
         """
         if key == self._key:
             return
@@ -472,9 +475,19 @@ class Circuit:
             self._frame_keys.set_psk(key)
         if self._signaling is None or self.disabled:
             return
-        if self._signaling.session.set_key(key, self._loop.now()):
-            self._signaling.pump()
-        else:
+        if not self._signaling.session.set_key(key, self._loop.now()):
+            self.restart()
+            return
+        self._signaling.pump()
+        if self.origin is Origin.PEER:
+            # Who has only the key before is no longer allowed here.
+            former = self._signaling, self._signaling.session.local_nonces[:1]
+            self._loop.call_later(KEY_GRACE_S, lambda: self._end_session(*former))
+
+    def _end_session(self, signaling: SignalingChannel, nonces: tuple[int, ...]) -> None:
+        """Begin anew if there is still the session with this nonce."""
+        is_former = self._signaling is signaling and signaling.session.local_nonces[:1] == nonces
+        if is_former and nonces and not (self._closed or self.disabled):
             self.restart()
 
     def check(self) -> None:

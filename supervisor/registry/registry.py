@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -171,6 +171,14 @@ class Registry:
 
     def __len__(self) -> int:
         return len(self._circuits)
+
+    def running(self, only: Container[str] | None = None) -> int:
+        """Return how many circuits, of those with these names, are not administratively down."""
+        return sum(
+            not circuit.disabled
+            for name, circuit in self._circuits.items()
+            if only is None or name in only
+        )
 
     def check(self) -> None:
         """Check all circuits. To be called once a second."""

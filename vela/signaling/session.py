@@ -109,7 +109,15 @@ from vela.signaling.messages import (
 )
 from vela.signaling.outbox import Outbox
 from vela.signaling.policy import Policy
-from vela.signaling.renewal import LOST_REPEAT_S, LOST_TRIES, Purpose, Renewal, hint_bucket
+from vela.signaling.renewal import (
+    LOST_REPEAT_S,
+    LOST_TRIES,
+    PATIENT,
+    SEAMLESS,
+    Purpose,
+    Renewal,
+    hint_bucket,
+)
 from vela.signaling.session_cipher import SessionCipher, awaits_handshake, finish_handshake
 from vela.signaling.signer import Key, Signer
 
@@ -348,7 +356,7 @@ class Session:
             self._drop_renewal()
             self._the_link().outdated = True
             self._attempt.end_renewals()
-            self._seek_beside(Purpose.OUTDATED, now)
+            self._seek_beside(Purpose.CHANGED, now)
         elif self._state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
             self._attempt.refused = False
             self._begin(Received(now))
@@ -870,8 +878,8 @@ class Session:
             self._confirm_renewal(now)
         elif renewal.confirming:
             self._end_renewal(now)
-        elif renewal.purpose is Purpose.OUTDATED:
-            self._seek_beside(Purpose.OUTDATED, now)
+        elif renewal.purpose in PATIENT:
+            self._seek_beside(renewal.purpose, now)
         else:
             self._ask_beside(renewal, now)
 
@@ -887,7 +895,7 @@ class Session:
             return
         renewal.tries += 1
         self._send_request_of(renewal.link)
-        in_a_hurry = renewal.purpose is not Purpose.OUTDATED
+        in_a_hurry = renewal.purpose not in PATIENT
         delay_s = LOST_REPEAT_S if in_a_hurry else self._attempt.renewal_delay_s()
         self._due[Input.RENEWAL_DUE] = now + delay_s
 
@@ -914,7 +922,7 @@ class Session:
     def _on_renewed(self, received: Received) -> None:
         """Give the session up for the new one, which both ends have now."""
         renewal = self._the_renewal()
-        follows = renewal.purpose is Purpose.KEYS and self._state is State.UP
+        follows = renewal.purpose in SEAMLESS and self._state is State.UP
         if not follows:
             self._tell_down(renewal.purpose.value)
         self._attempt.begin(received.now)
