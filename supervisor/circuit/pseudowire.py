@@ -49,7 +49,7 @@ from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
 from .links import Links
 from .rates import Traffic
-from .terms import Profile, provisional_mtu
+from .terms import Profile, is_encrypted, provisional_mtu
 
 # Workers that start are forked in a row, this often: what the supervisor writes to
 # between two forks is copied for each (measured with 255: 8 MB a worker, and
@@ -116,14 +116,13 @@ class Pseudowire:
         self._key_page: int | None = None
         self._frame_port: int | None = None
         self._carrier = self._narrowed = False
-        self._interface_lost = False
+        self._interface_lost = self._changed = False
         self._claim: Claim | None = None
         self._send_socket: socket.socket | None = None
         self._starting: Timer | None = None
 
-        identity = (*parts.identity, config.name, str(config.id), str(config.remote))
-        self.local_mac = config.mac or derive_mac(*identity)
-        self._made_up_mac = derive_mac("remote", *identity)
+        self.local_mac = config.mac or self._derive_mac()
+        self._made_up_mac = self._derive_mac("remote")
         self._counters = parts.counters.take()
         self._keeper = WorkerKeeper(
             config.name,
@@ -192,6 +191,26 @@ class Pseudowire:
         """Let handler be called when workers fail again and again, and when one lives again."""
         self._on_failure = handler
 
+    def change(self, config: CircuitConfig, cpu: int) -> None:
+        """Take another configuration of the circuit with this name and id. Raises DeviceError.
+
+        The interface stays. What the worker was told is out of date then: attach() follows.
+        """
+        mac = self.local_mac
+        if config.mac != self._config.mac:
+            mac = config.mac or self._derive_mac()
+        self._interface.change(config, mac)
+        self._changed = self._changed or (mac, cpu) != (self.local_mac, self._cpu)
+        if self._attached is None and config.mtu is not None and config.mtu != self._config.mtu:
+            self._interface.set_mtu(config.mtu, encrypted=is_encrypted(config))
+        self._config, self.local_mac, self._cpu = config, mac, cpu
+
+    def _derive_mac(self, *end: str) -> bytes:
+        config = self._config
+        return derive_mac(
+            *end, *self._parts.identity, config.name, str(config.id), str(config.remote)
+        )
+
     def kill_worker(self) -> None:
         """Begin to end the worker, ahead of close() in the same turn of the loop."""
         self._keeper.kill()
@@ -212,12 +231,18 @@ class Pseudowire:
         gets and this process never maps. An encrypted circuit needs one, also
         where there is no key in it yet, and no other may have one.
 
-        Does nothing where it already does just that. Raises VelaError, and
-        then it is detached.
+        Does nothing where it already does just that. Where only numbers differ, a
+        new worker goes on with the same descriptors. Raises VelaError, and then it
+        is detached.
         """
-        if (path, profile) == self._attached and key_page == self._key_page:
+        before = self._attached
+        if before == (path, profile) and key_page == self._key_page and not self._changed:
             return
-        self._release()
+        goes_on = before is not None and _uses_same_sockets(before, (path, profile))
+        if not goes_on or key_page != self._key_page:
+            self._release()
+        elif self._starting is not None:
+            self._starting.cancel()
         try:
             self._attach(path, profile, key_page)
         except BaseException:
@@ -423,9 +448,11 @@ class Pseudowire:
         self._decapsulator = self._make_decapsulator(
             profile.remote_mac, partial_checksums=profile.partial_checksums
         )
-        claim = self._claim = self._parts.demux.claim(
-            self, self._config.id, path.sources, path.group
-        )
+        claim = self._claim
+        if claim is None:
+            claim = self._claim = self._parts.demux.claim(
+                self, self._config.id, path.sources, path.group
+            )
         destination = source_address = None
         if profile.source_port == path.group.port:
             send_socket = claim.socket
@@ -433,6 +460,9 @@ class Pseudowire:
             destination = path.group.sockaddr(path.endpoint)
             if path.group.address.is_unspecified:
                 source_address = pktinfo(path.route.source)
+        elif self._send_socket is not None:
+            send_socket = self._send_socket
+            set_narrowed(send_socket, self._narrowed)
         else:
             send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
         attachment = Attachment(
@@ -462,13 +492,14 @@ class Pseudowire:
             attachment=attachment,
             page=self._counters.page,
             exit_message=self._keeper.exit_message,
+            handover=self._keeper.handover,
             cpu=self._cpu,
             user=self._parts.user,
             supervisor_pid=os.getpid(),
             filter=worker_filter(self._parts.engine.calls(attachment)),
         )
-        self._starting = self._parts.forks.add(lambda: self._keeper.start(task))
-        self._attached, self._key_page = (path, profile), key_page
+        self._starting = self._parts.forks.add(lambda: self._keeper.replace(task))
+        self._attached, self._key_page, self._changed = (path, profile), key_page, False
         self._frame_port = send_socket.getsockname()[1]
 
     def _open_send_socket(self, path: UnderlayPath, wanted: int | None) -> socket.socket:
@@ -512,6 +543,18 @@ class Pseudowire:
                 source = Endpoint(path.endpoint.address, UNKNOWN_PORT if port is None else port)
                 end = REBUILD_ROOM + length
                 demux.dispatch(source, path.route.source, data, REBUILD_ROOM, end)
+
+
+def _uses_same_sockets(
+    before: tuple[UnderlayPath, Profile], after: tuple[UnderlayPath, Profile]
+) -> bool:
+    """Tell whether frames come and go by the same sockets on both paths."""
+    (old, old_profile), (new, new_profile) = before, after
+    return (
+        (old.endpoint, old.sources, old.group) == (new.endpoint, new.sources, new.group)
+        and old.route.source == new.route.source
+        and old_profile.source_port == new_profile.source_port
+    )
 
 
 def _socket_pair(circuit: str) -> tuple[socket.socket, socket.socket]:
