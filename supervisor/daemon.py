@@ -19,6 +19,7 @@ from vela import __version__
 from vela.dataplane.counters import CounterSlab
 from vela.dataplane.engine import LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
+from vela.linux import ebpf
 from vela.linux.affinity import allowed_cpus
 from vela.linux.features import ALL_FEATURES, Feature, Features, probe, words
 from vela.linux.forwarding import Forwarding
@@ -90,6 +91,7 @@ class Daemon:
                 undo.callback(group.close)
             _warn_of_clipped_buffers(groups)
             _warn_of_missing_filter()
+            _warn_of_classic_steering()
             self._forwarding = Forwarding()
             netlink = Netlink()
             undo.callback(netlink.close)
@@ -412,6 +414,15 @@ def _warn_of_missing_filter() -> None:
             "system_calls_not_filtered",
             reason=why_no_filter(),
             consequence="a worker that is taken over can do more: see docs/security.md",
+        )
+
+
+def _warn_of_classic_steering() -> None:
+    if not ebpf.available():
+        structlog.get_logger().warning(
+            "steering_programs_classic",
+            reason="this process may not load extended BPF programs: it has no CAP_BPF",
+            consequence="a kernel without the fix of CVE-2026-52910 can crash when circuits change",
         )
 
 

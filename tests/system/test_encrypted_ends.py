@@ -12,7 +12,7 @@ import pytest
 from sealed_circuit import holder_of, identity_configs, psk_configs, psk_file
 from sealed_wire import circuit_datagrams
 
-from lab.autoconfigured import ends, wait_until_up
+from lab.autoconfigured import Ends, ends, wait_until_up
 from lab.capture import Capture
 from lab.circuit import NAME
 from lab.daemon import Velad
@@ -23,6 +23,13 @@ from vela.public_key import fingerprint
 from vela.supervisor.config.identity import public_of
 
 pytestmark = pytest.mark.needs_net_admin
+
+
+# A velad on a machine whose processor has no instructions for AES-GCM.
+_WITHOUT_AES = """
+import vela.dataplane.engine
+vela.dataplane.engine.has_aes_instructions = lambda: False
+"""
 
 
 @pytest.fixture
@@ -65,6 +72,31 @@ def test_circuit_is_encrypted_by_the_keys_of_both_machines(
             assert found["pattern"] == "IKpsk2"
             assert found["peer_fingerprint"] == fingerprint(public_of(tmp_path / f"{other}.key"))
         await_pings(routers)
+
+
+@pytest.mark.parametrize("engines", [("native", "python"), ("python", "native")])
+@pytest.mark.parametrize("without", [0, 1], ids=["a", "b"])
+def test_machine_without_instructions_for_aes_uses_chacha20(
+    routers: TwoRouters, psk: Path, engines: tuple[str, str], without: int
+) -> None:
+    configs = [
+        f'[daemon]\nengine = "{engine}"\n{config}'
+        for engine, config in zip(engines, psk_configs(routers, psk), strict=True)
+    ]
+    before = ["", ""]
+    before[without] = _WITHOUT_AES
+    with (
+        Velad(routers.b.namespace, configs[1], before=before[1]) as b,
+        Velad(routers.a.namespace, configs[0], before=before[0]) as a,
+    ):
+        both = Ends(a, b)
+        wait_until_up(both)
+
+        for velad in both:
+            assert velad.circuit(NAME)["cipher"]["suite"] == "ChaCha20-Poly1305"
+        await_pings(routers)
+        for velad in both:
+            assert velad.circuit(NAME)["counters"]["rx_dropped"]["bad_tag"] == 0
 
 
 @pytest.mark.parametrize("who", [0, 1], ids=["a", "b"])

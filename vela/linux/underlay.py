@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vela.address import Endpoint, Family, IPAddress
 from vela.errors import DeviceError
-from vela.linux import bpf
+from vela.linux import bpf, ebpf
 from vela.linux.features import NETNS_COOKIE_SIZE, SO_NETNS_COOKIE, UDP_GRO, Feature, Features
 from vela.linux.rtnetlink import Rtnetlink
 from vela.linux.steering import CONTROL_SOCKETS, STRANGERS
@@ -26,6 +26,7 @@ _SO_LOCK_FILTER = 44
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _SO_ATTACH_REUSEPORT_CBPF = 51
+_SO_ATTACH_REUSEPORT_EBPF = 52
 SO_RXQ_OVFL = 40
 # include/uapi/linux/in.h, in6.h and udp.h.
 IP_MTU_DISCOVER = 10
@@ -34,6 +35,7 @@ IP_MTU = 14
 IPV6_MTU_DISCOVER = 23
 IPV6_MTU = 24
 _IP_PKTINFO = 8
+_IP_FREEBIND = 15
 
 _IN_PKTINFO = struct.Struct("=i4s4s")  # interface, own address, the header's (ip(7))
 _IN6_PKTINFO = struct.Struct("=16sI")  # own address, interface (RFC 3542, section 6)
@@ -181,10 +183,18 @@ class ReceiveGroup:
     def steer(self, program: bytes) -> None:
         """Let this classic BPF program choose the socket; it replaces the one before at once.
 
-        No privilege is needed, and a group keeps its program as sockets join
-        (Linux 4.5, commit 538950a1b752).
+        It is attached as an extended one where this process may load those: see ebpf.py. Otherwise
+        no privilege is needed. A group keeps its program as sockets join (Linux 4.5, commit
+        538950a1b752). Raises OSError: ENOMEM where it is too large.
         """
-        _attach(self._sockets[0], _SO_ATTACH_REUSEPORT_CBPF, program)
+        extended = _load(program)
+        if extended is None:
+            _attach(self._sockets[0], _SO_ATTACH_REUSEPORT_CBPF, program)
+        else:
+            try:
+                self._sockets[0].setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_EBPF, extended)
+            finally:
+                os.close(extended)
         self._program = program
 
     def restore(self, index: int) -> None:
@@ -284,13 +294,36 @@ def open_send_socket(
         # What comes to this port is nobody's, and must not lie here unread.
         _attach(opened, _SO_ATTACH_FILTER, _DROP_ALL)
         set_narrowed(opened, narrowed)
-        opened.bind((str(local), port))
+        _bind(opened, local, port)
         opened.connect((str(remote.address), remote.port))
         _set_up(opened, SEND_BUFFER)
     except OSError:
         opened.close()
         raise
     return opened
+
+
+def _bind(opened: socket.socket, local: IPAddress, port: int) -> None:
+    """Bind to an address of this machine, also of an interface in a VRF. Raises OSError.
+
+    Of IPv4 the kernel looks in the main table alone (net/ipv4/af_inet.c, __inet_bind),
+    although datagrams from there leave, and with net.ipv4.udp_l3mdev_accept arrive.
+    """
+    try:
+        opened.bind((str(local), port))
+    except OSError as err:
+        if err.errno != errno.EADDRNOTAVAIL or local.version != 4 or not _is_own(local):
+            raise
+        opened.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        opened.bind((str(local), port))
+
+
+def _is_own(address: IPAddress) -> bool:
+    try:
+        with closing(Rtnetlink()) as kernel:
+            return any(each.address.ip == address for each in kernel.addresses())
+    except DeviceError:
+        return False
 
 
 def set_narrowed(opened: socket.socket, narrowed: bool) -> None:
@@ -327,7 +360,7 @@ def find_route(local: IPAddress, remote: Endpoint) -> Route:
     if local.version != remote.address.version:
         local = ANY_ADDRESS[remote.family]
     with _udp_socket(local, only_ipv6=True) as probe:
-        probe.bind((str(local), 0))
+        _bind(probe, local, 0)
         probe.connect((str(remote.address), remote.port))
         source = ip_address(probe.getsockname()[0])
         return Route(source, *_own_mtu(source, remote.address, _current_mtu(probe)))
@@ -429,6 +462,17 @@ def _attach(opened: socket.socket, option: int, program: bytes) -> None:
     """Hand a classic BPF program, an array of struct sock_filter, to the kernel."""
     fprog = bpf.Fprog(program)
     opened.setsockopt(socket.SOL_SOCKET, option, fprog.raw)
+
+
+def _load(program: bytes) -> int | None:
+    """Return the descriptor of a classic program's extended form; None: there can be none."""
+    if not ebpf.available():
+        return None
+    try:
+        return ebpf.load(ebpf.translate(program))
+    except OSError:
+        # E2BIG, EACCES: more than the kernel's check of programs goes through.
+        return None
 
 
 def _set_up(opened: socket.socket, send_buffer: int, receive_buffer: int | None = None) -> None:

@@ -39,6 +39,8 @@ networks = ["172.16.0.0/12"]
 MISTAKE = "[daemon]\nprot = 1\n"
 MAX_EXPOSURE = 3.0
 """Of systemd-analyze security, from 0 to 10; newer versions of systemd judge more strictly."""
+RESTART_PAUSE_S = 2.0
+"""RestartSec of the unit."""
 
 Note = Callable[[str, object], None]
 
@@ -158,13 +160,13 @@ def test_reload_finds_a_control_socket_that_is_elsewhere(remote: Velad) -> None:
         assert elsewhere.is_socket()
         _run("systemctl", "reload", UNIT)
     assert _run("systemctl", "reload", UNIT).returncode == 0
-    _run("systemctl", "restart", UNIT)
-    eventually(lambda: set(_states().values()) == {"up"}, 30, "all circuits to be up")
+    _restart_seconds()
 
 
 def test_supervisor_that_is_killed_under_a_ping_is_started_again(
     remote: Velad, record_property: Note
 ) -> None:
+    restart_s = _restart_seconds()
     restarts = int(_show("NRestarts"))
     # -D: each reply with the time at which it came. Not -w: it ends at the first ICMP error.
     with subprocess.Popen(
@@ -187,7 +189,11 @@ def test_supervisor_that_is_killed_under_a_ping_is_started_again(
             ping.send_signal(signal.SIGINT)
     without = max(after - before for before, after in pairwise(replies))
     record_property("seconds without a reply", round(without, 1))
+    record_property("seconds of a restart", round(restart_s, 1))
 
+    # As long as an ordinary restart on this machine, with the pause before it: nothing waits for
+    # the remote to miss the one that was killed.
+    assert without < RESTART_PAUSE_S + 2 * restart_s + 1
     assert int(_show("NRestarts")) == restarts + 1
     assert Path("/run/vela/velad.sock").is_socket()
 
@@ -224,6 +230,7 @@ def test_nothing_was_denied_to_velad_and_its_workers(remote: Velad) -> None:
     assert "worker_exited" not in log
     # Nor seccomp, with which workers restrict themselves.
     assert "system_calls_not_filtered" not in log
+    assert "steering_programs_classic" not in log
     assert {circuit["worker"]["engine"] for circuit in _circuits().values()} == {"native"}
 
 
@@ -242,8 +249,10 @@ def test_stop_takes_everything_down_and_the_remote_is_told(remote: Velad) -> Non
     assert _show("Result") == "success"
     assert _show("ExecMainStatus") == "0"
     assert not any(_interface(name).exists() for name in BRIDGES)
-    entry = remote.wait_for_state("vela0", "down")
-    assert entry["reason"] == "the other end is stopping"
+    remote.wait_for_state("vela0", "down")
+    # Its status says another reason as soon as the requests that follow stay unanswered.
+    told = "the other end is stopping"
+    eventually(lambda: told in remote.log(), 10, "the remote to be told")
 
 
 @contextmanager
@@ -290,6 +299,14 @@ def _circuits() -> dict[str, Any]:
 
 def _states() -> dict[str, str]:
     return {name: one["state"] for name, one in _circuits().items()}
+
+
+def _restart_seconds() -> float:
+    """Restart the unit, and return how long it took until all circuits are up."""
+    began = time.monotonic()
+    _run("systemctl", "restart", UNIT)
+    eventually(lambda: set(_states().values()) == {"up"}, 30, "all circuits to be up")
+    return time.monotonic() - began
 
 
 def _worker(name: str) -> int:
