@@ -247,8 +247,8 @@ def test_change_of_a_key_leaves_alone_what_its_row_says(
     if change.up and row.effect is Effect.NEW_WORKER and key not in ONLY_WITH_OTHERS:
         eventually(lambda: look(both.a).worker not in (None, before.worker), 10.0, "another worker")
     after = look(both.a)
-    worker = "none" if None in (before.worker, after.worker) else "new"
-    worker = "kept" if after.worker == before.worker else worker
+    worker = "kept" if after.worker == before.worker else "new"
+    worker = "none" if None in (before.worker, after.worker) else worker
     pings = "" if missed is None else f"{missed} of {PINGS} pings lost"
     figure(f"{key:22} {row.effect.value:14} interface kept, worker {worker}, {pings}")
     assert missed in (None, 0)
