@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     except VelaError as err:
         return _refuse(err)
     if arguments.check:
-        print(f"{arguments.config}: no mistakes, {len(config.circuits)} circuits")
+        beside = len(set(config.files.values()) - {str(arguments.config)})
+        with_them = f" and {beside} beside it" if beside else ""
+        print(f"{arguments.config}{with_them}: no mistakes, {len(config.circuits)} circuits")
         return EXIT_OK
     configure(config.daemon.log_level, config.daemon.log_format)
     _give_up_standard_streams()

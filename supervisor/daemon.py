@@ -254,6 +254,7 @@ class Daemon:
             "config": format_config(
                 self._reloads.config, (config for config, _ in circuits.values())
             ),
+            "files": dict(self._reloads.config.files),
             "origins": {name: origin.value for name, (_, origin) in circuits.items()},
         }
 

@@ -283,7 +283,9 @@ class Registry:
         table = dict(settings)
         if "id" not in table:
             table["id"] = self._allocation.free_id(str(table.get("remote", "")))
-        (config,) = parse_circuits({name: table}, self._config.daemon, "velactl add")
+        (config,) = parse_circuits(
+            {name: table}, self._config.daemon, "velactl add", self._config.defaults
+        )
         missing = tuple(check_key(config, self._config.autoconfigure))
         if missing:
             raise ConfigError(*(f"velactl add: {each}" for each in missing))

@@ -25,9 +25,11 @@ def reload(arguments: Namespace) -> None:
     report = ask(arguments.socket, request, RELOAD_TIMEOUT_S)
     if arguments.json:
         output.write_json(report)
-    else:
+    elif "circuits" in report:
         output.write(lines(report))
-    failed = {each["circuit"]: each["error"] for each in report["circuits"] if each["error"]}
+    failed = {
+        each["circuit"]: each["error"] for each in report.get("circuits", ()) if each["error"]
+    }
     if failed:
         reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
         raise VelaError(f"all else was reloaded, but {reasons}")
