@@ -21,12 +21,16 @@ def reload(arguments: Namespace) -> None:
         "command": "reload",
         "dry_run": arguments.dry_run,
         "allow_empty": arguments.allow_empty,
+        "confirm": arguments.confirm,
     }
     report = ask(arguments.socket, request, RELOAD_TIMEOUT_S)
     if arguments.json:
         output.write_json(report)
     elif "circuits" in report:
         output.write(lines(report))
+        if arguments.confirm is not None:
+            within = f"within {arguments.confirm:g} s"
+            output.write([f"on trial: velactl confirm {within}, or all of it is taken back"])
     failed = {
         each["circuit"]: each["error"] for each in report.get("circuits", ()) if each["error"]
     }
