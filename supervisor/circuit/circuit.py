@@ -77,6 +77,8 @@ class Origin(Enum):
 _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED})
 # For a remote that has the changed key already.
 KEY_GRACE_S = 5.0
+# For a session to come up that takes the place of another one.
+CHANGE_GRACE_S = 3.0
 OTHER_MACHINE = "the remote is another machine, or another port"
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
@@ -329,6 +331,30 @@ class Circuit:
         self._carry()
         self._remote.resolve_later()
         self._take(Input.ACCEPT)
+
+    def accept_change(self, setup: Setup, requested: CircuitRequested) -> None:
+        """Become what the remote that set the circuit up asks for, in a session of its own.
+
+        The name and the interface stay. answer() must follow. Raises VelaError; the
+        circuit is then to be closed.
+        """
+        signaling = self._require_signaling()
+        signaling.forget()
+        self.config, self.offer = setup.config, setup.offer
+        self._log = self._bound_log()
+        self._data_path.change(self.config, self.cpu)
+        self._remote.stop()
+        self._remote = self._search()
+        self._lifecycle = Lifecycle(static=False)
+        begun = self._signaling = self._open_signaling()
+        self.accept(requested)
+        # Frames go on meanwhile, as both ends are about to have the session.
+        self._loop.call_later(CHANGE_GRACE_S, lambda: self._give_up_carrier(begun))
+
+    def _give_up_carrier(self, signaling: SignalingChannel | None) -> None:
+        """Show the link down if the session of accept_change() is not up by now."""
+        if self._signaling is signaling and self.state is not State.UP and not self._closed:
+            self._show_carrier(False)
 
     def answer(self) -> None:
         """Tell the remote that it was accepted."""
