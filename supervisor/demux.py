@@ -121,7 +121,8 @@ class Demux:
         self._steering: Timer | None = None
         self._control = ControlSteering()
         self._looks = Burst(loop, LOOK_INTERVAL_S)
-        self._to_look_at: dict[int, Claim] = {}
+        self._watched: dict[Receiver, IPAddress] = {}
+        self._to_look_at: set[Receiver] = set()
         self._overflows: dict[int, int] = {}
         self._on_control: ControlHandler = self._drop_control
         self._data = bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD)
@@ -222,6 +223,16 @@ class Demux:
         self._withdrawn.append(claim)
         self._steer_soon()
 
+    def watch_route(self, receiver: Receiver, address: IPAddress | None) -> None:
+        """Tell a circuit without a claim, too, when the route to an address may have changed.
+
+        None: it is told of its claim's only.
+        """
+        if address is None:
+            self._watched.pop(receiver, None)
+        else:
+            self._watched[receiver] = _plain(address)
+
     def expect_control(self, control: ControlSteering) -> None:
         """Let these control messages wait in queues of their own, apart from strangers'."""
         if control != self._control:
@@ -320,20 +331,22 @@ class Demux:
         changes = self._monitor.changes()
         if changes == ():
             return
-        concerned = {
-            id(claim): claim
-            for (source, _), claim in self._claims.items()
-            if changes is None or any(source in network for network in changes)
-        }
-        for claim in concerned.values():
-            if id(claim) not in self._to_look_at:
-                self._to_look_at[id(claim)] = claim
-                self._looks.add(partial(self._look_at_route, claim))
+        claimed = ((source, claim.receiver) for (source, _), claim in self._claims.items())
+        watched = ((address, receiver) for receiver, address in self._watched.items())
+        for address, receiver in (*claimed, *watched):
+            if receiver in self._to_look_at:
+                continue
+            if changes is None or any(address in network for network in changes):
+                self._to_look_at.add(receiver)
+                self._looks.add(partial(self._look_at_route, receiver))
 
-    def _look_at_route(self, claim: Claim) -> None:
-        del self._to_look_at[id(claim)]
-        if self._claims.get((claim.sources[0], claim.circuit_id)) is claim:
-            claim.receiver.look_at_route()
+    def _look_at_route(self, receiver: Receiver) -> None:
+        self._to_look_at.remove(receiver)
+        claims = receiver in self._watched or any(
+            claim.receiver is receiver for claim in self._claims.values()
+        )
+        if claims:
+            receiver.look_at_route()
 
     def _receive(self, group: ReceiveGroup, control_socket: socket.socket) -> None:
         taken = 0

@@ -96,6 +96,8 @@ class RecordingDataPath:
     obstacle: str = ""
     refusal: str = ""
     """What attach() fails with."""
+    loop: str = ""
+    """Why the route to the remote cannot be."""
     frames_from: int | None = None
     """The remote's port that frames are taken from."""
     attachments: int = 0
@@ -130,6 +132,12 @@ class RecordingDataPath:
 
     def set_failure_handler(self, handler: Callback) -> None:
         self.on_failure = handler
+
+    def set_route_handler(self, handler: Callback) -> None:
+        self.on_route = handler
+
+    def find_loop(self, remote: Endpoint, route: Route) -> str:
+        return self.loop
 
     def kill_worker(self) -> None:
         pass

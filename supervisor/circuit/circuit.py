@@ -15,7 +15,7 @@ from vela.address import Endpoint, IPAddress
 from vela.dataplane.contract import Abilities
 from vela.dataplane.frame import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
-from vela.linux.underlay import UnderlayPath
+from vela.linux.underlay import Route, UnderlayPath
 from vela.signaling.agreement import Agreement
 from vela.signaling.encryption import Encryption as SessionEncryption
 from vela.signaling.events import (
@@ -49,6 +49,7 @@ from ..runtime.names import NameSource
 from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, WorkerStatus
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
+from .loops import LoopFreeRoutes, RouteLoop
 from .rates import RateMeter, Traffic
 from .remote import RemoteSearch, RouteSource
 from .signaling import SignalingChannel
@@ -124,6 +125,12 @@ class DataPath(Protocol):
     def set_failure_handler(self, handler: Callback) -> None:
         """Set the callback for workers that fail repeatedly, and for one that works again."""
 
+    def set_route_handler(self, handler: Callback) -> None:
+        """Set the callback for routes to the remote that may have changed."""
+
+    def find_loop(self, remote: Endpoint, route: Route) -> str:
+        """Return why the circuit cannot send to a remote by this route; empty: it can."""
+
     def traffic(self) -> Traffic: ...
 
     def worker_status(self) -> WorkerStatus | None: ...
@@ -184,7 +191,7 @@ class Circuit:
         """Of one that the remote set up: how long it is kept."""
         self._data_path = data_path
         self._loop = loop
-        self._routes = routes
+        self._routes = LoopFreeRoutes(routes, data_path)
         self._owner = owner
         self._port = port
         self._control_channel = control_channel
@@ -214,12 +221,13 @@ class Circuit:
             port,
             loop,
             names,
-            routes,
+            self._routes,
             listener=self,
             local_address=self._local_address,
         )
         self._signaling = self._open_signaling()
         data_path.set_failure_handler(self.check)
+        data_path.set_route_handler(self._on_route_changed)
 
     # For the registry.
 
@@ -471,6 +479,21 @@ class Circuit:
         self._take(Input.ROUTED)
         if self._signaling is not None:
             self._signaling.pump()
+
+    def _on_route_changed(self) -> None:
+        """Stop sending at once where the route now leads into this circuit, or look again."""
+        if self.disabled or self._closed:
+            return
+        attached = self._data_path.attached
+        if attached is None:
+            self._remote.resolve()
+            return
+        try:
+            self._routes.way_from(attached[0].route.source, attached[0].endpoint)
+        except RouteLoop as err:
+            self._take(Input.MISROUTED, str(err))
+        except DeviceError:
+            pass  # if it stays so, the session goes down by itself
 
     # From signalling.
 

@@ -22,6 +22,7 @@ from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.sandbox import User, worker_filter
 from vela.linux.underlay import (
+    Route,
     UnderlayPath,
     find_route,
     open_send_socket,
@@ -48,6 +49,7 @@ from ..status import CounterStatus, WorkerStatus
 from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
 from .links import Links
+from .loops import Aim, Carriers
 from .rates import Traffic
 from .terms import Profile, provisional_mtu
 
@@ -70,6 +72,7 @@ class PseudowireFactory:
     links: Links
     forwarding: Forwarding
     demux: Demux
+    carriers: Carriers
     forks: Burst
     """Where workers are started: see FORK_INTERVAL_S."""
     counters: CounterSlab
@@ -108,6 +111,7 @@ class Pseudowire:
         await_bridge, shielded: see AttachmentCircuit.
         """
         self._on_failure: Callback | None = None
+        self._on_route: Callback | None = None
         self._config = config
         self._parts = parts
         self._cpu = cpu
@@ -192,6 +196,10 @@ class Pseudowire:
         """Let handler be called when workers fail again and again, and when one lives again."""
         self._on_failure = handler
 
+    def set_route_handler(self, handler: Callback) -> None:
+        """Let handler be called when the route to the remote may have changed."""
+        self._on_route = handler
+
     def kill_worker(self) -> None:
         """Begin to end the worker, ahead of close() in the same turn of the loop."""
         self._keeper.kill()
@@ -202,6 +210,8 @@ class Pseudowire:
         self._parts.loop.unwatch(self._divert_reader.fileno())
         self._divert_reader.close()
         self._divert_writer.close()
+        self._parts.demux.watch_route(self, None)
+        self._parts.carriers.forget(self._interface.index)
         self._interface.close()
         self._parts.counters.give_back(self._counters)
 
@@ -315,8 +325,25 @@ class Pseudowire:
         counters[Slot.RX_BYTES] += end - frame
         counters[Slot.RX_ELIDED] += elided
 
+    def find_loop(self, remote: Endpoint, route: Route) -> str:
+        """Return why the circuit cannot send to a remote by this route; empty: it can.
+
+        Where it cannot, the circuit is told when routes to the remote change.
+        """
+        aim = Aim(self.name, route.source, remote)
+        carriers, index = self._parts.carriers, self._interface.index
+        carriers.aim(index, aim)
+        loop = carriers.find_loop(index, aim, route)
+        self._parts.demux.watch_route(self, remote.address if loop else None)
+        return loop
+
     def look_at_route(self) -> None:
         """Let fragments follow the route at once; the circuit's MTU does within a minute."""
+        self._follow_narrowed()
+        if self._on_route is not None:
+            self._on_route()
+
+    def _follow_narrowed(self) -> None:
         if self._attached is None or self._claim is None:
             return
         path, _ = self._attached
@@ -397,6 +424,7 @@ class Pseudowire:
         attached, key_page = self._attached, self._key_page
         # What fails now can be tried again from here: it stays attached.
         self._stop_worker()
+        self._parts.carriers.forget(self._interface.index)
         self._interface.make_again()
         self._interface_lost = False
         self._release()

@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -71,6 +71,8 @@ class Route:
     """Bytes, outer IP header included; by the interface and the routing table, not by ICMP."""
     narrowed: bool = False
     """The routing table, or IPsec, allows less than the interface does."""
+    interface: int | None = field(default=None, compare=False)
+    """Index of the interface that packets leave by; None: the route has just gone."""
 
 
 class ReceiveGroup:
@@ -330,11 +332,11 @@ def find_route(local: IPAddress, remote: Endpoint) -> Route:
         probe.bind((str(local), 0))
         probe.connect((str(remote.address), remote.port))
         source = ip_address(probe.getsockname()[0])
-        return Route(source, *_own_mtu(source, remote.address, _current_mtu(probe)))
+        return _own_route(source, remote.address, _current_mtu(probe))
 
 
-def _own_mtu(source: IPAddress, remote: IPAddress, current: int) -> tuple[int, bool]:
-    """Return the MTU of a route without what ICMP said, and whether its interface's is larger.
+def _own_route(source: IPAddress, remote: IPAddress, current: int) -> Route:
+    """Return a route with its MTU without what ICMP said.
 
     current is what the kernel goes by: it has what ICMP said, and what IPsec takes.
     """
@@ -343,11 +345,11 @@ def _own_mtu(source: IPAddress, remote: IPAddress, current: int) -> tuple[int, b
             route = kernel.route_mtu(source, remote)
             interface = min(kernel.link_mtu(route.index), MAX_IP_PACKET)
     except DeviceError:  # the route has just gone
-        return current, True
+        return Route(source, current, narrowed=True)
     if route.learned is not None and route.learned != route.configured:
         own = route.configured or _interface_mtu(remote, route.index, interface)
         current = min(current + own - route.learned, interface)
-    return current, current < interface
+    return Route(source, current, narrowed=current < interface, interface=route.index)
 
 
 def _interface_mtu(remote: IPAddress, index: int, interface: int) -> int:
