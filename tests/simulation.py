@@ -19,6 +19,7 @@ from typing import Any, cast
 from vela.address import Endpoint, Family, IPAddress, IPNetwork
 from vela.dataplane.contract import Abilities
 from vela.errors import DeviceError, VelaError
+from vela.linux.choice import UnderlayChoice
 from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
 from vela.signaling.identity import token
@@ -207,7 +208,9 @@ class Machine:
     def expect_control(self, control: ControlSteering) -> None:
         self.expected_control = control
 
-    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
+    def send_control(
+        self, data: bytes, local_address: IPAddress, remote: Endpoint, choice: UnderlayChoice
+    ) -> None:
         self.network.carry(data, Endpoint(self.address, DEFAULT_PORT), remote)
 
     def ask(self, host: str, family: Family | None, callback: AnswerCallback) -> None:
@@ -226,7 +229,7 @@ class Machine:
 
         self.network.loop.call_later(0.001, reply)
 
-    def way_to(self, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
+    def way_to(self, remote: Endpoint, choice: UnderlayChoice) -> tuple[ReceiveGroup, Route]:
         if not self.reachable:
             raise DeviceError(f"no way to {remote.address}: Network is unreachable")
         group = cast(ReceiveGroup, _Group(ip_address("::"), DEFAULT_PORT))
@@ -235,8 +238,10 @@ class Machine:
     def facts(self, wanted: tuple[IPNetwork, ...]) -> HostFacts:
         return self.known
 
-    def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
-        return self.way_to(remote)
+    def way_from(
+        self, here: IPAddress, remote: Endpoint, choice: UnderlayChoice
+    ) -> tuple[ReceiveGroup, Route]:
+        return self.way_to(remote, choice)
 
     def load(self, path: Path) -> Key:
         return LocalKey(path.read_bytes().strip())

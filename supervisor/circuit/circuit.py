@@ -11,10 +11,11 @@ from typing import Protocol
 
 import structlog
 
-from vela.address import Endpoint, IPAddress
+from vela.address import Endpoint, IPAddress, family_of
 from vela.dataplane.contract import Abilities
 from vela.dataplane.frame import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
+from vela.linux.choice import ANY_UNDERLAY
 from vela.linux.underlay import Route, UnderlayPath
 from vela.signaling.agreement import Agreement
 from vela.signaling.encryption import Encryption as SessionEncryption
@@ -49,9 +50,9 @@ from ..runtime.names import NameSource
 from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, WorkerStatus
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
-from .loops import LoopFreeRoutes, RouteLoop
 from .rates import RateMeter, Traffic
-from .remote import RemoteSearch, RouteSource
+from .remote import RemoteSearch
+from .routes import CircuitRoutes, MachineRoutes, RouteLoop
 from .signaling import SignalingChannel
 from .tenure import Tenure
 from .terms import (
@@ -165,7 +166,7 @@ class Circuit:
         *,
         loop: EventLoop,
         names: NameSource,
-        routes: RouteSource,
+        routes: MachineRoutes,
         owner: Owner,
         port: int,
         control_channel: ControlChannel | None,
@@ -191,7 +192,7 @@ class Circuit:
         """Of one that the remote set up: how long it is kept."""
         self._data_path = data_path
         self._loop = loop
-        self._routes = LoopFreeRoutes(routes, data_path)
+        self._routes = CircuitRoutes(routes, config.underlay, data_path)
         self._owner = owner
         self._port = port
         self._control_channel = control_channel
@@ -215,9 +216,10 @@ class Circuit:
         self._bridge_mtu = data_path.bridge_mtu
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
+        self._presence = config.underlay.presence()
         self._remote = RemoteSearch(
             config.remote,
-            config.family,
+            config.family or (None if config.bind is None else family_of(config.bind)),
             port,
             loop,
             names,
@@ -406,6 +408,7 @@ class Circuit:
                 self._log.info("circuit_mended")
                 self._take(Input.MENDED)
             self._look_at_bridge()
+        self._look_at_underlay()
         if self._key_watch is not None:
             worker = self._data_path.worker_status()
             self._key_watch.check(None if worker is None else worker.restarts)
@@ -425,6 +428,20 @@ class Circuit:
             return
         if self._signaling is not None:
             self._signaling.pump()
+
+    def _look_at_underlay(self) -> None:
+        """Follow the chosen device and source address as they come and go."""
+        if self.config.underlay == ANY_UNDERLAY or self.disabled or not self._started:
+            return
+        presence = self.config.underlay.presence()
+        if presence == self._presence:
+            return
+        self._presence = presence
+        _, obstacle = presence
+        if obstacle and self._data_path.attached is not None:
+            self._take(Input.CUT_OFF, obstacle)
+        else:
+            self._remote.resolve()
 
     def status(self) -> CircuitStatus:
         config, attached = self.config, self._data_path.attached
@@ -491,7 +508,7 @@ class Circuit:
         try:
             self._routes.way_from(attached[0].route.source, attached[0].endpoint)
         except RouteLoop as err:
-            self._take(Input.MISROUTED, str(err))
+            self._take(Input.CUT_OFF, str(err))
         except DeviceError:
             pass  # if it stays so, the session goes down by itself
 
@@ -688,7 +705,9 @@ class Circuit:
             maker=self.maker,
             frame_keys=self._frame_keys,
         )
-        signaling = SignalingChannel(session, self._loop, channel, self._on_event)
+        signaling = SignalingChannel(
+            session, self._loop, channel, self._on_event, self.config.underlay
+        )
         if self._key_watch is not None:
             self._key_watch.follow(signaling)
         return signaling
@@ -742,7 +761,7 @@ class Circuit:
 
     def _source_of(self, path: UnderlayPath) -> IPAddress | None:
         """Return the local address to ask from; None: the kernel chooses."""
-        if path.route.source == self._local_address():
+        if path.route.source in (self._local_address(), self.config.bind):
             return path.route.source
         return None if path.group.address.is_unspecified else path.group.address
 

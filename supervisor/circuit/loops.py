@@ -13,16 +13,11 @@ from typing import Protocol
 
 from vela.address import Endpoint, IPAddress
 from vela.errors import DeviceError
-from vela.linux.underlay import ReceiveGroup, Route, find_route
-
-from .remote import RouteSource
+from vela.linux.choice import ANY_UNDERLAY, UnderlayChoice
+from vela.linux.underlay import Route, find_route
 
 # VLANs on each other, and circuits that carry each other.
 MAX_LINKS = 8
-
-
-class RouteLoop(DeviceError):
-    """The route to the remote leads into the circuit itself."""
 
 
 class Links(Protocol):
@@ -31,7 +26,7 @@ class Links(Protocol):
     def lower_link(self, index: int) -> int | None:
         """Return the interface that this one stands on; None: there is none."""
 
-    def describe_route(self, source: IPAddress, remote: IPAddress) -> str:
+    def describe_route(self, source: IPAddress, remote: IPAddress, choice: UnderlayChoice) -> str:
         """Return a route as `ip route` writes it."""
 
 
@@ -42,11 +37,12 @@ class Aim:
     circuit: str
     source: IPAddress
     remote: Endpoint
+    choice: UnderlayChoice = ANY_UNDERLAY
 
 
 def _route_of(aim: Aim) -> Route | None:
     try:
-        return find_route(aim.source, aim.remote)
+        return find_route(aim.source, aim.remote, aim.choice)
     except OSError:
         return None
 
@@ -99,37 +95,9 @@ class Carriers:
 
     def _describe(self, aim: Aim, through: str) -> str:
         try:
-            route = self._links.describe_route(aim.source, aim.remote.address)
+            route = self._links.describe_route(aim.source, aim.remote.address, aim.choice)
         except DeviceError:  # it has just gone
             route = f"to {aim.remote.address}"
         if through:
             return f"the route {route} leads into circuit {through}, and from there back"
         return f"the route {route} leads into the circuit itself"
-
-
-class RouteCheck(Protocol):
-    """Knows the circuit's interface: pseudowire.Pseudowire."""
-
-    def find_loop(self, remote: Endpoint, route: Route) -> str: ...
-
-
-class LoopFreeRoutes:
-    """The routes of one circuit, without those that lead into the circuit itself."""
-
-    def __init__(self, routes: RouteSource, check: RouteCheck) -> None:
-        self._routes = routes
-        self._check = check
-
-    def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
-        return self._checked(remote, *self._routes.way_from(here, remote))
-
-    def way_to(self, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
-        return self._checked(remote, *self._routes.way_to(remote))
-
-    def _checked(
-        self, remote: Endpoint, group: ReceiveGroup, route: Route
-    ) -> tuple[ReceiveGroup, Route]:
-        loop = self._check.find_loop(remote, route)
-        if loop:
-            raise RouteLoop(loop)
-        return group, route

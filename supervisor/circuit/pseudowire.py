@@ -115,6 +115,7 @@ class Pseudowire:
         self._config = config
         self._parts = parts
         self._cpu = cpu
+        self._choice = config.underlay
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._attached: tuple[UnderlayPath, Profile] | None = None
         self._key_page: int | None = None
@@ -330,7 +331,7 @@ class Pseudowire:
 
         Where it cannot, the circuit is told when routes to the remote change.
         """
-        aim = Aim(self.name, route.source, remote)
+        aim = Aim(self.name, route.source, remote, self._choice)
         carriers, index = self._parts.carriers, self._interface.index
         carriers.aim(index, aim)
         loop = carriers.find_loop(index, aim, route)
@@ -348,7 +349,7 @@ class Pseudowire:
             return
         path, _ = self._attached
         with suppress(OSError):  # without a route nothing is sent
-            self._narrowed = find_route(path.route.source, path.endpoint).narrowed
+            self._narrowed = find_route(path.route.source, path.endpoint, self._choice).narrowed
             set_narrowed(self._send_socket or self._claim.socket, self._narrowed)
 
     def traffic(self) -> Traffic:
@@ -458,9 +459,10 @@ class Pseudowire:
         if profile.source_port == path.group.port:
             send_socket = claim.socket
             set_narrowed(send_socket, self._narrowed)
+            self._choice.mark_socket(send_socket)
             destination = path.group.sockaddr(path.endpoint)
-            if path.group.address.is_unspecified:
-                source_address = pktinfo(path.route.source)
+            if path.group.address.is_unspecified or path.route.device is not None:
+                source_address = pktinfo(path.route.source, path.route.device or 0)
         else:
             send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
         attachment = Attachment(
@@ -510,7 +512,11 @@ class Pseudowire:
         for port in ports:
             try:
                 return open_send_socket(
-                    path.route.source, port, path.endpoint, narrowed=self._narrowed
+                    path.route.source,
+                    port,
+                    path.endpoint,
+                    narrowed=self._narrowed,
+                    choice=self._choice,
                 )
             except OSError as err:
                 if err.errno != errno.EADDRINUSE:

@@ -67,6 +67,7 @@ from .tables import (
 )
 
 MAX_CPU = 8191  # the largest NR_CPUS that Linux can be built for (arch/x86/Kconfig)
+MAX_MARK = 0xFFFFFFFF  # 32 bits; socket(7), SO_MARK
 MAX_SOCKET_PATH = 107  # bytes; sun_path without its final NUL (unix(7))
 MAX_FILE_SIZE = 1 << 20  # bytes; hundreds of circuits need a tenth of it
 
@@ -180,6 +181,13 @@ def _description(value: str) -> str:
     return value
 
 
+def _source_address(value: str) -> IPAddress:
+    address = parse_listen_address(value)
+    if address.is_unspecified:
+        raise ValueError(f"{value} stands for all addresses; one of them would be right")
+    return address
+
+
 _ABSOLUTE_PATH = text(_path)
 _PORT = integer(1, MAX_PORT)
 _FEATURE = known_word({feature.value: feature for feature in Feature})
@@ -232,6 +240,9 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("encryption", member(Encryption)),
     Key("peer_key", _PUBLIC_KEY, format_public_key),
     Key("source_port", _SOURCE_PORT),
+    Key("bind", text(_source_address), str),
+    Key("device", _INTERFACE_NAME),
+    Key("mark", integer(1, MAX_MARK)),
     Key("cpu", _CPU),
     Key("keepalive", number(MIN_KEEPALIVE_S, MAX_KEEPALIVE_S)),
     Key("autoconfigure", boolean),

@@ -9,6 +9,7 @@ import pytest
 
 from vela.address import Endpoint, IPAddress
 from vela.errors import DeviceError
+from vela.linux.choice import UnderlayChoice
 from vela.linux.underlay import Route
 from vela.supervisor.circuit.loops import Aim, Carriers
 
@@ -26,7 +27,7 @@ class Host:
     def lower_link(self, index: int) -> int | None:
         return self.lower.get(index)
 
-    def describe_route(self, source: IPAddress, remote: IPAddress) -> str:
+    def describe_route(self, source: IPAddress, remote: IPAddress, choice: UnderlayChoice) -> str:
         return f"{remote} dev {self.routes[int(remote) & 0xFF]}"
 
     def route_of(self, aim: Aim) -> Route | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from vela.address import IPAddress, IPInterface
 from vela.errors import DeviceError
+from vela.linux.choice import UnderlayChoice
 from vela.linux.rtnetlink import (
     IFLA_ADDRESS,
     IFLA_GSO_MAX_SIZE,
@@ -17,6 +18,7 @@ from vela.linux.rtnetlink import (
     IFLA_MASTER,
     IFLA_MTU,
     IFLA_TXQLEN,
+    RouteLimits,
     Rtnetlink,
     TunLink,
 )
@@ -99,9 +101,10 @@ class Netlink:
         """Return the interface that this one stands on, such as a VLAN's; None: there is none."""
         return self._kernel.lower_link(index)
 
-    def describe_route(self, source: IPAddress, remote: IPAddress) -> str:
+    def describe_route(self, source: IPAddress, remote: IPAddress, choice: UnderlayChoice) -> str:
         """Return the route that packets take, as `ip route` writes it. Raises DeviceError."""
-        return self._kernel.describe_route(source, remote)
+        limits = RouteLimits(choice.index(), choice.mark)
+        return self._kernel.describe_route(source, remote, limits)
 
     def join_bridge(self, name: str, bridge: str) -> int:
         """Make an interface a port of a bridge; return the bridge's MTU, in bytes.

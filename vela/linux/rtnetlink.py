@@ -50,7 +50,7 @@ IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN, IFLA_IFALIAS, IFLA_GSO_MAX_SIZ
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND = 1, 2, 4
 _IFLA_TUN_OWNER, _IFLA_TUN_GROUP, _IFLA_TUN_PERSIST = 1, 2, 6
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_METRICS = 1, 2, 4, 5, 8
+_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_METRICS, _RTA_MARK = 1, 2, 4, 5, 8, 16
 _RTAX_MTU = 2
 _RTN_UNICAST = 1
 _RTPROT_KERNEL, _RTPROT_BOOT, _RTPROT_STATIC = 2, 3, 4
@@ -100,6 +100,15 @@ class HostRoute:
     network: IPNetwork
     index: int | None
     """Of the interface; None: there are several, or it is of a kind that has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteLimits:
+    """What a route is chosen by beside its addresses."""
+
+    index: int | None = None
+    """Of an interface, or of a VRF's."""
+    mark: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,21 +200,28 @@ class Rtnetlink:
             port_of=info.get(_IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0").decode(),
         )
 
-    def route_mtu(self, local: IPAddress, remote: IPAddress) -> RouteMtu:
+    def route_mtu(self, local: IPAddress, remote: IPAddress, limits: RouteLimits) -> RouteMtu:
         """Return what limits packets from an address of this host to a remote."""
-        current = self._look_up(local, remote, 0)
-        route = self._look_up(local, remote, _RTM_F_FIB_MATCH)
+        current = self._look_up(local, remote, 0, limits)
+        route = self._look_up(local, remote, _RTM_F_FIB_MATCH, limits)
         return RouteMtu(index=current.index or 0, configured=route.mtu, learned=current.mtu)
 
-    def describe_route(self, local: IPAddress, remote: IPAddress) -> str:
+    def describe_route(self, local: IPAddress, remote: IPAddress, limits: RouteLimits) -> str:
         """Return the route that packets to a remote take, as `ip route` writes it."""
-        route = self._look_up(local, remote, _RTM_F_FIB_MATCH)
+        route = self._look_up(local, remote, _RTM_F_FIB_MATCH, limits)
         words = [str(route.network)]
         if route.gateway is not None:
             words += ["via", str(route.gateway)]
         if route.index is not None:
             words += ["dev", _name_of(route.index)]
         return " ".join(words)
+
+    def is_of_vrf(self, index: int) -> bool:
+        """Tell whether an interface is a VRF, or a part of one: what comes in there is apart."""
+        link = _attributes(self._ask(_GET_LINK, _LINK.pack(0, 0, index, 0, 0)), _LINK.size)
+        info = _attributes(link.get(_IFLA_LINKINFO, b""), 0)
+        kinds = (info.get(each, b"") for each in (_IFLA_INFO_KIND, _IFLA_INFO_SLAVE_KIND))
+        return any(kind.rstrip(b"\0") == b"vrf" for kind in kinds)
 
     def lower_link(self, index: int) -> int | None:
         """Return the interface that this one stands on, such as a VLAN's; None: there is none."""
@@ -262,11 +278,16 @@ class Rtnetlink:
         except DeviceError:
             return None  # no route at all
 
-    def _look_up(self, local: IPAddress, remote: IPAddress, flags: int) -> _Found:
+    def _look_up(
+        self, local: IPAddress, remote: IPAddress, flags: int, limits: RouteLimits
+    ) -> _Found:
         length = remote.max_prefixlen
         body = _ROUTE.pack(FAMILIES[remote.version], length, length, *(0,) * 5, flags)
         for kind, address in ((_RTA_DST, remote), (_RTA_SRC, local)):
             body += _attribute(kind, address.packed)
+        for kind, number in ((_RTA_OIF, limits.index), (_RTA_MARK, limits.mark)):
+            if number is not None:
+                body += _attribute(kind, _U32.pack(number))
         answer = self._ask(_GET_ROUTE, body)
         attributes = _attributes(answer, _ROUTE.size)
         gateway = attributes.get(_RTA_GATEWAY)
