@@ -14,9 +14,11 @@ import structlog
 from vela.address import Endpoint
 from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
+from vela.dataplane.ecn import DSCP_SHIFT
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Verification
 from vela.errors import DeviceError
+from vela.linux.choice import set_tos
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
@@ -116,6 +118,8 @@ class Pseudowire:
         self._parts = parts
         self._cpu = cpu
         self._choice = config.underlay
+        # What the sending socket has by itself; the worker sets others packet by packet.
+        self._tos = (config.dscp or 0) << DSCP_SHIFT
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._attached: tuple[UnderlayPath, Profile] | None = None
         self._key_page: int | None = None
@@ -410,9 +414,12 @@ class Pseudowire:
             if self._claim is not None:
                 self._claim.restore()
                 set_narrowed(self._claim.socket, self._narrowed)
+                set_tos(self._claim.socket, self._tos)
             if self._send_socket is not None and self._attached is not None:
                 endpoint = self._attached[0].endpoint
-                restore_send_socket(self._send_socket, endpoint, narrowed=self._narrowed)
+                restore_send_socket(
+                    self._send_socket, endpoint, narrowed=self._narrowed, tos=self._tos
+                )
         except (OSError, DeviceError) as err:
             # The worker finds out, if it matters; a TAP may just have been removed.
             self._log.warning("descriptors_not_restored", error=str(err))
@@ -459,6 +466,7 @@ class Pseudowire:
         if profile.source_port == path.group.port:
             send_socket = claim.socket
             set_narrowed(send_socket, self._narrowed)
+            set_tos(send_socket, self._tos)
             self._choice.mark_socket(send_socket)
             destination = path.group.sockaddr(path.endpoint)
             if path.group.address.is_unspecified or path.route.device is not None:
@@ -483,6 +491,8 @@ class Pseudowire:
             partial_checksums=profile.partial_checksums,
             fragmentation=profile.fragmentation,
             mss_clamp=profile.mss_clamp,
+            dscp=self._config.dscp,
+            carry_ecn=profile.carry_ecn,
             features=self._parts.features,
             key_page=key_page,
         )
@@ -516,6 +526,7 @@ class Pseudowire:
                     port,
                     path.endpoint,
                     narrowed=self._narrowed,
+                    tos=self._tos,
                     choice=self._choice,
                 )
             except OSError as err:

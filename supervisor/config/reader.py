@@ -23,6 +23,7 @@ from vela.address import (
     parse_remote,
     parse_source,
 )
+from vela.dataplane.ecn import MAX_DSCP
 from vela.dataplane.engine import Engine
 from vela.dataplane.mss import MIN_MSS
 from vela.errors import ConfigError
@@ -199,6 +200,7 @@ _PUBLIC_KEY = text(parse_public_key)
 _FAMILY = word({"any": None, **{family.value: family for family in Family}})
 _MTU = word_or({"auto": None}, integer(MIN_TAP_MTU, MAX_TAP_MTU), "'auto' or a number of bytes")
 _CPU = word_or({"auto": None}, integer(0, MAX_CPU), "'auto' or a CPU's number")
+_DSCP = word_or({"inherit": None}, integer(0, MAX_DSCP), "'inherit' or a number of 0..63")
 _SOURCE_PORT = word_or(
     {word.value: word for word in SourcePort}, _PORT, "'auto', 'listen' or a port's number"
 )
@@ -243,6 +245,7 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("bind", text(_source_address), str),
     Key("device", _INTERFACE_NAME),
     Key("mark", integer(1, MAX_MARK)),
+    Key("dscp", _DSCP),
     Key("cpu", _CPU),
     Key("keepalive", number(MIN_KEEPALIVE_S, MAX_KEEPALIVE_S)),
     Key("autoconfigure", boolean),

@@ -101,6 +101,8 @@ class CircuitConfig:
     """Interface, or VRF, by which the remote is reached; None: as routes say."""
     mark: int | None = None
     """Firewall mark of all packets to the remote."""
+    dscp: int | None = None
+    """Of the outer headers of frames; None: that of each inner packet."""
     cpu: int | None = None
     """None: the CPU with the fewest workers, of those that the daemon may use."""
     keepalive: float = 5.0

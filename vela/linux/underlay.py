@@ -196,6 +196,7 @@ class ReceiveGroup:
             drain(self._sockets[index])
             return index
         member = self._bound_socket(shared=True)
+        _show_tos(member)
         # A worker has a copy. It can then attach neither a filter to the socket nor a steering
         # program to the group, and a filter cannot be locked so that it stays (socket(7)).
         member.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
@@ -221,6 +222,7 @@ class ReceiveGroup:
     def restore(self, index: int) -> None:
         """Set what a worker may have changed by its copy of a socket. Raises OSError."""
         self._set_up_member(self._sockets[index])
+        _show_tos(self._sockets[index])
         # Of all circuits: anybody can detach it.
         self.steer(self._program)
 
@@ -309,6 +311,7 @@ def open_send_socket(
     remote: Endpoint,
     *,
     narrowed: bool = False,
+    tos: int = 0,
     choice: UnderlayChoice = ANY_UNDERLAY,
 ) -> socket.socket:
     """Return a blocking socket bound to (local, port) and connected to remote; it receives nothing.
@@ -323,6 +326,7 @@ def open_send_socket(
         # What comes to this port is nobody's, and must not lie here unread.
         _attach(opened, _SO_ATTACH_FILTER, _DROP_ALL)
         set_narrowed(opened, narrowed)
+        set_tos(opened, tos)
         opened.bind((str(local), port))
         opened.connect((str(remote.address), remote.port))
         _set_up(opened, SEND_BUFFER)
@@ -350,10 +354,13 @@ def set_narrowed(opened: socket.socket, narrowed: bool) -> None:
     opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, mode)
 
 
-def restore_send_socket(opened: socket.socket, remote: Endpoint, *, narrowed: bool = False) -> None:
+def restore_send_socket(
+    opened: socket.socket, remote: Endpoint, *, narrowed: bool = False, tos: int = 0
+) -> None:
     """Set what a worker may have changed by its copy of a sending socket. Raises OSError."""
     _set_up(opened, SEND_BUFFER)
     set_narrowed(opened, narrowed)
+    set_tos(opened, tos)
     _attach(opened, _SO_ATTACH_FILTER, _DROP_ALL)
     opened.connect((str(remote.address), remote.port))
 
@@ -486,6 +493,14 @@ def _attach(opened: socket.socket, option: int, program: bytes) -> None:
     """Hand a classic BPF program, an array of struct sock_filter, to the kernel."""
     fprog = bpf.Fprog(program)
     opened.setsockopt(socket.SOL_SOCKET, option, fprog.raw)
+
+
+def _show_tos(opened: socket.socket) -> None:
+    """Let a socket tell the TOS byte, or traffic class, of what it receives. Raises OSError."""
+    if opened.family == socket.AF_INET6:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+    # Of an IPv6 socket too, for IPv4-mapped addresses.
+    opened.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
 
 
 def _set_up(opened: socket.socket, send_buffer: int, receive_buffer: int | None = None) -> None:
