@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -20,6 +19,7 @@ from vela import __version__
 from vela.dataplane.counters import CounterSlab
 from vela.dataplane.engine import LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
+from vela.linux import ebpf
 from vela.linux.affinity import allowed_cpus
 from vela.linux.features import ALL_FEATURES, Feature, Features, probe, words
 from vela.linux.forwarding import Forwarding
@@ -34,18 +34,18 @@ from .circuit.links import Links
 from .circuit.loops import Carriers
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
 from .config.key import MIN_ENCRYPTION_KEY, MIN_KEY, open_identity, open_key
-from .config.reader import load_config
 from .config.records import Config, DaemonConfig, Encryption
 from .config.writer import format_config
 from .constants import LOG_LEVELS
 from .control_channel import ControlChannel
-from .control_socket import Caller, ControlSocket, Reply, Subscribe
+from .control_socket import Answer, Caller, ControlSocket, Later, Reply, Subscribe
 from .demux import Demux
 from .keys import Keys
 from .notify import READY, STOPPING, notify
 from .registry.ciphers import Ciphers
 from .registry.host import HostNetwork
 from .registry.registry import Registry
+from .reloads import Reloads
 from .runtime.burst import Burst
 from .runtime.lines import LineLimiter
 from .runtime.loop import EventLoop
@@ -68,7 +68,6 @@ class Daemon:
         Raises VelaError, or OSError if a resource is exhausted, and then leaves
         nothing behind.
         """
-        self._path = path
         self._config = config
         self._log = structlog.get_logger()
         # _check() collects: a collection at any other time could delay a worker's restart.
@@ -93,6 +92,7 @@ class Daemon:
                 undo.callback(group.close)
             _warn_of_clipped_buffers(groups)
             _warn_of_missing_filter()
+            _warn_of_classic_steering()
             self._forwarding = Forwarding()
             netlink = Netlink()
             undo.callback(netlink.close)
@@ -137,6 +137,10 @@ class Daemon:
             )
             self._control_channel.set_request_handler(self._registry)
             undo.callback(self._registry.close)
+            self._reloads = Reloads(
+                path, config, self._loop, self._registry, find_mistakes, self._set_policy
+            )
+            undo.callback(self._reloads.close)
             control_socket = ControlSocket(
                 self._loop,
                 config.daemon.control_socket,
@@ -190,30 +194,14 @@ class Daemon:
             circuits=self._registry.status(),
         )
 
-    def reload(self) -> dict[str, str]:
-        """Apply the changed file. Raises VelaError, and then changes nothing.
-
-        Return the reason, by name, for each circuit that cannot be created at present.
-        """
-        config = load_config(self._path, find_mistakes)
-        if config.daemon != self._config.daemon:
-            self._log.warning("daemon_section_needs_restart")
-            config = replace(config, daemon=self._config.daemon)
-        if config.autoconfigure != self._config.autoconfigure:
-            self._set_policy(config)
-        self._config = config
-        failed = self._registry.reload(config)
-        self._log.info(
-            "configuration_reloaded", circuits=len(self._registry), failed=sorted(failed)
-        )
-        return failed
-
-    def _on_request(self, request: Mapping[str, object], caller: Caller) -> Reply | Subscribe:
+    def _on_request(self, request: Mapping[str, object], caller: Caller) -> Answer:
         """Carry out a request of velactl. Raises VelaError."""
         match request:
             case {"command": "status"}:
                 reply: Reply = document(self.status())
                 return reply
+            case {"command": "reload", "dry_run": True}:
+                return self._reloads.preview(allow_empty=request.get("allow_empty") is True)
             case {"command": "monitor"}:
                 return Subscribe({"monitoring": True})
             case {"command": "show-config"}:
@@ -222,7 +210,7 @@ class Daemon:
                 return {"level": level()}
         return self._change(request, caller)
 
-    def _change(self, request: Mapping[str, object], caller: Caller) -> Reply:
+    def _change(self, request: Mapping[str, object], caller: Caller) -> Reply | Later:
         """Carry out a request that changes something, and log who asked. Raises VelaError."""
         log = self._log.bind(uid=caller.uid, pid=caller.pid, command=request.get("command"))
         for key in ("circuit", "level"):
@@ -233,17 +221,17 @@ class Daemon:
         except VelaError as err:
             log.warning("command_refused", error="; ".join(str(err).splitlines()))
             raise
-        log.info("command_done")
+        if isinstance(reply, Later):
+            reply.then(lambda _: log.info("command_done"))
+        else:
+            log.info("command_done")
         return reply
 
-    def _carry_out(self, request: Mapping[str, object]) -> Reply:
+    def _carry_out(self, request: Mapping[str, object]) -> Reply | Later:
         registry = self._registry
         match request:
             case {"command": "reload"}:
-                failed = self.reload()
-                if failed:
-                    reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
-                    raise VelaError(f"all else was reloaded, but {reasons}")
+                return self._reloads.begin(allow_empty=request.get("allow_empty") is True)
             case {"command": "add", "circuit": str(name), "settings": dict(settings)}:
                 added = registry.add(name, settings)
                 return {"circuit": name, "id": added.config.id}
@@ -265,7 +253,9 @@ class Daemon:
     def _show_config(self) -> Reply:
         circuits = self._registry.configurations()
         return {
-            "config": format_config(self._config, (config for config, _ in circuits.values())),
+            "config": format_config(
+                self._reloads.config, (config for config, _ in circuits.values())
+            ),
             "origins": {name: origin.value for name, (_, origin) in circuits.items()},
         }
 
@@ -294,7 +284,7 @@ class Daemon:
 
     def _on_hangup(self) -> None:
         try:
-            self.reload()
+            self._reloads.begin()
         except VelaError as err:
             self._log.error("configuration_rejected", error=str(err))
 
@@ -426,6 +416,15 @@ def _warn_of_missing_filter() -> None:
             "system_calls_not_filtered",
             reason=why_no_filter(),
             consequence="a worker that is taken over can do more: see docs/security.md",
+        )
+
+
+def _warn_of_classic_steering() -> None:
+    if not ebpf.available():
+        structlog.get_logger().warning(
+            "steering_programs_classic",
+            reason="this process may not load extended BPF programs: it has no CAP_BPF",
+            consequence="a kernel without the fix of CVE-2026-52910 can crash when circuits change",
         )
 
 

@@ -140,6 +140,11 @@ class RecordingDataPath:
     def find_loop(self, remote: Endpoint, route: Route) -> str:
         return self.loop
 
+    def change(self, config: CircuitConfig, cpu: int) -> None:
+        assert not self.closed
+        self.config, self.cpu = config, cpu
+        self.local_mac = config.mac or self.local_mac
+
     def kill_worker(self) -> None:
         pass
 
@@ -303,7 +308,9 @@ class Machine:
         if config.autoconfigure != self.config.autoconfigure:
             self.channel.set_policy(config.autoconfigure, self.key)
         self.config = config
-        return self.registry.reload(config)
+        for _ in self.registry.reload(config):
+            pass
+        return self.registry.failures()
 
     def add(self, name: str, settings: Mapping[str, object]) -> None:
         assert self.registry is not None

@@ -11,7 +11,7 @@ from vela.address import IPAddress, Remote, parse_interface_name, parse_remote
 from vela.errors import ConfigError
 from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
 
-from ..circuit.circuit import Circuit
+from ..circuit.circuit import Circuit, Origin
 from ..config.conflicts import ConflictFinder, find_contradictions, remote_identity
 from ..config.records import CircuitConfig, DaemonConfig
 
@@ -32,14 +32,25 @@ class Allocation:
         self._reserved = reserved
         self._conflicts = ConflictFinder()
 
-    def check_free(self, config: CircuitConfig, replaced: str | None = None) -> None:
+    def check_free(
+        self,
+        config: CircuitConfig,
+        replaced: str | None = None,
+        *,
+        unless: Origin | None = None,
+    ) -> None:
         """Raise ConfigError if a circuit conflicts with others or with itself.
 
-        The circuit named replaced is ignored: the new one takes its place.
+        The circuit named replaced is ignored: the new one takes its place. unless: so
+        are circuits of this origin, as they change together and are judged as a set.
         """
         if config.name in self._circuits and config.name != replaced:
             raise ConfigError(f"there is a circuit {config.name} already")
-        others = (each.config for name, each in self._circuits.items() if name != replaced)
+        others = (
+            each.config
+            for name, each in self._circuits.items()
+            if name != replaced and each.origin is not unless
+        )
         mistakes = [
             *self._conflicts.find(config, others),
             *find_contradictions(config, self._daemon),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -18,7 +18,7 @@ from vela.signaling.messages import CloseReason, Confirm, RejectCode
 from vela.signaling.policy import PeerCircuits, Policy
 from vela.signaling.signer import Key
 
-from ..circuit.circuit import Circuit, DataPath, Origin
+from ..circuit.circuit import Circuit, DataPath, Origin, Setup
 from ..circuit.lifecycle import State
 from ..circuit.routes import MachineRoutes
 from ..circuit.tenure import Tenure
@@ -39,6 +39,7 @@ from .changes import ChangeLimiter
 from .ciphers import Answered, Ciphers, contradiction
 from .facts import HostFacts
 from .pending import PendingCircuits
+from .plan import Change, Plan, Step, make_plan
 from .requests import Refuse, SetUp, Situation, offer_of
 from .store import CircuitStore, StateFile, Stored, StoredCircuit, record_of
 
@@ -171,6 +172,14 @@ class Registry:
     def __len__(self) -> int:
         return len(self._circuits)
 
+    def running(self, only: Container[str] | None = None) -> int:
+        """Return how many circuits, of those with these names, are not administratively down."""
+        return sum(
+            not circuit.disabled
+            for name, circuit in self._circuits.items()
+            if only is None or name in only
+        )
+
     def check(self) -> None:
         """Check all circuits. To be called once a second."""
         for circuit in tuple(self._circuits.values()):
@@ -181,32 +190,82 @@ class Registry:
         created = tuple(circuit.status() for circuit in self._circuits.values())
         return created + self._pending.status()
 
-    def reload(self, config: Config) -> dict[str, str]:
-        """Apply a new configuration. Circuits that did not change are not touched.
+    def plan(self, config: Config) -> Plan:
+        """Return what a reload with this configuration would do. Changes nothing."""
+        present = {
+            name: circuit.config
+            for name, circuit in self._circuits.items()
+            if circuit.origin is Origin.CONFIG
+        }
+        return make_plan(present, config.circuits)
 
-        Return the reason, by name, for each circuit of the file that cannot be
-        created at present. The control channel must have the new policy already.
+    def reload(self, config: Config) -> Iterator[None]:
+        """Apply a configuration, a step at a time. Circuits that did not change are not touched.
+
+        failures() then says which circuits cannot be had at present. The control channel
+        must have the new policy already.
         """
+        plan = self.plan(config)
         self._config = config
-        wanted = {circuit.name: circuit for circuit in config.circuits}
-        for name, circuit in tuple(self._circuits.items()):
-            if circuit.origin is Origin.CONFIG and wanted.get(name) != circuit.config:
-                # If the circuit only changes, the remote must not remove its end.
-                stays = name in wanted and _is_same_circuit(wanted[name], circuit.config)
-                self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
-                if circuit.taken_down and name in wanted:
-                    self._store.add_disabled(name)
-                elif circuit.taken_down:
-                    self._store.try_save()
+        # First what goes: what it has may be wanted by others.
+        for change in plan.of(Step.DELETED, Step.NEW_INTERFACE):
+            self._loop.guard(partial(self._remove_planned, change))
+            yield
+        for name, (pending, origin) in self._pending.wanted().items():
+            if origin is Origin.CONFIG and pending not in config.circuits:
+                self._pending.drop(name)
+        for change in plan.of(Step.LIVE, Step.NEW_WORKER):
+            self._loop.guard(partial(self._change, change))
+            yield
         # Only now: the circuits that were removed said goodbye under the old key.
-        self._apply_policy()
-        for name in self._pending.reasons(Origin.CONFIG):
-            self._pending.drop(name)
-        for name, each in wanted.items():
-            if name not in self._circuits:
-                self._pending.add(StoredCircuit(each, Origin.CONFIG))
-        self._pending.retry()
+        for circuit in tuple(self._circuits.values()):
+            self._loop.guard(partial(self._apply_policy, circuit))
+            yield
+        for change in plan.of(Step.ADDED, Step.NEW_INTERFACE):
+            if change.config is not None and change.name not in self._circuits:
+                self._pending.add(StoredCircuit(change.config, Origin.CONFIG))
+        for name in tuple(self._pending.wanted()):
+            self._loop.guard(partial(self._pending.retry_one, name))
+            yield
+        for change in plan.of(Step.LIVE, Step.NEW_WORKER):
+            if change.config is not None and "addresses" in change.keys:
+                self._warn_of_overlap(change.config)
+                yield
+
+    def failures(self) -> dict[str, str]:
+        """Return the reason, by name, for each circuit of the file that cannot be created."""
         return self._pending.reasons(Origin.CONFIG)
+
+    def _remove_planned(self, change: Change) -> None:
+        circuit = self._circuits.get(change.name)
+        if circuit is None:
+            return
+        # If the circuit only changes, the remote must not remove its end.
+        wanted = change.config
+        stays = wanted is not None and _is_same_circuit(wanted, circuit.config)
+        self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
+        if circuit.taken_down and wanted is not None:
+            self._store.add_disabled(change.name)
+        elif circuit.taken_down:
+            self._store.try_save()
+
+    def _change(self, change: Change) -> None:
+        """Change a circuit of the file. One that cannot be changed is removed, and tried again."""
+        name, config, new_session = change.name, change.config, change.new_session
+        circuit = self._circuits.get(name)
+        if circuit is None or config is None:
+            return
+        try:
+            self._allocation.check_free(config, name, unless=Origin.CONFIG)
+            keys = None if new_session else circuit.frame_keys
+            setup = self._setup(StoredCircuit(config, Origin.CONFIG), keys)
+            cpu = circuit.cpu if config.cpu == circuit.config.cpu else self._cpu_for(config, name)
+            circuit.change(setup, cpu, new_session=new_session)
+        except VelaError as err:
+            self._remove(circuit, CloseReason.STOPPING)
+            if circuit.taken_down:
+                self._store.add_disabled(name)
+            self._pending.add(StoredCircuit(config, Origin.CONFIG), err)
 
     def add(self, name: str, settings: Mapping[str, object]) -> Circuit:
         """Create a circuit at run time, on both machines. It survives restarts.
@@ -556,14 +615,7 @@ class Registry:
         frame_keys: of an encrypted one, closed if that fails; None: they are made.
         """
         config, origin = stored.config, stored.origin
-        # The original VELA has no handshake.
-        static = not config.autoconfigure or config.encapsulation is Encapsulation.IP
-        key = None if static else self._key_for(config, origin)
-        machine = None if static else self._token_for(config, origin)
-        if frame_keys is None and config.encryption is Encryption.REQUIRED:
-            if self._ciphers is None:
-                raise ConfigError(f"{config.name}: encryption is required, and cannot be had")
-            frame_keys = self._ciphers.keys_of(config, key)
+        setup = self._setup(stored, frame_keys)
         try:
             # A command or another machine must learn at once that the bridge is missing.
             data_path = self._make_data_path(
@@ -573,11 +625,11 @@ class Registry:
                 shielded=origin is Origin.PEER,
             )
         except VelaError:
-            if frame_keys is not None:
-                frame_keys.close()
+            if setup.frame_keys is not None:
+                setup.frame_keys.close()
             raise
         return Circuit(
-            config,
+            setup,
             origin,
             data_path,
             loop=self._loop,
@@ -585,18 +637,29 @@ class Registry:
             routes=self._routes,
             owner=self,
             port=self._port,
-            control_channel=None if static else self._control_channel,
-            offer=offer_of(config, origin, stored.named_by_peer),
-            key=key,
-            machine=machine,
             maker=stored.maker,
-            frame_keys=frame_keys,
         )
 
-    def _cpu_for(self, config: CircuitConfig) -> int:
+    def _setup(self, stored: StoredCircuit, frame_keys: CircuitKeys | None = None) -> Setup:
+        """Return what a circuit is. Raises VelaError. frame_keys: see _make."""
+        config, origin = stored.config, stored.origin
+        offer = offer_of(config, origin, stored.named_by_peer)
+        # The original VELA has no handshake.
+        if not config.autoconfigure or config.encapsulation is Encapsulation.IP:
+            return Setup(config, None, offer)
+        key = self._key_for(config, origin)
+        if frame_keys is None and config.encryption is Encryption.REQUIRED:
+            if self._ciphers is None:
+                raise ConfigError(f"{config.name}: encryption is required, and cannot be had")
+            frame_keys = self._ciphers.keys_of(config, key)
+        machine = self._token_for(config, origin)
+        return Setup(config, self._control_channel, offer, key, machine, frame_keys)
+
+    def _cpu_for(self, config: CircuitConfig, changed: str | None = None) -> int:
+        """Return the CPU of a circuit's worker; changed: its name, if the circuit exists."""
         if config.cpu is not None:
             return config.cpu
-        own = [each.cpu for each in self._circuits.values()]
+        own = [each.cpu for name, each in self._circuits.items() if name != changed]
         return least_loaded(allowed_cpus(), own)
 
     def _key_for(self, config: CircuitConfig, origin: Origin) -> Key | None:
@@ -673,26 +736,25 @@ class Registry:
         autoconfigure = self._config.autoconfigure
         return "" if autoconfigure is None else contradiction(config, autoconfigure)
 
-    def _apply_policy(self) -> None:
-        """Remove peers' circuits that are no longer allowed. The others get the new policy."""
+    def _apply_policy(self, circuit: Circuit) -> None:
+        """Give a circuit the present policy. One of a peer that is no longer allowed goes."""
         policy, key = self._control_channel.policy, self._control_channel.key
-        for circuit in tuple(self._circuits.values()):
-            if circuit.static:
-                continue
-            if circuit.origin is not Origin.PEER:
-                if circuit.config.key_file is None:
-                    circuit.set_key(key)
-            elif (
-                policy is None
-                or _is_refused(policy, circuit)
-                or self._cipher_contradiction(circuit.config)
-            ):
-                self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
-                self._remove(circuit, CloseReason.STOPPING)
-                self._store.try_save()
-            else:
+        if circuit.static or self._circuits.get(circuit.name) is not circuit:
+            return
+        if circuit.origin is not Origin.PEER:
+            if circuit.config.key_file is None:
                 circuit.set_key(key)
-                circuit.set_policy(policy)
+        elif (
+            policy is None
+            or _is_refused(policy, circuit)
+            or self._cipher_contradiction(circuit.config)
+        ):
+            self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
+            self._remove(circuit, CloseReason.STOPPING)
+            self._store.try_save()
+        else:
+            circuit.set_key(key)
+            circuit.set_policy(policy)
 
 
 def _how_to_enable(circuit: Circuit) -> str:

@@ -118,6 +118,13 @@ def _restart(arguments: argparse.Namespace) -> int:
     return EXIT_OK if restart(arguments) else EXIT_NOT_UP
 
 
+def _reload(arguments: argparse.Namespace) -> int:
+    from .reload import reload
+
+    reload(arguments)
+    return EXIT_OK
+
+
 def _log_level(arguments: argparse.Namespace) -> int:
     from .change import log_level
 
@@ -405,13 +412,16 @@ def _describe_changing(make: Maker) -> None:
     )
     _add_circuit(restart)
     _add_wait(restart)
-    make(
-        "reload",
-        _command,
-        "Read the configuration again. Circuits that did not change lose no frame.",
-        "  velad --check && velactl reload      not with mistakes\n"
-        "  velactl reload && velactl            and is all up?\n"
-        "  velactl reload --socket /run/vela/other.sock\n",
+    _describe_reload(
+        make(
+            "reload",
+            _reload,
+            "Read the configuration again, and say what happened to each circuit: nothing; live\n"
+            "(its worker stays); new worker (its interface stays); new interface; added; deleted.",
+            "  velactl reload --dry-run             what would happen?\n"
+            "  velad --check && velactl reload      not with mistakes\n"
+            "  velactl reload && velactl            and is all up?\n",
+        )
     )
     level = make(
         "log-level",
@@ -422,6 +432,15 @@ def _describe_changing(make: Maker) -> None:
         "  velactl log-level info               as by default\n",
     )
     level.add_argument("level", nargs="?", choices=LOG_LEVELS, metavar="LEVEL")
+
+
+def _describe_reload(reload: argparse.ArgumentParser) -> None:
+    reload.add_argument("--dry-run", action="store_true", help="only say what would happen")
+    reload.add_argument(
+        "--allow-empty",
+        action="store_true",
+        help="delete all circuits if the configuration has none any more",
+    )
 
 
 def _add_circuits(parser: argparse.ArgumentParser) -> None:

@@ -9,11 +9,14 @@ import errno
 import os
 import socket
 import struct
+from contextlib import closing
 from dataclasses import dataclass
 
 from vela.address import Family, IPAddress, family_of
 from vela.errors import DeviceError
+from vela.linux.rtnetlink import Rtnetlink
 
+_IP_FREEBIND = 15  # include/uapi/linux/in.h
 SO_MARK = 36  # include/uapi/asm-generic/socket.h
 _MARK = struct.Struct("=I")
 
@@ -66,7 +69,7 @@ class UnderlayChoice:
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
                 self.apply(probe)
-                probe.bind((str(self.bind), 0))
+                bind_to(probe, self.bind, 0)
         except OSError as err:
             return index, self.explain(err)
         return index, ""
@@ -104,6 +107,29 @@ class UnderlayChoice:
 
 
 ANY_UNDERLAY = UnderlayChoice()
+
+
+def bind_to(opened: socket.socket, local: IPAddress, port: int) -> None:
+    """Bind to an address of this machine, also of an interface in a VRF. Raises OSError.
+
+    Of IPv4 the kernel looks in the main table alone (net/ipv4/af_inet.c, __inet_bind),
+    although datagrams from there leave, and with net.ipv4.udp_l3mdev_accept arrive.
+    """
+    try:
+        opened.bind((str(local), port))
+    except OSError as err:
+        if err.errno != errno.EADDRNOTAVAIL or local.version != 4 or not _is_own(local):
+            raise
+        opened.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        opened.bind((str(local), port))
+
+
+def _is_own(address: IPAddress) -> bool:
+    try:
+        with closing(Rtnetlink()) as kernel:
+            return any(each.address.ip == address for each in kernel.addresses())
+    except DeviceError:
+        return False
 
 
 def set_tos(opened: socket.socket, tos: int) -> None:

@@ -33,7 +33,7 @@ _CHANGES_AT_ONCE = 64
 # include/uapi/linux/rtnetlink.h, if_link.h and if_addr.h
 _NEW_LINK, _GET_LINK, _SET_LINK = 16, 18, 19
 _GROUP_LINK = 0x1  # RTMGRP_LINK
-_NEW_ADDRESS, _GET_ADDRESS = 20, 22
+_NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22
 _NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
@@ -172,10 +172,11 @@ class Rtnetlink:
         the circuit for a second.
         """
         flags = _IFA_F_NODAD if address.version == 6 else 0
-        body = _ADDRESS.pack(FAMILIES[address.version], address.network.prefixlen, flags, 0, index)
-        for kind in (_IFA_LOCAL, _IFA_ADDRESS):
-            body += _attribute(kind, address.ip.packed)
-        self._change(_NEW_ADDRESS, _CREATE | _EXCL, body)
+        self._change(_NEW_ADDRESS, _CREATE | _EXCL, _address_of(index, address, flags))
+
+    def delete_address(self, index: int, address: IPInterface) -> None:
+        """Take an address from an interface. Raises OSError: EADDRNOTAVAIL if it has it not."""
+        self._change(_DELETE_ADDRESS, 0, _address_of(index, address))
 
     def link_kind(self, index: int) -> str:
         """Return what a virtual interface is, as in `ip link add ... type`; else nothing."""
@@ -455,6 +456,13 @@ def _name_of(index: int) -> str:
         return socket.if_indextoname(index)
     except OSError:  # it has just gone
         return str(index)
+
+
+def _address_of(index: int, address: IPInterface, flags: int = 0) -> bytes:
+    body = _ADDRESS.pack(FAMILIES[address.version], address.network.prefixlen, flags, 0, index)
+    return body + b"".join(
+        _attribute(kind, address.ip.packed) for kind in (_IFA_LOCAL, _IFA_ADDRESS)
+    )
 
 
 def _number(value: bytes | None) -> int | None:

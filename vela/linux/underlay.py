@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vela.address import Endpoint, Family, IPAddress
 from vela.errors import DeviceError
-from vela.linux import bpf
-from vela.linux.choice import ANY_UNDERLAY, CS6, UnderlayChoice, set_tos
+from vela.linux import bpf, ebpf
+from vela.linux.choice import ANY_UNDERLAY, CS6, UnderlayChoice, bind_to, set_tos
 from vela.linux.features import NETNS_COOKIE_SIZE, SO_NETNS_COOKIE, UDP_GRO, Feature, Features
 from vela.linux.rtnetlink import RouteLimits, Rtnetlink
 from vela.linux.steering import CONTROL_SOCKETS, STRANGERS
@@ -27,6 +27,7 @@ _SO_LOCK_FILTER = 44
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _SO_ATTACH_REUSEPORT_CBPF = 51
+_SO_ATTACH_REUSEPORT_EBPF = 52
 SO_RXQ_OVFL = 40
 # include/uapi/linux/in.h, in6.h and udp.h.
 IP_MTU_DISCOVER = 10
@@ -213,10 +214,18 @@ class ReceiveGroup:
     def steer(self, program: bytes) -> None:
         """Let this classic BPF program choose the socket; it replaces the one before at once.
 
-        No privilege is needed, and a group keeps its program as sockets join
-        (Linux 4.5, commit 538950a1b752).
+        It is attached as an extended one where this process may load those: see ebpf.py. Otherwise
+        no privilege is needed. A group keeps its program as sockets join (Linux 4.5, commit
+        538950a1b752). Raises OSError: ENOMEM where it is too large.
         """
-        _attach(self._sockets[0], _SO_ATTACH_REUSEPORT_CBPF, program)
+        extended = _load(program)
+        if extended is None:
+            _attach(self._sockets[0], _SO_ATTACH_REUSEPORT_CBPF, program)
+        else:
+            try:
+                self._sockets[0].setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_EBPF, extended)
+            finally:
+                os.close(extended)
         self._program = program
 
     def restore(self, index: int) -> None:
@@ -327,7 +336,7 @@ def open_send_socket(
         _attach(opened, _SO_ATTACH_FILTER, _DROP_ALL)
         set_narrowed(opened, narrowed)
         set_tos(opened, tos)
-        opened.bind((str(local), port))
+        bind_to(opened, local, port)
         opened.connect((str(remote.address), remote.port))
         _set_up(opened, SEND_BUFFER)
     except OSError:
@@ -373,7 +382,7 @@ def find_route(local: IPAddress, remote: Endpoint, choice: UnderlayChoice = ANY_
     if local.version != remote.address.version:
         local = ANY_ADDRESS[remote.family]
     with _udp_socket(local, choice, only_ipv6=True) as probe:
-        probe.bind((str(local), 0))
+        bind_to(probe, local, 0)
         probe.connect((str(remote.address), remote.port))
         source = ip_address(probe.getsockname()[0])
         return _own_route(source, remote.address, _current_mtu(probe), choice)
@@ -493,6 +502,17 @@ def _attach(opened: socket.socket, option: int, program: bytes) -> None:
     """Hand a classic BPF program, an array of struct sock_filter, to the kernel."""
     fprog = bpf.Fprog(program)
     opened.setsockopt(socket.SOL_SOCKET, option, fprog.raw)
+
+
+def _load(program: bytes) -> int | None:
+    """Return the descriptor of a classic program's extended form; None: there can be none."""
+    if not ebpf.available():
+        return None
+    try:
+        return ebpf.load(ebpf.translate(program))
+    except OSError:
+        # E2BIG, EACCES: more than the kernel's check of programs goes through.
+        return None
 
 
 def _show_tos(opened: socket.socket) -> None:
