@@ -21,7 +21,7 @@ from vela.signaling.signer import Key
 
 from ..circuit.circuit import Circuit, DataPath, Origin, Setup
 from ..circuit.lifecycle import State
-from ..circuit.remote import RouteSource
+from ..circuit.routes import MachineRoutes
 from ..circuit.tenure import Tenure
 from ..config.conflicts import check_key
 from ..config.effects import Effect, difference
@@ -87,7 +87,7 @@ class Registry:
         *,
         loop: EventLoop,
         names: NameSource,
-        routes: RouteSource,
+        routes: MachineRoutes,
         control_channel: ControlChannel,
         keys: KeySource,
         make_data_path: DataPathFactory,
