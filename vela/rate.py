@@ -7,6 +7,7 @@ from fractions import Fraction
 
 # Below, one frame of 1500 bytes takes a fifth of a second; above, no interface is as fast.
 MIN_RATE, MAX_RATE = 64_000, 1_000_000_000_000
+STEP = 1000
 
 _FORM = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([kMGT]?)")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -18,6 +19,8 @@ def parse_rate(text: str) -> int:
     if found is None:
         raise ValueError(f"{text!r} is not a rate in bits per second; '100M' would be right")
     rate = Fraction(found[1]) * _UNITS[found[2]]
+    if rate % STEP:
+        raise ValueError(f"{text!r} is not a whole number of kilobits per second")
     if not MIN_RATE <= rate <= MAX_RATE:
         low, high = format_rate(MIN_RATE), format_rate(MAX_RATE)
         raise ValueError(f"{text!r} is outside {low}..{high} bits per second")
@@ -29,4 +32,4 @@ def format_rate(rate: int) -> str:
     for unit, size in reversed(_UNITS.items()):
         if rate % size == 0:
             return f"{rate // size}{unit}"
-    raise AssertionError  # the size of no unit at all is 1
+    raise AssertionError("the last unit divides every rate")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -14,16 +14,18 @@ from vela.address import IPAddress, IPNetwork
 from vela.errors import ConfigError, DeviceError, RemoteProtocolError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
 from vela.signaling.events import CircuitRequested
+from vela.signaling.limiter import host_of
 from vela.signaling.messages import CloseReason, Confirm, RejectCode
 from vela.signaling.policy import PeerCircuits, Policy
 from vela.signaling.signer import Key
 
-from ..circuit.circuit import Circuit, DataPath, Origin
+from ..circuit.circuit import Circuit, DataPath, Origin, Setup
 from ..circuit.hooks import STOP_LIMIT_S, HookRunner
 from ..circuit.lifecycle import State
-from ..circuit.remote import RouteSource
+from ..circuit.routes import MachineRoutes
 from ..circuit.tenure import Tenure
 from ..config.conflicts import check_key
+from ..config.effects import Effect, difference
 from ..config.reader import parse_circuits
 from ..config.records import CircuitConfig, Config, Encapsulation, Encryption
 from ..control_channel import ControlChannel
@@ -36,10 +38,12 @@ from ..runtime.names import NameSource
 from ..status import CircuitStatus
 from . import requests
 from .allocation import Allocation
+from .change_sets import Asked, ChangeSets
 from .changes import ChangeLimiter
 from .ciphers import Answered, Ciphers, contradiction
-from .facts import HostFacts
+from .facts import NO_FACTS, HostFacts
 from .pending import PendingCircuits
+from .plan import Change, Plan, Step, make_plan
 from .requests import Refuse, SetUp, Situation, offer_of
 from .store import CircuitStore, StateFile, Stored, StoredCircuit, record_of
 
@@ -86,7 +90,7 @@ class Registry:
         *,
         loop: EventLoop,
         names: NameSource,
-        routes: RouteSource,
+        routes: MachineRoutes,
         control_channel: ControlChannel,
         keys: KeySource,
         make_data_path: DataPathFactory,
@@ -106,6 +110,7 @@ class Registry:
         self._lines = lines
         self._ciphers = ciphers
         self._changes = ChangeLimiter()
+        self._sets = ChangeSets()
         self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
         self._leaving: dict[str, Circuit] = {}
@@ -191,6 +196,14 @@ class Registry:
     def __len__(self) -> int:
         return len(self._circuits)
 
+    def running(self, only: Container[str] | None = None) -> int:
+        """Return how many circuits, of those with these names, are not administratively down."""
+        return sum(
+            not circuit.disabled
+            for name, circuit in self._circuits.items()
+            if only is None or name in only
+        )
+
     def check(self) -> None:
         """Check all circuits. To be called once a second."""
         for circuit in tuple(self._circuits.values()):
@@ -206,34 +219,86 @@ class Registry:
         yield from (circuit.state.word for circuit in self._circuits.values())
         yield from (State.FAILED.value for _ in self._pending.wanted())
 
-    def reload(self, config: Config) -> dict[str, str]:
-        """Apply a new configuration. Circuits that did not change are not touched.
+    def plan(self, config: Config) -> Plan:
+        """Return what a reload with this configuration would do. Changes nothing."""
+        present = {
+            name: circuit.config
+            for name, circuit in self._circuits.items()
+            if circuit.origin is Origin.CONFIG
+        }
+        return make_plan(present, config.circuits)
 
-        Return the reason, by name, for each circuit of the file that cannot be
-        created at present. The control channel must have the new policy already.
+    def reload(self, config: Config) -> Iterator[None]:
+        """Apply a configuration, a step at a time. Circuits that did not change are not touched.
+
+        failures() then says which circuits cannot be had at present. The control channel
+        must have the new policy already.
         """
+        plan = self.plan(config)
         self._config = config
-        wanted = {circuit.name: circuit for circuit in config.circuits}
-        for name, circuit in tuple(self._circuits.items()):
-            if circuit.origin is Origin.CONFIG and wanted.get(name) != circuit.config:
-                # If the circuit only changes, the remote must not remove its end.
-                stays = name in wanted and _is_same_circuit(wanted[name], circuit.config)
-                self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
-                if circuit.taken_down and name in wanted:
-                    self._store.add_disabled(name)
-                elif circuit.taken_down:
-                    self._store.try_save()
+        # First what goes: what it has may be wanted by others.
+        for change in plan.of(Step.DELETED, Step.NEW_INTERFACE):
+            self._loop.guard(partial(self._remove_planned, change))
+            yield
+        for name, (pending, origin) in self._pending.wanted().items():
+            if origin is Origin.CONFIG and pending not in config.circuits:
+                self._pending.drop(name)
+        for change in plan.of(Step.LIVE, Step.NEW_WORKER):
+            self._loop.guard(partial(self._change, change))
+            yield
         # Only now: the circuits that were removed said goodbye under the old key.
-        self._apply_policy()
-        for name in self._pending.reasons(Origin.CONFIG):
-            self._pending.drop(name)
-        for name, each in wanted.items():
-            if name not in self._circuits:
-                self._pending.add(StoredCircuit(each, Origin.CONFIG))
-        self._pending.retry()
+        for circuit in tuple(self._circuits.values()):
+            self._loop.guard(partial(self._apply_policy, circuit))
+            yield
+        for change in plan.of(Step.ADDED, Step.NEW_INTERFACE):
+            if change.config is not None and change.name not in self._circuits:
+                self._pending.add(StoredCircuit(change.config, Origin.CONFIG))
+        for name in tuple(self._pending.wanted()):
+            self._loop.guard(partial(self._pending.retry_one, name))
+            yield
+        for change in plan.of(Step.LIVE, Step.NEW_WORKER):
+            if change.config is not None and "addresses" in change.keys:
+                self._warn_of_overlap(change.config)
+                yield
+
+    def failures(self) -> dict[str, str]:
+        """Return the reason, by name, for each circuit of the file that cannot be created.
+
+        Those that wait for hooks of their own are made as soon as these have ended.
+        """
         reasons = self._pending.reasons(Origin.CONFIG)
-        # Those that wait for hooks of their own are made as soon as these have ended.
         return {name: why for name, why in reasons.items() if name not in self._leaving}
+
+    def _remove_planned(self, change: Change) -> None:
+        circuit = self._circuits.get(change.name)
+        if circuit is None:
+            return
+        # If the circuit only changes, the remote must not remove its end.
+        wanted = change.config
+        stays = wanted is not None and _is_same_circuit(wanted, circuit.config)
+        self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
+        if circuit.taken_down and wanted is not None:
+            self._store.add_disabled(change.name)
+        elif circuit.taken_down:
+            self._store.try_save()
+
+    def _change(self, change: Change) -> None:
+        """Change a circuit of the file. One that cannot be changed is removed, and tried again."""
+        name, config, new_session = change.name, change.config, change.new_session
+        circuit = self._circuits.get(name)
+        if circuit is None or config is None:
+            return
+        try:
+            self._allocation.check_free(config, (name,), unless=Origin.CONFIG)
+            keys = None if new_session else circuit.frame_keys
+            setup = self._setup(StoredCircuit(config, Origin.CONFIG), keys)
+            cpu = circuit.cpu if config.cpu == circuit.config.cpu else self._cpu_for(config, name)
+            circuit.change(setup, cpu, new_session=new_session)
+        except VelaError as err:
+            self._remove(circuit, CloseReason.STOPPING)
+            if circuit.taken_down:
+                self._store.add_disabled(name)
+            self._pending.add(StoredCircuit(config, Origin.CONFIG), err)
 
     def add(self, name: str, settings: Mapping[str, object]) -> Circuit:
         """Create a circuit at run time, on both machines. It survives restarts.
@@ -250,7 +315,9 @@ class Registry:
         table = dict(settings)
         if "id" not in table:
             table["id"] = self._allocation.free_id(str(table.get("remote", "")))
-        (config,) = parse_circuits({name: table}, self._config.daemon, "velactl add")
+        (config,) = parse_circuits(
+            {name: table}, self._config.daemon, "velactl add", self._config.defaults
+        )
         missing = tuple(check_key(config, self._config.autoconfigure))
         if missing:
             raise ConfigError(*(f"velactl add: {each}" for each in missing))
@@ -356,7 +423,11 @@ class Registry:
         answered = self._answer_handshake(requested)
         if answered is None:
             return
-        decision = self._admit(requested, requests.decide(requested, situation), situation.policy)
+        decision = requests.decide(requested, situation)
+        replaced = None
+        if isinstance(decision, SetUp):
+            before = () if decision.replaced is None else (decision.replaced,)
+            decision = self._admit(requested, decision, situation.policy, before)
         if isinstance(decision, Refuse):
             answered.close()
             self._refuse(requested, decision)
@@ -364,24 +435,72 @@ class Registry:
         if decision.replaced is not None:
             remote = str(decision.config.remote)
             self._log.info("circuit_moved", circuit=decision.config.name, remote=remote)
-        self._set_up_for_peer(decision, requested, answered)
+            replaced = self._circuits[decision.replaced]
+            self._remove(replaced, None)
+        self._set_up_for_peer(decision, requested, answered, replaced)
 
     def on_offer_changed(self, circuit: Circuit, requested: CircuitRequested) -> None:
         """Apply the settings that the circuit's remote now asks for, or refuse them."""
         situation = self._situation()
         if situation is None:
             return
-        answered = self._answer_handshake(requested)
-        if answered is None:
+        name, now = circuit.name, self._loop.now()
+        wanted = requests.decide_change(circuit, requested, situation)
+        if isinstance(wanted, Refuse):
+            self._refuse(requested, wanted)
             return
-        decision = requests.decide_change(circuit, requested, situation)
-        decision = self._admit(requested, decision, situation.policy)
-        if isinstance(decision, Refuse):
-            answered.close()
-            self._refuse(requested, decision)
-            return
-        self._log.info("circuit_changed_by_peer", circuit=circuit.name)
-        self._set_up_for_peer(decision, requested, answered)
+        self._sets.ask(name, requested, wanted, now)
+        members = self._sets.members(name, self._allocation.in_the_way)
+        if isinstance(members, set):
+            if self._are_of(members, requested) and self._sets.may_wait(name, now):
+                return  # it is repeated
+            members = {name: Asked(requested, wanted, now, now)}
+        self._sets.forget(name)
+        self._change_together(members, requested, situation.policy)
+
+    def _are_of(self, names: Iterable[str], requested: CircuitRequested) -> bool:
+        """Tell whether circuits are all of the machine that asks: it may want to change them."""
+        host = host_of(requested.source.address)
+        circuits = [self._circuits.get(name) for name in names]
+        return all(
+            each is not None and each.origin is Origin.PEER and host in map(host_of, each.addresses)
+            for each in circuits
+        )
+
+    def _change_together(
+        self, members: Mapping[str, Asked], latest: CircuitRequested, policy: Policy
+    ) -> None:
+        """Change circuits of one machine as a set; latest: its last request, which is answered."""
+        names = members.keys()
+        for name, each in members.items():
+            others = [other.wanted for key, other in members.items() if key != name]
+            decision = self._admit(each.requested, each.wanted, policy, names, others)
+            if isinstance(decision, Refuse):
+                self._refuse(latest, decision)
+                return
+        answers: dict[str, Answered] = {}
+        for name, each in members.items():
+            answered = self._answer_handshake(each.requested)
+            if answered is None:
+                for given in answers.values():
+                    given.close()
+                return
+            answers[name] = answered
+        self._sets.forget(*names)
+        replaced = {name: self._circuits[name] for name in names}
+        stay = {
+            name
+            for name, each in members.items()
+            if _changes_live(replaced[name], each.wanted.config, answers[name])
+        }
+        for name in names - stay:
+            self._remove(replaced[name], None)
+        for name, each in members.items():
+            self._log.info("circuit_changed_by_peer", circuit=name)
+            if name in stay:
+                self._change_for_peer(replaced[name], each)
+            else:
+                self._set_up_for_peer(each.wanted, each.requested, answers[name], replaced[name])
 
     def _answer_handshake(self, requested: CircuitRequested) -> Answered | None:
         """Answer the handshake of a circuit that is to be encrypted.
@@ -431,14 +550,26 @@ class Registry:
         return autoconfigure is not None and autoconfigure.accept_ra
 
     def _admit(
-        self, requested: CircuitRequested, decision: SetUp | Refuse, policy: Policy
+        self,
+        requested: CircuitRequested,
+        decision: SetUp,
+        policy: Policy,
+        replaced: Collection[str],
+        instead: Collection[SetUp] = (),
     ) -> SetUp | Refuse:
-        """Return the decision, or why this host cannot do it, or not so often."""
-        if isinstance(decision, Refuse):
-            return decision
+        """Return the decision, or why this host cannot do it, or not so often.
+
+        replaced: names of circuits that go, or change. instead: what comes in their place,
+        beside the decision.
+        """
         limits = policy.limits(requested.source.address)
+        config = decision.config
+        coming = [each.config for each in instead]
         try:
-            overlap = self._find_overlap(decision.config, decision.replaced, limits.networks)
+            self._allocation.check_free(config, replaced, instead=coming)
+            overlap = self._find_overlap(config, replaced, limits.networks, coming)
+        except ConfigError as err:
+            return Refuse(RejectCode.CONFLICT, requests.from_here(err))
         except DeviceError as err:
             return Refuse(RejectCode.FAILED, requests.from_here(err))
         if overlap is not None:
@@ -453,56 +584,89 @@ class Registry:
         return decision
 
     def _find_overlap(
-        self, config: CircuitConfig, replaced: str | None, networks: tuple[IPNetwork, ...] = ()
+        self,
+        config: CircuitConfig,
+        replaced: Collection[str],
+        networks: tuple[IPNetwork, ...] = (),
+        instead: Iterable[CircuitConfig] = (),
     ) -> Refuse | None:
-        """See requests. Raises DeviceError."""
+        """See requests. Raises DeviceError. instead: see _admit."""
         if not config.addresses:
             return None
         facts = self._host.facts(tuple(each.network for each in config.addresses))
-        return requests.find_overlap(config, replaced, self._circuits.values(), facts, networks)
+        overlap = requests.find_overlap(config, replaced, self._circuits.values(), facts, networks)
+        coming = [_Coming(each) for each in instead]
+        return overlap or requests.find_overlap(config, (), coming, NO_FACTS)
+
+    def _change_for_peer(self, circuit: Circuit, asked: Asked) -> None:
+        """Change a circuit as the machine that set it up asks. Its interface stays."""
+        wanted, requested = asked.wanted, asked.requested
+        before = record_of(circuit)
+        try:
+            setup = self._setup(StoredCircuit(wanted.config, Origin.PEER, wanted.named_by_peer))
+            circuit.accept_change(setup, requested)
+        except VelaError as err:
+            self._remove(circuit, None)
+            self._give_up(requested, before, circuit.tenure, err)
+            return
+        self._save_for_peer(circuit, requested, None)
 
     def _set_up_for_peer(
-        self, decision: SetUp, requested: CircuitRequested, answered: Answered
+        self,
+        decision: SetUp,
+        requested: CircuitRequested,
+        answered: Answered,
+        replaced: Circuit | None,
     ) -> None:
-        """Create a circuit that another machine asked for, and remove the one that it replaces."""
+        """Create a circuit that another machine asked for. replaced: the one of before, removed."""
         config = answered.complete(decision.config)
-        replaced = None if decision.replaced is None else self._circuits[decision.replaced]
-        if replaced is not None:
-            self._remove(replaced, None)
+        before = None if replaced is None else record_of(replaced)
+        tenure = Tenure(self._loop.now()) if replaced is None else replaced.tenure
         self._lines.assign(config.name, requested.source.address)
         try:
             circuit = self._make(
                 StoredCircuit(config, Origin.PEER, decision.named_by_peer), answered.keys
             )
         except VelaError as err:
-            self._give_up(requested, replaced, err)
+            self._give_up(requested, before, tenure, err)
             return
+        try:
+            circuit.accept(requested, answered.encryption)
+        except VelaError as err:
+            circuit.close(None)
+            self._give_up(requested, before, tenure, err)
+            return
+        circuit.tenure = tenure
+        self._circuits[config.name] = circuit
+        self._tell(circuit, "added")
+        self._save_for_peer(circuit, requested, before)
+
+    def _save_for_peer(
+        self, circuit: Circuit, requested: CircuitRequested, before: StoredCircuit | None
+    ) -> None:
+        """Answer the machine that asked for a circuit as soon as it is saved."""
+        name = circuit.name
 
         def saved(error: DeviceError | None) -> None:
             # A reload may have removed it meanwhile.
-            if self._circuits.get(config.name) is not circuit:
+            if self._circuits.get(name) is not circuit:
                 return
             if error is None:
                 circuit.answer()
                 return
             self._remove(circuit, None)
-            self._give_up(requested, replaced, error)
+            self._give_up(requested, before, circuit.tenure, error)
 
-        try:
-            circuit.accept(requested, answered.encryption)
-        except VelaError as err:
-            circuit.close(None)
-            self._give_up(requested, replaced, err)
-            return
-        circuit.tenure = Tenure(self._loop.now()) if replaced is None else replaced.tenure
-        self._circuits[config.name] = circuit
-        self._tell(circuit, "added")
-        self._store.reclaim(config.name)
-        self._pending.drop(config.name)
+        self._store.reclaim(name)
+        self._pending.drop(name)
         self._store.save_in_time(saved)
 
     def _give_up(
-        self, requested: CircuitRequested, replaced: Circuit | None, error: VelaError
+        self,
+        requested: CircuitRequested,
+        before: StoredCircuit | None,
+        tenure: Tenure | None,
+        error: VelaError,
     ) -> None:
         """Refuse a request that could not be carried out, and restore the circuit of before."""
         self._log.error(
@@ -513,13 +677,13 @@ class Registry:
         )
         text = requests.from_here(error)
         self._control_channel.reject(requested, RejectCode.FAILED, text)
-        if replaced is None:
+        if before is None:
             return
         try:
-            circuit = self._create_stored(record_of(replaced))
-            circuit.tenure = replaced.tenure
+            circuit = self._create_stored(before)
+            circuit.tenure = tenure
         except VelaError as err:
-            self._log.error("circuit_not_restored", circuit=replaced.name, error=str(err))
+            self._log.error("circuit_not_restored", circuit=before.config.name, error=str(err))
             self._store.try_save()
         else:
             circuit.start()
@@ -589,15 +753,10 @@ class Registry:
         """
         config, origin = stored.config, stored.origin
         if config.name in self._leaving:
+            if frame_keys is not None:
+                frame_keys.close()
             raise ConfigError(f"{config.name}: the former circuit of this name runs its down hook")
-        # The original VELA has no handshake.
-        static = not config.autoconfigure or config.encapsulation is Encapsulation.IP
-        key = None if static else self._key_for(config, origin)
-        machine = None if static else self._token_for(config, origin)
-        if frame_keys is None and config.encryption is Encryption.REQUIRED:
-            if self._ciphers is None:
-                raise ConfigError(f"{config.name}: encryption is required, and cannot be had")
-            frame_keys = self._ciphers.keys_of(config, key)
+        setup = self._setup(stored, frame_keys)
         try:
             # A command or another machine must learn at once that the bridge is missing.
             data_path = self._make_data_path(
@@ -607,11 +766,11 @@ class Registry:
                 shielded=origin is Origin.PEER,
             )
         except VelaError:
-            if frame_keys is not None:
-                frame_keys.close()
+            if setup.frame_keys is not None:
+                setup.frame_keys.close()
             raise
         circuit = Circuit(
-            config,
+            setup,
             origin,
             data_path,
             loop=self._loop,
@@ -619,21 +778,33 @@ class Registry:
             routes=self._routes,
             owner=self,
             port=self._port,
-            control_channel=None if static else self._control_channel,
-            offer=offer_of(config, origin, stored.named_by_peer),
-            key=key,
-            machine=machine,
             maker=stored.maker,
-            frame_keys=frame_keys,
         )
-        if origin is Origin.CONFIG:
+        # Those of commands have the hooks of [defaults], if any.
+        if origin is not Origin.PEER:
             circuit.hooks = self._hooks.hooks_of(circuit)
         return circuit
 
-    def _cpu_for(self, config: CircuitConfig) -> int:
+    def _setup(self, stored: StoredCircuit, frame_keys: CircuitKeys | None = None) -> Setup:
+        """Return what a circuit is. Raises VelaError. frame_keys: see _make."""
+        config, origin = stored.config, stored.origin
+        offer = offer_of(config, origin, stored.named_by_peer)
+        # The original VELA has no handshake.
+        if not config.autoconfigure or config.encapsulation is Encapsulation.IP:
+            return Setup(config, None, offer)
+        key = self._key_for(config, origin)
+        if frame_keys is None and config.encryption is Encryption.REQUIRED:
+            if self._ciphers is None:
+                raise ConfigError(f"{config.name}: encryption is required, and cannot be had")
+            frame_keys = self._ciphers.keys_of(config, key)
+        machine = self._token_for(config, origin)
+        return Setup(config, self._control_channel, offer, key, machine, frame_keys)
+
+    def _cpu_for(self, config: CircuitConfig, changed: str | None = None) -> int:
+        """Return the CPU of a circuit's worker; changed: its name, if the circuit exists."""
         if config.cpu is not None:
             return config.cpu
-        own = [each.cpu for each in self._circuits.values()]
+        own = [each.cpu for name, each in self._circuits.items() if name != changed]
         return least_loaded(allowed_cpus(), own)
 
     def _key_for(self, config: CircuitConfig, origin: Origin) -> Key | None:
@@ -660,12 +831,12 @@ class Registry:
         """Create what has waited for the name."""
         del self._leaving[name]
         if name in self._pending:
-            self._pending.retry()
+            self._pending.retry_one(name)
 
     def _warn_of_overlap(self, config: CircuitConfig) -> None:
         """Tell the operator: he may mean it, as with a more specific route."""
         try:
-            overlap = self._find_overlap(config, config.name)
+            overlap = self._find_overlap(config, (config.name,))
         except DeviceError as err:
             self._log.warning("addresses_not_compared", circuit=config.name, error=str(err))
             return
@@ -717,26 +888,51 @@ class Registry:
         autoconfigure = self._config.autoconfigure
         return "" if autoconfigure is None else contradiction(config, autoconfigure)
 
-    def _apply_policy(self) -> None:
-        """Remove peers' circuits that are no longer allowed. The others get the new policy."""
+    def _apply_policy(self, circuit: Circuit) -> None:
+        """Give a circuit the present policy. One of a peer that is no longer allowed goes."""
         policy, key = self._control_channel.policy, self._control_channel.key
-        for circuit in tuple(self._circuits.values()):
-            if circuit.static:
-                continue
-            if circuit.origin is not Origin.PEER:
-                if circuit.config.key_file is None:
-                    circuit.set_key(key)
-            elif (
-                policy is None
-                or _is_refused(policy, circuit)
-                or self._cipher_contradiction(circuit.config)
-            ):
-                self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
-                self._remove(circuit, CloseReason.STOPPING)
-                self._store.try_save()
-            else:
+        if circuit.static or self._circuits.get(circuit.name) is not circuit:
+            return
+        if circuit.origin is not Origin.PEER:
+            if circuit.config.key_file is None:
                 circuit.set_key(key)
-                circuit.set_policy(policy)
+        elif (
+            policy is None
+            or _is_refused(policy, circuit)
+            or self._cipher_contradiction(circuit.config)
+        ):
+            self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
+            self._remove(circuit, CloseReason.STOPPING)
+            self._store.try_save()
+        else:
+            circuit.set_key(key)
+            circuit.set_policy(policy)
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A circuit that is about to be made."""
+
+    config: CircuitConfig
+
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        address = self.config.remote.address
+        return () if address is None else (address,)
+
+
+def _changes_live(circuit: Circuit, config: CircuitConfig, answered: Answered) -> bool:
+    """Tell whether a circuit of another machine keeps its interface.
+
+    An encrypted one gets other keys; of a bridge that is missing the machine must learn at once.
+    """
+    before = circuit.config
+    return (
+        difference(before, config).effect is not Effect.NEW_INTERFACE
+        and before.bridge == config.bridge
+        and circuit.frame_keys is None
+        and answered.keys is None
+    )
 
 
 def _how_to_enable(circuit: Circuit) -> str:

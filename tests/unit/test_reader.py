@@ -170,6 +170,7 @@ mtu = 1280
 mac = "02:00:5E:10:00:01"
 encapsulation = "ethernet"
 source_port = 65535
+rate = "2.5G"
 cpu = 0
 keepalive = 1
 autoconfigure = true
@@ -235,6 +236,7 @@ checksum_offload = true
                 mac=b"\x02\x00\x5e\x10\x00\x01",
                 encapsulation=Encapsulation.ETHERNET,
                 source_port=65535,
+                rate=2_500_000_000,
                 cpu=0,
                 keepalive=1.0,
                 autoconfigure=True,
@@ -370,8 +372,14 @@ def test_mistakes_in_all_tables_are_reported_together() -> None:
             "circuits.vela0.peer.zzz: is an unknown key; known: interface, addresses, bridge, mac, "
             "checksum_offload",
         ),
-        ("xyzzy = 1\n", "xyzzy: is an unknown key; known: daemon, autoconfigure, circuits"),
-        ('"a b" = 1\n', '"a b": is an unknown key; known: daemon, autoconfigure, circuits'),
+        (
+            "xyzzy = 1\n",
+            "xyzzy: is an unknown key; known: daemon, autoconfigure, defaults, circuits",
+        ),
+        (
+            '"a b" = 1\n',
+            '"a b": is an unknown key; known: daemon, autoconfigure, defaults, circuits',
+        ),
     ],
 )
 def test_key_unknown_is_reported_with_the_closest(text: str, mistake: str) -> None:
@@ -382,7 +390,7 @@ def test_key_unknown_is_reported_with_the_closest(text: str, mistake: str) -> No
     ("text", "key"),
     [
         ('[daemon]\nmetrics = "127.0.0.1:9486"\n', "daemon.metrics"),
-        (circuit_with('dscp = "inherit"'), "circuits.vela0.dscp"),
+        (circuit_with('latency = "low"'), "circuits.vela0.latency"),
     ],
 )
 def test_key_that_would_have_no_effect_is_unknown(text: str, key: str) -> None:

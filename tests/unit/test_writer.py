@@ -56,6 +56,7 @@ encapsulation = "ethernet"
 encryption = "required"
 peer_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
 source_port = 5000
+rate = "100M"
 cpu = 0
 keepalive = 2.5
 key_file = "/etc/vela/other.key"
@@ -76,10 +77,13 @@ def shown(text: str) -> str:
     config = parse_config(text, "f")
     tables = format_config(config, config.circuits)
     origins = dict.fromkeys((each.name for each in config.circuits), "config")
-    return "\n".join(toml_lines(tables, origins))
+    return "\n".join(toml_lines(tables, origins, config.files))
 
 
-@pytest.mark.parametrize("text", ["", LEAST, EVERYTHING])
+DEFAULTS = '[defaults]\nkeepalive = 1.5\n[defaults.peer]\nbridge = "br0"\n'
+
+
+@pytest.mark.parametrize("text", ["", LEAST, EVERYTHING, DEFAULTS + LEAST])
 def test_shown_configuration_is_read_as_the_same(text: str) -> None:
     assert parse_config(shown(text), "f") == parse_config(text, "f")
 

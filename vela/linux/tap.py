@@ -161,6 +161,15 @@ class Tap:
         yield _TUNSETFILTEREBPF, _INT.pack(_NO_PROGRAM)
         yield _TUNSETSTEERINGEBPF, _INT.pack(_NO_PROGRAM)
 
+    def change_mac(self, mac: bytes) -> None:
+        """Set another MAC address. Raises DeviceError."""
+        self.mac, before = mac, self.mac
+        try:
+            self.restore_mac()
+        except DeviceError:
+            self.mac = before
+            raise
+
     def restore_mac(self) -> None:
         """Set the MAC address again. Raises DeviceError.
 
