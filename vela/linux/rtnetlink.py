@@ -230,7 +230,7 @@ class Rtnetlink:
         """Return the qdisc of an interface; None: the kernel's own. Raises OSError."""
         # There is no answer about one that is built in.
         for answer in self._change(_GET_QDISC, _ECHO, _QDISC.pack(0, 0, index, 0, _ROOT, 0)):
-            handle = _QDISC.unpack_from(answer)[2]
+            handle = _QDISC.unpack_from(answer)[3]
             if handle:
                 kind = _attributes(answer, _QDISC.size).get(_TCA_KIND, b"").rstrip(b"\0").decode()
                 return Qdisc(kind, handle >> 16)

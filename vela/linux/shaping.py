@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from vela.wire import frame_limit
+from vela.wire import ETHERNET_HEADER, frame_limit
 
 KIND = "tbf"
 
@@ -42,8 +42,12 @@ class TokenBucketFilter:
 
     @classmethod
     def of(cls, bits_per_second: int, mtu: int) -> TokenBucketFilter:
-        """Return what limits an interface with this MTU, in bytes."""
-        rate = bits_per_second // 8
+        """Return what limits an interface with this MTU, in bytes.
+
+        bits_per_second are those of packets, without Ethernet header: packets of full size get
+        just that, smaller ones less.
+        """
+        rate = bits_per_second * (mtu + ETHERNET_HEADER) // mtu // 8
         frame = frame_limit(mtu)
         return cls(
             rate=rate,
