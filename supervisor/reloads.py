@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from vela.dataplane.engine import Engine
 from vela.errors import ConfigError, VelaError
 from vela.log import set_level
 
@@ -23,7 +24,7 @@ from .runtime.slices import Slices
 from .trial import TrialFile
 
 # Keys of [daemon] that a reload applies; all others need a restart.
-_LIVE_DAEMON_KEYS = frozenset({"log_level"})
+_LIVE_DAEMON_KEYS = frozenset({"log_level", "engine"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,12 @@ class Reloads:
         registry: Registry,
         check: Check,
         set_policy: Callable[[Config], None],
+        set_engine: Callable[[Engine], None],
     ) -> None:
         """texts, config: what is in effect. check: finds mistakes beside those of the reader.
 
-        set_policy gives the control channel another [autoconfigure] table.
+        set_policy gives the control channel another [autoconfigure] table, set_engine the
+        registry another engine.
         """
         self.config = config
         """What is in effect, or about to be."""
@@ -74,6 +77,7 @@ class Reloads:
         self._registry = registry
         self._check = check
         self._set_policy = set_policy
+        self._set_engine = set_engine
         self._slices: Slices | None = None
         self._waiting: deque[Callable[[], None]] = deque()
         self._log = structlog.get_logger()
@@ -189,7 +193,7 @@ class Reloads:
             texts,
             config.daemon.state_directory,
             replace(config, daemon=replace(running, **live)),
-            self._registry.plan(config),
+            self._registry.plan(config, ("daemon.engine",) if "engine" in changed else ()),
             tuple(f"daemon.{key}" for key in changed if key not in _LIVE_DAEMON_KEYS),
             config.autoconfigure != self.config.autoconfigure,
         )
@@ -216,6 +220,8 @@ class Reloads:
             self._log.warning("daemon_section_needs_restart", keys=list(wanted.needs_restart))
         if wanted.config.daemon.log_level != self.config.daemon.log_level:
             set_level(wanted.config.daemon.log_level)
+        if wanted.config.daemon.engine is not self.config.daemon.engine:
+            self._set_engine(wanted.config.daemon.engine)
         if wanted.policy_changes:
             self._set_policy(wanted.config)
         self.config, self._texts = wanted.config, wanted.texts

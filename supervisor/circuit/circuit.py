@@ -14,8 +14,10 @@ import structlog
 
 from vela.address import Endpoint, IPAddress
 from vela.dataplane.contract import Abilities
+from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
+from vela.linux.features import Features
 from vela.linux.underlay import UnderlayPath
 from vela.signaling.agreement import Agreement
 from vela.signaling.encryption import Encryption as SessionEncryption
@@ -120,6 +122,9 @@ class DataPath(Protocol):
 
     def change(self, config: CircuitConfig, cpu: int) -> None:
         """Take another configuration; the interface stays. attach() follows. Raises VelaError."""
+
+    def change_engine(self, engine: LoadedEngine, features: Features) -> None:
+        """Let another engine carry frames; attach() follows. Raises VelaError."""
 
     def kill_worker(self) -> None: ...
 
@@ -427,6 +432,12 @@ class Circuit:
         if self.config.enabled != before.enabled:
             self._follow_file()
         elif self._started and not self.disabled:
+            self._apply()
+
+    def change_engine(self, engine: LoadedEngine, features: Features) -> None:
+        """Let another engine carry frames, on the same interface. Raises VelaError."""
+        self._data_path.change_engine(engine, features)
+        if self._started and not self.disabled:
             self._apply()
 
     def _begin_anew(self, setup: Setup, cpu: int) -> None:

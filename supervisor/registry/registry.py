@@ -11,8 +11,10 @@ from typing import Protocol
 import structlog
 
 from vela.address import IPAddress, IPNetwork
+from vela.dataplane.engine import LoadedEngine
 from vela.errors import ConfigError, DeviceError, RemoteProtocolError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
+from vela.linux.features import Features
 from vela.signaling.events import CircuitRequested
 from vela.signaling.limiter import host_of
 from vela.signaling.messages import CloseReason, Confirm, RejectCode
@@ -103,6 +105,7 @@ class Registry:
         self._control_channel = control_channel
         self._keys = keys
         self._make_data_path = make_data_path
+        self._new_engine: tuple[LoadedEngine, Features] | None = None
         self._host = host
         self._lines = lines
         self._ciphers = ciphers
@@ -194,14 +197,17 @@ class Registry:
         created = tuple(circuit.status() for circuit in self._circuits.values())
         return created + self._pending.status()
 
-    def plan(self, config: Config) -> Plan:
-        """Return what a reload with this configuration would do. Changes nothing."""
+    def plan(self, config: Config, new_workers: tuple[str, ...] = ()) -> Plan:
+        """Return what a reload with this configuration would do. Changes nothing.
+
+        new_workers: see make_plan.
+        """
         present = {
             name: circuit.config
             for name, circuit in self._circuits.items()
             if circuit.origin is Origin.CONFIG
         }
-        return make_plan(present, config.circuits)
+        return make_plan(present, config.circuits, new_workers=new_workers)
 
     def reload(self, config: Config) -> Iterator[None]:
         """Apply a configuration, a step at a time. Circuits that did not change are not touched.
@@ -211,6 +217,11 @@ class Registry:
         """
         plan = self.plan(config)
         self._config = config
+        if self._new_engine is not None:
+            engine, self._new_engine = self._new_engine, None
+            for circuit in tuple(self._circuits.values()):
+                self._loop.guard(partial(self._change_engine, circuit, *engine))
+                yield
         # First what goes: what it has may be wanted by others.
         for change in plan.of(Step.DELETED, Step.NEW_INTERFACE):
             self._loop.guard(partial(self._remove_planned, change))
@@ -235,6 +246,24 @@ class Registry:
             if change.config is not None and "addresses" in change.keys:
                 self._warn_of_overlap(change.config)
                 yield
+
+    def set_engine(
+        self, engine: LoadedEngine, features: Features, factory: DataPathFactory
+    ) -> None:
+        """Let another engine carry frames: those that there are with the next reload.
+
+        factory: what makes the data paths of further ones.
+        """
+        self._make_data_path, self._new_engine = factory, (engine, features)
+
+    def _change_engine(self, circuit: Circuit, engine: LoadedEngine, features: Features) -> None:
+        if self._circuits.get(circuit.name) is not circuit:
+            return
+        try:
+            circuit.change_engine(engine, features)
+        except DeviceError as err:
+            # The interface is gone, and is about to be made again: see Pseudowire.check().
+            self._log.error("engine_not_changed", circuit=circuit.name, error=str(err))
 
     def failures(self) -> dict[str, str]:
         """Return the reason, by name, for each circuit of the file that cannot be created."""
