@@ -43,7 +43,14 @@ class ControlTransport(Protocol):
 
     def set_control_handler(self, handler: ControlHandler) -> None: ...
 
-    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
+    def send_control(
+        self,
+        data: bytes,
+        local_address: IPAddress,
+        remote: Endpoint,
+        *,
+        dont_fragment: bool = False,
+    ) -> None:
         """Send from the listening port. Raise OSError where the kernel refuses."""
 
     def expect_control(self, control: ControlSteering) -> None:
@@ -183,7 +190,12 @@ class ControlChannel:
         for datagram in datagrams:
             local_address = datagram.local_address or ANY_ADDRESS[datagram.remote.family]
             try:
-                self._transport.send_control(datagram.data, local_address, datagram.remote)
+                self._transport.send_control(
+                    datagram.data,
+                    local_address,
+                    datagram.remote,
+                    dont_fragment=datagram.dont_fragment,
+                )
             except OSError as err:
                 self._log.debug(
                     "control_message_not_sent", remote=str(datagram.remote), error=str(err)

@@ -277,7 +277,14 @@ class Demux:
         """Let control messages (circuit id 0) go there; until then they are dropped."""
         self._on_control = handler
 
-    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
+    def send_control(
+        self,
+        data: bytes,
+        local_address: IPAddress,
+        remote: Endpoint,
+        *,
+        dont_fragment: bool = False,
+    ) -> None:
         """Send from the listening port and this address of the machine, without waiting.
 
         Raises OSError where the kernel refuses.
@@ -285,7 +292,7 @@ class Demux:
         group = self.group_at(local_address)
         if group is None:
             raise OSError(errno.EADDRNOTAVAIL, f"velad does not listen on {local_address}")
-        group.send(data, local_address, remote)
+        group.send(data, local_address, remote, dont_fragment=dont_fragment)
 
     def _drop_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
         self._dropped[DropReason.CONTROL] += 1

@@ -210,7 +210,14 @@ class Machine:
     def expect_control(self, control: ControlSteering) -> None:
         self.expected_control = control
 
-    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
+    def send_control(
+        self,
+        data: bytes,
+        local_address: IPAddress,
+        remote: Endpoint,
+        *,
+        dont_fragment: bool = False,
+    ) -> None:
         self.network.carry(data, Endpoint(self.address, DEFAULT_PORT), remote)
 
     def ask(self, host: str, family: Family | None, callback: AnswerCallback) -> None:

@@ -28,6 +28,7 @@ from vela.signaling.events import (
     Down,
     Event,
     OfferChanged,
+    ProbeAnswered,
     Rejected,
     ResolveWanted,
     Unanswered,
@@ -52,6 +53,7 @@ from ..runtime.names import NameSource
 from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, WorkerStatus
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
+from .path_prober import PathProber
 from .rates import RateMeter, Traffic
 from .remote import RemoteSearch, RouteSource
 from .signaling import SignalingChannel
@@ -228,6 +230,7 @@ class Circuit:
         self._bridge_mtu = data_path.bridge_mtu
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
+        self._prober = PathProber(loop, self._on_path_mtu)
         self._remote = self._search()
         self._signaling = self._open_signaling()
         data_path.set_failure_handler(self.check)
@@ -370,6 +373,7 @@ class Circuit:
             self._signaling.forget()
         self._closed = True
         self._remote.stop()
+        self._prober.stop()
         self._data_path.close()
         self._close_keys()
         # A velad that refuses to start logs nothing but the reason.
@@ -530,7 +534,9 @@ class Circuit:
     def check(self) -> None:
         """Check the interface and the worker. To be called once a second."""
         before = self._obstacle
-        self._rates.sample(self._data_path.traffic(), self._loop.now())
+        traffic = self._data_path.traffic()
+        self._rates.sample(traffic, self._loop.now())
+        self._prober.note_traffic(traffic.tx_frames)
         try:
             self._data_path.check()
         except VelaError as err:
@@ -586,7 +592,7 @@ class Circuit:
             remote_port=endpoint.port if endpoint else config.remote.port or self._port,
             family=endpoint.family.value if endpoint else None,
             mtu=self._data_path.mtu,
-            path_mtu=attached[0].route.mtu if attached else None,
+            path_mtu=attached[0].mtu if attached else None,
             encapsulation=config.encapsulation.value,
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
             encryption=config.encryption.value,
@@ -662,6 +668,8 @@ class Circuit:
                 self._take(Input.DELETED)
             case Rejected(_, reason):
                 self._take(Input.REJECTED, reason)
+            case ProbeAnswered(size):
+                self._prober.answered(size)
             case ResolveWanted():
                 self._remote.resolve()
             case OfferChanged(requested):
@@ -708,6 +716,8 @@ class Circuit:
         if now == self._logged:
             return
         before, self._logged = self._logged[0], now
+        if State.UP in (before, state):
+            self._probe_path()
         self._transitions.record(state, self._loop.now())
         self._owner.on_state_changed(self, before)
         level = "info" if not reason or state in _GOOD else "warning"
@@ -793,6 +803,7 @@ class Circuit:
         in_use, attached = self._path_in_use(), self._data_path.attached
         if in_use is not None and attached is not None and attached[0].route != in_use.route:
             self._carry()
+            self._probe_path()
 
     def _release(self) -> None:
         self._data_path.detach()
@@ -927,7 +938,21 @@ class Circuit:
             group, route = self._routes.way_to(endpoint)
         else:
             group, route = self._routes.way_from(source, endpoint)
-        return UnderlayPath(endpoint, (endpoint.address,), route, group)
+        return self._prober.narrow(UnderlayPath(endpoint, (endpoint.address,), route, group))
+
+    def _probe_path(self) -> None:
+        """Find out how large packets to the remote may be, while the session is up."""
+        attached, signaling = self._data_path.attached, self._signaling
+        if attached is not None and signaling is not None and self.state is State.UP:
+            self._prober.start(attached[0], signaling)
+        else:
+            self._prober.stop()
+
+    def _on_path_mtu(self) -> None:
+        path = self._path_in_use()
+        if path is not None:
+            self._log.info("path_mtu_changed", path_mtu=path.mtu, route_mtu=path.route.mtu)
+            self._apply()
 
 
 _DO = {

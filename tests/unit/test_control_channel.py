@@ -113,7 +113,14 @@ class Transport:
     def set_control_handler(self, handler: ControlHandler) -> None:
         self.handler = handler
 
-    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
+    def send_control(
+        self,
+        data: bytes,
+        local_address: IPAddress,
+        remote: Endpoint,
+        *,
+        dont_fragment: bool = False,
+    ) -> None:
         raise AssertionError("nothing is to be sent")
 
     def expect_control(self, control: ControlSteering) -> None:

@@ -6,8 +6,8 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -30,7 +30,8 @@ _SO_ATTACH_REUSEPORT_EBPF = 52
 SO_RXQ_OVFL = 40
 # include/uapi/linux/in.h, in6.h and udp.h.
 IP_MTU_DISCOVER = 10
-_PMTUDISC_WANT, _PMTUDISC_DO, _PMTUDISC_OMIT = 1, 2, 5  # alike for both families
+# Values of both families' MTU_DISCOVER.
+_PMTUDISC_WANT, _PMTUDISC_DO, _PMTUDISC_PROBE, _PMTUDISC_OMIT = 1, 2, 3, 5
 IP_MTU = 14
 IPV6_MTU_DISCOVER = 23
 IPV6_MTU = 24
@@ -147,11 +148,18 @@ class ReceiveGroup:
                 return address.ipv4_mapped or address
         return self.address
 
-    def send(self, data: bytes, here: IPAddress, remote: Endpoint) -> None:
+    def send(
+        self, data: bytes, here: IPAddress, remote: Endpoint, *, dont_fragment: bool = False
+    ) -> None:
         """Send from an address of this machine and the listening port, without waiting.
 
-        Raises OSError: EINVAL where the machine has no such address.
+        Raises OSError: EINVAL where the machine has no such address; with dont_fragment EMSGSIZE
+        where the interface's MTU is smaller, whatever ICMP said of the path.
         """
+        if dont_fragment:
+            with _unfragmented(self.control_socket):
+                self.send(data, here, remote)
+            return
         ancillary = []
         if self.address.is_unspecified and not here.is_unspecified:
             ancillary.append(pktinfo(here))
@@ -266,6 +274,13 @@ class UnderlayPath:
     """Its source is the local address that the remote speaks to."""
     group: ReceiveGroup
     """Where datagrams to that address arrive."""
+    probed_mtu: int | None = None
+    """What probes have found, in bytes, the outer IP header included; None: the route's fits."""
+
+    @property
+    def mtu(self) -> int:
+        """How large packets may be, in bytes: by its route, and by probes."""
+        return min(self.route.mtu, self.probed_mtu or self.route.mtu)
 
 
 def pktinfo(here: IPAddress) -> tuple[int, int, bytes]:
@@ -324,6 +339,22 @@ def _is_own(address: IPAddress) -> bool:
             return any(each.address.ip == address for each in kernel.addresses())
     except DeviceError:
         return False
+
+
+@contextmanager
+def _unfragmented(opened: socket.socket) -> Iterator[None]:
+    """Let a socket send in one piece or not at all. It belongs to this thread alone."""
+    options = [(socket.IPPROTO_IP, IP_MTU_DISCOVER)]
+    if opened.family == socket.AF_INET6:
+        options.append((socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER))
+    before = [opened.getsockopt(*option) for option in options]
+    try:
+        for option in options:
+            opened.setsockopt(*option, _PMTUDISC_PROBE)
+        yield
+    finally:
+        for option, mode in zip(options, before, strict=True):
+            opened.setsockopt(*option, mode)
 
 
 def set_narrowed(opened: socket.socket, narrowed: bool) -> None:
