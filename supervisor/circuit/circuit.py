@@ -81,6 +81,7 @@ _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED
 KEY_GRACE_S = 5.0
 # For a session to come up that takes the place of another one.
 CHANGE_GRACE_S = 3.0
+NOT_FOLLOWED = "the other end did not begin the session that it asked for"
 OTHER_MACHINE = "the remote is another machine, or another port"
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
@@ -323,6 +324,13 @@ class Circuit:
         encryption: with the keys of the session, on an encrypted circuit.
         answer() must follow. Raises VelaError.
         """
+        self._begin_with(requested, encryption)
+        self._take(Input.ACCEPT)
+
+    def _begin_with(
+        self, requested: CircuitRequested, encryption: SessionEncryption | None = None
+    ) -> None:
+        """Begin with the session that a remote asked for. Raises VelaError."""
         signaling = self._require_signaling()
         self._started = True
         signaling.hold()
@@ -335,7 +343,6 @@ class Circuit:
         self._agreement = signaling.session.agreement
         self._carry()
         self._remote.resolve_later()
-        self._take(Input.ACCEPT)
 
     def accept_change(self, setup: Setup, requested: CircuitRequested) -> None:
         """Become what the remote that set the circuit up asks for, in a session of its own.
@@ -350,16 +357,21 @@ class Circuit:
         self._data_path.change(self.config, self.cpu)
         self._remote.stop()
         self._remote = self._search()
-        self._lifecycle = Lifecycle(static=False)
         begun = self._signaling = self._open_signaling()
-        self.accept(requested)
-        # Frames go on meanwhile, as both ends are about to have the session.
-        self._loop.call_later(CHANGE_GRACE_S, lambda: self._give_up_carrier(begun))
+        if self.state is State.UP:
+            # Frames go on meanwhile, as both ends are about to have the session.
+            self._begin_with(requested)
+            self._loop.call_later(CHANGE_GRACE_S, lambda: self._miss_session(begun))
+        else:
+            self._lifecycle = Lifecycle(static=False)
+            self.accept(requested)
 
-    def _give_up_carrier(self, signaling: SignalingChannel | None) -> None:
-        """Show the link down if the session of accept_change() is not up by now."""
-        if self._signaling is signaling and self.state is not State.UP and not self._closed:
-            self._show_carrier(False)
+    def _miss_session(self, begun: SignalingChannel | None) -> None:
+        """Go down if the session that accept_change() began is not up by now."""
+        if begun is None or self._signaling is not begun or self._closed:
+            return
+        if self.state is State.UP and begun.session.state is not SessionState.UP:
+            self._take(Input.DOWN, NOT_FOLLOWED)
 
     def answer(self) -> None:
         """Tell the remote that it was accepted."""
@@ -648,6 +660,9 @@ class Circuit:
     # From signalling.
 
     def _on_event(self, event: Event) -> None:
+        if self.state is State.UP and isinstance(event, Unanswered | Rejected):
+            # Of a session that took the place of another one, and was never up itself.
+            self._take(Input.DOWN, NOT_FOLLOWED)
         match event:
             case Agreed(agreement):
                 self._agreement = agreement
