@@ -32,6 +32,7 @@ from vela.log import level, limit, set_level
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.links import Links
+from .circuit.loops import Carriers
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
 from .config.key import MIN_ENCRYPTION_KEY, MIN_KEY, open_identity, open_key
 from .config.records import Config, DaemonConfig, Encryption
@@ -115,6 +116,7 @@ class Daemon:
                 links=links,
                 forwarding=self._forwarding,
                 demux=self._demux,
+                carriers=Carriers(netlink),
                 forks=Burst(self._loop, FORK_INTERVAL_S),
                 counters=CounterSlab(),
                 engine=engine,

@@ -20,6 +20,7 @@ from vela.address import Endpoint, Family, IPAddress, IPNetwork
 from vela.dataplane.contract import Abilities
 from vela.dataplane.engine import LoadedEngine
 from vela.errors import DeviceError, VelaError
+from vela.linux.choice import UnderlayChoice
 from vela.linux.features import Features
 from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
@@ -98,6 +99,8 @@ class RecordingDataPath:
     obstacle: str = ""
     refusal: str = ""
     """What attach() fails with."""
+    loop: str = ""
+    """Why the route to the remote cannot be."""
     frames_from: int | None = None
     """The remote's port that frames are taken from."""
     attachments: int = 0
@@ -132,6 +135,12 @@ class RecordingDataPath:
 
     def set_failure_handler(self, handler: Callback) -> None:
         self.on_failure = handler
+
+    def set_route_handler(self, handler: Callback) -> None:
+        self.on_route = handler
+
+    def find_loop(self, remote: Endpoint, route: Route) -> str:
+        return self.loop
 
     def change(self, config: CircuitConfig, cpu: int) -> None:
         assert not self.closed
@@ -215,6 +224,7 @@ class Machine:
         data: bytes,
         local_address: IPAddress,
         remote: Endpoint,
+        choice: UnderlayChoice,
         *,
         dont_fragment: bool = False,
     ) -> None:
@@ -236,7 +246,7 @@ class Machine:
 
         self.network.loop.call_later(0.001, reply)
 
-    def way_to(self, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
+    def way_to(self, remote: Endpoint, choice: UnderlayChoice) -> tuple[ReceiveGroup, Route]:
         if not self.reachable:
             raise DeviceError(f"no way to {remote.address}: Network is unreachable")
         group = cast(ReceiveGroup, _Group(ip_address("::"), DEFAULT_PORT))
@@ -245,8 +255,10 @@ class Machine:
     def facts(self, wanted: tuple[IPNetwork, ...]) -> HostFacts:
         return self.known
 
-    def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
-        return self.way_to(remote)
+    def way_from(
+        self, here: IPAddress, remote: Endpoint, choice: UnderlayChoice
+    ) -> tuple[ReceiveGroup, Route]:
+        return self.way_to(remote, choice)
 
     def load(self, path: Path) -> Key:
         return LocalKey(path.read_bytes().strip())

@@ -12,13 +12,14 @@ from typing import Any, Protocol
 
 import structlog
 
-from vela.address import Endpoint, IPAddress
+from vela.address import Endpoint, IPAddress, family_of
 from vela.dataplane.contract import Abilities
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
+from vela.linux.choice import ANY_UNDERLAY
 from vela.linux.features import Features
-from vela.linux.underlay import UnderlayPath
+from vela.linux.underlay import Route, UnderlayPath
 from vela.signaling.agreement import Agreement
 from vela.signaling.encryption import Encryption as SessionEncryption
 from vela.signaling.events import (
@@ -55,7 +56,8 @@ from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
 from .path_prober import PathProber
 from .rates import RateMeter, Traffic
-from .remote import RemoteSearch, RouteSource
+from .remote import RemoteSearch
+from .routes import CircuitRoutes, MachineRoutes, RouteLoop
 from .signaling import SignalingChannel
 from .tenure import Tenure
 from .terms import (
@@ -140,6 +142,12 @@ class DataPath(Protocol):
     def set_failure_handler(self, handler: Callback) -> None:
         """Set the callback for workers that fail repeatedly, and for one that works again."""
 
+    def set_route_handler(self, handler: Callback) -> None:
+        """Set the callback for routes to the remote that may have changed."""
+
+    def find_loop(self, remote: Endpoint, route: Route) -> str:
+        """Return why the circuit cannot send to a remote by this route; empty: it can."""
+
     def traffic(self) -> Traffic: ...
 
     def worker_status(self) -> WorkerStatus | None: ...
@@ -190,7 +198,7 @@ class Circuit:
         *,
         loop: EventLoop,
         names: NameSource,
-        routes: RouteSource,
+        routes: MachineRoutes,
         owner: Owner,
         port: int,
         maker: bytes | None = None,
@@ -209,7 +217,8 @@ class Circuit:
         self._data_path = data_path
         self._loop = loop
         self._names = names
-        self._routes = routes
+        self._machine_routes = routes
+        self._routes = self._circuit_routes()
         self._owner = owner
         self._port = port
         self._control_channel = setup.control_channel
@@ -232,9 +241,11 @@ class Circuit:
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
         self._prober = PathProber(loop, self._on_path_mtu)
+        self._presence = self.config.underlay.presence()
         self._remote = self._search()
         self._signaling = self._open_signaling()
         data_path.set_failure_handler(self.check)
+        data_path.set_route_handler(self._on_route_changed)
 
     # For the registry.
 
@@ -471,6 +482,8 @@ class Circuit:
         self._lifecycle = Lifecycle(static=self.static)
         self._path = self._agreement = None
         self._moving = self.disabled = False
+        self._routes = self._circuit_routes()
+        self._presence = self.config.underlay.presence()
         self._remote = self._search()
         self._signaling = self._open_signaling()
         if disabled:
@@ -562,6 +575,7 @@ class Circuit:
                 self._log.info("circuit_mended")
                 self._take(Input.MENDED)
             self._look_at_bridge()
+        self._look_at_underlay()
         if self._key_watch is not None:
             worker = self._data_path.worker_status()
             self._key_watch.check(None if worker is None else worker.restarts)
@@ -581,6 +595,20 @@ class Circuit:
             return
         if self._signaling is not None:
             self._signaling.pump()
+
+    def _look_at_underlay(self) -> None:
+        """Follow the chosen device and source address as they come and go."""
+        if self.config.underlay == ANY_UNDERLAY or self.disabled or not self._started:
+            return
+        presence = self.config.underlay.presence()
+        if presence == self._presence:
+            return
+        self._presence = presence
+        _, obstacle = presence
+        if obstacle and self._data_path.attached is not None:
+            self._take(Input.CUT_OFF, obstacle)
+        else:
+            self._remote.resolve()
 
     def status(self) -> CircuitStatus:
         config, attached = self.config, self._data_path.attached
@@ -638,6 +666,21 @@ class Circuit:
         self._take(Input.ROUTED)
         if self._signaling is not None:
             self._signaling.pump()
+
+    def _on_route_changed(self) -> None:
+        """Stop sending at once where the route now leads into this circuit, or look again."""
+        if self.disabled or self._closed:
+            return
+        attached = self._data_path.attached
+        if attached is None:
+            self._remote.resolve()
+            return
+        try:
+            self._routes.way_from(attached[0].route.source, attached[0].endpoint)
+        except RouteLoop as err:
+            self._take(Input.CUT_OFF, str(err))
+        except DeviceError:
+            pass  # if it stays so, the session goes down by itself
 
     def _leave_former_remote(self, path: UnderlayPath) -> None:
         """End the session with a machine that the remote's new name does not lead to."""
@@ -851,10 +894,14 @@ class Circuit:
 
     # Signalling, and the paths to the remote.
 
+    def _circuit_routes(self) -> CircuitRoutes:
+        return CircuitRoutes(self._machine_routes, self.config.underlay, self._data_path)
+
     def _search(self) -> RemoteSearch:
+        bind = self.config.bind
         return RemoteSearch(
             self.config.remote,
-            self.config.family,
+            self.config.family or (None if bind is None else family_of(bind)),
             self._port,
             self._loop,
             self._names,
@@ -880,7 +927,9 @@ class Circuit:
             maker=self.maker,
             frame_keys=self._frame_keys,
         )
-        signaling = SignalingChannel(session, self._loop, channel, self._on_event)
+        signaling = SignalingChannel(
+            session, self._loop, channel, self._on_event, self.config.underlay
+        )
         if self._key_watch is not None:
             self._key_watch.follow(signaling)
         return signaling
@@ -934,7 +983,7 @@ class Circuit:
 
     def _source_of(self, path: UnderlayPath) -> IPAddress | None:
         """Return the local address to ask from; None: the kernel chooses."""
-        if path.route.source == self._local_address():
+        if path.route.source in (self._local_address(), self.config.bind):
             return path.route.source
         return None if path.group.address.is_unspecified else path.group.address
 

@@ -73,6 +73,11 @@ class AttachmentCircuit:
         return self._tap.fd
 
     @property
+    def index(self) -> int:
+        """The number that the kernel knows the interface by."""
+        return self._tap.index
+
+    @property
     def mtu(self) -> int:
         return self._tap.mtu
 

@@ -14,14 +14,17 @@ import structlog
 from vela.address import Endpoint
 from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
+from vela.dataplane.ecn import DSCP_SHIFT
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Verification
 from vela.errors import DeviceError
+from vela.linux.choice import UnderlayChoice, set_tos
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.sandbox import User, worker_filter
 from vela.linux.underlay import (
+    Route,
     UnderlayPath,
     find_route,
     open_send_socket,
@@ -48,6 +51,7 @@ from ..status import CounterStatus, WorkerStatus
 from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
 from .links import Links
+from .loops import Aim, Carriers
 from .rates import Traffic
 from .terms import Profile, is_encrypted, provisional_mtu
 
@@ -70,6 +74,7 @@ class PseudowireFactory:
     links: Links
     forwarding: Forwarding
     demux: Demux
+    carriers: Carriers
     forks: Burst
     """Where workers are started: see FORK_INTERVAL_S."""
     counters: CounterSlab
@@ -108,6 +113,7 @@ class Pseudowire:
         await_bridge, shielded: see AttachmentCircuit.
         """
         self._on_failure: Callback | None = None
+        self._on_route: Callback | None = None
         self._config = config
         self._parts = parts
         self._cpu = cpu
@@ -195,6 +201,10 @@ class Pseudowire:
         """Let handler be called when workers fail again and again, and when one lives again."""
         self._on_failure = handler
 
+    def set_route_handler(self, handler: Callback) -> None:
+        """Let handler be called when the route to the remote may have changed."""
+        self._on_route = handler
+
     def change(self, config: CircuitConfig, cpu: int) -> None:
         """Take another configuration of the circuit with this name and id. Raises DeviceError.
 
@@ -204,7 +214,9 @@ class Pseudowire:
         if config.mac != self._config.mac:
             mac = config.mac or self._derive_mac()
         self._interface.change(config, mac)
-        self._changed = self._changed or (mac, cpu) != (self.local_mac, self._cpu)
+        self._changed = self._changed or (
+            (mac, cpu, config.dscp) != (self.local_mac, self._cpu, self._config.dscp)
+        )
         if self._attached is None and config.mtu is not None and config.mtu != self._config.mtu:
             self._interface.set_mtu(config.mtu, encrypted=is_encrypted(config))
         self._config, self.local_mac, self._cpu = config, mac, cpu
@@ -218,6 +230,15 @@ class Pseudowire:
         self._interface.change_engine(features, virtio_header=virtio_header)
         self._parts = replace(self._parts, engine=engine, features=features)
         self._changed = True
+
+    @property
+    def _choice(self) -> UnderlayChoice:
+        return self._config.underlay
+
+    @property
+    def _tos(self) -> int:
+        """What the sending socket has by itself; the worker sets others packet by packet."""
+        return (self._config.dscp or 0) << DSCP_SHIFT
 
     def _derive_mac(self, *end: str) -> bytes:
         config = self._config
@@ -235,6 +256,8 @@ class Pseudowire:
         self._parts.loop.unwatch(self._divert_reader.fileno())
         self._divert_reader.close()
         self._divert_writer.close()
+        self._parts.demux.watch_route(self, None)
+        self._parts.carriers.forget(self._interface.index)
         self._interface.close()
         self._parts.counters.give_back(self._counters)
 
@@ -354,13 +377,30 @@ class Pseudowire:
         counters[Slot.RX_BYTES] += end - frame
         counters[Slot.RX_ELIDED] += elided
 
+    def find_loop(self, remote: Endpoint, route: Route) -> str:
+        """Return why the circuit cannot send to a remote by this route; empty: it can.
+
+        Where it cannot, the circuit is told when routes to the remote change.
+        """
+        aim = Aim(self.name, route.source, remote, self._choice)
+        carriers, index = self._parts.carriers, self._interface.index
+        carriers.aim(index, aim)
+        loop = carriers.find_loop(index, aim, route)
+        self._parts.demux.watch_route(self, remote.address if loop else None)
+        return loop
+
     def look_at_route(self) -> None:
         """Let fragments follow the route at once; the circuit's MTU does within a minute."""
+        self._follow_narrowed()
+        if self._on_route is not None:
+            self._on_route()
+
+    def _follow_narrowed(self) -> None:
         if self._attached is None or self._claim is None:
             return
         path, _ = self._attached
         with suppress(OSError):  # without a route nothing is sent
-            self._narrowed = find_route(path.route.source, path.endpoint).narrowed
+            self._narrowed = find_route(path.route.source, path.endpoint, self._choice).narrowed
             set_narrowed(self._send_socket or self._claim.socket, self._narrowed)
 
     def traffic(self) -> Traffic:
@@ -421,9 +461,12 @@ class Pseudowire:
             if self._claim is not None:
                 self._claim.restore()
                 set_narrowed(self._claim.socket, self._narrowed)
+                set_tos(self._claim.socket, self._tos)
             if self._send_socket is not None and self._attached is not None:
                 endpoint = self._attached[0].endpoint
-                restore_send_socket(self._send_socket, endpoint, narrowed=self._narrowed)
+                restore_send_socket(
+                    self._send_socket, endpoint, narrowed=self._narrowed, tos=self._tos
+                )
         except (OSError, DeviceError) as err:
             # The worker finds out, if it matters; a TAP may just have been removed.
             self._log.warning("descriptors_not_restored", error=str(err))
@@ -436,6 +479,7 @@ class Pseudowire:
         attached, key_page = self._attached, self._key_page
         # What fails now can be tried again from here: it stays attached.
         self._stop_worker()
+        self._parts.carriers.forget(self._interface.index)
         self._interface.make_again()
         self._interface_lost = False
         self._release()
@@ -471,12 +515,15 @@ class Pseudowire:
         if profile.source_port == path.group.port:
             send_socket = claim.socket
             set_narrowed(send_socket, self._narrowed)
+            set_tos(send_socket, self._tos)
+            self._choice.mark_socket(send_socket)
             destination = path.group.sockaddr(path.endpoint)
-            if path.group.address.is_unspecified:
-                source_address = pktinfo(path.route.source)
+            if path.group.address.is_unspecified or path.route.device is not None:
+                source_address = pktinfo(path.route.source, path.route.device or 0)
         elif self._send_socket is not None:
             send_socket = self._send_socket
             set_narrowed(send_socket, self._narrowed)
+            set_tos(send_socket, self._tos)
         else:
             send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
         attachment = Attachment(
@@ -497,6 +544,8 @@ class Pseudowire:
             partial_checksums=profile.partial_checksums,
             fragmentation=profile.fragmentation,
             mss_clamp=profile.mss_clamp,
+            dscp=self._config.dscp,
+            carry_ecn=profile.carry_ecn,
             features=self._parts.features,
             key_page=key_page,
         )
@@ -527,7 +576,12 @@ class Pseudowire:
         for port in ports:
             try:
                 return open_send_socket(
-                    path.route.source, port, path.endpoint, narrowed=self._narrowed
+                    path.route.source,
+                    port,
+                    path.endpoint,
+                    narrowed=self._narrowed,
+                    tos=self._tos,
+                    choice=self._choice,
                 )
             except OSError as err:
                 if err.errno != errno.EADDRINUSE:

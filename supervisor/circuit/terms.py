@@ -49,6 +49,8 @@ class Profile:
     fragmentation: Fragmentation = Fragmentation.BY_IP
     """What becomes of frames that are larger than a datagram."""
     mss_clamp: MssClamp | None = None
+    carry_ecn: bool = False
+    """The remote brings the ECN of outer headers into the inner ones."""
     encrypted: bool = False
     """Frames leave sealed, and no other comes in: docs/protocol.md, 3.6."""
 
@@ -69,7 +71,7 @@ def describe(
     abilities are those of the engine; bridge_mtu that of the bridge that the TAP is a port of.
     Raises ConfigError where the path is too narrow.
     """
-    capabilities = Capability(0)
+    capabilities = Capability.ECN
     if config.encapsulation is Encapsulation.AUTO:
         capabilities |= Capability.ELISION
     if abilities.native:
@@ -107,6 +109,7 @@ def agreed_profile(
         partial_checksums=agreement.elision and agreement.checksum_offload,
         source_port=path.group.port if agreement.nat else source_port(config, path),
         fragmentation=_fragmentation(config, pieces=agreement.pieces),
+        carry_ecn=agreement.ecn,
         encrypted=is_encrypted(config),
     )
     return replace(profile, mss_clamp=mss_clamp(config, profile, path, bridge_mtu))
@@ -132,6 +135,8 @@ def static_profile(
         partial_checksums=elision is Elision.KNOWN and config.peer.checksum_offload,
         source_port=source_port(config, path),
         fragmentation=_fragmentation(config, pieces=pieces),
+        # The original VELA does not, and an ECN-capable flow would then lose its marks.
+        carry_ecn=elision is not Elision.ALWAYS,
     )
     return replace(profile, mss_clamp=mss_clamp(config, profile, path, bridge_mtu))
 

@@ -9,10 +9,10 @@ skip it, so that such a circuit causes no further mistakes.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from vela.address import Family, IPAddress, IPInterface, Remote
+from vela.address import Family, IPAddress, IPInterface, Remote, family_of
 from vela.mac import format_mac
 from vela.signaling.messages import MAX_ADDRESSES
 from vela.wire import MIN_IPV6_MTU
@@ -92,6 +92,7 @@ class ConflictFinder:
 def find_contradictions(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterator[str]:
     """Yield the contradictions within a circuit, and between it and [daemon]."""
     yield from _check_family(circuit, daemon.listen)
+    yield from _check_underlay(circuit, daemon.listen)
     yield from _check_peer(circuit)
     yield from _check_encryption(circuit, daemon)
     addresses, bridges = circuit.addresses, [circuit.bridge]
@@ -217,6 +218,37 @@ def _check_family(circuit: CircuitConfig, listen: tuple[IPAddress, ...]) -> Iter
         yield (
             f"{_path(circuit, key)}: needs IPv{version}, but daemon.listen has no "
             f"IPv{version} address; '::' there receives both"
+        )
+
+
+def _check_underlay(circuit: CircuitConfig, listen: tuple[IPAddress, ...]) -> Iterator[str]:
+    bind, remote = circuit.bind, circuit.remote.address
+    if circuit.device == circuit.name:
+        yield (
+            f"{_path(circuit, 'device')}: is the circuit's own interface; "
+            "that of the underlay would be right"
+        )
+    if bind is None:
+        return
+    if circuit.family not in (None, family_of(bind)) or (
+        remote is not None and remote.version != bind.version
+    ):
+        other = "family" if remote is None or remote.version == bind.version else "remote"
+        yield (
+            f"{_path(circuit, 'bind')}: {bind} contradicts {other}; "
+            "an address of the same IP version would be right"
+        )
+        return
+    every = (ANY_IPV6, IPv4Address(0))
+    heard = any(
+        local == bind or (local in every and (local == ANY_IPV6 or local.version == bind.version))
+        for local in listen
+    )
+    # In a VRF velad listens on all addresses.
+    if not heard and circuit.device is None:
+        yield (
+            f"{_path(circuit, 'bind')}: daemon.listen does not have {bind}, so nothing would be "
+            "heard there; add it"
         )
 
 

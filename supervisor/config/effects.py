@@ -56,6 +56,11 @@ CIRCUIT_EFFECTS: dict[str, Row] = {
     "encryption": _NEW_SESSION,
     "peer_key": _NEW_SESSION,
     "source_port": _NEW_WORKER,
+    # The remote knows this end by its address.
+    "bind": _NEW_SESSION,
+    "device": _NEW_SESSION,
+    "mark": _NEW_SESSION,
+    "dscp": _NEW_WORKER,
     "cpu": _NEW_WORKER,
     "keepalive": _LIVE,
     "autoconfigure": _NEW_SESSION,

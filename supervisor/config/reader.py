@@ -22,6 +22,7 @@ from vela.address import (
     parse_remote,
     parse_source,
 )
+from vela.dataplane.ecn import MAX_DSCP
 from vela.dataplane.engine import Engine
 from vela.dataplane.mss import MIN_MSS
 from vela.errors import ConfigError
@@ -66,6 +67,7 @@ from .tables import (
 )
 
 MAX_CPU = 8191  # the largest NR_CPUS that Linux can be built for (arch/x86/Kconfig)
+MAX_MARK = 0xFFFFFFFF  # 32 bits; socket(7), SO_MARK
 MAX_SOCKET_PATH = 107  # bytes; sun_path without its final NUL (unix(7))
 
 _DAEMON = DaemonConfig()
@@ -159,6 +161,13 @@ def _description(value: str) -> str:
     return value
 
 
+def _source_address(value: str) -> IPAddress:
+    address = parse_listen_address(value)
+    if address.is_unspecified:
+        raise ValueError(f"{value} stands for all addresses; one of them would be right")
+    return address
+
+
 _ABSOLUTE_PATH = text(_path)
 _PORT = integer(1, MAX_PORT)
 _FEATURE = known_word({feature.value: feature for feature in Feature})
@@ -170,6 +179,7 @@ _PUBLIC_KEY = text(parse_public_key)
 _FAMILY = word({"any": None, **{family.value: family for family in Family}})
 _MTU = word_or({"auto": None}, integer(MIN_TAP_MTU, MAX_TAP_MTU), "'auto' or a number of bytes")
 _CPU = word_or({"auto": None}, integer(0, MAX_CPU), "'auto' or a CPU's number")
+_DSCP = word_or({"inherit": None}, integer(0, MAX_DSCP), "'inherit' or a number of 0..63")
 _SOURCE_PORT = word_or(
     {word.value: word for word in SourcePort}, _PORT, "'auto', 'listen' or a port's number"
 )
@@ -211,6 +221,10 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("encryption", member(Encryption)),
     Key("peer_key", _PUBLIC_KEY, format_public_key),
     Key("source_port", _SOURCE_PORT),
+    Key("bind", text(_source_address), str),
+    Key("device", _INTERFACE_NAME),
+    Key("mark", integer(1, MAX_MARK)),
+    Key("dscp", _DSCP),
     Key("cpu", _CPU),
     Key("keepalive", number(MIN_KEEPALIVE_S, MAX_KEEPALIVE_S)),
     Key("autoconfigure", boolean),

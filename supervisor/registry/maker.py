@@ -10,7 +10,7 @@ from vela.linux.affinity import allowed_cpus, least_loaded
 from vela.signaling.signer import Key
 
 from ..circuit.circuit import Circuit, DataPath, Origin, Owner, Setup
-from ..circuit.remote import RouteSource
+from ..circuit.routes import MachineRoutes
 from ..config.records import CircuitConfig, Encapsulation, Encryption
 from ..control_channel import ControlChannel
 from ..frame_keys import CircuitKeys
@@ -45,7 +45,7 @@ class CircuitMaker:
         *,
         loop: EventLoop,
         names: NameSource,
-        routes: RouteSource,
+        routes: MachineRoutes,
         control_channel: ControlChannel,
         keys: KeySource,
         make_data_path: DataPathFactory,

@@ -19,7 +19,7 @@ from vela.signaling.policy import PeerCircuits, Policy
 
 from ..circuit.circuit import Circuit, Origin
 from ..circuit.lifecycle import State
-from ..circuit.remote import RouteSource
+from ..circuit.routes import MachineRoutes
 from ..circuit.tenure import Tenure
 from ..config.conflicts import check_key
 from ..config.reader import parse_circuits
@@ -59,7 +59,7 @@ class Registry:
         *,
         loop: EventLoop,
         names: NameSource,
-        routes: RouteSource,
+        routes: MachineRoutes,
         control_channel: ControlChannel,
         keys: KeySource,
         make_data_path: DataPathFactory,

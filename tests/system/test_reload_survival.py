@@ -81,6 +81,11 @@ def changes(keys: tuple[str, str], files: tuple[str, str], remote: str) -> list[
             pings=False,
         ),
         Change("source_port", {"source_port": "listen"}),
+        # The way that it has anyhow, but another session begins.
+        Change("bind", {"bind": "10.201.0.1"}, pings=False),
+        Change("device", {"device": "eth0"}, pings=False),
+        Change("mark", {"mark": 7}, pings=False),
+        Change("dscp", {"dscp": 10}),
         Change("cpu", {"cpu": max(CPUS)}, {"cpu": min(CPUS)}),
         Change("keepalive", {"keepalive": 2.0}),
         Change("autoconfigure", static(), up=False, pings=False),

@@ -11,6 +11,7 @@ from ipaddress import IPv4Interface, ip_address, ip_network
 import pytest
 
 from vela.address import Endpoint, Family, IPAddress, Remote
+from vela.linux.choice import UnderlayChoice
 from vela.linux.steering import ControlSteering
 from vela.signaling.messages import Offer
 from vela.signaling.policy import Policy
@@ -118,6 +119,7 @@ class Transport:
         data: bytes,
         local_address: IPAddress,
         remote: Endpoint,
+        choice: UnderlayChoice,
         *,
         dont_fragment: bool = False,
     ) -> None:

@@ -53,6 +53,7 @@ class Slot(IntEnum):
     RX_JOINED = 33  # frames that came in pieces
     RX_INCOMPLETE = 34  # frames of which pieces are missing
     RX_DUPLICATE = 35  # pieces that came before
+    RX_ECN = 36  # marked on the way, and the sender is not ECN-capable
 
 
 BLOCK_SLOTS = 5 * CACHE_LINE_SLOTS
@@ -71,6 +72,7 @@ RX_DROPPED = {
     "bad_tag": Slot.RX_BAD_TAG,
     "incomplete": Slot.RX_INCOMPLETE,
     "duplicate": Slot.RX_DUPLICATE,
+    "ecn": Slot.RX_ECN,
 }
 """Reasons for which datagrams of a circuit are dropped, as the status names them."""
 

@@ -9,8 +9,9 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from vela.address import IPInterface
+from vela.address import IPAddress, IPInterface
 from vela.errors import DeviceError
+from vela.linux.choice import UnderlayChoice
 from vela.linux.rtnetlink import (
     IFLA_ADDRESS,
     IFLA_GSO_MAX_SIZE,
@@ -18,6 +19,7 @@ from vela.linux.rtnetlink import (
     IFLA_MASTER,
     IFLA_MTU,
     IFLA_TXQLEN,
+    RouteLimits,
     Rtnetlink,
     TunLink,
 )
@@ -138,6 +140,15 @@ class Netlink:
     def tun_link(self, index: int) -> TunLink:
         """Return what a TAP's interface is like. Raises DeviceError where there is none."""
         return self._kernel.tun_link(index)
+
+    def lower_link(self, index: int) -> int | None:
+        """Return the interface that this one stands on, such as a VLAN's; None: there is none."""
+        return self._kernel.lower_link(index)
+
+    def describe_route(self, source: IPAddress, remote: IPAddress, choice: UnderlayChoice) -> str:
+        """Return the route that packets take, as `ip route` writes it. Raises DeviceError."""
+        limits = RouteLimits(choice.index(), choice.mark)
+        return self._kernel.describe_route(source, remote, limits)
 
     def join_bridge(self, name: str, bridge: str) -> int:
         """Make an interface a port of a bridge; return the bridge's MTU, in bytes.
