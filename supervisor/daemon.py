@@ -308,6 +308,8 @@ class Daemon:
             gc.collect()
 
     def _on_hangup(self) -> None:
+        if self._reloads.waiting:
+            return  # it reads what is there now
         try:
             self._reloads.begin()
         except VelaError as err:
