@@ -91,9 +91,9 @@ def changes(keys: tuple[str, str], files: tuple[str, str], remote: str) -> list[
         Change("autoconfigure", static(), up=False, pings=False),
         Change("key_file", {"key_file": files[1]}, {"key_file": files[0]}),
         Change("accept_ra", {"accept_ra": True}),
-        # These change the other end, which makes its interface anew for a name or a bridge.
+        # These change the other end.
         Change("peer.interface", peer(interface="vela5"), pings=False),
-        Change("peer.addresses", peer(addresses=[*ADDRESSES_B, "172.16.99.2/24"])),
+        Change("peer.addresses", peer(addresses=["172.16.16.2/30"]), pings=False),
         Change("peer.bridge", peer(bridge="br-lan"), pings=False),
         Change("peer.mac", peer(mac=PEER_MAC), pings=False),
         Change(
