@@ -163,6 +163,15 @@ class AttachmentCircuit:
             self._netlink.change_addresses(name, gone, added)
         self.set_gso_max_size()
 
+    def change_engine(self, features: Features, *, virtio_header: bool) -> None:
+        """Prepare for workers of another engine. Raises DeviceError.
+
+        virtio_header: it reads and writes one, where the interface has one. One that is made
+        again has just what the engine wants.
+        """
+        self._virtio_header, self._features = virtio_header, features
+        self._tap.set_offloads(virtio_header, features)
+
     def _change_bridge(self, bridge: str | None) -> None:
         if self._bridge_index is not None:
             self._bridge_index = None
