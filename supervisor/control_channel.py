@@ -45,7 +45,13 @@ class ControlTransport(Protocol):
     def set_control_handler(self, handler: ControlHandler) -> None: ...
 
     def send_control(
-        self, data: bytes, local_address: IPAddress, remote: Endpoint, choice: UnderlayChoice
+        self,
+        data: bytes,
+        local_address: IPAddress,
+        remote: Endpoint,
+        choice: UnderlayChoice,
+        *,
+        dont_fragment: bool = False,
     ) -> None:
         """Send from the listening port. Raise OSError where the kernel refuses, or DeviceError."""
 
@@ -186,7 +192,13 @@ class ControlChannel:
         for datagram in datagrams:
             local_address = datagram.local_address or ANY_ADDRESS[datagram.remote.family]
             try:
-                self._transport.send_control(datagram.data, local_address, datagram.remote, choice)
+                self._transport.send_control(
+                    datagram.data,
+                    local_address,
+                    datagram.remote,
+                    choice,
+                    dont_fragment=datagram.dont_fragment,
+                )
             except (OSError, DeviceError) as err:
                 self._log.debug(
                     "control_message_not_sent", remote=str(datagram.remote), error=str(err)

@@ -35,8 +35,9 @@ from .circuit.loops import Carriers
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
 from .config.key import MIN_ENCRYPTION_KEY, MIN_KEY, open_identity, open_key
 from .config.records import Config, DaemonConfig, Encryption
+from .config.sources import Text
 from .config.writer import format_config
-from .constants import LOG_LEVELS
+from .constants import LOG_LEVELS, MAX_TRIAL_S
 from .control_channel import ControlChannel
 from .control_socket import Answer, Caller, ControlSocket, Later, Reply, Subscribe
 from .demux import Demux
@@ -62,8 +63,8 @@ _IS_MACHINE_ID = re.compile(r"[0-9a-f]{32}")  # machine-id(5)
 class Daemon:
     """Everything between start and stop."""
 
-    def __init__(self, path: Path, config: Config) -> None:
-        """Create everything that config asks for.
+    def __init__(self, path: Path, texts: tuple[Text, ...], config: Config) -> None:
+        """Create everything that config asks for. texts: it, as it was read at path.
 
         Raises VelaError, or OSError if a resource is exhausted, and then leaves
         nothing behind.
@@ -138,7 +139,7 @@ class Daemon:
             self._control_channel.set_request_handler(self._registry)
             undo.callback(self._registry.close)
             self._reloads = Reloads(
-                path, config, self._loop, self._registry, find_mistakes, self._set_policy
+                path, texts, config, self._loop, self._registry, find_mistakes, self._set_policy
             )
             undo.callback(self._reloads.close)
             control_socket = ControlSocket(
@@ -231,7 +232,11 @@ class Daemon:
         registry = self._registry
         match request:
             case {"command": "reload"}:
-                return self._reloads.begin(allow_empty=request.get("allow_empty") is True)
+                return self._reloads.begin(
+                    allow_empty=request.get("allow_empty") is True, trial_s=_trial_s(request)
+                )
+            case {"command": "confirm"}:
+                self._reloads.confirm()
             case {"command": "add", "circuit": str(name), "settings": dict(settings)}:
                 added = registry.add(name, settings)
                 return {"circuit": name, "id": added.config.id}
@@ -256,6 +261,7 @@ class Daemon:
             "config": format_config(
                 self._reloads.config, (config for config, _ in circuits.values())
             ),
+            "files": dict(self._reloads.config.files),
             "origins": {name: origin.value for name, (_, origin) in circuits.items()},
         }
 
@@ -317,6 +323,17 @@ def find_mistakes(config: Config) -> list[str]:
         if circuit.cpu is not None and circuit.cpu not in allowed
     )
     return mistakes
+
+
+def _trial_s(request: Mapping[str, object]) -> float | None:
+    """Return after how many seconds a reload is taken back; None: never. Raises VelaError."""
+    match request.get("confirm"):
+        case None:
+            return None
+        case int(seconds) | float(seconds) if 0 < seconds <= MAX_TRIAL_S:
+            return float(seconds)
+        case other:
+            raise VelaError(f"confirm: {other} is no number of seconds of 1..{MAX_TRIAL_S}")
 
 
 def _find_group(name: str | None) -> int | None:

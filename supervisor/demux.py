@@ -332,6 +332,8 @@ class Demux:
         local_address: IPAddress,
         remote: Endpoint,
         choice: UnderlayChoice = ANY_UNDERLAY,
+        *,
+        dont_fragment: bool = False,
     ) -> None:
         """Send from the listening port and this address of the machine, without waiting.
 
@@ -340,7 +342,7 @@ class Demux:
         group = self._group_of(choice) or self.group_at(local_address)
         if group is None:
             raise OSError(errno.EADDRNOTAVAIL, f"velad does not listen on {local_address}")
-        group.send(data, local_address, remote, choice)
+        group.send(data, local_address, remote, choice, dont_fragment=dont_fragment)
 
     def _drop_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
         self._dropped[DropReason.CONTROL] += 1

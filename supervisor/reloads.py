@@ -12,13 +12,15 @@ import structlog
 from vela.errors import ConfigError, VelaError
 from vela.log import set_level
 
-from .config.reader import Check, load_config
+from .config.reader import Check, parse_texts
 from .config.records import Config, DaemonConfig
+from .config.sources import Text, read_texts
 from .control_socket import Later, Reply
 from .registry.plan import Plan
 from .registry.registry import Registry
-from .runtime.loop import EventLoop
+from .runtime.loop import EventLoop, Timer
 from .runtime.slices import Slices
+from .trial import TrialFile
 
 # Keys of [daemon] that a reload applies; all others need a restart.
 _LIVE_DAEMON_KEYS = frozenset({"log_level"})
@@ -28,10 +30,22 @@ _LIVE_DAEMON_KEYS = frozenset({"log_level"})
 class _Wanted:
     """A configuration that is to be applied, and what is said when it is."""
 
+    texts: tuple[Text, ...]
+    state_directory: Path
+    """As the texts say, which a velad that starts by them looks into."""
     config: Config
     plan: Plan
     needs_restart: tuple[str, ...]
     policy_changes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A configuration that nobody has confirmed yet."""
+
+    file: TrialFile
+    former: tuple[Text, ...]
+    end: Timer
 
 
 class Reloads:
@@ -40,19 +54,22 @@ class Reloads:
     def __init__(
         self,
         path: Path,
+        texts: tuple[Text, ...],
         config: Config,
         loop: EventLoop,
         registry: Registry,
         check: Check,
         set_policy: Callable[[Config], None],
     ) -> None:
-        """config: what is in effect. check: finds mistakes beside those of the reader.
+        """texts, config: what is in effect. check: finds mistakes beside those of the reader.
 
         set_policy gives the control channel another [autoconfigure] table.
         """
         self.config = config
         """What is in effect, or about to be."""
         self._path = path
+        self._texts = texts
+        self._trial: _Trial | None = None
         self._loop = loop
         self._registry = registry
         self._check = check
@@ -64,32 +81,91 @@ class Reloads:
     def close(self) -> None:
         if self._slices is not None:
             self._slices.cancel()
+        if self._trial is not None:
+            self._trial.end.cancel()
 
     def preview(self, *, allow_empty: bool = False) -> Reply:
         """Return what a reload would do. Raises VelaError, as begin() does."""
         return _report(self._read(allow_empty=allow_empty), {})
 
-    def begin(self, *, allow_empty: bool = False) -> Later:
+    def begin(self, *, allow_empty: bool = False, trial_s: float | None = None) -> Later:
         """Read the files, and apply them when earlier reloads are done.
 
-        The reply comes when all is applied. Raises VelaError, and then changes nothing.
+        The reply comes when all is applied. trial_s: go back so many seconds later unless
+        confirm() is called. Raises VelaError, and then changes nothing.
         """
         self._read(allow_empty=allow_empty)  # what is wrong is said at once
         later = Later()
 
         def run() -> None:
+            was_on_trial = self._trial is not None
             try:
                 # Again: an earlier reload may have been waited for.
-                self._apply(self._read(allow_empty=allow_empty), later)
+                wanted = self._read(allow_empty=allow_empty)
+                self._decide(wanted, trial_s)
+                self._apply(wanted, later)
             except VelaError as err:
+                if not was_on_trial:
+                    self._end_trial()
                 self._log.error("configuration_rejected", error=str(err))
                 later.give({"error": str(err)})
                 self._begin_next()
 
+        self._enqueue(run)
+        return later
+
+    def confirm(self) -> None:
+        """Keep the configuration that is on trial. Raises VelaError if there is none."""
+        if self._trial is None:
+            raise VelaError("no configuration is on trial; velactl reload --confirm begins that")
+        self._end_trial()
+        self._log.info("configuration_confirmed")
+
+    def _decide(self, wanted: _Wanted, trial_s: float | None) -> None:
+        """Begin a trial of what is about to be applied, or end one. Raises DeviceError."""
+        former = self._texts if self._trial is None else self._trial.former
+        if trial_s is None:
+            self._end_trial()
+            TrialFile(wanted.state_directory).remove()  # of an earlier velad
+            return
+        file = TrialFile(wanted.state_directory)
+        file.write(wanted.texts, former)
+        if self._trial is not None:
+            self._trial.end.cancel()
+        end = self._loop.call_later(trial_s, self._take_back)
+        self._trial = _Trial(file, former, end)
+        self._log.info("configuration_on_trial", seconds=trial_s)
+
+    def _end_trial(self) -> None:
+        if self._trial is not None:
+            self._trial.end.cancel()
+            self._trial.file.remove()
+            self._trial = None
+
+    def _take_back(self) -> None:
+        """Apply what was in effect before the trial. The files stay as they are.
+
+        The trial's file stays, too: a velad that starts by them goes on with what is applied here.
+        """
+
+        def run() -> None:
+            trial, self._trial = self._trial, None
+            if trial is None:  # decided meanwhile
+                self._begin_next()
+                return
+            self._log.warning("configuration_taken_back", advice="correct the files, and reload")
+            try:
+                self._apply(self._judge(trial.former), Later())
+            except VelaError as err:
+                self._log.error("configuration_rejected", error=str(err))
+                self._begin_next()
+
+        self._enqueue(run)
+
+    def _enqueue(self, run: Callable[[], None]) -> None:
         self._waiting.append(run)
         if self._slices is None and len(self._waiting) == 1:
             self._loop.call_soon(self._begin_next)
-        return later
 
     def _begin_next(self) -> None:
         self._slices = None
@@ -98,27 +174,36 @@ class Reloads:
 
     def _read(self, *, allow_empty: bool) -> _Wanted:
         """Return what the files want. Raises VelaError."""
-        config = load_config(self._path, self._check)
-        plan = self._registry.plan(config)
-        if not (config.circuits or allow_empty):
-            self._refuse_empty(config, plan)
+        wanted = self._judge(read_texts(self._path))
+        if not (wanted.config.circuits or allow_empty):
+            self._refuse_empty(wanted)
+        return wanted
+
+    def _judge(self, texts: tuple[Text, ...]) -> _Wanted:
+        """Return what texts want. Raises VelaError."""
+        config = parse_texts(texts, self._check)
         running = self.config.daemon
         changed = tuple(_changed_keys(running, config.daemon))
         live = {key: getattr(config.daemon, key) for key in changed if key in _LIVE_DAEMON_KEYS}
         return _Wanted(
+            texts,
+            config.daemon.state_directory,
             replace(config, daemon=replace(running, **live)),
-            plan,
+            self._registry.plan(config),
             tuple(f"daemon.{key}" for key in changed if key not in _LIVE_DAEMON_KEYS),
             config.autoconfigure != self.config.autoconfigure,
         )
 
-    def _refuse_empty(self, config: Config, plan: Plan) -> None:
+    def _refuse_empty(self, wanted: _Wanted) -> None:
         """Raise ConfigError if a file without any circuit would end those that there are.
 
         An editor writes a file in pieces, and a full disk cuts it off.
         """
-        doomed = self._registry.running(only={change.name for change in plan.changes})
-        if config == Config():  # nor an [autoconfigure], which all others depend on
+        names = {change.name for change in wanted.plan.changes}
+        doomed = self._registry.running(only=names)
+        if not any(
+            text.toml.strip() for text in wanted.texts
+        ):  # nor an [autoconfigure], which all others depend on
             doomed = self._registry.running()
         if doomed:
             raise ConfigError(
@@ -133,7 +218,7 @@ class Reloads:
             set_level(wanted.config.daemon.log_level)
         if wanted.policy_changes:
             self._set_policy(wanted.config)
-        self.config = wanted.config
+        self.config, self._texts = wanted.config, wanted.texts
 
         def done() -> None:
             failed = self._registry.failures()

@@ -214,7 +214,13 @@ class Machine:
         self.expected_control = control
 
     def send_control(
-        self, data: bytes, local_address: IPAddress, remote: Endpoint, choice: UnderlayChoice
+        self,
+        data: bytes,
+        local_address: IPAddress,
+        remote: Endpoint,
+        choice: UnderlayChoice,
+        *,
+        dont_fragment: bool = False,
     ) -> None:
         self.network.carry(data, Endpoint(self.address, DEFAULT_PORT), remote)
 

@@ -27,6 +27,7 @@ from vela.signaling.events import (
     Down,
     Event,
     OfferChanged,
+    ProbeAnswered,
     Rejected,
     ResolveWanted,
     Unanswered,
@@ -51,6 +52,7 @@ from ..runtime.names import NameSource
 from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, WorkerStatus
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
+from .path_prober import PathProber
 from .rates import RateMeter, Traffic
 from .remote import RemoteSearch
 from .routes import CircuitRoutes, MachineRoutes, RouteLoop
@@ -77,6 +79,8 @@ class Origin(Enum):
 _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED})
 # For a remote that has the changed key already.
 KEY_GRACE_S = 5.0
+# For a session to come up that takes the place of another one.
+CHANGE_GRACE_S = 3.0
 OTHER_MACHINE = "the remote is another machine, or another port"
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
@@ -230,6 +234,7 @@ class Circuit:
         self._bridge_mtu = data_path.bridge_mtu
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
+        self._prober = PathProber(loop, self._on_path_mtu)
         self._presence = self.config.underlay.presence()
         self._remote = self._search()
         self._signaling = self._open_signaling()
@@ -338,6 +343,30 @@ class Circuit:
         self._remote.resolve_later()
         self._take(Input.ACCEPT)
 
+    def accept_change(self, setup: Setup, requested: CircuitRequested) -> None:
+        """Become what the remote that set the circuit up asks for, in a session of its own.
+
+        The name and the interface stay. answer() must follow. Raises VelaError; the
+        circuit is then to be closed.
+        """
+        signaling = self._require_signaling()
+        signaling.forget()
+        self.config, self.offer = setup.config, setup.offer
+        self._log = self._bound_log()
+        self._data_path.change(self.config, self.cpu)
+        self._remote.stop()
+        self._remote = self._search()
+        self._lifecycle = Lifecycle(static=False)
+        begun = self._signaling = self._open_signaling()
+        self.accept(requested)
+        # Frames go on meanwhile, as both ends are about to have the session.
+        self._loop.call_later(CHANGE_GRACE_S, lambda: self._give_up_carrier(begun))
+
+    def _give_up_carrier(self, signaling: SignalingChannel | None) -> None:
+        """Show the link down if the session of accept_change() is not up by now."""
+        if self._signaling is signaling and self.state is not State.UP and not self._closed:
+            self._show_carrier(False)
+
     def answer(self) -> None:
         """Tell the remote that it was accepted."""
         self._require_signaling().release()
@@ -350,6 +379,7 @@ class Circuit:
             self._signaling.forget()
         self._closed = True
         self._remote.stop()
+        self._prober.stop()
         self._data_path.close()
         self._close_keys()
         # A velad that refuses to start logs nothing but the reason.
@@ -506,7 +536,9 @@ class Circuit:
     def check(self) -> None:
         """Check the interface and the worker. To be called once a second."""
         before = self._obstacle
-        self._rates.sample(self._data_path.traffic(), self._loop.now())
+        traffic = self._data_path.traffic()
+        self._rates.sample(traffic, self._loop.now())
+        self._prober.note_traffic(traffic.tx_frames)
         try:
             self._data_path.check()
         except VelaError as err:
@@ -577,7 +609,7 @@ class Circuit:
             remote_port=endpoint.port if endpoint else config.remote.port or self._port,
             family=endpoint.family.value if endpoint else None,
             mtu=self._data_path.mtu,
-            path_mtu=attached[0].route.mtu if attached else None,
+            path_mtu=attached[0].mtu if attached else None,
             encapsulation=config.encapsulation.value,
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
             encryption=config.encryption.value,
@@ -668,6 +700,8 @@ class Circuit:
                 self._take(Input.DELETED)
             case Rejected(_, reason):
                 self._take(Input.REJECTED, reason)
+            case ProbeAnswered(size):
+                self._prober.answered(size)
             case ResolveWanted():
                 self._remote.resolve()
             case OfferChanged(requested):
@@ -714,6 +748,8 @@ class Circuit:
         if now == self._logged:
             return
         before, self._logged = self._logged[0], now
+        if State.UP in (before, state):
+            self._probe_path()
         self._transitions.record(state, self._loop.now())
         self._owner.on_state_changed(self, before)
         level = "info" if not reason or state in _GOOD else "warning"
@@ -799,6 +835,7 @@ class Circuit:
         in_use, attached = self._path_in_use(), self._data_path.attached
         if in_use is not None and attached is not None and attached[0].route != in_use.route:
             self._carry()
+            self._probe_path()
 
     def _release(self) -> None:
         self._data_path.detach()
@@ -939,7 +976,21 @@ class Circuit:
             group, route = self._routes.way_to(endpoint)
         else:
             group, route = self._routes.way_from(source, endpoint)
-        return UnderlayPath(endpoint, (endpoint.address,), route, group)
+        return self._prober.narrow(UnderlayPath(endpoint, (endpoint.address,), route, group))
+
+    def _probe_path(self) -> None:
+        """Find out how large packets to the remote may be, while the session is up."""
+        attached, signaling = self._data_path.attached, self._signaling
+        if attached is not None and signaling is not None and self.state is State.UP:
+            self._prober.start(attached[0], signaling)
+        else:
+            self._prober.stop()
+
+    def _on_path_mtu(self) -> None:
+        path = self._path_in_use()
+        if path is not None:
+            self._log.info("path_mtu_changed", path_mtu=path.mtu, route_mtu=path.route.mtu)
+            self._apply()
 
 
 _DO = {

@@ -524,7 +524,7 @@ class Pseudowire:
             remote_mac=profile.remote_mac or self._made_up_mac,
             elision=profile.elision,
             frame_limit=frame_limit(self._interface.mtu),
-            datagram_limit=datagram_limit(path.route.mtu, family),
+            datagram_limit=datagram_limit(path.mtu, family),
             counters=self._counters.worker,
             virtio_header=self._interface.virtio_header,
             partial_checksums=profile.partial_checksums,

@@ -167,7 +167,7 @@ def mss_clamp(
     By default where hosts that know the MTU of the TAP, or of its bridge, send
     segments that exceed a datagram.
     """
-    limit = datagram_limit(path.route.mtu, path.endpoint.family)
+    limit = datagram_limit(path.mtu, path.endpoint.family)
     match config.clamp_mss:
         case ClampMss.OFF:
             return None
@@ -201,8 +201,11 @@ def own_mtu(config: CircuitConfig, path: UnderlayPath) -> int:
     """
     if config.mtu is not None:
         return config.mtu
-    mtu = tap_mtu(path.route.mtu, path.endpoint.family, encrypted=is_encrypted(config))
+    family, encrypted = path.endpoint.family, is_encrypted(config)
+    mtu = tap_mtu(path.mtu, family, encrypted=encrypted)
     if mtu < MIN_IPV6_MTU and any(each.version == 6 for each in config.addresses):
+        if tap_mtu(path.route.mtu, family, encrypted=encrypted) >= MIN_IPV6_MTU:
+            return MIN_IPV6_MTU  # larger frames than the path carries travel in pieces
         raise ConfigError(
             f"the way to the remote leaves an MTU of {mtu}, and IPv6 needs {MIN_IPV6_MTU}"
         )

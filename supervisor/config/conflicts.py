@@ -57,21 +57,36 @@ class ConflictFinder:
 
     def find(self, circuit: CircuitConfig, others: Iterable[CircuitConfig]) -> list[str]:
         """Return the conflicts of a circuit with others, all of which have different names."""
-        known, self._claims = self._claims, {}
         wanted = {claim.thing: claim for claim in _local_claims(circuit)}
         holders: dict[Hashable, str] = {}
-        for other in others:
-            entry = known.get(other.name)
-            if entry is None or entry[0] is not other:
-                entry = other, {claim.thing: claim for claim in _local_claims(other)}
-            self._claims[other.name] = entry
-            for thing in wanted.keys() & entry[1].keys():
-                holders.setdefault(thing, _path(other, *entry[1][thing].key))
+        for other, claims in self._claims_of(others):
+            for thing in wanted.keys() & claims.keys():
+                holders.setdefault(thing, _path(other, *claims[thing].key))
         return [
             _taken(_path(circuit, *claim.key), claim, holders[thing])
             for thing, claim in wanted.items()
             if thing in holders
         ]
+
+    def holders(self, circuit: CircuitConfig, others: Iterable[CircuitConfig]) -> set[str]:
+        """Return the names of the others that have what this circuit wants."""
+        wanted = {claim.thing for claim in _local_claims(circuit)}
+        return {
+            other.name
+            for other, claims in self._claims_of(others)
+            if not wanted.isdisjoint(claims.keys())
+        }
+
+    def _claims_of(
+        self, circuits: Iterable[CircuitConfig]
+    ) -> Iterator[tuple[CircuitConfig, dict[Hashable, _Claim]]]:
+        known, self._claims = self._claims, {}
+        for circuit in circuits:
+            entry = known.get(circuit.name)
+            if entry is None or entry[0] is not circuit:
+                entry = circuit, {claim.thing: claim for claim in _local_claims(circuit)}
+            self._claims[circuit.name] = entry
+            yield entry
 
 
 def find_contradictions(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv6Address
@@ -118,6 +119,10 @@ class CircuitConfig:
         return UnderlayChoice(self.bind, self.device, self.mark)
 
 
+UNREAD_CIRCUIT = CircuitConfig(name="", id=0, remote=Remote(""))
+"""The defaults. A circuit keeps this id or remote if its table has no valid one."""
+
+
 @dataclass(frozen=True, slots=True)
 class SourceRules:
     """What is otherwise for some of the machines that may ask. None: as for all."""
@@ -175,9 +180,13 @@ class DaemonConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole configuration file."""
+    """A whole configuration."""
 
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     autoconfigure: AutoconfigureConfig | None = None
     """None: remotes may set up nothing on this host."""
+    defaults: CircuitConfig = UNREAD_CIRCUIT
+    """The [defaults] table: what circuits of the file and of commands are like."""
     circuits: tuple[CircuitConfig, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """By circuit name, where there are several: the file that it is in."""

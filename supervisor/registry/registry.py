@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from vela.address import IPAddress, IPNetwork
 from vela.errors import ConfigError, DeviceError, RemoteProtocolError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
 from vela.signaling.events import CircuitRequested
+from vela.signaling.limiter import host_of
 from vela.signaling.messages import CloseReason, Confirm, RejectCode
 from vela.signaling.policy import PeerCircuits, Policy
 from vela.signaling.signer import Key
@@ -23,6 +24,7 @@ from ..circuit.lifecycle import State
 from ..circuit.routes import MachineRoutes
 from ..circuit.tenure import Tenure
 from ..config.conflicts import check_key
+from ..config.effects import Effect, difference
 from ..config.reader import parse_circuits
 from ..config.records import CircuitConfig, Config, Encapsulation, Encryption
 from ..control_channel import ControlChannel
@@ -35,9 +37,10 @@ from ..runtime.names import NameSource
 from ..status import CircuitStatus
 from . import requests
 from .allocation import Allocation
+from .change_sets import Asked, ChangeSets
 from .changes import ChangeLimiter
 from .ciphers import Answered, Ciphers, contradiction
-from .facts import HostFacts
+from .facts import NO_FACTS, HostFacts
 from .pending import PendingCircuits
 from .plan import Change, Plan, Step, make_plan
 from .requests import Refuse, SetUp, Situation, offer_of
@@ -104,6 +107,7 @@ class Registry:
         self._lines = lines
         self._ciphers = ciphers
         self._changes = ChangeLimiter()
+        self._sets = ChangeSets()
         self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
         self._on_change: ChangeHandler | None = None
@@ -256,7 +260,7 @@ class Registry:
         if circuit is None or config is None:
             return
         try:
-            self._allocation.check_free(config, name, unless=Origin.CONFIG)
+            self._allocation.check_free(config, (name,), unless=Origin.CONFIG)
             keys = None if new_session else circuit.frame_keys
             setup = self._setup(StoredCircuit(config, Origin.CONFIG), keys)
             cpu = circuit.cpu if config.cpu == circuit.config.cpu else self._cpu_for(config, name)
@@ -279,7 +283,9 @@ class Registry:
         table = dict(settings)
         if "id" not in table:
             table["id"] = self._allocation.free_id(str(table.get("remote", "")))
-        (config,) = parse_circuits({name: table}, self._config.daemon, "velactl add")
+        (config,) = parse_circuits(
+            {name: table}, self._config.daemon, "velactl add", self._config.defaults
+        )
         missing = tuple(check_key(config, self._config.autoconfigure))
         if missing:
             raise ConfigError(*(f"velactl add: {each}" for each in missing))
@@ -383,7 +389,11 @@ class Registry:
         answered = self._answer_handshake(requested)
         if answered is None:
             return
-        decision = self._admit(requested, requests.decide(requested, situation), situation.policy)
+        decision = requests.decide(requested, situation)
+        replaced = None
+        if isinstance(decision, SetUp):
+            before = () if decision.replaced is None else (decision.replaced,)
+            decision = self._admit(requested, decision, situation.policy, before)
         if isinstance(decision, Refuse):
             answered.close()
             self._refuse(requested, decision)
@@ -391,24 +401,72 @@ class Registry:
         if decision.replaced is not None:
             remote = str(decision.config.remote)
             self._log.info("circuit_moved", circuit=decision.config.name, remote=remote)
-        self._set_up_for_peer(decision, requested, answered)
+            replaced = self._circuits[decision.replaced]
+            self._remove(replaced, None)
+        self._set_up_for_peer(decision, requested, answered, replaced)
 
     def on_offer_changed(self, circuit: Circuit, requested: CircuitRequested) -> None:
         """Apply the settings that the circuit's remote now asks for, or refuse them."""
         situation = self._situation()
         if situation is None:
             return
-        answered = self._answer_handshake(requested)
-        if answered is None:
+        name, now = circuit.name, self._loop.now()
+        wanted = requests.decide_change(circuit, requested, situation)
+        if isinstance(wanted, Refuse):
+            self._refuse(requested, wanted)
             return
-        decision = requests.decide_change(circuit, requested, situation)
-        decision = self._admit(requested, decision, situation.policy)
-        if isinstance(decision, Refuse):
-            answered.close()
-            self._refuse(requested, decision)
-            return
-        self._log.info("circuit_changed_by_peer", circuit=circuit.name)
-        self._set_up_for_peer(decision, requested, answered)
+        self._sets.ask(name, requested, wanted, now)
+        members = self._sets.members(name, self._allocation.in_the_way)
+        if isinstance(members, set):
+            if self._are_of(members, requested) and self._sets.may_wait(name, now):
+                return  # it is repeated
+            members = {name: Asked(requested, wanted, now, now)}
+        self._sets.forget(name)
+        self._change_together(members, requested, situation.policy)
+
+    def _are_of(self, names: Iterable[str], requested: CircuitRequested) -> bool:
+        """Tell whether circuits are all of the machine that asks: it may want to change them."""
+        host = host_of(requested.source.address)
+        circuits = [self._circuits.get(name) for name in names]
+        return all(
+            each is not None and each.origin is Origin.PEER and host in map(host_of, each.addresses)
+            for each in circuits
+        )
+
+    def _change_together(
+        self, members: Mapping[str, Asked], latest: CircuitRequested, policy: Policy
+    ) -> None:
+        """Change circuits of one machine as a set; latest: its last request, which is answered."""
+        names = members.keys()
+        for name, each in members.items():
+            others = [other.wanted for key, other in members.items() if key != name]
+            decision = self._admit(each.requested, each.wanted, policy, names, others)
+            if isinstance(decision, Refuse):
+                self._refuse(latest, decision)
+                return
+        answers: dict[str, Answered] = {}
+        for name, each in members.items():
+            answered = self._answer_handshake(each.requested)
+            if answered is None:
+                for given in answers.values():
+                    given.close()
+                return
+            answers[name] = answered
+        self._sets.forget(*names)
+        replaced = {name: self._circuits[name] for name in names}
+        stay = {
+            name
+            for name, each in members.items()
+            if _changes_live(replaced[name], each.wanted.config, answers[name])
+        }
+        for name in names - stay:
+            self._remove(replaced[name], None)
+        for name, each in members.items():
+            self._log.info("circuit_changed_by_peer", circuit=name)
+            if name in stay:
+                self._change_for_peer(replaced[name], each)
+            else:
+                self._set_up_for_peer(each.wanted, each.requested, answers[name], replaced[name])
 
     def _answer_handshake(self, requested: CircuitRequested) -> Answered | None:
         """Answer the handshake of a circuit that is to be encrypted.
@@ -458,14 +516,26 @@ class Registry:
         return autoconfigure is not None and autoconfigure.accept_ra
 
     def _admit(
-        self, requested: CircuitRequested, decision: SetUp | Refuse, policy: Policy
+        self,
+        requested: CircuitRequested,
+        decision: SetUp,
+        policy: Policy,
+        replaced: Collection[str],
+        instead: Collection[SetUp] = (),
     ) -> SetUp | Refuse:
-        """Return the decision, or why this host cannot do it, or not so often."""
-        if isinstance(decision, Refuse):
-            return decision
+        """Return the decision, or why this host cannot do it, or not so often.
+
+        replaced: names of circuits that go, or change. instead: what comes in their place,
+        beside the decision.
+        """
         limits = policy.limits(requested.source.address)
+        config = decision.config
+        coming = [each.config for each in instead]
         try:
-            overlap = self._find_overlap(decision.config, decision.replaced, limits.networks)
+            self._allocation.check_free(config, replaced, instead=coming)
+            overlap = self._find_overlap(config, replaced, limits.networks, coming)
+        except ConfigError as err:
+            return Refuse(RejectCode.CONFLICT, requests.from_here(err))
         except DeviceError as err:
             return Refuse(RejectCode.FAILED, requests.from_here(err))
         if overlap is not None:
@@ -480,56 +550,89 @@ class Registry:
         return decision
 
     def _find_overlap(
-        self, config: CircuitConfig, replaced: str | None, networks: tuple[IPNetwork, ...] = ()
+        self,
+        config: CircuitConfig,
+        replaced: Collection[str],
+        networks: tuple[IPNetwork, ...] = (),
+        instead: Iterable[CircuitConfig] = (),
     ) -> Refuse | None:
-        """See requests. Raises DeviceError."""
+        """See requests. Raises DeviceError. instead: see _admit."""
         if not config.addresses:
             return None
         facts = self._host.facts(tuple(each.network for each in config.addresses))
-        return requests.find_overlap(config, replaced, self._circuits.values(), facts, networks)
+        overlap = requests.find_overlap(config, replaced, self._circuits.values(), facts, networks)
+        coming = [_Coming(each) for each in instead]
+        return overlap or requests.find_overlap(config, (), coming, NO_FACTS)
+
+    def _change_for_peer(self, circuit: Circuit, asked: Asked) -> None:
+        """Change a circuit as the machine that set it up asks. Its interface stays."""
+        wanted, requested = asked.wanted, asked.requested
+        before = record_of(circuit)
+        try:
+            setup = self._setup(StoredCircuit(wanted.config, Origin.PEER, wanted.named_by_peer))
+            circuit.accept_change(setup, requested)
+        except VelaError as err:
+            self._remove(circuit, None)
+            self._give_up(requested, before, circuit.tenure, err)
+            return
+        self._save_for_peer(circuit, requested, None)
 
     def _set_up_for_peer(
-        self, decision: SetUp, requested: CircuitRequested, answered: Answered
+        self,
+        decision: SetUp,
+        requested: CircuitRequested,
+        answered: Answered,
+        replaced: Circuit | None,
     ) -> None:
-        """Create a circuit that another machine asked for, and remove the one that it replaces."""
+        """Create a circuit that another machine asked for. replaced: the one of before, removed."""
         config = answered.complete(decision.config)
-        replaced = None if decision.replaced is None else self._circuits[decision.replaced]
-        if replaced is not None:
-            self._remove(replaced, None)
+        before = None if replaced is None else record_of(replaced)
+        tenure = Tenure(self._loop.now()) if replaced is None else replaced.tenure
         self._lines.assign(config.name, requested.source.address)
         try:
             circuit = self._make(
                 StoredCircuit(config, Origin.PEER, decision.named_by_peer), answered.keys
             )
         except VelaError as err:
-            self._give_up(requested, replaced, err)
+            self._give_up(requested, before, tenure, err)
             return
+        try:
+            circuit.accept(requested, answered.encryption)
+        except VelaError as err:
+            circuit.close(None)
+            self._give_up(requested, before, tenure, err)
+            return
+        circuit.tenure = tenure
+        self._circuits[config.name] = circuit
+        self._tell(circuit, "added")
+        self._save_for_peer(circuit, requested, before)
+
+    def _save_for_peer(
+        self, circuit: Circuit, requested: CircuitRequested, before: StoredCircuit | None
+    ) -> None:
+        """Answer the machine that asked for a circuit as soon as it is saved."""
+        name = circuit.name
 
         def saved(error: DeviceError | None) -> None:
             # A reload may have removed it meanwhile.
-            if self._circuits.get(config.name) is not circuit:
+            if self._circuits.get(name) is not circuit:
                 return
             if error is None:
                 circuit.answer()
                 return
             self._remove(circuit, None)
-            self._give_up(requested, replaced, error)
+            self._give_up(requested, before, circuit.tenure, error)
 
-        try:
-            circuit.accept(requested, answered.encryption)
-        except VelaError as err:
-            circuit.close(None)
-            self._give_up(requested, replaced, err)
-            return
-        circuit.tenure = Tenure(self._loop.now()) if replaced is None else replaced.tenure
-        self._circuits[config.name] = circuit
-        self._tell(circuit, "added")
-        self._store.reclaim(config.name)
-        self._pending.drop(config.name)
+        self._store.reclaim(name)
+        self._pending.drop(name)
         self._store.save_in_time(saved)
 
     def _give_up(
-        self, requested: CircuitRequested, replaced: Circuit | None, error: VelaError
+        self,
+        requested: CircuitRequested,
+        before: StoredCircuit | None,
+        tenure: Tenure | None,
+        error: VelaError,
     ) -> None:
         """Refuse a request that could not be carried out, and restore the circuit of before."""
         self._log.error(
@@ -540,13 +643,13 @@ class Registry:
         )
         text = requests.from_here(error)
         self._control_channel.reject(requested, RejectCode.FAILED, text)
-        if replaced is None:
+        if before is None:
             return
         try:
-            circuit = self._create_stored(record_of(replaced))
-            circuit.tenure = replaced.tenure
+            circuit = self._create_stored(before)
+            circuit.tenure = tenure
         except VelaError as err:
-            self._log.error("circuit_not_restored", circuit=replaced.name, error=str(err))
+            self._log.error("circuit_not_restored", circuit=before.config.name, error=str(err))
             self._store.try_save()
         else:
             circuit.start()
@@ -684,7 +787,7 @@ class Registry:
     def _warn_of_overlap(self, config: CircuitConfig) -> None:
         """Tell the operator: he may mean it, as with a more specific route."""
         try:
-            overlap = self._find_overlap(config, config.name)
+            overlap = self._find_overlap(config, (config.name,))
         except DeviceError as err:
             self._log.warning("addresses_not_compared", circuit=config.name, error=str(err))
             return
@@ -755,6 +858,32 @@ class Registry:
         else:
             circuit.set_key(key)
             circuit.set_policy(policy)
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A circuit that is about to be made."""
+
+    config: CircuitConfig
+
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        address = self.config.remote.address
+        return () if address is None else (address,)
+
+
+def _changes_live(circuit: Circuit, config: CircuitConfig, answered: Answered) -> bool:
+    """Tell whether a circuit of another machine keeps its interface.
+
+    An encrypted one gets other keys; of a bridge that is missing the machine must learn at once.
+    """
+    before = circuit.config
+    return (
+        difference(before, config).effect is not Effect.NEW_INTERFACE
+        and before.bridge == config.bridge
+        and circuit.frame_keys is None
+        and answered.keys is None
+    )
 
 
 def _how_to_enable(circuit: Circuit) -> str:

@@ -15,6 +15,7 @@ from ..constants import (
     LOG_LEVELS,
     MAX_DESCRIPTION,
     MAX_KEEPALIVE_S,
+    MAX_TRIAL_S,
     MIN_KEEPALIVE_S,
 )
 from . import output
@@ -247,6 +248,7 @@ commands that change:
   up, down     take it administratively down, and undo that; across restarts
   restart      begin it anew: a new session and a new worker
   reload       read the configuration again
+  confirm      keep what reload --confirm has put on trial
   log-level    change what velad logs
 
 Without a command, velactl says in a few lines whether all circuits are up.
@@ -419,9 +421,18 @@ def _describe_changing(make: Maker) -> None:
             "Read the configuration again, and say what happened to each circuit: nothing; live\n"
             "(its worker stays); new worker (its interface stays); new interface; added; deleted.",
             "  velactl reload --dry-run             what would happen?\n"
+            "  velactl reload --confirm 60          and back, unless velactl confirm follows\n"
             "  velad --check && velactl reload      not with mistakes\n"
             "  velactl reload && velactl            and is all up?\n",
         )
+    )
+    make(
+        "confirm",
+        _command,
+        "Keep the configuration that `velactl reload --confirm` has put on trial.",
+        "  velactl reload --confirm 60          a change that may lock you out\n"
+        "  velactl confirm                      it still answers: keep it\n"
+        "  velactl confirm --socket /run/vela/other.sock\n",
     )
     level = make(
         "log-level",
@@ -435,7 +446,14 @@ def _describe_changing(make: Maker) -> None:
 
 
 def _describe_reload(reload: argparse.ArgumentParser) -> None:
-    reload.add_argument("--dry-run", action="store_true", help="only say what would happen")
+    how = reload.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="only say what would happen")
+    how.add_argument(
+        "--confirm",
+        type=_seconds(1, MAX_TRIAL_S),
+        metavar="SECONDS",
+        help="go back to what was in effect before after that time, unless velactl confirm follows",
+    )
     reload.add_argument(
         "--allow-empty",
         action="store_true",

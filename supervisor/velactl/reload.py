@@ -21,13 +21,19 @@ def reload(arguments: Namespace) -> None:
         "command": "reload",
         "dry_run": arguments.dry_run,
         "allow_empty": arguments.allow_empty,
+        "confirm": arguments.confirm,
     }
     report = ask(arguments.socket, request, RELOAD_TIMEOUT_S)
     if arguments.json:
         output.write_json(report)
-    else:
+    elif "circuits" in report:
         output.write(lines(report))
-    failed = {each["circuit"]: each["error"] for each in report["circuits"] if each["error"]}
+        if arguments.confirm is not None:
+            within = f"within {arguments.confirm:g} s"
+            output.write([f"on trial: velactl confirm {within}, or all of it is taken back"])
+    failed = {
+        each["circuit"]: each["error"] for each in report.get("circuits", ()) if each["error"]
+    }
     if failed:
         reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
         raise VelaError(f"all else was reloaded, but {reasons}")

@@ -148,3 +148,27 @@ def test_change_that_the_kernel_refuses_is_named_and_tried_again(routers: TwoRou
         routers.a.namespace.sysctl("net/ipv6/conf/default/disable_ipv6", 0)
         both.a.control("reload")
         wait_until_up(both)
+
+
+def test_files_beside_are_part_of_a_reload_and_of_what_is_shown(routers: TwoRouters) -> None:
+    with ends(routers, table(routers, 0), policy()) as both:
+        wait_until_up(both)
+        folder = both.a.config_path.with_suffix(".d")
+        folder.mkdir(mode=0o755)
+        file = folder / "more.toml"
+        file.write_text(table(routers, 1))
+
+        said = both.a.control("reload").stdout.splitlines()
+
+        assert said[:2] == ["vela0  nothing", "vela1  added"]
+        wait_until_up(both, a="vela1", b="vela1")
+        shown = both.a.control("show-config").stdout.splitlines()
+        assert shown[shown.index("[circuits.vela1]") - 1] == f"# In {file}."
+        assert shown[shown.index("[circuits.vela0]") - 1] == f"# In {both.a.config_path}."
+        file.write_text(table(routers, 1, keepalive="soon"))
+        refused = both.a.control("reload", check=False)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith(f"velactl: {file}: circuits.vela1.keepalive: ")
+
+        file.unlink()
+        assert "vela1  deleted" in both.a.control("reload").stdout

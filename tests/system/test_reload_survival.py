@@ -89,9 +89,9 @@ def changes(keys: tuple[str, str], files: tuple[str, str], remote: str) -> list[
         Change("autoconfigure", static(), up=False, pings=False),
         Change("key_file", {"key_file": files[1]}, {"key_file": files[0]}),
         Change("accept_ra", {"accept_ra": True}),
-        # These change the other end, which may make its interface anew.
+        # These change the other end, which makes its interface anew for a name or a bridge.
         Change("peer.interface", peer(interface="vela5"), pings=False),
-        Change("peer.addresses", peer(addresses=["172.16.16.2/30"]), pings=False),
+        Change("peer.addresses", peer(addresses=[*ADDRESSES_B, "172.16.99.2/24"])),
         Change("peer.bridge", peer(bridge="br-lan"), pings=False),
         Change("peer.mac", peer(mac=PEER_MAC), pings=False),
         Change(
@@ -252,8 +252,8 @@ def test_change_of_a_key_leaves_alone_what_its_row_says(
     if change.up and row.effect is Effect.NEW_WORKER and key not in ONLY_WITH_OTHERS:
         eventually(lambda: look(both.a).worker not in (None, before.worker), 10.0, "another worker")
     after = look(both.a)
-    worker = "none" if None in (before.worker, after.worker) else "new"
-    worker = "kept" if after.worker == before.worker else worker
+    worker = "kept" if after.worker == before.worker else "new"
+    worker = "none" if None in (before.worker, after.worker) else worker
     pings = "" if missed is None else f"{missed} of {PINGS} pings lost"
     figure(f"{key:22} {row.effect.value:14} interface kept, worker {worker}, {pings}")
     assert missed in (None, 0)

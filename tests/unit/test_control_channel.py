@@ -115,7 +115,13 @@ class Transport:
         self.handler = handler
 
     def send_control(
-        self, data: bytes, local_address: IPAddress, remote: Endpoint, choice: UnderlayChoice
+        self,
+        data: bytes,
+        local_address: IPAddress,
+        remote: Endpoint,
+        choice: UnderlayChoice,
+        *,
+        dont_fragment: bool = False,
     ) -> None:
         raise AssertionError("nothing is to be sent")
 

@@ -18,6 +18,7 @@ ROOMS = """
     vela.supervisor.cli
     vela.supervisor.daemon
     vela.supervisor.reloads
+    vela.supervisor.trial
     vela.supervisor.registry
     vela.supervisor.circuit
     vela.supervisor.control_channel

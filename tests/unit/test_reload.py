@@ -16,7 +16,9 @@ from vela.signaling.signer import LocalKey
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, PeerConfig
 
 ALLOWED = AutoconfigureConfig(
-    sources=(ip_network("192.0.2.0/24"),), networks=(ip_network("172.16.0.0/12"),)
+    sources=(ip_network("192.0.2.0/24"),),
+    networks=(ip_network("172.16.0.0/12"),),
+    max_circuits_per_remote=64,
 )
 KEY, OTHER_KEY = LocalKey(bytes(range(32))), LocalKey(bytes(range(33, 65)))
 ROUTER_C = ip_address("192.0.2.3")
@@ -225,3 +227,119 @@ def test_other_id_is_another_circuit_on_both_machines(pair: Pair) -> None:
     assert pair.path_of() is not path
     assert path.closed
     assert pair.states(pair.a) == pair.states(pair.b) == {"vela0": "up"}
+
+
+def swapped(one: CircuitConfig, other: CircuitConfig) -> tuple[CircuitConfig, CircuitConfig]:
+    """Return two circuits with each other's addresses, on both ends."""
+    return (
+        replace(
+            one, addresses=other.addresses, peer=replace(one.peer, addresses=other.peer.addresses)
+        ),
+        replace(
+            other, addresses=one.addresses, peer=replace(other.peer, addresses=one.peer.addresses)
+        ),
+    )
+
+
+def addresses(machine: Machine) -> dict[str, tuple[str, ...]]:
+    return {
+        name: tuple(str(each) for each in path.config.addresses)
+        for name, path in machine.data_paths.items()
+    }
+
+
+def test_circuits_that_exchange_their_addresses_are_changed_as_a_set_and_back(pair: Pair) -> None:
+    before = (circuit(0), circuit(1))
+    pair.reload(*before)
+    pair.link.run(5)
+    paths = dict(pair.a.data_paths), dict(pair.b.data_paths)
+    first = addresses(pair.b)
+
+    pair.reload(*swapped(*before))
+    pair.link.run(2)
+
+    assert pair.states(pair.a) == pair.states(pair.b) == {"vela0": "up", "vela1": "up"}
+    assert addresses(pair.a) == {"vela0": ("172.16.1.1/30",), "vela1": ("172.16.0.1/30",)}
+    assert addresses(pair.b) == {"vela0": ("172.16.1.2/30",), "vela1": ("172.16.0.2/30",)}
+    pair.reload(*before)
+    pair.link.run(2)
+    assert pair.states(pair.a) == pair.states(pair.b) == {"vela0": "up", "vela1": "up"}
+    assert addresses(pair.b) == first
+    # On the interfaces, and with the workers, that there were.
+    assert (pair.a.data_paths, pair.b.data_paths) == paths
+    assert {each.attachments for machine in paths for each in machine.values()} == {1}
+
+
+def test_addresses_that_go_round_among_many_circuits_are_changed_as_a_set(pair: Pair) -> None:
+    ring = [circuit(number) for number in range(20)]
+    pair.reload(*ring)
+    pair.link.run(10)
+
+    moved = [swapped(one, other)[0] for one, other in zip(ring, [*ring[1:], ring[0]], strict=True)]
+    pair.reload(*moved)
+    pair.link.run(5)
+
+    assert set(pair.states(pair.a).values()) == set(pair.states(pair.b).values()) == {"up"}
+    assert addresses(pair.b)["vela0"] == ("172.16.1.2/30",)
+    assert addresses(pair.b)["vela19"] == ("172.16.0.2/30",)
+
+
+def test_circuits_that_exchange_ids_and_addresses_are_up_within_seconds(pair: Pair) -> None:
+    before = (circuit(0), circuit(1))
+    pair.reload(*before)
+    pair.link.run(5)
+
+    one, other = swapped(*before)
+    for wanted in ((replace(one, id=2), replace(other, id=1)), before):
+        pair.reload(*wanted)
+        pair.link.run(10)
+        assert pair.states(pair.a) == pair.states(pair.b) == {"vela0": "up", "vela1": "up"}
+        assert addresses(pair.b)["vela0"] == tuple(map(str, wanted[0].peer.addresses))
+
+
+def test_address_of_a_circuit_that_does_not_change_is_refused_after_a_while(pair: Pair) -> None:
+    one, other = circuit(0), circuit(1)
+    pair.reload(one, other)
+    pair.link.run(5)
+
+    taken = replace(one, peer=replace(one.peer, addresses=other.peer.addresses))
+    pair.reload(taken, replace(other, peer=PeerConfig("vela1", other.peer.addresses)))
+    # The file itself would be refused for that, but not where two files of two machines say so.
+    pair.link.run(1)
+    assert pair.states(pair.a)["vela0"] == "up"
+    pair.link.run(9)
+
+    state, reason = pair.a.states()["vela0"]
+    assert state == "rejected"
+    assert "172.16.1.2 is taken by circuits.vela1.addresses" in reason
+    assert pair.states(pair.a)["vela1"] == "up"
+
+
+def test_address_of_another_machines_circuit_is_refused_at_once(pair: Pair) -> None:
+    foreign = CircuitConfig(
+        "vela9", 9, Remote("192.0.2.77"), addresses=(ip_interface("172.16.9.2/30"),)
+    )
+    pair.b.reload(replace(pair.b.config, circuits=(foreign,)))
+    pair.link.run(1)
+
+    pair.reload(circuit(0, peer=PeerConfig("vela0", (ip_interface("172.16.9.2/30"),))))
+    pair.link.run(0.5)
+
+    state, reason = pair.a.states()["vela0"]
+    assert state == "rejected"
+    assert "172.16.9.2 is taken by circuits.vela9.addresses" in reason
+
+
+def test_lost_messages_only_delay_a_set(pair: Pair) -> None:
+    before = (circuit(0), circuit(1))
+    pair.reload(*before)
+    pair.link.run(5)
+    pair.link.loss = 0.3
+
+    pair.reload(*swapped(*before))
+    pair.link.run(120)
+    pair.link.loss = 0.0
+    pair.link.run(60)
+
+    assert pair.states(pair.a) == pair.states(pair.b) == {"vela0": "up", "vela1": "up"}
+    assert addresses(pair.b) == {"vela0": ("172.16.1.2/30",), "vela1": ("172.16.0.2/30",)}

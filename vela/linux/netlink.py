@@ -7,7 +7,8 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from vela.address import IPAddress, IPInterface
 from vela.errors import DeviceError
@@ -81,7 +82,7 @@ class Netlink:
             self._add_address(name, index, address)
 
     def change_addresses(
-        self, name: str, gone: Iterable[IPInterface], added: Iterable[IPInterface]
+        self, name: str, gone: Sequence[IPInterface], added: Sequence[IPInterface]
     ) -> None:
         """Give an interface other addresses. Those that others gave it, and their routes, stay.
 
@@ -89,7 +90,8 @@ class Netlink:
         """
         index = self._index(name)
         # Else the kernel deletes, with an address, all younger ones of its subnet.
-        set_promote_secondaries(name)
+        with suppress(DeviceError):
+            set_promote_secondaries(name)
         # First: a subnet that stays must never be without an address, or its routes go.
         for address in added:
             self._add_address(name, index, address, may_exist=True)
@@ -100,6 +102,9 @@ class Netlink:
                 if err.errno != errno.EADDRNOTAVAIL:  # somebody took it away
                     why = os.strerror(err.errno or errno.EIO)
                     raise DeviceError(f"{name}: cannot delete address {address}: {why}") from err
+        # Where sysctls cannot be written they may have gone with others.
+        for address in added:
+            self._add_address(name, index, address, may_exist=True)
 
     def _add_address(
         self, name: str, index: int, address: IPInterface, *, may_exist: bool = False

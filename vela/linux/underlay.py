@@ -6,8 +6,8 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -31,7 +31,8 @@ _SO_ATTACH_REUSEPORT_EBPF = 52
 SO_RXQ_OVFL = 40
 # include/uapi/linux/in.h, in6.h and udp.h.
 IP_MTU_DISCOVER = 10
-_PMTUDISC_WANT, _PMTUDISC_DO, _PMTUDISC_OMIT = 1, 2, 5  # alike for both families
+# Values of both families' MTU_DISCOVER.
+_PMTUDISC_WANT, _PMTUDISC_DO, _PMTUDISC_PROBE, _PMTUDISC_OMIT = 1, 2, 3, 5
 IP_MTU = 14
 IPV6_MTU_DISCOVER = 23
 IPV6_MTU = 24
@@ -170,13 +171,24 @@ class ReceiveGroup:
         return self.address
 
     def send(
-        self, data: bytes, here: IPAddress, remote: Endpoint, choice: UnderlayChoice = ANY_UNDERLAY
+        self,
+        data: bytes,
+        here: IPAddress,
+        remote: Endpoint,
+        choice: UnderlayChoice = ANY_UNDERLAY,
+        *,
+        dont_fragment: bool = False,
     ) -> None:
         """Send from an address of this machine and the listening port, without waiting.
 
-        Raises OSError: EINVAL where the machine has no such address, and
-        DeviceError where the chosen device is not there.
+        Raises OSError: EINVAL where the machine has no such address; with dont_fragment EMSGSIZE
+        where the interface's MTU is smaller, whatever ICMP said of the path. Raises DeviceError
+        where the chosen device is not there.
         """
+        if dont_fragment:
+            with _unfragmented(self.control_socket):
+                self.send(data, here, remote, choice)
+            return
         if not self.address.is_unspecified:
             here = self.address
         elif here.is_unspecified:
@@ -301,6 +313,13 @@ class UnderlayPath:
     """Its source is the local address that the remote speaks to."""
     group: ReceiveGroup
     """Where datagrams to that address arrive."""
+    probed_mtu: int | None = None
+    """What probes have found, in bytes, the outer IP header included; None: the route's fits."""
+
+    @property
+    def mtu(self) -> int:
+        """How large packets may be, in bytes: by its route, and by probes."""
+        return min(self.route.mtu, self.probed_mtu or self.route.mtu)
 
 
 def pktinfo(here: IPAddress, index: int = 0) -> tuple[int, int, bytes]:
@@ -343,6 +362,22 @@ def open_send_socket(
         opened.close()
         raise
     return opened
+
+
+@contextmanager
+def _unfragmented(opened: socket.socket) -> Iterator[None]:
+    """Let a socket send in one piece or not at all. It belongs to this thread alone."""
+    options = [(socket.IPPROTO_IP, IP_MTU_DISCOVER)]
+    if opened.family == socket.AF_INET6:
+        options.append((socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER))
+    before = [opened.getsockopt(*option) for option in options]
+    try:
+        for option in options:
+            opened.setsockopt(*option, _PMTUDISC_PROBE)
+        yield
+    finally:
+        for option, mode in zip(options, before, strict=True):
+            opened.setsockopt(*option, mode)
 
 
 def set_narrowed(opened: socket.socket, narrowed: bool) -> None:

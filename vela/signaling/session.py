@@ -458,7 +458,7 @@ class Session:
         if found is Input.RENEWED and self._renewal is not None:
             link = self._renewal.link
         if link is not None and found not in HANDSHAKE_TYPES | {Input.RENEWAL_REFUSED}:
-            link.heard = message.counter
+            link.hear(message.counter)
             self.last_heard_at = now
         self._step(found, received)
 
