@@ -18,7 +18,6 @@ from vela.dataplane.frame import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.choice import ANY_UNDERLAY
 from vela.linux.underlay import Route, UnderlayPath
-from vela.mac import format_mac
 from vela.signaling.agreement import Agreement
 from vela.signaling.encryption import Encryption as SessionEncryption
 from vela.signaling.events import (
@@ -259,15 +258,7 @@ class Circuit:
     @property
     def reason(self) -> str:
         """Why it has its state, and what it still waits for; empty: there is nothing to say."""
-        reasons = (self._lifecycle.reason, self._data_path.obstacle, self._clash())
-        return "; ".join(filter(None, reasons))
-
-    def _clash(self) -> str:
-        """Return what is wrong with what both ends agreed on; empty: nothing."""
-        agreement, mac = self._agreement, self._data_path.local_mac
-        if agreement is None or agreement.remote_mac != mac:
-            return ""
-        return f"both ends have the MAC address {format_mac(mac)}; give one of them another"
+        return "; ".join(filter(None, (self._lifecycle.reason, self._data_path.obstacle)))
 
     @property
     def static(self) -> bool:

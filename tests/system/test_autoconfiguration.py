@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -247,25 +246,3 @@ def test_both_ends_active_meet_in_one_session_that_stays(routers: TwoRouters) ->
         assert addresses(routers.a.namespace, NAME) == set(ADDRESSES_A)
         assert addresses(routers.b.namespace, NAME) == set(ADDRESSES_B)
         check_crossing(routers, 1471)
-
-
-def test_both_ends_with_one_mac_say_so_until_one_has_another(routers: TwoRouters) -> None:
-    """As of machines that were cloned with their configuration."""
-    mac = "02:00:5e:10:00:01"
-    own: dict[str, Any] = {"mac": mac, "peer": {"interface": None, "addresses": None}}
-    a = asking(routers.b.ipv4, addresses=["172.16.16.1/30"], **own)
-    b = asking(routers.a.ipv4, addresses=["172.16.16.2/30"], **own)
-    reason = f"both ends have the MAC address {mac}; give one of them another"
-    with ends(routers, a, b) as both:
-        for velad in both:
-            wait_for_reason(velad, reason)
-
-        both.b.configure(b.replace(mac, "02:00:5e:10:00:02"))
-        both.b.control("reload")
-
-        for velad in both:
-            wait_for_reason(velad, "")
-
-
-def wait_for_reason(velad: Velad, reason: str) -> None:
-    velad.wait_for(lambda _: velad.circuit(NAME)["reason"] == reason, 10, reason or "no reason")
