@@ -18,6 +18,7 @@ from vela.dataplane.frame import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.choice import ANY_UNDERLAY
 from vela.linux.underlay import Route, UnderlayPath
+from vela.mac import format_mac
 from vela.signaling.agreement import Agreement
 from vela.signaling.encryption import Encryption as SessionEncryption
 from vela.signaling.events import (
@@ -814,6 +815,10 @@ class Circuit:
         session, agreement = self._signaling.session, self._agreement
         if agreement is None or session.remote is None:
             return
+        # By the present one: the agreement may be of a session that failed for it.
+        if agreement.remote_mac == self._data_path.local_mac:
+            mac = format_mac(agreement.remote_mac)
+            raise ConfigError(f"both ends have the MAC address {mac}; one needs another `mac`")
         # Behind a NAT only the translated port leads back.
         port = session.remote.port if agreement.nat else agreement.remote_port
         path = self._path_to(Endpoint(session.remote.address, port))
