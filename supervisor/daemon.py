@@ -11,13 +11,14 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from vela import __version__
 from vela.dataplane.counters import CounterSlab
-from vela.dataplane.engine import LoadedEngine, load_engine
+from vela.dataplane.engine import Engine, LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
 from vela.linux import ebpf
 from vela.linux.affinity import allowed_cpus
@@ -84,11 +85,10 @@ class Daemon:
         user = find_user(config.daemon.user)
         # Fail now, not when another machine asks for a circuit.
         check_tun()
-        engine = _load_engine(config.daemon)
-        kernel = probe()
-        usable = engine.abilities.features
-        self._features = (kernel & usable).difference(config.daemon.disable_features)
-        self._missing_features = usable - kernel
+        engine = _load_engine(config.daemon.engine)
+        self._kernel = probe()
+        self._features = self._features_of(engine)
+        self._missing_features = engine.abilities.features - self._kernel
         with ExitStack() as undo:
             self._manager = ServiceManager()
             undo.callback(self._manager.close)
@@ -114,7 +114,7 @@ class Daemon:
                 self._loop, self._demux, names, config.daemon.port
             )
             self._set_policy(config)
-            make_pseudowire = PseudowireFactory(
+            self._factory = PseudowireFactory(
                 loop=self._loop,
                 netlink=netlink,
                 links=links,
@@ -135,7 +135,7 @@ class Daemon:
                 routes=self._demux,
                 control_channel=self._control_channel,
                 keys=self._keys,
-                make_data_path=make_pseudowire,
+                make_data_path=self._factory,
                 host=HostNetwork(self._loop.now),
                 lines=self._lines,
                 ciphers=self._ciphers,
@@ -150,6 +150,7 @@ class Daemon:
                 self._registry,
                 find_mistakes,
                 self._set_policy,
+                self._set_engine,
                 self._manager,
             )
             undo.callback(self._reloads.close)
@@ -275,6 +276,18 @@ class Daemon:
             "origins": {name: origin.value for name, (_, origin) in circuits.items()},
         }
 
+    def _features_of(self, engine: LoadedEngine) -> Features:
+        """Return the kernel's features that an engine uses."""
+        usable = self._kernel & engine.abilities.features
+        return usable.difference(self._config.daemon.disable_features)
+
+    def _set_engine(self, wanted: Engine) -> None:
+        """Let another engine carry frames, when circuits are reloaded. Raises ConfigError."""
+        engine = _load_engine(wanted)
+        self._features = self._features_of(engine)
+        self._factory = replace(self._factory, engine=engine, features=self._features)
+        self._registry.set_engine(engine, self._features, self._factory)
+
     def _set_policy(self, config: Config) -> None:
         autoconfigure = config.autoconfigure
         key = None
@@ -311,6 +324,8 @@ class Daemon:
         self._registry.run_last_hooks(self._loop.stop)
 
     def _on_hangup(self) -> None:
+        if self._reloads.waiting:
+            return  # it reads what is there now
         try:
             self._reloads.begin()
         except VelaError as err:
@@ -425,8 +440,8 @@ def _listen(config: DaemonConfig, features: Features) -> tuple[ReceiveGroup, ...
     return tuple(groups)
 
 
-def _load_engine(config: DaemonConfig) -> LoadedEngine:
-    engine = load_engine(config.engine)
+def _load_engine(wanted: Engine) -> LoadedEngine:
+    engine = load_engine(wanted)
     if engine.fallback:
         structlog.get_logger().error(
             "native_engine_missing",

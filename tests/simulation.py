@@ -18,8 +18,10 @@ from typing import Any, cast
 
 from vela.address import Endpoint, Family, IPAddress, IPNetwork
 from vela.dataplane.contract import Abilities
+from vela.dataplane.engine import LoadedEngine
 from vela.errors import DeviceError, VelaError
 from vela.linux.choice import UnderlayChoice
+from vela.linux.features import Features
 from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
 from vela.signaling.identity import token
@@ -148,6 +150,10 @@ class RecordingDataPath:
         assert not self.closed
         self.config, self.cpu = config, cpu
         self.local_mac = config.mac or self.local_mac
+
+    def change_engine(self, engine: LoadedEngine, features: Features) -> None:
+        assert not self.closed
+        self.abilities = engine.abilities
 
     def kill_worker(self) -> None:
         pass

@@ -14,10 +14,13 @@ import structlog
 
 from vela.address import Endpoint, IPAddress, family_of
 from vela.dataplane.contract import Abilities
+from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.choice import ANY_UNDERLAY
+from vela.linux.features import Features
 from vela.linux.underlay import Route, UnderlayPath
+from vela.mac import format_mac
 from vela.rate import STEP
 from vela.signaling.agreement import Agreement
 from vela.signaling.encryption import Encryption as SessionEncryption
@@ -83,6 +86,7 @@ _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED
 KEY_GRACE_S = 5.0
 # For a session to come up that takes the place of another one.
 CHANGE_GRACE_S = 3.0
+NOT_FOLLOWED = "the other end did not begin the session that it asked for"
 OTHER_MACHINE = "the remote is another machine, or another port"
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
@@ -129,6 +133,9 @@ class DataPath(Protocol):
 
     def change(self, config: CircuitConfig, cpu: int) -> None:
         """Take another configuration; the interface stays. attach() follows. Raises VelaError."""
+
+    def change_engine(self, engine: LoadedEngine, features: Features) -> None:
+        """Let another engine carry frames; attach() follows. Raises VelaError."""
 
     def kill_worker(self) -> None: ...
 
@@ -337,6 +344,13 @@ class Circuit:
         encryption: with the keys of the session, on an encrypted circuit.
         answer() must follow. Raises VelaError.
         """
+        self._begin_with(requested, encryption)
+        self._take(Input.ACCEPT)
+
+    def _begin_with(
+        self, requested: CircuitRequested, encryption: SessionEncryption | None = None
+    ) -> None:
+        """Begin with the session that a remote asked for. Raises VelaError."""
         signaling = self._require_signaling()
         self._started = True
         signaling.hold()
@@ -349,7 +363,6 @@ class Circuit:
         self._agreement = signaling.session.agreement
         self._carry()
         self._remote.resolve_later()
-        self._take(Input.ACCEPT)
 
     def accept_change(self, setup: Setup, requested: CircuitRequested) -> None:
         """Become what the remote that set the circuit up asks for, in a session of its own.
@@ -364,16 +377,21 @@ class Circuit:
         self._data_path.change(self.config, self.cpu)
         self._remote.stop()
         self._remote = self._search()
-        self._lifecycle = Lifecycle(static=False)
         begun = self._signaling = self._open_signaling()
-        self.accept(requested)
-        # Frames go on meanwhile, as both ends are about to have the session.
-        self._loop.call_later(CHANGE_GRACE_S, lambda: self._give_up_carrier(begun))
+        if self.state is State.UP:
+            # Frames go on meanwhile, as both ends are about to have the session.
+            self._begin_with(requested)
+            self._loop.call_later(CHANGE_GRACE_S, lambda: self._miss_session(begun))
+        else:
+            self._lifecycle = Lifecycle(static=False)
+            self.accept(requested)
 
-    def _give_up_carrier(self, signaling: SignalingChannel | None) -> None:
-        """Show the link down if the session of accept_change() is not up by now."""
-        if self._signaling is signaling and self.state is not State.UP and not self._closed:
-            self._show_carrier(False)
+    def _miss_session(self, begun: SignalingChannel | None) -> None:
+        """Go down if the session that accept_change() began is not up by now."""
+        if begun is None or self._signaling is not begun or self._closed:
+            return
+        if self.state is State.UP and begun.session.state is not SessionState.UP:
+            self._take(Input.DOWN, NOT_FOLLOWED)
 
     def answer(self) -> None:
         """Tell the remote that it was accepted."""
@@ -473,6 +491,12 @@ class Circuit:
         if self.config.enabled != before.enabled:
             self._follow_file()
         elif self._started and not self.disabled:
+            self._apply()
+
+    def change_engine(self, engine: LoadedEngine, features: Features) -> None:
+        """Let another engine carry frames, on the same interface. Raises VelaError."""
+        self._data_path.change_engine(engine, features)
+        if self._started and not self.disabled:
             self._apply()
 
     def _begin_anew(self, setup: Setup, cpu: int) -> None:
@@ -711,6 +735,9 @@ class Circuit:
     # From signalling.
 
     def _on_event(self, event: Event) -> None:
+        if self.state is State.UP and isinstance(event, Unanswered | Rejected):
+            # Of a session that took the place of another one, and was never up itself.
+            self._take(Input.DOWN, NOT_FOLLOWED)
         match event:
             case Agreed(agreement):
                 self._agreement = agreement
@@ -846,6 +873,10 @@ class Circuit:
         session, agreement = self._signaling.session, self._agreement
         if agreement is None or session.remote is None:
             return
+        # By the present one: the agreement may be of a session that failed for it.
+        if agreement.remote_mac == self._data_path.local_mac:
+            mac = format_mac(agreement.remote_mac)
+            raise ConfigError(f"both ends have the MAC address {mac}; one needs another `mac`")
         # Behind a NAT only the translated port leads back.
         port = session.remote.port if agreement.nat else agreement.remote_port
         path = self._path_to(Endpoint(session.remote.address, port))

@@ -170,6 +170,8 @@ WITH_SIGNALING: Table = {
     (_S.UP, _I.ROUTED): Transition(_STAY, (_A.FOLLOW_ROUTE,)),
     (_S.UP, _I.CUT_OFF): _CUT_OFF,
     (_S.UP, _I.AGREED): Transition(_STAY, (_A.CARRY, _A.CARRIER_ON)),
+    # Of the session that took the place of another one.
+    (_S.UP, _I.UP): Transition(_STAY, (_A.CARRY, _A.CARRIER_ON)),
     (_S.UP, _I.DOWN): Transition(_S.DOWN, (_A.CARRIER_OFF,)),
     (_S.UP, _I.CLOSED): Transition(_S.DOWN, (_A.CARRIER_OFF, _A.SEEK)),
     (_S.UP, _I.DELETED): Transition(_STAY, (_A.REMOVE,)),

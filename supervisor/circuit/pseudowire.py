@@ -7,7 +7,7 @@ import os
 import socket
 import zlib
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -182,8 +182,12 @@ class Pseudowire:
 
     @property
     def abilities(self) -> Abilities:
-        """What the engine can do."""
-        return self._parts.engine.abilities
+        """What the engine can do with this interface, which another one may have made."""
+        abilities = self._parts.engine.abilities
+        if abilities.virtio_header and not self._interface.virtio_header:
+            # Only the header of a frame says that its checksum is a partial one.
+            return replace(abilities, virtio_header=False, partial_checksums=False)
+        return abilities
 
     @property
     def attached(self) -> tuple[UnderlayPath, Profile] | None:
@@ -218,6 +222,16 @@ class Pseudowire:
         if self._attached is None and config.mtu is not None and config.mtu != self._config.mtu:
             self._interface.set_mtu(config.mtu, encrypted=is_encrypted(config))
         self._config, self.local_mac, self._cpu = config, mac, cpu
+
+    def change_engine(self, engine: LoadedEngine, features: Features) -> None:
+        """Let another engine carry frames, on the same interface; attach() follows.
+
+        Raises DeviceError.
+        """
+        virtio_header = engine.abilities.virtio_header
+        self._interface.change_engine(features, virtio_header=virtio_header)
+        self._parts = replace(self._parts, engine=engine, features=features)
+        self._changed = True
 
     @property
     def _choice(self) -> UnderlayChoice:

@@ -2,13 +2,14 @@
 
 Two circuits exchange their addresses: each request by itself is a conflict with the other circuit
 as it is now. So a request waits for those of the circuits that are in its way. The machine repeats
-it meanwhile. When all are there, they are judged, and made, as a set.
+it meanwhile. When all are there, they are judged, and made, as a set. What was refused for
+lack of the others is remembered for a while: their requests may come later, as messages get lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vela.address import IPAddress
 from vela.signaling.events import CircuitRequested
@@ -20,8 +21,10 @@ from .requests import SetUp
 # From the first request of a circuit, which is repeated for 2.5 s. A machine with hundreds of
 # circuits asks for all of them within that.
 WAIT_S = 2.0
-# A request that is not repeated any more was given up.
+# A request that is not repeated any more was given up, and is not answered.
 FRESH_S = 2.5
+# Who was refused asks again after 30 s at most; who still has a session, after 300 s.
+REMEMBERED_S = 600.0
 
 InTheWay = Callable[[CircuitConfig, str], set[str]]
 """Returns the names of the circuits, but for the one of this name, that have what it wants."""
@@ -36,6 +39,11 @@ class Asked:
     since: float
     """When it was asked for first, in monotonic seconds."""
     last: float
+    refused: bool = False
+
+    def awaits_answer(self, now: float) -> bool:
+        """Tell whether the machine still repeats it."""
+        return not self.refused and now - self.last < FRESH_S
 
     @property
     def source(self) -> IPAddress:
@@ -50,11 +58,19 @@ class ChangeSets:
 
     def ask(self, name: str, requested: CircuitRequested, wanted: SetUp, now: float) -> None:
         """Take note of a request, or of its repetition."""
-        self._asked = {key: each for key, each in self._asked.items() if now - each.last < FRESH_S}
+        self._asked = {
+            key: each for key, each in self._asked.items() if now - each.last < REMEMBERED_S
+        }
         before = self._asked.get(name)
-        same = before is not None and before.wanted.config == wanted.config
-        since = before.since if same and before is not None else now
+        since = now
+        if before is not None and before.awaits_answer(now):
+            since = before.since if before.wanted.config == wanted.config else now
         self._asked[name] = Asked(requested, wanted, since, now)
+
+    def refuse(self, name: str) -> None:
+        """Take note that a request was refused."""
+        if name in self._asked:
+            self._asked[name] = replace(self._asked[name], refused=True)
 
     def forget(self, *names: str) -> None:
         for name in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from ..config.effects import Difference, Effect, difference
@@ -19,6 +19,9 @@ class Step(Enum):
     NEW_INTERFACE = Effect.NEW_INTERFACE.value
     ADDED = "added"
     DELETED = "deleted"
+
+
+_KEEP_WORKER = frozenset({Step.NOTHING, Step.LIVE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +48,22 @@ class Plan:
         return tuple(change for change in self.changes if change.step in steps)
 
 
-def make_plan(present: Mapping[str, CircuitConfig], wanted: Iterable[CircuitConfig]) -> Plan:
-    """Return how the present circuits of the file become the wanted ones."""
+def make_plan(
+    present: Mapping[str, CircuitConfig],
+    wanted: Iterable[CircuitConfig],
+    *,
+    new_workers: tuple[str, ...] = (),
+) -> Plan:
+    """Return how the present circuits of the file become the wanted ones.
+
+    new_workers: changed keys of all circuits because of which none keeps its worker.
+    """
     changes = {config.name: _change(present.get(config.name), config) for config in wanted}
+    if new_workers:
+        for change in changes.values():
+            if change.step in _KEEP_WORKER:
+                keys = (*change.keys, *new_workers)
+                changes[change.name] = replace(change, step=Step.NEW_WORKER, keys=keys)
     gone = [Change(name, Step.DELETED) for name in present if name not in changes]
     return Plan((*changes.values(), *gone))
 

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import structlog
 
-from vela.address import IPAddress, IPNetwork
-from vela.errors import ConfigError, DeviceError, RemoteProtocolError, VelaError
-from vela.linux.affinity import allowed_cpus, least_loaded
+from vela.address import IPAddress
+from vela.dataplane.engine import LoadedEngine
+from vela.errors import ConfigError, DeviceError, VelaError
+from vela.linux.features import Features
 from vela.signaling.events import CircuitRequested
-from vela.signaling.limiter import host_of
-from vela.signaling.messages import CloseReason, Confirm, RejectCode
+from vela.signaling.messages import CloseReason, Confirm
 from vela.signaling.policy import PeerCircuits, Policy
-from vela.signaling.signer import Key
 
-from ..circuit.circuit import Circuit, DataPath, Origin, Setup
+from ..circuit.circuit import Circuit, Origin
 from ..circuit.hooks import STOP_LIMIT_S, HookRunner
 from ..circuit.lifecycle import State
 from ..circuit.routes import MachineRoutes
 from ..circuit.tenure import Tenure
 from ..config.conflicts import check_key
-from ..config.effects import Effect, difference
 from ..config.reader import parse_circuits
-from ..config.records import CircuitConfig, Config, Encapsulation, Encryption
+from ..config.records import AutoconfigureConfig, CircuitConfig, Config
 from ..control_channel import ControlChannel
-from ..frame_keys import CircuitKeys
 from ..keys import KeySource
 from ..nearest import nearest
 from ..runtime.lines import LineLimiter
@@ -38,14 +34,13 @@ from ..runtime.names import NameSource
 from ..status import CircuitStatus
 from . import requests
 from .allocation import Allocation
-from .change_sets import Asked, ChangeSets
-from .changes import ChangeLimiter
-from .ciphers import Answered, Ciphers, contradiction
-from .facts import NO_FACTS, HostFacts
+from .ciphers import Ciphers, contradiction
+from .maker import CircuitMaker, DataPathFactory
+from .peer_requests import FactSource, PeerRequests
 from .pending import PendingCircuits
 from .plan import Change, Plan, Step, make_plan
-from .requests import Refuse, SetUp, Situation, offer_of
-from .store import CircuitStore, StateFile, Stored, StoredCircuit, record_of
+from .requests import offer_of
+from .store import CircuitStore, StateFile, Stored, StoredCircuit
 
 # At start one circuit begins after the other, this far apart. A remote that creates its ends
 # on request takes about as long for each one, and must not receive a second request before it
@@ -54,31 +49,8 @@ START_INTERVAL_S = 0.005
 
 HOOK_KEYS = frozenset({"up", "down"})
 
-TOO_OFTEN = "circuits are set up and changed too often; the next change has to wait"
-
-
 ChangeHandler = Callable[[Mapping[str, object]], object]
 """Is told of a change of a circuit: what `velactl monitor` shows, without the time."""
-
-
-class DataPathFactory(Protocol):
-    """Creates the data paths of circuits: pseudowire.PseudowireFactory."""
-
-    def __call__(
-        self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False, shielded: bool = False
-    ) -> DataPath:
-        """Create a circuit's interface, counters and sockets. Raises DeviceError.
-
-        await_bridge: create the interface even if its bridge does not exist yet.
-        shielded: it is an error if router advertisements cannot be kept out.
-        """
-
-
-class FactSource(Protocol):
-    """What knows this host's addresses and routes: host.HostNetwork."""
-
-    def facts(self, wanted: tuple[IPNetwork, ...]) -> HostFacts:
-        """Return what may matter to who wants addresses of these networks. Raises DeviceError."""
 
 
 class Registry:
@@ -101,16 +73,9 @@ class Registry:
         """ciphers: None where no circuit is encrypted."""
         self._config = config
         self._loop = loop
-        self._names = names
-        self._routes = routes
         self._control_channel = control_channel
-        self._keys = keys
-        self._make_data_path = make_data_path
-        self._host = host
+        self._new_engine: tuple[LoadedEngine, Features] | None = None
         self._lines = lines
-        self._ciphers = ciphers
-        self._changes = ChangeLimiter()
-        self._sets = ChangeSets()
         self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
         self._leaving: dict[str, Circuit] = {}
@@ -121,6 +86,34 @@ class Registry:
         self._allocation = Allocation(config.daemon, self._circuits, self._pending)
         state_file = StateFile(config.daemon.state_directory)
         self._store = CircuitStore(state_file, loop, self._circuits)
+        self._maker = CircuitMaker(
+            self._circuits,
+            self._leaving,
+            self,
+            loop=loop,
+            names=names,
+            routes=routes,
+            control_channel=control_channel,
+            keys=keys,
+            make_data_path=make_data_path,
+            ciphers=ciphers,
+            port=self._port,
+            hooks=self._hooks,
+        )
+        self._peers = PeerRequests(
+            self,
+            self._circuits,
+            loop=loop,
+            maker=self._maker,
+            allocation=self._allocation,
+            pending=self._pending,
+            store=self._store,
+            control_channel=control_channel,
+            host=host,
+            lines=lines,
+            ciphers=ciphers,
+            port=self._port,
+        )
         self._log = structlog.get_logger()
 
     def create_all(self) -> None:
@@ -138,7 +131,7 @@ class Registry:
         for each in stored.circuits:
             try:
                 self._check_stored(each)
-                self._create_stored(each)
+                self.create_stored(each)
             except VelaError as err:
                 pending.append(each)
                 self._pending.add(each, err)
@@ -219,14 +212,17 @@ class Registry:
         yield from (circuit.state.word for circuit in self._circuits.values())
         yield from (State.FAILED.value for _ in self._pending.wanted())
 
-    def plan(self, config: Config) -> Plan:
-        """Return what a reload with this configuration would do. Changes nothing."""
+    def plan(self, config: Config, new_workers: tuple[str, ...] = ()) -> Plan:
+        """Return what a reload with this configuration would do. Changes nothing.
+
+        new_workers: see make_plan.
+        """
         present = {
             name: circuit.config
             for name, circuit in self._circuits.items()
             if circuit.origin is Origin.CONFIG
         }
-        return make_plan(present, config.circuits)
+        return make_plan(present, config.circuits, new_workers=new_workers)
 
     def reload(self, config: Config) -> Iterator[None]:
         """Apply a configuration, a step at a time. Circuits that did not change are not touched.
@@ -236,6 +232,11 @@ class Registry:
         """
         plan = self.plan(config)
         self._config = config
+        if self._new_engine is not None:
+            engine, self._new_engine = self._new_engine, None
+            for circuit in tuple(self._circuits.values()):
+                self._loop.guard(partial(self._change_engine, circuit, *engine))
+                yield
         # First what goes: what it has may be wanted by others.
         for change in plan.of(Step.DELETED, Step.NEW_INTERFACE):
             self._loop.guard(partial(self._remove_planned, change))
@@ -261,6 +262,24 @@ class Registry:
                 self._warn_of_overlap(change.config)
                 yield
 
+    def set_engine(
+        self, engine: LoadedEngine, features: Features, factory: DataPathFactory
+    ) -> None:
+        """Let another engine carry frames: those that there are with the next reload.
+
+        factory: what makes the data paths of further ones.
+        """
+        self._maker.make_data_path, self._new_engine = factory, (engine, features)
+
+    def _change_engine(self, circuit: Circuit, engine: LoadedEngine, features: Features) -> None:
+        if self._circuits.get(circuit.name) is not circuit:
+            return
+        try:
+            circuit.change_engine(engine, features)
+        except DeviceError as err:
+            # The interface is gone, and is about to be made again: see Pseudowire.check().
+            self._log.error("engine_not_changed", circuit=circuit.name, error=str(err))
+
     def failures(self) -> dict[str, str]:
         """Return the reason, by name, for each circuit of the file that cannot be created.
 
@@ -276,7 +295,7 @@ class Registry:
         # If the circuit only changes, the remote must not remove its end.
         wanted = change.config
         stays = wanted is not None and _is_same_circuit(wanted, circuit.config)
-        self._remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
+        self.remove(circuit, CloseReason.STOPPING if stays else CloseReason.DELETED)
         if circuit.taken_down and wanted is not None:
             self._store.add_disabled(change.name)
         elif circuit.taken_down:
@@ -291,11 +310,15 @@ class Registry:
         try:
             self._allocation.check_free(config, (name,), unless=Origin.CONFIG)
             keys = None if new_session else circuit.frame_keys
-            setup = self._setup(StoredCircuit(config, Origin.CONFIG), keys)
-            cpu = circuit.cpu if config.cpu == circuit.config.cpu else self._cpu_for(config, name)
+            setup = self._maker.setup(StoredCircuit(config, Origin.CONFIG), keys)
+            cpu = (
+                circuit.cpu
+                if config.cpu == circuit.config.cpu
+                else self._maker.cpu_for(config, name)
+            )
             circuit.change(setup, cpu, new_session=new_session)
         except VelaError as err:
-            self._remove(circuit, CloseReason.STOPPING)
+            self.remove(circuit, CloseReason.STOPPING)
             if circuit.taken_down:
                 self._store.add_disabled(name)
             self._pending.add(StoredCircuit(config, Origin.CONFIG), err)
@@ -328,7 +351,7 @@ class Registry:
             circuit.check_remote()
             self._store.save()
         except VelaError:
-            self._remove(circuit, CloseReason.DELETED)
+            self.remove(circuit, CloseReason.DELETED)
             raise
         circuit.start()
         return circuit
@@ -347,7 +370,7 @@ class Registry:
             raise ConfigError(f"{name} is in the configuration file; remove it there, and reload")
         if circuit.origin is Origin.PEER and circuit.state is State.UP:
             raise ConfigError(f"{name} was set up by {circuit.config.remote}; delete it there")
-        self._remove(circuit, CloseReason.DELETED)
+        self.remove(circuit, CloseReason.DELETED)
         self._store.save()
 
     def disable(self, name: str) -> None:
@@ -404,301 +427,36 @@ class Registry:
             }
             self._on_change(about | more)
 
-    # Requests of other machines.
+    # For requests of other machines.
+
+    @property
+    def autoconfigure(self) -> AutoconfigureConfig | None:
+        return self._config.autoconfigure
+
+    def adopt(self, circuit: Circuit) -> None:
+        """Take in a circuit that was made."""
+        self._circuits[circuit.name] = circuit
+        self._tell(circuit, "added")
 
     def deferral_reason(self, confirm: Confirm, address: IPAddress) -> str:
-        """Return why a circuit that may exist here cannot answer now; see requests."""
-        return requests.deferral_reason(
-            confirm, address, self._circuits.values(), self._pending.wanted().values()
-        )
+        return self._peers.deferral_reason(confirm, address)
 
     def peer_circuits(self, address: IPAddress) -> PeerCircuits:
-        return requests.count_peer_circuits(self._circuits.values(), address)
+        return self._peers.peer_circuits(address)
 
     def handle_request(self, requested: CircuitRequested) -> None:
-        """Create or refuse a circuit that another machine asks for."""
-        situation = self._situation()
-        if situation is None:
-            return
-        answered = self._answer_handshake(requested)
-        if answered is None:
-            return
-        decision = requests.decide(requested, situation)
-        replaced = None
-        if isinstance(decision, SetUp):
-            before = () if decision.replaced is None else (decision.replaced,)
-            decision = self._admit(requested, decision, situation.policy, before)
-        if isinstance(decision, Refuse):
-            answered.close()
-            self._refuse(requested, decision)
-            return
-        if decision.replaced is not None:
-            remote = str(decision.config.remote)
-            self._log.info("circuit_moved", circuit=decision.config.name, remote=remote)
-            replaced = self._circuits[decision.replaced]
-            self._remove(replaced, None)
-        self._set_up_for_peer(decision, requested, answered, replaced)
+        self._peers.handle_request(requested)
 
     def on_offer_changed(self, circuit: Circuit, requested: CircuitRequested) -> None:
-        """Apply the settings that the circuit's remote now asks for, or refuse them."""
-        situation = self._situation()
-        if situation is None:
-            return
-        name, now = circuit.name, self._loop.now()
-        wanted = requests.decide_change(circuit, requested, situation)
-        if isinstance(wanted, Refuse):
-            self._refuse(requested, wanted)
-            return
-        self._sets.ask(name, requested, wanted, now)
-        members = self._sets.members(name, self._allocation.in_the_way)
-        if isinstance(members, set):
-            if self._are_of(members, requested) and self._sets.may_wait(name, now):
-                return  # it is repeated
-            members = {name: Asked(requested, wanted, now, now)}
-        self._sets.forget(name)
-        self._change_together(members, requested, situation.policy)
-
-    def _are_of(self, names: Iterable[str], requested: CircuitRequested) -> bool:
-        """Tell whether circuits are all of the machine that asks: it may want to change them."""
-        host = host_of(requested.source.address)
-        circuits = [self._circuits.get(name) for name in names]
-        return all(
-            each is not None and each.origin is Origin.PEER and host in map(host_of, each.addresses)
-            for each in circuits
-        )
-
-    def _change_together(
-        self, members: Mapping[str, Asked], latest: CircuitRequested, policy: Policy
-    ) -> None:
-        """Change circuits of one machine as a set; latest: its last request, which is answered."""
-        names = members.keys()
-        for name, each in members.items():
-            others = [other.wanted for key, other in members.items() if key != name]
-            decision = self._admit(each.requested, each.wanted, policy, names, others)
-            if isinstance(decision, Refuse):
-                self._refuse(latest, decision)
-                return
-        answers: dict[str, Answered] = {}
-        for name, each in members.items():
-            answered = self._answer_handshake(each.requested)
-            if answered is None:
-                for given in answers.values():
-                    given.close()
-                return
-            answers[name] = answered
-        self._sets.forget(*names)
-        replaced = {name: self._circuits[name] for name in names}
-        stay = {
-            name
-            for name, each in members.items()
-            if _changes_live(replaced[name], each.wanted.config, answers[name])
-        }
-        for name in names - stay:
-            self._remove(replaced[name], None)
-        for name, each in members.items():
-            self._log.info("circuit_changed_by_peer", circuit=name)
-            if name in stay:
-                self._change_for_peer(replaced[name], each)
-            else:
-                self._set_up_for_peer(each.wanted, each.requested, answers[name], replaced[name])
-
-    def _answer_handshake(self, requested: CircuitRequested) -> Answered | None:
-        """Answer the handshake of a circuit that is to be encrypted.
-
-        Nothing is created for a stranger. None: the handshake is wrong, or comes too fast.
-        """
-        autoconfigure, ciphers = self._config.autoconfigure, self._ciphers
-        if self._control_channel.ciphers is None or autoconfigure is None or ciphers is None:
-            return Answered()
-        try:
-            answered = ciphers.answer(
-                requested, autoconfigure, self._control_channel.key, self._loop.now()
-            )
-        except RemoteProtocolError as err:
-            self._control_channel.count_dropped(err, requested.source)
-            return None
-        except VelaError as err:
-            self._log.error("circuit_not_set_up", by=str(requested.source), error=str(err))
-            return None
-        return answered
+        self._peers.on_offer_changed(circuit, requested)
 
     def on_deleted(self, circuit: Circuit) -> None:
         self._log.info("circuit_deleted_by_peer", circuit=circuit.name)
-        self._remove(circuit, CloseReason.DELETED)
+        self.remove(circuit, CloseReason.DELETED)
         self._store.try_save()
 
     def check_id(self, circuit: Circuit, sources: tuple[IPAddress, ...]) -> None:
         self._allocation.check_id(circuit, sources)
-
-    def _situation(self) -> Situation | None:
-        policy = self._control_channel.policy
-        if policy is None:
-            return None
-        return Situation(
-            circuits=self._circuits,
-            pending=self._pending.wanted(),
-            free=self._allocation,
-            policy=policy,
-            port=self._port,
-            pending_makers=self._pending.makers(),
-            accept_ra=self._peers_accept_ra,
-        )
-
-    @property
-    def _peers_accept_ra(self) -> bool:
-        autoconfigure = self._config.autoconfigure
-        return autoconfigure is not None and autoconfigure.accept_ra
-
-    def _admit(
-        self,
-        requested: CircuitRequested,
-        decision: SetUp,
-        policy: Policy,
-        replaced: Collection[str],
-        instead: Collection[SetUp] = (),
-    ) -> SetUp | Refuse:
-        """Return the decision, or why this host cannot do it, or not so often.
-
-        replaced: names of circuits that go, or change. instead: what comes in their place,
-        beside the decision.
-        """
-        limits = policy.limits(requested.source.address)
-        config = decision.config
-        coming = [each.config for each in instead]
-        try:
-            self._allocation.check_free(config, replaced, instead=coming)
-            overlap = self._find_overlap(config, replaced, limits.networks, coming)
-        except ConfigError as err:
-            return Refuse(RejectCode.CONFLICT, requests.from_here(err))
-        except DeviceError as err:
-            return Refuse(RejectCode.FAILED, requests.from_here(err))
-        if overlap is not None:
-            return overlap
-        if not self._changes.take(
-            requested.source.address,
-            requested.circuit_id,
-            limits.max_circuits,
-            self._loop.now(),
-        ):
-            return Refuse(RejectCode.FAILED, requests.from_here(TOO_OFTEN))
-        return decision
-
-    def _find_overlap(
-        self,
-        config: CircuitConfig,
-        replaced: Collection[str],
-        networks: tuple[IPNetwork, ...] = (),
-        instead: Iterable[CircuitConfig] = (),
-    ) -> Refuse | None:
-        """See requests. Raises DeviceError. instead: see _admit."""
-        if not config.addresses:
-            return None
-        facts = self._host.facts(tuple(each.network for each in config.addresses))
-        overlap = requests.find_overlap(config, replaced, self._circuits.values(), facts, networks)
-        coming = [_Coming(each) for each in instead]
-        return overlap or requests.find_overlap(config, (), coming, NO_FACTS)
-
-    def _change_for_peer(self, circuit: Circuit, asked: Asked) -> None:
-        """Change a circuit as the machine that set it up asks. Its interface stays."""
-        wanted, requested = asked.wanted, asked.requested
-        before = record_of(circuit)
-        try:
-            setup = self._setup(StoredCircuit(wanted.config, Origin.PEER, wanted.named_by_peer))
-            circuit.accept_change(setup, requested)
-        except VelaError as err:
-            self._remove(circuit, None)
-            self._give_up(requested, before, circuit.tenure, err)
-            return
-        self._save_for_peer(circuit, requested, None)
-
-    def _set_up_for_peer(
-        self,
-        decision: SetUp,
-        requested: CircuitRequested,
-        answered: Answered,
-        replaced: Circuit | None,
-    ) -> None:
-        """Create a circuit that another machine asked for. replaced: the one of before, removed."""
-        config = answered.complete(decision.config)
-        before = None if replaced is None else record_of(replaced)
-        tenure = Tenure(self._loop.now()) if replaced is None else replaced.tenure
-        self._lines.assign(config.name, requested.source.address)
-        try:
-            circuit = self._make(
-                StoredCircuit(config, Origin.PEER, decision.named_by_peer), answered.keys
-            )
-        except VelaError as err:
-            self._give_up(requested, before, tenure, err)
-            return
-        try:
-            circuit.accept(requested, answered.encryption)
-        except VelaError as err:
-            circuit.close(None)
-            self._give_up(requested, before, tenure, err)
-            return
-        circuit.tenure = tenure
-        self._circuits[config.name] = circuit
-        self._tell(circuit, "added")
-        self._save_for_peer(circuit, requested, before)
-
-    def _save_for_peer(
-        self, circuit: Circuit, requested: CircuitRequested, before: StoredCircuit | None
-    ) -> None:
-        """Answer the machine that asked for a circuit as soon as it is saved."""
-        name = circuit.name
-
-        def saved(error: DeviceError | None) -> None:
-            # A reload may have removed it meanwhile.
-            if self._circuits.get(name) is not circuit:
-                return
-            if error is None:
-                circuit.answer()
-                return
-            self._remove(circuit, None)
-            self._give_up(requested, before, circuit.tenure, error)
-
-        self._store.reclaim(name)
-        self._pending.drop(name)
-        self._store.save_in_time(saved)
-
-    def _give_up(
-        self,
-        requested: CircuitRequested,
-        before: StoredCircuit | None,
-        tenure: Tenure | None,
-        error: VelaError,
-    ) -> None:
-        """Refuse a request that could not be carried out, and restore the circuit of before."""
-        self._log.error(
-            "circuit_not_set_up",
-            by=str(requested.source),
-            circuit_id=requested.circuit_id,
-            error=str(error),
-        )
-        text = requests.from_here(error)
-        self._control_channel.reject(requested, RejectCode.FAILED, text)
-        if before is None:
-            return
-        try:
-            circuit = self._create_stored(before)
-            circuit.tenure = tenure
-        except VelaError as err:
-            self._log.error("circuit_not_restored", circuit=before.config.name, error=str(err))
-            self._store.try_save()
-        else:
-            circuit.start()
-
-    def _refuse(self, requested: CircuitRequested, refusal: Refuse) -> None:
-        # The remote of a disabled circuit asks again and again; that is no event.
-        if refusal.code is not RejectCode.DISABLED:
-            self._log.warning(
-                "circuit_refused",
-                by=str(requested.source),
-                circuit_id=requested.circuit_id,
-                code=refusal.code.name,
-                reason=refusal.text,
-            )
-        self._control_channel.reject(requested, refusal.code, refusal.text)
 
     # Creating and removing.
 
@@ -708,7 +466,7 @@ class Registry:
             self._allocation.check_free(wanted.config)
         else:
             self._check_stored(wanted)
-        circuit = self._create_stored(wanted)
+        circuit = self.create_stored(wanted)
         if self._store.reclaim(circuit.name):
             circuit.disable()
         elif not circuit.disabled:
@@ -725,9 +483,9 @@ class Registry:
         return circuit
 
     def _create(self, config: CircuitConfig, origin: Origin) -> Circuit:
-        return self._create_stored(StoredCircuit(config, origin))
+        return self.create_stored(StoredCircuit(config, origin))
 
-    def _create_stored(self, stored: StoredCircuit) -> Circuit:
+    def create_stored(self, stored: StoredCircuit) -> Circuit:
         config = stored.config
         if stored.origin is not Origin.PEER:
             self._warn_of_overlap(config)
@@ -735,9 +493,9 @@ class Registry:
             remote = config.remote.address
             if remote is not None:
                 self._lines.assign(config.name, remote)
-            accept_ra = self._peers_accept_ra and config.bridge is None
+            accept_ra = self._peers.accept_ra and config.bridge is None
             stored = replace(stored, config=replace(config, accept_ra=accept_ra))
-        circuit = self._make(stored)
+        circuit = self._maker.make(stored)
         if stored.origin is Origin.PEER:
             circuit.tenure = Tenure(self._loop.now(), proven=stored.proven)
         self._circuits[circuit.name] = circuit
@@ -746,80 +504,7 @@ class Registry:
         self._tell(circuit, "added")
         return circuit
 
-    def _make(self, stored: StoredCircuit, frame_keys: CircuitKeys | None = None) -> Circuit:
-        """Create a circuit. Raises VelaError.
-
-        frame_keys: of an encrypted one, closed if that fails; None: they are made.
-        """
-        config, origin = stored.config, stored.origin
-        if config.name in self._leaving:
-            if frame_keys is not None:
-                frame_keys.close()
-            raise ConfigError(f"{config.name}: the former circuit of this name runs its down hook")
-        setup = self._setup(stored, frame_keys)
-        try:
-            # A command or another machine must learn at once that the bridge is missing.
-            data_path = self._make_data_path(
-                config,
-                self._cpu_for(config),
-                await_bridge=origin is Origin.CONFIG,
-                shielded=origin is Origin.PEER,
-            )
-        except VelaError:
-            if setup.frame_keys is not None:
-                setup.frame_keys.close()
-            raise
-        circuit = Circuit(
-            setup,
-            origin,
-            data_path,
-            loop=self._loop,
-            names=self._names,
-            routes=self._routes,
-            owner=self,
-            port=self._port,
-            maker=stored.maker,
-        )
-        # Those of commands have the hooks of [defaults], if any.
-        if origin is not Origin.PEER:
-            circuit.hooks = self._hooks.hooks_of(circuit)
-        return circuit
-
-    def _setup(self, stored: StoredCircuit, frame_keys: CircuitKeys | None = None) -> Setup:
-        """Return what a circuit is. Raises VelaError. frame_keys: see _make."""
-        config, origin = stored.config, stored.origin
-        offer = offer_of(config, origin, stored.named_by_peer)
-        # The original VELA has no handshake.
-        if not config.autoconfigure or config.encapsulation is Encapsulation.IP:
-            return Setup(config, None, offer)
-        key = self._key_for(config, origin)
-        if frame_keys is None and config.encryption is Encryption.REQUIRED:
-            if self._ciphers is None:
-                raise ConfigError(f"{config.name}: encryption is required, and cannot be had")
-            frame_keys = self._ciphers.keys_of(config, key)
-        machine = self._token_for(config, origin)
-        return Setup(config, self._control_channel, offer, key, machine, frame_keys)
-
-    def _cpu_for(self, config: CircuitConfig, changed: str | None = None) -> int:
-        """Return the CPU of a circuit's worker; changed: its name, if the circuit exists."""
-        if config.cpu is not None:
-            return config.cpu
-        own = [each.cpu for name, each in self._circuits.items() if name != changed]
-        return least_loaded(allowed_cpus(), own)
-
-    def _key_for(self, config: CircuitConfig, origin: Origin) -> Key | None:
-        if origin is not Origin.PEER and config.key_file is not None:
-            return self._keys.load(config.key_file)
-        return self._control_channel.key
-
-    def _token_for(self, config: CircuitConfig, origin: Origin) -> bytes | None:
-        """Return what tells this machine from others, where it sets a circuit up elsewhere."""
-        if origin is Origin.PEER:
-            return None
-        # The key is no part of it: who changes it is the same machine.
-        return self._keys.token(f"{config.id} {config.remote}".encode())
-
-    def _remove(self, circuit: Circuit, reason: CloseReason | None) -> None:
+    def remove(self, circuit: Circuit, reason: CloseReason | None) -> None:
         """Remove a circuit. Its remote is told the reason, unless that is None."""
         del self._circuits[circuit.name]
         self._leaving[circuit.name] = circuit
@@ -836,7 +521,7 @@ class Registry:
     def _warn_of_overlap(self, config: CircuitConfig) -> None:
         """Tell the operator: he may mean it, as with a more specific route."""
         try:
-            overlap = self._find_overlap(config, (config.name,))
+            overlap = self._peers.find_overlap(config, (config.name,))
         except DeviceError as err:
             self._log.warning("addresses_not_compared", circuit=config.name, error=str(err))
             return
@@ -862,7 +547,7 @@ class Registry:
             proven |= tenure.proven and not before
             if tenure.has_ended(now):
                 self._log.info("circuit_abandoned", circuit=circuit.name)
-                self._remove(circuit, CloseReason.STOPPING)
+                self.remove(circuit, CloseReason.STOPPING)
                 proven = True
         if proven:
             self._store.save_in_time(lambda _: None)
@@ -902,37 +587,11 @@ class Registry:
             or self._cipher_contradiction(circuit.config)
         ):
             self._log.warning("circuit_no_longer_allowed", circuit=circuit.name)
-            self._remove(circuit, CloseReason.STOPPING)
+            self.remove(circuit, CloseReason.STOPPING)
             self._store.try_save()
         else:
             circuit.set_key(key)
             circuit.set_policy(policy)
-
-
-@dataclass(frozen=True, slots=True)
-class _Coming:
-    """A circuit that is about to be made."""
-
-    config: CircuitConfig
-
-    @property
-    def addresses(self) -> tuple[IPAddress, ...]:
-        address = self.config.remote.address
-        return () if address is None else (address,)
-
-
-def _changes_live(circuit: Circuit, config: CircuitConfig, answered: Answered) -> bool:
-    """Tell whether a circuit of another machine keeps its interface.
-
-    An encrypted one gets other keys; of a bridge that is missing the machine must learn at once.
-    """
-    before = circuit.config
-    return (
-        difference(before, config).effect is not Effect.NEW_INTERFACE
-        and before.bridge == config.bridge
-        and circuit.frame_keys is None
-        and answered.keys is None
-    )
 
 
 def _how_to_enable(circuit: Circuit) -> str:

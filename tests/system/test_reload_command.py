@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from lab.autoconfigured import asking, ends, policy, wait_until_up
 from lab.circuit import ADDRESSES_A, NAME
+from lab.daemon import Velad, entry_point
 from lab.topology import TwoRouters
 
 pytestmark = pytest.mark.needs_net_admin
+
+
+@contextmanager
+def running(velad: Velad, *argv: str) -> Iterator[subprocess.Popen[str]]:
+    """Run velactl inside, and end it on leaving."""
+    command, env = entry_point("velactl", "vela.supervisor.velactl")
+    socket = ("--socket", str(velad.control_socket))
+    with subprocess.Popen(
+        [*command, *socket, *argv], stdout=subprocess.DEVNULL, text=True, env=env
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def table(routers: TwoRouters, number: int, **settings: Any) -> str:
@@ -172,3 +190,56 @@ def test_files_beside_are_part_of_a_reload_and_of_what_is_shown(routers: TwoRout
 
         file.unlink()
         assert "vela1  deleted" in both.a.control("reload").stdout
+
+
+def test_reload_that_is_asked_for_during_another_one_is_not_lost(routers: TwoRouters) -> None:
+    def config(mtu: int, first: int) -> str:
+        return "".join(
+            f'[circuits.vela{number}]\nid = {first + number}\nremote = "10.201.0.9"\n'
+            f"mtu = {mtu}\nautoconfigure = false\n"
+            for number in range(30)
+        )
+
+    with Velad(routers.a.namespace, config(1400, 1)) as velad:
+        velad.configure(config(1300, 101))
+        with running(velad, "reload") as first:
+            velad.wait_for(
+                lambda status: any(each["id"] > 100 for each in status["circuits"]),
+                10.0,
+                "the reload to begin",
+            )
+            # It is at work, and has read the file.
+            velad.configure(config(1200, 101))
+            velad.reload()
+            velad.reload()
+            assert first.wait(60) == 0
+
+        velad.wait_for(
+            lambda status: [each["mtu"] for each in status["circuits"]] == [1200] * 30,
+            10.0,
+            "the second reload",
+        )
+        assert velad.status()["circuits"][0]["id"] == 101
+
+
+def test_status_is_answered_while_many_circuits_are_made_anew(
+    routers: TwoRouters, figure: Callable[[str], None]
+) -> None:
+    def config(first: int) -> str:
+        return "".join(
+            f'[circuits.vela{number}]\nid = {first + number}\nremote = "10.201.0.9"\n'
+            "autoconfigure = false\n"
+            for number in range(60)
+        )
+
+    with Velad(routers.a.namespace, config(1)) as velad:
+        velad.configure(config(101))
+        answers = 0
+        with running(velad, "reload") as reload:
+            while reload.poll() is None:
+                velad.status()
+                answers += 1
+
+        # In one piece it would be answered once, or twice.
+        figure(f"60 circuits made anew: status was answered {answers} times meanwhile")
+        assert answers > 5

@@ -8,14 +8,16 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab.autoconfigured import Ends, asking, ends, policy
+from lab.autoconfigured import Ends, asking, ends, policy, wait_until_up
 from lab.circuit import ADDRESSES_A, ADDRESSES_B, NAME
 from lab.daemon import Velad
-from lab.topology import two_routers
+from lab.namespace import Namespace
+from lab.topology import TwoRouters, two_routers
 from lab.waiting import eventually
 from vela.public_key import format_public_key
 from vela.supervisor.config.effects import CIRCUIT_EFFECTS, PEER_EFFECTS, Effect
@@ -89,9 +91,9 @@ def changes(keys: tuple[str, str], files: tuple[str, str], remote: str) -> list[
         Change("autoconfigure", static(), up=False, pings=False),
         Change("key_file", {"key_file": files[1]}, {"key_file": files[0]}),
         Change("accept_ra", {"accept_ra": True}),
-        # These change the other end, which makes its interface anew for a name or a bridge.
+        # These change the other end.
         Change("peer.interface", peer(interface="vela5"), pings=False),
-        Change("peer.addresses", peer(addresses=[*ADDRESSES_B, "172.16.99.2/24"])),
+        Change("peer.addresses", peer(addresses=["172.16.16.2/30"]), pings=False),
         Change("peer.bridge", peer(bridge="br-lan"), pings=False),
         Change("peer.mac", peer(mac=PEER_MAC), pings=False),
         Change(
@@ -264,3 +266,54 @@ def test_change_of_a_key_leaves_alone_what_its_row_says(
     assert after.vlan == before.vlan
     if row.effect is Effect.LIVE:
         assert after.worker == before.worker
+
+
+@pytest.mark.parametrize(("before", "after"), [("native", "python"), ("python", "native")])
+def test_change_of_the_engine_keeps_interfaces_and_loses_no_frame(
+    routers: TwoRouters, before: str, after: str, figure: Callable[[str], None]
+) -> None:
+    def config(engine: str) -> str:
+        return f'[daemon]\nengine = "{engine}"\n' + asking(routers.b.ipv4)
+
+    with ends(routers, config(before), policy()) as both:
+        wait_until_up(both)
+        furnish(both.a)
+        seen = look(both.a)
+        process = pinging(both.a)
+        both.a.configure(config(after))
+
+        said = both.a.control("reload").stdout.splitlines()
+
+        missed = lost(process)
+        assert said[0] == f"{NAME}  new worker     daemon.engine"
+        assert "restart" not in said[-1]
+        eventually(lambda: look(both.a).worker != seen.worker, 10.0, "another worker")
+        later = look(both.a)
+        figure(f"engine {before} to {after}: interface kept, {missed} of {PINGS} pings lost")
+        assert both.a.circuit(NAME)["worker"]["engine"] == after
+        assert (missed, later.index, later.qdisc, later.foreign_route) == (
+            0,
+            seen.index,
+            True,
+            True,
+        )
+        # What is larger than a segment, and what has no checksum yet, crosses whole as well.
+        target, source = (velad.namespace for velad in (both.b, both.a))
+        for server, client, address in (
+            (target, source, ADDRESSES_B[0]),
+            (source, target, ADDRESSES_A[0]),
+        ):
+            copied_bytes(server, client, address.partition("/")[0], both.a.directory)
+
+
+def copied_bytes(server: Namespace, client: Namespace, address: str, folder: Path) -> None:
+    """Copy a megabyte by TCP, and see that it is the same."""
+    sent, received = folder / "sent", folder / "received"
+    sent.write_bytes(os.urandom(1_000_000))
+    with received.open("wb") as into, sent.open("rb") as out:
+        listening = server.popen("socat", "-u", "TCP4-LISTEN:5001,reuseaddr", "-", stdout=into)
+        eventually(lambda: ":5001 " in server.run("ss", "-ltn").stdout, 10.0, "socat to listen")
+        sending = client.popen("socat", "-u", "-", f"TCP4:{address}:5001", stdin=out)
+        assert sending.wait(60) == 0
+        assert listening.wait(60) == 0
+    assert received.read_bytes() == sent.read_bytes()

@@ -39,7 +39,7 @@ IMPOSSIBLE_WITH_SIGNALING = {
     S.DOWN: BEGINNINGS,
     S.REJECTED: BEGINNINGS,
     # A session that is up says DOWN before anything else of these.
-    S.UP: BEGINNINGS | {In.UP, In.UNANSWERED, In.REJECTED, In.REMOTE_DISABLED},
+    S.UP: BEGINNINGS | {In.UNANSWERED, In.REJECTED, In.REMOTE_DISABLED},
     S.FAILED: BEGINNINGS,
     S.BROKEN: BEGINNINGS,
     # Signalling has said goodbye, and the search is paused.

@@ -45,3 +45,18 @@ def test_renamed_circuit_is_deleted_and_added() -> None:
         ("vela9", Step.ADDED),
         ("vela0", Step.DELETED),
     ]
+
+
+def test_key_of_the_daemon_can_cost_all_circuits_their_workers() -> None:
+    third = CircuitConfig("vela2", 3, Remote("192.0.2.2"))
+    wanted = (ONE, replace(OTHER, keepalive=1.0), replace(third, id=9))
+
+    plan = make_plan(
+        {"vela0": ONE, "vela1": OTHER, "vela2": third}, wanted, new_workers=("daemon.engine",)
+    )
+
+    assert [(each.step, each.keys) for each in plan.changes] == [
+        (Step.NEW_WORKER, ("daemon.engine",)),
+        (Step.NEW_WORKER, ("keepalive", "daemon.engine")),
+        (Step.NEW_INTERFACE, ("id",)),
+    ]

@@ -51,7 +51,8 @@ class Attachment:
     """vela.dataplane.counters.Slot by slot, 64 bits each."""
     virtio_header: bool = False
     """A virtio header goes before each frame of the TAP, which may be left unfinished: without its
-    checksum, or not yet cut into segments. Not for the reference."""
+    checksum, or not yet cut into segments. With the reference all are finished: the kernel is told
+    to leave nothing to it."""
     partial_checksums: bool = False
     """Both ends leave inner checksums to the outer one: docs/protocol.md, 3.5."""
     source_address: tuple[int, int, bytes] | None = None

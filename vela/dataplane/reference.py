@@ -34,7 +34,14 @@ from vela.dataplane.mss import MssClamper
 from vela.dataplane.pieces import Cutter, Fragmentation, Joiner
 from vela.linux.features import UDP_GRO, UDP_SEGMENT, Feature
 from vela.linux.underlay import route_mtu
-from vela.wire import DATA_HEADER, ETHERNET_HEADER, MAX_UDP_PAYLOAD, SEAL, datagram_limit
+from vela.wire import (
+    DATA_HEADER,
+    ETHERNET_HEADER,
+    MAX_UDP_PAYLOAD,
+    SEAL,
+    VIRTIO_HEADER,
+    datagram_limit,
+)
 
 _SEGMENT_SIZE = struct.Struct("=H")
 _GRO_SIZE = struct.Struct("=i")
@@ -92,6 +99,9 @@ class PythonDataPlane:
         self._route_limit = attachment.datagram_limit
         # Where the TAP's descriptor does not block, reads are plain ones, behind a poll.
         self._nowait = os.RWF_NOWAIT if Feature.RWF_NOWAIT in attachment.features else 0
+        # One of an interface that another engine had before. Frames are complete all the same, and
+        # the header has nothing to say.
+        self._tap_header = VIRTIO_HEADER if attachment.virtio_header else b""
         self._tap_poll = select.poll()
         self._tap_poll.register(self._tap_fd, select.POLLIN)
         self._segments = Feature.UDP_SEGMENT in attachment.features
@@ -155,7 +165,7 @@ class PythonDataPlane:
         if self._refused_until and self._refused_until <= time.monotonic():
             self._renew_limits()
         frames, views, targets = self._frames, self._frame_views, self._frame_targets
-        tap_fd, frame_limit = self._tap_fd, self._frame_limit
+        tap_fd, frame_limit, header = self._tap_fd, self._frame_limit, len(self._tap_header)
         encapsulate = self._encapsulator.encapsulate
         datagrams: list[memoryview] = []
         tos: list[int] = []
@@ -173,6 +183,7 @@ class PythonDataPlane:
             self._tap_poll.poll(None if self._sealer is None else LOOK_S * 1000)
             return
         while True:
+            length -= header
             if ETHERNET_HEADER <= length <= frame_limit:
                 end = HEADROOM + length
                 if self._clamper is not None:
@@ -229,7 +240,9 @@ class PythonDataPlane:
         view = memoryview(frame)
         self._frames.append(frame)
         self._frame_views.append(view)
-        self._frame_targets.append([view[HEADROOM:]])
+        target = view[HEADROOM:]
+        header = memoryview(bytearray(self._tap_header))
+        self._frame_targets.append([header, target] if self._tap_header else [target])
 
     def _prepare(self, datagrams: list[memoryview]) -> list[Outgoing]:
         """Return what may leave: the datagrams as they are, or sealed on an encrypted circuit."""
@@ -422,7 +435,7 @@ class PythonDataPlane:
         ecn: of their outer headers. GRO joins none that differ in it.
         """
         counters = self._counters
-        data, view, tap_fd = self._received, self._received_view, self._tap_fd
+        data, view = self._received, self._received_view
         circuit_id, decapsulate = self._circuit_id, self._decapsulator.decapsulate
         frames = octets = elided = 0
         end = behind
@@ -443,7 +456,7 @@ class PythonDataPlane:
                 fold_ecn(data, frame, inner_end, ecn)
                 if self._clamper is not None:
                     self._clamp_ingress(self._clamper, data, frame, inner_end, is_elided)
-                os.write(tap_fd, view[frame:inner_end])
+                self._write(view[frame:inner_end])
             except Dropped as dropped:
                 counters[dropped.slot] += 1
             except Verification:
@@ -461,6 +474,13 @@ class PythonDataPlane:
         counters[Slot.RX_BYTES] += octets
         counters[Slot.RX_ELIDED] += elided
 
+    def _write(self, frame: memoryview) -> None:
+        """Write a frame to the TAP. Raises OSError."""
+        if self._tap_header:
+            os.writev(self._tap_fd, (self._tap_header, frame))
+        else:
+            os.write(self._tap_fd, frame)
+
     def _take_piece(self, start: int, end: int, ecn: int) -> None:
         """Take a piece, and the frame that it completes."""
         counters, joiner = self._counters, self._joiner
@@ -473,7 +493,7 @@ class PythonDataPlane:
                 fold_ecn(data, frame, len(data), ecn)
                 if self._clamper is not None:
                     self._clamp_ingress(self._clamper, data, frame, len(data), is_elided)
-                os.write(self._tap_fd, memoryview(data)[frame:])
+                self._write(memoryview(data)[frame:])
                 counters[Slot.RX_FRAMES] += 1
                 counters[Slot.RX_BYTES] += len(data) - frame
                 counters[Slot.RX_ELIDED] += is_elided
