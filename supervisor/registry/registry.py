@@ -39,7 +39,7 @@ from .peer_requests import FactSource, PeerRequests
 from .pending import PendingCircuits
 from .plan import Change, Plan, Step, make_plan
 from .requests import offer_of
-from .store import CircuitStore, StateFile, Stored, StoredCircuit
+from .store import Ahead, CircuitStore, StateFile, Stored, StoredCircuit
 
 # At start one circuit begins after the other, this far apart. A remote that creates its ends
 # on request takes about as long for each one, and must not receive a second request before it
@@ -326,25 +326,26 @@ class Registry:
         """Remove a circuit on both machines. Raises VelaError."""
         pending = self._pending.find(name)
         if pending is not None and pending[0].origin is not Origin.CONFIG:
+            self._store.save(Ahead(name, deleted=True))
             # The remote learns it when it asks to resume.
             self._pending.drop(name)
             self._store.reclaim(name)
-            self._store.save()
             return
         circuit = self._find(name)
         if circuit.origin is Origin.CONFIG:
             raise ConfigError(f"{name} is in the configuration file; remove it there, and reload")
         if circuit.origin is Origin.PEER and circuit.state is State.UP:
             raise ConfigError(f"{name} was set up by {circuit.config.remote}; delete it there")
+        self._store.save(Ahead(name, deleted=True))
         self.remove(circuit, CloseReason.DELETED)
-        self._store.save()
 
     def disable(self, name: str) -> None:
         """Take a circuit administratively down, across restarts. Raises VelaError."""
         circuit = self._find(name)
+        # Also where nothing changes: who hears that it is done finds it so after a restart.
+        self._store.save(Ahead(name, disabled=circuit.config.enabled))
         if not circuit.disabled:
             circuit.disable()
-            self._store.save()
 
     def restart(self, name: str) -> None:
         """Begin a circuit anew. Its interface stays. Raises VelaError."""
@@ -363,9 +364,9 @@ class Registry:
         circuit = self._find(name)
         if not circuit.config.enabled:
             raise ConfigError(f"{name} is administratively down; {_how_to_enable(circuit)}")
+        self._store.save(Ahead(name, disabled=False))
         if circuit.disabled:
             circuit.enable()
-            self._store.save()
 
     def set_change_handler(self, handler: ChangeHandler) -> None:
         """Set the callback for changes of circuits."""
