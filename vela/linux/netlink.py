@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -140,6 +141,17 @@ class Netlink:
     def tun_link(self, index: int) -> TunLink:
         """Return what a TAP's interface is like. Raises DeviceError where there is none."""
         return self._kernel.tun_link(index)
+
+    def addresses(self, index: int) -> frozenset[IPInterface]:
+        """Return the addresses of an interface. Raises DeviceError."""
+        return frozenset(each.address for each in self._kernel.addresses(index))
+
+    def name_of(self, index: int) -> str:
+        """Return the name of an interface; its index where it has just gone."""
+        try:
+            return socket.if_indextoname(index)
+        except OSError:
+            return str(index)
 
     def lower_link(self, index: int) -> int | None:
         """Return the interface that this one stands on, such as a VLAN's; None: there is none."""

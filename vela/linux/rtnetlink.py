@@ -31,14 +31,16 @@ _MONITOR_BUFFER = 1 << 20
 _CHANGES_AT_ONCE = 64
 
 # include/uapi/linux/rtnetlink.h, if_link.h and if_addr.h
-_NEW_LINK, _GET_LINK, _SET_LINK = 16, 18, 19
-_GROUP_LINK = 0x1  # RTMGRP_LINK
+_NEW_LINK, _DELETE_LINK, _GET_LINK, _SET_LINK = 16, 17, 18, 19
+_IFF_UP = 0x1
+# RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+_GROUPS_OF_LINKS = 0x1 | 0x10 | 0x100
 _NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22
 _NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=8BI")  # family, prefix lengths, TOS, table, protocol, scope, type, flags
-_IFLA_LINK, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 5, 18, 37
+_IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 3, 5, 18, 37
 IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN, IFLA_IFALIAS, IFLA_GSO_MAX_SIZE = (
     1,
     4,
@@ -72,7 +74,7 @@ _SET_BY_HAND = (_RTPROT_BOOT, _RTPROT_STATIC, _RTPROT_RA, _RTPROT_DHCP)
 
 @dataclass(frozen=True, slots=True)
 class TunLink:
-    """What a holder of a TAP's descriptor can change of its interface."""
+    """What others can change of a TAP's interface."""
 
     mac: bytes
     owner: int | None
@@ -82,6 +84,12 @@ class TunLink:
     """Whether it stays when its last descriptor is closed."""
     port_of: str
     """What it is a part of, as in `ip link add ... type`; empty: of nothing."""
+    master: int | None
+    """The index of that."""
+    name: str
+    up: bool
+    """Administratively."""
+    mtu: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +197,9 @@ class Rtnetlink:
         return int(_U32.unpack(_attributes(answer, _LINK.size)[IFLA_MTU])[0])
 
     def tun_link(self, index: int) -> TunLink:
-        answer = _attributes(self._ask(_GET_LINK, _LINK.pack(0, 0, index, 0, 0)), _LINK.size)
+        body = self._ask(_GET_LINK, _LINK.pack(0, 0, index, 0, 0))
+        flags = _LINK.unpack_from(body)[3]
+        answer = _attributes(body, _LINK.size)
         info = _attributes(answer.get(_IFLA_LINKINFO, b""), 0)
         data = _attributes(info.get(_IFLA_INFO_DATA, b""), 0)
         # Who may open it is left out where that is anybody (drivers/net/tun.c, tun_fill_info).
@@ -199,6 +209,10 @@ class Rtnetlink:
             group=_number(data.get(_IFLA_TUN_GROUP)),
             persistent=data.get(_IFLA_TUN_PERSIST, b"\0") != b"\0",
             port_of=info.get(_IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0").decode(),
+            master=_number(answer.get(IFLA_MASTER)),
+            name=answer.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
+            up=bool(flags & _IFF_UP),
+            mtu=_number(answer.get(IFLA_MTU)) or 0,
         )
 
     def route_mtu(self, local: IPAddress, remote: IPAddress, limits: RouteLimits) -> RouteMtu:
@@ -233,8 +247,9 @@ class Rtnetlink:
             return None
         return _number(link.get(_IFLA_LINK))
 
-    def addresses(self) -> tuple[HostAddress, ...]:
-        body = _ADDRESS.pack(0, 0, 0, 0, 0)
+    def addresses(self, index: int = 0) -> tuple[HostAddress, ...]:
+        """Return the addresses of an interface; index 0: of all."""
+        body = _ADDRESS.pack(0, 0, 0, 0, index)
         return tuple(_host_address(each) for each in self._dump(_GET_ADDRESS, body, _NEW_ADDRESS))
 
     def routes(self, wanted: tuple[IPNetwork, ...]) -> tuple[tuple[HostRoute, ...], bool]:
@@ -376,11 +391,11 @@ class RouteMonitor(_Monitor):
 
 
 class LinkMonitor(_Monitor):
-    """Hears of interfaces that change."""
+    """Hears of interfaces that change, go, or lose an address."""
 
     def __init__(self) -> None:
         """Raises DeviceError."""
-        super().__init__(_GROUP_LINK, "interfaces")
+        super().__init__(_GROUPS_OF_LINKS, "interfaces")
 
     def changes(self) -> set[int] | None:
         """Return the indices of some that have changed; None: there were too many to know.
@@ -391,8 +406,10 @@ class LinkMonitor(_Monitor):
         try:
             for _ in range(_CHANGES_AT_ONCE):
                 for kind, _, body in _messages(self._socket.recv(_BUFFER)):
-                    if kind == _NEW_LINK:
+                    if kind in (_NEW_LINK, _DELETE_LINK):
                         found.add(_LINK.unpack_from(body)[2])
+                    elif kind == _DELETE_ADDRESS:
+                        found.add(_ADDRESS.unpack_from(body)[4])
         except BlockingIOError:
             pass
         except OSError:  # ENOBUFS: netlink(7)
