@@ -27,6 +27,7 @@ from ..config.records import AutoconfigureConfig, CircuitConfig, Config
 from ..control_channel import ControlChannel
 from ..keys import KeySource
 from ..nearest import nearest
+from ..runtime.descriptors import NoRoomError
 from ..runtime.lines import LineLimiter
 from ..runtime.loop import EventLoop
 from ..runtime.names import NameSource
@@ -111,12 +112,17 @@ class Registry:
     def create_all(self) -> None:
         """Create the circuits of the configuration and those of circuits.json.
 
-        Raises VelaError if a circuit of the configuration cannot be created. A
-        stored one that cannot be created is logged, and tried again later.
+        Raises VelaError if a circuit of the configuration cannot be created, but for
+        want of descriptors. Then it is tried again later, as is a stored one that
+        cannot be created.
         """
         stored = self._store.load(self._config.daemon)
         for config in self._config.circuits:
-            self._create(config, Origin.CONFIG)
+            try:
+                self._create(config, Origin.CONFIG)
+            except NoRoomError as err:
+                self._pending.add(StoredCircuit(config, Origin.CONFIG), err)
+                self._log.error("circuit_not_started", circuit=config.name, error=str(err))
         for unread in stored.unread:
             self._log.error("stored_circuit_not_started", circuit=unread.name, error=unread.error)
         pending = []
