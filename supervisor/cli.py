@@ -15,6 +15,7 @@ from vela.errors import ConfigError, VelaError
 from vela.log import configure
 from vela.public_key import fingerprint, format_public_key
 
+from .config.files import close_directory
 from .config.key import IDENTITY_PATH
 from .config.reader import load_config, parse_texts
 from .config.records import Config
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 def _confirmed(texts: tuple[Text, ...], config: Config) -> tuple[tuple[Text, ...], Config]:
     """Return the configuration, or the one before it if it was on trial when velad ended."""
     log = structlog.get_logger()
+    close_directory(config.daemon.state_directory)
     file = TrialFile(config.daemon.state_directory)
     try:
         former = file.former(texts)

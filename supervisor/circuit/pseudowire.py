@@ -7,7 +7,7 @@ import os
 import socket
 import zlib
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -17,7 +17,7 @@ from vela.dataplane.counters import CounterSlab, Slot
 from vela.dataplane.ecn import DSCP_SHIFT
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Verification
-from vela.errors import DeviceError
+from vela.errors import DeviceError, VelaError
 from vela.linux.choice import UnderlayChoice, set_tos
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
@@ -46,6 +46,7 @@ from vela.worker import WorkerTask
 from ..config.records import CircuitConfig
 from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim, Demux
 from ..runtime.burst import Burst
+from ..runtime.descriptors import DescriptorBudget
 from ..runtime.loop import Callback, EventLoop, Timer
 from ..status import CounterStatus, WorkerStatus
 from .interface import AttachmentCircuit
@@ -64,6 +65,8 @@ FORK_INTERVAL_S = 0.15
 
 # Ports tried from the derived one on, where others have it.
 SOURCE_PORT_TRIES = 64
+# TAP, two sockets, two ends of the diversion, the worker's pidfd, a key page.
+DESCRIPTORS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +88,21 @@ class PseudowireFactory:
     user: User
     identity: tuple[str, ...]
     """What tells this machine from others, for addresses that are derived."""
+    descriptors: DescriptorBudget = field(default_factory=lambda: DescriptorBudget(DESCRIPTORS))
 
     def __call__(
         self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False, shielded: bool = False
     ) -> Pseudowire:
-        """Create a circuit's interface: see Pseudowire."""
-        return Pseudowire(config, self, cpu, await_bridge=await_bridge, shielded=shielded)
+        """Create a circuit's interface: see Pseudowire.
+
+        Raises NoRoomError too, before the limit of open files leaves none to go on with.
+        """
+        self.descriptors.take()
+        try:
+            return Pseudowire(config, self, cpu, await_bridge=await_bridge, shielded=shielded)
+        except VelaError:
+            self.descriptors.give_back()
+            raise
 
 
 class Pseudowire:
@@ -262,6 +274,7 @@ class Pseudowire:
         self._parts.carriers.forget(self._interface.index)
         self._interface.close()
         self._parts.counters.give_back(self._counters)
+        self._parts.descriptors.give_back()
 
     def attach(self, path: UnderlayPath, profile: Profile, key_page: int | None = None) -> None:
         """Carry frames to and from this remote from now on.

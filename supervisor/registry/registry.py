@@ -28,6 +28,7 @@ from ..config.records import AutoconfigureConfig, CircuitConfig, Config
 from ..control_channel import ControlChannel
 from ..keys import KeySource
 from ..nearest import nearest
+from ..runtime.descriptors import NoRoomError
 from ..runtime.lines import LineLimiter
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
@@ -40,7 +41,7 @@ from .peer_requests import FactSource, PeerRequests
 from .pending import PendingCircuits
 from .plan import Change, Plan, Step, make_plan
 from .requests import offer_of
-from .store import CircuitStore, StateFile, Stored, StoredCircuit
+from .store import Ahead, CircuitStore, StateFile, Stored, StoredCircuit
 
 # At start one circuit begins after the other, this far apart. A remote that creates its ends
 # on request takes about as long for each one, and must not receive a second request before it
@@ -119,12 +120,17 @@ class Registry:
     def create_all(self) -> None:
         """Create the circuits of the configuration and those of circuits.json.
 
-        Raises VelaError if a circuit of the configuration cannot be created. A
-        stored one that cannot be created is logged, and tried again later.
+        Raises VelaError if a circuit of the configuration cannot be created, but for
+        want of descriptors. Then it is tried again later, as is a stored one that
+        cannot be created.
         """
         stored = self._store.load(self._config.daemon)
         for config in self._config.circuits:
-            self._create(config, Origin.CONFIG)
+            try:
+                self._create(config, Origin.CONFIG)
+            except NoRoomError as err:
+                self._pending.add(StoredCircuit(config, Origin.CONFIG), err)
+                self._log.error("circuit_not_started", circuit=config.name, error=str(err))
         for unread in stored.unread:
             self._log.error("stored_circuit_not_started", circuit=unread.name, error=unread.error)
         pending = []
@@ -360,25 +366,26 @@ class Registry:
         """Remove a circuit on both machines. Raises VelaError."""
         pending = self._pending.find(name)
         if pending is not None and pending[0].origin is not Origin.CONFIG:
+            self._store.save(Ahead(name, deleted=True))
             # The remote learns it when it asks to resume.
             self._pending.drop(name)
             self._store.reclaim(name)
-            self._store.save()
             return
         circuit = self._find(name)
         if circuit.origin is Origin.CONFIG:
             raise ConfigError(f"{name} is in the configuration file; remove it there, and reload")
         if circuit.origin is Origin.PEER and circuit.state is State.UP:
             raise ConfigError(f"{name} was set up by {circuit.config.remote}; delete it there")
+        self._store.save(Ahead(name, deleted=True))
         self.remove(circuit, CloseReason.DELETED)
-        self._store.save()
 
     def disable(self, name: str) -> None:
         """Take a circuit administratively down, across restarts. Raises VelaError."""
         circuit = self._find(name)
+        # Also where nothing changes: who hears that it is done finds it so after a restart.
+        self._store.save(Ahead(name, disabled=circuit.config.enabled))
         if not circuit.disabled:
             circuit.disable()
-            self._store.save()
 
     def restart(self, name: str) -> None:
         """Begin a circuit anew. Its interface stays. Raises VelaError."""
@@ -397,9 +404,9 @@ class Registry:
         circuit = self._find(name)
         if not circuit.config.enabled:
             raise ConfigError(f"{name} is administratively down; {_how_to_enable(circuit)}")
+        self._store.save(Ahead(name, disabled=False))
         if circuit.disabled:
             circuit.enable()
-            self._store.save()
 
     def set_change_handler(self, handler: ChangeHandler) -> None:
         """Set the callback for changes of circuits."""
