@@ -54,6 +54,7 @@ from .keeper import WorkerKeeper
 from .links import Links
 from .loops import Aim, Carriers
 from .rates import Traffic
+from .shaper import Shaper
 from .terms import Profile, is_encrypted, provisional_mtu
 
 # Workers that start are forked in a row, this often: what the supervisor writes to
@@ -168,6 +169,7 @@ class Pseudowire:
                 shielded=shielded,
             )
             undo.pop_all()
+        self._shaper = Shaper(config.name, parts.netlink)
         self._decapsulator = self._make_decapsulator(None, partial_checksums=False)
         set_send_buffer(self._divert_writer)
         parts.loop.watch(self._divert_reader.fileno(), self._on_diverted)
@@ -206,8 +208,8 @@ class Pseudowire:
 
     @property
     def obstacle(self) -> str:
-        """Why the interface is not part of its bridge; empty: it is, or has none."""
-        return self._interface.obstacle
+        """What the interface still waits for; empty: nothing."""
+        return "; ".join(filter(None, (self._interface.obstacle, self._shaper.obstacle)))
 
     def set_failure_handler(self, handler: Callback) -> None:
         """Let handler be called when workers fail again and again, and when one lives again."""
@@ -331,6 +333,13 @@ class Pseudowire:
             self._parts.demux.withdraw(self._claim)
             self._claim = None
 
+    def limit(self, rate: int | None) -> None:
+        """Send at most this many bits per second; None: whatever there is to send.
+
+        The worker takes no note of it.
+        """
+        self._shaper.limit(rate, self._interface.mtu)
+
     def set_carrier(self, carrier: bool) -> None:
         """Show the link up or down to routing daemons and bridges. Raises DeviceError.
 
@@ -352,6 +361,7 @@ class Pseudowire:
         self._interface.set_gso_max_size()
         self._keeper.check()
         self._interface.look_for_bridge()
+        self._shaper.check()
         if self._keeper.failure:
             raise DeviceError(self._keeper.failure)
 
@@ -498,6 +508,7 @@ class Pseudowire:
         self._release()
         if attached is not None:
             self.attach(*attached, key_page)
+        self._shaper.check()
         self.set_carrier(self._carrier)
 
     def _make_decapsulator(

@@ -18,6 +18,7 @@ from vela.signaling.messages import CloseReason, Confirm
 from vela.signaling.policy import PeerCircuits, Policy
 
 from ..circuit.circuit import Circuit, Origin
+from ..circuit.hooks import STOP_LIMIT_S, HookRunner
 from ..circuit.lifecycle import State
 from ..circuit.routes import MachineRoutes
 from ..circuit.tenure import Tenure
@@ -29,7 +30,7 @@ from ..keys import KeySource
 from ..nearest import nearest
 from ..runtime.descriptors import NoRoomError
 from ..runtime.lines import LineLimiter
-from ..runtime.loop import EventLoop
+from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..status import CircuitStatus
 from . import requests
@@ -46,6 +47,8 @@ from .store import Ahead, CircuitStore, StateFile, Stored, StoredCircuit
 # on request takes about as long for each one, and must not receive a second request before it
 # has answered the first.
 START_INTERVAL_S = 0.005
+
+HOOK_KEYS = frozenset({"up", "down"})
 
 ChangeHandler = Callable[[Mapping[str, object]], object]
 """Is told of a change of a circuit: what `velactl monitor` shows, without the time."""
@@ -76,6 +79,9 @@ class Registry:
         self._lines = lines
         self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
+        self._leaving: dict[str, Circuit] = {}
+        """Those that were removed, and whose interfaces wait for hooks."""
+        self._hooks = HookRunner(loop)
         self._on_change: ChangeHandler | None = None
         self._pending = PendingCircuits(loop, self._port, self._create_pending)
         self._allocation = Allocation(config.daemon, self._circuits, self._pending)
@@ -83,6 +89,7 @@ class Registry:
         self._store = CircuitStore(state_file, loop, self._circuits)
         self._maker = CircuitMaker(
             self._circuits,
+            self._leaving,
             self,
             loop=loop,
             names=names,
@@ -92,6 +99,7 @@ class Registry:
             make_data_path=make_data_path,
             ciphers=ciphers,
             port=self._port,
+            hooks=self._hooks,
         )
         self._peers = PeerRequests(
             self,
@@ -157,10 +165,24 @@ class Registry:
                 self._loop.call_later(START_INTERVAL_S, lambda: self._start_next(waiting))
                 return
 
+    def run_last_hooks(self, done: Callback) -> None:
+        """Run the hooks that are due before close(), and call done then, or after STOP_LIMIT_S.
+
+        The circuits still carry frames. done may be called twice.
+        """
+        for circuit in self._circuits.values():
+            if circuit.hooks is not None:
+                circuit.hooks.finish("velad stops")
+        self._loop.call_later(STOP_LIMIT_S, done)
+        self._hooks.when_idle(done)
+
     def close(self) -> None:
         """Close all circuits. Remotes are told that they will return."""
         self._store.close()
         guard, circuits = self._loop.guard, tuple(self._circuits.values())
+        for circuit in (*circuits, *self._leaving.values()):
+            if circuit.hooks is not None:
+                guard(circuit.hooks.abandon)
         # Before the interfaces: the kernel takes 20 ms to remove each one.
         for circuit in circuits:
             guard(partial(circuit.say_goodbye, CloseReason.STOPPING))
@@ -190,6 +212,11 @@ class Registry:
     def status(self) -> tuple[CircuitStatus, ...]:
         created = tuple(circuit.status() for circuit in self._circuits.values())
         return created + self._pending.status()
+
+    def states(self) -> Iterator[str]:
+        """Yield the state of each circuit, as in the status, at less cost than status()."""
+        yield from (circuit.state.word for circuit in self._circuits.values())
+        yield from (State.FAILED.value for _ in self._pending.wanted())
 
     def plan(self, config: Config, new_workers: tuple[str, ...] = ()) -> Plan:
         """Return what a reload with this configuration would do. Changes nothing.
@@ -260,8 +287,12 @@ class Registry:
             self._log.error("engine_not_changed", circuit=circuit.name, error=str(err))
 
     def failures(self) -> dict[str, str]:
-        """Return the reason, by name, for each circuit of the file that cannot be created."""
-        return self._pending.reasons(Origin.CONFIG)
+        """Return the reason, by name, for each circuit of the file that cannot be created.
+
+        Those that wait for hooks of their own are made as soon as these have ended.
+        """
+        reasons = self._pending.reasons(Origin.CONFIG)
+        return {name: why for name, why in reasons.items() if name not in self._leaving}
 
     def _remove_planned(self, change: Change) -> None:
         circuit = self._circuits.get(change.name)
@@ -307,6 +338,9 @@ class Registry:
         """
         if name in self._circuits or name in self._pending:
             raise ConfigError(f"there is a circuit {name} already")
+        if not HOOK_KEYS.isdisjoint(settings):
+            # Members of the control group could let velad run any program of root's.
+            raise ConfigError(f"velactl add: {name}: hooks are for circuits of the file")
         table = dict(settings)
         if "id" not in table:
             table["id"] = self._allocation.free_id(str(table.get("remote", "")))
@@ -384,6 +418,8 @@ class Registry:
         return created | self._pending.wanted()
 
     def on_state_changed(self, circuit: Circuit, before: State) -> None:
+        if circuit.hooks is not None:
+            circuit.hooks.follow(up=circuit.state in (State.UP, State.UNMONITORED))
         self._tell(circuit, "state", was=before.word)
 
     def _tell(self, circuit: Circuit, event: str, **more: object) -> None:
@@ -477,10 +513,17 @@ class Registry:
 
     def remove(self, circuit: Circuit, reason: CloseReason | None) -> None:
         """Remove a circuit. Its remote is told the reason, unless that is None."""
-        circuit.close(reason)
         del self._circuits[circuit.name]
+        self._leaving[circuit.name] = circuit
+        circuit.close(reason, lambda: self._on_gone(circuit.name))
         self._lines.release(circuit.name)
         self._tell(circuit, "removed")
+
+    def _on_gone(self, name: str) -> None:
+        """Create what has waited for the name."""
+        del self._leaving[name]
+        if name in self._pending:
+            self._pending.retry_one(name)
 
     def _warn_of_overlap(self, config: CircuitConfig) -> None:
         """Tell the operator: he may mean it, as with a more specific route."""

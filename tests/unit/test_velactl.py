@@ -743,4 +743,5 @@ print("\\n".join(sys.modules))
         "vela.supervisor",
         "vela.supervisor.constants",
         "vela.supervisor.nearest",
+        "vela.supervisor.states",
     }
