@@ -238,7 +238,11 @@ class Circuit:
     @property
     def reason(self) -> str:
         """Why it has its state, and what it still waits for; empty: there is nothing to say."""
-        return "; ".join(filter(None, (self._lifecycle.reason, self._data_path.obstacle)))
+        # While it is up, the name does not matter.
+        seeks = self.state in (State.RESOLVING, State.CONNECTING, State.DOWN, State.REJECTED)
+        trouble = self._remote.trouble if seeks else ""
+        said = (self._lifecycle.reason, trouble, self._data_path.obstacle)
+        return "; ".join(dict.fromkeys(filter(None, said)))
 
     @property
     def static(self) -> bool:

@@ -58,13 +58,15 @@ class RemoteSearch:
         self._routes = routes
         self._listener = listener
         self._local_address = local_address
-        self._watch = NameWatch(loop, names, remote.host, family, self._on_answer)
+        self._watch = NameWatch(loop, names, remote.host, family, self._on_answer, self._on_delay)
         self._resolved: tuple[IPAddress, ...] = ()
         # The address in use or tried at present; and when each other one did not answer.
         self._favourite: IPAddress | None = None
         self._silent: dict[IPAddress, float] = {}
         self.paused = False
         """While true, addresses are still looked up, and the listener is not told."""
+        self.trouble = ""
+        """Why the last look-up of the name has no result; empty: it has one."""
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
@@ -144,8 +146,14 @@ class RemoteSearch:
             return UnderlayPath(endpoint, tuple(sorted(addresses, key=str)), route, group)
         raise DeviceError("; ".join(dict.fromkeys(obstacles)))
 
+    def _on_delay(self, why: str) -> None:
+        self.trouble = why
+        if not self.paused:
+            self._listener.on_unresolved(why)
+
     def _on_answer(self, answer: Answer) -> bool:
         """Tell the listener the result of a look-up. Return whether there is a route."""
+        self.trouble = answer.error or ""
         if self.paused:
             self._resolved = answer.addresses or self._resolved
             return answer.error is None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,7 +157,10 @@ def test_name_server_that_appears_later_brings_the_circuit_up_by_itself(
 ) -> None:
     with velad_a(named, family="ipv4") as a:
         a.wait_for(
-            lambda status: status["circuits"][0]["reason"] == f"{HOST}: no name server answered",
+            lambda status: (
+                status["circuits"][0]["reason"]
+                == f"{HOST}: no name server answered: 127.0.0.1 is not running"
+            ),
             10,
             "the reason",
         )
@@ -165,6 +171,40 @@ def test_name_server_that_appears_later_brings_the_circuit_up_by_itself(
 
             assert circuit["remote_address"] == "10.201.0.2"
             assert crosses(named, 1471)
+
+
+@pytest.mark.parametrize("family", ["ipv4"], indirect=True)
+def test_resolver_that_is_stopped_is_replaced_and_the_status_says_so(
+    named: TwoRouters, b: Velad, hosts: Path
+) -> None:
+    with name_server(named.a.namespace, hosts=hosts), velad_a(named, family="ipv4") as a:
+        a.wait_for(lambda status: status["circuits"][0]["reason"], 10, "a reason")
+        (hosts / "router2").write_text(f"10.201.0.2 {HOST}\n")
+        for helper in set(a.processes()) - {a.pid}:
+            os.kill(helper, signal.SIGSTOP)
+
+        told = f"{HOST}: the resolver process does not answer; another one is started"
+        a.wait_for(lambda status: status["circuits"][0]["reason"] == told, 30, told)
+
+        circuit = a.wait_for_state(NAME, "unmonitored", timeout_s=10)
+        assert circuit["reason"] == ""
+        assert a.log().count("resolver_lost") == 1
+
+
+@pytest.mark.parametrize("family", ["ipv4"], indirect=True)
+def test_name_server_that_is_silent_is_told_before_the_look_up_ends(
+    named: TwoRouters, b: Velad, tmp_path: Path
+) -> None:
+    patient = tmp_path / "patient"
+    patient.write_text("nameserver 127.0.0.1\noptions timeout:10 attempts:2\n")
+    named.a.namespace.resolv_conf = patient
+    silent = named.a.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with silent, velad_a(named, family="ipv4") as a:
+        silent.bind(("127.0.0.1", 53))
+        told = f"{HOST}: the name server has not answered yet"
+        a.wait_for(lambda status: status["circuits"][0]["reason"] == told, 15, told)
+
+        assert a.circuit(NAME)["state"] == "resolving"
 
 
 def test_names_with_both_families_at_both_ends_meet(named: TwoRouters) -> None:
