@@ -198,7 +198,7 @@ class Circuit:
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         if config.description:
             self._log = self._log.bind(description=config.description)
-        self._started = self._closed = False
+        self._started = self._closed = self._handed_over = False
         self._lifecycle = Lifecycle(static=control_channel is None)
         self._inputs: deque[tuple[Input, str]] = deque()
         self._stepping = False
@@ -335,14 +335,22 @@ class Circuit:
             self._signaling.forget()
         self._closed = True
         self._remote.stop()
-        self._data_path.close()
+        if not self._handed_over:
+            self._data_path.close()
         if self._key_watch is not None:
             self._key_watch.close()
         if self._frame_keys is not None:
             self._frame_keys.close()
         # A velad that refuses to start logs nothing but the reason.
-        if self._started:
+        if self._started and not self._handed_over:
             self._log.info("circuit_closed")
+
+    def hand_over(self) -> DataPath:
+        """Leave the interface to another circuit, which gets it. close() is to follow."""
+        self._handed_over = True
+        self._show_carrier(False)
+        self._data_path.detach()
+        return self._data_path
 
     def say_goodbye(self, reason: CloseReason) -> None:
         """Tell the remote the reason, before close()."""

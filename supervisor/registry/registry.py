@@ -435,12 +435,15 @@ class Registry:
         """Create a circuit that another machine asked for, and remove the one that it replaces."""
         config = answered.complete(decision.config)
         replaced = None if decision.replaced is None else self._circuits[decision.replaced]
+        kept = None
         if replaced is not None:
+            if _has_same_interface(config, replaced.config):
+                kept = replaced.hand_over()
             self._remove(replaced, None)
         self._lines.assign(config.name, requested.source.address)
         try:
             circuit = self._make(
-                StoredCircuit(config, Origin.PEER, decision.named_by_peer), answered.keys
+                StoredCircuit(config, Origin.PEER, decision.named_by_peer), answered.keys, kept
             )
         except VelaError as err:
             self._give_up(requested, replaced, err)
@@ -550,11 +553,42 @@ class Registry:
         self._tell(circuit, "added")
         return circuit
 
-    def _make(self, stored: StoredCircuit, frame_keys: CircuitKeys | None = None) -> Circuit:
+    def _make(
+        self,
+        stored: StoredCircuit,
+        frame_keys: CircuitKeys | None = None,
+        data_path: DataPath | None = None,
+    ) -> Circuit:
         """Create a circuit. Raises VelaError.
 
         frame_keys: of an encrypted one, closed if that fails; None: they are made.
+        data_path: of the circuit that it follows, likewise.
         """
+        try:
+            if data_path is None:
+                return self._make_with(stored, frame_keys, self._make_new_data_path)
+            return self._make_with(stored, frame_keys, lambda _: data_path)
+        except VelaError:
+            if data_path is not None:
+                data_path.close()
+            raise
+
+    def _make_new_data_path(self, stored: StoredCircuit) -> DataPath:
+        """Create the interface and what belongs to it. Raises VelaError."""
+        # A command or another machine must learn at once that the bridge is missing.
+        return self._make_data_path(
+            stored.config,
+            self._cpu_for(stored.config),
+            await_bridge=stored.origin is Origin.CONFIG,
+            shielded=stored.origin is Origin.PEER,
+        )
+
+    def _make_with(
+        self,
+        stored: StoredCircuit,
+        frame_keys: CircuitKeys | None,
+        make_data_path: Callable[[StoredCircuit], DataPath],
+    ) -> Circuit:
         config, origin = stored.config, stored.origin
         # The original VELA has no handshake.
         static = not config.autoconfigure or config.encapsulation is Encapsulation.IP
@@ -565,13 +599,7 @@ class Registry:
                 raise ConfigError(f"{config.name}: encryption is required, and cannot be had")
             frame_keys = self._ciphers.keys_of(config, key)
         try:
-            # A command or another machine must learn at once that the bridge is missing.
-            data_path = self._make_data_path(
-                config,
-                self._cpu_for(config),
-                await_bridge=origin is Origin.CONFIG,
-                shielded=origin is Origin.PEER,
-            )
+            data_path = make_data_path(stored)
         except VelaError:
             if frame_keys is not None:
                 frame_keys.close()
@@ -705,6 +733,12 @@ def _is_refused(policy: Policy, circuit: Circuit) -> bool:
     """Tell whether a circuit that a remote set up would not be allowed now."""
     source = circuit.config.remote.address
     return source is not None and policy.judge_offer(circuit.offer, source) is not None
+
+
+def _has_same_interface(one: CircuitConfig, other: CircuitConfig) -> bool:
+    """Tell whether two configurations differ in nothing that an interface is made with."""
+    alike = replace(other, remote=one.remote, keepalive=one.keepalive, peer_key=one.peer_key)
+    return one == alike
 
 
 def _is_same_circuit(one: CircuitConfig, other: CircuitConfig) -> bool:

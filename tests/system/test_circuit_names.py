@@ -388,7 +388,9 @@ def test_name_of_thirty_addresses_of_which_the_last_works_is_up_within_ten_secon
         assert both.a.circuit(NAME)["remote_address"] == "10.201.0.130"
 
 
-def test_name_that_moves_takes_the_circuit_along(named: TwoRouters, hosts: Path) -> None:
+def test_name_that_moves_between_addresses_and_families_takes_the_circuit_along(
+    named: TwoRouters, hosts: Path
+) -> None:
     """The old address is dead each time; B keeps its circuit, as A does."""
     entry = hosts / "router2"
     entry.write_text(f"10.201.0.2 {HOST}\n")
@@ -398,7 +400,11 @@ def test_name_that_moves_takes_the_circuit_along(named: TwoRouters, hosts: Path)
     ):
         wait_until_up(both)
         before = [index(each.namespace) for each in both]
-        for old, new in (("10.201.0.2/24", "10.201.0.22"),):
+        for old, new in (
+            ("10.201.0.2/24", "10.201.0.22"),
+            ("10.201.0.22/24", "fd00:201::22"),
+            ("fd00:201::22/64", "10.201.0.23"),
+        ):
             # In this order, as the kernel removes an IPv4 address with the first of its subnet.
             named.b.underlay.delete_address(old)
             named.b.underlay.add_address(f"{new}/{64 if ':' in new else 24}")
@@ -441,6 +447,41 @@ def test_circuit_whose_address_dies_moves_to_the_other_one_and_stays(
         wait_until_up(both)
         assert both.a.circuit(NAME)["remote_address"] == other
         assert set(requests(capture)[count:]) == {other}
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_ends_that_are_both_renumbered_at_once_keep_interface_and_circuit(
+    named: TwoRouters, hosts: Path, tmp_path: Path, keyed: bool
+) -> None:
+    (hosts / "router2").write_text(f"10.201.0.2 {HOST}\n")
+    key = tmp_path / "key"
+    key.write_bytes(b"0123456789abcdef0123456789abcdef\n")
+    key.chmod(0o600)
+    settings: dict[str, Any] = {"key_file": str(key)} if keyed else {}
+    with (
+        name_server(named.a.namespace, hosts=hosts),
+        ends(named, asking(HOST, **settings), policy(**settings)) as both,
+    ):
+        wait_until_up(both)
+        before = [index(each.namespace) for each in both]
+        began = time.monotonic()
+        for router, old, new in ((named.a, 1, 101), (named.b, 2, 102)):
+            router.underlay.delete_address(f"10.201.0.{old}/24")
+            router.underlay.add_address(f"10.201.0.{new}/24")
+        (hosts / "router2").write_text(f"10.201.0.102 {HOST}\n")
+        both.a.wait_for(partial(is_at, "10.201.0.102"), 20, "the other address")
+        wait_until_up(both)
+
+        assert time.monotonic() - began < 10
+        assert ping(named.a.namespace, "172.16.16.2", count=2).received == 2
+        assert [index(each.namespace) for each in both] == before
+        (kept,) = both.b.status()["circuits"]
+        assert (kept["name"], kept["remote"]) == (NAME, "10.201.0.101")
+        # It is the circuit that is stored, too.
+        both.b.stop()
+        both.b.start()
+        wait_until_up(both, timeout_s=15)
+        assert len(both.b.status()["circuits"]) == 1
 
 
 def test_addresses_that_are_all_dead_are_tried_in_turn_and_the_log_says_it_once(
