@@ -7,14 +7,19 @@ import os
 import sys
 from pathlib import Path
 
+import structlog
+
 from vela import __version__
 from vela.errors import ConfigError, VelaError
 from vela.log import configure
 from vela.public_key import fingerprint, format_public_key
 
 from .config.key import IDENTITY_PATH
-from .config.reader import load_config
+from .config.reader import load_config, parse_texts
+from .config.records import Config
+from .config.sources import Text, read_texts
 from .daemon import Daemon, find_mistakes
+from .trial import TrialFile
 
 EXIT_OK = 0
 EXIT_REFUSED = 1  # by the machine: privileges, devices, ports, names in use
@@ -38,23 +43,43 @@ def main(argv: list[str] | None = None) -> int:
             return _generate_key(_identity_path(arguments.generate_key, arguments.config))
         if arguments.show_key is not None:
             return _show_key(_identity_path(arguments.show_key, arguments.config))
-        config = load_config(arguments.config, find_mistakes)
+        texts = read_texts(arguments.config)
+        config = parse_texts(texts, find_mistakes)
     except ConfigError as err:
         print(err, file=sys.stderr)
         return EXIT_CONFIG
     except VelaError as err:
         return _refuse(err)
     if arguments.check:
-        print(f"{arguments.config}: no mistakes, {len(config.circuits)} circuits")
+        beside = len(set(config.files.values()) - {str(arguments.config)})
+        with_them = f" and {beside} beside it" if beside else ""
+        print(f"{arguments.config}{with_them}: no mistakes, {len(config.circuits)} circuits")
         return EXIT_OK
     configure(config.daemon.log_level, config.daemon.log_format)
     _give_up_standard_streams()
     try:
-        daemon = Daemon(arguments.config, config)
+        daemon = Daemon(arguments.config, *_confirmed(texts, config))
     except (VelaError, OSError) as err:
         return _refuse(err)
     daemon.run()
     return EXIT_OK
+
+
+def _confirmed(texts: tuple[Text, ...], config: Config) -> tuple[tuple[Text, ...], Config]:
+    """Return the configuration, or the one before it if it was on trial when velad ended."""
+    log = structlog.get_logger()
+    file = TrialFile(config.daemon.state_directory)
+    try:
+        former = file.former(texts)
+        if former is None:
+            file.remove()  # it may be about files that have changed since
+            return texts, config
+        before = parse_texts(former, find_mistakes)
+    except VelaError as err:
+        log.error("trial_not_taken_back", error=str(err))
+        return texts, config
+    log.warning("configuration_taken_back", advice="correct the files, and reload")
+    return former, before
 
 
 def _identity_path(given: Path, config: Path) -> Path:

@@ -8,3 +8,6 @@ MIN_KEEPALIVE_S, MAX_KEEPALIVE_S = 0.1, 3600.0
 MAX_DESCRIPTION = 255
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+
+# How long a configuration can be on trial: a day.
+MAX_TRIAL_S = 86400

@@ -12,7 +12,8 @@ from typing import Protocol
 import structlog
 
 from vela.address import Endpoint, IPAddress
-from vela.errors import RemoteProtocolError
+from vela.errors import DeviceError, RemoteProtocolError
+from vela.linux.choice import ANY_UNDERLAY, UnderlayChoice
 from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ANY_ADDRESS
 from vela.signaling.codec import read_header
@@ -43,8 +44,16 @@ class ControlTransport(Protocol):
 
     def set_control_handler(self, handler: ControlHandler) -> None: ...
 
-    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
-        """Send from the listening port. Raise OSError where the kernel refuses."""
+    def send_control(
+        self,
+        data: bytes,
+        local_address: IPAddress,
+        remote: Endpoint,
+        choice: UnderlayChoice,
+        *,
+        dont_fragment: bool = False,
+    ) -> None:
+        """Send from the listening port. Raise OSError where the kernel refuses, or DeviceError."""
 
     def expect_control(self, control: ControlSteering) -> None:
         """Keep these messages apart from those of strangers."""
@@ -178,13 +187,19 @@ class ControlChannel:
         nonces = frozenset(nonce for each in known for nonce in each.nonces)
         self._transport.expect_control(ControlSteering(remotes, nonces))
 
-    def send(self, datagrams: Iterable[Datagram]) -> None:
+    def send(self, datagrams: Iterable[Datagram], choice: UnderlayChoice = ANY_UNDERLAY) -> None:
         """Send from the listening port. What cannot be sent is lost, as on any network."""
         for datagram in datagrams:
             local_address = datagram.local_address or ANY_ADDRESS[datagram.remote.family]
             try:
-                self._transport.send_control(datagram.data, local_address, datagram.remote)
-            except OSError as err:
+                self._transport.send_control(
+                    datagram.data,
+                    local_address,
+                    datagram.remote,
+                    choice,
+                    dont_fragment=datagram.dont_fragment,
+                )
+            except (OSError, DeviceError) as err:
                 self._log.debug(
                     "control_message_not_sent", remote=str(datagram.remote), error=str(err)
                 )

@@ -58,7 +58,30 @@ class Subscribe:
     reply: Reply
 
 
-Handler = Callable[[Request, Caller], Reply | Subscribe]
+class Later:
+    """A reply that comes when the work is done."""
+
+    def __init__(self) -> None:
+        self._reply: Reply | None = None
+        self._waiting: list[Callable[[Reply], object]] = []
+
+    def give(self, reply: Reply) -> None:
+        """Reply now, once."""
+        self._reply = reply
+        for callback in self._waiting:
+            callback(reply)
+
+    def then(self, callback: Callable[[Reply], object]) -> None:
+        """Call back with the reply; at once if it is there."""
+        if self._reply is None:
+            self._waiting.append(callback)
+        else:
+            callback(self._reply)
+
+
+Answer = Reply | Subscribe | Later
+
+Handler = Callable[[Request, Caller], Answer]
 """Carries out a request. Raises VelaError."""
 
 
@@ -163,7 +186,7 @@ class ControlSocket:
             return  # or the client has closed it
         if len(self._clients) >= MAX_CLIENTS:
             idle = (each for each in self._clients.values() if not each.subscribed)
-            self._drop(min(idle, key=lambda each: each.active_at))
+            self._drop(min(idle, key=lambda each: (each.waits, each.active_at)))
         connection.setblocking(False)
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         pid, uid, _ = _UCRED.unpack(credentials)
@@ -235,10 +258,27 @@ class ControlSocket:
         if client.is_asking and not client.unsent:
             line, _, rest = client.received.partition(b"\n")
             client.received = rest
-            reply = self._answer(bytes(line), client)
-            client.unsent += json.dumps(reply).encode() + b"\n"
-            self._bound_unsent(client)
+            answer = self._answer(bytes(line), client)
+            if isinstance(answer, Later):
+                # Its further requests, and its end, are looked at when the reply is there.
+                client.waits = True
+                self._loop.unwatch(client.connection.fileno())
+                answer.then(lambda reply: self._reply_late(client, reply))
+                return
+            self._put(client, answer)
         self._send(client)
+
+    def _reply_late(self, client: _Client, reply: Reply) -> None:
+        if client.dropped:
+            return
+        client.waits = False
+        self._loop.watch(client.connection.fileno(), lambda: self._on_readable(client))
+        self._put(client, reply)
+        self._send(client)
+
+    def _put(self, client: _Client, reply: Reply) -> None:
+        client.unsent += json.dumps(reply).encode() + b"\n"
+        self._bound_unsent(client)
 
     def _send(self, client: _Client) -> None:
         """Send as much as the client takes now, the rest later."""
@@ -279,7 +319,7 @@ class ControlSocket:
                 return
             self._drop(min(stalled, key=lambda each: each.active_at))
 
-    def _answer(self, line: bytes, client: _Client) -> Reply:
+    def _answer(self, line: bytes, client: _Client) -> Reply | Later:
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
@@ -308,7 +348,8 @@ class ControlSocket:
             return
         client.dropped = True
         del self._clients[client.connection.fileno()]
-        self._loop.unwatch(client.connection.fileno())
+        if not client.waits:
+            self._loop.unwatch(client.connection.fileno())
         client.connection.close()
 
 
@@ -326,6 +367,8 @@ class _Client:
         self.lost_events = 0
         self.dropped = False
         self.queued = False
+        self.waits = False
+        """For a reply that comes later."""
         self.ended = False
         """The client sends no more requests; it may still wait for replies."""
 

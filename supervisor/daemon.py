@@ -18,8 +18,9 @@ import structlog
 
 from vela import __version__
 from vela.dataplane.counters import CounterSlab
-from vela.dataplane.engine import LoadedEngine, load_engine
+from vela.dataplane.engine import Engine, LoadedEngine, load_engine
 from vela.errors import ConfigError, VelaError
+from vela.linux import ebpf
 from vela.linux.affinity import allowed_cpus
 from vela.linux.features import ALL_FEATURES, Feature, Features, probe, words
 from vela.linux.forwarding import Forwarding
@@ -31,20 +32,22 @@ from vela.log import level, limit, set_level
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.links import Links
+from .circuit.loops import Carriers
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
 from .config.key import MIN_ENCRYPTION_KEY, MIN_KEY, open_identity, open_key
-from .config.reader import load_config
 from .config.records import Config, DaemonConfig, Encryption
+from .config.sources import Text
 from .config.writer import format_config
-from .constants import LOG_LEVELS
+from .constants import LOG_LEVELS, MAX_TRIAL_S
 from .control_channel import ControlChannel
-from .control_socket import Caller, ControlSocket, Reply, Subscribe
+from .control_socket import Answer, Caller, ControlSocket, Later, Reply, Subscribe
 from .demux import Demux
 from .keys import Keys
 from .notify import READY, STOPPING, notify
 from .registry.ciphers import Ciphers
 from .registry.host import HostNetwork
 from .registry.registry import Registry
+from .reloads import Reloads
 from .runtime.burst import Burst
 from .runtime.lines import LineLimiter
 from .runtime.loop import EventLoop
@@ -61,13 +64,12 @@ _IS_MACHINE_ID = re.compile(r"[0-9a-f]{32}")  # machine-id(5)
 class Daemon:
     """Everything between start and stop."""
 
-    def __init__(self, path: Path, config: Config) -> None:
-        """Create everything that config asks for.
+    def __init__(self, path: Path, texts: tuple[Text, ...], config: Config) -> None:
+        """Create everything that config asks for. texts: it, as it was read at path.
 
         Raises VelaError, or OSError if a resource is exhausted, and then leaves
         nothing behind.
         """
-        self._path = path
         self._config = config
         self._log = structlog.get_logger()
         # _check() collects: a collection at any other time could delay a worker's restart.
@@ -81,17 +83,17 @@ class Daemon:
         user = find_user(config.daemon.user)
         # Fail now, not when another machine asks for a circuit.
         check_tun()
-        engine = _load_engine(config.daemon)
-        kernel = probe()
-        usable = engine.abilities.features
-        self._features = (kernel & usable).difference(config.daemon.disable_features)
-        self._missing_features = usable - kernel
+        engine = _load_engine(config.daemon.engine)
+        self._kernel = probe()
+        self._features = self._features_of(engine)
+        self._missing_features = engine.abilities.features - self._kernel
         with ExitStack() as undo:
             groups = _listen(config.daemon, self._features)
             for group in groups:
                 undo.callback(group.close)
             _warn_of_clipped_buffers(groups)
             _warn_of_missing_filter()
+            _warn_of_classic_steering()
             self._forwarding = Forwarding()
             netlink = Netlink()
             undo.callback(netlink.close)
@@ -108,12 +110,13 @@ class Daemon:
                 self._loop, self._demux, names, config.daemon.port
             )
             self._set_policy(config)
-            make_pseudowire = PseudowireFactory(
+            self._factory = PseudowireFactory(
                 loop=self._loop,
                 netlink=netlink,
                 links=links,
                 forwarding=self._forwarding,
                 demux=self._demux,
+                carriers=Carriers(netlink),
                 forks=Burst(self._loop, FORK_INTERVAL_S),
                 counters=CounterSlab(),
                 engine=engine,
@@ -128,13 +131,24 @@ class Daemon:
                 routes=self._demux,
                 control_channel=self._control_channel,
                 keys=self._keys,
-                make_data_path=make_pseudowire,
+                make_data_path=self._factory,
                 host=HostNetwork(self._loop.now),
                 lines=self._lines,
                 ciphers=self._ciphers,
             )
             self._control_channel.set_request_handler(self._registry)
             undo.callback(self._registry.close)
+            self._reloads = Reloads(
+                path,
+                texts,
+                config,
+                self._loop,
+                self._registry,
+                find_mistakes,
+                self._set_policy,
+                self._set_engine,
+            )
+            undo.callback(self._reloads.close)
             control_socket = ControlSocket(
                 self._loop,
                 config.daemon.control_socket,
@@ -188,30 +202,14 @@ class Daemon:
             circuits=self._registry.status(),
         )
 
-    def reload(self) -> dict[str, str]:
-        """Apply the changed file. Raises VelaError, and then changes nothing.
-
-        Return the reason, by name, for each circuit that cannot be created at present.
-        """
-        config = load_config(self._path, find_mistakes)
-        if config.daemon != self._config.daemon:
-            self._log.warning("daemon_section_needs_restart")
-            config = replace(config, daemon=self._config.daemon)
-        if config.autoconfigure != self._config.autoconfigure:
-            self._set_policy(config)
-        self._config = config
-        failed = self._registry.reload(config)
-        self._log.info(
-            "configuration_reloaded", circuits=len(self._registry), failed=sorted(failed)
-        )
-        return failed
-
-    def _on_request(self, request: Mapping[str, object], caller: Caller) -> Reply | Subscribe:
+    def _on_request(self, request: Mapping[str, object], caller: Caller) -> Answer:
         """Carry out a request of velactl. Raises VelaError."""
         match request:
             case {"command": "status"}:
                 reply: Reply = document(self.status())
                 return reply
+            case {"command": "reload", "dry_run": True}:
+                return self._reloads.preview(allow_empty=request.get("allow_empty") is True)
             case {"command": "monitor"}:
                 return Subscribe({"monitoring": True})
             case {"command": "show-config"}:
@@ -220,7 +218,7 @@ class Daemon:
                 return {"level": level()}
         return self._change(request, caller)
 
-    def _change(self, request: Mapping[str, object], caller: Caller) -> Reply:
+    def _change(self, request: Mapping[str, object], caller: Caller) -> Reply | Later:
         """Carry out a request that changes something, and log who asked. Raises VelaError."""
         log = self._log.bind(uid=caller.uid, pid=caller.pid, command=request.get("command"))
         for key in ("circuit", "level"):
@@ -231,17 +229,21 @@ class Daemon:
         except VelaError as err:
             log.warning("command_refused", error="; ".join(str(err).splitlines()))
             raise
-        log.info("command_done")
+        if isinstance(reply, Later):
+            reply.then(lambda _: log.info("command_done"))
+        else:
+            log.info("command_done")
         return reply
 
-    def _carry_out(self, request: Mapping[str, object]) -> Reply:
+    def _carry_out(self, request: Mapping[str, object]) -> Reply | Later:
         registry = self._registry
         match request:
             case {"command": "reload"}:
-                failed = self.reload()
-                if failed:
-                    reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
-                    raise VelaError(f"all else was reloaded, but {reasons}")
+                return self._reloads.begin(
+                    allow_empty=request.get("allow_empty") is True, trial_s=_trial_s(request)
+                )
+            case {"command": "confirm"}:
+                self._reloads.confirm()
             case {"command": "add", "circuit": str(name), "settings": dict(settings)}:
                 added = registry.add(name, settings)
                 return {"circuit": name, "id": added.config.id}
@@ -263,9 +265,24 @@ class Daemon:
     def _show_config(self) -> Reply:
         circuits = self._registry.configurations()
         return {
-            "config": format_config(self._config, (config for config, _ in circuits.values())),
+            "config": format_config(
+                self._reloads.config, (config for config, _ in circuits.values())
+            ),
+            "files": dict(self._reloads.config.files),
             "origins": {name: origin.value for name, (_, origin) in circuits.items()},
         }
+
+    def _features_of(self, engine: LoadedEngine) -> Features:
+        """Return the kernel's features that an engine uses."""
+        usable = self._kernel & engine.abilities.features
+        return usable.difference(self._config.daemon.disable_features)
+
+    def _set_engine(self, wanted: Engine) -> None:
+        """Let another engine carry frames, when circuits are reloaded. Raises ConfigError."""
+        engine = _load_engine(wanted)
+        self._features = self._features_of(engine)
+        self._factory = replace(self._factory, engine=engine, features=self._features)
+        self._registry.set_engine(engine, self._features, self._factory)
 
     def _set_policy(self, config: Config) -> None:
         autoconfigure = config.autoconfigure
@@ -291,8 +308,10 @@ class Daemon:
             gc.collect()
 
     def _on_hangup(self) -> None:
+        if self._reloads.waiting:
+            return  # it reads what is there now
         try:
-            self.reload()
+            self._reloads.begin()
         except VelaError as err:
             self._log.error("configuration_rejected", error=str(err))
 
@@ -325,6 +344,17 @@ def find_mistakes(config: Config) -> list[str]:
         if circuit.cpu is not None and circuit.cpu not in allowed
     )
     return mistakes
+
+
+def _trial_s(request: Mapping[str, object]) -> float | None:
+    """Return after how many seconds a reload is taken back; None: never. Raises VelaError."""
+    match request.get("confirm"):
+        case None:
+            return None
+        case int(seconds) | float(seconds) if 0 < seconds <= MAX_TRIAL_S:
+            return float(seconds)
+        case other:
+            raise VelaError(f"confirm: {other} is no number of seconds of 1..{MAX_TRIAL_S}")
 
 
 def _find_group(name: str | None) -> int | None:
@@ -394,8 +424,8 @@ def _listen(config: DaemonConfig, features: Features) -> tuple[ReceiveGroup, ...
     return tuple(groups)
 
 
-def _load_engine(config: DaemonConfig) -> LoadedEngine:
-    engine = load_engine(config.engine)
+def _load_engine(wanted: Engine) -> LoadedEngine:
+    engine = load_engine(wanted)
     if engine.fallback:
         structlog.get_logger().error(
             "native_engine_missing",
@@ -424,6 +454,15 @@ def _warn_of_missing_filter() -> None:
             "system_calls_not_filtered",
             reason=why_no_filter(),
             consequence="a worker that is taken over can do more: see docs/security.md",
+        )
+
+
+def _warn_of_classic_steering() -> None:
+    if not ebpf.available():
+        structlog.get_logger().warning(
+            "steering_programs_classic",
+            reason="this process may not load extended BPF programs: it has no CAP_BPF",
+            consequence="a kernel without the fix of CVE-2026-52910 can crash when circuits change",
         )
 
 

@@ -19,6 +19,7 @@ from vela.address import Endpoint, IPAddress
 from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError, VelaError
 from vela.linux.bpf import MAX_INSTRUCTIONS
+from vela.linux.choice import ANY_UNDERLAY, UnderlayChoice
 from vela.linux.features import UDP_GRO
 from vela.linux.rtnetlink import RouteMonitor
 from vela.linux.steering import ControlSteering, Route, steering_program
@@ -28,6 +29,7 @@ from vela.linux.underlay import (
     SO_RXQ_OVFL,
     ReceiveGroup,
     find_route,
+    is_apart,
 )
 from vela.linux.underlay import Route as Way
 from vela.wire import CONTROL_CIRCUIT_ID, MAX_UDP_PAYLOAD
@@ -111,9 +113,18 @@ class Claim:
 class Demux:
     """Knows all listening sockets and all claims."""
 
-    def __init__(self, loop: EventLoop, groups: Iterable[ReceiveGroup]) -> None:
+    def __init__(
+        self,
+        loop: EventLoop,
+        groups: Iterable[ReceiveGroup],
+        is_apart: Callable[[int], bool] = is_apart,
+    ) -> None:
+        """is_apart: see underlay."""
         self._loop = loop
         self._groups = tuple(groups)
+        self._is_apart = is_apart
+        self._apart: dict[int, ReceiveGroup] = {}
+        """Groups of VRFs, by the index of their device, made when a circuit needs one."""
         self._claims: dict[tuple[IPAddress, int], Claim] = {}
         self._ports: dict[Claim, int] = {}
         self._withdrawn: list[Claim] = []
@@ -121,7 +132,8 @@ class Demux:
         self._steering: Timer | None = None
         self._control = ControlSteering()
         self._looks = Burst(loop, LOOK_INTERVAL_S)
-        self._to_look_at: dict[int, Claim] = {}
+        self._watched: dict[Receiver, IPAddress] = {}
+        self._to_look_at: set[Receiver] = set()
         self._overflows: dict[int, int] = {}
         self._on_control: ControlHandler = self._drop_control
         self._data = bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD)
@@ -131,15 +143,22 @@ class Demux:
         self._monitor = RouteMonitor()
         loop.watch(self._monitor.fileno(), self._on_route_changes)
         for group in self._groups:
-            group.steer(steering_program(()).program)
-            for control_socket in group.control_sockets:
-                receive = partial(self._receive, group, control_socket)
-                loop.watch(control_socket.fileno(), receive)
+            self._listen(group)
+
+    def _listen(self, group: ReceiveGroup) -> None:
+        group.steer(steering_program(()).program)
+        for control_socket in group.control_sockets:
+            receive = partial(self._receive, group, control_socket)
+            self._loop.watch(control_socket.fileno(), receive)
 
     def close(self) -> None:
-        """Hear of no more route changes; the groups are their owner's."""
+        """Hear of no more route changes; the groups it was given are their owner's."""
         self._loop.unwatch(self._monitor.fileno())
         self._monitor.close()
+        for group in self._apart.values():
+            for control_socket in group.control_sockets:
+                self._loop.unwatch(control_socket.fileno())
+            group.close()
 
     @property
     def groups(self) -> tuple[ReceiveGroup, ...]:
@@ -149,20 +168,21 @@ class Demux:
         """Return the group on which datagrams to this address of the machine arrive."""
         return next((group for group in self._groups if group.hears(here)), None)
 
-    def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Way]:
+    def way_from(
+        self, here: IPAddress, remote: Endpoint, choice: UnderlayChoice = ANY_UNDERLAY
+    ) -> tuple[ReceiveGroup, Way]:
         """Return how a remote is reached from an address of this machine.
 
         Raises DeviceError, saying why it is not.
         """
-        group = self.group_at(here)
+        group = self._group_of(choice) or self.group_at(here)
         if group is None:
             raise DeviceError(f"velad does not listen on {here}")
-        try:
-            return group, find_route(here, remote)
-        except OSError as err:
-            raise DeviceError(_no_way(remote, err)) from err
+        return group, _find_way(here, remote, choice)
 
-    def way_to(self, remote: Endpoint) -> tuple[ReceiveGroup, Way]:
+    def way_to(
+        self, remote: Endpoint, choice: UnderlayChoice = ANY_UNDERLAY
+    ) -> tuple[ReceiveGroup, Way]:
         """Return how a remote is reached, and from which listening address.
 
         From the one that the kernel would take by itself, if it is one of
@@ -171,23 +191,42 @@ class Demux:
 
         Raises DeviceError, saying why there is none.
         """
+        wanted = choice.source(remote.family)
+        if wanted is not None:
+            return self.way_from(wanted, remote, choice)
+        apart = self._group_of(choice)
+        if apart is not None:
+            return apart, _find_way(apart.address, remote, choice)
         groups = [group for group in self._groups if group.serves(remote.family)]
         if not groups:
             raise DeviceError(f"velad listens on no {remote.family.value} address")
         if len(groups) > 1:
             try:
-                own = find_route(ANY_ADDRESS[remote.family], remote).source
+                own = find_route(ANY_ADDRESS[remote.family], remote, choice).source
             except OSError:
                 pass  # a rule may still give some source a route
             else:
                 groups.sort(key=lambda group: group.address != own)
-        obstacle = ""
+        obstacle: DeviceError | None = None
         for group in groups:
             try:
-                return group, find_route(group.address, remote)
-            except OSError as err:
-                obstacle = obstacle or _no_way(remote, err)
-        raise DeviceError(obstacle)
+                return group, _find_way(group.address, remote, choice)
+            except DeviceError as err:
+                obstacle = obstacle or err
+        raise obstacle or DeviceError("velad listens nowhere")
+
+    def _group_of(self, choice: UnderlayChoice) -> ReceiveGroup | None:
+        """Return the group of a VRF; None: the listening addresses hear all. Raises DeviceError."""
+        index = choice.index()
+        if index is None or not self._is_apart(index):
+            return None
+        group = self._apart.get(index)
+        if group is None:
+            # Without the mark, which is each circuit's own.
+            group = self._apart[index] = self._groups[0].apart(UnderlayChoice(device=choice.device))
+            self._listen(group)
+            self._steer_soon()
+        return group
 
     def claim(
         self,
@@ -221,6 +260,16 @@ class Demux:
         self._ports.pop(claim, None)
         self._withdrawn.append(claim)
         self._steer_soon()
+
+    def watch_route(self, receiver: Receiver, address: IPAddress | None) -> None:
+        """Tell a circuit without a claim, too, when the route to an address may have changed.
+
+        None: it is told of its claim's only.
+        """
+        if address is None:
+            self._watched.pop(receiver, None)
+        else:
+            self._watched[receiver] = _plain(address)
 
     def expect_control(self, control: ControlSteering) -> None:
         """Let these control messages wait in queues of their own, apart from strangers'."""
@@ -277,15 +326,23 @@ class Demux:
         """Let control messages (circuit id 0) go there; until then they are dropped."""
         self._on_control = handler
 
-    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
+    def send_control(
+        self,
+        data: bytes,
+        local_address: IPAddress,
+        remote: Endpoint,
+        choice: UnderlayChoice = ANY_UNDERLAY,
+        *,
+        dont_fragment: bool = False,
+    ) -> None:
         """Send from the listening port and this address of the machine, without waiting.
 
-        Raises OSError where the kernel refuses.
+        Raises OSError where the kernel refuses, and DeviceError.
         """
-        group = self.group_at(local_address)
+        group = self._group_of(choice) or self.group_at(local_address)
         if group is None:
             raise OSError(errno.EADDRNOTAVAIL, f"velad does not listen on {local_address}")
-        group.send(data, local_address, remote)
+        group.send(data, local_address, remote, choice, dont_fragment=dont_fragment)
 
     def _drop_control(self, data: bytes, source: Endpoint, here: IPAddress) -> None:
         self._dropped[DropReason.CONTROL] += 1
@@ -297,7 +354,7 @@ class Demux:
 
     def _steer(self) -> None:
         self._steering = None
-        for group in self._groups:
+        for group in (*self._groups, *self._apart.values()):
             routes = [
                 Route(source, circuit_id, claim.index, self._ports.get(claim))
                 for (source, circuit_id), claim in self._claims.items()
@@ -320,20 +377,22 @@ class Demux:
         changes = self._monitor.changes()
         if changes == ():
             return
-        concerned = {
-            id(claim): claim
-            for (source, _), claim in self._claims.items()
-            if changes is None or any(source in network for network in changes)
-        }
-        for claim in concerned.values():
-            if id(claim) not in self._to_look_at:
-                self._to_look_at[id(claim)] = claim
-                self._looks.add(partial(self._look_at_route, claim))
+        claimed = ((source, claim.receiver) for (source, _), claim in self._claims.items())
+        watched = ((address, receiver) for receiver, address in self._watched.items())
+        for address, receiver in (*claimed, *watched):
+            if receiver in self._to_look_at:
+                continue
+            if changes is None or any(address in network for network in changes):
+                self._to_look_at.add(receiver)
+                self._looks.add(partial(self._look_at_route, receiver))
 
-    def _look_at_route(self, claim: Claim) -> None:
-        del self._to_look_at[id(claim)]
-        if self._claims.get((claim.sources[0], claim.circuit_id)) is claim:
-            claim.receiver.look_at_route()
+    def _look_at_route(self, receiver: Receiver) -> None:
+        self._to_look_at.remove(receiver)
+        claims = receiver in self._watched or any(
+            claim.receiver is receiver for claim in self._claims.values()
+        )
+        if claims:
+            receiver.look_at_route()
 
     def _receive(self, group: ReceiveGroup, control_socket: socket.socket) -> None:
         taken = 0
@@ -357,8 +416,22 @@ class Demux:
                 self.dispatch(source, here, self._data, behind, behind)
             # Those that GRO joined count each.
             taken += max(1, -(-length // size))
+            if length and self._is_strangers(group, source):
+                self._dropped[DropReason.CONTROL] += 1
+                continue
             for start in range(REBUILD_ROOM, behind, size):
                 self.dispatch(source, here, self._data, start, min(start + size, behind))
+
+    def _is_strangers(self, group: ReceiveGroup, source: Endpoint) -> bool:
+        """Tell whether what was just received is of somebody in a VRF who is no circuit's remote.
+
+        Circuits that others set up are not of a VRF, so an answer would leave by another way.
+        """
+        return (
+            group.choice.device is not None
+            and self._data[REBUILD_ROOM] == CONTROL_CIRCUIT_ID
+            and _plain(source.address) not in self._control.remotes
+        )
 
     def _count_overflows(self, control_socket: socket.socket, total: int) -> None:
         """Count what the kernel could not queue: it gives the sum so far, modulo 2**32."""
@@ -385,8 +458,12 @@ def _steer(
             return steering.left_out
 
 
-def _no_way(remote: Endpoint, err: OSError) -> str:
-    return f"no way to {remote.address}: {os.strerror(err.errno or 0)}"
+def _find_way(here: IPAddress, remote: Endpoint, choice: UnderlayChoice) -> Way:
+    try:
+        return find_route(here, remote, choice)
+    except OSError as err:
+        why = f"no way to {remote.address}: {os.strerror(err.errno or 0)}"
+        raise DeviceError(choice.explain(err) or why) from err
 
 
 def _plain(address: IPAddress) -> IPAddress:

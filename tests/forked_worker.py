@@ -12,6 +12,7 @@ from vela.dataplane.counters import Counters
 from vela.dataplane.engine import Engine, LoadedEngine, load_engine
 from vela.dataplane.exit_message import ExitMessage
 from vela.dataplane.frame import Elision
+from vela.dataplane.handover import Handover
 from vela.linux.features import Feature, Features
 from vela.linux.sandbox import find_user, worker_filter
 from vela.worker import WorkerTask
@@ -65,6 +66,7 @@ class Circuit:
             attachment=attachment,
             page=self.counters.page,
             exit_message=ExitMessage(self.counters.exit_message),
+            handover=Handover(self.counters.handover),
             cpu=self.cpu,
             user=find_user("nobody"),
             supervisor_pid=os.getpid(),

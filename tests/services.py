@@ -17,6 +17,7 @@ from vela.linux.netlink import Netlink
 from vela.linux.sandbox import find_user
 from vela.linux.underlay import ReceiveGroup
 from vela.supervisor.circuit.links import Links
+from vela.supervisor.circuit.loops import Carriers
 from vela.supervisor.circuit.pseudowire import PseudowireFactory
 from vela.supervisor.demux import Demux
 from vela.supervisor.runtime.burst import Burst
@@ -59,6 +60,7 @@ def services_in(namespace: Namespace) -> Iterator[Services]:
             netlink=netlink,
             links=links,
             demux=demux,
+            carriers=Carriers(netlink),
             forks=Burst(loop, 0.0),
             counters=CounterSlab(),
             engine=engine,

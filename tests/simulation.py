@@ -18,7 +18,10 @@ from typing import Any, cast
 
 from vela.address import Endpoint, Family, IPAddress, IPNetwork
 from vela.dataplane.contract import Abilities
+from vela.dataplane.engine import LoadedEngine
 from vela.errors import DeviceError, VelaError
+from vela.linux.choice import UnderlayChoice
+from vela.linux.features import Features
 from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
 from vela.signaling.identity import token
@@ -96,6 +99,8 @@ class RecordingDataPath:
     obstacle: str = ""
     refusal: str = ""
     """What attach() fails with."""
+    loop: str = ""
+    """Why the route to the remote cannot be."""
     frames_from: int | None = None
     """The remote's port that frames are taken from."""
     attachments: int = 0
@@ -130,6 +135,21 @@ class RecordingDataPath:
 
     def set_failure_handler(self, handler: Callback) -> None:
         self.on_failure = handler
+
+    def set_route_handler(self, handler: Callback) -> None:
+        self.on_route = handler
+
+    def find_loop(self, remote: Endpoint, route: Route) -> str:
+        return self.loop
+
+    def change(self, config: CircuitConfig, cpu: int) -> None:
+        assert not self.closed
+        self.config, self.cpu = config, cpu
+        self.local_mac = config.mac or self.local_mac
+
+    def change_engine(self, engine: LoadedEngine, features: Features) -> None:
+        assert not self.closed
+        self.abilities = engine.abilities
 
     def kill_worker(self) -> None:
         pass
@@ -199,7 +219,15 @@ class Machine:
     def expect_control(self, control: ControlSteering) -> None:
         self.expected_control = control
 
-    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
+    def send_control(
+        self,
+        data: bytes,
+        local_address: IPAddress,
+        remote: Endpoint,
+        choice: UnderlayChoice,
+        *,
+        dont_fragment: bool = False,
+    ) -> None:
         self.network.carry(data, Endpoint(self.address, DEFAULT_PORT), remote)
 
     def ask(
@@ -224,7 +252,7 @@ class Machine:
 
         self.network.loop.call_later(0.001, reply)
 
-    def way_to(self, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
+    def way_to(self, remote: Endpoint, choice: UnderlayChoice) -> tuple[ReceiveGroup, Route]:
         if not self.reachable:
             raise DeviceError(f"no way to {remote.address}: Network is unreachable")
         group = cast(ReceiveGroup, _Group(ip_address("::"), DEFAULT_PORT))
@@ -233,8 +261,10 @@ class Machine:
     def facts(self, wanted: tuple[IPNetwork, ...]) -> HostFacts:
         return self.known
 
-    def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
-        return self.way_to(remote)
+    def way_from(
+        self, here: IPAddress, remote: Endpoint, choice: UnderlayChoice
+    ) -> tuple[ReceiveGroup, Route]:
+        return self.way_to(remote, choice)
 
     def load(self, path: Path) -> Key:
         return LocalKey(path.read_bytes().strip())
@@ -296,7 +326,9 @@ class Machine:
         if config.autoconfigure != self.config.autoconfigure:
             self.channel.set_policy(config.autoconfigure, self.key)
         self.config = config
-        return self.registry.reload(config)
+        for _ in self.registry.reload(config):
+            pass
+        return self.registry.failures()
 
     def add(self, name: str, settings: Mapping[str, object]) -> None:
         assert self.registry is not None

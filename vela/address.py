@@ -52,6 +52,10 @@ class Family(Enum):
     IPV6 = "ipv6"
 
 
+def family_of(address: IPAddress) -> Family:
+    return Family.IPV4 if address.version == 4 else Family.IPV6
+
+
 @lru_cache(maxsize=1024)
 def _address_of(host: str) -> IPAddress | None:
     """What each circuit is compared with all others by; reading it takes 10 us."""
@@ -92,7 +96,7 @@ class Endpoint:
 
     @property
     def family(self) -> Family:
-        return Family.IPV4 if self.address.version == 4 else Family.IPV6
+        return family_of(self.address)
 
 
 def shown(text: str) -> str:

@@ -115,3 +115,7 @@ def frame_limit(mtu: int) -> int:
     (net/core/dev.c, is_skb_forwardable).
     """
     return mtu + ETHERNET_HEADER + VLAN_TAG
+
+
+VIRTIO_HEADER = bytes(10)
+"""Before a complete frame of a TAP that has one. include/uapi/linux/virtio_net.h."""

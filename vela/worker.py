@@ -21,6 +21,7 @@ import structlog
 from vela.dataplane.contract import Attachment
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.exit_message import ExitMessage
+from vela.dataplane.handover import Direction, Handover
 from vela.linux.affinity import pin
 from vela.linux.pages import SharedPage
 from vela.linux.sandbox import User, confine, seal
@@ -47,8 +48,9 @@ class WorkerTask:
     engine: LoadedEngine
     attachment: Attachment
     page: SharedPage
-    """Its counters and its exit message; all others are unmapped in it."""
+    """Its counters, exit message and handover; all others are unmapped in it."""
     exit_message: ExitMessage
+    handover: Handover
     cpu: int
     user: User
     supervisor_pid: int
@@ -76,10 +78,14 @@ def run(task: WorkerTask) -> NoReturn:
     log = structlog.get_logger()
     about = {"circuit": task.circuit, "pid": os.getpid()}
 
-    def forward(direction: Callable[[], None]) -> NoReturn:
+    def forward(direction: Callable[[], None], which: Direction) -> NoReturn:
         try:
-            while True:
+            while not handover.asked:
                 direction()
+            handover.stop(which)
+            # Until it is killed: nobody releases it.
+            while True:
+                never.acquire()
         except BaseException as err:
             if isinstance(err, OSError) and err.errno in _INTERFACE_LOST:
                 os._exit(EXIT_INTERFACE_LOST)
@@ -89,6 +95,9 @@ def run(task: WorkerTask) -> NoReturn:
             finally:
                 os._exit(EXIT_CRASHED)
 
+    handover = task.handover
+    never = _thread.allocate_lock()
+    never.acquire()
     started, sealed = _thread.allocate_lock(), _thread.allocate_lock()
     started.acquire()
     sealed.acquire()
@@ -96,7 +105,7 @@ def run(task: WorkerTask) -> NoReturn:
     def begin_ingress() -> NoReturn:
         started.release()
         sealed.acquire()
-        forward(plane.ingress)
+        forward(plane.ingress, Direction.INGRESS)
 
     try:
         try:
@@ -118,4 +127,4 @@ def run(task: WorkerTask) -> NoReturn:
     except BaseException as err:
         task.exit_message.write("start", err)
         raise
-    forward(plane.egress)
+    forward(plane.egress, Direction.EGRESS)

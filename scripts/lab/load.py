@@ -140,11 +140,12 @@ def ping(
     timeout_s: float = 5.0,
     cpu: int | None = None,
     pattern: bytes | None = None,
+    tos: int | None = None,
 ) -> Pings:
     """Send count echo requests of size bytes, the IP header included.
 
     timeout_s is how long the last reply may take; cpu is where ping runs; pattern, up to 16 bytes,
-    is what the payload is filled with, again and again. Losing all of them is a
+    is what the payload is filled with, again and again; tos the TOS byte. Losing all of them is a
     result, not an error; LabError is for a ping that cannot be tried.
     """
     if interval_s is None:
@@ -153,6 +154,8 @@ def ping(
     argv = ["ping", "-n", "-c", str(count), "-i", f"{interval_s:g}", "-W", f"{timeout_s:g}"]
     argv += ["-e", str(identifier)]
     version = ip_address(address.partition("%")[0]).version
+    if tos is not None:
+        argv += ["-Q", str(tos)]
     if size is not None:
         argv += ["-s", str(size - _IP_AND_ICMP[version])]
     if dont_fragment:

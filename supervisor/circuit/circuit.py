@@ -6,16 +6,21 @@ A static circuit has no signalling channel, and its lifecycle has another table.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
-from vela.address import Endpoint, IPAddress
+from vela.address import Endpoint, IPAddress, family_of
 from vela.dataplane.contract import Abilities
+from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
-from vela.linux.underlay import UnderlayPath
+from vela.linux.choice import ANY_UNDERLAY
+from vela.linux.features import Features
+from vela.linux.underlay import Route, UnderlayPath
+from vela.mac import format_mac
 from vela.signaling.agreement import Agreement
 from vela.signaling.candidates import Candidate
 from vela.signaling.encryption import Encryption as SessionEncryption
@@ -26,6 +31,7 @@ from vela.signaling.events import (
     Down,
     Event,
     OfferChanged,
+    ProbeAnswered,
     Rejected,
     ResolveWanted,
     Unanswered,
@@ -50,8 +56,10 @@ from ..runtime.names import NameSource
 from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, WorkerStatus
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
+from .path_prober import PathProber
 from .rates import RateMeter, Traffic
-from .remote import RemoteSearch, RouteSource
+from .remote import RemoteSearch
+from .routes import CircuitRoutes, MachineRoutes, RouteLoop
 from .signaling import SignalingChannel
 from .tenure import Tenure
 from .terms import (
@@ -73,6 +81,11 @@ class Origin(Enum):
 
 # States that need no action of the operator.
 _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED})
+# For a remote that has the changed key already.
+KEY_GRACE_S = 5.0
+# For a session to come up that takes the place of another one.
+CHANGE_GRACE_S = 3.0
+NOT_FOLLOWED = "the other end did not begin the session that it asked for"
 OTHER_MACHINE = "the remote is another machine, or another port"
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
@@ -114,6 +127,12 @@ class DataPath(Protocol):
 
     def check(self) -> None: ...
 
+    def change(self, config: CircuitConfig, cpu: int) -> None:
+        """Take another configuration; the interface stays. attach() follows. Raises VelaError."""
+
+    def change_engine(self, engine: LoadedEngine, features: Features) -> None:
+        """Let another engine carry frames; attach() follows. Raises VelaError."""
+
     def kill_worker(self) -> None: ...
 
     def close(self) -> None: ...
@@ -124,6 +143,12 @@ class DataPath(Protocol):
 
     def set_failure_handler(self, handler: Callback) -> None:
         """Set the callback for workers that fail repeatedly, and for one that works again."""
+
+    def set_route_handler(self, handler: Callback) -> None:
+        """Set the callback for routes to the remote that may have changed."""
+
+    def find_loop(self, remote: Endpoint, route: Route) -> str:
+        """Return why the circuit cannot send to a remote by this route; empty: it can."""
 
     def traffic(self) -> Traffic: ...
 
@@ -148,58 +173,66 @@ class Owner(Protocol):
         """Handle a request for other settings from the remote that set the circuit up."""
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a circuit is, as far as its configuration and the policy decide."""
+
+    config: CircuitConfig
+    control_channel: ControlChannel | None
+    """None: a static circuit."""
+    offer: Offer = field(default_factory=Offer)
+    """The settings of the remote's end; if the remote set the circuit up, those of this end."""
+    key: Key | None = None
+    machine: bytes | None = None
+    """See Session."""
+    frame_keys: CircuitKeys | None = None
+    """Of an encrypted circuit, which closes them."""
+
+
 class Circuit:
     """A circuit from the moment it is configured until it is closed."""
 
     def __init__(
         self,
-        config: CircuitConfig,
+        setup: Setup,
         origin: Origin,
         data_path: DataPath,
         *,
         loop: EventLoop,
         names: NameSource,
-        routes: RouteSource,
+        routes: MachineRoutes,
         owner: Owner,
         port: int,
-        control_channel: ControlChannel | None,
-        offer: Offer | None = None,
-        key: Key | None = None,
-        machine: bytes | None = None,
         maker: bytes | None = None,
-        frame_keys: CircuitKeys | None = None,
     ) -> None:
         """Create a circuit. start() or accept() begins to look for the remote.
 
         port: the listening port, and the port of a remote that names none.
-        control_channel: None for a static circuit. offer: the settings of the
-        remote's end; for a circuit that the remote set up, those of this end.
-        machine and maker: see Session. frame_keys: of an encrypted circuit; it is
-        closed with the circuit.
+        maker: see Session.
         """
-        self.config = config
+        self.config = setup.config
         self.origin = origin
-        self.offer = Offer() if offer is None else offer
+        self.offer = setup.offer
         self.disabled = False
         self.tenure: Tenure | None = None
         """Of one that the remote set up: how long it is kept."""
         self._data_path = data_path
         self._loop = loop
-        self._routes = routes
+        self._names = names
+        self._machine_routes = routes
+        self._routes = self._circuit_routes()
         self._owner = owner
         self._port = port
-        self._control_channel = control_channel
-        self._key = key
-        self._machine = machine
+        self._control_channel = setup.control_channel
+        self._key = setup.key
+        self._machine = setup.machine
         self._maker = maker
-        self._frame_keys = frame_keys
-        self._key_watch = None if frame_keys is None else KeyWatch(frame_keys, loop)
+        self._frame_keys = setup.frame_keys
+        self._key_watch = self._watch_keys()
         self._signaling: SignalingChannel | None = None
-        self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
-        if config.description:
-            self._log = self._log.bind(description=config.description)
-        self._started = self._closed = self._handed_over = False
-        self._lifecycle = Lifecycle(static=control_channel is None)
+        self._log = self._bound_log()
+        self._started = self._closed = self._moving = self._handed_over = False
+        self._lifecycle = Lifecycle(static=self.static)
         self._inputs: deque[tuple[Input, str]] = deque()
         self._stepping = False
         self._logged = (State.RESOLVING, "")
@@ -209,18 +242,12 @@ class Circuit:
         self._bridge_mtu = data_path.bridge_mtu
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
-        self._remote = RemoteSearch(
-            config.remote,
-            config.family,
-            port,
-            loop,
-            names,
-            routes,
-            listener=self,
-            local_address=self._local_address,
-        )
+        self._prober = PathProber(loop, self._on_path_mtu)
+        self._presence = self.config.underlay.presence()
+        self._remote = self._search()
         self._signaling = self._open_signaling()
         data_path.set_failure_handler(self.check)
+        data_path.set_route_handler(self._on_route_changed)
 
     # For the registry.
 
@@ -254,6 +281,11 @@ class Circuit:
     def idle(self) -> bool:
         """Whether it was neither started, disabled nor closed."""
         return not (self._started or self.disabled or self._closed)
+
+    @property
+    def frame_keys(self) -> CircuitKeys | None:
+        """Of an encrypted circuit."""
+        return self._frame_keys
 
     @property
     def taken_down(self) -> bool:
@@ -309,6 +341,13 @@ class Circuit:
         encryption: with the keys of the session, on an encrypted circuit.
         answer() must follow. Raises VelaError.
         """
+        self._begin_with(requested, encryption)
+        self._take(Input.ACCEPT)
+
+    def _begin_with(
+        self, requested: CircuitRequested, encryption: SessionEncryption | None = None
+    ) -> None:
+        """Begin with the session that a remote asked for. Raises VelaError."""
         signaling = self._require_signaling()
         self._started = True
         signaling.hold()
@@ -321,7 +360,35 @@ class Circuit:
         self._agreement = signaling.session.agreement
         self._carry()
         self._remote.resolve_later()
-        self._take(Input.ACCEPT)
+
+    def accept_change(self, setup: Setup, requested: CircuitRequested) -> None:
+        """Become what the remote that set the circuit up asks for, in a session of its own.
+
+        The name and the interface stay. answer() must follow. Raises VelaError; the
+        circuit is then to be closed.
+        """
+        signaling = self._require_signaling()
+        signaling.forget()
+        self.config, self.offer = setup.config, setup.offer
+        self._log = self._bound_log()
+        self._data_path.change(self.config, self.cpu)
+        self._remote.stop()
+        self._remote = self._search()
+        begun = self._signaling = self._open_signaling()
+        if self.state is State.UP:
+            # Frames go on meanwhile, as both ends are about to have the session.
+            self._begin_with(requested)
+            self._loop.call_later(CHANGE_GRACE_S, lambda: self._miss_session(begun))
+        else:
+            self._lifecycle = Lifecycle(static=False)
+            self.accept(requested)
+
+    def _miss_session(self, begun: SignalingChannel | None) -> None:
+        """Go down if the session that accept_change() began is not up by now."""
+        if begun is None or self._signaling is not begun or self._closed:
+            return
+        if self.state is State.UP and begun.session.state is not SessionState.UP:
+            self._take(Input.DOWN, NOT_FOLLOWED)
 
     def answer(self) -> None:
         """Tell the remote that it was accepted."""
@@ -335,15 +402,19 @@ class Circuit:
             self._signaling.forget()
         self._closed = True
         self._remote.stop()
+        self._prober.stop()
         if not self._handed_over:
             self._data_path.close()
+        self._close_keys()
+        # A velad that refuses to start logs nothing but the reason.
+        if self._started and not self._handed_over:
+            self._log.info("circuit_closed")
+
+    def _close_keys(self) -> None:
         if self._key_watch is not None:
             self._key_watch.close()
         if self._frame_keys is not None:
             self._frame_keys.close()
-        # A velad that refuses to start logs nothing but the reason.
-        if self._started and not self._handed_over:
-            self._log.info("circuit_closed")
 
     def hand_over(self) -> DataPath:
         """Leave the interface to another circuit, which gets it. close() is to follow."""
@@ -379,25 +450,132 @@ class Circuit:
         self.disable()
         self.enable()
 
+    def change(self, setup: Setup, cpu: int, *, new_session: bool) -> None:
+        """Become what setup says, with the same name and id. The interface stays.
+
+        The worker stays if nothing changes that it was told. new_session: the present
+        session cannot go on with it. Raises VelaError; the circuit is then to be closed.
+        """
+        before, self.config = self.config, setup.config
+        self._log = self._bound_log()
+        if new_session:
+            self._begin_anew(setup, cpu)
+            return
+        self._data_path.change(self.config, cpu)
+        self._machine = setup.machine
+        if setup.offer != self.offer:
+            self.offer = setup.offer
+            if self._signaling is not None:
+                self._signaling.session.set_offer(self.offer, self._loop.now())
+        self.set_key(setup.key)
+        if (self.config.remote, self.config.family) != (before.remote, before.family):
+            self._look_elsewhere()
+        if self.config.enabled != before.enabled:
+            self._follow_file()
+        elif self._started and not self.disabled:
+            self._apply()
+
+    def change_engine(self, engine: LoadedEngine, features: Features) -> None:
+        """Let another engine carry frames, on the same interface. Raises VelaError."""
+        self._data_path.change_engine(engine, features)
+        if self._started and not self.disabled:
+            self._apply()
+
+    def _begin_anew(self, setup: Setup, cpu: int) -> None:
+        """End the session, and begin another one with the same interface."""
+        disabled, started = self.disabled or not self.config.enabled, self._started
+        if not self.disabled:
+            self.disable()
+        self._close_keys()
+        self._frame_keys = setup.frame_keys
+        self._key_watch = self._watch_keys()
+        self._remote.stop()
+        self._data_path.change(self.config, cpu)
+        self._control_channel, self.offer = setup.control_channel, setup.offer
+        self._key, self._machine = setup.key, setup.machine
+        self._lifecycle = Lifecycle(static=self.static)
+        self._path = self._agreement = None
+        self._moving = self.disabled = False
+        self._routes = self._circuit_routes()
+        self._presence = self.config.underlay.presence()
+        self._remote = self._search()
+        self._signaling = self._open_signaling()
+        if disabled:
+            self.disable()
+        elif started:
+            self.start()
+
+    def _follow_file(self) -> None:
+        """Go down or up administratively, as the file says now."""
+        if not self.config.enabled and not self.disabled:
+            self.disable()
+        elif self.config.enabled and self.disabled:
+            self.enable()
+
+    def _look_elsewhere(self) -> None:
+        """Look for the remote by another name. The session goes on until its address is known."""
+        self._remote.stop()
+        self._remote = self._search()
+        self._remote.paused = self.disabled
+        self._moving = not self.disabled
+        if self._started or self.disabled:
+            self._remote.resolve()
+
+    def _apply(self) -> None:
+        """Tell the remote what this end offers now, and carry frames by it."""
+        try:
+            in_use = self._path if self._signaling is None else self._path_in_use() or self._path
+            if self._signaling is not None and in_use is not None:
+                description = self._description(in_use)
+                self._signaling.session.set_local(description, self._loop.now())
+            if self._data_path.attached is not None:
+                self._carry()
+        except VelaError as err:
+            self._take(Input.FAILED, str(err))
+        if self._signaling is not None:
+            self._signaling.pump()
+        if self.state is State.FAILED:
+            self._remote.resolve()
+
     def set_policy(self, policy: Policy) -> None:
         """Apply this policy to later requests of the remote."""
         if self._signaling is not None:
             self._signaling.session.set_policy(policy)
 
     def set_key(self, key: Key | None) -> None:
-        """Use this key from now on. A changed key begins a new session."""
+        """Use this key from now on.
+
+        The session goes on until both ends have begun another one under the changed key;
+        one that the remote set up no longer than KEY_GRACE_S.
+        """
         if key == self._key:
             return
         self._key = key
         if self._frame_keys is not None:
             self._frame_keys.set_psk(key)
-        if not self.disabled:
+        if self._signaling is None or self.disabled:
+            return
+        if not self._signaling.session.set_key(key, self._loop.now()):
+            self.restart()
+            return
+        self._signaling.pump()
+        if self.origin is Origin.PEER:
+            # Who has only the key before is no longer allowed here.
+            former = self._signaling, self._signaling.session.local_nonces[:1]
+            self._loop.call_later(KEY_GRACE_S, lambda: self._end_session(*former))
+
+    def _end_session(self, signaling: SignalingChannel, nonces: tuple[int, ...]) -> None:
+        """Begin anew if there is still the session with this nonce."""
+        is_former = self._signaling is signaling and signaling.session.local_nonces[:1] == nonces
+        if is_former and nonces and not (self._closed or self.disabled):
             self.restart()
 
     def check(self) -> None:
         """Check the interface and the worker. To be called once a second."""
         before = self._obstacle
-        self._rates.sample(self._data_path.traffic(), self._loop.now())
+        traffic = self._data_path.traffic()
+        self._rates.sample(traffic, self._loop.now())
+        self._prober.note_traffic(traffic.tx_frames)
         try:
             self._data_path.check()
         except VelaError as err:
@@ -411,6 +589,7 @@ class Circuit:
                 self._log.info("circuit_mended")
                 self._take(Input.MENDED)
             self._look_at_bridge()
+        self._look_at_underlay()
         if self._key_watch is not None:
             worker = self._data_path.worker_status()
             self._key_watch.check(None if worker is None else worker.restarts)
@@ -430,6 +609,20 @@ class Circuit:
             return
         if self._signaling is not None:
             self._signaling.pump()
+
+    def _look_at_underlay(self) -> None:
+        """Follow the chosen device and source address as they come and go."""
+        if self.config.underlay == ANY_UNDERLAY or self.disabled or not self._started:
+            return
+        presence = self.config.underlay.presence()
+        if presence == self._presence:
+            return
+        self._presence = presence
+        _, obstacle = presence
+        if obstacle and self._data_path.attached is not None:
+            self._take(Input.CUT_OFF, obstacle)
+        else:
+            self._remote.resolve()
 
     def status(self) -> CircuitStatus:
         config, attached = self.config, self._data_path.attached
@@ -453,7 +646,7 @@ class Circuit:
             remote_port=endpoint.port if endpoint else config.remote.port or self._port,
             family=endpoint.family.value if endpoint else None,
             mtu=self._data_path.mtu,
-            path_mtu=attached[0].route.mtu if attached else None,
+            path_mtu=attached[0].mtu if attached else None,
             encapsulation=config.encapsulation.value,
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
             encryption=config.encryption.value,
@@ -476,6 +669,9 @@ class Circuit:
         self._take(Input.NO_ROUTE, reason)
 
     def on_routed(self, paths: tuple[UnderlayPath, ...]) -> None:
+        if self._moving:
+            self._moving = False
+            self._leave_former_remote(paths[0])
         try:
             self._aim(paths)
         except VelaError as err:
@@ -485,9 +681,45 @@ class Circuit:
         if self._signaling is not None:
             self._signaling.pump()
 
+    def _on_route_changed(self) -> None:
+        """Stop sending at once where the route now leads into this circuit, or look again."""
+        if self.disabled or self._closed:
+            return
+        attached = self._data_path.attached
+        if attached is None:
+            self._remote.resolve()
+            return
+        try:
+            self._routes.way_from(attached[0].route.source, attached[0].endpoint)
+        except RouteLoop as err:
+            self._take(Input.CUT_OFF, str(err))
+        except DeviceError:
+            pass  # if it stays so, the session goes down by itself
+
+    def _leave_former_remote(self, path: UnderlayPath) -> None:
+        """End the session with a machine that the remote's new name does not lead to."""
+        if self._signaling is None:
+            return
+        session = self._signaling.session
+        remote, port = session.remote, path.endpoint.port
+        if remote is None or (remote.address in path.sources and self._reaches(remote, port)):
+            return
+        self._signaling.leave(CloseReason.DELETED)
+        self._data_path.detach()
+        self._path = self._agreement = None
+        self._signaling = self._open_signaling()
+        self._take(Input.CLOSED, "the remote was changed")
+
+    def _reaches(self, remote: Endpoint, port: int) -> bool:
+        """Tell whether a remote is the one at this port; behind a NAT it shows another one."""
+        return port in (remote.port, self._agreement.remote_port if self._agreement else None)
+
     # From signalling.
 
     def _on_event(self, event: Event) -> None:
+        if self.state is State.UP and isinstance(event, Unanswered | Rejected):
+            # Of a session that took the place of another one, and was never up itself.
+            self._take(Input.DOWN, NOT_FOLLOWED)
         match event:
             case Agreed(agreement):
                 self._agreement = agreement
@@ -508,6 +740,8 @@ class Circuit:
                 self._take(Input.DELETED)
             case Rejected(_, reason):
                 self._take(Input.REJECTED, reason)
+            case ProbeAnswered(size):
+                self._prober.answered(size)
             case ResolveWanted():
                 self._remote.resolve()
             case OfferChanged(requested):
@@ -552,6 +786,8 @@ class Circuit:
         if now == self._logged:
             return
         before, self._logged = self._logged[0], now
+        if State.UP in (before, state):
+            self._probe_path()
         self._transitions.record(state, self._loop.now())
         self._owner.on_state_changed(self, before)
         level = "info" if not reason or state in _GOOD else "warning"
@@ -605,6 +841,10 @@ class Circuit:
         session, agreement = self._signaling.session, self._agreement
         if agreement is None or session.remote is None:
             return
+        # By the present one: the agreement may be of a session that failed for it.
+        if agreement.remote_mac == self._data_path.local_mac:
+            mac = format_mac(agreement.remote_mac)
+            raise ConfigError(f"both ends have the MAC address {mac}; one needs another `mac`")
         # Behind a NAT only the translated port leads back.
         port = session.remote.port if agreement.nat else agreement.remote_port
         path = self._path_to(Endpoint(session.remote.address, port))
@@ -626,6 +866,7 @@ class Circuit:
         in_use, attached = self._path_in_use(), self._data_path.attached
         if in_use is not None and attached is not None and attached[0].route != in_use.route:
             self._carry()
+            self._probe_path()
 
     def _release(self) -> None:
         self._data_path.detach()
@@ -646,7 +887,33 @@ class Circuit:
         except DeviceError as err:
             self._log.error("carrier_not_set", error=str(err))
 
+    def _bound_log(self) -> Any:
+        """Return a log whose lines name the circuit."""
+        config = self.config
+        log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
+        return log.bind(description=config.description) if config.description else log
+
+    def _watch_keys(self) -> KeyWatch | None:
+        keys = self._frame_keys
+        return None if keys is None else KeyWatch(keys, self._loop)
+
     # Signalling, and the paths to the remote.
+
+    def _circuit_routes(self) -> CircuitRoutes:
+        return CircuitRoutes(self._machine_routes, self.config.underlay, self._data_path)
+
+    def _search(self) -> RemoteSearch:
+        bind = self.config.bind
+        return RemoteSearch(
+            self.config.remote,
+            self.config.family or (None if bind is None else family_of(bind)),
+            self._port,
+            self._loop,
+            self._names,
+            self._routes,
+            listener=self,
+            local_address=self._local_address,
+        )
 
     def _open_signaling(self) -> SignalingChannel | None:
         channel = self._control_channel
@@ -665,7 +932,9 @@ class Circuit:
             maker=self.maker,
             frame_keys=self._frame_keys,
         )
-        signaling = SignalingChannel(session, self._loop, channel, self._on_event)
+        signaling = SignalingChannel(
+            session, self._loop, channel, self._on_event, self.config.underlay
+        )
         if self._key_watch is not None:
             self._key_watch.follow(signaling)
         return signaling
@@ -720,7 +989,7 @@ class Circuit:
 
     def _source_of(self, path: UnderlayPath) -> IPAddress | None:
         """Return the local address to ask from; None: the kernel chooses."""
-        if path.route.source == self._local_address():
+        if path.route.source in (self._local_address(), self.config.bind):
             return path.route.source
         return None if path.group.address.is_unspecified else path.group.address
 
@@ -739,7 +1008,21 @@ class Circuit:
             group, route = self._routes.way_to(endpoint)
         else:
             group, route = self._routes.way_from(source, endpoint)
-        return UnderlayPath(endpoint, (endpoint.address,), route, group)
+        return self._prober.narrow(UnderlayPath(endpoint, (endpoint.address,), route, group))
+
+    def _probe_path(self) -> None:
+        """Find out how large packets to the remote may be, while the session is up."""
+        attached, signaling = self._data_path.attached, self._signaling
+        if attached is not None and signaling is not None and self.state is State.UP:
+            self._prober.start(attached[0], signaling)
+        else:
+            self._prober.stop()
+
+    def _on_path_mtu(self) -> None:
+        path = self._path_in_use()
+        if path is not None:
+            self._log.info("path_mtu_changed", path_mtu=path.mtu, route_mtu=path.route.mtu)
+            self._apply()
 
 
 _DO = {

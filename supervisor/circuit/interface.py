@@ -73,6 +73,11 @@ class AttachmentCircuit:
         return self._tap.fd
 
     @property
+    def index(self) -> int:
+        """The number that the kernel knows the interface by."""
+        return self._tap.index
+
+    @property
     def mtu(self) -> int:
         return self._tap.mtu
 
@@ -133,6 +138,53 @@ class AttachmentCircuit:
             self._tap.restore_mac()
         self._tap.set_carrier(self._carrier)
         return changed
+
+    def change(self, config: CircuitConfig, mac: bytes) -> None:
+        """Take another configuration with the same name. Raises DeviceError.
+
+        Only what this interface was given is changed; what others gave it stays.
+        """
+        before, self._config = self._config, config
+        name = config.name
+        if mac != self.mac:
+            self._tap.change_mac(mac)
+            self.mac = mac
+        if config.description != before.description:
+            self._netlink.set_alias(name, config.description)
+        if config.accept_ra != before.accept_ra:
+            self._shield()
+        if _answers_arp(config) != _answers_arp(before):
+            self._netlink.set_arp(name, _answers_arp(config))
+        if config.bridge != before.bridge:
+            self._change_bridge(config.bridge)
+        if config.addresses != before.addresses:
+            gone = [each for each in before.addresses if each not in config.addresses]
+            added = [each for each in config.addresses if each not in before.addresses]
+            self._netlink.change_addresses(name, gone, added)
+        self.set_gso_max_size()
+
+    def change_engine(self, features: Features, *, virtio_header: bool) -> None:
+        """Prepare for workers of another engine. Raises DeviceError.
+
+        virtio_header: it reads and writes one, where the interface has one. One that is made
+        again has just what the engine wants.
+        """
+        self._virtio_header, self._features = virtio_header, features
+        self._tap.set_offloads(virtio_header, features)
+
+    def _change_bridge(self, bridge: str | None) -> None:
+        if self._bridge_index is not None:
+            self._bridge_index = None
+            if bridge is None or self._netlink.find(bridge) is None:
+                self._netlink.leave_bridge(self._config.name)
+        if bridge is None:
+            return
+        index = self._netlink.find(bridge)
+        if index is None:
+            self._log.warning("bridge_missing", bridge=bridge)
+            return
+        self._join(bridge)
+        self._bridge_index = index
 
     def make_again(self) -> None:
         """Create the interface again after it was removed, with the same settings.
@@ -207,11 +259,10 @@ class AttachmentCircuit:
                     self._join(config.bridge)
                 else:
                     self._log.warning("bridge_missing", bridge=config.bridge)
-            # A remote that is a TUN answers no ARP and no neighbour solicitation.
             self._netlink.bring_up(
                 config.name,
                 config.addresses,
-                arp=config.encapsulation is not Encapsulation.IP,
+                arp=_answers_arp(config),
                 gso_max_size=size if self._virtio_header else None,
                 alias=config.description,
             )
@@ -252,3 +303,8 @@ class AttachmentCircuit:
     def _best_gso_max_size(self, mtu: int) -> int:
         forwarded = self._config.bridge is not None or self._forwarding.enabled
         return gso_max_size(mtu, forwarded=forwarded, encrypted=self._encrypted)
+
+
+def _answers_arp(config: CircuitConfig) -> bool:
+    """Tell whether the remote answers ARP and neighbour solicitations: a TUN does not."""
+    return config.encapsulation is not Encapsulation.IP

@@ -15,7 +15,8 @@ import structlog
 from vela import worker
 from vela.dataplane.counters import Counters
 from vela.dataplane.exit_message import ExitMessage, describe
-from vela.linux.usage import ProcessUsage
+from vela.dataplane.handover import Handover
+from vela.linux.usage import ProcessUsage, sleeps
 from vela.worker import WorkerTask
 
 from ..runtime.loop import Callback, EventLoop, Timer
@@ -26,6 +27,11 @@ from .restart import PROOF_S, RestartPolicy
 # hangs: twice what a machine under heavy load was seen to keep one waiting.
 HANG_AFTER_CHECKS = 3
 CHECK_INTERVAL_S = 1.0
+
+# A worker that is asked to make way stops with its next batch. One that sleeps after so long has
+# no frame, and nothing in hand either. On a busy host one with a frame may be kept waiting.
+HANDOVER_S, HANDOVER_LOOK_S = 0.02, 0.001
+LONGEST_HANDOVER_S = 1.0
 
 _INT = struct.Struct("=i")
 
@@ -54,6 +60,7 @@ class WorkerKeeper:
         self._loop = loop
         self._counters = counters
         self.exit_message = ExitMessage(counters.exit_message)
+        self.handover = Handover(counters.handover)
         self._log = structlog.get_logger().bind(circuit=circuit)
         self._policy = RestartPolicy(random.Random())
         self._task: WorkerTask | None = None
@@ -61,6 +68,7 @@ class WorkerKeeper:
         self._started = 0.0
         self._retry: Timer | None = None
         self._proof: Timer | None = None
+        self._leaving: Timer | None = None
         self._watch = _ProgressWatch()
         self._stuck: str | None = None
         self._failure = ""
@@ -94,6 +102,35 @@ class WorkerKeeper:
         self._task = task
         self._spawn()
 
+    def replace(self, task: WorkerTask) -> None:
+        """Carry the circuit with this task, which has the same descriptors, from now on.
+
+        The worker that there is ends its batch first, so that no frame is lost.
+        """
+        if self._child is None:
+            self.start(task)
+            return
+        if self._leaving is not None:
+            self._leaving.cancel()
+        self._task = task
+        self.handover.ask()
+        self._await_handover(task, self._loop.now())
+
+    def _await_handover(self, task: WorkerTask, since: float) -> None:
+        def look() -> None:
+            self._leaving = None
+            if self._has_nothing_in_hand(self._loop.now() - since):
+                self.start(task)
+            else:
+                self._await_handover(task, since)
+
+        self._leaving = self._loop.call_later(HANDOVER_LOOK_S, look)
+
+    def _has_nothing_in_hand(self, waited_s: float) -> bool:
+        if self._child is None or self.handover.done or waited_s >= LONGEST_HANDOVER_S:
+            return True
+        return waited_s >= HANDOVER_S and sleeps(self._child.pid)
+
     def kill(self) -> None:
         """Begin to end the worker, ahead of stop() in the same turn of the loop.
 
@@ -105,10 +142,10 @@ class WorkerKeeper:
     def stop(self) -> None:
         """End the worker, and wait for it: SIGKILL, as it has nothing to clean up."""
         self._task = None
-        for timer in (self._retry, self._proof):
+        for timer in (self._retry, self._proof, self._leaving):
             if timer is not None:
                 timer.cancel()
-        self._retry = self._proof = None
+        self._retry = self._proof = self._leaving = None
         if self._child is not None:
             self.kill()
             self._loop.unwatch(self._child.pidfd)
@@ -139,6 +176,7 @@ class WorkerKeeper:
         self._watch = _ProgressWatch()
         self._stuck = None
         self.exit_message.clear()
+        self.handover.clear()
         if self._used:
             self._restore()
         self._used = True
@@ -159,9 +197,10 @@ class WorkerKeeper:
         assert self._child is not None
         child, self._child = self._child, None
         self._loop.unwatch(child.pidfd)
-        if self._proof is not None:
-            self._proof.cancel()
-            self._proof = None
+        for timer in (self._proof, self._leaving):
+            if timer is not None:
+                timer.cancel()
+        self._proof = self._leaving = None
         status = child.reap()
         self._counters.absorb()
         if status.code == worker.EXIT_INTERFACE_LOST:

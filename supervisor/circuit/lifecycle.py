@@ -42,6 +42,7 @@ class Input(Enum):
     UNRESOLVED = auto()  # (reason)
     NO_ROUTE = auto()  # (reason)
     ROUTED = auto()
+    CUT_OFF = auto()  # (reason) there is nothing that may be sent by: no device, a loop
     # From signalling.
     AGREED = auto()  # both ends agree how to carry frames
     UP = auto()
@@ -126,6 +127,8 @@ def _in_states(
 _DISABLE = Transition(_S.DISABLED, (_A.LEAVE, _A.RELEASE, _A.CARRIER_OFF, _A.RESOLVE))
 _FAIL = Transition(_S.FAILED, (_A.CARRIER_OFF, _A.SUSPEND, _A.RESOLVE_SOON))
 _BREAK = Transition(_S.BROKEN, (_A.CARRIER_OFF, _A.SUSPEND))
+# Nothing is sent any more. By a route that leads back, the circuit would carry its own packets.
+_CUT_OFF = Transition(_S.DOWN, (_A.CARRIER_OFF, _A.SUSPEND, _A.RELEASE, _A.RESOLVE_SOON))
 
 # Inputs of a circuit with signalling that is not up.
 _NOT_UP = {
@@ -138,6 +141,7 @@ _NOT_UP = {
     _I.CLOSED: Transition(_S.DOWN, (_A.CARRIER_OFF, _A.SEEK)),
     _I.DELETED: Transition(_STAY, (_A.REMOVE,)),
     _I.NO_ROUTE: Transition(_S.DOWN),
+    _I.CUT_OFF: _CUT_OFF,
     _I.FAILED: _FAIL,
     _I.BROKEN: _BREAK,
     _I.MENDED: Transition(_STAY),
@@ -154,7 +158,8 @@ WITH_SIGNALING: Table = {
     (_S.CONNECTING, _I.UNRESOLVED): Transition(_ByHistory(_S.RESOLVING, _STAY)),
     (_S.CONNECTING, _I.ROUTED): Transition(_STAY),
     (_S.DOWN, _I.UNRESOLVED): Transition(_ByHistory(_S.RESOLVING, _STAY)),
-    (_S.DOWN, _I.ROUTED): Transition(_ByHistory(_S.CONNECTING, _STAY)),
+    # After CUT_OFF the session is at rest.
+    (_S.DOWN, _I.ROUTED): Transition(_ByHistory(_S.CONNECTING, _STAY), (_A.SEEK,)),
     (_S.REJECTED, _I.UNRESOLVED): Transition(_ByHistory(_S.RESOLVING, _STAY)),
     (_S.REJECTED, _I.ROUTED): Transition(_STAY),
     #
@@ -162,7 +167,10 @@ WITH_SIGNALING: Table = {
     # The session goes down by itself when nothing arrives any more.
     (_S.UP, _I.NO_ROUTE): Transition(_STAY),
     (_S.UP, _I.ROUTED): Transition(_STAY, (_A.FOLLOW_ROUTE,)),
+    (_S.UP, _I.CUT_OFF): _CUT_OFF,
     (_S.UP, _I.AGREED): Transition(_STAY, (_A.CARRY, _A.CARRIER_ON)),
+    # Of the session that took the place of another one.
+    (_S.UP, _I.UP): Transition(_STAY, (_A.CARRY, _A.CARRIER_ON)),
     (_S.UP, _I.DOWN): Transition(_S.DOWN, (_A.CARRIER_OFF,)),
     (_S.UP, _I.CLOSED): Transition(_S.DOWN, (_A.CARRIER_OFF, _A.SEEK)),
     (_S.UP, _I.DELETED): Transition(_STAY, (_A.REMOVE,)),
@@ -192,6 +200,7 @@ WITH_SIGNALING: Table = {
                 _I.UNRESOLVED,
                 _I.NO_ROUTE,
                 _I.ROUTED,
+                _I.CUT_OFF,
                 _I.DOWN,
                 _I.UNANSWERED,
                 _I.REJECTED,
@@ -213,6 +222,7 @@ _STATIC_FAIL = Transition(_S.FAILED, (_A.RELEASE, _A.CARRIER_OFF, _A.RESOLVE_SOO
 _STATIC = {
     _I.ROUTED: Transition(_S.UNMONITORED, (_A.CARRY, _A.CARRIER_ON)),
     _I.NO_ROUTE: Transition(_S.DOWN, (_A.RELEASE, _A.CARRIER_OFF)),
+    _I.CUT_OFF: Transition(_S.DOWN, (_A.RELEASE, _A.CARRIER_OFF, _A.RESOLVE_SOON)),
     _I.UNRESOLVED: Transition(_S.RESOLVING),
     _I.FAILED: _STATIC_FAIL,
     _I.BROKEN: Transition(_S.BROKEN, (_A.CARRIER_OFF,)),
@@ -227,6 +237,7 @@ STATIC: Table = {
     (_S.UNMONITORED, _I.UNRESOLVED): Transition(_STAY),
     (_S.BROKEN, _I.ROUTED): Transition(_STAY),
     (_S.BROKEN, _I.NO_ROUTE): Transition(_STAY),
+    (_S.BROKEN, _I.CUT_OFF): Transition(_STAY),
     (_S.BROKEN, _I.UNRESOLVED): Transition(_STAY),
     (_S.BROKEN, _I.FAILED): Transition(_STAY),
     (_S.BROKEN, _I.BROKEN): Transition(_TAKE_REASON),

@@ -7,21 +7,24 @@ import os
 import socket
 import zlib
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from vela.address import Endpoint
 from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
+from vela.dataplane.ecn import DSCP_SHIFT
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Verification
 from vela.errors import DeviceError
+from vela.linux.choice import UnderlayChoice, set_tos
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.sandbox import User, worker_filter
 from vela.linux.underlay import (
+    Route,
     UnderlayPath,
     find_route,
     open_send_socket,
@@ -48,8 +51,9 @@ from ..status import CounterStatus, WorkerStatus
 from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
 from .links import Links
+from .loops import Aim, Carriers
 from .rates import Traffic
-from .terms import Profile, provisional_mtu
+from .terms import Profile, is_encrypted, provisional_mtu
 
 # Workers that start are forked in a row, this often: what the supervisor writes to
 # between two forks is copied for each (measured with 255: 8 MB a worker, and
@@ -70,6 +74,7 @@ class PseudowireFactory:
     links: Links
     forwarding: Forwarding
     demux: Demux
+    carriers: Carriers
     forks: Burst
     """Where workers are started: see FORK_INTERVAL_S."""
     counters: CounterSlab
@@ -108,6 +113,7 @@ class Pseudowire:
         await_bridge, shielded: see AttachmentCircuit.
         """
         self._on_failure: Callback | None = None
+        self._on_route: Callback | None = None
         self._config = config
         self._parts = parts
         self._cpu = cpu
@@ -116,14 +122,13 @@ class Pseudowire:
         self._key_page: int | None = None
         self._frame_port: int | None = None
         self._carrier = self._narrowed = False
-        self._interface_lost = False
+        self._interface_lost = self._changed = False
         self._claim: Claim | None = None
         self._send_socket: socket.socket | None = None
         self._starting: Timer | None = None
 
-        identity = (*parts.identity, config.name, str(config.id), str(config.remote))
-        self.local_mac = config.mac or derive_mac(*identity)
-        self._made_up_mac = derive_mac("remote", *identity)
+        self.local_mac = config.mac or self._derive_mac()
+        self._made_up_mac = self._derive_mac("remote")
         self._counters = parts.counters.take()
         self._keeper = WorkerKeeper(
             config.name,
@@ -175,8 +180,12 @@ class Pseudowire:
 
     @property
     def abilities(self) -> Abilities:
-        """What the engine can do."""
-        return self._parts.engine.abilities
+        """What the engine can do with this interface, which another one may have made."""
+        abilities = self._parts.engine.abilities
+        if abilities.virtio_header and not self._interface.virtio_header:
+            # Only the header of a frame says that its checksum is a partial one.
+            return replace(abilities, virtio_header=False, partial_checksums=False)
+        return abilities
 
     @property
     def attached(self) -> tuple[UnderlayPath, Profile] | None:
@@ -192,6 +201,51 @@ class Pseudowire:
         """Let handler be called when workers fail again and again, and when one lives again."""
         self._on_failure = handler
 
+    def set_route_handler(self, handler: Callback) -> None:
+        """Let handler be called when the route to the remote may have changed."""
+        self._on_route = handler
+
+    def change(self, config: CircuitConfig, cpu: int) -> None:
+        """Take another configuration of the circuit with this name and id. Raises DeviceError.
+
+        The interface stays. What the worker was told is out of date then: attach() follows.
+        """
+        mac = self.local_mac
+        if config.mac != self._config.mac:
+            mac = config.mac or self._derive_mac()
+        self._interface.change(config, mac)
+        self._changed = self._changed or (
+            (mac, cpu, config.dscp) != (self.local_mac, self._cpu, self._config.dscp)
+        )
+        if self._attached is None and config.mtu is not None and config.mtu != self._config.mtu:
+            self._interface.set_mtu(config.mtu, encrypted=is_encrypted(config))
+        self._config, self.local_mac, self._cpu = config, mac, cpu
+
+    def change_engine(self, engine: LoadedEngine, features: Features) -> None:
+        """Let another engine carry frames, on the same interface; attach() follows.
+
+        Raises DeviceError.
+        """
+        virtio_header = engine.abilities.virtio_header
+        self._interface.change_engine(features, virtio_header=virtio_header)
+        self._parts = replace(self._parts, engine=engine, features=features)
+        self._changed = True
+
+    @property
+    def _choice(self) -> UnderlayChoice:
+        return self._config.underlay
+
+    @property
+    def _tos(self) -> int:
+        """What the sending socket has by itself; the worker sets others packet by packet."""
+        return (self._config.dscp or 0) << DSCP_SHIFT
+
+    def _derive_mac(self, *end: str) -> bytes:
+        config = self._config
+        return derive_mac(
+            *end, *self._parts.identity, config.name, str(config.id), str(config.remote)
+        )
+
     def kill_worker(self) -> None:
         """Begin to end the worker, ahead of close() in the same turn of the loop."""
         self._keeper.kill()
@@ -202,6 +256,8 @@ class Pseudowire:
         self._parts.loop.unwatch(self._divert_reader.fileno())
         self._divert_reader.close()
         self._divert_writer.close()
+        self._parts.demux.watch_route(self, None)
+        self._parts.carriers.forget(self._interface.index)
         self._interface.close()
         self._parts.counters.give_back(self._counters)
 
@@ -212,12 +268,18 @@ class Pseudowire:
         gets and this process never maps. An encrypted circuit needs one, also
         where there is no key in it yet, and no other may have one.
 
-        Does nothing where it already does just that. Raises VelaError, and
-        then it is detached.
+        Does nothing where it already does just that. Where only numbers differ, a
+        new worker goes on with the same descriptors. Raises VelaError, and then it
+        is detached.
         """
-        if (path, profile) == self._attached and key_page == self._key_page:
+        before = self._attached
+        if before == (path, profile) and key_page == self._key_page and not self._changed:
             return
-        self._release()
+        goes_on = before is not None and _uses_same_sockets(before, (path, profile))
+        if not goes_on or key_page != self._key_page:
+            self._release()
+        elif self._starting is not None:
+            self._starting.cancel()
         try:
             self._attach(path, profile, key_page)
         except BaseException:
@@ -315,13 +377,30 @@ class Pseudowire:
         counters[Slot.RX_BYTES] += end - frame
         counters[Slot.RX_ELIDED] += elided
 
+    def find_loop(self, remote: Endpoint, route: Route) -> str:
+        """Return why the circuit cannot send to a remote by this route; empty: it can.
+
+        Where it cannot, the circuit is told when routes to the remote change.
+        """
+        aim = Aim(self.name, route.source, remote, self._choice)
+        carriers, index = self._parts.carriers, self._interface.index
+        carriers.aim(index, aim)
+        loop = carriers.find_loop(index, aim, route)
+        self._parts.demux.watch_route(self, remote.address if loop else None)
+        return loop
+
     def look_at_route(self) -> None:
         """Let fragments follow the route at once; the circuit's MTU does within a minute."""
+        self._follow_narrowed()
+        if self._on_route is not None:
+            self._on_route()
+
+    def _follow_narrowed(self) -> None:
         if self._attached is None or self._claim is None:
             return
         path, _ = self._attached
         with suppress(OSError):  # without a route nothing is sent
-            self._narrowed = find_route(path.route.source, path.endpoint).narrowed
+            self._narrowed = find_route(path.route.source, path.endpoint, self._choice).narrowed
             set_narrowed(self._send_socket or self._claim.socket, self._narrowed)
 
     def traffic(self) -> Traffic:
@@ -382,9 +461,12 @@ class Pseudowire:
             if self._claim is not None:
                 self._claim.restore()
                 set_narrowed(self._claim.socket, self._narrowed)
+                set_tos(self._claim.socket, self._tos)
             if self._send_socket is not None and self._attached is not None:
                 endpoint = self._attached[0].endpoint
-                restore_send_socket(self._send_socket, endpoint, narrowed=self._narrowed)
+                restore_send_socket(
+                    self._send_socket, endpoint, narrowed=self._narrowed, tos=self._tos
+                )
         except (OSError, DeviceError) as err:
             # The worker finds out, if it matters; a TAP may just have been removed.
             self._log.warning("descriptors_not_restored", error=str(err))
@@ -397,6 +479,7 @@ class Pseudowire:
         attached, key_page = self._attached, self._key_page
         # What fails now can be tried again from here: it stays attached.
         self._stop_worker()
+        self._parts.carriers.forget(self._interface.index)
         self._interface.make_again()
         self._interface_lost = False
         self._release()
@@ -423,16 +506,24 @@ class Pseudowire:
         self._decapsulator = self._make_decapsulator(
             profile.remote_mac, partial_checksums=profile.partial_checksums
         )
-        claim = self._claim = self._parts.demux.claim(
-            self, self._config.id, path.sources, path.group
-        )
+        claim = self._claim
+        if claim is None:
+            claim = self._claim = self._parts.demux.claim(
+                self, self._config.id, path.sources, path.group
+            )
         destination = source_address = None
         if profile.source_port == path.group.port:
             send_socket = claim.socket
             set_narrowed(send_socket, self._narrowed)
+            set_tos(send_socket, self._tos)
+            self._choice.mark_socket(send_socket)
             destination = path.group.sockaddr(path.endpoint)
-            if path.group.address.is_unspecified:
-                source_address = pktinfo(path.route.source)
+            if path.group.address.is_unspecified or path.route.device is not None:
+                source_address = pktinfo(path.route.source, path.route.device or 0)
+        elif self._send_socket is not None:
+            send_socket = self._send_socket
+            set_narrowed(send_socket, self._narrowed)
+            set_tos(send_socket, self._tos)
         else:
             send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
         attachment = Attachment(
@@ -447,12 +538,14 @@ class Pseudowire:
             remote_mac=profile.remote_mac or self._made_up_mac,
             elision=profile.elision,
             frame_limit=frame_limit(self._interface.mtu),
-            datagram_limit=datagram_limit(path.route.mtu, family),
+            datagram_limit=datagram_limit(path.mtu, family),
             counters=self._counters.worker,
             virtio_header=self._interface.virtio_header,
             partial_checksums=profile.partial_checksums,
             fragmentation=profile.fragmentation,
             mss_clamp=profile.mss_clamp,
+            dscp=self._config.dscp,
+            carry_ecn=profile.carry_ecn,
             features=self._parts.features,
             key_page=key_page,
         )
@@ -462,13 +555,14 @@ class Pseudowire:
             attachment=attachment,
             page=self._counters.page,
             exit_message=self._keeper.exit_message,
+            handover=self._keeper.handover,
             cpu=self._cpu,
             user=self._parts.user,
             supervisor_pid=os.getpid(),
             filter=worker_filter(self._parts.engine.calls(attachment)),
         )
-        self._starting = self._parts.forks.add(lambda: self._keeper.start(task))
-        self._attached, self._key_page = (path, profile), key_page
+        self._starting = self._parts.forks.add(lambda: self._keeper.replace(task))
+        self._attached, self._key_page, self._changed = (path, profile), key_page, False
         self._frame_port = send_socket.getsockname()[1]
 
     def _open_send_socket(self, path: UnderlayPath, wanted: int | None) -> socket.socket:
@@ -482,7 +576,12 @@ class Pseudowire:
         for port in ports:
             try:
                 return open_send_socket(
-                    path.route.source, port, path.endpoint, narrowed=self._narrowed
+                    path.route.source,
+                    port,
+                    path.endpoint,
+                    narrowed=self._narrowed,
+                    tos=self._tos,
+                    choice=self._choice,
                 )
             except OSError as err:
                 if err.errno != errno.EADDRINUSE:
@@ -512,6 +611,18 @@ class Pseudowire:
                 source = Endpoint(path.endpoint.address, UNKNOWN_PORT if port is None else port)
                 end = REBUILD_ROOM + length
                 demux.dispatch(source, path.route.source, data, REBUILD_ROOM, end)
+
+
+def _uses_same_sockets(
+    before: tuple[UnderlayPath, Profile], after: tuple[UnderlayPath, Profile]
+) -> bool:
+    """Tell whether frames come and go by the same sockets on both paths."""
+    (old, old_profile), (new, new_profile) = before, after
+    return (
+        (old.endpoint, old.sources, old.group) == (new.endpoint, new.sources, new.group)
+        and old.route.source == new.route.source
+        and old_profile.source_port == new_profile.source_port
+    )
 
 
 def _socket_pair(circuit: str) -> tuple[socket.socket, socket.socket]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vela.address import Endpoint, IPAddress
+from vela.linux.choice import ANY_UNDERLAY, UnderlayChoice
 from vela.signaling.events import Event
 from vela.signaling.inputs import State
 from vela.signaling.messages import CloseReason
@@ -28,7 +29,9 @@ class SignalingChannel:
         loop: EventLoop,
         control_channel: ControlChannel,
         on_event: EventHandler,
+        choice: UnderlayChoice = ANY_UNDERLAY,
     ) -> None:
+        self._choice = choice
         self.session = session
         self._loop = loop
         self._control_channel = control_channel
@@ -111,7 +114,7 @@ class SignalingChannel:
                 self._on_event(event)
             if self._ended:
                 return
-        self._control_channel.send(self.session.datagrams_to_send())
+        self._control_channel.send(self.session.datagrams_to_send(), self._choice)
         if self._left and self.session.state is State.CLOSED:
             self.forget()
 

@@ -49,6 +49,8 @@ class Profile:
     fragmentation: Fragmentation = Fragmentation.BY_IP
     """What becomes of frames that are larger than a datagram."""
     mss_clamp: MssClamp | None = None
+    carry_ecn: bool = False
+    """The remote brings the ECN of outer headers into the inner ones."""
     encrypted: bool = False
     """Frames leave sealed, and no other comes in: docs/protocol.md, 3.6."""
 
@@ -69,7 +71,7 @@ def describe(
     abilities are those of the engine; bridge_mtu that of the bridge that the TAP is a port of.
     Raises ConfigError where the path is too narrow.
     """
-    capabilities = Capability(0)
+    capabilities = Capability.ECN
     if config.encapsulation is Encapsulation.AUTO:
         capabilities |= Capability.ELISION
     if abilities.native:
@@ -107,6 +109,7 @@ def agreed_profile(
         partial_checksums=agreement.elision and agreement.checksum_offload,
         source_port=path.group.port if agreement.nat else source_port(config, path),
         fragmentation=_fragmentation(config, pieces=agreement.pieces),
+        carry_ecn=agreement.ecn,
         encrypted=is_encrypted(config),
     )
     return replace(profile, mss_clamp=mss_clamp(config, profile, path, bridge_mtu))
@@ -132,6 +135,8 @@ def static_profile(
         partial_checksums=elision is Elision.KNOWN and config.peer.checksum_offload,
         source_port=source_port(config, path),
         fragmentation=_fragmentation(config, pieces=pieces),
+        # The original VELA does not, and an ECN-capable flow would then lose its marks.
+        carry_ecn=elision is not Elision.ALWAYS,
     )
     return replace(profile, mss_clamp=mss_clamp(config, profile, path, bridge_mtu))
 
@@ -162,7 +167,7 @@ def mss_clamp(
     By default where hosts that know the MTU of the TAP, or of its bridge, send
     segments that exceed a datagram.
     """
-    limit = datagram_limit(path.route.mtu, path.endpoint.family)
+    limit = datagram_limit(path.mtu, path.endpoint.family)
     match config.clamp_mss:
         case ClampMss.OFF:
             return None
@@ -196,8 +201,11 @@ def own_mtu(config: CircuitConfig, path: UnderlayPath) -> int:
     """
     if config.mtu is not None:
         return config.mtu
-    mtu = tap_mtu(path.route.mtu, path.endpoint.family, encrypted=is_encrypted(config))
+    family, encrypted = path.endpoint.family, is_encrypted(config)
+    mtu = tap_mtu(path.mtu, family, encrypted=encrypted)
     if mtu < MIN_IPV6_MTU and any(each.version == 6 for each in config.addresses):
+        if tap_mtu(path.route.mtu, family, encrypted=encrypted) >= MIN_IPV6_MTU:
+            return MIN_IPV6_MTU  # larger frames than the path carries travel in pieces
         raise ConfigError(
             f"the way to the remote leaves an MTU of {mtu}, and IPv6 needs {MIN_IPV6_MTU}"
         )

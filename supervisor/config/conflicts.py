@@ -9,10 +9,10 @@ skip it, so that such a circuit causes no further mistakes.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from vela.address import Family, IPAddress, IPInterface, Remote
+from vela.address import Family, IPAddress, IPInterface, Remote, family_of
 from vela.mac import format_mac
 from vela.signaling.messages import MAX_ADDRESSES
 from vela.wire import MIN_IPV6_MTU
@@ -57,26 +57,42 @@ class ConflictFinder:
 
     def find(self, circuit: CircuitConfig, others: Iterable[CircuitConfig]) -> list[str]:
         """Return the conflicts of a circuit with others, all of which have different names."""
-        known, self._claims = self._claims, {}
         wanted = {claim.thing: claim for claim in _local_claims(circuit)}
         holders: dict[Hashable, str] = {}
-        for other in others:
-            entry = known.get(other.name)
-            if entry is None or entry[0] is not other:
-                entry = other, {claim.thing: claim for claim in _local_claims(other)}
-            self._claims[other.name] = entry
-            for thing in wanted.keys() & entry[1].keys():
-                holders.setdefault(thing, _path(other, *entry[1][thing].key))
+        for other, claims in self._claims_of(others):
+            for thing in wanted.keys() & claims.keys():
+                holders.setdefault(thing, _path(other, *claims[thing].key))
         return [
             _taken(_path(circuit, *claim.key), claim, holders[thing])
             for thing, claim in wanted.items()
             if thing in holders
         ]
 
+    def holders(self, circuit: CircuitConfig, others: Iterable[CircuitConfig]) -> set[str]:
+        """Return the names of the others that have what this circuit wants."""
+        wanted = {claim.thing for claim in _local_claims(circuit)}
+        return {
+            other.name
+            for other, claims in self._claims_of(others)
+            if not wanted.isdisjoint(claims.keys())
+        }
+
+    def _claims_of(
+        self, circuits: Iterable[CircuitConfig]
+    ) -> Iterator[tuple[CircuitConfig, dict[Hashable, _Claim]]]:
+        known, self._claims = self._claims, {}
+        for circuit in circuits:
+            entry = known.get(circuit.name)
+            if entry is None or entry[0] is not circuit:
+                entry = circuit, {claim.thing: claim for claim in _local_claims(circuit)}
+            self._claims[circuit.name] = entry
+            yield entry
+
 
 def find_contradictions(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterator[str]:
     """Yield the contradictions within a circuit, and between it and [daemon]."""
     yield from _check_family(circuit, daemon.listen)
+    yield from _check_underlay(circuit, daemon.listen)
     yield from _check_peer(circuit)
     yield from _check_encryption(circuit, daemon)
     addresses, bridges = circuit.addresses, [circuit.bridge]
@@ -202,6 +218,37 @@ def _check_family(circuit: CircuitConfig, listen: tuple[IPAddress, ...]) -> Iter
         yield (
             f"{_path(circuit, key)}: needs IPv{version}, but daemon.listen has no "
             f"IPv{version} address; '::' there receives both"
+        )
+
+
+def _check_underlay(circuit: CircuitConfig, listen: tuple[IPAddress, ...]) -> Iterator[str]:
+    bind, remote = circuit.bind, circuit.remote.address
+    if circuit.device == circuit.name:
+        yield (
+            f"{_path(circuit, 'device')}: is the circuit's own interface; "
+            "that of the underlay would be right"
+        )
+    if bind is None:
+        return
+    if circuit.family not in (None, family_of(bind)) or (
+        remote is not None and remote.version != bind.version
+    ):
+        other = "family" if remote is None or remote.version == bind.version else "remote"
+        yield (
+            f"{_path(circuit, 'bind')}: {bind} contradicts {other}; "
+            "an address of the same IP version would be right"
+        )
+        return
+    every = (ANY_IPV6, IPv4Address(0))
+    heard = any(
+        local == bind or (local in every and (local == ANY_IPV6 or local.version == bind.version))
+        for local in listen
+    )
+    # In a VRF velad listens on all addresses.
+    if not heard and circuit.device is None:
+        yield (
+            f"{_path(circuit, 'bind')}: daemon.listen does not have {bind}, so nothing would be "
+            "heard there; add it"
         )
 
 

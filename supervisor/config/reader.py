@@ -1,12 +1,12 @@
 """The configuration file to records, and a circuit's record to its table.
 
-Only load_config does input: it reads one file. A caller passes a check that compares values
+Only load_config does input. A caller passes a check that compares values
 with the host, such as names of users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from vela.address import (
     MAX_PORT,
     Family,
     IPAddress,
-    Remote,
     parse_interface,
     parse_interface_name,
     parse_interface_pattern,
@@ -23,6 +22,7 @@ from vela.address import (
     parse_remote,
     parse_source,
 )
+from vela.dataplane.ecn import MAX_DSCP
 from vela.dataplane.engine import Engine
 from vela.dataplane.mss import MIN_MSS
 from vela.errors import ConfigError
@@ -33,8 +33,8 @@ from vela.wire import MAX_CIRCUIT_ID, MAX_IP_PACKET, MAX_TAP_MTU, MIN_CIRCUIT_ID
 
 from ..constants import LOG_LEVELS, MAX_DESCRIPTION, MAX_KEEPALIVE_S, MIN_KEEPALIVE_S
 from .conflicts import find_missing_keys, find_mistakes
-from .files import Access, UntrustedError, open_trusted, resolve_links
 from .records import (
+    UNREAD_CIRCUIT,
     AutoconfigureConfig,
     CircuitConfig,
     ClampMss,
@@ -47,7 +47,7 @@ from .records import (
     SourcePort,
     SourceRules,
 )
-from .syntax import TomlSyntaxError, parse_toml
+from .sources import Text, merge, read_texts
 from .tables import (
     Key,
     ListKey,
@@ -67,44 +67,23 @@ from .tables import (
 )
 
 MAX_CPU = 8191  # the largest NR_CPUS that Linux can be built for (arch/x86/Kconfig)
+MAX_MARK = 0xFFFFFFFF  # 32 bits; socket(7), SO_MARK
 MAX_SOCKET_PATH = 107  # bytes; sun_path without its final NUL (unix(7))
-MAX_FILE_SIZE = 1 << 20  # bytes; hundreds of circuits need a tenth of it
 
 _DAEMON = DaemonConfig()
 _AUTOCONFIGURE = AutoconfigureConfig()
-_UNREAD_CIRCUIT = CircuitConfig(name="", id=0, remote=Remote(""))
-"""The defaults. A circuit keeps this id or remote if its table has no valid one."""
 
 Check = Callable[[Config], Iterable[str]]
 """Returns further mistakes: "key.path: what is wrong; what would be right"."""
 
 
 def load_config(path: Path, check: Check = lambda config: ()) -> Config:
-    """Read and validate a configuration file.
+    """Read and validate a configuration file, and those in the folder beside it: see sources.
 
     Raises ConfigError with all mistakes, also those that check finds. In the
     configuration that check gets, defaults replace wrong values.
     """
-    source = str(path)
-    try:
-        fd = open_trusted(resolve_links(path), Access.READ)
-        with open(fd, "rb") as file:
-            data = file.read(MAX_FILE_SIZE + 1)
-    except UntrustedError as err:
-        raise ConfigError(str(err)) from err
-    except OSError as err:
-        raise ConfigError(f"{source}: cannot be read: {err.strerror}") from err
-    except ValueError as err:  # a NUL in the path
-        raise ConfigError(f"{source!r}: cannot be read: {err}") from err
-    if len(data) > MAX_FILE_SIZE:
-        raise ConfigError(f"{source}: is larger than {MAX_FILE_SIZE} bytes")
-    try:
-        decoded = data.decode("utf-8-sig")
-    except UnicodeDecodeError as err:
-        line = data.count(b"\n", 0, err.start) + 1
-        column = err.start - data.rfind(b"\n", 0, err.start)
-        raise ConfigError(f"{source}: line {line}, column {column}: is not UTF-8") from err
-    return parse_config(decoded, source, check)
+    return parse_texts(read_texts(path), check)
 
 
 def parse_config(toml_text: str, source: str, check: Check = lambda config: ()) -> Config:
@@ -113,39 +92,41 @@ def parse_config(toml_text: str, source: str, check: Check = lambda config: ()) 
     Raises ConfigError with all mistakes, a line each: "SOURCE: key.path: what is wrong; what
     would be right". If the text is not TOML, only the first syntax error is reported.
     """
-    try:
-        values = parse_toml(toml_text)
-    except TomlSyntaxError as err:
-        raise ConfigError(f"{source}: {err}") from err.__cause__
+    return parse_texts((Text(source, toml_text),), check)
+
+
+def parse_texts(texts: Iterable[Text], check: Check = lambda config: ()) -> Config:
+    """Validate the texts of a configuration, the main one first. Raises ConfigError likewise."""
+    merged = merge(texts)
     mistakes: list[str] = []
-    config = _read_config(Table(values, mistakes))
+    config = _read_config(Table(merged.values, mistakes))
     mistakes.extend(check(config))
-    _raise_mistakes(mistakes, source)
-    return config
+    lines = [merged.locate(mistake) for mistake in mistakes]
+    if merged.mistakes or lines:
+        raise ConfigError(*merged.mistakes, *lines)
+    return replace(config, files=merged.files)
 
 
 def parse_circuits(
-    tables: Mapping[str, object], daemon: DaemonConfig, source: str
+    tables: Mapping[str, object],
+    daemon: DaemonConfig,
+    source: str,
+    defaults: CircuitConfig = UNREAD_CIRCUIT,
 ) -> tuple[CircuitConfig, ...]:
     """Validate tables as in [circuits], each alone and against each other.
 
-    Raises ConfigError as parse_config does.
+    defaults: what [defaults] says. Raises ConfigError as parse_config does.
     """
     mistakes: list[str] = []
-    circuits = _read_circuits(Table({"circuits": dict(tables)}, mistakes), daemon)
-    _raise_mistakes(mistakes, source)
+    circuits = _read_circuits(Table({"circuits": dict(tables)}, mistakes), daemon, defaults)
+    if mistakes:
+        raise ConfigError(*(f"{source}: {mistake}" for mistake in mistakes))
     return circuits
 
 
 def format_circuit(circuit: CircuitConfig) -> dict[str, object]:
     """Return the table of a circuit, without keys that have their defaults."""
-    return write_record(circuit, CIRCUIT_KEYS, _UNREAD_CIRCUIT)
-
-
-def _raise_mistakes(mistakes: Iterable[str], source: str) -> None:
-    lines = [f"{source}: {mistake}" for mistake in mistakes]
-    if lines:
-        raise ConfigError(*lines)
+    return write_record(circuit, CIRCUIT_KEYS, UNREAD_CIRCUIT)
 
 
 def _path(value: str) -> Path:
@@ -180,6 +161,13 @@ def _description(value: str) -> str:
     return value
 
 
+def _source_address(value: str) -> IPAddress:
+    address = parse_listen_address(value)
+    if address.is_unspecified:
+        raise ValueError(f"{value} stands for all addresses; one of them would be right")
+    return address
+
+
 _ABSOLUTE_PATH = text(_path)
 _PORT = integer(1, MAX_PORT)
 _FEATURE = known_word({feature.value: feature for feature in Feature})
@@ -191,6 +179,7 @@ _PUBLIC_KEY = text(parse_public_key)
 _FAMILY = word({"any": None, **{family.value: family for family in Family}})
 _MTU = word_or({"auto": None}, integer(MIN_TAP_MTU, MAX_TAP_MTU), "'auto' or a number of bytes")
 _CPU = word_or({"auto": None}, integer(0, MAX_CPU), "'auto' or a CPU's number")
+_DSCP = word_or({"inherit": None}, integer(0, MAX_DSCP), "'inherit' or a number of 0..63")
 _SOURCE_PORT = word_or(
     {word.value: word for word in SourcePort}, _PORT, "'auto', 'listen' or a port's number"
 )
@@ -232,6 +221,10 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("encryption", member(Encryption)),
     Key("peer_key", _PUBLIC_KEY, format_public_key),
     Key("source_port", _SOURCE_PORT),
+    Key("bind", text(_source_address), str),
+    Key("device", _INTERFACE_NAME),
+    Key("mark", integer(1, MAX_MARK)),
+    Key("dscp", _DSCP),
     Key("cpu", _CPU),
     Key("keepalive", number(MIN_KEEPALIVE_S, MAX_KEEPALIVE_S)),
     Key("autoconfigure", boolean),
@@ -245,12 +238,15 @@ def _read_config(root: Table) -> Config:
     daemon_table = root.table("daemon")
     daemon = _DAEMON if daemon_table is None else _read_daemon(daemon_table)
     autoconfigure_table = root.table("autoconfigure")
+    defaults_table = root.table("defaults")
+    defaults = UNREAD_CIRCUIT if defaults_table is None else _read_defaults(defaults_table)
     config = Config(
         daemon=daemon,
         autoconfigure=(
             None if autoconfigure_table is None else _read_autoconfigure(autoconfigure_table)
         ),
-        circuits=_read_circuits(root, daemon),
+        defaults=defaults,
+        circuits=_read_circuits(root, daemon, defaults),
     )
     root.mistakes.extend(find_missing_keys(config))
     root.finish()
@@ -341,18 +337,40 @@ def _read_per_source(autoconfigure: Table) -> tuple[SourceRules, ...]:
     return tuple(rules)
 
 
-def _read_circuits(root: Table, daemon: DaemonConfig) -> tuple[CircuitConfig, ...]:
+def _read_defaults(table: Table) -> CircuitConfig:
+    keys = [replace(key, required="") if isinstance(key, Key) else key for key in CIRCUIT_KEYS]
+    return read_record(table, keys, UNREAD_CIRCUIT)
+
+
+def _read_circuits(
+    root: Table, daemon: DaemonConfig, defaults: CircuitConfig
+) -> tuple[CircuitConfig, ...]:
     table = root.table("circuits")
     if table is None:
         return ()
-    circuits = tuple(_read_circuit(name, table, inner) for name, inner in table.tables())
+    keys = [_given(key, defaults) for key in CIRCUIT_KEYS]
+    circuits = tuple(
+        _read_circuit(name, table, inner, keys, defaults) for name, inner in table.tables()
+    )
     root.mistakes.extend(find_mistakes(circuits, daemon))
     return circuits
 
 
-def _read_circuit(name: str, circuits: Table, table: Table) -> CircuitConfig:
+def _given(key: TableField, defaults: CircuitConfig) -> TableField:
+    """Return a key that need not be in a table where [defaults] has it."""
+    has_default = getattr(defaults, key.name) != getattr(UNREAD_CIRCUIT, key.name)
+    return replace(key, required="") if isinstance(key, Key) and has_default else key
+
+
+def _read_circuit(
+    name: str,
+    circuits: Table,
+    table: Table,
+    keys: Sequence[TableField],
+    defaults: CircuitConfig,
+) -> CircuitConfig:
     try:
         _INTERFACE_NAME(name)
     except ValueError as err:
         circuits.report(name, str(err))
-    return read_record(table, CIRCUIT_KEYS, replace(_UNREAD_CIRCUIT, name=name))
+    return read_record(table, keys, replace(defaults, name=name))

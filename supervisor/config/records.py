@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv6Address
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from vela.address import Family, IPAddress, IPInterface, IPNetwork, Remote
 from vela.dataplane.engine import Engine
+from vela.linux.choice import UnderlayChoice
 from vela.linux.features import Feature
 from vela.wire import DEFAULT_PORT
 
@@ -94,6 +96,14 @@ class CircuitConfig:
     peer_key: bytes | None = None
     """The remote's public key."""
     source_port: SourcePort | int = SourcePort.AUTO
+    bind: IPAddress | None = None
+    """Address of this machine to send from; None: as routes say."""
+    device: str | None = None
+    """Interface, or VRF, by which the remote is reached; None: as routes say."""
+    mark: int | None = None
+    """Firewall mark of all packets to the remote."""
+    dscp: int | None = None
+    """Of the outer headers of frames; None: that of each inner packet."""
     cpu: int | None = None
     """None: the CPU with the fewest workers, of those that the daemon may use."""
     keepalive: float = 5.0
@@ -103,6 +113,14 @@ class CircuitConfig:
     accept_ra: bool = False
     """Router advertisements that come from the circuit give the interface addresses and routes."""
     peer: PeerConfig = field(default_factory=PeerConfig)
+
+    @property
+    def underlay(self) -> UnderlayChoice:
+        return UnderlayChoice(self.bind, self.device, self.mark)
+
+
+UNREAD_CIRCUIT = CircuitConfig(name="", id=0, remote=Remote(""))
+"""The defaults. A circuit keeps this id or remote if its table has no valid one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +180,13 @@ class DaemonConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole configuration file."""
+    """A whole configuration."""
 
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     autoconfigure: AutoconfigureConfig | None = None
     """None: remotes may set up nothing on this host."""
+    defaults: CircuitConfig = UNREAD_CIRCUIT
+    """The [defaults] table: what circuits of the file and of commands are like."""
     circuits: tuple[CircuitConfig, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """By circuit name, where there are several: the file that it is in."""

@@ -12,8 +12,15 @@ from typing import Any
 
 from vela.public_key import format_public_key
 
-from .reader import CIRCUIT_KEYS, PEER_KEYS
-from .records import AutoconfigureConfig, CircuitConfig, Config, PeerConfig, SourceRules
+from .reader import CIRCUIT_KEYS, PEER_KEYS, format_circuit
+from .records import (
+    UNREAD_CIRCUIT,
+    AutoconfigureConfig,
+    CircuitConfig,
+    Config,
+    PeerConfig,
+    SourceRules,
+)
 from .tables import TableField
 
 Tables = dict[str, Any]
@@ -27,6 +34,8 @@ def format_config(config: Config, circuits: Iterable[CircuitConfig]) -> Tables:
     tables: Tables = {"daemon": _record(config.daemon)}
     if config.autoconfigure is not None:
         tables["autoconfigure"] = _autoconfigure(config.autoconfigure)
+    if config.defaults != UNREAD_CIRCUIT:
+        tables["defaults"] = format_circuit(config.defaults)
     tables["circuits"] = {each.name: _circuit(each) for each in circuits}
     return tables
 

@@ -11,9 +11,10 @@ from vela.address import IPAddress, Remote, parse_interface_name, parse_remote
 from vela.errors import ConfigError
 from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
 
-from ..circuit.circuit import Circuit
+from ..circuit.circuit import Circuit, Origin
 from ..config.conflicts import ConflictFinder, find_contradictions, remote_identity
 from ..config.records import CircuitConfig, DaemonConfig
+from .requests import subnets_overlap
 
 # Numbers tried in automatic interface names.
 NAMES_TRIED = 4096
@@ -32,20 +33,42 @@ class Allocation:
         self._reserved = reserved
         self._conflicts = ConflictFinder()
 
-    def check_free(self, config: CircuitConfig, replaced: str | None = None) -> None:
+    def check_free(
+        self,
+        config: CircuitConfig,
+        replaced: Container[str] = (),
+        *,
+        instead: Iterable[CircuitConfig] = (),
+        unless: Origin | None = None,
+    ) -> None:
         """Raise ConfigError if a circuit conflicts with others or with itself.
 
-        The circuit named replaced is ignored: the new one takes its place.
+        Circuits called as in replaced are ignored: the new one takes the place of
+        one, and those of instead that of the others. unless: so are circuits of this
+        origin, as they change together and are judged as a set.
         """
-        if config.name in self._circuits and config.name != replaced:
+        if config.name in self._circuits and config.name not in replaced:
             raise ConfigError(f"there is a circuit {config.name} already")
-        others = (each.config for name, each in self._circuits.items() if name != replaced)
+        others = (
+            each.config
+            for name, each in self._circuits.items()
+            if name not in replaced and each.origin is not unless
+        )
         mistakes = [
-            *self._conflicts.find(config, others),
+            *self._conflicts.find(config, (*others, *instead)),
             *find_contradictions(config, self._daemon),
         ]
         if mistakes:
             raise ConfigError(*(f"{config.name}: {mistake}" for mistake in mistakes))
+
+    def in_the_way(self, config: CircuitConfig, replaced: str) -> set[str]:
+        """Return the names of the circuits that have what this one wants, but for its own place."""
+        others = [each.config for name, each in self._circuits.items() if name != replaced]
+        return self._conflicts.holders(config, others) | {
+            other.name
+            for other in others
+            if other.name == config.name or subnets_overlap(config, other)
+        }
 
     def check_id(self, circuit: Circuit, sources: Iterable[IPAddress]) -> None:
         """Raise ConfigError if another circuit has the id toward one of these addresses."""

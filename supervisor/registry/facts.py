@@ -31,3 +31,6 @@ class HostFacts:
 
     addresses: tuple[KnownAddress, ...] = ()
     routes: tuple[KnownRoute, ...] = ()
+
+
+NO_FACTS = HostFacts()

@@ -64,16 +64,23 @@ class PendingCircuits:
 
     def retry(self) -> None:
         """Try all now."""
-        for name, (wanted, before) in tuple(self._wanted.items()):
-            try:
-                self._make(wanted)
-            except VelaError as err:
-                reason = _on_one_line(err)
-                if reason != before:
-                    structlog.get_logger().error("circuit_not_started", circuit=name, error=reason)
-                self._wanted[name] = (wanted, reason)
-            else:
-                self.drop(name)
+        for name in tuple(self._wanted):
+            self.retry_one(name)
+
+    def retry_one(self, name: str) -> None:
+        """Try a circuit now, if it is still wanted."""
+        if name not in self._wanted:
+            return
+        wanted, before = self._wanted[name]
+        try:
+            self._make(wanted)
+        except VelaError as err:
+            reason = _on_one_line(err)
+            if reason != before:
+                structlog.get_logger().error("circuit_not_started", circuit=name, error=reason)
+            self._wanted[name] = (wanted, reason)
+        else:
+            self.drop(name)
 
     def wanted(self) -> dict[str, tuple[CircuitConfig, Origin]]:
         """Return the circuits, by name, and their origins."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,7 +53,7 @@ class KnownCircuit(Protocol):
 class FreeThings(Protocol):
     """What is free among all circuits: see allocation."""
 
-    def check_free(self, config: CircuitConfig, replaced: str | None = None) -> None: ...
+    def check_free(self, config: CircuitConfig, replaced: Container[str] = ()) -> None: ...
 
     def free_name(self, pattern: str) -> str: ...
 
@@ -107,17 +107,19 @@ def decide(requested: CircuitRequested, now: Situation) -> SetUp | Refuse:
         if moved is not None and moved.disabled:
             why = f"{before} was taken down on the other end"
             return Refuse(RejectCode.DISABLED, why)
-        replaced = before
-        now.free.check_free(config, replaced)
+        now.free.check_free(config, () if before is None else (before,))
     except VelaError as err:
         return Refuse(RejectCode.CONFLICT, from_here(err))
-    return SetUp(config, wanted is not None, replaced)
+    return SetUp(config, wanted is not None, before)
 
 
 def decide_change(
     circuit: KnownCircuit, requested: CircuitRequested, now: Situation
 ) -> SetUp | Refuse:
-    """Decide on other settings for a circuit that the same machine set up here."""
+    """Decide on other settings for a circuit that the same machine set up here.
+
+    Other circuits may be in the way: see change_sets.
+    """
     source = requested.source.address
     others = count_peer_circuits(
         (each for each in now.circuits.values() if each is not circuit), source
@@ -133,7 +135,6 @@ def decide_change(
         elif name is None:
             name = _free_name(requested, now)
         config = config_for(requested, name, now.port, accept_ra=now.accept_ra)
-        now.free.check_free(config, before)
     except VelaError as err:
         return Refuse(RejectCode.CONFLICT, from_here(err))
     return SetUp(config, requested.offer.interface is not None, before)
@@ -199,22 +200,32 @@ def count_peer_circuits(circuits: Iterable[KnownCircuit], address: IPAddress) ->
     )
 
 
+class Holder(Protocol):
+    """A circuit with addresses: one that is there, or one that will be."""
+
+    @property
+    def config(self) -> CircuitConfig: ...
+
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]: ...
+
+
 def find_overlap(
     config: CircuitConfig,
-    replaced: str | None,
-    circuits: Iterable[KnownCircuit],
+    replaced: Container[str],
+    circuits: Iterable[Holder],
     facts: HostFacts,
     networks: tuple[IPNetwork, ...] = (),
 ) -> Refuse | None:
     """Return why a circuit's addresses would take packets from where they go now; None: they don't.
 
-    The circuit called replaced does not count, nor does its interface. networks
+    Circuits called as in replaced do not count, nor do their interfaces. networks
     are those that the operator set aside for circuits: a route that leads to
     more than one of them does not count for addresses in it, as it was there
     when they were set aside.
     """
-    others = [each for each in circuits if each.config.name != replaced]
-    names = {each.config.name for each in others} | {replaced}
+    others = [each for each in circuits if each.config.name not in replaced]
+    names = {each.config.name for each in others}
     for wanted in config.addresses:
         # Each link has its own.
         if wanted.version == 6 and wanted.is_link_local:
@@ -232,7 +243,7 @@ def find_overlap(
             if remote in subnet:
                 return _overlaps(RejectCode.ADDRESS, wanted, f"{remote}, the remote of {name}")
         for known in facts.addresses:
-            if known.interface in names:
+            if known.interface in names or known.interface in replaced:
                 continue  # its circuit was looked at above
             if _overlap(subnet, known.subnet) or known.address.ip in subnet:
                 why = f"{known.address} of the interface {known.interface}"
@@ -244,11 +255,21 @@ def find_overlap(
             if (
                 route.network.prefixlen
                 and not set_aside
-                and route.interface != replaced
+                and route.interface not in replaced
                 and _overlap(subnet, route.network)
             ):
                 return _overlaps(RejectCode.ADDRESS, wanted, f"the route to {route.network}")
     return None
+
+
+def subnets_overlap(one: CircuitConfig, other: CircuitConfig) -> bool:
+    """Tell whether an address of one circuit is in a subnet of the other, or its subnet is."""
+    return any(
+        _overlap(mine.network, theirs.network)
+        for mine in one.addresses
+        for theirs in other.addresses
+        if not (mine.version == 6 and mine.is_link_local)
+    )
 
 
 def _overlaps(code: RejectCode, wanted: IPInterface, what: str) -> Refuse:

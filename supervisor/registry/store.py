@@ -97,31 +97,8 @@ class StateFile:
             return self._set_aside(f"{type(err).__name__}: {err}")
 
     def save(self, stored: Stored) -> None:
-        """Replace the content of the file. It survives a power failure.
-
-        Raises DeviceError. The file then has its previous content, unless only
-        the directory could not be synced: then a power failure decides.
-        """
-        new = self._path.with_suffix(".new")
-        try:
-            _make_directory(self._directory)
-            check_directory(self._directory)
-            with contextlib.suppress(FileNotFoundError):
-                new.unlink()
-            with open(new, "x", encoding="utf-8", opener=_open_private) as file:
-                json.dump(_format(stored), file, indent=1)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            _replace(new, self._path)
-        except UntrustedError as err:
-            raise DeviceError(str(err)) from err
-        except FileExistsError as err:
-            raise DeviceError(f"{self._directory} is not a directory") from err
-        except OSError as err:
-            with contextlib.suppress(OSError):
-                new.unlink()
-            raise DeviceError(f"{self._path}: {os.strerror(err.errno or 0)}") from err
+        """Replace the content of the file: see replace_file(). Raises DeviceError."""
+        replace_file(self._path, json.dumps(_format(stored), indent=1) + "\n")
 
     def _set_aside(self, reason: str) -> Stored:
         names = itertools.chain([SET_ASIDE], (f"{SET_ASIDE}.{n}" for n in itertools.count(2)))
@@ -134,6 +111,33 @@ class StateFile:
         except OSError as err:
             raise DeviceError(f"{aside}: {os.strerror(err.errno or 0)}") from err
         return Stored()
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Replace the content of a file of velad's own. It survives a power failure.
+
+    Raises DeviceError. The file then has its previous content, unless only
+    the directory could not be synced: then a power failure decides.
+    """
+    new = path.with_suffix(".new")
+    try:
+        _make_directory(path.parent)
+        check_directory(path.parent)
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
+        with open(new, "x", encoding="utf-8", opener=_open_private) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        _replace(new, path)
+    except UntrustedError as err:
+        raise DeviceError(str(err)) from err
+    except FileExistsError as err:
+        raise DeviceError(f"{path.parent} is not a directory") from err
+    except OSError as err:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise DeviceError(f"{path}: {os.strerror(err.errno or 0)}") from err
 
 
 def _open_private(path: str, flags: int) -> int:

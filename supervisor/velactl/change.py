@@ -1,4 +1,4 @@
-"""The commands that change something: add, delete, up, down, restart, reload, log-level."""
+"""The commands that change something: add, delete, up, down, restart, log-level."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from . import output
 from .client import Document, ask
 from .status import WELL
 from .wait import until_up, watched
-
-# Hundreds of circuits may change; systemd waits 90 s.
-RELOAD_TIMEOUT_S = 60.0
 
 
 def add(arguments: Namespace) -> bool:
@@ -45,11 +42,7 @@ def command(arguments: Namespace) -> None:
     request = {"command": arguments.command}
     if "circuit" in arguments:
         request["circuit"] = arguments.circuit
-    if arguments.command == "reload":
-        reply = ask(arguments.socket, request, RELOAD_TIMEOUT_S)
-    else:
-        reply = ask(arguments.socket, request)
-    _show_reply(reply, arguments)
+    _show_reply(ask(arguments.socket, request), arguments)
 
 
 def log_level(arguments: Namespace) -> None:

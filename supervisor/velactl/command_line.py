@@ -15,6 +15,7 @@ from ..constants import (
     LOG_LEVELS,
     MAX_DESCRIPTION,
     MAX_KEEPALIVE_S,
+    MAX_TRIAL_S,
     MIN_KEEPALIVE_S,
 )
 from . import output
@@ -116,6 +117,13 @@ def _restart(arguments: argparse.Namespace) -> int:
     from .change import restart
 
     return EXIT_OK if restart(arguments) else EXIT_NOT_UP
+
+
+def _reload(arguments: argparse.Namespace) -> int:
+    from .reload import reload
+
+    reload(arguments)
+    return EXIT_OK
 
 
 def _log_level(arguments: argparse.Namespace) -> int:
@@ -240,6 +248,7 @@ commands that change:
   up, down     take it administratively down, and undo that; across restarts
   restart      begin it anew: a new session and a new worker
   reload       read the configuration again
+  confirm      keep what reload --confirm has put on trial
   log-level    change what velad logs
 
 Without a command, velactl says in a few lines whether all circuits are up.
@@ -405,13 +414,25 @@ def _describe_changing(make: Maker) -> None:
     )
     _add_circuit(restart)
     _add_wait(restart)
+    _describe_reload(
+        make(
+            "reload",
+            _reload,
+            "Read the configuration again, and say what happened to each circuit: nothing; live\n"
+            "(its worker stays); new worker (its interface stays); new interface; added; deleted.",
+            "  velactl reload --dry-run             what would happen?\n"
+            "  velactl reload --confirm 60          and back, unless velactl confirm follows\n"
+            "  velad --check && velactl reload      not with mistakes\n"
+            "  velactl reload && velactl            and is all up?\n",
+        )
+    )
     make(
-        "reload",
+        "confirm",
         _command,
-        "Read the configuration again. Circuits that did not change lose no frame.",
-        "  velad --check && velactl reload      not with mistakes\n"
-        "  velactl reload && velactl            and is all up?\n"
-        "  velactl reload --socket /run/vela/other.sock\n",
+        "Keep the configuration that `velactl reload --confirm` has put on trial.",
+        "  velactl reload --confirm 60          a change that may lock you out\n"
+        "  velactl confirm                      it still answers: keep it\n"
+        "  velactl confirm --socket /run/vela/other.sock\n",
     )
     level = make(
         "log-level",
@@ -422,6 +443,22 @@ def _describe_changing(make: Maker) -> None:
         "  velactl log-level info               as by default\n",
     )
     level.add_argument("level", nargs="?", choices=LOG_LEVELS, metavar="LEVEL")
+
+
+def _describe_reload(reload: argparse.ArgumentParser) -> None:
+    how = reload.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="only say what would happen")
+    how.add_argument(
+        "--confirm",
+        type=_seconds(1, MAX_TRIAL_S),
+        metavar="SECONDS",
+        help="go back to what was in effect before after that time, unless velactl confirm follows",
+    )
+    reload.add_argument(
+        "--allow-empty",
+        action="store_true",
+        help="delete all circuits if the configuration has none any more",
+    )
 
 
 def _add_circuits(parser: argparse.ArgumentParser) -> None:

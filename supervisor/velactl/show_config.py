@@ -18,16 +18,25 @@ def show_config(path: str, *, as_json: bool) -> None:
     if as_json:
         output.write_json(shown)
         return
-    output.write(toml_lines(shown["config"], shown["origins"]))
+    output.write(toml_lines(shown["config"], shown["origins"], shown.get("files")))
 
 
-def toml_lines(config: Mapping[str, object], origins: Mapping[str, str]) -> Iterator[str]:
-    """Yield the lines of a configuration file. origins: of the circuits, by name."""
+def toml_lines(
+    config: Mapping[str, object],
+    origins: Mapping[str, str],
+    files: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """Yield the lines of a configuration file.
+
+    origins: of the circuits, by name; files: those that they are in, where there are several.
+    """
     for index, (names, table) in enumerate(_tables((), config)):
         if index:
             yield ""
         if len(names) == 2 and names[0] == "circuits" and origins[names[1]] != "config":
             yield f"# Not in the file: {_SAID[origins[names[1]]]}."
+        elif files and len(names) == 2 and names[1] in files:
+            yield f"# In {files[names[1]]}."
         yield f"[{'.'.join(_key(each) for each in names)}]"
         for key, value in table.items():
             if value is None:

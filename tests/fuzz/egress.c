@@ -51,18 +51,19 @@ static struct {
 
 /* Of all inputs, to show that what is tried does happen. */
 static struct {
-	uint64_t frames, cut, segmented, singly, left, renewed, polled, pieces;
+	uint64_t frames, cut, segmented, singly, left, renewed, polled, pieces, marked;
 } total;
 
 static void sum_up(void)
 {
 	fprintf(stderr,
 		"reached: frames %llu, cut %llu, sent segmented %llu, checksums left %llu, "
-		"limits renewed %llu, sent singly %llu, TAP polled %llu, pieces %llu\n",
+		"limits renewed %llu, sent singly %llu, TAP polled %llu, pieces %llu, marked %llu\n",
 		(unsigned long long)total.frames, (unsigned long long)total.cut,
 		(unsigned long long)total.segmented, (unsigned long long)total.left,
 		(unsigned long long)total.renewed, (unsigned long long)total.singly,
-		(unsigned long long)total.polled, (unsigned long long)total.pieces);
+		(unsigned long long)total.polled, (unsigned long long)total.pieces,
+		(unsigned long long)total.marked);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -156,14 +157,50 @@ static int fuzz_clock_gettime(clockid_t clock, struct timespec *now)
 	return 0;
 }
 
+static uint8_t tos_of_send(const struct msghdr *message)
+{
+	bool ipv4 = test.egress.marking.outer_ipv4;
+	struct cmsghdr *control = message->msg_controllen ? CMSG_FIRSTHDR(message) : NULL;
+	int tos;
+
+	if (control && control->cmsg_level == IPPROTO_UDP)
+		control = CMSG_NXTHDR((struct msghdr *)message, control);
+	if (control == NULL)
+		return default_tos(&test.egress.marking);
+	ENSURE(control->cmsg_level == (ipv4 ? IPPROTO_IP : IPPROTO_IPV6));
+	ENSURE(control->cmsg_type == (ipv4 ? IP_TOS : IPV6_TCLASS));
+	ENSURE(control->cmsg_len == CMSG_LEN(sizeof(tos)));
+	ENSURE(CMSG_NXTHDR((struct msghdr *)message, control) == NULL);
+	memcpy(&tos, CMSG_DATA(control), sizeof(tos));
+	ENSURE(tos >= 0 && tos <= UINT8_MAX && tos != default_tos(&test.egress.marking));
+	total.marked++;
+	return (uint8_t)tos;
+}
+
+/* RFC 6040, section 4.1; RFC 2983. */
+static uint8_t expected_tos(const struct item *frame)
+{
+	const struct marking *marking = &test.egress.marking;
+	size_t ip = ip_offset(frame->data, frame->length);
+	const uint8_t *packet = frame->data + ip;
+	unsigned inner = 0;
+
+	if (ip && frame->length >= ip + 20 && packet[0] >> 4 == 4)
+		inner = packet[1];
+	else if (ip && frame->length >= ip + 40 && packet[0] >> 4 == 6)
+		inner = read16(packet) >> 4 & 0xff;
+	unsigned dscp = marking->dscp < 0 ? inner >> 2 : (unsigned)marking->dscp;
+	return (uint8_t)(dscp << 2 | (marking->carry_ecn ? inner & 3 : 0));
+}
+
 static size_t segment_size(const struct msghdr *message)
 {
 	const struct cmsghdr *control = message->msg_controllen ? CMSG_FIRSTHDR(message) : NULL;
 	uint16_t size;
 
-	if (control == NULL)
+	if (control == NULL || control->cmsg_level != IPPROTO_UDP)
 		return 0;
-	ENSURE(control->cmsg_level == IPPROTO_UDP && control->cmsg_type == 103);
+	ENSURE(control->cmsg_type == 103);
 	ENSURE(control->cmsg_len == CMSG_LEN(sizeof(size)));
 	memcpy(&size, CMSG_DATA(control), sizeof(size));
 	ENSURE(size > 0);
@@ -183,6 +220,7 @@ static size_t length_of(const struct msghdr *message)
 static ssize_t fuzz_sendmsg(int fd, const struct msghdr *message, int flags)
 {
 	size_t length = length_of(message), size = segment_size(message);
+	uint8_t tos = tos_of_send(message);
 	bool lost = false;
 
 	ENSURE(fd == test.egress.send_fd && flags == 0);
@@ -227,7 +265,7 @@ static ssize_t fuzz_sendmsg(int fd, const struct msghdr *message, int flags)
 	}
 	for (size_t start = 0; start < length; start += size ? size : length) {
 		size_t left = length - start;
-		list_add(&test.sent, data + start, size && size < left ? size : left);
+		list_add(&test.sent, data + start, size && size < left ? size : left)->tos = tos;
 	}
 	total.segmented += size > 0;
 	if (!size && !lost)
@@ -243,7 +281,6 @@ static int fuzz_sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, i
 	ENSURE(count > 0 && count <= RUN_MAX);
 	for (unsigned int i = 0; i < count; i++) {
 		const struct msghdr *message = &messages[i].msg_hdr;
-		ENSURE(message->msg_controllen == 0);
 		/* Counted as one try of two when it is the first. */
 		if (i > 0 && test.failure == FAILS_LARGE && length_of(message) > 900)
 			return (int)i;
@@ -466,7 +503,7 @@ static bool join(const struct item *piece, struct item *whole)
 	/* They are small as well as few. */
 	ENSURE((size - 1) * (index + 1) < length && index > 0);
 	test.number++;
-	*whole = (struct item){content, 1 + length, false};
+	*whole = (struct item){content, 1 + length, false, 0};
 	return true;
 }
 
@@ -484,12 +521,14 @@ static void receive(void)
 		if (datagram->data[1] == 0x44) {
 			if (!join(datagram, &joined))
 				continue;
+			joined.tos = datagram->tos;
 			datagram = &joined;
 		}
 		ENSURE(decapsulate(&receiver, datagram->data, datagram->length, &frame) == FRAME);
 		struct item *whole = list_add(&test.received, frame.link, frame.link_length);
 		memcpy(keep(frame.rest_length), frame.rest, frame.rest_length);
 		whole->length += frame.rest_length;
+		ENSURE(datagram->tos == expected_tos(whole));
 		test.elided -= frame.elided;
 		if (test.egress.encapsulation.elision == ELISION_KNOWN &&
 		    test.egress.partial_checksums && frame.elided)
@@ -548,6 +587,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	egress->segment = !(settings & 128);
 	egress->route_limit = datagram_limits[more >> 6];
 	egress->fragmentation = again & 1 ? FRAGMENT_IN_PIECES : FRAGMENT_BY_IP;
+	egress->marking = (struct marking){again & 2 ? 10 : DSCP_INHERIT, !(again & 4), !(again & 8)};
 	test.connected = egress->destination_length == 0;
 	egress->counters = test.counters;
 

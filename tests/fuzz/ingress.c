@@ -170,7 +170,7 @@ static ssize_t fuzz_writev(int fd, const struct iovec *pieces, int count)
 		memcpy(at, pieces[i].iov_base, pieces[i].iov_len);
 		at += pieces[i].iov_len;
 	}
-	const struct item got = {data + header, length - header, false};
+	const struct item got = {.data = data + header, .length = length - header};
 	struct todo todo = {0};
 	if (header)
 		todo = todo_of(data);

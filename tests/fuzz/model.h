@@ -15,7 +15,8 @@ void violated(const char *what, int line) __attribute__((noreturn));
 struct item {
 	uint8_t *data;
 	size_t length;
-	bool left; /* its checksum was left: its two forms of zero are one */
+	bool left;   /* its checksum was left: its two forms of zero are one */
+	uint8_t tos; /* of the outer header, as it was asked for */
 };
 
 struct list {

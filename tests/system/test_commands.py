@@ -22,7 +22,7 @@ from lab.autoconfigured import (
     policy,
     wait_until_up,
 )
-from lab.circuit import NAME
+from lab.circuit import ADDRESSES_A, NAME
 from lab.daemon import Velad, velactl, waits_from_now
 from lab.link import Interface, bridge
 from lab.load import ping
@@ -590,10 +590,12 @@ def test_reload_tells_which_circuits_cannot_be_made_and_they_are_tried_again(
     with circuit(routers, policy_a=policy()) as both:
         # The kernel refuses IPv6 addresses of new interfaces.
         routers.a.namespace.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
+        routers.a.namespace.sysctl(f"net/ipv6/conf/{NAME}/disable_ipv6", 1)
+        more = [*ADDRESSES_A, "fd00:18::1/64"]
         other = asking(
             routers.b.ipv4, name="vela1", id=2, addresses=["fd00:17::1/64"], peer={"addresses": []}
         )
-        both.a.configure(policy() + asking(routers.b.ipv4, mtu=1400) + other)
+        both.a.configure(policy() + asking(routers.b.ipv4, addresses=more) + other)
         done = both.a.control("reload", check=False)
 
         assert done.returncode == 1

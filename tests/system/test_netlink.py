@@ -154,3 +154,84 @@ def test_join_bridge_needs_no_further_descriptor(namespace: Namespace, netlink: 
         assert netlink.join_bridge("vela0", "br0") == 1400
 
     assert link(namespace, "vela0")["master"] == "br0"
+
+
+def addresses(namespace: Namespace) -> set[str]:
+    info = link(namespace, "vela0")["addr_info"]
+    return {f"{each['local']}/{each['prefixlen']}" for each in info if each["scope"] != "link"}
+
+
+def test_changed_addresses_leave_those_of_others_and_their_routes(
+    namespace: Namespace, netlink: Netlink
+) -> None:
+    netlink.bring_up("vela0", ADDRESSES, arp=True)
+    # The first one of a subnet takes the others along when it goes, if the kernel is left alone.
+    for foreign in ("172.16.16.2/30", "10.9.0.1/24"):
+        namespace.run("ip", "address", "add", foreign, "dev", "vela0")
+    namespace.run("ip", "route", "add", "10.8.0.0/16", "via", "10.9.0.9", "dev", "vela0")
+
+    new = ip_interface("fd00:17::1/64")
+    netlink.change_addresses("vela0", ADDRESSES, (new,))
+
+    assert addresses(namespace) == {"172.16.16.2/30", "10.9.0.1/24", "fd00:17::1/64"}
+    assert "10.8.0.0/16" in namespace.run("ip", "route", "show", "dev", "vela0").stdout
+
+
+def test_address_of_the_same_subnet_takes_the_place_of_another(
+    namespace: Namespace, netlink: Netlink
+) -> None:
+    netlink.bring_up("vela0", ADDRESSES[:1], arp=True)
+
+    netlink.change_addresses("vela0", ADDRESSES[:1], (ip_interface("172.16.16.2/30"),))
+
+    assert addresses(namespace) == {"172.16.16.2/30"}
+
+
+def test_change_of_addresses_that_somebody_made_already_is_none(
+    namespace: Namespace, netlink: Netlink
+) -> None:
+    netlink.bring_up("vela0", ADDRESSES[:1], arp=True)
+
+    netlink.change_addresses("vela0", ADDRESSES[1:], ADDRESSES[:1])
+
+    assert addresses(namespace) == {"172.16.16.1/30"}
+
+
+def test_address_that_the_kernel_refuses_is_an_error_that_names_it(
+    namespace: Namespace, netlink: Netlink
+) -> None:
+    netlink.bring_up("vela0", (), arp=True)
+    namespace.sysctl("net/ipv6/conf/vela0/disable_ipv6", 1)
+
+    with pytest.raises(DeviceError, match="vela0: cannot add address fd00:16::1/64: "):
+        netlink.change_addresses("vela0", (), ADDRESSES)
+
+
+def test_port_leaves_its_bridge(namespace: Namespace, netlink: Netlink) -> None:
+    namespace.run("ip", "link", "add", "br0", "type", "bridge")
+    netlink.join_bridge("vela0", "br0")
+    assert link(namespace, "vela0")["master"] == "br0"
+
+    netlink.leave_bridge("vela0")
+
+    assert "master" not in link(namespace, "vela0")
+
+
+def test_alias_and_arp_are_switched_on_and_off(namespace: Namespace, netlink: Netlink) -> None:
+    def look() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(
+            namespace.run("ip", "-j", "link", "show", "vela0").stdout
+        )[0]
+        return found
+
+    netlink.set_alias("vela0", "to Zürich")
+    netlink.set_arp("vela0", False)
+    shown = look()
+    assert shown["ifalias"] == "to Zürich"
+    assert "NOARP" in shown["flags"]
+
+    netlink.set_alias("vela0", "")
+    netlink.set_arp("vela0", True)
+    shown = look()
+    assert "ifalias" not in shown
+    assert "NOARP" not in shown["flags"]

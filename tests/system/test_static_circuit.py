@@ -13,7 +13,7 @@ from lab.link import Interface
 from lab.topology import TwoRouters
 from vela.address import Endpoint, Remote
 from vela.linux.underlay import ReceiveGroup, Route
-from vela.supervisor.circuit.circuit import Circuit, Origin, Owner
+from vela.supervisor.circuit.circuit import Circuit, Origin, Owner, Setup
 from vela.supervisor.circuit.lifecycle import State
 from vela.supervisor.config.records import CircuitConfig
 from vela.supervisor.runtime import names as names_module
@@ -47,7 +47,7 @@ def services(routers: TwoRouters) -> Iterator[Services]:
 
 def make(services: Services) -> Circuit:
     return Circuit(
-        CONFIG,
+        Setup(CONFIG, control_channel=None),
         Origin.CONFIG,
         services.make_pseudowire(CONFIG, 0),
         loop=services.loop,
@@ -55,7 +55,6 @@ def make(services: Services) -> Circuit:
         routes=services.demux,
         owner=cast(Owner, Nobody()),
         port=services.port,
-        control_channel=None,
     )
 
 

@@ -49,6 +49,42 @@ def test_remote_of_a_family_that_is_there_is_accepted(listen: str, remote: str) 
 
 
 @pytest.mark.parametrize(
+    ("listen", "remote", "lines", "start"),
+    [
+        ("::", "2001:db8::9", 'bind = "192.0.2.1"', "bind: 192.0.2.1 contradicts remote; "),
+        ("::", "router2", 'bind = "::1"\nfamily = "ipv4"', "bind: ::1 contradicts family; "),
+        ("192.0.2.2", "router2", 'bind = "192.0.2.1"', "bind: daemon.listen does not have "),
+        ("::", "router2", 'device = "vela0"', "device: is the circuit's own interface; "),
+        ("::", "router2", 'bind = "0.0.0.0"', "bind: 0.0.0.0 stands for all addresses; "),
+        ("::", "router2", 'bind = "fe80::1"', "bind: "),
+        ("::", "router2", "mark = 0", "mark: 0 is outside 1..4294967295"),
+    ],
+)
+def test_choice_of_the_underlay_that_cannot_be_is_reported(
+    listen: str, remote: str, lines: str, start: str
+) -> None:
+    text = f'[daemon]\nlisten = ["{listen}"]\n' + circuit_with(lines, remote=remote)
+
+    assert only_mistake_in(text).startswith(f"circuits.vela0.{start}")
+
+
+@pytest.mark.parametrize(
+    ("listen", "lines"),
+    [
+        ("::", 'bind = "192.0.2.1"'),
+        ("0.0.0.0", 'bind = "192.0.2.1"'),
+        ("192.0.2.1", 'bind = "192.0.2.1"'),
+        ("::1", 'bind = "fd00::1"\ndevice = "red"'),
+        ("::", 'device = "eth1"\nmark = 4294967295'),
+    ],
+)
+def test_choice_of_the_underlay_is_accepted(listen: str, lines: str) -> None:
+    text = f'[daemon]\nlisten = ["{listen}"]\n' + circuit_with(lines, remote="router2")
+
+    assert mistakes_in(text) == []
+
+
+@pytest.mark.parametrize(
     ("first", "second"),
     [
         ("router2.example.net", "ROUTER2.example.net."),

@@ -11,6 +11,7 @@ from ipaddress import IPv4Interface, ip_address, ip_network
 import pytest
 
 from vela.address import Endpoint, Family, IPAddress, Remote
+from vela.linux.choice import UnderlayChoice
 from vela.linux.steering import ControlSteering
 from vela.signaling.messages import Offer
 from vela.signaling.policy import Policy
@@ -113,7 +114,15 @@ class Transport:
     def set_control_handler(self, handler: ControlHandler) -> None:
         self.handler = handler
 
-    def send_control(self, data: bytes, local_address: IPAddress, remote: Endpoint) -> None:
+    def send_control(
+        self,
+        data: bytes,
+        local_address: IPAddress,
+        remote: Endpoint,
+        choice: UnderlayChoice,
+        *,
+        dont_fragment: bool = False,
+    ) -> None:
         raise AssertionError("nothing is to be sent")
 
     def expect_control(self, control: ControlSteering) -> None:

@@ -27,9 +27,10 @@ from vela.supervisor.control_socket import (
     MAX_SUBSCRIBERS,
     MAX_UNSENT,
     MAX_UNSENT_EVENTS,
+    Answer,
     Caller,
     ControlSocket,
-    Reply,
+    Later,
     Subscribe,
 )
 from vela.supervisor.runtime.loop import EventLoop
@@ -57,12 +58,13 @@ class Server:
         self.path = path
         self.requests = 0
         self.callers: list[Caller] = []
+        self.later: list[Later] = []
         self.control = ControlSocket(loop, path, self._handle)
         self._events: deque[tuple[Mapping[str, object], threading.Event]] = deque()
         self._woken, self._wakeup = os.pipe()
         loop.watch(self._woken, self._publish)
 
-    def _handle(self, request: Mapping[str, object], caller: Caller) -> Reply | Subscribe:
+    def _handle(self, request: Mapping[str, object], caller: Caller) -> Answer:
         self.requests += 1
         self.callers.append(caller)
         match request:
@@ -70,6 +72,12 @@ class Server:
                 raise VelaError(text)
             case {"bug": True}:
                 raise ZeroDivisionError
+            case {"later": True}:
+                self.later.append(Later())
+                return self.later[-1]
+            case {"finish": int(number)}:
+                self.later[number].give({"done": number})
+                return {}
             case {"monitor": True}:
                 return Subscribe({"monitoring": True})
             case {"fill": int(size)}:
@@ -472,6 +480,72 @@ def test_client_that_ends_its_side_still_gets_the_whole_reply(server: Server) ->
             connection.sendall(b'{"fill": 3000000}\n')
             connection.shutdown(socket.SHUT_WR)
             assert read_line(connection) == {"filling": "x" * 3_000_000}
+
+    server.run(client)
+
+
+def await_request(server: Server) -> None:
+    eventually(lambda: len(server.later) == 1, TIMEOUT_S, "the request to arrive")
+
+
+def test_reply_that_comes_later_holds_up_only_the_client_that_waits_for_it(
+    server: Server,
+) -> None:
+    def client() -> None:
+        with server.connect() as waiting, server.connect() as other:
+            waiting.sendall(b'{"later": true}\n{"n": 1}\n')
+            await_request(server)
+            other.sendall(b'{"n": 2}\n')
+            assert read_line(other) == {"echo": {"n": 2}}
+            other.sendall(b'{"finish": 0}\n')
+            assert read_line(other) == {}
+            with waiting.makefile("rb") as replies:
+                assert json.loads(replies.readline()) == {"done": 0}
+                assert json.loads(replies.readline()) == {"echo": {"n": 1}}
+
+    server.run(client)
+
+
+def test_client_that_ends_its_side_gets_its_later_reply(server: Server) -> None:
+    def client() -> None:
+        with server.connect() as waiting, server.connect() as other:
+            waiting.sendall(b'{"later": true}\n')
+            waiting.shutdown(socket.SHUT_WR)
+            await_request(server)
+            other.sendall(b'{"finish": 0}\n')
+            assert read_line(other) == {}
+            assert read_line(waiting) == {"done": 0}
+            wait_for_close(waiting)
+
+    server.run(client)
+
+
+def test_client_that_leaves_before_its_later_reply_leaves_nothing_behind(server: Server) -> None:
+    def client() -> None:
+        with server.connect() as other:
+            other.sendall(b'{"n": 1}\n')
+            read_line(other)
+            files = open_files()
+            with server.connect() as waiting:
+                waiting.sendall(b'{"later": true}\n')
+                await_request(server)
+            other.sendall(b'{"finish": 0}\n')
+            assert read_line(other) == {}
+            eventually(lambda: open_files() == files, TIMEOUT_S, "the connection to be closed")
+
+    server.run(client)
+
+
+def test_clients_that_wait_for_a_later_reply_are_the_last_to_make_room(server: Server) -> None:
+    def client() -> None:
+        with ExitStack() as open_ones:
+            waiting = open_ones.enter_context(server.connect())
+            waiting.sendall(b'{"later": true}\n')
+            await_request(server)
+            for _ in range(MAX_CLIENTS):
+                open_ones.enter_context(server.connect())
+            assert ask(server.path, {"finish": 0}, TIMEOUT_S) == {}
+            assert read_line(waiting) == {"done": 0}
 
     server.run(client)
 

@@ -17,6 +17,7 @@ from lab.topology import TwoRouters
 from vela.address import Endpoint, IPAddress
 from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError
+from vela.linux.choice import UnderlayChoice
 from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup
 from vela.supervisor.demux import STEER_INTERVAL_S, CircuitIdTaken, Claim, Demux, DropReason
@@ -331,6 +332,51 @@ def test_control_message_leaves_from_the_address_that_is_named(
 def test_message_from_an_address_that_is_not_here_is_refused(network: Network) -> None:
     with pytest.raises(OSError, match=r"Invalid argument|unreachable"):
         network.group.send(b"\x00", ip_address("192.0.2.1"), Endpoint(FOUR, 9))
+
+
+def test_group_of_a_device_gets_what_comes_in_there_and_strangers_get_nothing(
+    stack: ExitStack, routers: TwoRouters
+) -> None:
+    """As of a VRF, which a cable stands for here, with nobody else listening there."""
+    a, b = routers.a, routers.b
+    choice = UnderlayChoice(device=a.underlay.name)
+    remote, stranger = ip_address(b.ipv4), ip_address("10.201.0.99")
+    b.underlay.add_address("10.201.0.99/24")
+    took: list[tuple[bytes, IPAddress]] = []
+    with a.namespace.entered():
+        group = ReceiveGroup(FOUR, VELA_PORT, only_ipv6=False)
+        stack.callback(group.close)
+        loop = EventLoop()
+        demux = Demux(loop, [group], is_apart=lambda index: True)
+        stack.callback(demux.close)
+        apart, route = demux.way_to(Endpoint(remote, VELA_PORT), choice)
+        local = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    demux.set_control_handler(lambda data, source, here: took.append((data, source.address)))
+    demux.expect_control(ControlSteering(frozenset({remote})))
+    with a.namespace.entered():
+        claim = demux.claim(Circuit("vela0"), 1, (remote,), apart)
+
+    def turn() -> None:
+        loop.call_later(STEER_INTERVAL_S + 0.02, loop.stop)
+        loop.run()
+
+    turn()
+    for source in (remote, stranger):
+        with b.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as far:
+            far.bind((str(source), 0))
+            far.sendto(b"\x01frame", (a.ipv4, VELA_PORT))
+            far.sendto(b"\x00 control", (a.ipv4, VELA_PORT))
+    local.sendto(b"\x00 from elsewhere", ("127.0.0.1", VELA_PORT))
+    turn()
+
+    assert apart is not group
+    assert apart.choice == choice
+    assert route.device == route.interface
+    with a.namespace.entered():
+        assert demux.way_to(Endpoint(remote, VELA_PORT), choice)[0] is apart
+    assert queued(claim) == [b"\x01frame"]
+    assert sorted(took) == [(b"\x00 control", remote), (b"\x00 from elsewhere", FOUR)]
+    assert demux.dropped()["control"] == 1
 
 
 class Ways:

@@ -64,6 +64,7 @@ try:
         datagram_limit=1472, virtio_header=False, partial_checksums=False, nowait=True,
         segment=True, gro=True, coalesce_tcp=False, coalesce_udp=False,
         clamp_datagram_limit=0, clamp_mss=0, fragmentation=0,
+        dscp=0, carry_ecn=False, outer_ipv4=True,
         counters=memoryview(bytearray(4096)), key_page=map_key_page(create()),
     )
 except ValueError as err:

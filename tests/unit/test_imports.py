@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = """
     vela.supervisor.cli
     vela.supervisor.daemon
+    vela.supervisor.reloads
+    vela.supervisor.trial
     vela.supervisor.registry
     vela.supervisor.circuit
     vela.supervisor.control_channel

@@ -122,8 +122,6 @@ def test_reject_counts_for_what_this_end_sent_and_in_a_session_only_if_that_is_l
     [
         CLOSE,
         Keepalive(CIRCUIT, THEIRS, OURS, 8, LOCAL2, 5, 0, None, True),
-        Probe(CIRCUIT, THEIRS, OURS, 8, 1400),
-        ProbeReply(CIRCUIT, THEIRS, OURS, 8, 1400),
     ],
 )
 def test_message_of_a_session_counts_if_it_is_newer_than_all_before(message: Message) -> None:
@@ -133,6 +131,24 @@ def test_message_of_a_session_counts_if_it_is_newer_than_all_before(message: Mes
         assert found(replace(message, **change), State.UP, LINK) is None
     assert found(message, State.UP, None) is None
     assert found(replace(message, sender_nonce=0), State.REQUESTING, ASKED) is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [Probe(CIRCUIT, THEIRS, OURS, 8, 1400), ProbeReply(CIRCUIT, THEIRS, OURS, 8, 1400)],
+)
+def test_probe_counts_once_even_if_later_messages_have_overtaken_it(message: Message) -> None:
+    link = replace(LINK)
+    for counter in (9, 90, 40, 92):
+        assert found(replace(message, counter=counter), State.UP, link) is not None
+        link.hear(counter)
+
+    for counter in (9, 28, 40, 90, 92):
+        assert found(replace(message, counter=counter), State.UP, link) is None
+    for counter in (29, 39, 41, 89, 91, 93, 1000):
+        assert found(replace(message, counter=counter), State.UP, link) is not None
+    for change in ({"sender_nonce": 1}, {"receiver_nonce": 1}):
+        assert found(replace(message, counter=91, **change), State.UP, link) is None
 
 
 def test_input_tells_what_is_missing_in_it() -> None:

@@ -29,7 +29,7 @@ SESSION_INPUTS = {
     In.CLOSED,
     In.DELETED,
 }
-SEARCH_INPUTS = {In.UNRESOLVED, In.NO_ROUTE, In.ROUTED}
+SEARCH_INPUTS = {In.UNRESOLVED, In.NO_ROUTE, In.ROUTED, In.CUT_OFF}
 BEGINNINGS = {In.START, In.ACCEPT, In.ENABLE}
 
 # What cannot happen, by state. Everything else must be in the table.
@@ -39,7 +39,7 @@ IMPOSSIBLE_WITH_SIGNALING = {
     S.DOWN: BEGINNINGS,
     S.REJECTED: BEGINNINGS,
     # A session that is up says DOWN before anything else of these.
-    S.UP: BEGINNINGS | {In.UP, In.UNANSWERED, In.REJECTED, In.REMOTE_DISABLED},
+    S.UP: BEGINNINGS | {In.UNANSWERED, In.REJECTED, In.REMOTE_DISABLED},
     S.FAILED: BEGINNINGS,
     S.BROKEN: BEGINNINGS,
     # Signalling has said goodbye, and the search is paused.
@@ -169,8 +169,13 @@ def test_operator_can_take_down_and_up_a_circuit_in_any_state(static: bool) -> N
         (False, S.RESOLVING, In.ROUTED, S.CONNECTING, "r", ()),
         (True, S.RESOLVING, In.ROUTED, S.DOWN, "r", ()),
         (False, S.RESOLVING, In.NO_ROUTE, S.DOWN, "r", ()),
-        (False, S.DOWN, In.ROUTED, S.CONNECTING, "r", ()),
-        (True, S.DOWN, In.ROUTED, S.DOWN, "before", ()),
+        (False, S.DOWN, In.ROUTED, S.CONNECTING, "r", (A.SEEK,)),
+        (True, S.DOWN, In.ROUTED, S.DOWN, "before", (A.SEEK,)),
+        (
+            *(True, S.UP, In.CUT_OFF, S.DOWN, "r"),
+            (A.CARRIER_OFF, A.SUSPEND, A.RELEASE, A.RESOLVE_SOON),
+        ),
+        (True, S.BROKEN, In.CUT_OFF, S.BROKEN, "before", ()),
         (False, S.CONNECTING, In.UNANSWERED, S.CONNECTING, "r", ()),
         (True, S.CONNECTING, In.UNANSWERED, S.DOWN, "r", ()),
         (False, S.CONNECTING, In.UNRESOLVED, S.RESOLVING, "r", ()),
@@ -214,6 +219,10 @@ def test_step_with_signaling(
         (S.RESOLVING, In.ROUTED, S.UNMONITORED, "r", (A.CARRY, A.CARRIER_ON)),
         (S.UNMONITORED, In.UNRESOLVED, S.UNMONITORED, "before", ()),
         (S.UNMONITORED, In.NO_ROUTE, S.DOWN, "r", (A.RELEASE, A.CARRIER_OFF)),
+        (
+            *(S.UNMONITORED, In.CUT_OFF, S.DOWN, "r"),
+            (A.RELEASE, A.CARRIER_OFF, A.RESOLVE_SOON),
+        ),
         (S.DOWN, In.UNRESOLVED, S.RESOLVING, "r", ()),
         (S.UNMONITORED, In.FAILED, S.FAILED, "r", (A.RELEASE, A.CARRIER_OFF, A.RESOLVE_SOON)),
         (S.UNMONITORED, In.BROKEN, S.BROKEN, "r", (A.CARRIER_OFF,)),

@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 
 from lab.waiting import eventually
 from vela.dataplane.counters import Slot
+from vela.dataplane.ecn import NOT_ECT
 from vela.dataplane.frame import Dropped
 from vela.dataplane.mss import MssClamp
 from vela.dataplane.pieces import Cutter, Fragmentation, Joiner
@@ -409,11 +410,11 @@ def test_joiner_gives_up_after_a_second_and_not_before() -> None:
     first, second = map(bytearray, cut(broadcast(3000), 1500))
     joiner = Joiner(9018)
 
-    assert joiner.take(first, 0, len(first), 100.0) is None
-    assert joiner.take(second, 0, len(second), 100.99) is not None
+    assert joiner.take(first, 0, len(first), NOT_ECT, 100.0) is None
+    assert joiner.take(second, 0, len(second), NOT_ECT, 100.99) is not None
     joiner = Joiner(9018)
-    assert joiner.take(first, 0, len(first), 100.0) is None
-    assert joiner.take(second, 0, len(second), 101.0) is None
+    assert joiner.take(first, 0, len(first), NOT_ECT, 100.0) is None
+    assert joiner.take(second, 0, len(second), NOT_ECT, 101.0) is None
     assert joiner.given_up == 1
 
 
@@ -421,7 +422,7 @@ def test_joiner_takes_no_more_memory_than_64_frames_have() -> None:
     joiner = Joiner(9018)
     for number in range(10000):
         first = bytearray(cut(broadcast(9000), 1500, number)[0])
-        joiner.take(first, 0, len(first), 0.0)
+        joiner.take(first, 0, len(first), NOT_ECT, 0.0)
 
     assert sum(frame is not None for frame in joiner._slots) == 64
     assert joiner.given_up == 10000 - 64
@@ -502,8 +503,8 @@ def test_cutter_and_joiner_of_the_largest_frame() -> None:
     joiner = Joiner(65505)
 
     assert [Part.read(bytes(piece)).number for piece in pieces] == [(1 << 32) - 1] * len(pieces)
-    *_, whole = (joiner.take(bytearray(each), 0, len(each), 0.0) for each in pieces)
+    *_, whole = (joiner.take(bytearray(each), 0, len(each), NOT_ECT, 0.0) for each in pieces)
     assert whole is not None
-    assert whole.endswith(datagram)
+    assert whole[0].endswith(datagram)
     with pytest.raises(Dropped):
-        joiner.take(bytearray(pieces[0]), 0, len(pieces[0]), 0.0)
+        joiner.take(bytearray(pieces[0]), 0, len(pieces[0]), NOT_ECT, 0.0)

@@ -366,8 +366,14 @@ def test_mistakes_in_all_tables_are_reported_together() -> None:
             "circuits.vela0.peer.zzz: is an unknown key; known: interface, addresses, bridge, mac, "
             "checksum_offload",
         ),
-        ("xyzzy = 1\n", "xyzzy: is an unknown key; known: daemon, autoconfigure, circuits"),
-        ('"a b" = 1\n', '"a b": is an unknown key; known: daemon, autoconfigure, circuits'),
+        (
+            "xyzzy = 1\n",
+            "xyzzy: is an unknown key; known: daemon, autoconfigure, defaults, circuits",
+        ),
+        (
+            '"a b" = 1\n',
+            '"a b": is an unknown key; known: daemon, autoconfigure, defaults, circuits',
+        ),
     ],
 )
 def test_key_unknown_is_reported_with_the_closest(text: str, mistake: str) -> None:

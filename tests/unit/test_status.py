@@ -46,6 +46,7 @@ def test_counters_of_both_writers_stand_under_their_names() -> None:
             "bad_tag": 1131,
             "incomplete": 1134,
             "duplicate": 1135,
+            "ecn": 1136,
         },
     }
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from thorough import first_of
 
 from vela.address import IPAddress
+from vela.linux import bpf, ebpf
 from vela.linux.steering import (
     REMOTES,
     SESSIONS,
@@ -31,7 +32,15 @@ from vela.linux.steering import (
     steering_program,
 )
 
-SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h
+SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF = 51, 52  # asm-generic/socket.h
+# How the kernel gets a program.
+FORMS = (
+    "classic",
+    pytest.param(
+        "extended",
+        marks=pytest.mark.skipif(not ebpf.available(), reason="may not load extended BPF"),
+    ),
+)
 UDP_GRO = 104  # linux/udp.h
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 
@@ -230,6 +239,114 @@ def test_route_out_of_range_is_refused(circuit_id: int, index: int) -> None:
         Route(IPv4Address("192.0.2.1"), circuit_id, index)
 
 
+def run_extended(program: bytes, header: bytes, payload: bytes) -> int:
+    """Interpret as Documentation/bpf/standardization/instruction-set.rst says."""
+    steps = list(struct.iter_unpack("=BBhI", program))
+    registers: dict[int, int] = {1: -1}  # the context, which only loads look at
+    memory: dict[int, int] = {}
+    position = 0
+    while True:
+        code, pair, offset, k = steps[position]
+        target, source = pair & 0xF, pair >> 4
+        position += 1
+        match code:
+            case 0x20 | 0x28 | 0x30 | 0x48:
+                assert registers[6] == -1
+                size = {0x20: 4, 0x30: 1}.get(code, 2)
+                k += registers[source] if code == 0x48 else 0
+                data, at = (header, k - 0xFFF00000) if k >= 0xFFF00000 else (payload, k)
+                if at + size > len(data):
+                    return 0
+                registers = {each: registers[each] for each in registers if each >= 6}
+                registers[0] = int.from_bytes(data[at : at + size], "big")
+            case 0xBF:
+                registers[target] = registers[source]
+            case 0xB4:
+                registers[target] = k
+            case 0x54:
+                registers[target] &= k
+            case 0x64:
+                registers[target] = registers[target] << k & 0xFFFFFFFF
+            case 0x74:
+                registers[target] >>= k
+            case 0x63:
+                assert (target, offset % 4) == (10, 0)
+                memory[offset] = registers[source]
+            case 0x61:
+                registers[target] = memory[offset]
+            case 0x05:
+                position += offset
+            case 0x16:
+                position += offset if registers[target] == k else 0
+            case 0x56:
+                position += offset if registers[target] != k else 0
+            case 0x36:
+                position += offset if registers[target] >= k else 0
+            case 0xA6:
+                position += offset if registers[target] < k else 0
+            case 0x46:
+                position += offset if registers[target] & k else 0
+            case 0x95:
+                return registers[0]
+            case _:
+                raise AssertionError(f"unexpected instruction {code:#x}")
+
+
+@given(
+    route_sets(),
+    st.frozensets(addresses, max_size=10),
+    st.frozensets(st.integers(0, 2**32 - 1), max_size=10),
+    st.data(),
+)
+def test_extended_program_returns_what_the_classic_one_does(
+    routes: list[Route],
+    remotes: frozenset[IPAddress],
+    nonces: frozenset[int],
+    data: st.DataObject,
+) -> None:
+    classic = steering_program(routes, control=ControlSteering(remotes, nonces)).program
+    extended = ebpf.translate(classic)
+
+    sources = [*{route.source for route in routes}, *remotes, IPv4Address("192.0.2.77")]
+    for source in data.draw(st.lists(st.sampled_from(sources), min_size=1, max_size=20)):
+        plain = source.ipv4_mapped if source.version == 6 and source.ipv4_mapped else source
+        number = data.draw(st.sampled_from([0, *(route.circuit_id for route in routes)]))
+        nonce = data.draw(st.sampled_from([1, *nonces]))
+        payload = bytes([number]) + bytes(15) + nonce.to_bytes(4)
+        payload = payload[: data.draw(st.sampled_from((0, 1, 19, 20)))]
+        header = ip_header(plain, data.draw(PORTS), data.draw(st.sampled_from((0, 1))))
+        assert run_extended(extended, header, payload) == run(classic, header, payload)
+
+
+def test_instruction_without_a_translation_is_refused() -> None:
+    with pytest.raises(ValueError, match="no translation of instruction 0x87"):
+        ebpf.translate(struct.pack("HBBI", 0x87, 0, 0, 0))  # txa
+
+
+@pytest.mark.parametrize("code", [0x15, 0x35, 0x45])
+@pytest.mark.parametrize("jumps", [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1)])
+def test_comparisons_are_translated_whichever_side_jumps(code: int, jumps: tuple[int, int]) -> None:
+    # The highest bit is set: comparisons of 64 bits would extend it.
+    for k, value in ((0x80000001, 0x80000001), (0x80000001, 1), (1, 0xFFFFFFFF), (7, 0)):
+        classic = b"".join(
+            bpf.instruction(*step)
+            for step in [
+                (bpf.LOAD_WORD, 0, 0, 0),
+                (code, k, *jumps),
+                *((bpf.RETURN, number, 0, 0) for number in range(5, 8)),
+            ]
+        )
+        packet = value.to_bytes(4)
+
+        assert run_extended(ebpf.translate(classic), b"", packet) == 5 + (
+            jumps[0] if _holds(code, value, k) else jumps[1]
+        )
+
+
+def _holds(code: int, value: int, k: int) -> bool:
+    return {0x15: value == k, 0x35: value >= k, 0x45: bool(value & k)}[code]
+
+
 @given(route_sets(), st.lists(st.tuples(addresses, st.binary(max_size=3)), max_size=20))
 def test_program_agrees_with_a_dict(
     routes: list[Route], strangers: list[tuple[IPAddress, bytes]]
@@ -358,11 +475,12 @@ def test_control_messages_get_the_room_that_circuits_leave() -> None:
     ]
 
 
-def test_kernel_delivers_control_messages_to_the_right_socket() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_kernel_delivers_control_messages_to_the_right_socket(form: str) -> None:
     routes = [Route(IPv4Address("127.0.0.2"), 1, 3)]
     control = ControlSteering(frozenset({IPv4Address("127.0.0.2")}), frozenset({7, 8 << 32 | 9}))
 
-    with group_of(4) as group:
+    with group_of(4, form) as group:
         group.attach(steering_program(routes, control=control).program)
         delivered = [
             group.deliver(source, payload)
@@ -392,8 +510,9 @@ def test_all_circuits_there_may_be_leave_room_for_all_control_messages() -> None
 class Group:
     """Dual-stack sockets of one reuseport group on one port; empty between deliveries."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, form: str) -> None:
         self._stack = ExitStack()
+        self._form = form
         self.sockets: list[socket.socket] = []
         self.port = 0
         for _ in range(size):
@@ -409,9 +528,16 @@ class Group:
         self._stack.close()
 
     def attach(self, program: bytes) -> None:
+        if self._form == "extended":
+            descriptor = ebpf.load(ebpf.translate(program))
+            try:
+                self.sockets[0].setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, descriptor)
+            finally:
+                os.close(descriptor)
+            return
         instructions = ctypes.create_string_buffer(program, len(program))
-        descriptor = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(instructions))
-        self.sockets[0].setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, descriptor)
+        fprog = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(instructions))
+        self.sockets[0].setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, fprog)
 
     def deliver(self, source: str, payload: bytes, port: int = 0, options: bytes = b"") -> int:
         """Send from source to this host; return the index of the one socket that it reached."""
@@ -429,22 +555,24 @@ class Group:
 
 
 @contextmanager
-def group_of(size: int) -> Iterator[Group]:
-    group = Group(size)
+def group_of(size: int, form: str) -> Iterator[Group]:
+    group = Group(size, form)
     try:
         yield group
     finally:
         group.close()
 
 
+@pytest.mark.parametrize("form", FORMS)
 @given(st.lists(route_sets(), max_size=5))
-def test_kernel_accepts_every_program(sets: list[list[Route]]) -> None:
-    with group_of(1) as group:
+def test_kernel_accepts_every_program(form: str, sets: list[list[Route]]) -> None:
+    with group_of(1, form) as group:
         for routes in sets:
             group.attach(program_of(*routes))
 
 
-def test_kernel_delivers_to_exactly_the_right_socket() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_kernel_delivers_to_exactly_the_right_socket(form: str) -> None:
     routes = [
         Route(IPv4Address("127.0.0.2"), 1, 1),
         Route(IPv4Address("127.0.0.2"), 255, 2),
@@ -453,7 +581,7 @@ def test_kernel_delivers_to_exactly_the_right_socket() -> None:
         Route(IPv6Address("::1"), 2, 5),
     ]
 
-    with group_of(6) as group:
+    with group_of(6, form) as group:
         group.attach(program_of(*routes))
         delivered = [
             group.deliver(source, payload)
@@ -464,7 +592,8 @@ def test_kernel_delivers_to_exactly_the_right_socket() -> None:
     assert delivered == [0, 0, 1, 0, 2, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 5, 0]
 
 
-def test_kernel_delivers_only_what_comes_from_the_right_port() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_kernel_delivers_only_what_comes_from_the_right_port(form: str) -> None:
     routes = [
         Route(IPv4Address("127.0.0.2"), 1, 1, PORT),
         Route(IPv4Address("127.0.0.2"), 2, 2),
@@ -472,7 +601,7 @@ def test_kernel_delivers_only_what_comes_from_the_right_port() -> None:
         Route(IPv6Address("::1"), 2, 4),
     ]
 
-    with group_of(5) as group:
+    with group_of(5, form) as group:
         group.attach(program_of(*routes))
         delivered = [
             group.deliver(source, payload, port)
@@ -490,8 +619,9 @@ def test_kernel_delivers_only_what_comes_from_the_right_port() -> None:
     assert with_options == [1, 0]
 
 
-def test_kernel_follows_a_program_attached_again() -> None:
-    with group_of(3) as group:
+@pytest.mark.parametrize("form", FORMS)
+def test_kernel_follows_a_program_attached_again(form: str) -> None:
+    with group_of(3, form) as group:
         group.attach(program_of(Route(IPv4Address("127.0.0.2"), 1, 1)))
         before = [group.deliver("127.0.0.2", bytes([number])) for number in (1, 2)]
         group.attach(
@@ -502,7 +632,8 @@ def test_kernel_follows_a_program_attached_again() -> None:
     assert (before, after) == ([1, 0], [2, 1])
 
 
-def test_kernel_takes_the_longest_program() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_kernel_takes_the_longest_program(form: str) -> None:
     routes = [
         Route(IPv4Address(0x7F000002 + host), number, 1 + host)
         for host in range(20)
@@ -511,7 +642,7 @@ def test_kernel_takes_the_longest_program() -> None:
     steering = steering_program(routes)
     *_, last = routes[: -len(steering.left_out)]
 
-    with group_of(21) as group:
+    with group_of(21, form) as group:
         group.attach(steering.program)
         first = group.deliver("127.0.0.2", b"\x01")
         end = group.deliver(str(last.source), bytes([last.circuit_id]))
@@ -544,8 +675,9 @@ def namespace_with(addresses: list[IPv6Address]) -> Iterator[None]:
         subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.needs_net_admin
-def test_kernel_tells_ipv6_sources_apart_by_every_word() -> None:
+def test_kernel_tells_ipv6_sources_apart_by_every_word(form: str) -> None:
     # Each differs from the first in one word of 32 bits.
     sources = [
         IPv6Address(text)
@@ -560,7 +692,7 @@ def test_kernel_tells_ipv6_sources_apart_by_every_word() -> None:
     stranger = IPv6Address("2001:db8::3")
     routes = [Route(source, 9, index) for index, source in enumerate(sources, 1)]
 
-    with namespace_with([*sources, stranger]), group_of(6) as group:
+    with namespace_with([*sources, stranger]), group_of(6, form) as group:
         group.attach(program_of(*routes))
         delivered = [group.deliver(str(source), b"\x09\x45") for source in [*sources, stranger]]
         other_id = [group.deliver(str(source), b"\x08") for source in sources]
@@ -569,13 +701,14 @@ def test_kernel_tells_ipv6_sources_apart_by_every_word() -> None:
     assert other_id == [0] * 5
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.needs_net_admin
-def test_kernel_short_of_option_memory_takes_a_program_of_less_room() -> None:
+def test_kernel_short_of_option_memory_takes_a_program_of_less_room(form: str) -> None:
     routes = full_networks()
     sources = [IPv6Address((0x2 << 124) | int(route.source) >> 4) for route in routes]
     routes = [Route(source, n, n) for n, source in enumerate(sources, 1)]
 
-    with namespace_with(sources), group_of(256) as group:
+    with namespace_with(sources), group_of(256, form) as group:
         limit = Path("/proc/sys/net/core/optmem_max")
         if not limit.exists():
             pytest.skip("this kernel has one optmem_max for all namespaces")
@@ -594,13 +727,14 @@ def test_kernel_short_of_option_memory_takes_a_program_of_less_room() -> None:
     assert delivered == list(range(1, fitting + 1)) + [0] * len(steering.left_out)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.needs_net_admin
-def test_kernel_steers_255_ipv6_networks() -> None:
+def test_kernel_steers_255_ipv6_networks(form: str) -> None:
     chance = random.Random(2)
     sources = [IPv6Address((0x2 << 124) | chance.getrandbits(124)) for _ in range(255)]
     routes = [Route(source, index, index) for index, source in enumerate(sources, 1)]
 
-    with namespace_with(sources), group_of(256) as group:
+    with namespace_with(sources), group_of(256, form) as group:
         group.attach(program_of(*routes))
         delivered = [
             group.deliver(str(route.source), bytes([route.circuit_id])) for route in routes

@@ -48,14 +48,15 @@ def capabilities(abilities: Abilities, encapsulation: Encapsulation) -> Capabili
 def test_each_ability_is_announced_by_its_own_capability(
     abilities: Abilities, expected: Capability
 ) -> None:
-    always = Capability.ELISION | Capability.PIECES
+    always = Capability.ELISION | Capability.PIECES | Capability.ECN
     assert capabilities(abilities, Encapsulation.AUTO) == expected | always
 
 
 def test_partial_checksums_without_elision_are_not_announced() -> None:
     abilities = Abilities(partial_checksums=True)
 
-    assert capabilities(abilities, Encapsulation.ETHERNET) == Capability.PIECES
+    expected = Capability.PIECES | Capability.ECN
+    assert capabilities(abilities, Encapsulation.ETHERNET) == expected
 
 
 BRIDGED = CircuitConfig("vela0", 1, parse_remote("192.0.2.2"), bridge="br0")
@@ -181,3 +182,39 @@ def test_mss_is_clamped_where_segments_would_exceed_a_datagram(
     config = replace(BRIDGED, **changes)  # type: ignore[arg-type]
 
     assert agreed(config, config, (bridge_mtu, bridge_mtu)).mss_clamp == clamp
+
+
+@pytest.mark.parametrize(
+    ("remote", "carries"),
+    [(Capability.ECN, True), (Capability(0), False)],
+    ids=["brings it back", "older"],
+)
+def test_outer_headers_have_the_ecn_of_packets_if_the_remote_brings_it_back(
+    remote: Capability, carries: bool
+) -> None:
+    config = CircuitConfig("vela0", 1, parse_remote("192.0.2.2"), source_port=50000)
+    own = describe(config, PATH, MAC, 48621, Abilities())
+    other = replace(own, mac=bytes(6), capabilities=remote)
+
+    agreement = replace(agree(own, other, ENDPOINT), nat=False)
+
+    assert agreed_profile(config, agreement, PATH).carry_ecn is carries
+
+
+@pytest.mark.parametrize(
+    ("encapsulation", "carries"),
+    [(Encapsulation.AUTO, True), (Encapsulation.ETHERNET, True), (Encapsulation.IP, False)],
+)
+def test_static_circuit_carries_ecn_but_to_a_tun(
+    encapsulation: Encapsulation, carries: bool
+) -> None:
+    config = CircuitConfig(
+        "vela0",
+        1,
+        parse_remote("192.0.2.2"),
+        autoconfigure=False,
+        encapsulation=encapsulation,
+        source_port=50000,
+    )
+
+    assert static_profile(config, PATH).carry_ecn is carries

@@ -74,10 +74,13 @@ def shown(text: str) -> str:
     config = parse_config(text, "f")
     tables = format_config(config, config.circuits)
     origins = dict.fromkeys((each.name for each in config.circuits), "config")
-    return "\n".join(toml_lines(tables, origins))
+    return "\n".join(toml_lines(tables, origins, config.files))
 
 
-@pytest.mark.parametrize("text", ["", LEAST, EVERYTHING])
+DEFAULTS = '[defaults]\nkeepalive = 1.5\n[defaults.peer]\nbridge = "br0"\n'
+
+
+@pytest.mark.parametrize("text", ["", LEAST, EVERYTHING, DEFAULTS + LEAST])
 def test_shown_configuration_is_read_as_the_same(text: str) -> None:
     assert parse_config(shown(text), "f") == parse_config(text, "f")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -222,6 +223,8 @@ def main(argv: list[str]) -> int:
     if unknown:
         parser.error(f"no such system: {', '.join(sorted(unknown))}; there are: {known}")
     scenarios = options.scenarios.split(",")
+    # Guests and their disks, which are large, go with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with Machines(options.rebuild, options.keep_cache) as machines:
         rows = [machines.boot(system, scenarios, options.deadline) for system in chosen]
     print(table(rows))

@@ -30,6 +30,9 @@ class DataPlane:
         clamp_datagram_limit: int,
         clamp_mss: int,
         fragmentation: int,
+        dscp: int,
+        carry_ecn: bool,
+        outer_ipv4: bool,
         counters: memoryview,
         key_page: mmap.mmap | None,
     ) -> None: ...

@@ -39,6 +39,7 @@ def python_calls(attachment: Attachment) -> tuple[Rule, ...]:
         allow("sendmsg", equals(0, attachment.send_socket.fileno())),
         allow("recvmsg", equals(0, attachment.receive_socket.fileno())),
         allow("write", tap),
+        *((allow("writev", tap),) if attachment.virtio_header else ()),
         *_waiting(attachment),
         *_common(attachment),
     )

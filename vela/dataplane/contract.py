@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from typing import Protocol
 
 from vela.dataplane.frame import Elision
@@ -50,7 +51,8 @@ class Attachment:
     """vela.dataplane.counters.Slot by slot, 64 bits each."""
     virtio_header: bool = False
     """A virtio header goes before each frame of the TAP, which may be left unfinished: without its
-    checksum, or not yet cut into segments. Not for the reference."""
+    checksum, or not yet cut into segments. With the reference all are finished: the kernel is told
+    to leave nothing to it."""
     partial_checksums: bool = False
     """Both ends leave inner checksums to the outer one: docs/protocol.md, 3.5."""
     source_address: tuple[int, int, bytes] | None = None
@@ -61,9 +63,21 @@ class Attachment:
     fragmentation: Fragmentation = Fragmentation.BY_IP
     mss_clamp: MssClamp | None = None
     """How large segments may be that TCP announces here and there; None: as they are."""
+    dscp: int | None = 0
+    """Of the outer headers: a number, which send_socket has by itself; None: that of each inner
+    packet."""
+    carry_ecn: bool = False
+    """The outer headers get the ECN of the inner packet, as the remote brings it back: RFC 6040."""
     key_page: int | None = None
     """The descriptor of the circuit's key page (key_page.py), which the data path maps. With one,
     no clear frame is sent or accepted, whether or not it holds a key. None: not encrypted."""
+
+    @property
+    def outer_ipv4(self) -> bool:
+        """Whether the outer headers are IPv4's. An IPv6 socket can send both."""
+        if self.destination is None or self.send_socket.family != socket.AF_INET6:
+            return self.send_socket.family != socket.AF_INET6
+        return IPv6Address(self.destination[0]).ipv4_mapped is not None
 
 
 @dataclass(frozen=True, slots=True)

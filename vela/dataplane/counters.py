@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from vela.dataplane.handover import SIZE as _HANDOVER_SIZE
 from vela.linux.pages import SharedPage, SharedPages
 
 SLOT_SIZE = 8
@@ -52,6 +53,7 @@ class Slot(IntEnum):
     RX_JOINED = 33  # frames that came in pieces
     RX_INCOMPLETE = 34  # frames of which pieces are missing
     RX_DUPLICATE = 35  # pieces that came before
+    RX_ECN = 36  # marked on the way, and the sender is not ECN-capable
 
 
 BLOCK_SLOTS = 5 * CACHE_LINE_SLOTS
@@ -70,6 +72,7 @@ RX_DROPPED = {
     "bad_tag": Slot.RX_BAD_TAG,
     "incomplete": Slot.RX_INCOMPLETE,
     "duplicate": Slot.RX_DUPLICATE,
+    "ecn": Slot.RX_ECN,
 }
 """Reasons for which datagrams of a circuit are dropped, as the status names them."""
 
@@ -82,6 +85,7 @@ TX_DROPPED = {
 
 _EXIT_MESSAGE_START = BLOCK_SLOTS * SLOT_SIZE
 _EXIT_MESSAGE_SIZE = 128
+_HANDOVER_START = _EXIT_MESSAGE_START + _EXIT_MESSAGE_SIZE
 _MODULUS = 2**64  # as a worker's slots wrap around
 
 
@@ -95,6 +99,8 @@ class Counters:
         self.worker = memory[:_EXIT_MESSAGE_START].cast("Q")
         # Bytes, see vela.dataplane.exit_message.
         self.exit_message = memory[_EXIT_MESSAGE_START:][:_EXIT_MESSAGE_SIZE]
+        # Likewise, see vela.dataplane.handover.
+        self.handover = memory[_HANDOVER_START:][:_HANDOVER_SIZE]
         # What earlier workers have counted, and frames that the supervisor itself delivers. Not in
         # the page, so that no worker can write it.
         self.supervisor = [0] * BLOCK_SLOTS

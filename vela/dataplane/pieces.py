@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from vela.dataplane.counters import Slot
+from vela.dataplane.ecn import CE, NOT_ECT
 from vela.dataplane.frame import PIECE_BYTE, REBUILD_ROOM, Dropped
 from vela.wire import CIRCUIT_ID, ESCAPE
 
@@ -78,6 +79,8 @@ class _Incomplete:
     since: float
     data: bytearray
     missing: set[int] = field(default_factory=set)
+    ecn: int = NOT_ECT
+    """Of the outer headers: CE if one of them has it."""
 
 
 class Joiner:
@@ -90,11 +93,13 @@ class Joiner:
         self.given_up = 0
         """Frames; the caller counts them and sets this to 0."""
 
-    def take(self, data: bytearray, start: int, end: int, now: float) -> bytearray | None:
-        """Take the piece at data[start:end]. now is monotonic.
+    def take(
+        self, data: bytearray, start: int, end: int, ecn: int, now: float
+    ) -> tuple[bytearray, int] | None:
+        """Take the piece at data[start:end] with the outer ECN ecn. now is monotonic.
 
         If it is the one that was missing, return the datagram that was cut,
-        behind REBUILD_ROOM bytes. Raises Dropped.
+        behind REBUILD_ROOM bytes, and its outer ECN. Raises Dropped.
         """
         if end - start <= PIECE_HEADER:
             raise Dropped(Slot.RX_SHORT)
@@ -117,16 +122,18 @@ class Joiner:
             self._give_up(number % JOIN_SLOTS)
             buffer = bytearray(REBUILD_ROOM + CIRCUIT_ID + length)
             buffer[REBUILD_ROOM] = circuit_id
-            frame = _Incomplete(number, length, size, now, buffer, set(range(count)))
+            frame = _Incomplete(number, length, size, now, buffer, set(range(count)), ecn)
             self._slots[number % JOIN_SLOTS] = frame
         if index not in frame.missing:
             raise Dropped(Slot.RX_DUPLICATE)
+        if ecn == CE:  # RFC 3168, section 5.3
+            frame.ecn = ecn
         begin = index * size
         part = data[start + PIECE_HEADER : end][: length - begin]
         at = REBUILD_ROOM + CIRCUIT_ID + begin
         frame.data[at : at + len(part)] = part
         frame.missing.discard(index)
-        return None if frame.missing else frame.data
+        return None if frame.missing else (frame.data, frame.ecn)
 
     def _sweep(self, now: float) -> None:
         """Give up all that are old, once in a while, so that they are counted."""

@@ -15,6 +15,7 @@ from vela.address import Family
 from vela.dataplane.cipher import LOOK_FIRST_S, LOOK_S, Opener, Sealed, Sealer, WorkerPage
 from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import Slot
+from vela.dataplane.ecn import ECN_MASK, NOT_ECT, Marker, fold_ecn
 from vela.dataplane.frame import (
     ECHO_REPLY,
     ECHO_REQUEST,
@@ -31,13 +32,21 @@ from vela.dataplane.frame import (
 from vela.dataplane.key_page import map_key_page
 from vela.dataplane.mss import MssClamper
 from vela.dataplane.pieces import Cutter, Fragmentation, Joiner
-from vela.linux.features import UDP_SEGMENT, Feature
+from vela.linux.features import UDP_GRO, UDP_SEGMENT, Feature
 from vela.linux.underlay import route_mtu
-from vela.wire import DATA_HEADER, ETHERNET_HEADER, MAX_UDP_PAYLOAD, SEAL, datagram_limit
+from vela.wire import (
+    DATA_HEADER,
+    ETHERNET_HEADER,
+    MAX_UDP_PAYLOAD,
+    SEAL,
+    VIRTIO_HEADER,
+    datagram_limit,
+)
 
 _SEGMENT_SIZE = struct.Struct("=H")
 _GRO_SIZE = struct.Struct("=i")
-_GRO_SPACE = socket.CMSG_SPACE(_GRO_SIZE.size)
+_TOS = struct.Struct("=i")
+_CONTROL_SPACE = socket.CMSG_SPACE(_GRO_SIZE.size) + socket.CMSG_SPACE(_TOS.size)
 
 # Frames share a send, which costs more than the reads of all of them. Every
 # kernel with UDP_SEGMENT takes 64 (UDP_MAX_SEGMENTS, Linux 4.18).
@@ -67,6 +76,7 @@ class Clear(NamedTuple):
     datagram: memoryview
 
 
+Ancillary = tuple[int, int, bytes]
 Outgoing = Clear | Sealed
 """All that leaves; a circuit makes one kind, chosen where it is set up."""
 
@@ -80,7 +90,7 @@ class PythonDataPlane:
         self._receive_socket = attachment.receive_socket
         self._send_socket = attachment.send_socket
         self._destination = attachment.destination
-        self._source_address = (
+        self._source_address: tuple[Ancillary, ...] = (
             () if attachment.source_address is None else (attachment.source_address,)
         )
         self._divert_socket = attachment.divert_socket
@@ -89,6 +99,9 @@ class PythonDataPlane:
         self._route_limit = attachment.datagram_limit
         # Where the TAP's descriptor does not block, reads are plain ones, behind a poll.
         self._nowait = os.RWF_NOWAIT if Feature.RWF_NOWAIT in attachment.features else 0
+        # One of an interface that another engine had before. Frames are complete all the same, and
+        # the header has nothing to say.
+        self._tap_header = VIRTIO_HEADER if attachment.virtio_header else b""
         self._tap_poll = select.poll()
         self._tap_poll.register(self._tap_fd, select.POLLIN)
         self._segments = Feature.UDP_SEGMENT in attachment.features
@@ -108,6 +121,12 @@ class PythonDataPlane:
         if attachment.mss_clamp is not None:
             self._clamper = MssClamper(attachment.mss_clamp, self._seal)
         self._elides = attachment.elision is not Elision.NEVER
+        self._marker = Marker(attachment.dscp, carry_ecn=attachment.carry_ecn)
+        self._tos_option = (
+            (socket.IPPROTO_IP, socket.IP_TOS)
+            if attachment.outer_ipv4
+            else (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
+        )
 
         # As many as the largest batch so far had frames: most circuits need few.
         self._frames: list[bytearray] = []
@@ -146,9 +165,10 @@ class PythonDataPlane:
         if self._refused_until and self._refused_until <= time.monotonic():
             self._renew_limits()
         frames, views, targets = self._frames, self._frame_views, self._frame_targets
-        tap_fd, frame_limit = self._tap_fd, self._frame_limit
+        tap_fd, frame_limit, header = self._tap_fd, self._frame_limit, len(self._tap_header)
         encapsulate = self._encapsulator.encapsulate
         datagrams: list[memoryview] = []
+        tos: list[int] = []
         octets = elided = sent = 0
         taken = 0
         try:
@@ -163,10 +183,12 @@ class PythonDataPlane:
             self._tap_poll.poll(None if self._sealer is None else LOOK_S * 1000)
             return
         while True:
+            length -= header
             if ETHERNET_HEADER <= length <= frame_limit:
                 end = HEADROOM + length
                 if self._clamper is not None:
                     self._clamp_egress(self._clamper, frames[taken], end)
+                frame_tos = self._marker.outer_tos(frames[taken], HEADROOM, end)
                 try:
                     start, is_elided = encapsulate(frames[taken], HEADROOM, end)
                     if end - start + self._seal <= self._datagram_limit:
@@ -176,6 +198,7 @@ class PythonDataPlane:
                 except Dropped as dropped:
                     counters[dropped.slot] += 1
                 else:
+                    tos += [frame_tos] * (len(datagrams) - len(tos))
                     sent += 1
                     octets += length
                     elided += is_elided
@@ -193,7 +216,7 @@ class PythonDataPlane:
         counters[Slot.TX_FRAMES] += sent
         counters[Slot.TX_BYTES] += octets
         counters[Slot.TX_ELIDED] += elided
-        self._send_all(self._prepare(datagrams))
+        self._send_all(self._prepare(datagrams), tos)
 
     def _fragments(self, datagram: memoryview) -> list[memoryview]:
         """Return what is sent in place of a datagram that is too large. Raises Dropped."""
@@ -217,7 +240,9 @@ class PythonDataPlane:
         view = memoryview(frame)
         self._frames.append(frame)
         self._frame_views.append(view)
-        self._frame_targets.append([view[HEADROOM:]])
+        target = view[HEADROOM:]
+        header = memoryview(bytearray(self._tap_header))
+        self._frame_targets.append([header, target] if self._tap_header else [target])
 
     def _prepare(self, datagrams: list[memoryview]) -> list[Outgoing]:
         """Return what may leave: the datagrams as they are, or sealed on an encrypted circuit."""
@@ -227,8 +252,11 @@ class PythonDataPlane:
         self._counters[Slot.TX_NO_KEY] += len(datagrams) - len(sealed)
         return [*sealed]
 
-    def _send_all(self, outgoing: Sequence[Outgoing]) -> None:
-        """Send datagrams in order, runs of one size together; a smaller one may end a run."""
+    def _send_all(self, outgoing: Sequence[Outgoing], tos: Sequence[int]) -> None:
+        """Send datagrams in order, runs of one size and one TOS byte together.
+
+        A smaller one may end a run. tos: of each datagram.
+        """
         datagrams = [each.datagram for each in outgoing]
         first = 0
         while first < len(datagrams):
@@ -239,34 +267,39 @@ class PythonDataPlane:
                     length = len(datagrams[behind])
                     if length > size or total + length > MAX_UDP_PAYLOAD:
                         break
+                    if tos[behind] != tos[first]:
+                        break
                     total += length
                     behind += 1
                     if length < size:
                         break
-            self._send_run(outgoing[first:behind], size)
+            self._send_run(outgoing[first:behind], size, tos[first])
             first = behind
 
-    def _send_run(self, run: Sequence[Outgoing], size: int) -> None:
+    def _send_run(self, run: Sequence[Outgoing], size: int, tos: int) -> None:
         """Send datagrams of size bytes each; the last one may be shorter."""
-        if len(run) > 1 and self._send_segmented(run, size):
+        extras = self._source_address
+        if tos != self._marker.default:
+            extras = ((*self._tos_option, _TOS.pack(tos)), *extras)
+        if len(run) > 1 and self._send_segmented(run, size, extras):
             return
         counters = self._counters
         for datagram in run:
-            if not self._send_one(datagram):
+            if not self._send_one(datagram, extras):
                 counters[Slot.TX_ERRORS] += 1
             elif len(datagram.datagram) > self._datagram_limit:
                 counters[Slot.TX_FRAGMENTED] += 1
 
-    def _send_segmented(self, run: Sequence[Outgoing], size: int) -> bool:
+    def _send_segmented(
+        self, run: Sequence[Outgoing], size: int, extras: tuple[Ancillary, ...]
+    ) -> bool:
         """Let the kernel cut one buffer into datagrams; False: nothing was sent."""
         segments = (socket.IPPROTO_UDP, UDP_SEGMENT, _SEGMENT_SIZE.pack(size))
         pieces = [each.datagram for each in run]
         error = 0
         for _ in range(SEND_TRIES):
             try:
-                self._send_socket.sendmsg(
-                    pieces, (segments, *self._source_address), 0, self._destination
-                )
+                self._send_socket.sendmsg(pieces, (segments, *extras), 0, self._destination)
             except OSError as err:
                 error = err.errno or 0
             else:
@@ -322,13 +355,11 @@ class PythonDataPlane:
             return 0
         return max(datagram_limit(mtu, family), 0)
 
-    def _send_one(self, outgoing: Outgoing, flags: int = 0) -> bool:
+    def _send_one(self, outgoing: Outgoing, extras: tuple[Ancillary, ...], flags: int = 0) -> bool:
         """Send a datagram; False: the kernel would not."""
         for _ in range(SEND_TRIES):
             try:
-                self._send_socket.sendmsg(
-                    (outgoing.datagram,), self._source_address, flags, self._destination
-                )
+                self._send_socket.sendmsg((outgoing.datagram,), extras, flags, self._destination)
             except OSError:
                 continue
             return True
@@ -339,17 +370,25 @@ class PythonDataPlane:
         counters[Slot.INGRESS_PROGRESS] += 1
         if self._opener is None:
             length, ancillary, _, _ = self._receive_socket.recvmsg_into(
-                self._received_target, _GRO_SPACE
+                self._received_target, _CONTROL_SPACE
             )
         else:
             received = self._receive_sealed(self._opener)
             if received is None:
                 return
             length, ancillary = received
-        size = _GRO_SIZE.unpack(ancillary[0][2])[0] if ancillary else max(length, 1)
+        size = max(length, 1)
+        ecn = NOT_ECT
+        for level, kind, value in ancillary:
+            if (level, kind) == (socket.IPPROTO_UDP, UDP_GRO):
+                size = _GRO_SIZE.unpack(value)[0]
+            elif (level, kind) == (socket.IPPROTO_IP, socket.IP_TOS):
+                ecn = value[0] & ECN_MASK  # one byte (net/ipv4/ip_sockglue.c, ip_cmsg_recv_tos)
+            elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_TCLASS):
+                ecn = _TOS.unpack(value)[0] & ECN_MASK
         if not length:
             counters[Slot.RX_SHORT] += 1
-        self._take(REBUILD_ROOM + length, size)
+        self._take(REBUILD_ROOM + length, size, ecn)
 
     def _receive_sealed(self, opener: Opener) -> tuple[int, list[tuple[int, int, bytes]]] | None:
         """Wait for datagrams on an encrypted circuit; None: there was something else to do."""
@@ -358,7 +397,7 @@ class PythonDataPlane:
             self._take_handed()
         try:
             length, ancillary, _, _ = self._receive_socket.recvmsg_into(
-                self._received_target, _GRO_SPACE, socket.MSG_DONTWAIT
+                self._received_target, _CONTROL_SPACE, socket.MSG_DONTWAIT
             )
         except BlockingIOError:
             # Under load there are datagrams, and no poll.
@@ -388,12 +427,15 @@ class PythonDataPlane:
                 return
             if not length:
                 return
-            self._take(REBUILD_ROOM + length, length)
+            self._take(REBUILD_ROOM + length, length, NOT_ECT)
 
-    def _take(self, behind: int, size: int) -> None:
-        """Take datagrams of size bytes each from REBUILD_ROOM on; the last one may be shorter."""
+    def _take(self, behind: int, size: int, ecn: int) -> None:
+        """Take datagrams of size bytes each from REBUILD_ROOM on; the last one may be shorter.
+
+        ecn: of their outer headers. GRO joins none that differ in it.
+        """
         counters = self._counters
-        data, view, tap_fd = self._received, self._received_view, self._tap_fd
+        data, view = self._received, self._received_view
         circuit_id, decapsulate = self._circuit_id, self._decapsulator.decapsulate
         frames = octets = elided = 0
         end = behind
@@ -411,15 +453,16 @@ class PythonDataPlane:
                 if self._opener is not None:
                     inner, inner_end = self._opener.open_datagram(data, start, end)
                 frame, is_elided = decapsulate(data, inner, inner_end)
+                fold_ecn(data, frame, inner_end, ecn)
                 if self._clamper is not None:
                     self._clamp_ingress(self._clamper, data, frame, inner_end, is_elided)
-                os.write(tap_fd, view[frame:inner_end])
+                self._write(view[frame:inner_end])
             except Dropped as dropped:
                 counters[dropped.slot] += 1
             except Verification:
                 self._verify(inner, inner_end)
             except Piece:
-                self._take_piece(inner, inner_end)
+                self._take_piece(inner, inner_end, ecn)
             except OSError:
                 # EIO: the interface is down (drivers/net/tun.c, tun_get_user).
                 counters[Slot.RX_INTERFACE_DOWN] += 1
@@ -431,17 +474,26 @@ class PythonDataPlane:
         counters[Slot.RX_BYTES] += octets
         counters[Slot.RX_ELIDED] += elided
 
-    def _take_piece(self, start: int, end: int) -> None:
+    def _write(self, frame: memoryview) -> None:
+        """Write a frame to the TAP. Raises OSError."""
+        if self._tap_header:
+            os.writev(self._tap_fd, (self._tap_header, frame))
+        else:
+            os.write(self._tap_fd, frame)
+
+    def _take_piece(self, start: int, end: int, ecn: int) -> None:
         """Take a piece, and the frame that it completes."""
         counters, joiner = self._counters, self._joiner
         try:
-            data = joiner.take(self._received, start, end, time.monotonic())
-            if data is not None:
+            joined = joiner.take(self._received, start, end, ecn, time.monotonic())
+            if joined is not None:
+                data, ecn = joined
                 frame, is_elided = self._decapsulator.decapsulate(data, REBUILD_ROOM, len(data))
                 counters[Slot.RX_JOINED] += 1
+                fold_ecn(data, frame, len(data), ecn)
                 if self._clamper is not None:
                     self._clamp_ingress(self._clamper, data, frame, len(data), is_elided)
-                os.write(self._tap_fd, memoryview(data)[frame:])
+                self._write(memoryview(data)[frame:])
                 counters[Slot.RX_FRAMES] += 1
                 counters[Slot.RX_BYTES] += len(data) - frame
                 counters[Slot.RX_ELIDED] += is_elided
@@ -476,7 +528,7 @@ class PythonDataPlane:
                 counters[Slot.RX_NO_KEY] += 1
                 return
             # Frames are more urgent than an answer, which a full socket would have to wait for.
-            self._send_one(answer, socket.MSG_DONTWAIT)
+            self._send_one(answer, self._source_address, socket.MSG_DONTWAIT)
             counters[Slot.RX_VERIFICATIONS] += 1
         elif self._received[message] == ECHO_REPLY:
             self._divert(start, end)

@@ -6,10 +6,12 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
-from vela.address import IPInterface
+from vela.address import IPAddress, IPInterface
 from vela.errors import DeviceError
+from vela.linux.choice import UnderlayChoice
 from vela.linux.rtnetlink import (
     IFLA_ADDRESS,
     IFLA_GSO_MAX_SIZE,
@@ -17,9 +19,11 @@ from vela.linux.rtnetlink import (
     IFLA_MASTER,
     IFLA_MTU,
     IFLA_TXQLEN,
+    RouteLimits,
     Rtnetlink,
     TunLink,
 )
+from vela.linux.sysctls import set_promote_secondaries
 
 _IFF_UP = 0x1  # include/uapi/linux/if.h
 _IFF_NOARP = 0x80
@@ -74,11 +78,53 @@ class Netlink:
             change=_IFF_UP | _IFF_NOARP,
         )
         for address in addresses:
+            self._add_address(name, index, address)
+
+    def change_addresses(
+        self, name: str, gone: Sequence[IPInterface], added: Sequence[IPInterface]
+    ) -> None:
+        """Give an interface other addresses. Those that others gave it, and their routes, stay.
+
+        Raises DeviceError.
+        """
+        index = self._index(name)
+        # Else the kernel deletes, with an address, all younger ones of its subnet.
+        with suppress(DeviceError):
+            set_promote_secondaries(name)
+        # First: a subnet that stays must never be without an address, or its routes go.
+        for address in added:
+            self._add_address(name, index, address, may_exist=True)
+        for address in gone:
             try:
-                self._kernel.add_address(index, address)
+                self._kernel.delete_address(index, address)
             except OSError as err:
-                why = os.strerror(err.errno or errno.EIO)
-                raise DeviceError(f"{name}: cannot add address {address}: {why}") from err
+                if err.errno != errno.EADDRNOTAVAIL:  # somebody took it away
+                    why = os.strerror(err.errno or errno.EIO)
+                    raise DeviceError(f"{name}: cannot delete address {address}: {why}") from err
+        # Where sysctls cannot be written they may have gone with others.
+        for address in added:
+            self._add_address(name, index, address, may_exist=True)
+
+    def _add_address(
+        self, name: str, index: int, address: IPInterface, *, may_exist: bool = False
+    ) -> None:
+        """Raises DeviceError, also if the interface has it already, unless it may."""
+        try:
+            self._kernel.add_address(index, address)
+        except OSError as err:
+            if may_exist and err.errno == errno.EEXIST:
+                return
+            why = os.strerror(err.errno or errno.EIO)
+            raise DeviceError(f"{name}: cannot add address {address}: {why}") from err
+
+    def set_alias(self, name: str, alias: str) -> None:
+        """Set what "ip link" shows as alias; empty: none. Raises DeviceError."""
+        self._set_link(name, "set its alias", {IFLA_IFALIAS: alias.encode()})
+
+    def set_arp(self, name: str, arp: bool) -> None:
+        """Let neighbours be asked for, or not: see bring_up. Raises DeviceError."""
+        flags = 0 if arp else _IFF_NOARP
+        self._set_link(name, "switch ARP", {}, flags=flags, change=_IFF_NOARP)
 
     def set_gso_max_size(self, name: str, size: int) -> None:
         """Limit the size of the GSO frames that the interface takes, in bytes."""
@@ -95,6 +141,15 @@ class Netlink:
         """Return what a TAP's interface is like. Raises DeviceError where there is none."""
         return self._kernel.tun_link(index)
 
+    def lower_link(self, index: int) -> int | None:
+        """Return the interface that this one stands on, such as a VLAN's; None: there is none."""
+        return self._kernel.lower_link(index)
+
+    def describe_route(self, source: IPAddress, remote: IPAddress, choice: UnderlayChoice) -> str:
+        """Return the route that packets take, as `ip route` writes it. Raises DeviceError."""
+        limits = RouteLimits(choice.index(), choice.mark)
+        return self._kernel.describe_route(source, remote, limits)
+
     def join_bridge(self, name: str, bridge: str) -> int:
         """Make an interface a port of a bridge; return the bridge's MTU, in bytes.
 
@@ -105,6 +160,10 @@ class Netlink:
             self._pin(bridge, master, mtu)
         self._set_link(name, f"join it to {bridge}", {IFLA_MASTER: master})
         return mtu
+
+    def leave_bridge(self, name: str) -> None:
+        """Make an interface a port of no bridge. Raises DeviceError."""
+        self._set_link(name, "take it out of its bridge", {IFLA_MASTER: 0})
 
     def _pin(self, bridge: str, index: int, mtu: int) -> None:
         """Let a bridge have what it has by itself, whatever ports come and go.

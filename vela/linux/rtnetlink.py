@@ -33,12 +33,12 @@ _CHANGES_AT_ONCE = 64
 # include/uapi/linux/rtnetlink.h, if_link.h and if_addr.h
 _NEW_LINK, _GET_LINK, _SET_LINK = 16, 18, 19
 _GROUP_LINK = 0x1  # RTMGRP_LINK
-_NEW_ADDRESS, _GET_ADDRESS = 20, 22
+_NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22
 _NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=8BI")  # family, prefix lengths, TOS, table, protocol, scope, type, flags
-_IFLA_LINKINFO = 18
+_IFLA_LINK, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 5, 18, 37
 IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN, IFLA_IFALIAS, IFLA_GSO_MAX_SIZE = (
     1,
     4,
@@ -50,7 +50,7 @@ IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN, IFLA_IFALIAS, IFLA_GSO_MAX_SIZ
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND = 1, 2, 4
 _IFLA_TUN_OWNER, _IFLA_TUN_GROUP, _IFLA_TUN_PERSIST = 1, 2, 6
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_METRICS = 1, 2, 4, 8
+_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_METRICS, _RTA_MARK = 1, 2, 4, 5, 8, 16
 _RTAX_MTU = 2
 _RTN_UNICAST = 1
 _RTPROT_KERNEL, _RTPROT_BOOT, _RTPROT_STATIC = 2, 3, 4
@@ -65,6 +65,8 @@ FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 # What is read of all routes at once: 0.1 s. A router with more has them from a routing protocol.
 MAX_ROUTES = 20_000
+# Interfaces whose packets leave by the one that they stand on.
+_STACKED = ("vlan", "macvlan", "ipvlan", "macsec")
 _SET_BY_HAND = (_RTPROT_BOOT, _RTPROT_STATIC, _RTPROT_RA, _RTPROT_DHCP)
 
 
@@ -101,6 +103,15 @@ class HostRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteLimits:
+    """What a route is chosen by beside its addresses."""
+
+    index: int | None = None
+    """Of an interface, or of a VRF's."""
+    mark: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RouteMtu:
     """The route to a destination, and what limits packets on it, in bytes."""
 
@@ -110,6 +121,16 @@ class RouteMtu:
     """What the route says by itself."""
     learned: int | None
     """What is said in place of that at present: where they differ, by ICMP."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a look-up of a route returned."""
+
+    network: IPNetwork
+    gateway: IPAddress | None
+    index: int | None
+    mtu: int | None
 
 
 class TooManyRoutes(Exception):
@@ -151,10 +172,11 @@ class Rtnetlink:
         the circuit for a second.
         """
         flags = _IFA_F_NODAD if address.version == 6 else 0
-        body = _ADDRESS.pack(FAMILIES[address.version], address.network.prefixlen, flags, 0, index)
-        for kind in (_IFA_LOCAL, _IFA_ADDRESS):
-            body += _attribute(kind, address.ip.packed)
-        self._change(_NEW_ADDRESS, _CREATE | _EXCL, body)
+        self._change(_NEW_ADDRESS, _CREATE | _EXCL, _address_of(index, address, flags))
+
+    def delete_address(self, index: int, address: IPInterface) -> None:
+        """Take an address from an interface. Raises OSError: EADDRNOTAVAIL if it has it not."""
+        self._change(_DELETE_ADDRESS, 0, _address_of(index, address))
 
     def link_kind(self, index: int) -> str:
         """Return what a virtual interface is, as in `ip link add ... type`; else nothing."""
@@ -179,15 +201,37 @@ class Rtnetlink:
             port_of=info.get(_IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0").decode(),
         )
 
-    def route_mtu(self, local: IPAddress, remote: IPAddress) -> RouteMtu:
+    def route_mtu(self, local: IPAddress, remote: IPAddress, limits: RouteLimits) -> RouteMtu:
         """Return what limits packets from an address of this host to a remote."""
-        current = self._look_up(local, remote, 0)
-        route = self._look_up(local, remote, _RTM_F_FIB_MATCH)
-        return RouteMtu(
-            index=_U32.unpack(current[_RTA_OIF])[0],
-            configured=_mtu_of(route),
-            learned=_mtu_of(current),
-        )
+        current = self._look_up(local, remote, 0, limits)
+        route = self._look_up(local, remote, _RTM_F_FIB_MATCH, limits)
+        return RouteMtu(index=current.index or 0, configured=route.mtu, learned=current.mtu)
+
+    def describe_route(self, local: IPAddress, remote: IPAddress, limits: RouteLimits) -> str:
+        """Return the route that packets to a remote take, as `ip route` writes it."""
+        route = self._look_up(local, remote, _RTM_F_FIB_MATCH, limits)
+        words = [str(route.network)]
+        if route.gateway is not None:
+            words += ["via", str(route.gateway)]
+        if route.index is not None:
+            words += ["dev", _name_of(route.index)]
+        return " ".join(words)
+
+    def is_of_vrf(self, index: int) -> bool:
+        """Tell whether an interface is a VRF, or a part of one: what comes in there is apart."""
+        link = _attributes(self._ask(_GET_LINK, _LINK.pack(0, 0, index, 0, 0)), _LINK.size)
+        info = _attributes(link.get(_IFLA_LINKINFO, b""), 0)
+        kinds = (info.get(each, b"") for each in (_IFLA_INFO_KIND, _IFLA_INFO_SLAVE_KIND))
+        return any(kind.rstrip(b"\0") == b"vrf" for kind in kinds)
+
+    def lower_link(self, index: int) -> int | None:
+        """Return the interface that this one stands on, such as a VLAN's; None: there is none."""
+        link = _attributes(self._ask(_GET_LINK, _LINK.pack(0, 0, index, 0, 0)), _LINK.size)
+        info = _attributes(link.get(_IFLA_LINKINFO, b""), 0)
+        kind = info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
+        if kind not in _STACKED or _IFLA_LINK_NETNSID in link:
+            return None
+        return _number(link.get(_IFLA_LINK))
 
     def addresses(self) -> tuple[HostAddress, ...]:
         body = _ADDRESS.pack(0, 0, 0, 0, 0)
@@ -235,12 +279,25 @@ class Rtnetlink:
         except DeviceError:
             return None  # no route at all
 
-    def _look_up(self, local: IPAddress, remote: IPAddress, flags: int) -> dict[int, bytes]:
+    def _look_up(
+        self, local: IPAddress, remote: IPAddress, flags: int, limits: RouteLimits
+    ) -> _Found:
         length = remote.max_prefixlen
         body = _ROUTE.pack(FAMILIES[remote.version], length, length, *(0,) * 5, flags)
         for kind, address in ((_RTA_DST, remote), (_RTA_SRC, local)):
             body += _attribute(kind, address.packed)
-        return _attributes(self._ask(_GET_ROUTE, body), _ROUTE.size)
+        for kind, number in ((_RTA_OIF, limits.index), (_RTA_MARK, limits.mark)):
+            if number is not None:
+                body += _attribute(kind, _U32.pack(number))
+        answer = self._ask(_GET_ROUTE, body)
+        attributes = _attributes(answer, _ROUTE.size)
+        gateway = attributes.get(_RTA_GATEWAY)
+        return _Found(
+            network=_destination(answer),
+            gateway=None if gateway is None else ip_address(gateway),
+            index=_number(attributes.get(_RTA_OIF)),
+            mtu=_mtu_of(attributes),
+        )
 
     def _ask(self, kind: int, body: bytes) -> bytes:
         """Return the body of the one message that answers."""
@@ -392,6 +449,20 @@ def _attributes(data: bytes, at: int) -> dict[int, bytes]:
 def _attribute(kind: int, value: bytes) -> bytes:
     padding = bytes(-len(value) % 4)
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
+
+
+def _name_of(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # it has just gone
+        return str(index)
+
+
+def _address_of(index: int, address: IPInterface, flags: int = 0) -> bytes:
+    body = _ADDRESS.pack(FAMILIES[address.version], address.network.prefixlen, flags, 0, index)
+    return body + b"".join(
+        _attribute(kind, address.ip.packed) for kind in (_IFA_LOCAL, _IFA_ADDRESS)
+    )
 
 
 def _number(value: bytes | None) -> int | None:

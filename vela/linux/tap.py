@@ -18,6 +18,7 @@ import pytun
 
 from vela.errors import DeviceError
 from vela.linux.features import ALL_FEATURES, TUN, TUNSETOFFLOAD, Feature, Features, tun_offloads
+from vela.wire import VIRTIO_HEADER
 
 _TUNSETCARRIER = 0x400454E2  # include/uapi/linux/if_tun.h, Linux 5.0
 _TUNGETIFF = 0x800454D2
@@ -38,8 +39,6 @@ _IFF_VNET_HDR = 0x4000  # pytun has no name for it
 _NO_TUN = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
 _LOAD_TUN = f"no {TUN}; load the kernel's tun module (modprobe tun)"
 
-VIRTIO_HEADER = bytes(10)
-"""For a complete frame. include/uapi/linux/virtio_net.h."""
 _IFREQ_SIZE = 40  # struct ifreq, 64 bit
 _HWADDR = struct.Struct("=16xH6s16x")  # struct ifreq with an address
 _ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
@@ -100,7 +99,7 @@ class Tap:
             self._set_mac(mac)
             self.set_mtu(mtu)
             self.set_carrier(False)
-            self._features = features
+            self._features, self._offloads = features, virtio_header
             self.index = socket.if_nametoindex(name)
             self.restore()
         except (OSError, DeviceError):
@@ -149,7 +148,7 @@ class Tap:
     def _settings(self) -> Iterator[tuple[int, int | bytes]]:
         yield _TUNSETDEBUG, 0
         if self.virtio_header:
-            yield TUNSETOFFLOAD, tun_offloads(self._features)
+            yield TUNSETOFFLOAD, tun_offloads(self._features) if self._offloads else 0
             yield _TUNSETVNETHDRSZ, _INT.pack(len(VIRTIO_HEADER))
         yield _TUNSETVNETLE, _INT.pack(sys.byteorder == "little")
         # Writes never wait, with or without O_NONBLOCK: with this limit a TAP accepts frames
@@ -160,6 +159,28 @@ class Tap:
         yield _TUNSETTXFILTER, _NO_TX_FILTER
         yield _TUNSETFILTEREBPF, _INT.pack(_NO_PROGRAM)
         yield _TUNSETSTEERINGEBPF, _INT.pack(_NO_PROGRAM)
+
+    def set_offloads(self, offloads: bool, features: Features) -> None:
+        """Let the kernel leave checksums and segmentation to the reader, as far as features allow.
+
+        Not so from now on; so from the next restore() on, as a reader that is not prepared for it
+        may be there. Without a virtio header nothing is ever left. Raises DeviceError.
+        """
+        self._features, self._offloads = features, offloads
+        if self.virtio_header and not offloads:
+            try:
+                fcntl.ioctl(self.fd, TUNSETOFFLOAD, 0)
+            except OSError as err:
+                raise DeviceError(f"{self.name}: cannot set it up: {_reason(err)}") from err
+
+    def change_mac(self, mac: bytes) -> None:
+        """Set another MAC address. Raises DeviceError."""
+        self.mac, before = mac, self.mac
+        try:
+            self.restore_mac()
+        except DeviceError:
+            self.mac = before
+            raise
 
     def restore_mac(self) -> None:
         """Set the MAC address again. Raises DeviceError.

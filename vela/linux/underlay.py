@@ -6,17 +6,18 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from vela.address import Endpoint, Family, IPAddress
 from vela.errors import DeviceError
-from vela.linux import bpf
+from vela.linux import bpf, ebpf
+from vela.linux.choice import ANY_UNDERLAY, CS6, UnderlayChoice, bind_to, set_tos
 from vela.linux.features import NETNS_COOKIE_SIZE, SO_NETNS_COOKIE, UDP_GRO, Feature, Features
-from vela.linux.rtnetlink import Rtnetlink
+from vela.linux.rtnetlink import RouteLimits, Rtnetlink
 from vela.linux.steering import CONTROL_SOCKETS, STRANGERS
 from vela.wire import MAX_IP_PACKET
 
@@ -26,10 +27,12 @@ _SO_LOCK_FILTER = 44
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _SO_ATTACH_REUSEPORT_CBPF = 51
+_SO_ATTACH_REUSEPORT_EBPF = 52
 SO_RXQ_OVFL = 40
 # include/uapi/linux/in.h, in6.h and udp.h.
 IP_MTU_DISCOVER = 10
-_PMTUDISC_WANT, _PMTUDISC_DO, _PMTUDISC_OMIT = 1, 2, 5  # alike for both families
+# Values of both families' MTU_DISCOVER.
+_PMTUDISC_WANT, _PMTUDISC_DO, _PMTUDISC_PROBE, _PMTUDISC_OMIT = 1, 2, 3, 5
 IP_MTU = 14
 IPV6_MTU_DISCOVER = 23
 IPV6_MTU = 24
@@ -53,6 +56,7 @@ SEND_BUFFER = 1 << 20
 # settings that only the first namespace shows (net/core/sysctl_net_core.c, sysctl_core_init).
 _FIRST_NAMESPACE = 1
 _ONLY_IN_FIRST = "/proc/sys/net/core/dev_weight"
+_L3MDEV_ACCEPT = Path("/proc/sys/net/ipv4/udp_l3mdev_accept")
 _OWN_NAMESPACE = "/proc/thread-self/ns/net"
 
 # As a listening address, or one to send from: whichever the kernel takes.
@@ -71,6 +75,10 @@ class Route:
     """Bytes, outer IP header included; by the interface and the routing table, not by ICMP."""
     narrowed: bool = False
     """The routing table, or IPsec, allows less than the interface does."""
+    interface: int | None = field(default=None, compare=False)
+    """Index of the interface that packets leave by; None: the route has just gone."""
+    device: int | None = None
+    """Index of the interface, or VRF, that the operator chose."""
 
 
 class ReceiveGroup:
@@ -82,14 +90,24 @@ class ReceiveGroup:
     back, the next one gets.
     """
 
-    def __init__(self, address: IPAddress, port: int, *, only_ipv6: bool, gro: bool = True) -> None:
+    def __init__(
+        self,
+        address: IPAddress,
+        port: int,
+        *,
+        only_ipv6: bool,
+        gro: bool = True,
+        choice: UnderlayChoice = ANY_UNDERLAY,
+    ) -> None:
         """Bind the address; where it is an IPv6 one, IPv4 comes in too unless only_ipv6.
 
-        With gro the kernel joins datagrams that follow each other.
+        With gro the kernel joins datagrams that follow each other. choice: with a
+        device, only what comes in there; is_apart() says where that works.
         Raises DeviceError if the port is taken, or the address is not here.
         """
         self.address = address
         self.port = port
+        self.choice = choice
         self._only_ipv6 = only_ipv6
         self._gro = gro
         self._sockets: list[socket.socket] = []
@@ -97,7 +115,9 @@ class ReceiveGroup:
         self._program = b""
         try:
             # The first is bound before it shares: a second velad must not slip in.
-            for shared in (False, *(True for _ in range(CONTROL_SOCKETS - 1))):
+            # One of a device shares the port with a group without one.
+            first = choice.device is not None
+            for shared in (first, *(True for _ in range(CONTROL_SOCKETS - 1))):
                 self._sockets.append(self._control_socket(shared=shared))
         except DeviceError:
             self.close()
@@ -115,6 +135,11 @@ class ReceiveGroup:
     def control_socket(self) -> socket.socket:
         """The one of them that messages are sent from."""
         return self._sockets[STRANGERS]
+
+    def apart(self, choice: UnderlayChoice) -> ReceiveGroup:
+        """Return a group with the same port for a device. Raises DeviceError."""
+        every = ANY_ADDRESS[Family.IPV4 if self.address.version == 4 else Family.IPV6]
+        return ReceiveGroup(every, self.port, only_ipv6=False, gro=self._gro, choice=choice)
 
     def serves(self, family: Family) -> bool:
         """Tell whether datagrams of this family arrive here."""
@@ -145,14 +170,33 @@ class ReceiveGroup:
                 return address.ipv4_mapped or address
         return self.address
 
-    def send(self, data: bytes, here: IPAddress, remote: Endpoint) -> None:
+    def send(
+        self,
+        data: bytes,
+        here: IPAddress,
+        remote: Endpoint,
+        choice: UnderlayChoice = ANY_UNDERLAY,
+        *,
+        dont_fragment: bool = False,
+    ) -> None:
         """Send from an address of this machine and the listening port, without waiting.
 
-        Raises OSError: EINVAL where the machine has no such address.
+        Raises OSError: EINVAL where the machine has no such address; with dont_fragment EMSGSIZE
+        where the interface's MTU is smaller, whatever ICMP said of the path. Raises DeviceError
+        where the chosen device is not there.
         """
-        ancillary = []
-        if self.address.is_unspecified and not here.is_unspecified:
-            ancillary.append(pktinfo(here))
+        if dont_fragment:
+            with _unfragmented(self.control_socket):
+                self.send(data, here, remote, choice)
+            return
+        if not self.address.is_unspecified:
+            here = self.address
+        elif here.is_unspecified:
+            here = ANY_ADDRESS[remote.family]
+        ancillary = choice.ancillary()
+        index = choice.index()
+        if index is not None or not (here.is_unspecified or here == self.address):
+            ancillary.append(pktinfo(here, index or 0))
         self.control_socket.sendmsg([data], ancillary, 0, self.sockaddr(remote))
 
     def acquire(self) -> int:
@@ -165,6 +209,7 @@ class ReceiveGroup:
             drain(self._sockets[index])
             return index
         member = self._bound_socket(shared=True)
+        _show_tos(member)
         # A worker has a copy. It can then attach neither a filter to the socket nor a steering
         # program to the group, and a filter cannot be locked so that it stays (socket(7)).
         member.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
@@ -181,15 +226,24 @@ class ReceiveGroup:
     def steer(self, program: bytes) -> None:
         """Let this classic BPF program choose the socket; it replaces the one before at once.
 
-        No privilege is needed, and a group keeps its program as sockets join
-        (Linux 4.5, commit 538950a1b752).
+        It is attached as an extended one where this process may load those: see ebpf.py. Otherwise
+        no privilege is needed. A group keeps its program as sockets join (Linux 4.5, commit
+        538950a1b752). Raises OSError: ENOMEM where it is too large.
         """
-        _attach(self._sockets[0], _SO_ATTACH_REUSEPORT_CBPF, program)
+        extended = _load(program)
+        if extended is None:
+            _attach(self._sockets[0], _SO_ATTACH_REUSEPORT_CBPF, program)
+        else:
+            try:
+                self._sockets[0].setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_EBPF, extended)
+            finally:
+                os.close(extended)
         self._program = program
 
     def restore(self, index: int) -> None:
         """Set what a worker may have changed by its copy of a socket. Raises OSError."""
         self._set_up_member(self._sockets[index])
+        _show_tos(self._sockets[index])
         # Of all circuits: anybody can detach it.
         self.steer(self._program)
 
@@ -202,6 +256,7 @@ class ReceiveGroup:
         opened = self._bound_socket(shared=shared)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         opened.setblocking(False)
+        set_tos(opened, CS6)
         # Each datagram then tells how many before it found this socket full.
         opened.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
         if self.address.is_unspecified:
@@ -215,7 +270,9 @@ class ReceiveGroup:
     def _bound_socket(self, *, shared: bool) -> socket.socket:
         with ExitStack() as undo:
             try:
-                opened = undo.enter_context(_udp_socket(self.address, only_ipv6=self._only_ipv6))
+                opened = undo.enter_context(
+                    _udp_socket(self.address, self.choice, only_ipv6=self._only_ipv6)
+                )
                 self._set_up_member(opened)
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
                 opened.bind((str(self.address), self.port))
@@ -256,21 +313,34 @@ class UnderlayPath:
     """Its source is the local address that the remote speaks to."""
     group: ReceiveGroup
     """Where datagrams to that address arrive."""
+    probed_mtu: int | None = None
+    """What probes have found, in bytes, the outer IP header included; None: the route's fits."""
+
+    @property
+    def mtu(self) -> int:
+        """How large packets may be, in bytes: by its route, and by probes."""
+        return min(self.route.mtu, self.probed_mtu or self.route.mtu)
 
 
-def pktinfo(here: IPAddress) -> tuple[int, int, bytes]:
-    """Return what makes sendmsg send from an address of this machine.
+def pktinfo(here: IPAddress, index: int = 0) -> tuple[int, int, bytes]:
+    """Return what makes sendmsg send from an address of this machine, and by an interface.
 
-    IPv4's also suits an AF_INET6 socket that sends to an IPv4-mapped address
-    (net/ipv4/ip_sockglue.c, ip_cmsg_send).
+    index: 0 for any interface. IPv4's also suits an AF_INET6 socket that
+    sends to an IPv4-mapped address (net/ipv4/ip_sockglue.c, ip_cmsg_send).
     """
     if here.version == 4:
-        return socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, here.packed, bytes(4))
-    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(here.packed, 0)
+        return socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(index, here.packed, bytes(4))
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(here.packed, index)
 
 
 def open_send_socket(
-    local: IPAddress, port: int, remote: Endpoint, *, narrowed: bool = False
+    local: IPAddress,
+    port: int,
+    remote: Endpoint,
+    *,
+    narrowed: bool = False,
+    tos: int = 0,
+    choice: UnderlayChoice = ANY_UNDERLAY,
 ) -> socket.socket:
     """Return a blocking socket bound to (local, port) and connected to remote; it receives nothing.
 
@@ -279,18 +349,35 @@ def open_send_socket(
     if local.version != remote.address.version:
         # Dual stack: the listening address is "::", its IPv4 side 0.0.0.0.
         local = ANY_ADDRESS[remote.family]
-    opened = _udp_socket(local, only_ipv6=True)
+    opened = _udp_socket(local, choice, only_ipv6=True)
     try:
         # What comes to this port is nobody's, and must not lie here unread.
         _attach(opened, _SO_ATTACH_FILTER, _DROP_ALL)
         set_narrowed(opened, narrowed)
-        opened.bind((str(local), port))
+        set_tos(opened, tos)
+        bind_to(opened, local, port)
         opened.connect((str(remote.address), remote.port))
         _set_up(opened, SEND_BUFFER)
     except OSError:
         opened.close()
         raise
     return opened
+
+
+@contextmanager
+def _unfragmented(opened: socket.socket) -> Iterator[None]:
+    """Let a socket send in one piece or not at all. It belongs to this thread alone."""
+    options = [(socket.IPPROTO_IP, IP_MTU_DISCOVER)]
+    if opened.family == socket.AF_INET6:
+        options.append((socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER))
+    before = [opened.getsockopt(*option) for option in options]
+    try:
+        for option in options:
+            opened.setsockopt(*option, _PMTUDISC_PROBE)
+        yield
+    finally:
+        for option, mode in zip(options, before, strict=True):
+            opened.setsockopt(*option, mode)
 
 
 def set_narrowed(opened: socket.socket, narrowed: bool) -> None:
@@ -311,43 +398,47 @@ def set_narrowed(opened: socket.socket, narrowed: bool) -> None:
     opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, mode)
 
 
-def restore_send_socket(opened: socket.socket, remote: Endpoint, *, narrowed: bool = False) -> None:
+def restore_send_socket(
+    opened: socket.socket, remote: Endpoint, *, narrowed: bool = False, tos: int = 0
+) -> None:
     """Set what a worker may have changed by its copy of a sending socket. Raises OSError."""
     _set_up(opened, SEND_BUFFER)
     set_narrowed(opened, narrowed)
+    set_tos(opened, tos)
     _attach(opened, _SO_ATTACH_FILTER, _DROP_ALL)
     opened.connect((str(remote.address), remote.port))
 
 
-def find_route(local: IPAddress, remote: Endpoint) -> Route:
+def find_route(local: IPAddress, remote: Endpoint, choice: UnderlayChoice = ANY_UNDERLAY) -> Route:
     """Ask the kernel for the way from a listening address to a remote.
 
-    Raises OSError: ENETUNREACH where there is none.
+    Raises OSError: ENETUNREACH where there is none; see also UnderlayChoice.explain.
     """
     if local.version != remote.address.version:
         local = ANY_ADDRESS[remote.family]
-    with _udp_socket(local, only_ipv6=True) as probe:
-        probe.bind((str(local), 0))
+    with _udp_socket(local, choice, only_ipv6=True) as probe:
+        bind_to(probe, local, 0)
         probe.connect((str(remote.address), remote.port))
         source = ip_address(probe.getsockname()[0])
-        return Route(source, *_own_mtu(source, remote.address, _current_mtu(probe)))
+        return _own_route(source, remote.address, _current_mtu(probe), choice)
 
 
-def _own_mtu(source: IPAddress, remote: IPAddress, current: int) -> tuple[int, bool]:
-    """Return the MTU of a route without what ICMP said, and whether its interface's is larger.
+def _own_route(source: IPAddress, remote: IPAddress, current: int, choice: UnderlayChoice) -> Route:
+    """Return a route with its MTU without what ICMP said.
 
     current is what the kernel goes by: it has what ICMP said, and what IPsec takes.
     """
     try:
+        device = choice.index()
         with closing(Rtnetlink()) as kernel:
-            route = kernel.route_mtu(source, remote)
+            route = kernel.route_mtu(source, remote, RouteLimits(device, choice.mark))
             interface = min(kernel.link_mtu(route.index), MAX_IP_PACKET)
     except DeviceError:  # the route has just gone
-        return current, True
+        return Route(source, current, narrowed=True)
     if route.learned is not None and route.learned != route.configured:
         own = route.configured or _interface_mtu(remote, route.index, interface)
         current = min(current + own - route.learned, interface)
-    return current, current < interface
+    return Route(source, current, current < interface, route.index, device)
 
 
 def _interface_mtu(remote: IPAddress, index: int, interface: int) -> int:
@@ -361,6 +452,18 @@ def _interface_mtu(remote: IPAddress, index: int, interface: int) -> int:
         path = Path("/proc/sys/net/ipv6/conf", socket.if_indextoname(index), "mtu")
         return min(interface, int(path.read_text()))
     return interface
+
+
+def is_apart(index: int) -> bool:
+    """Tell whether what comes in by an interface reaches only sockets of its VRF."""
+    # Then a group without a device gets it, whatever others there are: the first one that has
+    # SO_REUSEPORT is not compared any further (net/ipv4/udp.c, udp4_lib_lookup2).
+    with suppress(OSError, ValueError):
+        if int(_L3MDEV_ACCEPT.read_text()):
+            return False
+    with suppress(DeviceError), closing(Rtnetlink()) as kernel:
+        return kernel.is_of_vrf(index)
+    return False
 
 
 def route_mtu(connected: socket.socket) -> int:
@@ -416,12 +519,17 @@ def namespace_number(features: Features) -> int:
     return int.from_bytes(raw, "little")
 
 
-def _udp_socket(local: IPAddress, *, only_ipv6: bool) -> socket.socket:
+def _udp_socket(local: IPAddress, choice: UnderlayChoice, *, only_ipv6: bool) -> socket.socket:
     family = socket.AF_INET if local.version == 4 else socket.AF_INET6
     opened = socket.socket(family, socket.SOCK_DGRAM)
-    if family == socket.AF_INET6:
-        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
-    set_narrowed(opened, False)
+    try:
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
+        set_narrowed(opened, False)
+        choice.apply(opened)
+    except OSError:
+        opened.close()
+        raise
     return opened
 
 
@@ -429,6 +537,25 @@ def _attach(opened: socket.socket, option: int, program: bytes) -> None:
     """Hand a classic BPF program, an array of struct sock_filter, to the kernel."""
     fprog = bpf.Fprog(program)
     opened.setsockopt(socket.SOL_SOCKET, option, fprog.raw)
+
+
+def _load(program: bytes) -> int | None:
+    """Return the descriptor of a classic program's extended form; None: there can be none."""
+    if not ebpf.available():
+        return None
+    try:
+        return ebpf.load(ebpf.translate(program))
+    except OSError:
+        # E2BIG, EACCES: more than the kernel's check of programs goes through.
+        return None
+
+
+def _show_tos(opened: socket.socket) -> None:
+    """Let a socket tell the TOS byte, or traffic class, of what it receives. Raises OSError."""
+    if opened.family == socket.AF_INET6:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+    # Of an IPv6 socket too, for IPv4-mapped addresses.
+    opened.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
 
 
 def _set_up(opened: socket.socket, send_buffer: int, receive_buffer: int | None = None) -> None:

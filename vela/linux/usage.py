@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import psutil
 
 # Asked more often, it gives the result of before: the kernel counts CPU time in steps of 10 ms.
@@ -39,3 +41,15 @@ class ProcessUsage:
         self._before = (now, used)
         self._result = (round(100 * (used - used_before) / (now - before), 1), memory)
         return self._result
+
+
+def sleeps(pid: int) -> bool:
+    """Tell whether all threads of a process wait for something: proc_pid_stat(5), state."""
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/stat", encoding="utf-8", errors="replace") as file:
+                if file.read().rpartition(") ")[2][:1] != "S":
+                    return False
+    except OSError:  # it has ended
+        return True
+    return True

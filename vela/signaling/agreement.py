@@ -30,6 +30,8 @@ class Agreement:
     """The port that the remote's frames come from; None: it does not say, and any will do."""
     pieces: bool = False
     """Both ends cut frames that are larger than a datagram, and put them together."""
+    ecn: bool = False
+    """Both ends bring the ECN of outer headers into the inner ones."""
 
 
 def agree(local: Description, remote: Description, source: Endpoint) -> Agreement:
@@ -44,6 +46,7 @@ def agree(local: Description, remote: Description, source: Endpoint) -> Agreemen
         elision=Capability.ELISION in both,
         checksum_offload=Capability.CHECKSUM_OFFLOAD in both,
         pieces=pieces,
+        ecn=Capability.ECN in both,
         keepalive_s=min(local.keepalive_ms, remote.keepalive_ms) / 1000,
         remote_port=remote.port,
         nat=nat,

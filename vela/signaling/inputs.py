@@ -15,6 +15,8 @@ from vela.signaling.messages import (
     Keepalive,
     Message,
     MessageType,
+    Probe,
+    ProbeReply,
     Reject,
     RejectCode,
     Request,
@@ -127,6 +129,8 @@ def classify(
                 and link.is_refused_by(message)
                 and in_session == (message.code == RejectCode.NO_SUCH_SESSION)
             )
+        case Probe() | ProbeReply():
+            counts = link is not None and link.is_new(message)
         case _:
             counts = link is not None and link.advances_with(message)
     return type_of(message) if counts else None

@@ -37,6 +37,9 @@ PADDED_SIZE = 320
 # Header and tag; TLVs 5 and 6 with IPv6 addresses, 26, and 27: bytes.
 LARGEST_ACKNOWLEDGE = 28 + 16 + 2 * (3 + 18) + 3 + (3 + 8)
 
+# How many counters behind the highest one a message may be that need not come in order.
+WINDOW = 64
+
 _U64_MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -55,6 +58,8 @@ class Link:
     """The counter of the last message that this end sent."""
     heard: int = 0
     """The highest counter of the remote's."""
+    _heard_before: int = 0
+    """Bit n: the counter n below it was heard, too."""
     proof: int = 0
     """The first counter of this end's that proves, if the remote heard it, that it hears."""
     accepted: bool = False
@@ -161,6 +166,26 @@ class Link:
     def advances_with(self, message: Message) -> bool:
         """Tell whether it is of this session, and neither a replay nor overtaken by a later one."""
         return self.has(message) and message.counter > self.heard
+
+    def is_new(self, message: Message) -> bool:
+        """Tell whether it is of this session and no replay; later ones may have overtaken it.
+
+        A large probe takes longer than a small one; it says nothing that a later one would refute.
+        """
+        behind = self.heard - message.counter
+        return self.has(message) and (
+            behind < 0 or (0 < behind < WINDOW and not self._heard_before >> behind & 1)
+        )
+
+    def hear(self, counter: int) -> None:
+        """Take note of a message's counter."""
+        ahead = counter - self.heard
+        if ahead > 0:
+            self.heard = counter
+            kept = self._heard_before << ahead if ahead < WINDOW else 0
+            self._heard_before = (kept | 1) & ((1 << WINDOW) - 1)
+        else:
+            self._heard_before |= 1 << -ahead
 
     def awaits(self, message: Acknowledge) -> bool:
         """Tell whether it answers the REQUEST, and is the first answer."""

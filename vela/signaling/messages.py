@@ -154,6 +154,7 @@ class Capability(IntFlag):
     CHECKSUM_OFFLOAD = 2
     NATIVE_ENGINE = 4
     PIECES = 8
+    ECN = 16
 
 
 class HandshakePattern(IntEnum):

@@ -26,8 +26,15 @@ class Purpose(Enum):
     """Why another session is sought; the value is what the operator reads when it is there."""
 
     OUTDATED = "the other end has outdated settings, and gets the present ones"
+    CHANGED = "this end has other settings, or another key"
     LOST = "the other end lost the session"
     KEYS = "the key holder was replaced, and new keys are made"
+
+
+# These are sought without haste, for as long as it takes; the others as soon as may be.
+PATIENT = frozenset({Purpose.OUTDATED, Purpose.CHANGED})
+# Where both ends have the other session, frames go on: nobody has to notice.
+SEAMLESS = frozenset({Purpose.CHANGED, Purpose.KEYS})
 
 
 @dataclass(slots=True)

@@ -109,7 +109,15 @@ from vela.signaling.messages import (
 )
 from vela.signaling.outbox import Outbox
 from vela.signaling.policy import Policy
-from vela.signaling.renewal import LOST_REPEAT_S, LOST_TRIES, Purpose, Renewal, hint_bucket
+from vela.signaling.renewal import (
+    LOST_REPEAT_S,
+    LOST_TRIES,
+    PATIENT,
+    SEAMLESS,
+    Purpose,
+    Renewal,
+    hint_bucket,
+)
 from vela.signaling.session_cipher import SessionCipher, awaits_handshake, finish_handshake
 from vela.signaling.signer import Key, Signer
 
@@ -322,6 +330,39 @@ class Session:
             self._settle()
             self._send_keepalive(now)
 
+    def set_offer(self, offer: Offer, now: float) -> None:
+        """Say what the remote's end is to be like. The session goes on until another one says so.
+
+        Not for a circuit that the remote set up.
+        """
+        if offer == self._offer:
+            return
+        self._offer = offer
+        self._ask_anew(now)
+
+    def set_key(self, key: Key | None, now: float) -> bool:
+        """Use this key from now on. The session goes on under its own keys until another one is up.
+
+        False: it has no keys of its own, and cannot go on; close it, and begin anew.
+        """
+        links = (self._link,) if self._state in (State.LINKED, State.UP) else ()
+        if key is None or any(link is None or link.signer is None for link in links):
+            return False
+        self._key = key
+        self._ask_anew(now)
+        return True
+
+    def _ask_anew(self, now: float) -> None:
+        """Let what this end asks for, or by which key, be another one from now on."""
+        if self._state in (State.LINKED, State.UP):
+            self._drop_renewal()
+            self._the_link().outdated = True
+            self._attempt.end_renewals()
+            self._seek_beside(Purpose.CHANGED, now)
+        elif self._state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
+            self._attempt.refused = False
+            self._begin(Received(now))
+
     def set_policy(self, policy: Policy) -> None:
         """Judge the remote by these rules from now on."""
         self._admission.policy = policy
@@ -419,7 +460,7 @@ class Session:
         if found is Input.RENEWED and self._renewal is not None:
             link = self._renewal.link
         if link is not None and found not in HANDSHAKE_TYPES | {Input.RENEWAL_REFUSED}:
-            link.heard = message.counter
+            link.hear(message.counter)
             self.last_heard_at = now
         self._step(found, received)
 
@@ -860,8 +901,8 @@ class Session:
             self._confirm_renewal(now)
         elif renewal.confirming:
             self._end_renewal(now)
-        elif renewal.purpose is Purpose.OUTDATED:
-            self._seek_beside(Purpose.OUTDATED, now)
+        elif renewal.purpose in PATIENT:
+            self._seek_beside(renewal.purpose, now)
         else:
             self._ask_beside(renewal, now)
 
@@ -877,7 +918,7 @@ class Session:
             return
         renewal.tries += 1
         self._send_request_of(renewal.link)
-        in_a_hurry = renewal.purpose is not Purpose.OUTDATED
+        in_a_hurry = renewal.purpose not in PATIENT
         delay_s = LOST_REPEAT_S if in_a_hurry else self._attempt.renewal_delay_s()
         self._due[Input.RENEWAL_DUE] = now + delay_s
 
@@ -904,7 +945,7 @@ class Session:
     def _on_renewed(self, received: Received) -> None:
         """Give the session up for the new one, which both ends have now."""
         renewal = self._the_renewal()
-        follows = renewal.purpose is Purpose.KEYS and self._state is State.UP
+        follows = renewal.purpose in SEAMLESS and self._state is State.UP
         if not follows:
             self._tell_down(renewal.purpose.value)
         self._attempt.begin(received.now)

@@ -59,6 +59,24 @@ def test_vlan_children_of_both_taps_carry_full_size_packets_and_a_file(
         assert right.circuit("vela0")["worker"]["restarts"] == 0
 
 
+def test_route_into_a_vlan_of_the_circuit_is_named_and_not_used(routers: TwoRouters) -> None:
+    run = routers.a.namespace.run
+    left, right = Velad(routers.a.namespace, CONFIG_A), Velad(routers.b.namespace, CONFIG_B)
+    with started_together(left, right):
+        left.wait_for_state("vela0", "up", timeout_s=20)
+        run("ip", "link", "add", "link", "vela0", "name", "vela0.10", "type", "vlan", "id", "10")
+        run("ip", "link", "set", "vela0.10", "up")
+
+        run("ip", "route", "add", f"{routers.b.ipv4}/32", "dev", "vela0.10")
+
+        entry = left.wait_for_state("vela0", "down", timeout_s=10)
+        assert entry["reason"] == (
+            f"the route {routers.b.ipv4}/32 dev vela0.10 leads into the circuit itself"
+        )
+        run("ip", "link", "delete", "vela0.10")
+        left.wait_for_state("vela0", "up", timeout_s=30)
+
+
 def test_vlan_aware_bridges_join_hosts_of_one_vlan_and_no_others(routers: TwoRouters) -> None:
     for router in (routers.a, routers.b):
         bridge(router.namespace, "br0")

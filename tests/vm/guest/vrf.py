@@ -1,15 +1,21 @@
 """A VRF as underlay: the way to the remote is in a routing table of its own.
 
-velad has no key for it. It works where velad itself runs in the VRF (ip vrf exec), and where
-the main table knows a way to the remote and udp_l3mdev_accept lets datagrams of the VRF in.
+A circuit's key device names the VRF, or the interface in it. Without the key it works where velad
+itself runs in the VRF (ip vrf exec), and where the main table knows a way to the remote and
+udp_l3mdev_accept lets datagrams of the VRF in.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from lab.autoconfigured import asking, policy
+from lab.circuit import ADDRESSES_B
 from lab.copying import copy
 from lab.daemon import Velad, started_together
+from lab.link import veth
 from lab.load import ping
 from lab.quickstart import CONFIG_A, CONFIG_B, PEER_ADDRESSES, TAP_MTU
 from lab.topology import Router, TwoRouters
@@ -18,6 +24,85 @@ pytestmark = pytest.mark.needs_net_admin
 
 FILE_BYTES = 4_000_000
 VRF, TABLE = "red", "1010"
+
+
+@pytest.mark.parametrize("device", [VRF, "eth0"])
+@pytest.mark.parametrize("source_port", ["auto", "listen"])
+def test_circuit_with_the_vrf_as_device_works_and_needs_nothing_else(
+    routers: TwoRouters, device: str, source_port: str
+) -> None:
+    """Both ends are in a VRF, so both are configured: strangers in a VRF are not answered."""
+    for router in (routers.a, routers.b):
+        _enslave(router)
+    choice: dict[str, Any] = {"device": device, "source_port": source_port}
+    left = Velad(routers.a.namespace, asking(routers.b.ipv4, **choice))
+    right = Velad(
+        routers.b.namespace, asking(routers.a.ipv4, addresses=list(ADDRESSES_B), **choice)
+    )
+
+    _check(left, right)
+
+
+def test_circuit_from_a_vrf_is_set_up_by_a_remote_outside(routers: TwoRouters) -> None:
+    _enslave(routers.a)
+    left = Velad(routers.a.namespace, asking(routers.b.ipv4, device=VRF))
+    right = Velad(routers.b.namespace, policy())
+
+    _check(left, right)
+
+
+def test_stranger_in_a_vrf_of_a_circuit_is_not_answered(routers: TwoRouters) -> None:
+    """B asks from an address that is no circuit's remote."""
+    _enslave(routers.a)
+    routers.b.underlay.add_address("10.201.0.99/24")
+    left = Velad(routers.a.namespace, policy() + asking("10.201.0.98", device=VRF))
+    right = Velad(routers.b.namespace, asking(routers.a.ipv4, name="vela5", bind="10.201.0.99"))
+    with started_together(left, right):
+        left.wait_for(lambda status: status["rx_dropped"]["control"] > 2, 20, "requests")
+
+        assert right.circuit("vela5")["state"] == "connecting"
+        assert [each["name"] for each in left.status()["circuits"]] == ["vela0"]
+
+
+def test_circuits_in_and_outside_of_a_vrf_work_beside_each_other(routers: TwoRouters) -> None:
+    """By two cables, one of them in a VRF at A."""
+    for end, address in zip(
+        veth(routers.a.namespace, "eth1", routers.b.namespace, "eth1"),
+        ("10.202.0.1/24", "10.202.0.2/24"),
+        strict=True,
+    ):
+        end.add_address(address)
+        end.set_up()
+    _enslave(routers.a)
+    outside = asking(
+        "10.202.0.2",
+        name="vela1",
+        id=2,
+        addresses=["172.16.17.1/30"],
+        peer={"addresses": ["172.16.17.2/30"]},
+    )
+    left = Velad(routers.a.namespace, asking(routers.b.ipv4, device=VRF) + outside)
+    right = Velad(routers.b.namespace, policy(sources=["10.0.0.0/8"]))
+    with started_together(left, right):
+        for name, address in (("vela0", "172.16.16.2"), ("vela1", "172.16.17.2")):
+            for velad in (left, right):
+                velad.wait_for_state(name, "up", timeout_s=20)
+            assert ping(routers.a.namespace, address, count=3).lost == 0
+
+
+def test_vrf_that_comes_late_and_again_is_followed(routers: TwoRouters) -> None:
+    left = Velad(routers.a.namespace, asking(routers.b.ipv4, device=VRF))
+    right = Velad(routers.b.namespace, policy())
+    reason = f"the interface {VRF} does not exist; waiting for it"
+    with started_together(left, right):
+        for _ in range(2):
+            left.wait_for(lambda _: left.circuit("vela0")["reason"] == reason, 20, reason)
+
+            _enslave(routers.a)
+
+            left.wait_for_state("vela0", "up", timeout_s=30)
+            assert ping(left.namespace, PEER_ADDRESSES[0], count=3).lost == 0
+            routers.a.namespace.run("ip", "link", "delete", VRF)
 
 
 def test_velad_run_in_the_vrf_has_a_working_circuit(routers: TwoRouters) -> None:

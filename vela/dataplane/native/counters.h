@@ -33,6 +33,7 @@ enum slot {
 	RX_JOINED = 33,
 	RX_INCOMPLETE = 34,
 	RX_DUPLICATE = 35,
+	RX_ECN = 36,
 	WORKER_SLOTS = 40,
 };
 

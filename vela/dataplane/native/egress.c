@@ -118,20 +118,51 @@ static void prepare(struct egress *self, struct outgoing *outgoing)
 		prepare_clear(self, outgoing);
 }
 
+/* What goes with each send beside the size of segments. */
+struct extras {
+	size_t length;
+	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(SOURCE_ADDRESS_MAX)];
+};
+
+/* The TOS byte, where it is not what the socket has by itself, and the source address. */
+static void gather_extras(const struct egress *self, struct extras *extras)
+{
+	bool ipv4 = self->marking.outer_ipv4;
+	int tos = self->run_tos;
+
+	extras->length = 0;
+	if (tos != default_tos(&self->marking)) {
+		struct cmsghdr header = {
+			.cmsg_len = CMSG_LEN(sizeof(tos)),
+			.cmsg_level = ipv4 ? IPPROTO_IP : IPPROTO_IPV6,
+			.cmsg_type = ipv4 ? IP_TOS : IPV6_TCLASS,
+		};
+		memset(extras->space, 0, CMSG_SPACE(sizeof(tos)));
+		memcpy(extras->space, &header, sizeof(header));
+		memcpy(extras->space + CMSG_LEN(0), &tos, sizeof(tos));
+		extras->length = CMSG_SPACE(sizeof(tos));
+	}
+	memcpy(extras->space + extras->length, self->source_address.space, self->source_address.length);
+	extras->length += self->source_address.length;
+}
+
 /* Send all in one call, which the kernel cuts into datagrams of size bytes, the last one maybe shorter. */
 static int send_segmented(struct egress *self, struct outgoing *outgoing, uint16_t size)
 {
 	union {
-		char space[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(SOURCE_ADDRESS_MAX)];
+		char space[CMSG_SPACE(sizeof(uint16_t)) + sizeof(((struct extras *)0)->space)];
 		struct cmsghdr align;
 	} control = {0};
+	struct extras extras;
 	ssize_t sent;
+
+	gather_extras(self, &extras);
 	struct msghdr message = {
 		.msg_name = self->destination_length ? &self->destination : NULL,
 		.msg_namelen = self->destination_length,
 		.msg_iov = outgoing->pieces,
 		.msg_control = control.space,
-		.msg_controllen = CMSG_SPACE(sizeof(uint16_t)) + self->source_address.length,
+		.msg_controllen = CMSG_SPACE(sizeof(uint16_t)) + extras.length,
 	};
 	struct cmsghdr *segment = CMSG_FIRSTHDR(&message);
 
@@ -139,7 +170,7 @@ static int send_segmented(struct egress *self, struct outgoing *outgoing, uint16
 	segment->cmsg_type = UDP_SEGMENT;
 	segment->cmsg_len = CMSG_LEN(sizeof(size));
 	memcpy(CMSG_DATA(segment), &size, sizeof(size));
-	memcpy(control.space + CMSG_SPACE(sizeof(size)), self->source_address.space, self->source_address.length);
+	memcpy(control.space + CMSG_SPACE(sizeof(size)), extras.space, extras.length);
 	if (outgoing->whole.iov_base) {
 		message.msg_iov = &outgoing->whole;
 		message.msg_iovlen = 1;
@@ -158,17 +189,19 @@ static void send_singly(struct egress *self, struct outgoing *outgoing)
 {
 	struct mmsghdr messages[RUN_MAX];
 	struct iovec *piece = outgoing->pieces;
+	struct extras extras;
 	size_t next = 0;
 	int tries = 0;
 
+	gather_extras(self, &extras);
 	for (size_t i = 0; i < outgoing->count; i++) {
 		messages[i].msg_hdr = (struct msghdr){
 			.msg_name = self->destination_length ? &self->destination : NULL,
 			.msg_namelen = self->destination_length,
 			.msg_iov = piece,
 			.msg_iovlen = outgoing->piece_count[i],
-			.msg_control = self->source_address.length ? self->source_address.space : NULL,
-			.msg_controllen = self->source_address.length,
+			.msg_control = extras.length ? extras.space : NULL,
+			.msg_controllen = extras.length,
 		};
 		piece += outgoing->piece_count[i];
 	}
@@ -304,9 +337,11 @@ static struct datagram *append(struct egress *self, size_t length)
 	if (self->run_count) {
 		size_t size = self->run[0].length;
 		bool single = length > self->segment_limit;
-		if (single != (size > self->segment_limit) || (!single && length > size))
+		if (single != (size > self->segment_limit) || (!single && length > size) ||
+		    self->tos != self->run_tos)
 			egress_flush(self);
 	}
+	self->run_tos = self->tos;
 	struct datagram *datagram = &self->run[self->run_count++];
 	datagram->length = length;
 	self->run_octets += length;
@@ -501,6 +536,7 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 		}
 		looks = is_partial(self, frame, length, &transport);
 	}
+	self->tos = outer_tos(&self->marking, frame, length);
 	/* A finished one that looks left must not be taken for that: it travels complete. */
 	enum encapsulated how =
 		encapsulate(&self->encapsulation, frame, length, leave || !looks, &datagram);

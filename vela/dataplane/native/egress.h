@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "cipher.h"
+#include "ecn.h"
 #include "frame.h"
 #include "io.h"
 #include "mss.h"
@@ -67,6 +68,9 @@ struct egress {
 	struct sockaddr_storage destination;
 	socklen_t destination_length; /* 0: the socket is connected */
 	struct source_address source_address;
+	struct marking marking;
+	uint8_t tos;	 /* of the frame that is taken */
+	uint8_t run_tos; /* of all datagrams of the run: one send has one */
 	uint64_t *counters;
 	struct sealer sealer; /* without a page: the circuit is not encrypted */
 	uint8_t *sealed;      /* the run's datagrams, on an encrypted circuit */

@@ -196,23 +196,35 @@ static void verify(struct ingress *self, uint8_t *datagram, size_t length)
 	}
 }
 
-/* Lower the MSS that a frame announces to hosts behind the TAP. */
-static void clamp(struct ingress *self, struct frame *frame)
+/* Return the IP packet of a frame, behind any tags, and its length; NULL: it has none. */
+static uint8_t *packet_of(const struct frame *frame, size_t *length)
 {
-	/* The receive buffer's, and not const but for its readers. */
-	uint8_t *packet = (uint8_t *)frame->rest;
-	size_t length = frame->rest_length, before = DATA_HEADER + (self->sealer.page ? SEAL : 0);
-	struct transport transport;
-	struct syn syn;
+	size_t tags = 0;
 
 	if (!frame->elided) {
 		/* Its link header stands before the rest. */
-		size_t network = network_offset(frame->link, ETHERNET_HEADER + length);
+		size_t network = network_offset(frame->link, ETHERNET_HEADER + frame->rest_length);
 		if (network == 0)
-			return;
-		packet += network - ETHERNET_HEADER;
-		length -= network - ETHERNET_HEADER;
-		before += ESCAPE + network;
+			return NULL;
+		tags = network - ETHERNET_HEADER;
+	}
+	*length = frame->rest_length - tags;
+	/* The receive buffer's, and not const but for its readers. */
+	return (uint8_t *)frame->rest + tags;
+}
+
+/* Lower the MSS that a frame announces to hosts behind the TAP. */
+static void clamp(struct ingress *self, struct frame *frame)
+{
+	size_t length, before = DATA_HEADER + (self->sealer.page ? SEAL : 0);
+	uint8_t *packet = packet_of(frame, &length);
+	struct transport transport;
+	struct syn syn;
+
+	if (packet == NULL)
+		return;
+	if (!frame->elided) {
+		before += ESCAPE + ETHERNET_HEADER + frame->rest_length - length;
 	} else if (self->encapsulation.elision == ELISION_NEVER) {
 		before += ESCAPE + ETHERNET_HEADER;
 	}
@@ -225,6 +237,18 @@ static void clamp(struct ingress *self, struct frame *frame)
 		return;
 	frame->finished = !partial;
 	self->counters[RX_MSS_CLAMPED]++;
+}
+
+/* Bring a congestion mark of the outer header into the frame; false: it is to be dropped. */
+static bool fold(const struct frame *frame, uint8_t outer_ecn)
+{
+	size_t length;
+
+	/* The other two values change nothing. */
+	if (outer_ecn != ECN_CE && outer_ecn != ECN_ECT1)
+		return true;
+	uint8_t *packet = packet_of(frame, &length);
+	return packet == NULL || fold_ecn(packet, length, outer_ecn);
 }
 
 static void take_frame(struct ingress *self, struct frame *frame)
@@ -267,7 +291,7 @@ static bool open_sealed(struct ingress *self, uint8_t **datagram, size_t *length
 	return false;
 }
 
-static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, bool joined);
+static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, uint8_t ecn, bool joined);
 
 static uint64_t now_ms(const struct ingress *self)
 {
@@ -291,13 +315,13 @@ static void take_piece(struct ingress *self, const uint8_t *datagram, size_t len
 
 	if (joiner_overwrites(&self->joiner, datagram, length))
 		ingress_flush(self);
-	enum joining joining = joiner_take(&self->joiner, datagram, length, now_ms(self), &whole, &whole_length,
+	enum joining joining = joiner_take(&self->joiner, datagram, length, self->outer_ecn, now_ms(self), &whole, &whole_length,
 					   &self->counters[RX_INCOMPLETE]);
 	switch (joining) {
 	case PIECE_TAKEN:
 		break;
 	case PIECE_COMPLETES:
-		take_clear(self, whole, whole_length, true);
+		take_clear(self, whole, whole_length, joiner_ecn(&self->joiner, datagram), true);
 		/* Behind it, as what was there before it may just have been written. */
 		joiner_keep(&self->joiner, datagram);
 		break;
@@ -316,11 +340,12 @@ static void take_datagram(struct ingress *self, uint8_t *datagram, size_t length
 	}
 	if (self->opener.page && !open_sealed(self, &datagram, &length))
 		return;
-	take_clear(self, datagram, length, false);
+	take_clear(self, datagram, length, self->outer_ecn, false);
 }
 
-/* Take a datagram as a circuit without encryption sends it. joined: it came in pieces. */
-static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, bool joined)
+/* Take a datagram as a circuit without encryption sends it. ecn: of its outer header; joined: it came in
+ * pieces. */
+static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, uint8_t ecn, bool joined)
 {
 	uint64_t *counters = self->counters;
 	struct frame frame;
@@ -328,7 +353,10 @@ static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, b
 	switch (decapsulate(&self->encapsulation, datagram, length, &frame)) {
 	case FRAME:
 		counters[RX_JOINED] += joined;
-		take_frame(self, &frame);
+		if (fold(&frame, ecn))
+			take_frame(self, &frame);
+		else
+			counters[RX_ECN]++;
 		break;
 	case VERIFICATION:
 		/* One in pieces would be answered by one that is too large for the path. */
@@ -371,23 +399,35 @@ void ingress_datagrams(struct ingress *self, uint8_t *data, size_t length, size_
 	}
 }
 
-/* Return the size that the kernel says the joined datagrams of a message have; else length. */
-static size_t gro_size(struct msghdr *message, size_t length)
+/* Return the size that the kernel says the joined datagrams of a message have, else length, and take note of
+ * their ECN: GRO joins none that differ in it. */
+static size_t look_at_control(struct ingress *self, struct msghdr *message, size_t length)
 {
+	size_t found = length;
+	int size;
+
+	self->outer_ecn = ECN_NOT_ECT;
 	for (struct cmsghdr *each = CMSG_FIRSTHDR(message); each; each = CMSG_NXTHDR(message, each)) {
 		if (each->cmsg_level == IPPROTO_UDP && each->cmsg_type == UDP_GRO) {
-			int size;
 			memcpy(&size, CMSG_DATA(each), sizeof(size));
-			return size > 0 ? (size_t)size : length;
+			if (size > 0)
+				found = (size_t)size;
+		} else if (each->cmsg_level == IPPROTO_IP && each->cmsg_type == IP_TOS) {
+			/* One byte (net/ipv4/ip_sockglue.c, ip_cmsg_recv_tos). */
+			self->outer_ecn = *CMSG_DATA(each) & ECN_MASK;
+		} else if (each->cmsg_level == IPPROTO_IPV6 && each->cmsg_type == IPV6_TCLASS) {
+			memcpy(&size, CMSG_DATA(each), sizeof(size));
+			self->outer_ecn = (uint8_t)(size & ECN_MASK);
 		}
 	}
-	return length;
+	return found;
 }
 
 /* Take what the supervisor hands over: sealed datagrams that came to it or to another circuit's worker, which
  * cannot open them. Nothing else is in the buffer meanwhile. */
 static void take_handed(struct ingress *self)
 {
+	self->outer_ecn = ECN_NOT_ECT; /* not known */
 	for (int taken = 0; taken < HANDED_MAX; taken++) {
 		ssize_t length = self->io->recv(self->divert_fd, self->buffer, RECEIVE_SLOT, MSG_DONTWAIT);
 		if (length <= 0)
@@ -431,7 +471,7 @@ int ingress_batch(struct ingress *self)
 	struct mmsghdr messages[RECEIVE_SLOTS_SINGLE];
 	struct iovec targets[RECEIVE_SLOTS_SINGLE];
 	union {
-		char space[CMSG_SPACE(sizeof(int))];
+		char space[2 * CMSG_SPACE(sizeof(int))]; /* size and TOS */
 		struct cmsghdr align;
 	} controls[RECEIVE_SLOTS_SINGLE];
 	size_t slots = self->bulk ? 1 : receive_slots(self);
@@ -464,7 +504,7 @@ int ingress_batch(struct ingress *self)
 	for (int i = 0; i < count; i++) {
 		size_t length = messages[i].msg_len;
 		ingress_datagrams(self, targets[i].iov_base, length,
-				  gro_size(&messages[i].msg_hdr, length));
+				  look_at_control(self, &messages[i].msg_hdr, length));
 		octets += length;
 	}
 	self->bulk = self->gro && octets > BULK;

@@ -9,6 +9,7 @@
 
 #include "cipher.h"
 #include "coalesce.h"
+#include "ecn.h"
 #include "frame.h"
 #include "io.h"
 #include "mss.h"
@@ -52,6 +53,7 @@ struct ingress {
 	int failure;	      /* errno for the caller, where the worker must end */
 	struct coalesced coalesced;
 	struct joiner joiner;
+	uint8_t outer_ecn; /* of the datagrams that are taken */
 	bool bulk; /* whether the last receive gave so much */
 	uint8_t *buffer;
 };

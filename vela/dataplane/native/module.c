@@ -108,12 +108,13 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 				"remote_mac",  "elision",     "frame_limit",    "datagram_limit",
 				"virtio_header", "partial_checksums", "nowait", "segment", "gro",
 				"coalesce_tcp", "coalesce_udp", "clamp_datagram_limit", "clamp_mss",
-				"fragmentation", "counters", "key_page", NULL};
+				"fragmentation", "dscp", "carry_ecn", "outer_ipv4", "counters", "key_page", NULL};
 	DataPlane *self = (DataPlane *)object;
 	struct egress *egress = &self->egress;
 	struct ingress *ingress = &self->ingress;
 	int circuit_id, tap_fd, receive_fd, send_fd, divert_fd, elision, virtio_header, partial_checksums;
 	int nowait, segment, gro, coalesce_tcp, coalesce_udp, clamp_mss, fragmentation;
+	int dscp, carry_ecn, outer_ipv4;
 	PyObject *destination, *source_address, *key_page;
 	Py_buffer local_mac = {0}, remote_mac = {0}, counters = {0};
 	Py_ssize_t frame_limit, datagram_limit, clamp_datagram_limit;
@@ -123,18 +124,20 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_RuntimeError, "a data plane is set up once");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppniiw*O", names, &circuit_id,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppniiippw*O", names, &circuit_id,
 					 &tap_fd, &receive_fd, &send_fd, &divert_fd, &destination, &source_address,
 					 &local_mac, &remote_mac, &elision, &frame_limit,
 					 &datagram_limit, &virtio_header, &partial_checksums, &nowait, &segment,
 					 &gro, &coalesce_tcp, &coalesce_udp, &clamp_datagram_limit,
-					 &clamp_mss, &fragmentation, &counters, &key_page))
+					 &clamp_mss, &fragmentation, &dscp, &carry_ecn, &outer_ipv4, &counters,
+					 &key_page))
 		return -1;
 	if (circuit_id < 1 || circuit_id > 255 || elision < ELISION_NEVER || elision > ELISION_ALWAYS ||
 	    local_mac.len != 6 || remote_mac.len != 6 || frame_limit < ETHERNET_HEADER ||
 	    frame_limit > MAX_UDP_PAYLOAD - HEADROOM - (key_page == Py_None ? 0 : SEAL) || datagram_limit < HEADROOM ||
 	    datagram_limit > MAX_UDP_PAYLOAD || clamp_datagram_limit < 0 || clamp_mss < 0 ||
 	    clamp_mss > UINT16_MAX || fragmentation < FRAGMENT_BY_IP || fragmentation > FRAGMENT_NEVER ||
+	    dscp < DSCP_INHERIT || dscp > UINT8_MAX >> DSCP_SHIFT ||
 	    counters.len < WORKER_SLOTS * (Py_ssize_t)sizeof(uint64_t) ||
 	    (uintptr_t)counters.buf % sizeof(uint64_t)) {
 		PyErr_SetString(PyExc_ValueError, "an argument is out of its range");
@@ -178,6 +181,8 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	/* Without a virtio header nothing could say so. */
 	ingress->coalesce_tcp = virtio_header && coalesce_tcp;
 	ingress->coalesce_udp = virtio_header && coalesce_udp;
+	egress->marking = (struct marking){
+		.dscp = dscp, .carry_ecn = carry_ecn, .outer_ipv4 = outer_ipv4};
 	egress->route_limit = (size_t)datagram_limit;
 	egress->counters = ingress->counters = counters.buf;
 	if (key_page != Py_None && take_key_page(self, key_page, (uint8_t)circuit_id) < 0)
@@ -278,11 +283,13 @@ PyDoc_STRVAR(DataPlane_doc,
 	     "DataPlane(*, circuit_id, tap_fd, receive_fd, send_fd, divert_fd, destination, source_address,\n"
 	     "          local_mac, remote_mac, elision, frame_limit, datagram_limit, virtio_header,\n"
 	     "          partial_checksums, nowait, segment, gro, coalesce_tcp, coalesce_udp,\n"
-	     "          clamp_datagram_limit, clamp_mss, fragmentation, counters, key_page)\n"
+	     "          clamp_datagram_limit, clamp_mss, fragmentation, dscp, carry_ecn, outer_ipv4,\n"
+	     "          counters, key_page)\n"
 	     "--\n\n"
 	     "Forwards one circuit's frames. Arguments as in vela.dataplane.Attachment, sockets by their\n"
 	     "descriptors, and features one by one: nowait is RWF_NOWAIT, segment UDP_SEGMENT, gro\n"
-	     "UDP_GRO, coalesce_tcp TSO, coalesce_udp USO; limits of the MSS clamp are 0 where there are none. Raises ValueError where one is out of its range.");
+	     "UDP_GRO, coalesce_tcp TSO, coalesce_udp USO; limits of the MSS clamp are 0 where there are none;\n"
+	     "dscp is -1 for that of the inner packet. Raises ValueError where one is out of its range.");
 
 static PyType_Slot DataPlane_slots[] = {
 	{Py_tp_doc, (void *)DataPlane_doc},

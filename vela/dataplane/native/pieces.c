@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ecn.h"
 #include "packet.h"
 
 static size_t divide_up(size_t number, size_t by)
@@ -61,6 +62,11 @@ void joiner_keep(struct joiner *self, const uint8_t *datagram)
 	self->slots[get32(datagram + PIECE_NUMBER_AT) % JOIN_SLOTS].epoch = self->epoch;
 }
 
+uint8_t joiner_ecn(const struct joiner *self, const uint8_t *datagram)
+{
+	return slot_of(self, datagram)->ecn;
+}
+
 static void give_up(struct join_slot *slot, uint64_t *incomplete)
 {
 	*incomplete += slot->missing != 0;
@@ -84,7 +90,7 @@ static void sweep(struct joiner *self, uint64_t now_ms, uint64_t *incomplete)
 	}
 }
 
-enum joining joiner_take(struct joiner *self, const uint8_t *datagram, size_t length, uint64_t now_ms,
+enum joining joiner_take(struct joiner *self, const uint8_t *datagram, size_t length, uint8_t ecn, uint64_t now_ms,
 			 uint8_t **joined, size_t *joined_length, uint64_t *incomplete)
 {
 	if (length <= PIECE_HEADER)
@@ -113,11 +119,15 @@ enum joining joiner_take(struct joiner *self, const uint8_t *datagram, size_t le
 			.number = number,
 			.length = (uint16_t)whole,
 			.size = (uint16_t)size,
+			.ecn = ecn,
 		};
 	}
 	uint64_t bit = UINT64_C(1) << index;
 	if (!(slot->missing & bit))
 		return PIECE_DUPLICATE;
+	/* RFC 3168, section 5.3. */
+	if (ecn == ECN_CE)
+		slot->ecn = ecn;
 	size_t start = index * size;
 	memcpy(memory + CIRCUIT_ID + start, datagram + PIECE_HEADER, last ? whole - start : size);
 	slot->missing &= ~bit;

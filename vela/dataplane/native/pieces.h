@@ -48,6 +48,7 @@ struct join_slot {
 	uint64_t epoch; /* of the joiner, when the frame was handed on */
 	uint32_t number;
 	uint16_t length, size;
+	uint8_t ecn; /* of the outer headers: CE if one of them has it */
 };
 
 struct joiner {
@@ -70,9 +71,12 @@ bool joiner_overwrites(const struct joiner *self, const uint8_t *datagram, size_
 /* Remember that the frame which this piece completed is in use for the rest of the epoch. */
 void joiner_keep(struct joiner *self, const uint8_t *datagram);
 
-/* Take a piece. If it is the one that was missing, joined is then the datagram that was cut, circuit id
+/* Return the outer ECN of the frame that this piece completed. */
+uint8_t joiner_ecn(const struct joiner *self, const uint8_t *datagram);
+
+/* Take a piece, which has the outer ECN ecn. If it is the one that was missing, joined is then the datagram that was cut, circuit id
  * included, in memory of the joiner. Frames that are given up are added to incomplete. */
-enum joining joiner_take(struct joiner *self, const uint8_t *datagram, size_t length, uint64_t now_ms,
+enum joining joiner_take(struct joiner *self, const uint8_t *datagram, size_t length, uint8_t ecn, uint64_t now_ms,
 			 uint8_t **joined, size_t *joined_length, uint64_t *incomplete);
 
 #endif

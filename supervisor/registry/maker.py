@@ -1,0 +1,141 @@
+"""Makes circuits: from what is configured or stored to what a circuit works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from vela.errors import ConfigError, VelaError
+from vela.linux.affinity import allowed_cpus, least_loaded
+from vela.signaling.signer import Key
+
+from ..circuit.circuit import Circuit, DataPath, Origin, Owner, Setup
+from ..circuit.routes import MachineRoutes
+from ..config.records import CircuitConfig, Encapsulation, Encryption
+from ..control_channel import ControlChannel
+from ..frame_keys import CircuitKeys
+from ..keys import KeySource
+from ..runtime.loop import EventLoop
+from ..runtime.names import NameSource
+from .ciphers import Ciphers
+from .requests import offer_of
+from .store import StoredCircuit
+
+
+class DataPathFactory(Protocol):
+    """Creates the data paths of circuits: pseudowire.PseudowireFactory."""
+
+    def __call__(
+        self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False, shielded: bool = False
+    ) -> DataPath:
+        """Create a circuit's interface, counters and sockets. Raises DeviceError.
+
+        await_bridge: create the interface even if its bridge does not exist yet.
+        shielded: it is an error if router advertisements cannot be kept out.
+        """
+
+
+class CircuitMaker:
+    """Has what all circuits are made with."""
+
+    def __init__(
+        self,
+        circuits: Mapping[str, Circuit],
+        owner: Owner,
+        *,
+        loop: EventLoop,
+        names: NameSource,
+        routes: MachineRoutes,
+        control_channel: ControlChannel,
+        keys: KeySource,
+        make_data_path: DataPathFactory,
+        ciphers: Ciphers | None,
+        port: int,
+    ) -> None:
+        """circuits: those that there are. owner: theirs. ciphers: None where none is encrypted."""
+        self._circuits = circuits
+        self._owner = owner
+        self._loop = loop
+        self._names = names
+        self._routes = routes
+        self._control_channel = control_channel
+        self._keys = keys
+        self.make_data_path = make_data_path
+        self._ciphers = ciphers
+        self._port = port
+
+    def make(
+        self,
+        stored: StoredCircuit,
+        frame_keys: CircuitKeys | None = None,
+        data_path: DataPath | None = None,
+    ) -> Circuit:
+        """Create a circuit. Raises VelaError.
+
+        frame_keys: of an encrypted one, closed if that fails; None: they are made.
+        data_path: of the circuit that it follows, likewise.
+        """
+        config, origin = stored.config, stored.origin
+        try:
+            setup = self.setup(stored, frame_keys)
+        except VelaError:
+            if data_path is not None:
+                data_path.close()
+            raise
+        try:
+            # A command or another machine must learn at once that the bridge is missing.
+            data_path = data_path or self.make_data_path(
+                config,
+                self.cpu_for(config),
+                await_bridge=origin is Origin.CONFIG,
+                shielded=origin is Origin.PEER,
+            )
+        except VelaError:
+            if setup.frame_keys is not None:
+                setup.frame_keys.close()
+            raise
+        return Circuit(
+            setup,
+            origin,
+            data_path,
+            loop=self._loop,
+            names=self._names,
+            routes=self._routes,
+            owner=self._owner,
+            port=self._port,
+            maker=stored.maker,
+        )
+
+    def setup(self, stored: StoredCircuit, frame_keys: CircuitKeys | None = None) -> Setup:
+        """Return what a circuit is. Raises VelaError. frame_keys: see make()."""
+        config, origin = stored.config, stored.origin
+        offer = offer_of(config, origin, stored.named_by_peer)
+        # The original VELA has no handshake.
+        if not config.autoconfigure or config.encapsulation is Encapsulation.IP:
+            return Setup(config, None, offer)
+        key = self._key_for(config, origin)
+        if frame_keys is None and config.encryption is Encryption.REQUIRED:
+            if self._ciphers is None:
+                raise ConfigError(f"{config.name}: encryption is required, and cannot be had")
+            frame_keys = self._ciphers.keys_of(config, key)
+        machine = self._token_for(config, origin)
+        return Setup(config, self._control_channel, offer, key, machine, frame_keys)
+
+    def cpu_for(self, config: CircuitConfig, changed: str | None = None) -> int:
+        """Return the CPU of a circuit's worker; changed: its name, if the circuit exists."""
+        if config.cpu is not None:
+            return config.cpu
+        own = [each.cpu for name, each in self._circuits.items() if name != changed]
+        return least_loaded(allowed_cpus(), own)
+
+    def _key_for(self, config: CircuitConfig, origin: Origin) -> Key | None:
+        if origin is not Origin.PEER and config.key_file is not None:
+            return self._keys.load(config.key_file)
+        return self._control_channel.key
+
+    def _token_for(self, config: CircuitConfig, origin: Origin) -> bytes | None:
+        """Return what tells this machine from others, where it sets a circuit up elsewhere."""
+        if origin is Origin.PEER:
+            return None
+        # The key is no part of it: who changes it is the same machine.
+        return self._keys.token(f"{config.id} {config.remote}".encode())

@@ -1,0 +1,33 @@
+"""A worker that is to make way ends what it has in hand, and takes nothing more."""
+
+from __future__ import annotations
+
+from vela.dataplane.counters import CounterSlab
+from vela.dataplane.handover import Direction, Handover
+
+
+def test_handover_is_done_when_both_threads_have_stopped() -> None:
+    handover = Handover(memoryview(bytearray(3)))
+    assert not handover.asked
+    handover.ask()
+    assert handover.asked
+    handover.stop(Direction.EGRESS)
+    assert not handover.done
+    handover.stop(Direction.INGRESS)
+    assert handover.done
+    handover.clear()
+    assert not handover.asked
+    assert not handover.done
+
+
+def test_handovers_are_apart_from_each_other_and_from_what_else_is_in_the_page() -> None:
+    slab = CounterSlab()
+    one, other = slab.take(), slab.take()
+    one.worker[:] = memoryview(bytes(b"\xff" * one.worker.nbytes)).cast("Q")
+    one.exit_message[:] = b"\xff" * len(one.exit_message)
+    handover = Handover(one.handover)
+    assert not handover.asked
+    assert not handover.done
+    handover.ask()
+
+    assert not Handover(other.handover).asked
