@@ -35,7 +35,7 @@ from vela.supervisor.registry.facts import HostFacts
 from vela.supervisor.registry.registry import Registry
 from vela.supervisor.runtime.lines import LineLimiter
 from vela.supervisor.runtime.loop import Callback, EventLoop, Ready
-from vela.supervisor.runtime.names import AnswerCallback
+from vela.supervisor.runtime.names import AnswerCallback, DelayCallback
 from vela.supervisor.runtime.resolver import Answer
 from vela.supervisor.status import CounterStatus, WorkerStatus
 from vela.wire import DEFAULT_PORT
@@ -234,7 +234,13 @@ class Machine:
     ) -> None:
         self.network.carry(data, Endpoint(self.address, DEFAULT_PORT), remote)
 
-    def ask(self, host: str, family: Family | None, callback: AnswerCallback) -> None:
+    def ask(
+        self,
+        host: str,
+        family: Family | None,
+        callback: AnswerCallback,
+        on_delay: DelayCallback | None = None,
+    ) -> None:
         self.asked.append((self.network.loop.now(), host))
         generation = self.registry
         try:

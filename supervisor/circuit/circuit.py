@@ -23,6 +23,7 @@ from vela.linux.underlay import Route, UnderlayPath
 from vela.mac import format_mac
 from vela.rate import STEP
 from vela.signaling.agreement import Agreement
+from vela.signaling.candidates import Candidate
 from vela.signaling.encryption import Encryption as SessionEncryption
 from vela.signaling.events import (
     Agreed,
@@ -237,7 +238,7 @@ class Circuit:
         self._key_watch = self._watch_keys()
         self._signaling: SignalingChannel | None = None
         self._log = self._bound_log()
-        self._started = self._closed = self._moving = False
+        self._started = self._closed = self._moving = self._handed_over = False
         self._lifecycle = Lifecycle(static=self.static)
         self._inputs: deque[tuple[Input, str]] = deque()
         self._stepping = False
@@ -272,8 +273,12 @@ class Circuit:
     @property
     def reason(self) -> str:
         """Why it has its state, and what it still waits for; empty: there is nothing to say."""
+        # While it is up, the name does not matter.
+        seeks = self.state in (State.RESOLVING, State.CONNECTING, State.DOWN, State.REJECTED)
+        trouble = self._remote.trouble if seeks else ""
         hooks = "" if self.hooks is None else self.hooks.reason
-        return "; ".join(filter(None, (self._lifecycle.reason, self._data_path.obstacle, hooks)))
+        said = (self._lifecycle.reason, trouble, self._data_path.obstacle, hooks)
+        return "; ".join(dict.fromkeys(filter(None, said)))
 
     @property
     def static(self) -> bool:
@@ -324,7 +329,7 @@ class Circuit:
         if address is None:
             return
         try:
-            path = self._remote.choose((address,))
+            path = self._remote.path_to(address)
         except DeviceError:
             return  # there may be a route later
         if self._remote.is_this_machine(path):
@@ -355,7 +360,7 @@ class Circuit:
         self._started = True
         signaling.hold()
         # The path must be known before the first message, so that both ends agree at once.
-        self._path = self._remote.choose((requested.source.address,), requested.local_address)
+        self._path = self._remote.path_to(requested.source.address, requested.local_address)
         signaling.session.set_local(self._description(self._path), self._loop.now())
         signaling.session.accept(requested, self._loop.now(), encryption)
         if encryption is not None and self._key_watch is not None:
@@ -413,11 +418,11 @@ class Circuit:
         self._closed = True
         self._remote.stop()
         self._prober.stop()
-        due = self.hooks is not None and self.hooks.due
+        due = not self._handed_over and self.hooks is not None and self.hooks.due
         if due:
             self._show_carrier(False)
             self._data_path.detach()
-        else:
+        elif not self._handed_over:
             self._data_path.close()
         self._close_keys()
         if due and self.hooks is not None:
@@ -431,7 +436,7 @@ class Circuit:
 
     def _has_gone(self, gone: Callback) -> None:
         # A velad that refuses to start logs nothing but the reason.
-        if self._started:
+        if self._started and not self._handed_over:
             self._log.info("circuit_closed")
         gone()
 
@@ -440,6 +445,13 @@ class Circuit:
             self._key_watch.close()
         if self._frame_keys is not None:
             self._frame_keys.close()
+
+    def hand_over(self) -> DataPath:
+        """Leave the interface to another circuit, which gets it. close() is to follow."""
+        self._handed_over = True
+        self._show_carrier(False)
+        self._data_path.detach()
+        return self._data_path
 
     def say_goodbye(self, reason: CloseReason) -> None:
         """Tell the remote the reason, before close()."""
@@ -686,12 +698,12 @@ class Circuit:
     def on_no_route(self, reason: str) -> None:
         self._take(Input.NO_ROUTE, reason)
 
-    def on_routed(self, path: UnderlayPath) -> None:
+    def on_routed(self, paths: tuple[UnderlayPath, ...]) -> None:
         if self._moving:
             self._moving = False
-            self._leave_former_remote(path)
+            self._leave_former_remote(paths[0])
         try:
-            self._aim(path)
+            self._aim(paths)
         except VelaError as err:
             self._take(Input.FAILED, str(err))
             return
@@ -745,7 +757,7 @@ class Circuit:
             case Up():
                 remote = self._require_signaling().session.remote
                 if remote is not None:
-                    self._remote.succeed(remote.address)
+                    self._remote.use(remote.address)
                 self._take(Input.UP)
             case Down(reason):
                 self._take(Input.DOWN, reason)
@@ -787,8 +799,6 @@ class Circuit:
             self._stepping = False
 
     def _step(self, happened: Input, reason: str) -> None:
-        # The addresses of a name are tried in turn for ever. Only the first round is logged.
-        again = happened is Input.UNANSWERED and self._remote.rotates
         step = self._lifecycle.take(happened, reason)
         try:
             for action in step.actions:
@@ -799,9 +809,9 @@ class Circuit:
             # Before the inputs that wait: they assume a circuit that carries frames.
             self._inputs.appendleft((Input.FAILED, str(err)))
             return
-        self._log_change(again=again)
+        self._log_change()
 
-    def _log_change(self, *, again: bool) -> None:
+    def _log_change(self) -> None:
         state, reason = now = (self.state, self._lifecycle.reason)
         if now == self._logged:
             return
@@ -812,7 +822,7 @@ class Circuit:
         self._owner.on_state_changed(self, before)
         level = "info" if not reason or state in _GOOD else "warning"
         # Every circuit passes through these states at its start.
-        if again or (state in (State.RESOLVING, State.CONNECTING) and not reason):
+        if state in (State.RESOLVING, State.CONNECTING) and not reason:
             level = "debug"
         about: dict[str, object] = {"origin": self.origin.value, "mtu": self._data_path.mtu}
         if self._data_path.attached is not None:
@@ -828,22 +838,11 @@ class Circuit:
     def _resolve_soon(self) -> None:
         self._remote.resolve_soon()
 
-    def _try_next_address(self) -> None:
-        if self._path is None:
-            return
-        try:
-            path = self._remote.next_path(self._path.endpoint.address)
-        except DeviceError as err:
-            self.on_no_route(str(err))
-            return
-        if path is not None:
-            self.on_routed(path)
-
     def _reuse_path(self) -> None:
         if self._path is None:
             self._remote.resolve()
         else:
-            self.on_routed(self._path)
+            self.on_routed((self._path,))
 
     def _seek(self) -> None:
         signaling = self._require_signaling()
@@ -978,9 +977,9 @@ class Circuit:
             raise RuntimeError(f"{self.name} is static")
         return self._signaling
 
-    def _aim(self, path: UnderlayPath) -> None:
-        """Use this path: let the session look for the remote there. Raises VelaError."""
-        signaling = self._signaling
+    def _aim(self, paths: tuple[UnderlayPath, ...]) -> None:
+        """Let the session look for the remote there, the best path first. Raises VelaError."""
+        signaling, path = self._signaling, paths[0]
         # A loopback address in the configuration is no mistake: another velad may listen there.
         if not path.endpoint.address.is_loopback and self._remote.is_this_machine(path):
             raise ConfigError(f"{path.endpoint.address} is this machine; {OTHER_MACHINE}")
@@ -988,15 +987,16 @@ class Circuit:
             # Before the first message: the remote would take both circuits for one.
             self._owner.check_id(self, path.sources)
         self._path = path
-        self._remote.use(path.endpoint.address)
         if signaling is None:
+            self._remote.use(path.endpoint.address)
             return
         now = self._loop.now()
         signaling.expect_from(path.sources)
         in_use = self._path_in_use() if self.state is State.UP else path
         if in_use is not None:
             signaling.session.set_local(self._description(in_use), now)
-        signaling.session.set_remote(path.endpoint, now, self._source_of(path))
+        candidates = [Candidate(each.endpoint, self._source_of(each)) for each in paths]
+        signaling.session.set_remotes(candidates, now)
 
     def _description(self, path: UnderlayPath | None) -> Description:
         """Return the description of this end. Raises ConfigError if the path is too narrow."""
@@ -1061,7 +1061,6 @@ class Circuit:
 _DO = {
     Action.RESOLVE: Circuit._resolve,
     Action.RESOLVE_SOON: Circuit._resolve_soon,
-    Action.TRY_NEXT_ADDRESS: Circuit._try_next_address,
     Action.REUSE_PATH: Circuit._reuse_path,
     Action.SEEK: Circuit._seek,
     Action.SUSPEND: Circuit._suspend,

@@ -63,7 +63,6 @@ class Action(Enum):
 
     RESOLVE = auto()  # look for the remote's addresses, and a route
     RESOLVE_SOON = auto()  # the same after a back-off
-    TRY_NEXT_ADDRESS = auto()
     REUSE_PATH = auto()  # ROUTED with the known path; RESOLVE if there is none
     SEEK = auto()  # start the session
     SUSPEND = auto()  # suspend the session; the remote is told the reason
@@ -136,7 +135,7 @@ _NOT_UP = {
     _I.AGREED: Transition(_STAY, (_A.CARRY,)),
     _I.UP: Transition(_S.UP, (_A.CARRY, _A.CARRIER_ON)),
     _I.DOWN: Transition(_S.DOWN, (_A.CARRIER_OFF,)),
-    _I.UNANSWERED: Transition(_SEEKING, (_A.TRY_NEXT_ADDRESS,)),
+    _I.UNANSWERED: Transition(_SEEKING),
     _I.REJECTED: Transition(_S.REJECTED),
     _I.REMOTE_DISABLED: Transition(_S.DOWN),
     _I.CLOSED: Transition(_S.DOWN, (_A.CARRIER_OFF, _A.SEEK)),

@@ -8,6 +8,7 @@ from typing import Protocol
 from vela.address import Endpoint, Family, IPAddress, Remote
 from vela.errors import DeviceError
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
+from vela.signaling.candidates import interleaved
 
 from ..runtime.loop import EventLoop
 from ..runtime.names import NameSource, NameWatch
@@ -29,7 +30,8 @@ class Listener(Protocol):
 
     def on_no_route(self, reason: str) -> None: ...
 
-    def on_routed(self, path: UnderlayPath) -> None: ...
+    def on_routed(self, paths: tuple[UnderlayPath, ...]) -> None:
+        """Take the paths to all addresses that have one, the best first."""
 
 
 class RemoteSearch:
@@ -54,17 +56,16 @@ class RemoteSearch:
         self._remote = remote
         self._own_port = port
         self._port = remote.port or port
-        self._loop = loop
         self._routes = routes
         self._listener = listener
         self._local_address = local_address
-        self._watch = NameWatch(loop, names, remote.host, family, self._on_answer)
+        self._watch = NameWatch(loop, names, remote.host, family, self._on_answer, self._on_delay)
         self._resolved: tuple[IPAddress, ...] = ()
-        # The address in use or tried at present; and when each other one did not answer.
         self._favourite: IPAddress | None = None
-        self._silent: dict[IPAddress, float] = {}
         self.paused = False
         """While true, addresses are still looked up, and the listener is not told."""
+        self.trouble = ""
+        """Why the last look-up of the name has no result; empty: it has one."""
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
@@ -83,11 +84,6 @@ class RemoteSearch:
         is_local = address.is_loopback or path.route.source == address
         return is_local and path.endpoint.port == self._own_port
 
-    @property
-    def rotates(self) -> bool:
-        """Whether addresses have not answered since the last success."""
-        return bool(self._silent)
-
     def resolve(self) -> None:
         """Look up the remote and its route now."""
         self._watch.look()
@@ -105,47 +101,49 @@ class RemoteSearch:
         self._watch.stop()
 
     def use(self, address: IPAddress) -> None:
-        """Prefer this address from now on."""
+        """Prefer this address from now on, as the remote answers there."""
         self._favourite = address
 
-    def succeed(self, address: IPAddress) -> None:
-        """Record that the remote answers at this address."""
-        self._favourite = address
-        self._silent.clear()
-
-    def next_path(self, tried: IPAddress) -> UnderlayPath | None:
-        """Return the path to the address that was tried least recently; None: there is only one.
-
-        Raises DeviceError if no address has a route.
-        """
-        now = self._loop.now()
-        self._silent = {
-            each: now if each == tried else self._silent.get(each, 0.0) for each in self._resolved
-        }
-        return self.choose(self._resolved) if len(self._resolved) > 1 else None
-
-    def choose(
-        self, addresses: tuple[IPAddress, ...], local_address: IPAddress | None = None
-    ) -> UnderlayPath:
-        """Return the path to the first address, by precedence, that has a route.
+    def path_to(self, address: IPAddress, local_address: IPAddress | None = None) -> UnderlayPath:
+        """Return the path to one address of the remote. Raises DeviceError if it has no route.
 
         local_address: the source; None: the one that the remote uses, or any.
-        Raises DeviceError, with the reason for each address.
+        """
+        return self._paths((address,), local_address)[0]
+
+    def _paths(
+        self, addresses: tuple[IPAddress, ...], local_address: IPAddress | None = None
+    ) -> tuple[UnderlayPath, ...]:
+        """Return the paths to all addresses that have a route, in the order to ask them.
+
+        Raises DeviceError if none has, with the reason for each address.
         """
         source = local_address or self._local_address()
-        obstacles = []
-        for address in sorted(addresses, key=self._precedence):
+        sources = tuple(sorted(addresses, key=str))
+        paths, obstacles = [], []
+        # What worked last comes first.
+        for address in sorted(interleaved(addresses), key=lambda each: each != self._favourite):
             endpoint = Endpoint(address, self._port)
             try:
                 group, route = self._route_to(endpoint, source)
             except DeviceError as err:
                 obstacles.append(str(err))
-                continue
-            return UnderlayPath(endpoint, tuple(sorted(addresses, key=str)), route, group)
-        raise DeviceError("; ".join(dict.fromkeys(obstacles)))
+            else:
+                paths.append(UnderlayPath(endpoint, sources, route, group))
+        if not paths:
+            raise DeviceError("; ".join(dict.fromkeys(obstacles)))
+        # A name may have an address of this machine among others, as anycast has.
+        elsewhere = tuple(each for each in paths if not self.is_this_machine(each))
+        return elsewhere or tuple(paths)
+
+    def _on_delay(self, why: str) -> None:
+        self.trouble = why
+        if not self.paused:
+            self._listener.on_unresolved(why)
 
     def _on_answer(self, answer: Answer) -> bool:
         """Tell the listener the result of a look-up. Return whether there is a route."""
+        self.trouble = answer.error or ""
         if self.paused:
             self._resolved = answer.addresses or self._resolved
             return answer.error is None
@@ -154,16 +152,12 @@ class RemoteSearch:
             return False
         self._resolved = answer.addresses
         try:
-            path = self.choose(answer.addresses)
+            paths = self._paths(answer.addresses)
         except DeviceError as err:
             self._listener.on_no_route(str(err))
             return False
-        self._listener.on_routed(path)
+        self._listener.on_routed(paths)
         return True
-
-    def _precedence(self, address: IPAddress) -> tuple[float, bool]:
-        """Return the sort key of an address; the lowest is tried first."""
-        return self._silent.get(address, 0.0), address != self._favourite
 
     def _route_to(self, endpoint: Endpoint, source: IPAddress | None) -> tuple[ReceiveGroup, Route]:
         if source is not None and source.version == endpoint.address.version:

@@ -72,20 +72,33 @@ class CircuitMaker:
         self._ciphers = ciphers
         self._port = port
 
-    def make(self, stored: StoredCircuit, frame_keys: CircuitKeys | None = None) -> Circuit:
+    def make(
+        self,
+        stored: StoredCircuit,
+        frame_keys: CircuitKeys | None = None,
+        data_path: DataPath | None = None,
+    ) -> Circuit:
         """Create a circuit. Raises VelaError.
 
         frame_keys: of an encrypted one, closed if that fails; None: they are made.
+        data_path: of the circuit that it follows, likewise.
         """
         config, origin = stored.config, stored.origin
-        if config.name in self._leaving:
-            if frame_keys is not None:
-                frame_keys.close()
-            raise ConfigError(f"{config.name}: the former circuit of this name runs its down hook")
-        setup = self.setup(stored, frame_keys)
+        try:
+            if config.name in self._leaving:
+                if frame_keys is not None:
+                    frame_keys.close()
+                raise ConfigError(
+                    f"{config.name}: the former circuit of this name runs its down hook"
+                )
+            setup = self.setup(stored, frame_keys)
+        except VelaError:
+            if data_path is not None:
+                data_path.close()
+            raise
         try:
             # A command or another machine must learn at once that the bridge is missing.
-            data_path = self.make_data_path(
+            data_path = data_path or self.make_data_path(
                 config,
                 self.cpu_for(config),
                 await_bridge=origin is Origin.CONFIG,

@@ -18,7 +18,7 @@ from vela.signaling.limiter import host_of
 from vela.signaling.messages import CloseReason, Confirm, RejectCode
 from vela.signaling.policy import PeerCircuits, Policy
 
-from ..circuit.circuit import Circuit, Origin
+from ..circuit.circuit import Circuit, DataPath, Origin
 from ..circuit.tenure import Tenure
 from ..config.effects import Effect, difference
 from ..config.records import AutoconfigureConfig, CircuitConfig
@@ -116,7 +116,7 @@ class PeerRequests:
         if answered is None:
             return
         decision = requests.decide(requested, situation)
-        replaced = None
+        replaced = kept = None
         if isinstance(decision, SetUp):
             before = () if decision.replaced is None else (decision.replaced,)
             decision = self._admit(requested, decision, situation.policy, before)
@@ -128,8 +128,10 @@ class PeerRequests:
             remote = str(decision.config.remote)
             self._log.info("circuit_moved", circuit=decision.config.name, remote=remote)
             replaced = self._circuits[decision.replaced]
+            if _has_same_interface(answered.complete(decision.config), replaced.config):
+                kept = replaced.hand_over()
             self._home.remove(replaced, None)
-        self._set_up_for_peer(decision, requested, answered, replaced)
+        self._set_up_for_peer(decision, requested, answered, replaced, kept)
 
     def on_offer_changed(self, circuit: Circuit, requested: CircuitRequested) -> None:
         """Apply the settings that the circuit's remote now asks for, or refuse them."""
@@ -334,15 +336,19 @@ class PeerRequests:
         requested: CircuitRequested,
         answered: Answered,
         replaced: Circuit | None,
+        kept: DataPath | None = None,
     ) -> None:
-        """Create a circuit that another machine asked for. replaced: the one of before, removed."""
+        """Create a circuit that another machine asked for.
+
+        replaced: the one of before, removed. kept: its data path, if that is used again.
+        """
         config = answered.complete(decision.config)
         before = None if replaced is None else record_of(replaced)
         tenure = Tenure(self._loop.now()) if replaced is None else replaced.tenure
         self._lines.assign(config.name, requested.source.address)
         try:
             circuit = self._maker.make(
-                StoredCircuit(config, Origin.PEER, decision.named_by_peer), answered.keys
+                StoredCircuit(config, Origin.PEER, decision.named_by_peer), answered.keys, kept
             )
         except VelaError as err:
             self._give_up(requested, before, tenure, err)
@@ -427,6 +433,12 @@ class _Coming:
     def addresses(self) -> tuple[IPAddress, ...]:
         address = self.config.remote.address
         return () if address is None else (address,)
+
+
+def _has_same_interface(one: CircuitConfig, other: CircuitConfig) -> bool:
+    """Tell whether two configurations differ in nothing that an interface is made with."""
+    alike = replace(other, remote=one.remote, keepalive=one.keepalive, peer_key=one.peer_key)
+    return one == alike
 
 
 def _changes_live(circuit: Circuit, config: CircuitConfig, answered: Answered) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
 from typing import Protocol
@@ -30,7 +32,29 @@ LONGEST_RETRY_S = 30.0
 RESTART_DELAY_S = 1.0
 FULL_CHANNEL_DELAY_S = 0.01
 
+# The helper is asked for a sign of life at this interval. One that misses so many in a row is
+# replaced: it was stopped, or its threads keep it from running.
+BEAT_INTERVAL_S = 3.0
+MISSED_BEATS = 2
+# A look-up that takes longer is told to the operator. The default of resolv.conf(5) is 5 s for each
+# server and try.
+SLOW_S = 5.0
+# One that takes longer than this never ends: three silent servers, tried twice for both families,
+# take 60 s at most.
+STUCK_S = 120.0
+
 AnswerCallback = Callable[[Answer], None]
+DelayCallback = Callable[[str], None]
+"""Is told, in a sentence, why there is no answer yet."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Who waits for one answer, and since when."""
+
+    since: float
+    callbacks: list[tuple[AnswerCallback, DelayCallback | None]] = field(default_factory=list)
+    told_slow: bool = False
 
 
 class Names:
@@ -40,21 +64,33 @@ class Names:
         self._loop = loop
         self._user = user
         self._log = structlog.get_logger()
-        self._waiting: dict[tuple[str, Family | None], list[AnswerCallback]] = {}
+        self._waiting: dict[tuple[str, Family | None], _Waiting] = {}
         self._lost = False
         self._restarting: Timer | None = None
+        self._missed = 0
         self._child, channel = self._fork()
         self._resolver = Resolver(channel)
         self._loop.watch(self._resolver.fileno(), self._on_readable)
+        self._beat = self._loop.call_later(BEAT_INTERVAL_S, self._on_beat)
 
-    def ask(self, host: str, family: Family | None, callback: AnswerCallback) -> None:
-        """Call back with the addresses of a host name or address, never within this call."""
+    def ask(
+        self,
+        host: str,
+        family: Family | None,
+        callback: AnswerCallback,
+        on_delay: DelayCallback | None = None,
+    ) -> None:
+        """Call back with the addresses of a host name or address, never within this call.
+
+        Until then on_delay is told why it takes long.
+        """
         literal = _literal(host)
         if literal is not None:
             answer = Answer(host, family, (literal,), None)
             self._loop.call_soon(lambda: callback(answer))
             return
-        self._waiting.setdefault((host, family), []).append(callback)
+        waiting = self._waiting.setdefault((host, family), _Waiting(self._loop.now()))
+        waiting.callbacks.append((callback, on_delay))
         try:
             self._resolver.request(host, family)
         except ResolutionError as err:
@@ -63,11 +99,14 @@ class Names:
         self._push()
 
     def close(self) -> None:
+        self._beat.cancel()
         if self._restarting is not None:
             self._restarting.cancel()
         if not self._lost:
             self._loop.unwatch(self._resolver.fileno())
         self._resolver.close()
+        # One that was stopped would be waited for in vain.
+        self._child.signal(signal.SIGKILL)
         self._child.reap()
 
     def _fork(self) -> tuple[Child, socket.socket]:
@@ -89,13 +128,52 @@ class Names:
         try:
             answers = self._resolver.receive()
         except ResolverLostError as err:
-            self._log.warning("resolver_lost", error=str(err))
-            self._lost = True
-            self._loop.unwatch(self._resolver.fileno())
-            self._restarting = self._loop.call_later(RESTART_DELAY_S, self._restart)
+            self._lose(str(err))
             return
         for answer in answers:
             self._answered(answer)
+
+    def _lose(self, error: str) -> None:
+        """Give the helper up, and start another one soon."""
+        self._log.warning("resolver_lost", error=error, restart_in_s=RESTART_DELAY_S)
+        self._lost = True
+        self._missed = 0
+        self._loop.unwatch(self._resolver.fileno())
+        # One that hangs would not end by itself.
+        self._child.signal(signal.SIGKILL)
+        self._restarting = self._loop.call_later(RESTART_DELAY_S, self._restart)
+        for host, family in tuple(self._waiting):
+            self._tell_delay(host, family, f"{error}; another one is started")
+
+    def _on_beat(self) -> None:
+        """Look whether the helper is alive, and which look-ups take long."""
+        self._beat = self._loop.call_later(BEAT_INTERVAL_S, self._on_beat)
+        # A supervisor that was stopped itself finds the sign of life here.
+        self._on_readable()
+        if self._lost:
+            return
+        self._missed = 0 if self._resolver.beat() else self._missed + 1
+        if self._missed >= MISSED_BEATS:
+            self._lose("the resolver process does not answer")
+            return
+        now = self._loop.now()
+        stuck = [key for key, each in self._waiting.items() if now - each.since >= STUCK_S]
+        if stuck:
+            # Its thread is lost, too.
+            self._lose("a look-up in the resolver process does not end")
+            for host, family in stuck:
+                self._resolver.forget(host, family)
+                error = f"{host}: the look-up did not end in {STUCK_S:g} s"
+                self._answered(Answer(host, family, (), error))
+        for (host, family), waiting in tuple(self._waiting.items()):
+            if not waiting.told_slow and now - waiting.since >= SLOW_S:
+                waiting.told_slow = True
+                self._tell_delay(host, family, "the name server has not answered yet")
+
+    def _tell_delay(self, host: str, family: Family | None, why: str) -> None:
+        for _, on_delay in self._waiting[host, family].callbacks:
+            if on_delay is not None:
+                self._loop.guard(partial(on_delay, f"{host}: {why}"))
 
     def _restart(self) -> None:
         try:
@@ -104,7 +182,6 @@ class Names:
             self._restarting = self._loop.call_later(RESTART_DELAY_S, self._restart)
             self._log.error("resolver_not_started", error=str(err), retry_in_s=RESTART_DELAY_S)
             return
-        # A helper that sent a malformed answer still runs; it ends without its channel.
         self._resolver.restart(channel)
         self._child.reap()
         self._child = child
@@ -116,14 +193,21 @@ class Names:
             self._loop.call_later(FULL_CHANNEL_DELAY_S, self._on_readable)
 
     def _answered(self, answer: Answer) -> None:
-        for callback in self._waiting.pop((answer.host, answer.family), ()):
+        waiting = self._waiting.pop((answer.host, answer.family), None)
+        for callback, _ in () if waiting is None else waiting.callbacks:
             self._loop.guard(partial(callback, answer))
 
 
 class NameSource(Protocol):
     """Resolves names: Names."""
 
-    def ask(self, host: str, family: Family | None, callback: AnswerCallback) -> None: ...
+    def ask(
+        self,
+        host: str,
+        family: Family | None,
+        callback: AnswerCallback,
+        on_delay: DelayCallback | None = None,
+    ) -> None: ...
 
 
 class NameWatch:
@@ -136,13 +220,18 @@ class NameWatch:
         host: str,
         family: Family | None,
         on_answer: Callable[[Answer], bool],
+        on_delay: DelayCallback | None = None,
     ) -> None:
-        """on_answer takes each answer, and returns whether it could use it."""
+        """on_answer takes each answer, and returns whether it could use it.
+
+        on_delay is told why there is none yet.
+        """
         self._loop = loop
         self._names = names
         self._host = host
         self._family = family
         self._on_answer = on_answer
+        self._on_delay = on_delay
         self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
         self._timer: Timer | None = None
         self._answering = self._failed_meanwhile = self._stopped = False
@@ -151,7 +240,7 @@ class NameWatch:
 
     def look(self) -> None:
         """Look the name up now."""
-        self._names.ask(self._host, self._family, self._answered)
+        self._names.ask(self._host, self._family, self._answered, self._delayed)
 
     def look_again(self) -> None:
         """Look it up after a back-off, because something failed."""
@@ -180,6 +269,10 @@ class NameWatch:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _delayed(self, why: str) -> None:
+        if self._on_delay is not None and not self._stopped:
+            self._on_delay(why)
 
     def _answered(self, answer: Answer) -> None:
         if self._stopped:

@@ -2,13 +2,15 @@
 
 The supervisor forks a process that runs serve(), and holds the other end of
 a SOCK_SEQPACKET pair in a Resolver. A message is one JSON object of at most
-MAX_MESSAGE bytes. Neither side trusts the messages of the other.
+MAX_MESSAGE bytes, or BEAT, which the helper sends back at once. Neither side
+trusts the messages of the other.
 """
 
 from __future__ import annotations
 
 # socket.getaddrinfo imports it for the first name; a confined process may be unable to read
 # the file.
+import contextlib
 import encodings.idna  # noqa: F401
 import json
 import queue
@@ -21,6 +23,8 @@ from ipaddress import ip_address
 from vela.address import Family, IPAddress
 from vela.errors import ResolutionError, VelaError
 
+from . import name_servers
+
 MAX_HOST = 320  # characters: RFC 1035, 2.3.4 allows 253; an address with its scope is shorter
 MAX_ADDRESSES = 32
 # bytes; JSON takes at most 12 for a character and fewer than 64 for an address, and an error
@@ -29,6 +33,7 @@ MAX_MESSAGE = 16384
 # Look-ups at the same time. One without an answer occupies a thread for as long as
 # resolv.conf says, by default 10 s for each name server (resolv.conf(5)).
 MAX_THREADS = 32
+BEAT = b"beat"
 
 _AF = {None: socket.AF_UNSPEC, Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _VERSION = {Family.IPV4: 4, Family.IPV6: 6}
@@ -77,7 +82,7 @@ def resolve(host: str, family: Family | None) -> tuple[IPAddress, ...]:
     except UnicodeError as err:
         raise ResolutionError(f"{host!r} is not a host name") from err
     except OSError as err:
-        raise ResolutionError(f"{host}: {_reason(err, family)}") from err
+        raise ResolutionError(f"{host}: {_reason(err, host, family)}") from err
 
     addresses = tuple(
         address
@@ -100,7 +105,7 @@ def _needs_zone(address: IPAddress) -> bool:
     return address.version == 6 and address.is_link_local
 
 
-def _reason(err: OSError, family: Family | None) -> str:
+def _reason(err: OSError, host: str, family: Family | None) -> str:
     if not isinstance(err, socket.gaierror):
         return f"the look-up failed: {err.strerror}"
     match err.errno:
@@ -109,7 +114,8 @@ def _reason(err: OSError, family: Family | None) -> str:
         case socket.EAI_NODATA | socket.EAI_ADDRFAMILY:
             return f"no {_KIND[family]}address"
         case socket.EAI_AGAIN:
-            return "no name server answered"
+            # It does not say whether servers are silent, or answer that they failed.
+            return name_servers.examine(host, family)
         case _:
             return f"the look-up failed: {err.strerror}"
 
@@ -130,6 +136,9 @@ def serve(channel: socket.socket) -> None:
     questions: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
     threads = 0
     while message := channel.recv(MAX_MESSAGE + 1):
+        if message == BEAT:
+            channel.send(BEAT, socket.MSG_NOSIGNAL)
+            continue
         questions.put(_parse_question(message))
         if threads < MAX_THREADS:
             threading.Thread(target=_answer_all, args=(questions, channel), daemon=True).start()
@@ -169,6 +178,7 @@ class Resolver:
         # dicts, as sets that keep their order
         self._open: dict[Question, None] = {}
         self._unsent: deque[Question] = deque()
+        self._awaits_beat = False
 
     def fileno(self) -> int:
         return self._channel.fileno()
@@ -200,6 +210,23 @@ class Resolver:
             self._unsent.append(question)
             self._send()
 
+    def beat(self) -> bool:
+        """Ask the helper for a sign of life. Return whether it has given the last one."""
+        if self._awaits_beat:
+            return False
+        self._awaits_beat = True
+        # Where the channel is full, or the helper has ended, the next call returns False.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            self._channel.send(BEAT, socket.MSG_NOSIGNAL)
+        return True
+
+    def forget(self, host: str, family: Family | None) -> None:
+        """Ask no longer. The helper must be replaced, or its answer would be malformed."""
+        question = Question(host, family)
+        del self._open[question]
+        if question in self._unsent:
+            self._unsent.remove(question)
+
     def receive(self) -> list[Answer]:
         """Return the answers that have arrived, and send questions that wait.
 
@@ -222,6 +249,9 @@ class Resolver:
                 if answers:
                     break  # the end of file is read again
                 raise ResolverLostError("the resolver process ended")
+            if message == BEAT:
+                self._awaits_beat = False
+                continue
             answer = _parse_answer(message)
             question = Question(answer.host, answer.family)
             if question not in still_open:
@@ -236,6 +266,7 @@ class Resolver:
         self._channel.close()
         channel.setblocking(False)
         self._channel = channel
+        self._awaits_beat = False
         self._unsent = deque(self._open)
         self._send()
 

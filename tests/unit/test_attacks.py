@@ -236,6 +236,7 @@ def test_machine_that_comes_back_with_another_address_has_its_circuit_and_no_sec
     calm: Attack, tmp_path: Path
 ) -> None:
     calm.net.run(3)
+    interface = calm.b.data_paths["vela0"]
     calm.a.crash()
     moved = Machine(
         calm.net,
@@ -250,6 +251,10 @@ def test_machine_that_comes_back_with_another_address_has_its_circuit_and_no_sec
 
     assert moved.states() == {"vela0": ("up", "")}
     assert calm.b.states() == {"vela0": ("up", "")}
+    assert calm.b.data_paths["vela0"] is interface
+    assert interface.carrier
+    assert interface.attached is not None
+    assert str(interface.attached[0].endpoint.address) == "192.0.2.7"
     # B restarts, and still knows whose it is.
     calm.b.stop()
     moved.crash()
@@ -262,6 +267,27 @@ def test_machine_that_comes_back_with_another_address_has_its_circuit_and_no_sec
     calm.a.boot()
     calm.net.run(30)
     assert calm.a.states() == {"vela0": ("up", "")}
+
+
+def test_machine_that_moves_and_wants_another_interface_gets_a_new_one(calm: Attack) -> None:
+    calm.net.run(3)
+    interface = calm.b.data_paths["vela0"]
+    calm.a.crash()
+    peer = replace(CIRCUIT.peer, mac=bytes.fromhex("02005e100077"))
+    moved = Machine(
+        calm.net,
+        ip_address("192.0.2.7"),
+        calm.a.config.daemon.state_directory,
+        (replace(CIRCUIT, peer=peer),),
+        ALLOWED,
+        KEY,
+    )
+    moved.boot()
+    calm.net.run(60)
+
+    assert moved.states() == {"vela0": ("up", "")}
+    assert interface.closed
+    assert calm.b.data_paths["vela0"].local_mac == peer.mac
 
 
 def test_another_machine_at_the_same_address_gets_no_circuit_until_the_first_is_long_gone(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from ipaddress import ip_address
+from itertools import pairwise
 
 import pytest
 
@@ -56,19 +57,61 @@ def test_request_after_another_outage_is_repeated_as_often_as_at_first() -> None
     assert requests(attempt, 1000.0, 1003.0) == [0.5, 1.0, 1.0, 1.0]
 
 
-def test_every_third_request_at_an_address_is_told_and_every_eighth_looks_the_name_up() -> None:
+def test_every_third_request_at_an_address_is_told_and_every_fourth_looks_the_name_up() -> None:
     attempt = begun()
     told, looked_up = [], []
 
-    for number in range(1, 18):
+    for number in range(1, 14):
         if number == 5:
-            attempt.change_endpoint()
+            attempt.note_answer()
         attempt.count_request(100.0 + number)
         told += [number] * attempt.is_unanswered
         looked_up += [number] * attempt.wants_lookup
 
-    assert told == [3, 7, 10, 13, 16]
-    assert looked_up == [8, 16]
+    assert told == [3, 7, 10, 13]
+    assert looked_up == [4, 8, 12]
+
+
+def rounds(attempt: Attempt, addresses: int, count: int) -> list[tuple[float, bool, bool]]:
+    """Return when REQUESTs are sent, and whether each is told and looks the name up."""
+    sent, now = [], 100.0
+    for number in range(1, addresses * count + 1):
+        delay_s = attempt.count_request(now, ends_round=number % addresses == 0)
+        sent.append((round(now, 3), attempt.is_unanswered, attempt.wants_lookup))
+        now += delay_s
+    return sent
+
+
+def test_two_addresses_are_asked_a_quarter_of_a_second_apart_and_rounds_as_far_as_requests() -> (
+    None
+):
+    assert rounds(begun(), 2, 4) == [
+        (100.0, False, False),
+        (100.25, False, False),
+        (100.5, False, False),
+        (100.75, True, True),
+        (101.5, False, False),
+        (101.75, False, False),
+        (102.5, False, False),
+        (102.75, True, True),
+    ]
+
+
+def test_thirty_addresses_are_all_asked_within_eight_seconds_and_told_at_the_end() -> None:
+    sent = rounds(begun(), 30, 2)
+
+    assert [at for at, _, _ in sent] == [100.0 + 0.25 * number for number in range(60)]
+    assert [number for number, (_, told, _) in enumerate(sent) if told] == [29, 59]
+    assert [number for number, (_, _, looks) in enumerate(sent) if looks] == [29, 59]
+
+
+def test_rounds_of_many_addresses_are_rarer_after_five_minutes() -> None:
+    sent = rounds(begun(), 3, 310)
+
+    begins = [at for at, _, _ in sent[::3]]
+    delays = [round(later - sooner, 3) for sooner, later in pairwise(begins)]
+    assert delays[:2] == [0.75, 1.0]
+    assert delays[-3:] == [30.0, 30.0, 30.0]
 
 
 def test_request_is_hurried_but_comes_no_sooner_than_a_confirm_would() -> None:
@@ -127,12 +170,27 @@ def test_confirms_are_repeated_faster_than_a_cookie_dies() -> None:
 
 def test_reason_for_no_answer_names_the_key_once_a_tag_was_wrong() -> None:
     attempt = begun()
-    assert attempt.unanswered_reason(REMOTE).startswith("no answer from 192.0.2.2:48621: no velad")
+    assert attempt.unanswered_reason([REMOTE]).startswith(
+        "no answer from 192.0.2.2:48621: no velad"
+    )
 
     attempt.wrong_tag = True
 
-    assert "wrong tag" in attempt.unanswered_reason(REMOTE)
+    assert "wrong tag" in attempt.unanswered_reason([REMOTE])
     attempt.begin(200.0)
-    assert "wrong tag" in attempt.unanswered_reason(REMOTE)
+    assert "wrong tag" in attempt.unanswered_reason([REMOTE])
     attempt.succeed()
-    assert "wrong tag" not in attempt.unanswered_reason(REMOTE)
+    assert "wrong tag" not in attempt.unanswered_reason([REMOTE])
+
+
+def test_reason_for_no_answer_counts_the_other_addresses_and_keeps_to_one_order() -> None:
+    attempt = begun()
+    others = [Endpoint(ip_address(f"192.0.2.{number}"), 48621) for number in (4, 3)]
+
+    said = attempt.unanswered_reason([*others, REMOTE])
+
+    assert said.startswith("no answer from 192.0.2.2:48621 and 2 other addresses: no velad there")
+    assert attempt.unanswered_reason([REMOTE, *others]) == said
+    assert attempt.unanswered_reason([others[0], REMOTE]).startswith(
+        "no answer from 192.0.2.2:48621 and 1 other address: "
+    )

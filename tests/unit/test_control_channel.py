@@ -26,7 +26,7 @@ from vela.supervisor.control_channel import ControlChannel, Expected, _policy_of
 from vela.supervisor.demux import ControlHandler
 from vela.supervisor.registry.requests import offer_of
 from vela.supervisor.runtime.loop import EventLoop
-from vela.supervisor.runtime.names import AnswerCallback
+from vela.supervisor.runtime.names import AnswerCallback, DelayCallback
 
 NETWORK = ip_network("192.0.2.0/24")
 ADDRESS = ip_address("192.0.2.1")
@@ -130,7 +130,13 @@ class Transport:
 
 
 class Names:
-    def ask(self, host: str, family: Family | None, callback: AnswerCallback) -> None:
+    def ask(
+        self,
+        host: str,
+        family: Family | None,
+        callback: AnswerCallback,
+        on_delay: DelayCallback | None = None,
+    ) -> None:
         raise AssertionError("no name is to be asked for")
 
 

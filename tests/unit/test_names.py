@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from exhaustion import no_descriptors
+from structlog.testing import capture_logs
 
 from vela.address import Family
 from vela.linux.sandbox import User, find_user
@@ -37,9 +41,20 @@ class Asker:
         self.names = Names(self.loop, user)
         (self.helper,) = children() - before
         self.answers: list[Answer] = []
+        self.delays: list[str] = []
+
+    def close_and_open(self) -> None:
+        """Begin with another helper, by the intervals that hold now."""
+        self.names.close()
+        fresh = Asker()
+        self.loop, self.names, self.helper = fresh.loop, fresh.names, fresh.helper
 
     def ask(self, host: str, family: Family | None = None) -> None:
-        self.names.ask(host, family, self.answers.append)
+        self.names.ask(host, family, self.answers.append, self.delays.append)
+
+    def run_for(self, seconds: float) -> None:
+        self.loop.call_later(seconds, self.loop.stop)
+        self.loop.run()
 
     def wait_for(self, count: int) -> list[Answer]:
         expired = self.loop.call_later(TIMEOUT_S, self.loop.stop)
@@ -55,6 +70,19 @@ class Asker:
         expired.cancel()
         assert len(self.answers) == count, self.answers
         return self.answers
+
+
+@pytest.fixture
+def silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let helpers that are forked from now on wait for ever for what is under example.net."""
+    look_up = socket.getaddrinfo
+
+    def wait(host: str, *arguments: Any, **options: Any) -> Any:
+        if host.endswith(".example.net"):
+            threading.Event().wait()
+        return look_up(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
 
 
 @pytest.fixture
@@ -154,6 +182,71 @@ def test_names_closed_while_the_helper_cannot_be_replaced_leave_nothing(
 
     assert children() == set()
     signal.set_wakeup_fd(-1)
+
+
+def test_helper_that_is_stopped_is_replaced_and_that_is_told(
+    asker: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "BEAT_INTERVAL_S", 0.5)
+    monkeypatch.setattr(names, "RESTART_DELAY_S", 0.1)
+    asker.close_and_open()
+    os.kill(asker.helper, signal.SIGSTOP)
+    asker.ask("localhost", Family.IPV4)
+
+    with capture_logs() as log:
+        (answer,) = asker.wait_for(1)
+
+    assert answer.addresses == (ip_address("127.0.0.1"),)
+    assert asker.delays == [
+        "localhost: the resolver process does not answer; another one is started"
+    ]
+    assert [(entry["event"], entry["error"]) for entry in log] == [
+        ("resolver_lost", "the resolver process does not answer")
+    ]
+    assert asker.helper not in children()
+
+
+def test_helper_that_is_busy_is_not_replaced(
+    asker: Asker, monkeypatch: pytest.MonkeyPatch, silent_server: None
+) -> None:
+    monkeypatch.setattr(names, "BEAT_INTERVAL_S", 0.5)
+    monkeypatch.setattr(names, "SLOW_S", 0.5)
+    asker.close_and_open()
+    for number in range(40):
+        asker.ask(f"router{number}.example.net")
+
+    asker.run_for(2.5)
+
+    assert asker.answers == []
+    assert asker.helper in children()
+    assert sorted(asker.delays) == sorted(
+        f"router{number}.example.net: the name server has not answered yet" for number in range(40)
+    )
+
+
+def test_look_up_that_never_ends_is_given_up_with_the_helper(
+    asker: Asker, monkeypatch: pytest.MonkeyPatch, silent_server: None
+) -> None:
+    monkeypatch.setattr(names, "BEAT_INTERVAL_S", 0.5)
+    monkeypatch.setattr(names, "STUCK_S", 0.5)
+    monkeypatch.setattr(names, "RESTART_DELAY_S", 0.1)
+    asker.close_and_open()
+    asker.ask("router.example.net")
+
+    (answer,) = asker.wait_for(1)
+    assert answer.error == "router.example.net: the look-up did not end in 0.5 s"
+    asker.ask("localhost", Family.IPV4)
+    assert asker.wait_for(2)[1].addresses == (ip_address("127.0.0.1"),)
+    assert asker.helper not in children()
+
+
+def test_names_with_a_helper_that_is_stopped_are_closed_at_once(asker: Asker) -> None:
+    other = Asker()
+    os.kill(other.helper, signal.SIGSTOP)
+
+    other.names.close()
+
+    assert other.helper not in children()
 
 
 def test_closed_names_leave_no_process(asker: Asker) -> None:

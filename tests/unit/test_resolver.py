@@ -387,6 +387,24 @@ class Lab:
         finally:
             self.end(process)
 
+    @contextmanager
+    def failing_server(self, address: str, rcode: int) -> Iterator[None]:
+        """Run a name server that answers everything with this code (RFC 1035, section 4.1.1)."""
+        code = (
+            "import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM);"
+            f"s.bind(({address!r}, 53)); print(file=sys.stderr, flush=True)\n"
+            "while True:\n"
+            " query, source = s.recvfrom(512)\n"
+            f" s.sendto(query[:2] + bytes((0x81, 0x80 | {rcode})) + query[4:], source)"
+        )
+        process = self.run(sys.executable, "-c", code)
+        assert process.stderr
+        try:
+            process.stderr.readline()
+            yield
+        finally:
+            self.end(process)
+
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
@@ -460,15 +478,37 @@ def test_dead_name_servers_do_not_delay_other_names(lab: Lab) -> None:
 
     assert first == Answer("four.vela.example", None, (ip_address("192.0.2.4"),), None)
     assert {answer.error for answer in others} == {
-        f"host{number}.dead.example: no name server answered" for number in range(20)
+        f"host{number}.dead.example: no name server answered: 127.0.0.1 does not answer"
+        for number in range(20)
     }
 
 
 @pytest.mark.needs_net_admin
 def test_absent_name_server_is_told_from_an_absent_name(lab: Lab) -> None:
     assert error(lab.resolver, "four.vela.example") == (
-        "four.vela.example: no name server answered"
+        "four.vela.example: no name server answered: 127.0.0.1 is not running"
     )
+
+
+@pytest.mark.needs_net_admin
+def test_name_servers_that_fail_are_named_with_what_they_answer(lab: Lab) -> None:
+    lab.use_server("192.0.2.53", "127.0.0.1", "127.0.0.2")
+    lab.serve("--local=/vela.example/")  # nobody to forward the rest to
+    with lab.failing_server("127.0.0.2", rcode=2):
+        said = error(lab.resolver, "router.example.net")
+
+    assert said == (
+        "router.example.net: name server 192.0.2.53 cannot be reached: Network is unreachable, "
+        "127.0.0.1 answers REFUSED, 127.0.0.2 answers SERVFAIL"
+    )
+
+
+@pytest.mark.needs_net_admin
+def test_name_with_thirty_addresses_is_resolved_to_all_of_them(lab: Lab) -> None:
+    expected = {f"192.0.2.{number}" for number in range(1, 31)}
+    lab.serve(*(f"--host-record=many.vela.example,{address}" for address in expected))
+
+    assert set(addresses(lab.resolver, "many.vela.example")) == expected
 
 
 @pytest.mark.needs_net_admin

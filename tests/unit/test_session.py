@@ -31,6 +31,7 @@ from thorough import first_of
 
 from vela.address import Endpoint
 from vela.signaling.agreement import Agreement
+from vela.signaling.candidates import Candidate
 from vela.signaling.codec import decode, encode, read_header
 from vela.signaling.cookie import Cookies
 from vela.signaling.events import (
@@ -75,6 +76,7 @@ AGREED1 = Agreement(
     remote_port=48621,
     nat=False,
 )
+HERE, ELSEWHERE = ip_address("198.51.100.2"), ip_address("198.51.100.3")
 AGREED2 = replace(AGREED1, local_mac=LOCAL2.mac, remote_mac=LOCAL1.mac)
 
 
@@ -435,22 +437,131 @@ def test_request_of_nobody_answered_is_told_and_the_name_looked_up() -> None:
     assert ResolveWanted() in said
 
 
-def test_each_address_of_a_remote_is_asked_three_times_before_that_is_told() -> None:
+OTHER = Endpoint(ip_address("2001:db8::2"), 48621)
+
+
+def test_addresses_of_a_remote_are_asked_in_turn_with_one_nonce_and_told_together() -> None:
     session, now = quiet_session(), 0.0
-    other = Endpoint(ip_address("2001:db8::2"), 48621)
-    asked: list[Endpoint] = []
+    session.set_remotes([Candidate(OTHER), Candidate(ROUTER2, HERE)], now)
+    asked: list[tuple[float, Endpoint, int]] = []
+    told: list[tuple[float, str]] = []
     session.start(now)
 
-    while now < 10:
+    while now < 3:
         session.handle_timer(now)
-        asked += [datagram.remote for datagram in session.datagrams_to_send()]
-        if isinstance(session.next_event(), Unanswered):
-            session.set_remote(other if asked[-1] == ROUTER2 else ROUTER2, now)
+        asked += [
+            (now, each.remote, read_header(each.data).sender_nonce)
+            for each in session.datagrams_to_send()
+        ]
+        while event := session.next_event():
+            if isinstance(event, Unanswered):
+                told.append((now, event.reason))
         due = session.next_timer()
         assert due is not None
-        assert due >= now + 0.3
         now = due
-    assert asked[:9] == [ROUTER2] * 3 + [other] * 3 + [ROUTER2] * 3
+
+    assert [remote for _, remote, _ in asked[:6]] == [OTHER, ROUTER2] * 3
+    assert [at for at, _, _ in asked[:3:2]] == [0.0, pytest.approx(0.5, abs=0.11)]
+    assert asked[1][0] == 0.25
+    assert len({nonce for _, _, nonce in asked}) == 1
+    assert told[0][0] == asked[3][0]
+    assert "192.0.2.2:48621 and 1 other address: " in told[0][1]
+
+
+def test_first_address_that_answers_wins_also_from_another_port_than_the_last_one() -> None:
+    session = quiet_session()
+    other = Endpoint(ip_address("192.0.2.9"), 7777)
+    session.set_remotes([Candidate(other, HERE), Candidate(ROUTER2, ELSEWHERE)], 0.0)
+    session.start(0.0)
+    for now in (0.0, 0.25):
+        session.handle_timer(now)
+    requests = session.datagrams_to_send()
+    assert [each.remote for each in requests] == [other, ROUTER2]
+    nonce = read_header(requests[0].data).sender_nonce
+
+    answer = encode(Acknowledge(CIRCUIT, 0x33, nonce, 1), None)
+    session.receive_datagram(answer, other, 0.3)
+
+    [confirm] = session.datagrams_to_send()
+    assert (confirm.remote, confirm.local_address) == (other, HERE)
+    assert session.remote == other
+
+
+def refuse(session: Session, source: Endpoint, now: float, text: str) -> None:
+    [request] = session.datagrams_to_send()
+    assert request.remote == source
+    asked = read_header(request.data)
+    session.receive(
+        Reject(CIRCUIT, 0x33, asked.sender_nonce, asked.counter, RejectCode.CONFLICT, text),
+        source,
+        now,
+    )
+
+
+def test_address_that_refuses_keeps_nobody_from_the_next_one() -> None:
+    session = quiet_session()
+    session.set_remotes([Candidate(OTHER), Candidate(ROUTER2)], 0.0)
+    session.start(0.0)
+    session.handle_timer(0.0)
+
+    refuse(session, OTHER, 0.1, "not here")
+    session.handle_timer(0.1)
+
+    [request] = session.datagrams_to_send()
+    assert request.remote == ROUTER2
+    assert session.next_event() is None
+    nonce = read_header(request.data).sender_nonce
+    session.receive(Acknowledge(CIRCUIT, 0x33, nonce, 1), ROUTER2, 0.2)
+    assert session.state is State.CONFIRMING
+
+
+def test_refusal_is_told_once_no_other_address_has_answered() -> None:
+    session = quiet_session()
+    session.set_remotes([Candidate(OTHER), Candidate(ROUTER2)], 0.0)
+    session.start(0.0)
+    session.handle_timer(0.0)
+    refuse(session, OTHER, 0.1, "not here")
+    session.handle_timer(0.1)
+    session.datagrams_to_send()
+    due = session.next_timer()
+    assert due is not None
+
+    session.handle_timer(due)
+
+    assert session.next_event() == Rejected(RejectCode.CONFLICT, "not here")
+    assert session.state is State.REJECTED
+    assert session.datagrams_to_send() == []
+    again = session.next_timer()
+    assert again is not None
+    session.handle_timer(again)
+    session.handle_timer(again)
+    assert session.datagrams_to_send()[0].remote == OTHER
+
+
+def test_refusals_of_all_addresses_are_told_with_the_last_one() -> None:
+    session = quiet_session()
+    session.set_remotes([Candidate(OTHER), Candidate(ROUTER2)], 0.0)
+    session.start(0.0)
+    session.handle_timer(0.0)
+    refuse(session, OTHER, 0.1, "not here")
+    session.handle_timer(0.1)
+
+    refuse(session, ROUTER2, 0.2, "nor here")
+
+    assert session.next_event() == Rejected(RejectCode.CONFLICT, "nor here")
+    assert session.state is State.REJECTED
+
+
+def test_address_that_a_name_gets_is_asked_before_those_that_were_asked() -> None:
+    session = quiet_session()
+    session.start(0.0)
+    session.handle_timer(0.0)
+    session.datagrams_to_send()
+
+    session.set_remotes([Candidate(ROUTER2), Candidate(OTHER)], 0.4)
+    session.handle_timer(0.4)
+
+    assert [each.remote for each in session.datagrams_to_send()] == [OTHER]
 
 
 def test_answer_of_the_address_that_was_asked_before_is_taken_there() -> None:
@@ -458,7 +569,7 @@ def test_answer_of_the_address_that_was_asked_before_is_taken_there() -> None:
     session.start(0.0)
     session.handle_timer(0.0)
     nonce = read_header(session.datagrams_to_send()[0].data).sender_nonce
-    session.set_remote(Endpoint(ip_address("2001:db8::2"), 48621), 1.0)
+    session.set_remotes([Candidate(OTHER)], 1.0)
     session.handle_timer(1.0)
     session.datagrams_to_send()
 
@@ -1158,15 +1269,12 @@ def test_session_without_a_remote_waits_for_one() -> None:
     assert session.next_timer() is None
     assert session.datagrams_to_send() == []
 
-    session.set_remote(ROUTER2, 10.0)
+    session.set_remotes([Candidate(ROUTER2)], 10.0)
     session.handle_timer(10.0)
 
     [request] = session.datagrams_to_send()
     assert request.remote == ROUTER2
     assert len(request.data) == 320
-
-
-HERE, ELSEWHERE = ip_address("198.51.100.2"), ip_address("198.51.100.3")
 
 
 def described(data: bytes) -> Endpoint | None:
@@ -1193,7 +1301,7 @@ def test_session_stays_at_the_address_where_it_was_accepted() -> None:
     # What comes to another address is of the session, too, and does not move it.
     alive = Keepalive(CIRCUIT, 0x11, 0x22, 6, LOCAL1, 6, 0, None, False)
     session.receive(alive, ROUTER1, 100.1, ELSEWHERE)
-    session.set_remote(ROUTER1, 100.2, ELSEWHERE)
+    session.set_remotes([Candidate(ROUTER1, ELSEWHERE)], 100.2)
     session.handle_timer(101.2)
 
     sent = session.datagrams_to_send()
@@ -1207,7 +1315,7 @@ def test_session_stays_at_the_address_where_it_was_accepted() -> None:
 def test_request_is_answered_from_the_address_that_it_came_to() -> None:
     session = quiet_session()
     session.start(0.0)
-    session.set_remote(ROUTER2, 0.0, HERE)
+    session.set_remotes([Candidate(ROUTER2, HERE)], 0.0)
     session.handle_timer(0.0)
     asking = Request(CIRCUIT, 0x22, 0, 1, LOCAL2, OFFER)
     session.receive(asking, ROUTER2, 0.1, ELSEWHERE)

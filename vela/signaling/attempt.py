@@ -6,9 +6,11 @@ docs/protocol.md, sections 4.2, 4.3 and 4.6.
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 
 from vela.address import Endpoint
 from vela.backoff import Backoff, Jitter
+from vela.signaling.candidates import ATTEMPT_DELAY_S
 
 # Without a session: a REQUEST each second, so that a link that comes back carries frames again
 # within two seconds; after five minutes less and less often.
@@ -28,9 +30,9 @@ FIRST_REJECTED_S = 2.0
 FIRST_RENEWAL_S = 10.0
 LONGEST_RENEWAL_S = 300.0
 
-UNANSWERED_TRIES = 3  # REQUESTs to one address, before another address is to be tried
+UNANSWERED_TRIES = 3  # REQUESTs at least, before the remote is said not to answer
 INSISTING_TRIES = 3  # REQUESTs, before a remote may resume outdated settings
-RESOLVE_TRIES = 8  # REQUESTs, between two look-ups of the name
+RESOLVE_TRIES = 4  # REQUESTs at least, between two look-ups of the name
 
 
 class Attempt:
@@ -44,7 +46,15 @@ class Attempt:
         self._renewals = Backoff(FIRST_RENEWAL_S, LONGEST_RENEWAL_S, self._jitter)
         self._began_at = 0.0
         self._sent_at = 0.0
-        self._tries = self._tries_at_endpoint = 0
+        self._round_began_at: float | None = None
+        self._round_is_first = True
+        self._tries = 0
+        # REQUESTs since it was last told that there is no answer, and since the last look-up.
+        self._unanswered = self._since_lookup = 0
+        self.is_unanswered = False
+        """Whether it is to be told, after the last REQUEST, that the remote does not answer."""
+        self.wants_lookup = False
+        """Whether the name is to be looked up again after the last REQUEST."""
         # The number of tries when a remote with outdated settings was first heard.
         self._insisting_from: int | None = None
         self.refused = False
@@ -55,7 +65,8 @@ class Attempt:
     def begin(self, now: float) -> None:
         """Begin to seek the remote."""
         self._began_at = now
-        self._tries = self._tries_at_endpoint = 0
+        self._round_began_at, self._round_is_first = None, True
+        self._tries = self._unanswered = self._since_lookup = 0
         self._insisting_from = None
         self._late_repeats.reset()
 
@@ -64,22 +75,38 @@ class Attempt:
         self._rejections.reset()
         self.refused = self.wrong_tag = False
 
-    def change_endpoint(self) -> None:
-        """Take note that the next REQUEST goes to another address or port."""
-        self._tries_at_endpoint = 0
-
     def note_answer(self) -> None:
-        """Take note that the remote answers REQUESTs."""
-        self._tries_at_endpoint = 0
+        """Take note that the remote answers REQUESTs, or that there are other addresses."""
+        self._unanswered = 0
 
     # REQUESTs.
 
-    def count_request(self, now: float) -> float:
-        """Take note of a REQUEST that is sent now; return the delay before the next, in seconds."""
+    def count_request(self, now: float, *, ends_round: bool = True) -> float:
+        """Take note of a REQUEST that is sent now; return the delay before the next, in seconds.
+
+        ends_round: all addresses have been asked once since the last round.
+        """
         self._tries += 1
-        self._tries_at_endpoint += 1
+        self._unanswered += 1
+        self._since_lookup += 1
         self._sent_at = now
-        if self._tries == 1:
+        if self._round_began_at is None:
+            self._round_began_at = now
+        self.is_unanswered = ends_round and self._unanswered >= UNANSWERED_TRIES
+        self.wants_lookup = ends_round and self._since_lookup >= RESOLVE_TRIES
+        if not ends_round:
+            return ATTEMPT_DELAY_S
+        if self.is_unanswered:
+            self._unanswered = 0
+        if self.wants_lookup:
+            self._since_lookup = 0
+        # A round takes as long as one REQUEST to a single address would.
+        taken_s, self._round_began_at = now - self._round_began_at, None
+        return max(self._round_delay_s(now) - taken_s, ATTEMPT_DELAY_S)
+
+    def _round_delay_s(self, now: float) -> float:
+        if self._round_is_first:
+            self._round_is_first = False
             return self._jitter.apply(FIRST_REPEAT_S)
         if now - self._began_at < EAGER_S:
             return self._jitter.apply(REPEAT_S)
@@ -89,18 +116,13 @@ class Attempt:
         """Return when the next REQUEST may be sent, if there is a reason to hurry."""
         return max(now, self._sent_at + CONFIRM_REPEAT_S)
 
-    @property
-    def is_unanswered(self) -> bool:
-        """Whether the last REQUEST is the third in a row at this address, or the sixth, ..."""
-        return self._tries_at_endpoint % UNANSWERED_TRIES == 0
-
-    @property
-    def wants_lookup(self) -> bool:
-        """Whether the name is to be looked up again after the last REQUEST."""
-        return self._tries % RESOLVE_TRIES == 0
-
-    def unanswered_reason(self, remote: Endpoint) -> str:
-        """Return why there may be no answer, in a sentence for the operator."""
+    def unanswered_reason(self, endpoints: Collection[Endpoint]) -> str:
+        """Return why none of the endpoints may answer, in a sentence for the operator."""
+        # Name servers change the order, and the sentence must not change with it.
+        remote = str(min(endpoints, key=_by_number))
+        if len(endpoints) > 1:
+            others = len(endpoints) - 1
+            remote += f" and {others} other {'address' if others == 1 else 'addresses'}"
         if self.wrong_tag:
             return f"messages from {remote} carry a wrong tag: the keys of both ends differ"
         return (
@@ -135,3 +157,7 @@ class Attempt:
     def end_renewals(self) -> None:
         """Take note that the remote has the settings that this end wants."""
         self._renewals.reset()
+
+
+def _by_number(endpoint: Endpoint) -> tuple[int, int, int]:
+    return endpoint.address.version, int(endpoint.address), endpoint.port

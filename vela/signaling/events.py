@@ -80,10 +80,7 @@ class Down:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """Three requests in a row were not answered, or three more.
-
-    Call Session.set_remote if the remote has another address.
-    """
+    """Three requests in a row or more were not answered, at any address of the remote."""
 
     reason: str
 
@@ -98,7 +95,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class ResolveWanted:
-    """Look up the remote's name again, and call Session.set_remote."""
+    """Look up the remote's name again, and call Session.set_remotes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 docs/protocol.md, section 4. The contract, after aioquic's:
 
     in    receive_datagram(data, source, now, local_address)   handle_timer(now)
-          start, accept, suspend, close, probe, set_local, set_remote, set_policy
+          start, accept, suspend, close, probe, set_local, set_remotes, set_policy
     out   next_event()   datagrams_to_send()   next_timer()
 
 now is monotonic seconds. After each call in, ask the outs: next_event() first, so that nothing is
@@ -33,9 +33,8 @@ Events, in the order in which they happen:
                           the remote says that one of them changed
     Up                    carrier on
     Down(reason)          carrier off; the session seeks the remote again by itself
-    ResolveWanted         look the name up, and call set_remote(endpoint)
-    Unanswered(reason)    after every three requests: for the status, until the next event; call
-                          set_remote(endpoint) if the remote has another address
+    ResolveWanted         look the name up, and call set_remotes()
+    Unanswered(reason)    after every three requests or more: for the status, until the next event
     Rejected(code, text)  for the status; the session asks again later
     OfferChanged(requested)  the remote that set this circuit up wants other settings, and the
                           policy allows them: replace this session as above, or reject
@@ -53,7 +52,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from vela.address import Endpoint, IPAddress
@@ -63,6 +62,7 @@ from vela.signaling import contention, events
 from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
 from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Attempt
+from vela.signaling.candidates import Candidate, Candidates
 from vela.signaling.codec import (
     MALFORMED,
     WRONG_TAG,
@@ -175,7 +175,7 @@ class Session:
         """Prepare a circuit of the configuration, or with a policy one that the remote set up.
 
         local.seen is filled in here, and local.own corrected by what messages
-        show. local_address: see set_remote. offer: the settings for the
+        show. local_address: see Candidate. offer: the settings for the
         remote's end; with a policy, those that the remote last wanted here, if
         they were kept. machine: what tells this machine from others, where it
         sets the circuit up. maker: with a policy, which machine set it up, by
@@ -196,8 +196,9 @@ class Session:
         self._local = local
         self._passive = policy is not None
         self._offer = Offer() if offer is None else offer
-        self._remote = remote
-        self._local_address = local_address
+        self._candidates = Candidates()
+        if remote is not None:
+            self._candidates.replace(Candidate(remote, local_address))
         self._key = key
         self._cipher = None if frame_keys is None else SessionCipher(frame_keys)
         # Of a CONFIRM that is about to begin a session.
@@ -228,12 +229,18 @@ class Session:
     @property
     def remote(self) -> Endpoint | None:
         """Where messages go: the endpoint of the session, or the one that is asked."""
-        return self._remote if self._link is None else self._link.endpoint
+        if self._link is not None:
+            return self._link.endpoint
+        first = self._candidates.first
+        return None if first is None else first.endpoint
 
     @property
     def local_address(self) -> IPAddress | None:
         """The address of this host that messages leave from; None: the kernel chooses."""
-        return self._local_address if self._link is None else self._link.local_address
+        if self._link is not None:
+            return self._link.local_address
+        first = self._candidates.first
+        return None if first is None else first.local_address
 
     @property
     def local_nonces(self) -> tuple[int, ...]:
@@ -304,20 +311,15 @@ class Session:
         self._drop_link()
         self._state = State.SUSPENDED
 
-    def set_remote(
-        self, remote: Endpoint, now: float, local_address: IPAddress | None = None
-    ) -> None:
-        """Say where the remote is now. A session that is up stays where it is until it fails.
+    def set_remotes(self, candidates: Iterable[Candidate], now: float) -> None:
+        """Say where the remote may be now, the best first; at least one.
 
-        local_address: the address of this host to ask from; None: the kernel chooses.
+        A session that is up stays where it is until it fails.
         """
-        self._local_address = local_address
-        if remote == self._remote:
-            return
-        self._remote = remote
-        self._attempt.change_endpoint()
-        if self._state is State.REQUESTING:
-            self._send_soon(now)
+        if self._candidates.replace(*candidates):
+            self._attempt.note_answer()
+            if self._state is State.REQUESTING:
+                self._send_soon(now)
 
     def set_local(self, local: Description, now: float) -> None:
         """Say what changed at this end, such as the MTU; the remote is told at once."""
@@ -504,6 +506,8 @@ class Session:
         remote = self.remote
         if remote is None or source.port == remote.port:
             return True
+        if self._state is State.REQUESTING and source in self._candidates.endpoints:
+            return True
         if kind not in (MessageType.REQUEST, MessageType.CONFIRM):
             return self._translated is True
         if self._admission.maker is not None:
@@ -528,6 +532,7 @@ class Session:
     def _begin(self, received: Received) -> None:
         """Seek the remote, with a fresh nonce, from now on."""
         self._attempt.begin(received.now)
+        self._candidates.begin()
         self._seek(received)
 
     def _seek(self, received: Received) -> None:
@@ -545,16 +550,22 @@ class Session:
         self._seek(received)
 
     def _send_request(self, received: Received) -> None:
-        attempt = self._attempt
-        if self._remote is None:
-            return  # set_remote goes on
+        attempt, candidates = self._attempt, self._candidates
+        if not candidates:
+            return  # set_remotes goes on
+        if candidates.round_is_over and candidates.refusal is not None:
+            self._be_rejected(candidates.refusal, received.now)
+            return
+        candidate = candidates.next()
         if self._link is None:
-            self._link = self._new_link(self._remote, self._local_address)
+            self._link = self._new_link(candidate.endpoint, candidate.local_address)
         link = self._link
-        link.endpoint, link.local_address = self._remote, self._local_address
-        self._due[Input.SEND_DUE] = received.now + attempt.count_request(received.now)
+        link.endpoint, link.local_address = candidate.endpoint, candidate.local_address
+        delay_s = attempt.count_request(received.now, ends_round=candidates.round_is_over)
+        self._due[Input.SEND_DUE] = received.now + delay_s
         if attempt.is_unanswered:
-            self._events.append(events.Unanswered(attempt.unanswered_reason(self._remote)))
+            reason = attempt.unanswered_reason(candidates.endpoints)
+            self._events.append(events.Unanswered(reason))
         if attempt.wants_lookup:
             self._events.append(events.ResolveWanted())
         self._send_request_of(link)
@@ -572,7 +583,11 @@ class Session:
         self._send(request, link)
 
     def _take_acknowledge(self, received: Received) -> None:
-        if not self._acknowledged(self._the_link(), received):
+        link = self._the_link()
+        answers = self._candidates.at(received.source)
+        if answers is not None:  # it may have been asked before others
+            link.endpoint, link.local_address = answers.endpoint, answers.local_address
+        if not self._acknowledged(link, received):
             # The next REQUEST has another nonce, and perhaps a key holder to go on with.
             self._link = None
             return
@@ -617,14 +632,22 @@ class Session:
 
     def _on_reject(self, received: Received) -> None:
         message = received.message_of(Reject)
-        self._events.append(
-            events.Rejected(message.code, message.text or f"refused, code {message.code}")
-        )
+        refusal = events.Rejected(message.code, message.text or f"refused, code {message.code}")
+        seeks = self._state in (State.REQUESTING, State.CONFIRMING)
+        if seeks and not self._candidates.round_is_over:
+            # Another address may be another machine's.
+            self._candidates.refusal = refusal
+            self._seek(received)
+            return
+        self._be_rejected(refusal, received.now)
+
+    def _be_rejected(self, refusal: events.Rejected, now: float) -> None:
+        self._events.append(refusal)
         self._drop_link()
         self._state = State.REJECTED
         # A disabled circuit says nothing about the settings.
-        self._attempt.refused = message.code != RejectCode.DISABLED
-        self._due[Input.SEND_DUE] = received.now + self._attempt.rejected_delay_s()
+        self._attempt.refused = refusal.code != RejectCode.DISABLED
+        self._due[Input.SEND_DUE] = now + self._attempt.rejected_delay_s()
 
     def _send_soon(self, now: float) -> None:
         """Send the next REQUEST now, or as soon after the last one as is allowed."""
@@ -700,7 +723,7 @@ class Session:
 
     def _insists(self, message: Request | Confirm) -> bool:
         """Tell whether the remote resumes, and should hear this end's settings instead."""
-        if not self._is_outdated(message) or self._remote is None:
+        if not self._is_outdated(message) or not self._candidates:
             return False
         return self._attempt.insists()
 
@@ -753,7 +776,7 @@ class Session:
         """
         message = received.message_of(Confirm)
         if self._passive:
-            self._remote, self._local_address = received.source, received.local_address
+            self._candidates.replace(Candidate(received.source, received.local_address))
             if not message.resuming:
                 self._offer = message.offer
         self._admission.admit(message)
