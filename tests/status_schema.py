@@ -12,8 +12,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from vela.supervisor.circuit.circuit import Origin
 from vela.supervisor.circuit.lifecycle import State
+from vela.supervisor.circuit.setup import Origin
 from vela.supervisor.status import CircuitStatus, DaemonStatus
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "status.schema.json"

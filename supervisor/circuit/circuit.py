@@ -6,20 +6,17 @@ A static circuit has no signalling channel, and its lifecycle has another table.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, Protocol
 
 import structlog
 
 from vela.address import Endpoint, IPAddress, family_of
-from vela.dataplane.contract import Abilities
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.choice import ANY_UNDERLAY
 from vela.linux.features import Features
-from vela.linux.underlay import Route, UnderlayPath
+from vela.linux.underlay import UnderlayPath
 from vela.mac import format_mac
 from vela.rate import STEP
 from vela.signaling.agreement import Agreement
@@ -42,44 +39,33 @@ from vela.signaling.inputs import State as SessionState
 from vela.signaling.messages import (
     CloseReason,
     Description,
-    Offer,
     RejectCode,
 )
 from vela.signaling.policy import Policy
 from vela.signaling.session import Session
 from vela.signaling.signer import Key
 
-from ..config.records import CircuitConfig
-from ..control_channel import ControlChannel
 from ..frame_keys import CircuitKeys
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
-from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, WorkerStatus
+from ..status import NOT_MEASURED, CircuitStatus
+from .data_path import DataPath
 from .hooks import CircuitHooks
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
 from .path_prober import PathProber
-from .rates import RateMeter, Traffic
+from .rates import RateMeter
 from .remote import RemoteSearch
 from .routes import CircuitRoutes, MachineRoutes, RouteLoop
+from .setup import Origin, Setup
 from .signaling import SignalingChannel
 from .tenure import Tenure
 from .terms import (
-    Profile,
     agreed_profile,
     describe,
     static_profile,
 )
 from .transitions import Transitions
-
-
-class Origin(Enum):
-    """Who asked for a circuit."""
-
-    CONFIG = "config"
-    PEER = "peer"  # the remote set it up
-    COMMAND = "command"
-
 
 # States that need no action of the operator.
 _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED})
@@ -90,76 +76,6 @@ CHANGE_GRACE_S = 3.0
 NOT_FOLLOWED = "the other end did not begin the session that it asked for"
 OTHER_MACHINE = "the remote is another machine, or another port"
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
-
-
-class DataPath(Protocol):
-    """Carries the frames of a circuit: pseudowire.Pseudowire."""
-
-    @property
-    def cpu(self) -> int: ...
-
-    @property
-    def mtu(self) -> int: ...
-
-    @property
-    def local_mac(self) -> bytes: ...
-
-    @property
-    def abilities(self) -> Abilities: ...
-
-    @property
-    def bridge_mtu(self) -> int | None:
-        """Of the bridge that the interface is part of; None: there is none."""
-
-    @property
-    def attached(self) -> tuple[UnderlayPath, Profile] | None: ...
-
-    @property
-    def frame_port(self) -> int | None:
-        """The UDP port that frames leave from; None: it carries none."""
-
-    def expect_frames_from(self, port: int | None) -> None:
-        """Take only frames that come from this UDP port of the remote's; None: from any."""
-
-    def attach(self, path: UnderlayPath, profile: Profile, key_page: int | None = None) -> None: ...
-
-    def detach(self) -> None: ...
-
-    def limit(self, rate: int | None) -> None:
-        """Send at most this many bits per second; None: whatever there is to send."""
-
-    def set_carrier(self, carrier: bool) -> None: ...
-
-    def check(self) -> None: ...
-
-    def change(self, config: CircuitConfig, cpu: int) -> None:
-        """Take another configuration; the interface stays. attach() follows. Raises VelaError."""
-
-    def change_engine(self, engine: LoadedEngine, features: Features) -> None:
-        """Let another engine carry frames; attach() follows. Raises VelaError."""
-
-    def kill_worker(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    @property
-    def obstacle(self) -> str:
-        """What it still waits for while it carries frames; empty: nothing."""
-
-    def set_failure_handler(self, handler: Callback) -> None:
-        """Set the callback for workers that fail repeatedly, and for one that works again."""
-
-    def set_route_handler(self, handler: Callback) -> None:
-        """Set the callback for routes to the remote that may have changed."""
-
-    def find_loop(self, remote: Endpoint, route: Route) -> str:
-        """Return why the circuit cannot send to a remote by this route; empty: it can."""
-
-    def traffic(self) -> Traffic: ...
-
-    def worker_status(self) -> WorkerStatus | None: ...
-
-    def counter_status(self) -> CounterStatus: ...
 
 
 class Owner(Protocol):
@@ -176,22 +92,6 @@ class Owner(Protocol):
 
     def on_offer_changed(self, circuit: Circuit, requested: CircuitRequested) -> None:
         """Handle a request for other settings from the remote that set the circuit up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a circuit is, as far as its configuration and the policy decide."""
-
-    config: CircuitConfig
-    control_channel: ControlChannel | None
-    """None: a static circuit."""
-    offer: Offer = field(default_factory=Offer)
-    """The settings of the remote's end; if the remote set the circuit up, those of this end."""
-    key: Key | None = None
-    machine: bytes | None = None
-    """See Session."""
-    frame_keys: CircuitKeys | None = None
-    """Of an encrypted circuit, which closes them."""
 
 
 class Circuit:

@@ -11,7 +11,8 @@ from vela.address import IPAddress, Remote, parse_interface_name, parse_remote
 from vela.errors import ConfigError
 from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
 
-from ..circuit.circuit import Circuit, Origin
+from ..circuit.circuit import Circuit
+from ..circuit.setup import Origin
 from ..config.conflicts import ConflictFinder, find_contradictions, remote_identity
 from ..config.records import CircuitConfig, DaemonConfig
 from .requests import subnets_overlap

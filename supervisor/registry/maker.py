@@ -9,9 +9,11 @@ from vela.errors import ConfigError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
 from vela.signaling.signer import Key
 
-from ..circuit.circuit import Circuit, DataPath, Origin, Owner, Setup
+from ..circuit.circuit import Circuit, Owner
+from ..circuit.data_path import DataPath
 from ..circuit.hooks import HookRunner
 from ..circuit.routes import MachineRoutes
+from ..circuit.setup import Origin, Setup
 from ..config.records import CircuitConfig, Encapsulation, Encryption
 from ..control_channel import ControlChannel
 from ..frame_keys import CircuitKeys

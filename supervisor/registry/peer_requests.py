@@ -18,7 +18,9 @@ from vela.signaling.limiter import host_of
 from vela.signaling.messages import CloseReason, Confirm, RejectCode
 from vela.signaling.policy import PeerCircuits, Policy
 
-from ..circuit.circuit import Circuit, DataPath, Origin
+from ..circuit.circuit import Circuit
+from ..circuit.data_path import DataPath
+from ..circuit.setup import Origin
 from ..circuit.tenure import Tenure
 from ..config.effects import Effect, difference
 from ..config.records import AutoconfigureConfig, CircuitConfig

@@ -8,8 +8,8 @@ import structlog
 
 from vela.errors import VelaError
 
-from ..circuit.circuit import Origin
 from ..circuit.lifecycle import State
+from ..circuit.setup import Origin
 from ..circuit.terms import provisional_mtu
 from ..config.records import CircuitConfig
 from ..runtime.loop import EventLoop, Timer

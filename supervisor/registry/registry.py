@@ -17,10 +17,11 @@ from vela.signaling.events import CircuitRequested
 from vela.signaling.messages import CloseReason, Confirm
 from vela.signaling.policy import PeerCircuits, Policy
 
-from ..circuit.circuit import Circuit, Origin
+from ..circuit.circuit import Circuit
 from ..circuit.hooks import STOP_LIMIT_S, HookRunner
 from ..circuit.lifecycle import State
 from ..circuit.routes import MachineRoutes
+from ..circuit.setup import Origin
 from ..circuit.tenure import Tenure
 from ..config.conflicts import check_key
 from ..config.reader import parse_circuits

@@ -14,8 +14,8 @@ from vela.signaling.limiter import host_of
 from vela.signaling.messages import Confirm, Offer, RejectCode
 from vela.signaling.policy import PeerCircuits, Policy
 
-from ..circuit.circuit import Origin
 from ..circuit.lifecycle import State
+from ..circuit.setup import Origin
 from ..config.records import CircuitConfig
 from .facts import HostFacts
 

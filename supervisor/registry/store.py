@@ -19,7 +19,8 @@ import structlog
 
 from vela.errors import ConfigError, DeviceError
 
-from ..circuit.circuit import Circuit, Origin
+from ..circuit.circuit import Circuit
+from ..circuit.setup import Origin
 from ..config.files import Access, UntrustedError, check_directory, open_trusted
 from ..config.reader import format_circuit, parse_circuits
 from ..config.records import CircuitConfig, DaemonConfig

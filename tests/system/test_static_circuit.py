@@ -14,8 +14,9 @@ from lab.topology import TwoRouters
 from vela.address import Endpoint, Remote
 from vela.linux.choice import UnderlayChoice
 from vela.linux.underlay import ReceiveGroup, Route
-from vela.supervisor.circuit.circuit import Circuit, Origin, Owner, Setup
+from vela.supervisor.circuit.circuit import Circuit, Owner
 from vela.supervisor.circuit.lifecycle import State
+from vela.supervisor.circuit.setup import Origin, Setup
 from vela.supervisor.config.records import CircuitConfig
 from vela.supervisor.runtime import names as names_module
 from vela.supervisor.runtime.loop import EventLoop

@@ -12,7 +12,6 @@ import pytest
 
 from vela.address import Remote
 from vela.errors import ConfigError
-from vela.supervisor.circuit.circuit import Origin
 from vela.supervisor.circuit.hooks import (
     AT_ONCE,
     CircuitHooks,
@@ -21,6 +20,7 @@ from vela.supervisor.circuit.hooks import (
     check_hook,
     environment,
 )
+from vela.supervisor.circuit.setup import Origin
 from vela.supervisor.config.records import CircuitConfig
 from vela.supervisor.registry.pending import PendingCircuits
 from vela.supervisor.registry.store import StoredCircuit

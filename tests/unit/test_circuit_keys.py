@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from vela.errors import ConfigError
-from vela.supervisor.circuit.circuit import Origin
+from vela.supervisor.circuit.setup import Origin
 from vela.supervisor.config.reader import format_circuit, parse_config
 from vela.supervisor.config.records import CircuitConfig, DaemonConfig, PeerConfig
 from vela.supervisor.registry.store import StateFile, Stored, StoredCircuit

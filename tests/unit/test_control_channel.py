@@ -15,7 +15,7 @@ from vela.linux.choice import UnderlayChoice
 from vela.linux.steering import ControlSteering
 from vela.signaling.messages import Offer
 from vela.signaling.policy import Policy
-from vela.supervisor.circuit.circuit import Origin
+from vela.supervisor.circuit.setup import Origin
 from vela.supervisor.config.records import (
     AutoconfigureConfig,
     CircuitConfig,

@@ -14,8 +14,8 @@ from vela.signaling.events import CircuitRequested
 from vela.signaling.identity import maker_of
 from vela.signaling.messages import Capability, Confirm, Description, Offer, RejectCode
 from vela.signaling.policy import PeerCircuits, Policy
-from vela.supervisor.circuit.circuit import Origin
 from vela.supervisor.circuit.lifecycle import State
+from vela.supervisor.circuit.setup import Origin
 from vela.supervisor.config.records import CircuitConfig
 from vela.supervisor.registry.facts import HostFacts, KnownAddress, KnownRoute
 from vela.supervisor.registry.requests import (

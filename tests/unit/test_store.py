@@ -13,7 +13,7 @@ import pytest
 
 from vela.address import Remote
 from vela.errors import DeviceError
-from vela.supervisor.circuit.circuit import Origin
+from vela.supervisor.circuit.setup import Origin
 from vela.supervisor.config.records import CircuitConfig, DaemonConfig, PeerConfig
 from vela.supervisor.registry.store import StateFile, Stored, StoredCircuit
 

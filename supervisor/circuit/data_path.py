@@ -1,0 +1,87 @@
+"""What a circuit asks of whatever carries its frames."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vela.address import Endpoint
+from vela.dataplane.contract import Abilities
+from vela.dataplane.engine import LoadedEngine
+from vela.linux.features import Features
+from vela.linux.underlay import Route, UnderlayPath
+
+from ..config.records import CircuitConfig
+from ..runtime.loop import Callback
+from ..status import CounterStatus, WorkerStatus
+from .rates import Traffic
+from .terms import Profile
+
+
+class DataPath(Protocol):
+    """Carries the frames of a circuit: pseudowire.Pseudowire."""
+
+    @property
+    def cpu(self) -> int: ...
+
+    @property
+    def mtu(self) -> int: ...
+
+    @property
+    def local_mac(self) -> bytes: ...
+
+    @property
+    def abilities(self) -> Abilities: ...
+
+    @property
+    def bridge_mtu(self) -> int | None:
+        """Of the bridge that the interface is part of; None: there is none."""
+
+    @property
+    def attached(self) -> tuple[UnderlayPath, Profile] | None: ...
+
+    @property
+    def frame_port(self) -> int | None:
+        """The UDP port that frames leave from; None: it carries none."""
+
+    def expect_frames_from(self, port: int | None) -> None:
+        """Take only frames that come from this UDP port of the remote's; None: from any."""
+
+    def attach(self, path: UnderlayPath, profile: Profile, key_page: int | None = None) -> None: ...
+
+    def detach(self) -> None: ...
+
+    def limit(self, rate: int | None) -> None:
+        """Send at most this many bits per second; None: whatever there is to send."""
+
+    def set_carrier(self, carrier: bool) -> None: ...
+
+    def check(self) -> None: ...
+
+    def change(self, config: CircuitConfig, cpu: int) -> None:
+        """Take another configuration; the interface stays. attach() follows. Raises VelaError."""
+
+    def change_engine(self, engine: LoadedEngine, features: Features) -> None:
+        """Let another engine carry frames; attach() follows. Raises VelaError."""
+
+    def kill_worker(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    @property
+    def obstacle(self) -> str:
+        """What it still waits for while it carries frames; empty: nothing."""
+
+    def set_failure_handler(self, handler: Callback) -> None:
+        """Set the callback for workers that fail repeatedly, and for one that works again."""
+
+    def set_route_handler(self, handler: Callback) -> None:
+        """Set the callback for routes to the remote that may have changed."""
+
+    def find_loop(self, remote: Endpoint, route: Route) -> str:
+        """Return why the circuit cannot send to a remote by this route; empty: it can."""
+
+    def traffic(self) -> Traffic: ...
+
+    def worker_status(self) -> WorkerStatus | None: ...
+
+    def counter_status(self) -> CounterStatus: ...
