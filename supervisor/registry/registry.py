@@ -46,6 +46,9 @@ from .store import CircuitStore, StateFile, Stored, StoredCircuit
 # has answered the first.
 START_INTERVAL_S = 0.005
 
+# Each makes the interface anew.
+MAX_ID_CHANGES = 16
+
 ChangeHandler = Callable[[Mapping[str, object]], object]
 """Is told of a change of a circuit: what `velactl monitor` shows, without the time."""
 
@@ -75,6 +78,8 @@ class Registry:
         self._lines = lines
         self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
+        # Circuits that were never up and whose id nobody asked for: the ids that were taken.
+        self._chosen_ids: dict[str, tuple[int, ...]] = {}
         self._on_change: ChangeHandler | None = None
         self._pending = PendingCircuits(loop, self._port, self._create_pending)
         self._allocation = Allocation(config.daemon, self._circuits, self._pending)
@@ -302,7 +307,8 @@ class Registry:
         if name in self._circuits or name in self._pending:
             raise ConfigError(f"there is a circuit {name} already")
         table = dict(settings)
-        if "id" not in table:
+        chosen = "id" not in table
+        if chosen:
             table["id"] = self._allocation.free_id(str(table.get("remote", "")))
         (config,) = parse_circuits(
             {name: table}, self._config.daemon, "velactl add", self._config.defaults
@@ -319,8 +325,43 @@ class Registry:
         except VelaError:
             self.remove(circuit, CloseReason.DELETED)
             raise
+        if chosen:
+            self._chosen_ids[name] = ()
         circuit.start()
         return circuit
+
+    def takes_another_id(self, circuit: Circuit) -> bool:
+        tried = self._chosen_ids.get(circuit.name)
+        if tried is None or len(tried) == MAX_ID_CHANGES:
+            return False
+        tried = (*tried, circuit.config.id)
+        try:
+            number = self._allocation.free_id(str(circuit.config.remote), tried)
+        except ConfigError:
+            return False
+        # Not within the circuit's own doing.
+        self._loop.call_soon(partial(self._change_id, circuit, number, tried))
+        return True
+
+    def _change_id(self, circuit: Circuit, number: int, tried: tuple[int, ...]) -> None:
+        """Make a circuit again with another id, as the remote has the present one with another."""
+        name = circuit.name
+        if self._circuits.get(name) is not circuit:
+            return
+        wanted = StoredCircuit(replace(circuit.config, id=number), Origin.COMMAND)
+        circuit.close(None)
+        del self._circuits[name]
+        self._log.info("circuit_id_changed", circuit=name, circuit_id=number, taken=list(tried))
+        try:
+            self._allocation.check_free(wanted.config)
+            fresh = self.create_stored(wanted)
+        except VelaError as err:
+            self._pending.add(wanted, err)
+            self._log.error("circuit_not_started", circuit=name, error=str(err))
+        else:
+            self._chosen_ids[name] = tried
+            fresh.start()
+        self._store.try_save()
 
     def delete(self, name: str) -> None:
         """Remove a circuit on both machines. Raises VelaError."""
@@ -377,6 +418,8 @@ class Registry:
         return created | self._pending.wanted()
 
     def on_state_changed(self, circuit: Circuit, before: State) -> None:
+        if circuit.state is State.UP:
+            self._chosen_ids.pop(circuit.name, None)
         self._tell(circuit, "state", was=before.word)
 
     def _tell(self, circuit: Circuit, event: str, **more: object) -> None:
@@ -472,6 +515,7 @@ class Registry:
         """Remove a circuit. Its remote is told the reason, unless that is None."""
         circuit.close(reason)
         del self._circuits[circuit.name]
+        self._chosen_ids.pop(circuit.name, None)
         self._lines.release(circuit.name)
         self._tell(circuit, "removed")
 
