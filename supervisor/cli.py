@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -14,11 +15,13 @@ from vela.errors import ConfigError, VelaError
 from vela.log import configure
 from vela.public_key import fingerprint, format_public_key
 
+from .config.files import close_directory
 from .config.key import IDENTITY_PATH
 from .config.reader import load_config, parse_texts
 from .config.records import Config
 from .config.sources import Text, read_texts
 from .daemon import Daemon, find_mistakes
+from .lacking import find_lacking
 from .trial import TrialFile
 
 EXIT_OK = 0
@@ -51,12 +54,16 @@ def main(argv: list[str] | None = None) -> int:
     except VelaError as err:
         return _refuse(err)
     if arguments.check:
+        for warning in find_lacking(config):
+            print(f"{arguments.config}: warning: {warning}", file=sys.stderr)
         beside = len(set(config.files.values()) - {str(arguments.config)})
         with_them = f" and {beside} beside it" if beside else ""
         print(f"{arguments.config}{with_them}: no mistakes, {len(config.circuits)} circuits")
         return EXIT_OK
     configure(config.daemon.log_level, config.daemon.log_format)
     _give_up_standard_streams()
+    # The watchdog ends a velad that is stuck with SIGABRT: the log then says where it was.
+    faulthandler.enable()
     try:
         daemon = Daemon(arguments.config, *_confirmed(texts, config))
     except (VelaError, OSError) as err:
@@ -68,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 def _confirmed(texts: tuple[Text, ...], config: Config) -> tuple[tuple[Text, ...], Config]:
     """Return the configuration, or the one before it if it was on trial when velad ended."""
     log = structlog.get_logger()
+    close_directory(config.daemon.state_directory)
     file = TrialFile(config.daemon.state_directory)
     try:
         former = file.former(texts)

@@ -43,7 +43,7 @@ from .control_channel import ControlChannel
 from .control_socket import Answer, Caller, ControlSocket, Later, Reply, Subscribe
 from .demux import Demux
 from .keys import Keys
-from .notify import READY, STOPPING, notify
+from .notify import ServiceManager
 from .registry.ciphers import Ciphers
 from .registry.host import HostNetwork
 from .registry.registry import Registry
@@ -52,6 +52,7 @@ from .runtime.burst import Burst
 from .runtime.lines import LineLimiter
 from .runtime.loop import EventLoop
 from .runtime.names import Names
+from .states import total
 from .status import DaemonStatus, document
 
 # A minute. A collection takes 5 ms.
@@ -75,6 +76,7 @@ class Daemon:
         # _check() collects: a collection at any other time could delay a worker's restart.
         gc.disable()
         self._checks = 0
+        self._stopping = False
         _raise_descriptor_limit()
         self._loop = EventLoop()
         self._started = self._loop.now()
@@ -88,6 +90,8 @@ class Daemon:
         self._features = self._features_of(engine)
         self._missing_features = engine.abilities.features - self._kernel
         with ExitStack() as undo:
+            self._manager = ServiceManager()
+            undo.callback(self._manager.close)
             groups = _listen(config.daemon, self._features)
             for group in groups:
                 undo.callback(group.close)
@@ -147,6 +151,7 @@ class Daemon:
                 find_mistakes,
                 self._set_policy,
                 self._set_engine,
+                self._manager,
             )
             undo.callback(self._reloads.close)
             control_socket = ControlSocket(
@@ -174,11 +179,11 @@ class Daemon:
             missing=list(words(self._missing_features)),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.on_signal(number, loop.stop)
+            loop.on_signal(number, self._on_stop)
         loop.on_signal(signal.SIGHUP, self._on_hangup)
         self._registry.start()
         self._check()
-        notify(READY)
+        self._manager.ready()
         self._log.info(
             "daemon_started",
             version=__version__,
@@ -186,7 +191,6 @@ class Daemon:
             circuits=len(self._registry),
         )
         loop.run()
-        notify(STOPPING)
         self._undo.close()
         self._log.info("daemon_stopped")
 
@@ -306,6 +310,18 @@ class Daemon:
         self._checks += 1
         if self._checks % CHECKS_BETWEEN_COLLECTIONS == 0:
             gc.collect()
+        self._manager.show(total(self._registry.states()))
+        # Here, and by no timer of its own: a loop that turns without getting here is stuck.
+        self._manager.feed(self._loop.now())
+
+    def _on_stop(self) -> None:
+        """Run the hooks that are due, and stop; at the second time, stop at once."""
+        if self._stopping:
+            self._loop.stop()
+            return
+        self._stopping = True
+        self._manager.stopping()
+        self._registry.run_last_hooks(self._loop.stop)
 
     def _on_hangup(self) -> None:
         if self._reloads.waiting:

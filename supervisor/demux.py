@@ -49,6 +49,9 @@ STEER_INTERVAL_S = 0.1
 # Between looks at routes that change: each takes 0.3 ms for each circuit that it concerns.
 LOOK_INTERVAL_S = 0.5
 
+# To ask whether an interface belongs to a VRF takes 0.1 ms.
+VRF_REMEMBERED_S = 1.0
+
 _GRO_SIZE = struct.Struct("=i")
 _OVERFLOWS = struct.Struct("=I")
 _ANCILLARY_SPACE = (
@@ -125,6 +128,7 @@ class Demux:
         self._is_apart = is_apart
         self._apart: dict[int, ReceiveGroup] = {}
         """Groups of VRFs, by the index of their device, made when a circuit needs one."""
+        self._kinds: dict[int, tuple[bool, float]] = {}
         self._claims: dict[tuple[IPAddress, int], Claim] = {}
         self._ports: dict[Claim, int] = {}
         self._withdrawn: list[Claim] = []
@@ -218,15 +222,26 @@ class Demux:
     def _group_of(self, choice: UnderlayChoice) -> ReceiveGroup | None:
         """Return the group of a VRF; None: the listening addresses hear all. Raises DeviceError."""
         index = choice.index()
-        if index is None or not self._is_apart(index):
+        if index is None:
             return None
         group = self._apart.get(index)
         if group is None:
+            if not self._belongs_to_vrf(index):
+                return None
             # Without the mark, which is each circuit's own.
             group = self._apart[index] = self._groups[0].apart(UnderlayChoice(device=choice.device))
             self._listen(group)
             self._steer_soon()
         return group
+
+    def _belongs_to_vrf(self, index: int) -> bool:
+        """Asked for each message that a circuit with a device sends."""
+        known, asked_at = self._kinds.get(index, (False, -VRF_REMEMBERED_S))
+        now = self._loop.now()
+        if now - asked_at >= VRF_REMEMBERED_S:
+            known = self._is_apart(index)
+            self._kinds[index] = known, now
+        return known
 
     def claim(
         self,

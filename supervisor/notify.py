@@ -1,24 +1,113 @@
-"""Tells the service manager the state of velad: sd_notify(3)."""
+"""Tells the service manager that started velad, if any, how velad is: sd_notify(3)."""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import socket
+import time
+from collections import deque
+from collections.abc import Mapping
+
+import structlog
 
 READY = "READY=1"
 STOPPING = "STOPPING=1"
+FEED = "WATCHDOG=1"
+
+# Of the watchdog's time: a feed that is a little late, or lost, ends nobody.
+FEEDS_PER_TIMEOUT = 4
+
+# What a manager that does not read has not been told yet. Later states matter more.
+MOST_UNSENT = 16
 
 
-def notify(state: str) -> None:
-    """Send a state to the service manager that NOTIFY_SOCKET names, if any."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    # "@" stands for the null byte of an abstract address.
-    address = "\0" + path[1:] if path.startswith("@") else path
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager,
-    ):
-        manager.sendto(state.encode(), address)
+class ServiceManager:
+    """The service manager that the environment names; without one, nothing happens.
+
+    Nothing here waits. What the manager does not take now is sent again with the next call.
+    The socket is opened once: a process that has no descriptor left still feeds its watchdog.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._socket: socket.socket | None = None
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        # "@" stands for the null byte of an abstract address.
+        if self._address.startswith("@"):
+            self._address = "\0" + self._address[1:]
+        self._unsent: deque[str] = deque(maxlen=MOST_UNSENT)
+        self._status = ""
+        self._feed_interval_s = _watchdog_s(environment) / FEEDS_PER_TIMEOUT
+        self._fed_at = float("-inf")
+        if not self._address:
+            return
+        try:
+            self._socket = socket.socket(
+                socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            )
+        except OSError as err:
+            structlog.get_logger().warning("service_manager_not_told", error=str(err))
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def ready(self) -> None:
+        """Say that velad is ready, at its start or after a reload."""
+        self._say(READY)
+
+    def reloading(self) -> None:
+        """Say that a reload begins; ready() is to follow, also if it fails."""
+        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._say(f"RELOADING=1\nMONOTONIC_USEC={now_us}")
+
+    def stopping(self) -> None:
+        self._say(STOPPING)
+
+    def show(self, status: str) -> None:
+        """Let `systemctl status` show a line."""
+        if status != self._status:
+            self._status = status
+            self._say(f"STATUS={status}")
+
+    def feed(self, now: float) -> None:
+        """Say that velad makes progress. Without it in time the manager restarts velad.
+
+        now: monotonic seconds. May be called as often as one likes.
+        """
+        self._flush()
+        due = self._feed_interval_s and now - self._fed_at >= self._feed_interval_s
+        # One that cannot be sent is not kept: later it would say what is no longer true.
+        if due and self._send(FEED):
+            self._fed_at = now
+
+    def _say(self, state: str) -> None:
+        if self._socket is not None:
+            self._unsent.append(state)
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._unsent and self._send(self._unsent[0]):
+            self._unsent.popleft()
+
+    def _send(self, state: str) -> bool:
+        """Return whether there is no use in trying again."""
+        if self._socket is None:
+            return True
+        try:
+            self._socket.sendto(state.encode(), self._address)
+        except OSError as err:
+            return err.errno not in (errno.EAGAIN, errno.ENOBUFS)
+        return True
+
+
+def _watchdog_s(environment: Mapping[str, str]) -> float:
+    """Return the time of the watchdog that is meant for this process; 0: none.
+
+    sd_watchdog_enabled(3).
+    """
+    microseconds = environment.get("WATCHDOG_USEC", "")
+    if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0.0
+    return int(microseconds) / 1e6 if microseconds.isdecimal() else 0.0

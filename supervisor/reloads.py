@@ -17,6 +17,7 @@ from .config.reader import Check, parse_texts
 from .config.records import Config, DaemonConfig
 from .config.sources import Text, read_texts
 from .control_socket import Later, Reply
+from .notify import ServiceManager
 from .registry.plan import Plan
 from .registry.registry import Registry
 from .runtime.loop import EventLoop, Timer
@@ -62,6 +63,7 @@ class Reloads:
         check: Check,
         set_policy: Callable[[Config], None],
         set_engine: Callable[[Engine], None],
+        manager: ServiceManager,
     ) -> None:
         """texts, config: what is in effect. check: finds mistakes beside those of the reader.
 
@@ -79,6 +81,7 @@ class Reloads:
         self._check = check
         self._set_policy = set_policy
         self._set_engine = set_engine
+        self._manager = manager
         self._slices: Slices | None = None
         self._waiting: deque[Callable[[], None]] = deque()
         self._log = structlog.get_logger()
@@ -100,8 +103,12 @@ class Reloads:
         confirm() is called. Raises VelaError, and then changes nothing.
         """
         later, idle = Later(), self._slices is None and not self._waiting
-        known = self._read(allow_empty=allow_empty)  # what is wrong is said at once
-
+        self._manager.reloading()
+        try:
+            known = self._read(allow_empty=allow_empty)  # what is wrong is said at once
+        except VelaError:
+            self._tell_if_done()
+            raise
         self._unread += not idle
 
         def run() -> None:
@@ -175,6 +182,7 @@ class Reloads:
                 self._log.error("configuration_rejected", error=str(err))
                 self._begin_next()
 
+        self._manager.reloading()
         self._enqueue(run)
 
     def _enqueue(self, run: Callable[[], None]) -> None:
@@ -184,8 +192,14 @@ class Reloads:
 
     def _begin_next(self) -> None:
         self._slices = None
+        self._tell_if_done()
         if self._waiting:
             self._waiting.popleft()()
+
+    def _tell_if_done(self) -> None:
+        """Tell the service manager if no reload runs and none waits."""
+        if self._slices is None and not self._waiting:
+            self._manager.ready()
 
     def _read(self, *, allow_empty: bool) -> _Wanted:
         """Return what the files want. Raises VelaError."""

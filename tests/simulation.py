@@ -92,6 +92,7 @@ class RecordingDataPath:
     bridge_mtu: int | None = None
     abilities: Abilities = field(default_factory=Abilities)
     attached: tuple[UnderlayPath, Profile] | None = None
+    rate: int | None = None
     carrier: bool = False
     closed: bool = False
     broken: str = ""
@@ -121,6 +122,9 @@ class RecordingDataPath:
 
     def expect_frames_from(self, port: int | None) -> None:
         self.frames_from = port
+
+    def limit(self, rate: int | None) -> None:
+        self.rate = rate
 
     def detach(self) -> None:
         self.attached = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import logging
 import os
+import socket
+import stat
 import sys
 from collections.abc import Callable, Mapping
 
@@ -13,18 +15,73 @@ import structlog
 _STDERR = 2
 
 
+class _Stderr:
+    """Writes to stderr without ever waiting for its reader: a pipe or terminal can be full.
+
+    stderr is shared with other programs, so it stays as it is: pipes and terminals are opened once
+    more, and a socket is told each time not to wait.
+    """
+
+    def __init__(self) -> None:
+        self._own: int | None = None
+        self._socket: socket.socket | None = None
+
+    def open(self) -> None:
+        """Find out what stderr is. Where it cannot be opened once more, it is waited for."""
+        self.forget()
+        try:
+            mode = os.fstat(_STDERR).st_mode
+            if stat.S_ISSOCK(mode):
+                self._socket = socket.socket(fileno=os.dup(_STDERR))
+            elif not stat.S_ISREG(mode):
+                flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+                self._own = os.open(f"/proc/self/fd/{_STDERR}", flags)
+        except OSError:
+            self.forget()
+
+    def forget(self) -> None:
+        """Use the descriptor that every process has, as a child may close all others."""
+        self._own = self._socket = None
+
+    def write(self, data: bytes) -> int:
+        """Write what there is room for; return how many bytes. Raises OSError."""
+        if self._socket is not None:
+            return self._socket.send(data, socket.MSG_DONTWAIT)
+        if self._own is not None:
+            return os.write(self._own, data)
+        return os.write(_STDERR, data)
+
+
+_stderr = _Stderr()
+os.register_at_fork(after_in_child=_stderr.forget)
+
+
 class _Lines:
-    """Writes to stderr, one write for each line. A line that cannot be written is lost.
+    """Writes one line by one write. A line that finds no room is lost, and counted.
 
     sys.stderr would keep such a line in its buffer and fail again with each later one.
     """
+
+    lost = 0
+    # The line before was cut.
+    _cut = False
 
     def __init__(self, *_: object) -> None:
         pass
 
     def msg(self, line: str) -> None:
-        with contextlib.suppress(OSError):
-            os.write(_STDERR, f"{line}\n".encode(errors="backslashreplace"))
+        data = f"{line}\n".encode(errors="backslashreplace")
+        if _Lines._cut:
+            data = b"\n" + data
+        try:
+            written = _stderr.write(data)
+        except OSError as err:
+            _Lines.lost += err.errno == errno.EAGAIN
+            return
+        _Lines._cut = written < len(data)
+        if _Lines.lost:
+            count, _Lines.lost = _Lines.lost, 0
+            structlog.get_logger().warning("log_lines_lost", lines=count)
 
     debug = info = warning = error = critical = exception = msg
 
@@ -79,8 +136,10 @@ def limit(admits: Callable[[Mapping[str, object]], bool]) -> None:
 def configure(level: str, log_format: str) -> None:
     """Log to stderr from this level ("info") on, as "console" lines or as "json".
 
-    One write for each line, so that lines of several processes do not mix.
+    One write for each line, so that lines of several processes do not mix. This process never
+    waits for the reader of stderr; processes that are forked from it do.
     """
+    _stderr.open()
     renderer: structlog.typing.Processor
     if log_format == "json":
         renderer = structlog.processors.JSONRenderer()

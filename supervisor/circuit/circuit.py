@@ -21,6 +21,7 @@ from vela.linux.choice import ANY_UNDERLAY
 from vela.linux.features import Features
 from vela.linux.underlay import Route, UnderlayPath
 from vela.mac import format_mac
+from vela.rate import STEP
 from vela.signaling.agreement import Agreement
 from vela.signaling.candidates import Candidate
 from vela.signaling.encryption import Encryption as SessionEncryption
@@ -54,6 +55,7 @@ from ..frame_keys import CircuitKeys
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, WorkerStatus
+from .hooks import CircuitHooks
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
 from .path_prober import PathProber
@@ -122,6 +124,9 @@ class DataPath(Protocol):
     def attach(self, path: UnderlayPath, profile: Profile, key_page: int | None = None) -> None: ...
 
     def detach(self) -> None: ...
+
+    def limit(self, rate: int | None) -> None:
+        """Send at most this many bits per second; None: whatever there is to send."""
 
     def set_carrier(self, carrier: bool) -> None: ...
 
@@ -219,6 +224,8 @@ class Circuit:
         self.disabled = False
         self.tenure: Tenure | None = None
         """Of one that the remote set up: how long it is kept."""
+        self.hooks: CircuitHooks | None = None
+        """Of one of the configuration file."""
         self._data_path = data_path
         self._loop = loop
         self._names = names
@@ -272,7 +279,8 @@ class Circuit:
         # While it is up, the name does not matter.
         seeks = self.state in (State.RESOLVING, State.CONNECTING, State.DOWN, State.REJECTED)
         trouble = self._remote.trouble if seeks else ""
-        said = (self._lifecycle.reason, trouble, self._data_path.obstacle)
+        hooks = "" if self.hooks is None else self.hooks.reason
+        said = (self._lifecycle.reason, trouble, self._data_path.obstacle, hooks)
         return "; ".join(dict.fromkeys(filter(None, said)))
 
     @property
@@ -397,8 +405,15 @@ class Circuit:
         """Tell the remote that it was accepted."""
         self._require_signaling().release()
 
-    def close(self, reason: CloseReason | None = CloseReason.STOPPING) -> None:
-        """Remove the circuit. The remote is told the reason; None: it is told nothing."""
+    def close(
+        self,
+        reason: CloseReason | None = CloseReason.STOPPING,
+        gone: Callback = lambda: None,
+    ) -> None:
+        """Remove the circuit. The remote is told the reason; None: it is told nothing.
+
+        gone is called when its interface is gone: before this returns, unless hooks are due.
+        """
         if reason is not None:
             self.say_goodbye(reason)
         elif self._signaling is not None:
@@ -406,12 +421,27 @@ class Circuit:
         self._closed = True
         self._remote.stop()
         self._prober.stop()
-        if not self._handed_over:
+        due = not self._handed_over and self.hooks is not None and self.hooks.due
+        if due:
+            self._show_carrier(False)
+            self._data_path.detach()
+        elif not self._handed_over:
             self._data_path.close()
         self._close_keys()
+        if due and self.hooks is not None:
+            self.hooks.finish("the circuit is removed", lambda: self._go_at_last(gone))
+        else:
+            self._has_gone(gone)
+
+    def _go_at_last(self, gone: Callback) -> None:
+        self._data_path.close()
+        self._has_gone(gone)
+
+    def _has_gone(self, gone: Callback) -> None:
         # A velad that refuses to start logs nothing but the reason.
         if self._started and not self._handed_over:
             self._log.info("circuit_closed")
+        gone()
 
     def _close_keys(self) -> None:
         if self._key_watch is not None:
@@ -842,6 +872,7 @@ class Circuit:
             if self._path is not None:
                 profile = static_profile(self.config, self._path, self._data_path.bridge_mtu)
                 self._data_path.attach(self._path, profile)
+                self._data_path.limit(self.config.rate)
             return
         session, agreement = self._signaling.session, self._agreement
         if agreement is None or session.remote is None:
@@ -858,6 +889,8 @@ class Circuit:
         page = None if self._frame_keys is None else self._frame_keys.page_fd
         profile = agreed_profile(self.config, agreement, path, self._data_path.bridge_mtu)
         self._data_path.attach(path, profile, page)
+        rate_kbit = agreement.rate_kbit
+        self._data_path.limit(None if rate_kbit is None else rate_kbit * STEP)
         self._data_path.expect_frames_from(agreement.frame_port)
         # The remote is told which port they leave from, now that it is known.
         session.set_local(self._description(path), self._loop.now())

@@ -10,6 +10,7 @@ from vela.errors import DeviceError
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
+from vela.linux.rtnetlink import TunLink
 from vela.linux.sysctls import set_accept_ra
 from vela.linux.tap import Tap
 from vela.signaling.limiter import TokenBucket
@@ -17,6 +18,7 @@ from vela.wire import gso_max_size
 
 from ..config.records import CircuitConfig, Encapsulation
 from .links import Links
+from .surroundings import ELSEWHERE, Wanted, departures, missing_addresses
 
 # Of the log, about an interface that somebody changes again and again: one a minute.
 LINES_RATE, LINES_BURST = 1 / 60, 3.0
@@ -62,6 +64,7 @@ class AttachmentCircuit:
         self._shielded = shielded
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._carrier = False
+        self._departures: tuple[str, ...] = ()
         self._lines = TokenBucket(LINES_RATE, LINES_BURST)
         self._tap = self._make(mtu)
         # The interface outlives its bridge.
@@ -71,6 +74,11 @@ class AttachmentCircuit:
     def fd(self) -> int:
         """The descriptor that frames are read from and written to."""
         return self._tap.fd
+
+    @property
+    def _name(self) -> str:
+        """The present name: somebody may have renamed the interface."""
+        return self._tap.present_name()
 
     @property
     def index(self) -> int:
@@ -93,10 +101,11 @@ class AttachmentCircuit:
 
     @property
     def obstacle(self) -> str:
-        """Why the interface has not joined its bridge; empty: it has, or there is none."""
-        if self._config.bridge is None or self._bridge_index is not None:
-            return ""
-        return f"the bridge {self._config.bridge} does not exist; waiting for it"
+        """Which bridge it waits for, and what somebody changed of it; empty: nothing."""
+        waiting = ""
+        if self._config.bridge is not None and self._bridge_index is None:
+            waiting = f"the bridge {self._config.bridge} does not exist; waiting for it"
+        return "; ".join(filter(None, (waiting, *self._departures)))
 
     def exists(self) -> bool:
         """Tell whether the interface still exists, under any name."""
@@ -105,26 +114,57 @@ class AttachmentCircuit:
     def restore(self) -> None:
         """Set what a worker may have changed by its copy of the descriptor. Raises DeviceError."""
         self._tap.restore()
-        self._mend()
+        self._mend(self._netlink.tun_link(self._tap.index))
 
     def on_changed(self, now: float) -> None:
-        """Set what somebody has changed of the interface itself, which would stay. See Links.
+        """Look at what somebody has changed of the interface: put it right, or show it. See Links.
 
-        Without a filter, a worker's copy of the descriptor is all that this takes. Remotes rebuild
-        headers by the MAC address, so the operator changes it in the configuration.
+        Without a filter, a worker's copy of the descriptor is all that some of it takes. Addresses
+        are those of the configuration, and remotes rebuild headers by the MAC address; so the
+        operator changes both there.
         """
         try:
-            changed = self._mend()
-            if changed and self._lines.take(now):
-                self._log.warning("interface_restored", changed=changed)
-        except DeviceError as err:
+            link = self._netlink.tun_link(self._tap.index)
+        except DeviceError:
             # One that was removed is made again elsewhere.
+            if self.exists():
+                self._show((ELSEWHERE,), now)
+            return
+        try:
+            changed = self._mend(link)
+            changed += self._give_back_addresses(link)
+            # Its bridge may have gone, and be there again.
+            self.look_for_bridge()
+        except DeviceError as err:
             if self.exists() and self._lines.take(now):
                 self._log.warning("descriptors_not_restored", error=str(err))
+        else:
+            if changed and self._lines.take(now):
+                self._log.warning("interface_restored", changed=changed)
+        self._show(departures(self._wanted(), link, self._netlink.name_of), now)
 
-    def _mend(self) -> list[str]:
+    def _wanted(self) -> Wanted:
+        config = self._config
+        return Wanted(
+            config.name, self._tap.mtu, config.addresses, config.bridge, self._bridge_index
+        )
+
+    def _show(self, found: tuple[str, ...], now: float) -> None:
+        if found and found != self._departures and self._lines.take(now):
+            self._log.warning("interface_changed", changes=list(found))
+        self._departures = found
+
+    def _give_back_addresses(self, link: TunLink) -> list[str]:
+        """Return what was given back. Raises DeviceError."""
+        if not self._config.addresses:
+            return []
+        present = self._netlink.addresses(self._tap.index)
+        missing = missing_addresses(self._wanted(), link, present)
+        self._netlink.change_addresses(link.name, (), missing)
+        return [str(each) for each in missing]
+
+    def _mend(self, link: TunLink) -> list[str]:
         """Return what it was that had been changed. Raises DeviceError."""
-        link = self._netlink.tun_link(self._tap.index)
         changed = []
         if link.persistent:
             changed.append("persistence")
@@ -145,14 +185,14 @@ class AttachmentCircuit:
         Only what this interface was given is changed; what others gave it stays.
         """
         before, self._config = self._config, config
-        name = config.name
+        name = self._name
         if mac != self.mac:
             self._tap.change_mac(mac)
             self.mac = mac
         if config.description != before.description:
             self._netlink.set_alias(name, config.description)
         if config.accept_ra != before.accept_ra:
-            self._shield()
+            self._shield(self._name)
         if _answers_arp(config) != _answers_arp(before):
             self._netlink.set_arp(name, _answers_arp(config))
         if config.bridge != before.bridge:
@@ -176,14 +216,14 @@ class AttachmentCircuit:
         if self._bridge_index is not None:
             self._bridge_index = None
             if bridge is None or self._netlink.find(bridge) is None:
-                self._netlink.leave_bridge(self._config.name)
+                self._netlink.leave_bridge(self._name)
         if bridge is None:
             return
         index = self._netlink.find(bridge)
         if index is None:
             self._log.warning("bridge_missing", bridge=bridge)
             return
-        self._join(bridge)
+        self._join(self._name, bridge)
         self._bridge_index = index
 
     def make_again(self) -> None:
@@ -216,7 +256,7 @@ class AttachmentCircuit:
         """Set the GSO size to the present best value. Raises DeviceError."""
         size = self._best_gso_max_size(self._tap.mtu)
         if self._tap.virtio_header and size != self._gso_max_size:
-            self._netlink.set_gso_max_size(self._config.name, size)
+            self._netlink.set_gso_max_size(self._name, size)
             self._gso_max_size = size
 
     def look_for_bridge(self) -> None:
@@ -231,7 +271,7 @@ class AttachmentCircuit:
         if index is None:
             self._log.warning("bridge_missing", bridge=bridge)
             return
-        self._join(bridge)
+        self._join(self._name, bridge)
         self._bridge_index = index
         self._log.info("bridge_joined", bridge=bridge)
         self._compare_with_bridge()
@@ -252,11 +292,11 @@ class AttachmentCircuit:
             config.name, self.mac, mtu, virtio_header=self._virtio_header, features=self._features
         )
         try:
-            self._shield()
+            self._shield(config.name)
             if config.bridge is not None:
                 self._bridge_index = self._netlink.find(config.bridge)
                 if self._bridge_index is not None or not self._await_bridge:
-                    self._join(config.bridge)
+                    self._join(config.name, config.bridge)
                 else:
                     self._log.warning("bridge_missing", bridge=config.bridge)
             self._netlink.bring_up(
@@ -273,17 +313,17 @@ class AttachmentCircuit:
         self._links.watch(tap.index, self.on_changed)
         return tap
 
-    def _shield(self) -> None:
+    def _shield(self, name: str) -> None:
         """Let router advertisements in or not, before the interface is up."""
         try:
-            set_accept_ra(self._config.name, self._config.accept_ra)
+            set_accept_ra(name, self._config.accept_ra)
         except DeviceError as err:
             if self._shielded:
                 raise
             self._log.error("accept_ra_not_set", error=str(err))
 
-    def _join(self, bridge: str) -> None:
-        self._bridge_mtu = self._netlink.join_bridge(self._config.name, bridge)
+    def _join(self, name: str, bridge: str) -> None:
+        self._bridge_mtu = self._netlink.join_bridge(name, bridge)
 
     def _compare_with_bridge(self) -> None:
         """Log once if the bridge carries what this interface does not."""

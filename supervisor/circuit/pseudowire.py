@@ -7,7 +7,7 @@ import os
 import socket
 import zlib
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -17,7 +17,7 @@ from vela.dataplane.counters import CounterSlab, Slot
 from vela.dataplane.ecn import DSCP_SHIFT
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Verification
-from vela.errors import DeviceError
+from vela.errors import DeviceError, VelaError
 from vela.linux.choice import UnderlayChoice, set_tos
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
@@ -46,6 +46,7 @@ from vela.worker import WorkerTask
 from ..config.records import CircuitConfig
 from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim, Demux
 from ..runtime.burst import Burst
+from ..runtime.descriptors import DescriptorBudget
 from ..runtime.loop import Callback, EventLoop, Timer
 from ..status import CounterStatus, WorkerStatus
 from .interface import AttachmentCircuit
@@ -53,6 +54,7 @@ from .keeper import WorkerKeeper
 from .links import Links
 from .loops import Aim, Carriers
 from .rates import Traffic
+from .shaper import Shaper
 from .terms import Profile, is_encrypted, provisional_mtu
 
 # Workers that start are forked in a row, this often: what the supervisor writes to
@@ -63,6 +65,8 @@ FORK_INTERVAL_S = 0.15
 
 # Ports tried from the derived one on, where others have it.
 SOURCE_PORT_TRIES = 64
+# TAP, two sockets, two ends of the diversion, the worker's pidfd, a key page.
+DESCRIPTORS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +88,21 @@ class PseudowireFactory:
     user: User
     identity: tuple[str, ...]
     """What tells this machine from others, for addresses that are derived."""
+    descriptors: DescriptorBudget = field(default_factory=lambda: DescriptorBudget(DESCRIPTORS))
 
     def __call__(
         self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False, shielded: bool = False
     ) -> Pseudowire:
-        """Create a circuit's interface: see Pseudowire."""
-        return Pseudowire(config, self, cpu, await_bridge=await_bridge, shielded=shielded)
+        """Create a circuit's interface: see Pseudowire.
+
+        Raises NoRoomError too, before the limit of open files leaves none to go on with.
+        """
+        self.descriptors.take()
+        try:
+            return Pseudowire(config, self, cpu, await_bridge=await_bridge, shielded=shielded)
+        except VelaError:
+            self.descriptors.give_back()
+            raise
 
 
 class Pseudowire:
@@ -156,6 +169,7 @@ class Pseudowire:
                 shielded=shielded,
             )
             undo.pop_all()
+        self._shaper = Shaper(config.name, parts.netlink)
         self._decapsulator = self._make_decapsulator(None, partial_checksums=False)
         set_send_buffer(self._divert_writer)
         parts.loop.watch(self._divert_reader.fileno(), self._on_diverted)
@@ -194,8 +208,8 @@ class Pseudowire:
 
     @property
     def obstacle(self) -> str:
-        """Why the interface is not part of its bridge; empty: it is, or has none."""
-        return self._interface.obstacle
+        """What the interface still waits for; empty: nothing."""
+        return "; ".join(filter(None, (self._interface.obstacle, self._shaper.obstacle)))
 
     def set_failure_handler(self, handler: Callback) -> None:
         """Let handler be called when workers fail again and again, and when one lives again."""
@@ -260,6 +274,7 @@ class Pseudowire:
         self._parts.carriers.forget(self._interface.index)
         self._interface.close()
         self._parts.counters.give_back(self._counters)
+        self._parts.descriptors.give_back()
 
     def attach(self, path: UnderlayPath, profile: Profile, key_page: int | None = None) -> None:
         """Carry frames to and from this remote from now on.
@@ -318,6 +333,13 @@ class Pseudowire:
             self._parts.demux.withdraw(self._claim)
             self._claim = None
 
+    def limit(self, rate: int | None) -> None:
+        """Send at most this many bits per second; None: whatever there is to send.
+
+        The worker takes no note of it.
+        """
+        self._shaper.limit(rate, self._interface.mtu)
+
     def set_carrier(self, carrier: bool) -> None:
         """Show the link up or down to routing daemons and bridges. Raises DeviceError.
 
@@ -339,6 +361,7 @@ class Pseudowire:
         self._interface.set_gso_max_size()
         self._keeper.check()
         self._interface.look_for_bridge()
+        self._shaper.check()
         if self._keeper.failure:
             raise DeviceError(self._keeper.failure)
 
@@ -485,6 +508,7 @@ class Pseudowire:
         self._release()
         if attached is not None:
             self.attach(*attached, key_page)
+        self._shaper.check()
         self.set_carrier(self._carrier)
 
     def _make_decapsulator(

@@ -11,6 +11,7 @@ from vela.dataplane.mss import MssClamp
 from vela.dataplane.pieces import Fragmentation
 from vela.errors import ConfigError
 from vela.linux.underlay import UnderlayPath
+from vela.rate import STEP
 from vela.signaling.agreement import Agreement
 from vela.signaling.messages import Capability, Description
 from vela.wire import (
@@ -92,6 +93,7 @@ def describe(
         own=Endpoint(path.route.source, port) if path else None,
         frame_port=frame_port,
         mtu_in_pieces=in_pieces if in_pieces > mtu else None,
+        rate_kbit=None if config.rate is None else config.rate // STEP,
     )
 
 

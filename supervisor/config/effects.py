@@ -56,6 +56,7 @@ CIRCUIT_EFFECTS: dict[str, Row] = {
     "encryption": _NEW_SESSION,
     "peer_key": _NEW_SESSION,
     "source_port": _NEW_WORKER,
+    "rate": _LIVE,
     # The remote knows this end by its address.
     "bind": _NEW_SESSION,
     "device": _NEW_SESSION,
@@ -66,6 +67,8 @@ CIRCUIT_EFFECTS: dict[str, Row] = {
     "autoconfigure": _NEW_SESSION,
     "key_file": _LIVE,
     "accept_ra": _LIVE,
+    "up": _LIVE,
+    "down": _LIVE,
 }
 """Of the keys of a circuit, but for its table "peer". What both ends agree on, or the way to the
 remote, may change with any of them; where it does, there is a new worker, too."""

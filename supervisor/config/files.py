@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
@@ -72,6 +73,19 @@ def resolve_links(path: Path) -> Path:
         _check_owner(status, path)
         path = path.parent / os.readlink(path)
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def close_directory(path: Path) -> None:
+    """Take a directory of velad's own from all others, if it is sticky, as a fresh tmpfs is.
+
+    Nobody can have replaced what root has in there, so nothing is lost by it; where it is not
+    sticky, or somebody else's, check_directory() refuses it.
+    """
+    with suppress(OSError):
+        status = os.lstat(path)
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if ours and status.st_mode & stat.S_ISVTX:
+            path.chmod(stat.S_IMODE(status.st_mode) & ~(_WRITABLE | stat.S_ISVTX))
 
 
 def check_directory(path: Path) -> None:

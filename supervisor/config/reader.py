@@ -29,6 +29,7 @@ from vela.errors import ConfigError
 from vela.linux.features import Feature
 from vela.mac import format_mac, parse_mac
 from vela.public_key import format_public_key, parse_public_key
+from vela.rate import format_rate, parse_rate
 from vela.wire import MAX_CIRCUIT_ID, MAX_IP_PACKET, MAX_TAP_MTU, MIN_CIRCUIT_ID, MIN_TAP_MTU
 
 from ..constants import LOG_LEVELS, MAX_DESCRIPTION, MAX_KEEPALIVE_S, MIN_KEEPALIVE_S
@@ -183,6 +184,7 @@ _DSCP = word_or({"inherit": None}, integer(0, MAX_DSCP), "'inherit' or a number 
 _SOURCE_PORT = word_or(
     {word.value: word for word in SourcePort}, _PORT, "'auto', 'listen' or a port's number"
 )
+_RATE = text(parse_rate)
 _MSS = word_or(
     {"auto": ClampMss.AUTO, "off": ClampMss.OFF},
     integer(MIN_MSS, MAX_IP_PACKET),
@@ -225,11 +227,14 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("device", _INTERFACE_NAME),
     Key("mark", integer(1, MAX_MARK)),
     Key("dscp", _DSCP),
+    Key("rate", _RATE, format_rate),
     Key("cpu", _CPU),
     Key("keepalive", number(MIN_KEEPALIVE_S, MAX_KEEPALIVE_S)),
     Key("autoconfigure", boolean),
     Key("key_file", _ABSOLUTE_PATH, str),
     Key("accept_ra", boolean),
+    Key("up", _ABSOLUTE_PATH, str),
+    Key("down", _ABSOLUTE_PATH, str),
     TableKey("peer", PEER_KEYS, PeerConfig()),
 )
 

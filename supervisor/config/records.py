@@ -104,6 +104,8 @@ class CircuitConfig:
     """Firewall mark of all packets to the remote."""
     dscp: int | None = None
     """Of the outer headers of frames; None: that of each inner packet."""
+    rate: int | None = None
+    """How much each end sends at most, in bits per second; None: no limit."""
     cpu: int | None = None
     """None: the CPU with the fewest workers, of those that the daemon may use."""
     keepalive: float = 5.0
@@ -112,6 +114,10 @@ class CircuitConfig:
     key_file: Path | None = None
     accept_ra: bool = False
     """Router advertisements that come from the circuit give the interface addresses and routes."""
+    up: Path | None = None
+    """A program that is run when the circuit begins to carry frames."""
+    down: Path | None = None
+    """Likewise, when it no longer does, and before its interface goes."""
     peer: PeerConfig = field(default_factory=PeerConfig)
 
     @property

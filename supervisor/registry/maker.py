@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Protocol
 
 from vela.errors import ConfigError, VelaError
@@ -10,6 +10,7 @@ from vela.linux.affinity import allowed_cpus, least_loaded
 from vela.signaling.signer import Key
 
 from ..circuit.circuit import Circuit, DataPath, Origin, Owner, Setup
+from ..circuit.hooks import HookRunner
 from ..circuit.routes import MachineRoutes
 from ..config.records import CircuitConfig, Encapsulation, Encryption
 from ..control_channel import ControlChannel
@@ -41,6 +42,7 @@ class CircuitMaker:
     def __init__(
         self,
         circuits: Mapping[str, Circuit],
+        leaving: Container[str],
         owner: Owner,
         *,
         loop: EventLoop,
@@ -51,9 +53,15 @@ class CircuitMaker:
         make_data_path: DataPathFactory,
         ciphers: Ciphers | None,
         port: int,
+        hooks: HookRunner,
     ) -> None:
-        """circuits: those that there are. owner: theirs. ciphers: None where none is encrypted."""
+        """circuits: those that there are. leaving: names of those whose interfaces wait for hooks.
+
+        owner: theirs. ciphers: None where none is encrypted.
+        """
         self._circuits = circuits
+        self._leaving = leaving
+        self._hooks = hooks
         self._owner = owner
         self._loop = loop
         self._names = names
@@ -77,6 +85,12 @@ class CircuitMaker:
         """
         config, origin = stored.config, stored.origin
         try:
+            if config.name in self._leaving:
+                if frame_keys is not None:
+                    frame_keys.close()
+                raise ConfigError(
+                    f"{config.name}: the former circuit of this name runs its down hook"
+                )
             setup = self.setup(stored, frame_keys)
         except VelaError:
             if data_path is not None:
@@ -94,7 +108,7 @@ class CircuitMaker:
             if setup.frame_keys is not None:
                 setup.frame_keys.close()
             raise
-        return Circuit(
+        circuit = Circuit(
             setup,
             origin,
             data_path,
@@ -105,6 +119,10 @@ class CircuitMaker:
             port=self._port,
             maker=stored.maker,
         )
+        # Those of commands have the hooks of [defaults], if any.
+        if origin is not Origin.PEER:
+            circuit.hooks = self._hooks.hooks_of(circuit)
+        return circuit
 
     def setup(self, stored: StoredCircuit, frame_keys: CircuitKeys | None = None) -> Setup:
         """Return what a circuit is. Raises VelaError. frame_keys: see make()."""

@@ -230,6 +230,16 @@ SavedHandler = Callable[[DeviceError | None], None]
 """Is called with the error of the save, or None."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A change of one circuit that is saved before it is made: it is made only if it was saved."""
+
+    name: str
+    deleted: bool = False
+    disabled: bool | None = None
+    """Whether a command takes it down; None: as it is."""
+
+
 class CircuitStore:
     """Saves what the configuration does not say about the circuits, on request of their owner."""
 
@@ -268,8 +278,11 @@ class CircuitStore:
         )
         return name in absent.disabled
 
-    def save(self) -> None:
-        """Save now. Raises DeviceError, and then the file has its previous content."""
+    def save(self, ahead: Ahead | None = None) -> None:
+        """Save now, as if a change were made already.
+
+        Raises DeviceError, and then the file has its previous content.
+        """
         if self._saving is not None:
             self._saving.cancel()
             self._saving = None
@@ -277,7 +290,7 @@ class CircuitStore:
         waiting, self._waiting = self._waiting, []
         error = None
         try:
-            self._store.save(self._stored())
+            self._store.save(self._stored(ahead))
         except DeviceError as err:
             error = err
         for saved in waiting:
@@ -307,9 +320,9 @@ class CircuitStore:
         if self._saving is not None:
             self.try_save()
 
-    def _stored(self) -> Stored:
+    def _stored(self, ahead: Ahead | None) -> Stored:
         circuits, absent = self._circuits, self._absent
-        return Stored(
+        stored = Stored(
             circuits=tuple(
                 record_of(circuit)
                 for circuit in circuits.values()
@@ -319,6 +332,18 @@ class CircuitStore:
             unread=tuple(each for each in absent.unread if each.name not in circuits),
             disabled=frozenset(name for name, circuit in circuits.items() if circuit.taken_down)
             | absent.disabled,
+        )
+        if ahead is None:
+            return stored
+        disabled = stored.disabled
+        if ahead.disabled is not None:
+            disabled = disabled | {ahead.name} if ahead.disabled else disabled - {ahead.name}
+        if not ahead.deleted:
+            return replace(stored, disabled=disabled)
+        return Stored(
+            tuple(each for each in stored.circuits if each.config.name != ahead.name),
+            tuple(each for each in stored.unread if each.name != ahead.name),
+            disabled - {ahead.name},
         )
 
 

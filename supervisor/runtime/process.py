@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import os
 import signal
@@ -108,6 +109,8 @@ def _be_child(body: Callable[[], None], descriptors: Iterable[int], mask: Iterab
     status = EXIT_BROKEN
     try:
         signal.set_wakeup_fd(-1)
+        # It is the supervisor's: a child that crashes is to end by the signal that says why.
+        faulthandler.disable()
         for number in _DEFAULT:
             signal.signal(number, signal.SIG_DFL)
         for number in _IGNORED:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
+from ..states import WELL
 from . import output
 from .client import Document, ask
-from .status import WELL
 from .wait import until_up, watched
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from vela.errors import VelaError
 
 from ..nearest import nearest
+from ..states import STATES, WELL, total
 from . import output
 from .client import Document, ask
 from .text import (
@@ -25,10 +26,6 @@ from .text import (
     short_duration,
     table,
 )
-
-WELL = ("up", "unmonitored")
-# Trouble first. What an operator took down is none.
-STATES = ("failed", "rejected", "down", "resolving", "connecting", *WELL, "disabled")
 
 _REASONS_SHOWN = 20
 _PATTERN = frozenset("*?[")
@@ -174,13 +171,8 @@ def circuit_table(circuits: Sequence[Document], width: int) -> list[str]:
     return lines
 
 
-def circuit_total(circuits: Sequence[Document]) -> str:
-    if not circuits:
-        return "no circuits"
-    states = Counter(each["state"] for each in circuits)
-    known = [f"{states.pop(state)} {state}" for state in reversed(STATES) if state in states]
-    known += [f"{count} {state}" for state, count in states.items()]
-    return f"{plural(len(circuits), 'circuit')}: {', '.join(known)}"
+def circuit_total(circuits: Iterable[Document]) -> str:
+    return total(each["state"] for each in circuits)
 
 
 def drops(circuit: Document) -> int:

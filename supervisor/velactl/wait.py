@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from ..states import WELL
 from .client import Connection, Document
-from .status import WELL
 
 
 def watched(path: str) -> Connection:

@@ -12,6 +12,8 @@ import pytest
 from lab.daemon import Velad
 from lab.topology import TwoRouters
 from lab.waiting import eventually
+from vela.supervisor.circuit.pseudowire import DESCRIPTORS
+from vela.supervisor.runtime.descriptors import RESERVE
 
 pytestmark = pytest.mark.needs_net_admin
 
@@ -22,8 +24,6 @@ id = 1
 remote = "{REMOTE}"
 autoconfigure = false
 """
-# An interface and a pair of sockets, before there is a way to the remote.
-DESCRIPTORS_EACH = 3
 
 
 def descriptors(velad: Velad) -> set[int]:
@@ -73,7 +73,7 @@ def test_stored_circuits_that_find_no_descriptors_are_left_out_and_come_with_the
 
         velad.launch()
         # In time: it has its interpreter to start first.
-        limit = alone + 4 * DESCRIPTORS_EACH
+        limit = alone + RESERVE + 4 * DESCRIPTORS
         resource.prlimit(velad.pid, resource.RLIMIT_NOFILE, (limit, limit))
         velad.await_ready()
         eventually(lambda: "daemon_started" in velad.log(), 5, "its start")
@@ -85,7 +85,36 @@ def test_stored_circuits_that_find_no_descriptors_are_left_out_and_come_with_the
         assert len(velad.status()["circuits"]) == 9
 
 
-def test_velad_started_without_descriptors_for_its_circuits_says_so_in_one_line(
+def test_circuits_of_the_configuration_that_fit_work_and_the_others_say_why(
+    routers: TwoRouters,
+) -> None:
+    many = "".join(
+        f'[circuits.vela{number}]\nid = {number + 1}\nremote = "{REMOTE}"\nautoconfigure = false\n'
+        for number in range(20)
+    )
+    prefix = ("prlimit", "--nofile=72:72")
+    with Velad(routers.a.namespace, many, prefix=prefix) as velad:
+        found = velad.wait_for(
+            lambda status: [each["state"] for each in status["circuits"]].count("unmonitored") > 3,
+            10,
+            "those that fit",
+        )["circuits"]
+        assert {each["state"] for each in found} == {"unmonitored", "failed"}
+        for each in found:
+            says_why = "the limit of open files, 72, leaves no room" in each["reason"]
+            assert says_why == (each["state"] == "failed")
+        worker = velad.worker_pid("vela0")
+        os.kill(worker, signal.SIGKILL)
+        velad.wait_for(
+            lambda status: status["circuits"][0]["worker"]["pid"] not in (None, worker),
+            5,
+            "a successor of the worker",
+        )
+        assert "Too many open files" not in velad.log()
+        velad.control("status")
+
+
+def test_velad_started_without_descriptors_of_its_own_says_so_in_one_line(
     routers: TwoRouters,
 ) -> None:
     with Velad(routers.a.namespace, CIRCUIT) as velad:
@@ -95,7 +124,7 @@ def test_velad_started_without_descriptors_for_its_circuits_says_so_in_one_line(
         written = len(velad.log())
 
         velad.launch()
-        resource.prlimit(velad.pid, resource.RLIMIT_NOFILE, (alone - 6, alone - 6))
+        resource.prlimit(velad.pid, resource.RLIMIT_NOFILE, (alone - 12, alone - 12))
         assert velad.process is not None
         assert velad.process.wait(10) == 1
         velad.process = None

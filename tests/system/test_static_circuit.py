@@ -12,6 +12,7 @@ from services import Services, services_in
 from lab.link import Interface
 from lab.topology import TwoRouters
 from vela.address import Endpoint, Remote
+from vela.linux.choice import UnderlayChoice
 from vela.linux.underlay import ReceiveGroup, Route
 from vela.supervisor.circuit.circuit import Circuit, Origin, Owner, Setup
 from vela.supervisor.circuit.lifecycle import State
@@ -111,12 +112,12 @@ def test_circuit_whose_look_at_its_way_fails_looks_again(
     proper = services.demux.way_to
     looks = 0
 
-    def fail_at_first(remote: Endpoint) -> tuple[ReceiveGroup, Route]:
+    def fail_at_first(remote: Endpoint, choice: UnderlayChoice) -> tuple[ReceiveGroup, Route]:
         nonlocal looks
         looks += 1
         if looks == 1:
             raise ZeroDivisionError
-        return proper(remote)
+        return proper(remote, choice)
 
     monkeypatch.setattr(services.demux, "way_to", fail_at_first)
     circuit = make(services)

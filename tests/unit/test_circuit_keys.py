@@ -28,6 +28,7 @@ DAEMON = DaemonConfig(identity=Path("/etc/vela/identity.key"))
 PEER_FIELDS = [each.name for each in fields(PeerConfig)]
 # What keys take, of each kind; words of enumerations come from the records themselves.
 VALUES = (
+    "100M",
     *(True, False, 2, 1400, 0.5),
     *("router9", "192.0.2.9", "2001:db8::9", "10.9.0.1/30", "02:00:5e:10:00:09", "/etc/vela/x"),
     "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=",

@@ -60,6 +60,29 @@ def test_check_of_a_good_file_changes_nothing(config: Path, tmp_path: Path) -> N
     assert "vela0" not in {name for _, name in socket.if_nameindex()}
 
 
+def test_check_warns_of_what_the_machine_does_not_have(config: Path, tmp_path: Path) -> None:
+    """Friction 19."""
+    hook = tmp_path / "down.sh"
+    hook.write_text("#!/bin/sh\n")
+    circuit = '[circuits.vela0]\nid = 1\nremote = "192.0.2.9"\n'
+    circuit += f'bridge = "br-absent"\nup = "{tmp_path}/up.sh"\ndown = "{hook}"\n'
+    config.write_text(circuit)
+
+    status, out, err = velad("--config", str(config), "--check")
+
+    assert (status, out) == (0, f"{config}: no mistakes, 1 circuits\n")
+    warning = f"{config}: warning: circuits.vela0"
+    assert err.splitlines() == [
+        f"{warning}.bridge: there is no bridge br-absent now; velad waits for it",
+        f"{warning}.up: {tmp_path}/up.sh cannot be read: No such file or directory; "
+        "it would not be run",
+        f"{warning}.down: {hook} is not executable; run chmod u+x on it; it would not be run",
+    ]
+    hook.chmod(0o755)
+    config.write_text(circuit.replace("up.sh", "down.sh").replace('bridge = "br-absent"', ""))
+    assert velad("--config", str(config), "--check")[2] == ""
+
+
 @pytest.mark.parametrize("arguments", [("--check",), pytest.param((), marks=needs_root)])
 def test_mistakes_are_told_all_at_once_with_status_2(
     config: Path, arguments: tuple[str, ...]

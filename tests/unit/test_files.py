@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vela.supervisor.config.files import (
     Access,
     UntrustedError,
     check_directory,
+    close_directory,
     open_trusted,
     resolve_links,
 )
@@ -189,6 +191,29 @@ def test_directory_that_others_can_write_is_refused(tmp_path: Path, mode: int) -
     assert refusal(lambda: check_directory(folder)) == (
         f"{folder} can be changed by others (mode {mode:04o}); run chmod go-w on it"
     )
+
+
+def test_sticky_directory_of_velads_own_is_closed_and_no_other(tmp_path: Path) -> None:
+    modes = {}
+    for mode in (0o1777, 0o1775, 0o1755, 0o777, 0o700):
+        folder = tmp_path / f"{mode:o}"
+        folder.mkdir()
+        folder.chmod(mode)
+        close_directory(folder)
+        modes[mode] = stat.S_IMODE(folder.stat().st_mode)
+    close_directory(tmp_path / "missing")
+
+    assert modes == {0o1777: 0o755, 0o1775: 0o755, 0o1755: 0o755, 0o777: 0o777, 0o700: 0o700}
+
+
+@as_root
+def test_sticky_directory_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    os.chown(tmp_path, NOBODY, NOBODY)
+
+    close_directory(tmp_path)
+
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
 
 
 @as_root

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # from lower lines, and from its own room.
 ROOMS = """
     vela.supervisor.cli
-    vela.supervisor.daemon
+    vela.supervisor.daemon vela.supervisor.lacking
     vela.supervisor.reloads
     vela.supervisor.trial
     vela.supervisor.registry
@@ -35,8 +35,8 @@ ROOMS = """
     vela.linux
     vela.supervisor.velactl
     vela.wire vela.log
-    vela.address vela.mac vela.public_key vela.backoff vela.errors
-    vela.supervisor.constants vela.supervisor.nearest
+    vela.address vela.mac vela.rate vela.public_key vela.backoff vela.errors
+    vela.supervisor.constants vela.supervisor.nearest vela.supervisor.states
     vela vela.supervisor
 """
 

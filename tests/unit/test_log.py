@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import socket
 import subprocess
 import sys
@@ -116,3 +118,58 @@ early.error(level())
     events = [json.loads(line)["event"] for line in writes(code, False)]
 
     assert events == ["first", "second", "third", "error"]
+
+
+STALLED = """
+import os, structlog
+from vela.log import configure
+configure("info", "json")
+log = structlog.get_logger()
+for number in range(20000):
+    log.info("something_happened", number=number, text="x" * 100)
+os.write(1, b"all said\\n")
+os.read(0, 1)
+log.info("afterwards")
+"""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
+def test_reader_that_stalls_stops_nobody_and_lost_lines_are_counted(kind: str) -> None:
+    if kind == "pipe":
+        ours, theirs = os.pipe()
+    elif kind == "socket":
+        ours, theirs = (end.detach() for end in socket.socketpair())
+    else:
+        ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", STALLED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    ) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        assert os.get_blocking(theirs)
+        os.close(theirs)
+        # It comes to its end although nobody reads.
+        assert writer.stdout.readline() == b"all said\n"
+        said = b""
+        os.set_blocking(ours, False)
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(ours, 1 << 20):
+                said += data
+        writer.stdin.write(b"x")
+        writer.stdin.flush()
+        os.set_blocking(ours, True)
+        with contextlib.suppress(OSError):  # a terminal that nobody has any more
+            while data := os.read(ours, 1 << 20):
+                said += data
+        os.close(ours)
+
+    lines = said.decode().splitlines()
+    *whole, last, told = [json.loads(line) for line in lines if line[-1:] == "}"]
+    assert last["event"] == "afterwards"
+    assert told["event"] == "log_lines_lost"
+    assert 0 < len(whole) < 20000
+    # One may have been cut.
+    assert len(whole) + told["lines"] in (19999, 20000)

@@ -170,10 +170,13 @@ mtu = 1280
 mac = "02:00:5E:10:00:01"
 encapsulation = "ethernet"
 source_port = 65535
+rate = "2.5G"
 cpu = 0
 keepalive = 1
 autoconfigure = true
 key_file = "/k0"
+up = "/up.sh"
+down = "/down.sh"
 [circuits.vela0.peer]
 interface = "vela1"
 addresses = ["172.16.16.2/30"]
@@ -233,10 +236,13 @@ checksum_offload = true
                 mac=b"\x02\x00\x5e\x10\x00\x01",
                 encapsulation=Encapsulation.ETHERNET,
                 source_port=65535,
+                rate=2_500_000_000,
                 cpu=0,
                 keepalive=1.0,
                 autoconfigure=True,
                 key_file=Path("/k0"),
+                up=Path("/up.sh"),
+                down=Path("/down.sh"),
                 peer=PeerConfig(
                     interface="vela1",
                     addresses=(IPv4Interface("172.16.16.2/30"),),
@@ -384,8 +390,7 @@ def test_key_unknown_is_reported_with_the_closest(text: str, mistake: str) -> No
     ("text", "key"),
     [
         ('[daemon]\nmetrics = "127.0.0.1:9486"\n', "daemon.metrics"),
-        (circuit_with('up = "/etc/vela/up.sh"'), "circuits.vela0.up"),
-        (circuit_with('down = "/etc/vela/down.sh"'), "circuits.vela0.down"),
+        (circuit_with('latency = "low"'), "circuits.vela0.latency"),
     ],
 )
 def test_key_that_would_have_no_effect_is_unknown(text: str, key: str) -> None:

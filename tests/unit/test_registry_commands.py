@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -12,7 +12,7 @@ from simulation import ROUTER_A, ROUTER_B, Machine, Network, network
 from structlog.testing import capture_logs
 
 from vela.address import Remote
-from vela.errors import ConfigError
+from vela.errors import ConfigError, DeviceError
 from vela.signaling.signer import LocalKey
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, PeerConfig
 from vela.supervisor.registry.facts import HostFacts, KnownAddress, KnownRoute
@@ -475,3 +475,39 @@ def test_status_tells_since_when_and_how_often_it_was_up_or_down(pair: Pair) -> 
     pair.link.run(60)
     (status,) = pair.a.registry.status()
     assert (status.state, status.transitions) == ("down", 2)
+
+
+def test_change_that_cannot_be_saved_is_not_made(pair: Pair) -> None:
+    pair.add("vela0")
+    pair.add("vela1")
+    registry, state = pair.a.registry, pair.a.config.daemon.state_directory
+    assert registry is not None
+    registry.disable("vela1")
+    pair.link.run(3)
+
+    def everything() -> tuple[object, ...]:
+        saved = (state / "circuits.json").read_text()
+        return pair.words(pair.a), pair.words(pair.b), pair.ids(pair.a), saved
+
+    before = everything()
+    state.chmod(0o777)  # velad keeps nothing there
+    changes: tuple[Callable[[], object], ...] = (
+        lambda: pair.add("vela2"),
+        lambda: registry.disable("vela0"),
+        lambda: registry.disable("vela1"),  # nothing to do, and nothing saved
+        lambda: registry.enable("vela0"),
+        lambda: registry.enable("vela1"),
+        lambda: registry.delete("vela0"),
+        lambda: registry.delete("vela1"),
+    )
+    for change in changes:
+        with pytest.raises(DeviceError, match="can be changed by others"):
+            change()
+        pair.link.run(3)
+        assert everything() == before
+
+    state.chmod(0o700)
+    registry.delete("vela0")
+    registry.enable("vela1")
+    pair.link.run(3)
+    assert pair.words(pair.a) == pair.words(pair.b) == {"vela1": "up"}

@@ -56,10 +56,13 @@ encapsulation = "ethernet"
 encryption = "required"
 peer_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
 source_port = 5000
+rate = "100M"
 cpu = 0
 keepalive = 2.5
 key_file = "/etc/vela/other.key"
 accept_ra = true
+up = "/etc/vela/up.sh"
+down = "/etc/vela/down.sh"
 
 [circuits."eth0.5".peer]
 interface = "vela0"

@@ -27,7 +27,7 @@ PACKAGES = ("python3", "python3-venv", "python3-dev", "gcc", "libc6-dev", "libss
 REQUIREMENTS = (
     *("setuptools", "wheel", "packaging"),
     *("python-pytun", "psutil", "toml", "structlog", "cryptography"),
-    *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis"),
+    *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "jsonschema"),
 )
 
 _SOURCES = (

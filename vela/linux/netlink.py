@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 from vela.address import IPAddress, IPInterface
 from vela.errors import DeviceError
@@ -19,10 +21,12 @@ from vela.linux.rtnetlink import (
     IFLA_MASTER,
     IFLA_MTU,
     IFLA_TXQLEN,
+    Qdisc,
     RouteLimits,
     Rtnetlink,
     TunLink,
 )
+from vela.linux.shaping import KIND, TokenBucketFilter
 from vela.linux.sysctls import set_promote_secondaries
 
 _IFF_UP = 0x1  # include/uapi/linux/if.h
@@ -33,6 +37,8 @@ _SIOCGIFINDEX = 0x8933
 _MAX_BRIDGE_MTU = 65535  # net/bridge/br_device.c, ETH_MAX_MTU
 _NAME_SIZE = 16  # include/uapi/linux/if.h, IFNAMSIZ
 _IFREQ = struct.Struct("=16si20x")  # struct ifreq with a number, 64 bit
+
+T = TypeVar("T")
 
 # Frames that wait in the TAP while a worker is replaced or busy.
 QUEUE_LENGTH = 1000
@@ -130,6 +136,23 @@ class Netlink:
         """Limit the size of the GSO frames that the interface takes, in bytes."""
         self._set_link(name, "limit its GSO frames", {IFLA_GSO_MAX_SIZE: size})
 
+    def qdisc_kind(self, name: str) -> str:
+        """Return the kind of the qdisc at the root of an interface. Raises DeviceError."""
+        return self._kernel.link_qdisc(self._index(name))
+
+    def root_qdisc(self, name: str) -> Qdisc | None:
+        """Return the qdisc that somebody has put at the root of an interface; None: nobody."""
+        return self._do(name, "look at its qdisc", self._kernel.root_qdisc)
+
+    def set_qdisc(self, name: str, limit: TokenBucketFilter) -> None:
+        """Limit what an interface sends. Raises DeviceError, also where others do that."""
+        options = limit.attributes()
+        self._do(name, "limit its rate", lambda index: self._kernel.set_qdisc(index, KIND, options))
+
+    def remove_qdisc(self, name: str) -> None:
+        """Limit it no longer."""
+        self._do(name, "limit its rate no longer", self._kernel.remove_qdisc)
+
     def find(self, name: str) -> int | None:
         """Return the index of the interface of this name; None: there is none."""
         try:
@@ -140,6 +163,17 @@ class Netlink:
     def tun_link(self, index: int) -> TunLink:
         """Return what a TAP's interface is like. Raises DeviceError where there is none."""
         return self._kernel.tun_link(index)
+
+    def addresses(self, index: int) -> frozenset[IPInterface]:
+        """Return the addresses of an interface. Raises DeviceError."""
+        return frozenset(each.address for each in self._kernel.addresses(index))
+
+    def name_of(self, index: int) -> str:
+        """Return the name of an interface; its index where it has just gone."""
+        try:
+            return socket.if_indextoname(index)
+        except OSError:
+            return str(index)
 
     def lower_link(self, index: int) -> int | None:
         """Return the interface that this one stands on, such as a VLAN's; None: there is none."""
@@ -198,12 +232,16 @@ class Netlink:
         Raises DeviceError, saying what could not be done.
         """
         index = self._index(name)
+        self._do(name, what, lambda index: self._kernel.set_link(index, attributes, flags, change))
+        return index
+
+    def _do(self, name: str, what: str, do: Callable[[int], T]) -> T:
+        """Call do with the index of an interface. Raises DeviceError if that raises OSError."""
         try:
-            self._kernel.set_link(index, attributes, flags, change)
+            return do(self._index(name))
         except OSError as err:
             why = os.strerror(err.errno or errno.EIO)
             raise DeviceError(f"{name}: cannot {what}: {why}") from err
-        return index
 
     def _index(self, name: str) -> int:
         return self._ask(name, _SIOCGIFINDEX)

@@ -22,7 +22,7 @@ _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
-_EXCL, _CREATE = 0x200, 0x400
+_ECHO, _EXCL, _CREATE = 0x8, 0x200, 0x400
 _ERROR, _DONE = 2, 3
 _ERRNO = struct.Struct("=i")
 _SOL_NETLINK, _GET_STRICT_CHK = 270, 12
@@ -31,14 +31,16 @@ _MONITOR_BUFFER = 1 << 20
 _CHANGES_AT_ONCE = 64
 
 # include/uapi/linux/rtnetlink.h, if_link.h and if_addr.h
-_NEW_LINK, _GET_LINK, _SET_LINK = 16, 18, 19
-_GROUP_LINK = 0x1  # RTMGRP_LINK
+_NEW_LINK, _DELETE_LINK, _GET_LINK, _SET_LINK = 16, 17, 18, 19
+_IFF_UP = 0x1
+# RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+_GROUPS_OF_LINKS = 0x1 | 0x10 | 0x100
 _NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22
 _NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=8BI")  # family, prefix lengths, TOS, table, protocol, scope, type, flags
-_IFLA_LINK, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 5, 18, 37
+_IFLA_IFNAME, _IFLA_LINK, _IFLA_QDISC, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 3, 5, 6, 18, 37
 IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN, IFLA_IFALIAS, IFLA_GSO_MAX_SIZE = (
     1,
     4,
@@ -53,6 +55,12 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_METRICS, _RTA_MARK = 1, 2, 4, 5, 8, 16
 _RTAX_MTU = 2
 _RTN_UNICAST = 1
+_NEW_QDISC, _DELETE_QDISC, _GET_QDISC = 36, 37, 38
+_QDISC = struct.Struct("=BxHiIII")  # family, padding, index, handle, parent, info
+_ROOT = 0xFFFFFFFF  # TC_H_ROOT
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+# Of velad's qdiscs: a number that nobody else gives. The kernel counts from 8001: on.
+_OWN_MAJOR = 0x7E1A
 _RTPROT_KERNEL, _RTPROT_BOOT, _RTPROT_STATIC = 2, 3, 4
 _RTPROT_RA, _RTPROT_DHCP = 9, 16
 _RTM_F_FIB_MATCH = 0x2000
@@ -72,7 +80,7 @@ _SET_BY_HAND = (_RTPROT_BOOT, _RTPROT_STATIC, _RTPROT_RA, _RTPROT_DHCP)
 
 @dataclass(frozen=True, slots=True)
 class TunLink:
-    """What a holder of a TAP's descriptor can change of its interface."""
+    """What others can change of a TAP's interface."""
 
     mac: bytes
     owner: int | None
@@ -82,6 +90,12 @@ class TunLink:
     """Whether it stays when its last descriptor is closed."""
     port_of: str
     """What it is a part of, as in `ip link add ... type`; empty: of nothing."""
+    master: int | None
+    """The index of that."""
+    name: str
+    up: bool
+    """Administratively."""
+    mtu: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +135,20 @@ class RouteMtu:
     """What the route says by itself."""
     learned: int | None
     """What is said in place of that at present: where they differ, by ICMP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Qdisc:
+    """The qdisc at the root of an interface, where somebody has put one there."""
+
+    kind: str
+    major: int
+    """The number before the colon, as tc shows it in hexadecimal."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether velad has put it there."""
+        return self.major == _OWN_MAJOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +212,19 @@ class Rtnetlink:
         info = _attributes(answer, _LINK.size).get(_IFLA_LINKINFO, b"")
         return _attributes(info, 0).get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
 
+    def link_qdisc(self, index: int) -> str:
+        """Return the kind of the qdisc at the root of an interface, whoever has put it there."""
+        answer = self._ask(_GET_LINK, _LINK.pack(0, 0, index, 0, 0))
+        return _attributes(answer, _LINK.size).get(_IFLA_QDISC, b"").rstrip(b"\0").decode()
+
     def link_mtu(self, index: int) -> int:
         answer = self._ask(_GET_LINK, _LINK.pack(0, 0, index, 0, 0))
         return int(_U32.unpack(_attributes(answer, _LINK.size)[IFLA_MTU])[0])
 
     def tun_link(self, index: int) -> TunLink:
-        answer = _attributes(self._ask(_GET_LINK, _LINK.pack(0, 0, index, 0, 0)), _LINK.size)
+        body = self._ask(_GET_LINK, _LINK.pack(0, 0, index, 0, 0))
+        flags = _LINK.unpack_from(body)[3]
+        answer = _attributes(body, _LINK.size)
         info = _attributes(answer.get(_IFLA_LINKINFO, b""), 0)
         data = _attributes(info.get(_IFLA_INFO_DATA, b""), 0)
         # Who may open it is left out where that is anybody (drivers/net/tun.c, tun_fill_info).
@@ -199,7 +234,35 @@ class Rtnetlink:
             group=_number(data.get(_IFLA_TUN_GROUP)),
             persistent=data.get(_IFLA_TUN_PERSIST, b"\0") != b"\0",
             port_of=info.get(_IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0").decode(),
+            master=_number(answer.get(IFLA_MASTER)),
+            name=answer.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
+            up=bool(flags & _IFF_UP),
+            mtu=_number(answer.get(IFLA_MTU)) or 0,
         )
+
+    def root_qdisc(self, index: int) -> Qdisc | None:
+        """Return the qdisc of an interface; None: the kernel's own. Raises OSError."""
+        # There is no answer about one that is built in.
+        for answer in self._change(_GET_QDISC, _ECHO, _QDISC.pack(0, 0, index, 0, _ROOT, 0)):
+            handle = _QDISC.unpack_from(answer)[3]
+            if handle:
+                kind = _attributes(answer, _QDISC.size).get(_TCA_KIND, b"").rstrip(b"\0").decode()
+                return Qdisc(kind, handle >> 16)
+        return None
+
+    def set_qdisc(self, index: int, kind: str, options: Mapping[int, bytes]) -> None:
+        """Put velad's qdisc at the root of an interface, or change it.
+
+        Raises OSError: EEXIST where somebody else has put one there.
+        """
+        body = _QDISC.pack(0, 0, index, _OWN_MAJOR << 16, _ROOT, 0)
+        body += _attribute(_TCA_KIND, kind.encode() + b"\0")
+        inner = b"".join(_attribute(number, value) for number, value in options.items())
+        self._change(_NEW_QDISC, _CREATE, body + _attribute(_TCA_OPTIONS, inner))
+
+    def remove_qdisc(self, index: int) -> None:
+        """Remove velad's qdisc. Raises OSError: EINVAL where another one is there."""
+        self._change(_DELETE_QDISC, 0, _QDISC.pack(0, 0, index, _OWN_MAJOR << 16, _ROOT, 0))
 
     def route_mtu(self, local: IPAddress, remote: IPAddress, limits: RouteLimits) -> RouteMtu:
         """Return what limits packets from an address of this host to a remote."""
@@ -233,8 +296,9 @@ class Rtnetlink:
             return None
         return _number(link.get(_IFLA_LINK))
 
-    def addresses(self) -> tuple[HostAddress, ...]:
-        body = _ADDRESS.pack(0, 0, 0, 0, 0)
+    def addresses(self, index: int = 0) -> tuple[HostAddress, ...]:
+        """Return the addresses of an interface; index 0: of all."""
+        body = _ADDRESS.pack(0, 0, 0, 0, index)
         return tuple(_host_address(each) for each in self._dump(_GET_ADDRESS, body, _NEW_ADDRESS))
 
     def routes(self, wanted: tuple[IPNetwork, ...]) -> tuple[tuple[HostRoute, ...], bool]:
@@ -306,8 +370,12 @@ class Rtnetlink:
     def _dump(self, kind: int, body: bytes, answer: int) -> Iterator[bytes]:
         return self._answers(kind, _REQUEST | _DUMP, body)
 
-    def _change(self, kind: int, flags: int, body: bytes) -> None:
-        """Send a message; the kernel's verdict follows at once. Raises OSError."""
+    def _change(self, kind: int, flags: int, body: bytes) -> list[bytes]:
+        """Send a message; the kernel's verdict follows at once. Raises OSError.
+
+        Return what it says before that.
+        """
+        said: list[bytes] = []
         self._sequence += 1
         length = _HEADER.size + len(body)
         header = _HEADER.pack(length, kind, _REQUEST | _ACK | flags, self._sequence, 0)
@@ -318,7 +386,9 @@ class Rtnetlink:
                     error = -_ERRNO.unpack_from(answer)[0]
                     if error:
                         raise OSError(error, os.strerror(error))
-                    return
+                    return said
+                if number == self._sequence:
+                    said.append(answer)
 
     def _answers(self, kind: int, flags: int, body: bytes) -> Iterator[bytes]:
         self._sequence += 1
@@ -376,11 +446,11 @@ class RouteMonitor(_Monitor):
 
 
 class LinkMonitor(_Monitor):
-    """Hears of interfaces that change."""
+    """Hears of interfaces that change, go, or lose an address."""
 
     def __init__(self) -> None:
         """Raises DeviceError."""
-        super().__init__(_GROUP_LINK, "interfaces")
+        super().__init__(_GROUPS_OF_LINKS, "interfaces")
 
     def changes(self) -> set[int] | None:
         """Return the indices of some that have changed; None: there were too many to know.
@@ -391,8 +461,10 @@ class LinkMonitor(_Monitor):
         try:
             for _ in range(_CHANGES_AT_ONCE):
                 for kind, _, body in _messages(self._socket.recv(_BUFFER)):
-                    if kind == _NEW_LINK:
+                    if kind in (_NEW_LINK, _DELETE_LINK):
                         found.add(_LINK.unpack_from(body)[2])
+                    elif kind == _DELETE_ADDRESS:
+                        found.add(_ADDRESS.unpack_from(body)[4])
         except BlockingIOError:
             pass
         except OSError:  # ENOBUFS: netlink(7)

@@ -43,6 +43,9 @@ _IFREQ_SIZE = 40  # struct ifreq, 64 bit
 _HWADDR = struct.Struct("=16xH6s16x")  # struct ifreq with an address
 _ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 _SIOCSIFHWADDR = 0x8924  # include/uapi/linux/sockios.h
+_SIOCSIFMTU = 0x8922
+_NAME_SIZE = 16  # include/uapi/linux/if.h, IFNAMSIZ
+_MTU = struct.Struct("=16si20x")  # struct ifreq with a number, 64 bit
 _INT = struct.Struct("=i")
 
 
@@ -115,10 +118,22 @@ class Tap:
     def set_mtu(self, mtu: int) -> None:
         """Set the interface's MTU, in bytes."""
         try:
-            self._device.mtu = mtu
-        except pytun.Error as err:
-            raise DeviceError(f"{self.name}: cannot set an MTU of {mtu}: {_reason(err)}") from err
+            # Not by pytun, which knows the first name only: another interface may have it now.
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+                request = _MTU.pack(self.present_name().encode(), mtu)
+                fcntl.ioctl(any_socket, _SIOCSIFMTU, request)
+        except (OSError, struct.error) as err:
+            why = _reason(err) if isinstance(err, OSError) else os.strerror(errno.EINVAL)
+            raise DeviceError(f"{self.name}: cannot set an MTU of {mtu}: {why}") from err
         self.mtu = mtu
+
+    def present_name(self) -> str:
+        """Return the interface's name, which somebody may have changed."""
+        try:
+            request = fcntl.ioctl(self.fd, _TUNGETIFF, bytes(_IFREQ_SIZE))
+        except (OSError, ValueError):  # removed by somebody; closed by us
+            return self.name
+        return request[:_NAME_SIZE].rstrip(b"\0").decode()
 
     def set_carrier(self, carrier: bool) -> None:
         """Set the carrier, which routing daemons and bridges see."""

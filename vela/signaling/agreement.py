@@ -28,6 +28,8 @@ class Agreement:
     """An address or port is translated on the way: send from the listening port."""
     frame_port: int | None = None
     """The port that the remote's frames come from; None: it does not say, and any will do."""
+    rate_kbit: int | None = None
+    """How much each end sends at most, in kilobits per second: the smaller limit, if any."""
     pieces: bool = False
     """Both ends cut frames that are larger than a datagram, and put them together."""
     ecn: bool = False
@@ -46,6 +48,7 @@ def agree(local: Description, remote: Description, source: Endpoint) -> Agreemen
         elision=Capability.ELISION in both,
         checksum_offload=Capability.CHECKSUM_OFFLOAD in both,
         pieces=pieces,
+        rate_kbit=min(filter(None, (local.rate_kbit, remote.rate_kbit)), default=None),
         ecn=Capability.ECN in both,
         keepalive_s=min(local.keepalive_ms, remote.keepalive_ms) / 1000,
         remote_port=remote.port,

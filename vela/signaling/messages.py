@@ -14,6 +14,7 @@ from enum import Enum, IntEnum, IntFlag, auto
 from typing import Annotated, TypeVar, get_args, get_type_hints
 
 from vela.address import MAX_PORT, Endpoint, IPInterface
+from vela.rate import MAX_RATE, MIN_RATE, STEP
 from vela.wire import (
     IPV6_HEADER,
     MAX_TAP_MTU,
@@ -110,6 +111,7 @@ class Tlv(Enum):
     MACHINE = 29, Kind.BYTES_16
     FRAME_PORT = 30, Kind.U16, 1, MAX_PORT
     MTU_IN_PIECES = 31, Kind.U32, MIN_TAP_MTU, MAX_TAP_MTU
+    RATE = 32, Kind.U32, MIN_RATE // STEP, MAX_RATE // STEP
 
     def __init__(
         self,
@@ -226,6 +228,8 @@ class Description:
     """The UDP port that its frames come from."""
     mtu_in_pieces: Annotated[int | None, Tlv.MTU_IN_PIECES, OPTIONAL] = None
     """The TAP MTU that it would have if frames travelled in pieces; None: no other one."""
+    rate_kbit: Annotated[int | None, Tlv.RATE, OPTIONAL] = None
+    """How much either end is to send at most, in kilobits per second; None: no limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ networks = ["172.16.0.0/12"]
 MISTAKE = "[daemon]\nprot = 1\n"
 MAX_EXPOSURE = 3.0
 """Of systemd-analyze security, from 0 to 10; newer versions of systemd judge more strictly."""
+WATCHDOG_S = 15
 RESTART_PAUSE_S = 2.0
 """RestartSec of the unit."""
 
@@ -196,6 +197,33 @@ def test_supervisor_that_is_killed_under_a_ping_is_started_again(
     assert without < RESTART_PAUSE_S + 2 * restart_s + 1
     assert int(_show("NRestarts")) == restarts + 1
     assert Path("/run/vela/velad.sock").is_socket()
+
+
+def test_supervisor_that_is_stopped_is_started_again_by_the_watchdog(
+    remote: Velad, record_property: Note
+) -> None:
+    restarts = int(_show("NRestarts"))
+    # So that the test takes less long; the unit's own is longer.
+    DROP_INS.mkdir(parents=True)
+    (DROP_INS / "watchdog.conf").write_text(f"[Service]\nWatchdogSec={WATCHDOG_S}\n")
+    try:
+        _run("systemctl", "daemon-reload")
+        _restart_seconds()
+        assert _show("StatusText") == f"{len(BRIDGES)} circuits: {len(BRIDGES)} up"
+        stopped = time.monotonic()
+        os.kill(int(_show("MainPID")), signal.SIGSTOP)
+        eventually(
+            lambda: int(_show("NRestarts")) > restarts, WATCHDOG_S + 20, "another start", 0.2
+        )
+        eventually(lambda: _show("ActiveState") == "active", 30, "another velad")
+        record_property("seconds until another velad", round(time.monotonic() - stopped, 1))
+    finally:
+        shutil.rmtree(DROP_INS)
+        _run("systemctl", "daemon-reload")
+        _run("systemctl", "restart", UNIT)
+    eventually(lambda: set(_states().values()) == {"up"}, 30, "all circuits to be up")
+    log = _run("journalctl", "-b", "-u", UNIT, "--no-pager").stdout
+    assert "Fatal Python error: Aborted" in log
 
 
 def test_unit_that_crashed_six_times_in_a_row_is_started_again(remote: Velad) -> None:

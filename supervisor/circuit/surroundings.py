@@ -1,0 +1,65 @@
+"""How an interface differs from what its circuit made it: what is put right or shown. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from vela.address import IPInterface
+from vela.linux.rtnetlink import TunLink
+from vela.wire import MIN_IPV6_MTU
+
+ELSEWHERE = "its interface is in another network namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the circuit made the interface."""
+
+    name: str
+    mtu: int
+    addresses: tuple[IPInterface, ...]
+    bridge: str | None
+    bridge_index: int | None
+    """None: it has not joined its bridge, or has none."""
+
+
+def missing_addresses(
+    wanted: Wanted, link: TunLink, present: Iterable[IPInterface]
+) -> tuple[IPInterface, ...]:
+    """Return the addresses to give back.
+
+    The kernel removes those of IPv6 when the interface is set down, or gets an MTU that is too
+    small for them, and does not bring them back.
+    """
+    if not link.up:
+        return ()
+    there = set(present)
+    return tuple(
+        each
+        for each in wanted.addresses
+        if each not in there and (each.version == 4 or link.mtu >= MIN_IPV6_MTU)
+    )
+
+
+def departures(wanted: Wanted, link: TunLink, name_of: Callable[[int], str]) -> tuple[str, ...]:
+    """Return what somebody changed on purpose, a sentence each. name_of: by index."""
+    return tuple(_departures(wanted, link, name_of))
+
+
+def _departures(wanted: Wanted, link: TunLink, name_of: Callable[[int], str]) -> Iterator[str]:
+    if link.name != wanted.name:
+        yield f"its interface was renamed to {link.name}"
+    if not link.up:
+        yield f"its interface was set down; ip link set {link.name} up"
+    if link.mtu != wanted.mtu:
+        without = any(each.version == 6 for each in wanted.addresses) and link.mtu < MIN_IPV6_MTU
+        what = ", too small for IPv6" if without else ""
+        yield f"its interface was given an MTU of {link.mtu}{what}; the circuit's is {wanted.mtu}"
+    if wanted.bridge_index is not None and link.master != wanted.bridge_index:
+        if link.master is None:
+            yield f"its interface was taken out of the bridge {wanted.bridge}"
+        else:
+            yield (
+                f"its interface was moved to {name_of(link.master)} from the bridge {wanted.bridge}"
+            )

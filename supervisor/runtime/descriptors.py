@@ -1,0 +1,41 @@
+"""The limit of open files, which the supervisor must not reach: nobody could ask it why."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+from vela.errors import DeviceError
+
+RESERVE = 16
+"""For clients of the control socket, workers that are replaced, and questions to the kernel."""
+
+
+class NoRoomError(DeviceError):
+    """There are too few descriptors for another circuit; those that there are go on."""
+
+
+class DescriptorBudget:
+    """Descriptors for a number of holders, each of which opens its own as it needs them."""
+
+    def __init__(self, each: int) -> None:
+        """Count what is open now as always open. each: how many one holder may have."""
+        self._each = each
+        # Listing them takes one.
+        self._others = len(os.listdir("/proc/self/fd")) - 1
+        self._holders = 0
+
+    def take(self) -> None:
+        """Set descriptors aside for one more holder. Raises NoRoomError."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = self._others + (self._holders + 1) * self._each + RESERVE
+        if limit != resource.RLIM_INFINITY and needed > limit:
+            raise NoRoomError(
+                f"the limit of open files, {limit}, leaves no room for another circuit; "
+                "raise it (ulimit -n, or LimitNOFILE= of the unit)"
+            )
+        self._holders += 1
+
+    def give_back(self) -> None:
+        """Undo one take()."""
+        self._holders -= 1
