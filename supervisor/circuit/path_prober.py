@@ -16,8 +16,9 @@ from .signaling import SignalingChannel
 # Every path carries so much: RFC 8200, section 5; of IPv4 all but a few do (RFC 791, section 3.1).
 FLOOR = {Family.IPV4: 576, Family.IPV6: MIN_IPV6_MTU}
 
-FIRST_S, SPREAD_S = 0.3, 1.0
-"""From when the session is up to the first probe: at least, and by circuit id."""
+FIRST_S, SPREAD_S = 5.0, 1.0
+"""From when the session is up to the first probe of an idle circuit: at least, and by circuit id.
+Hundreds come up at once, and have more urgent things to say. One with traffic is probed at once."""
 
 
 class PathProber:
