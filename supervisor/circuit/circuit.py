@@ -90,6 +90,9 @@ class Owner(Protocol):
     def on_state_changed(self, circuit: Circuit, before: State) -> None:
         """Take note of another state or reason."""
 
+    def takes_another_id(self, circuit: Circuit) -> bool:
+        """Tell whether a circuit whose id is taken at the remote is to be made with another one."""
+
     def on_offer_changed(self, circuit: Circuit, requested: CircuitRequested) -> None:
         """Handle a request for other settings from the remote that set the circuit up."""
 
@@ -668,6 +671,8 @@ class Circuit:
             case Rejected(RejectCode.NO_SUCH_CIRCUIT, _) if self.origin is Origin.PEER:
                 # The remote deleted it, and its message was lost.
                 self._take(Input.DELETED)
+            case Rejected(RejectCode.ID_TAKEN, _) if self._owner.takes_another_id(self):
+                pass
             case Rejected(_, reason):
                 self._take(Input.REJECTED, reason)
             case ProbeAnswered(size):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from vela.address import IPAddress, Remote, parse_interface_name, parse_remote
@@ -83,10 +83,10 @@ class Allocation:
                     f"toward {min(shared, key=str)}"
                 )
 
-    def free_id(self, remote: str) -> int:
+    def free_id(self, remote: str, unwanted: Collection[int] = ()) -> int:
         """Return the lowest circuit id that is certainly free toward a remote.
 
-        Raises ConfigError if there is none.
+        unwanted: ids that are not to be had there. Raises ConfigError if there is none.
         """
         try:
             wanted = parse_remote(remote)
@@ -101,7 +101,7 @@ class Allocation:
             or not (known and each.addresses and known.isdisjoint(each.addresses))
         }
         for number in range(MIN_CIRCUIT_ID, MAX_CIRCUIT_ID + 1):
-            if number not in taken:
+            if number not in taken and number not in unwanted:
                 return number
         raise ConfigError(
             f"no circuit id toward {remote} is certainly free; name one of 1..{MAX_CIRCUIT_ID}"

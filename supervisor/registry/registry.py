@@ -49,6 +49,9 @@ from .store import Ahead, CircuitStore, StateFile, Stored, StoredCircuit
 # has answered the first.
 START_INTERVAL_S = 0.005
 
+# Each makes the interface anew.
+MAX_ID_CHANGES = 16
+
 HOOK_KEYS = frozenset({"up", "down"})
 
 ChangeHandler = Callable[[Mapping[str, object]], object]
@@ -80,6 +83,8 @@ class Registry:
         self._lines = lines
         self._port = config.daemon.port
         self._circuits: dict[str, Circuit] = {}
+        # Circuits that were never up and whose id nobody asked for: the ids that were taken.
+        self._chosen_ids: dict[str, tuple[int, ...]] = {}
         self._leaving: dict[str, Circuit] = {}
         """Those that were removed, and whose interfaces wait for hooks."""
         self._hooks = HookRunner(loop)
@@ -343,7 +348,8 @@ class Registry:
             # Members of the control group could let velad run any program of root's.
             raise ConfigError(f"velactl add: {name}: hooks are for circuits of the file")
         table = dict(settings)
-        if "id" not in table:
+        chosen = "id" not in table
+        if chosen:
             table["id"] = self._allocation.free_id(str(table.get("remote", "")))
         (config,) = parse_circuits(
             {name: table}, self._config.daemon, "velactl add", self._config.defaults
@@ -360,8 +366,43 @@ class Registry:
         except VelaError:
             self.remove(circuit, CloseReason.DELETED)
             raise
+        if chosen:
+            self._chosen_ids[name] = ()
         circuit.start()
         return circuit
+
+    def takes_another_id(self, circuit: Circuit) -> bool:
+        tried = self._chosen_ids.get(circuit.name)
+        if tried is None or len(tried) == MAX_ID_CHANGES:
+            return False
+        tried = (*tried, circuit.config.id)
+        try:
+            number = self._allocation.free_id(str(circuit.config.remote), tried)
+        except ConfigError:
+            return False
+        # Not within the circuit's own doing.
+        self._loop.call_soon(partial(self._change_id, circuit, number, tried))
+        return True
+
+    def _change_id(self, circuit: Circuit, number: int, tried: tuple[int, ...]) -> None:
+        """Make a circuit again with another id, as the remote has the present one with another."""
+        name = circuit.name
+        if self._circuits.get(name) is not circuit:
+            return
+        wanted = StoredCircuit(replace(circuit.config, id=number), Origin.COMMAND)
+        circuit.close(None)
+        del self._circuits[name]
+        self._log.info("circuit_id_changed", circuit=name, circuit_id=number, taken=list(tried))
+        try:
+            self._allocation.check_free(wanted.config)
+            fresh = self.create_stored(wanted)
+        except VelaError as err:
+            self._pending.add(wanted, err)
+            self._log.error("circuit_not_started", circuit=name, error=str(err))
+        else:
+            self._chosen_ids[name] = tried
+            fresh.start()
+        self._store.try_save()
 
     def delete(self, name: str) -> None:
         """Remove a circuit on both machines. Raises VelaError."""
@@ -419,6 +460,8 @@ class Registry:
         return created | self._pending.wanted()
 
     def on_state_changed(self, circuit: Circuit, before: State) -> None:
+        if circuit.state is State.UP:
+            self._chosen_ids.pop(circuit.name, None)
         if circuit.hooks is not None:
             circuit.hooks.follow(up=circuit.state in (State.UP, State.UNMONITORED))
         self._tell(circuit, "state", was=before.word)
@@ -515,6 +558,7 @@ class Registry:
     def remove(self, circuit: Circuit, reason: CloseReason | None) -> None:
         """Remove a circuit. Its remote is told the reason, unless that is None."""
         del self._circuits[circuit.name]
+        self._chosen_ids.pop(circuit.name, None)
         self._leaving[circuit.name] = circuit
         circuit.close(reason, lambda: self._on_gone(circuit.name))
         self._lines.release(circuit.name)

@@ -103,6 +103,10 @@ def _report(arguments: Namespace, reply: Document, last: Document | None, done: 
     """Say what became of a circuit. Return whether it is up."""
     name = arguments.circuit
     is_up = last is not None and last["state"] in WELL
+    if last is not None and "id" in reply and last["id"] != reply["id"]:
+        if not arguments.json:
+            output.write([f"{name}: id {last['id']}, as {reply['id']} is taken on the other end"])
+        reply = {**reply, "id": last["id"]}
     if arguments.json:
         shown: dict[str, Any] = dict(reply)
         shown["state"] = None if last is None else last["state"]

@@ -134,3 +134,41 @@ def test_circuit_under_a_key_through_a_nat_has_session_keys_that_both_ends_deriv
 def is_keepalive(packet: Packet) -> bool:
     found = datagram(packet.data)
     return found is not None and found.udp.payload[:3] == b"\0\1\5"
+
+
+@pytest.fixture
+def neighbour(translated: Translated) -> Iterator[Namespace]:
+    """A second machine behind the NAT (10.203.0.1)."""
+    with Namespace("c") as c:
+        inside, gateway = veth(c, "eth0", translated.nat, "lan1")
+        inside.add_address("10.203.0.1/24")
+        gateway.add_address("10.203.0.254/24")
+        c.run("ip", "route", "add", "default", "via", "10.203.0.254")
+        yield c
+
+
+def test_second_machine_behind_a_nat_is_told_that_the_id_is_taken_or_gets_another(
+    translated: Translated, neighbour: Namespace
+) -> None:
+    with (
+        Velad(translated.b, policy()) as b,
+        Velad(translated.a, asking("10.201.0.2")) as a,
+        Velad(neighbour, "") as c,
+    ):
+        a.wait_for_state(NAME, "up")
+        add = ("add", "vela7", "--remote", "10.201.0.2")
+
+        refused = c.control(*add, "--id", "1", check=False)
+        assert refused.returncode == 3
+        assert "rejected: another machine set this circuit up" in refused.stderr
+        c.control("delete", "vela7")
+
+        added = c.control(*add)
+        assert added.stdout == (
+            "vela7: id 1, toward 10.201.0.2\nvela7: id 2, as 1 is taken on the other end\n"
+        )
+        assert c.circuit("vela7")["state"] == "up"
+        assert sorted(each["id"] for each in b.status()["circuits"]) == [1, 2]
+        # The first one has noticed nothing.
+        assert a.log().count("circuit_state_changed") == 1
+        assert ping(translated.a, "172.16.16.2", count=2, interval_s=0.2).received == 2

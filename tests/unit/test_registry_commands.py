@@ -64,6 +64,50 @@ def test_added_circuit_is_up_on_both_machines_with_the_next_free_id(pair: Pair) 
     assert set(pair.words(pair.b).values()) == {"up"}
 
 
+@pytest.mark.parametrize("number", [None, 1])
+def test_circuit_whose_id_another_machine_has_there_gets_the_next_one_unless_it_was_chosen(
+    pair: Pair, tmp_path: Path, number: int | None
+) -> None:
+    pair.add("vela0")
+    pair.a.crash()
+    # Behind the same NAT, as B sees it.
+    other = Machine(pair.link, ROUTER_A, tmp_path / "other", key=KEY)
+    other.boot()
+
+    other.add("vela7", {"remote": str(ROUTER_B)} | ({} if number is None else {"id": number}))
+    pair.link.run(5)
+
+    [(state, reason)] = other.states().values()
+    if number is None:
+        assert (state, pair.ids(other)) == ("up", {"vela7": 2})
+        assert sorted(pair.ids(pair.b).values()) == [1, 2]
+        other.stop()
+        other.boot()
+        pair.link.run(5)
+        assert (pair.words(other), pair.ids(other)) == ({"vela7": "up"}, {"vela7": 2})
+    else:
+        assert state == "rejected"
+        assert reason.startswith("another machine set this circuit up")
+        assert pair.ids(pair.b) == {"vela0": 1}
+
+
+def test_ids_are_not_tried_for_ever(pair: Pair, tmp_path: Path) -> None:
+    allowed = replace(ALLOWED, max_circuits_per_remote=64)
+    pair.b.reload(replace(pair.b.config, autoconfigure=allowed))
+    for number in range(20):
+        pair.add(f"vela{number}")
+    pair.a.crash()
+    other = Machine(pair.link, ROUTER_A, tmp_path / "other", key=KEY)
+    other.boot()
+
+    other.add("vela7", {"remote": str(ROUTER_B)})
+    pair.link.run(20)
+
+    [(state, reason)] = other.states().values()
+    assert (state, pair.ids(other)) == ("rejected", {"vela7": 17})
+    assert reason.startswith("another machine set this circuit up")
+
+
 def test_name_that_is_taken_is_refused(pair: Pair) -> None:
     pair.add("vela0")
 

@@ -608,6 +608,7 @@ def change(state: str, reason: str = "") -> dict[str, Any]:
         "event": "state",
         "time": 1700000000.0,
         "circuit": "vela7",
+        "id": 3,
         "state": state,
         "was": "connecting",
         "reason": reason,
@@ -615,7 +616,7 @@ def change(state: str, reason: str = "") -> dict[str, Any]:
 
 
 def seven(state: str) -> dict[str, Any]:
-    return STATUS | {"circuits": [CIRCUIT | {"name": "vela7", "state": state}]}
+    return STATUS | {"circuits": [CIRCUIT | {"name": "vela7", "id": 3, "state": state}]}
 
 
 @pytest.mark.parametrize(("argv", "done"), [(ADD, "added"), (("restart", "vela7"), "restarted")])
@@ -666,6 +667,17 @@ def test_add_in_json_says_what_became_of_it(velad: Velad) -> None:
 
     assert status == 3
     assert json.loads(out) == ADDED | {"state": "rejected", "reason": "wrong key"}
+
+
+def test_add_says_that_the_circuit_has_another_id_than_it_got_at_first(velad: Velad) -> None:
+    velad.answers = {"add": ADDED, "status": seven("connecting")}
+    velad.events = [change("connecting") | {"id": 4}, change("up") | {"id": 4}]
+
+    assert velad.control(*ADD) == (
+        0,
+        "vela7: id 3, toward 192.0.2.9\nvela7: id 4, as 3 is taken on the other end\n",
+        "",
+    )
 
 
 def test_monitor_shows_changes_until_velad_ends(velad: Velad) -> None:

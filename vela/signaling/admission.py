@@ -61,7 +61,7 @@ class Admission:
         last heard.
         """
         if self._is_of_another_machine(message, linked, heard_at, now):
-            return Rejection(RejectCode.CONFLICT, ANOTHER_MACHINE_TEXT)
+            return Rejection(RejectCode.ID_TAKEN, ANOTHER_MACHINE_TEXT)
         refused_cipher = refusal(ciphers, message.ciphers)
         if refused_cipher:
             return Rejection(RejectCode.ENCRYPTION, refused_cipher)

@@ -196,6 +196,7 @@ class RejectCode(IntEnum):
     DISABLED = 11  # the sender's operator took the circuit down; it comes back
     OUTDATED = 12  # answers a CONFIRM that resumes settings that the sender wants to replace
     ENCRYPTION = 13  # one end requires encryption and the other has none, or their keys differ
+    ID_TAKEN = 14  # another machine at the receiver's address has the circuit id
 
 
 @dataclass(frozen=True, slots=True)
