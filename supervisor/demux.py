@@ -44,7 +44,7 @@ DATAGRAMS_AT_ONCE = 64
 _LEAST_ROOM = 16  # instructions; the kernel's smallest allowance takes ten times as many
 
 # A program for 255 circuits takes 10 ms to build.
-STEER_INTERVAL_S = 0.3
+STEER_INTERVAL_S = 0.1
 
 # Between looks at routes that change: each takes 0.3 ms for each circuit that it concerns.
 LOOK_INTERVAL_S = 0.5
