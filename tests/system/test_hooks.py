@@ -260,6 +260,7 @@ def test_hook_has_nothing_of_velad_s(routers: TwoRouters, tmp_path: Path) -> Non
     with ends(routers, config, policy(sources=None, key_file=str(key))) as both:
         wait_until_up(both)
         (up,) = script.wait_for("up")
+        eventually(seen.exists, 5, "what the hook saw")
 
     lines = seen.read_text().splitlines()
     descriptors = [line.partition(" -> ")[2] for line in lines if " -> " in line]
