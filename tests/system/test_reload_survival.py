@@ -23,7 +23,7 @@ from vela.public_key import format_public_key
 from vela.supervisor.config.effects import CIRCUIT_EFFECTS, PEER_EFFECTS, Effect
 from vela.supervisor.config.identity import generate
 
-pytestmark = pytest.mark.needs_net_admin
+pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
 
 PINGS = 1000
 CPUS = os.sched_getaffinity(0)
@@ -91,6 +91,10 @@ def changes(keys: tuple[str, str], files: tuple[str, str], remote: str) -> list[
         Change("autoconfigure", static(), up=False, pings=False),
         Change("key_file", {"key_file": files[1]}, {"key_file": files[0]}),
         Change("accept_ra", {"accept_ra": True}),
+        # The other end's qdisc takes the place of one that may hold a frame.
+        Change("rate", {"rate": "1G"}, pings=False),
+        Change("up", {"up": "/usr/bin/true"}),
+        Change("down", {"down": "/usr/bin/true"}),
         # These change the other end.
         Change("peer.interface", peer(interface="vela5"), pings=False),
         Change("peer.addresses", peer(addresses=["172.16.16.2/30"]), pings=False),
@@ -264,7 +268,8 @@ def test_change_of_a_key_leaves_alone_what_its_row_says(
     assert after.foreign_address
     assert after.foreign_route
     assert after.vlan == before.vlan
-    if row.effect is Effect.LIVE:
+    # The other end's MAC address derives from its interface's name; a new worker may follow it.
+    if row.effect is Effect.LIVE and key != "peer.interface":
         assert after.worker == before.worker
 
 
