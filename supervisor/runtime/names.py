@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
@@ -105,8 +106,10 @@ class Names:
         if not self._lost:
             self._loop.unwatch(self._resolver.fileno())
         self._resolver.close()
-        # One that was stopped would be waited for in vain.
-        self._child.signal(signal.SIGKILL)
+        # One that was stopped would be waited for in vain. Without CAP_KILL velad is about to end
+        # for want of it, and the helper ends by itself.
+        with suppress(PermissionError):
+            self._child.signal(signal.SIGKILL)
         self._child.reap()
 
     def _fork(self) -> tuple[Child, socket.socket]:

@@ -24,8 +24,9 @@ MOST_OUTPUT = 1 << 20
 _READ = 1 << 16
 _NOT_EXECUTED = 127  # as shells say it
 
-# Python ignores the last two, and velad's children the first two; a program would inherit that.
-_DEFAULT = (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ)
+# Python ignores some, velad's children others, and whoever started velad perhaps further ones, as
+# a shell does with SIGQUIT of what runs in the background; a program would inherit that.
+_DEFAULT = frozenset(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
 
 OnLine = Callable[[str], None]
 OnEnd = Callable[[str], None]
