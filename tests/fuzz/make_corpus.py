@@ -18,6 +18,7 @@ NEVER, ALWAYS = 2, 3
 # Egress on a kernel without RWF_NOWAIT, UDP_SEGMENT; ingress without UDP_GRO, TSO, USO.
 NO_NOWAIT, NO_SEGMENT = 64, 128
 NO_GRO, NO_TSO, NO_USO = 1, 2, 128
+VIRTIO_HEADER = 10
 
 
 def word(value: int) -> bytes:
@@ -170,6 +171,14 @@ def egress() -> dict[str, bytes]:
         seeds[f"pieces-{size}"] = b"\0\1\1" + own * 3
     seeds["pieces-too-many"] = b"\0\xc1\1" + finished(shape(5900)) + super_frame(7000, shape(8000))
     seeds["pieces-singly"] = bytes([NO_SEGMENT, 1, 1]) + finished(shape(3000)) * 5
+    # What marks the outer header: the third byte of settings, and the traffic class of the packet,
+    # which is the byte behind the Ethernet header and the first of IP's.
+    marked = word(VIRTIO_HEADER + 14 + 1) + b"\xbb"
+    for settings, ipv6 in product((0, 1, 2, 4, 8), (False, True)):
+        name = f"marks-{settings}-{'ipv6' if ipv6 else 'ipv4'}"
+        whole = super_frame(1388, shape(4000, ipv6=ipv6), marked)
+        single = unfinished(shape(900, ipv6=ipv6), marked)
+        seeds[name] = bytes([LEAVE, 1, settings]) + whole + single + finished(shape(800)) * 2
     return seeds
 
 
