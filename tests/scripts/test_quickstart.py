@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -98,7 +99,17 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
         # Of a tree that is none, or another user's, what a clone would have.
         made = (".venv", ".git", "build", "*.egg-info", "*.so", "__pycache__", ".*_cache")
         shutil.copytree(ROOT, clone, symlinks=True, ignore=shutil.ignore_patterns(*made))
-    return clone, run([str(clone / "scripts" / "quickstart")])
+    unwritten = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    return clone, run([str(clone / "scripts" / "quickstart")], unwritten)
+
+
+def test_setup_compiles_the_modules_so_that_no_start_does(first_run: tuple[Path, Ended]) -> None:
+    clone, _ = first_run
+
+    modules = [path for room in ("vela", "supervisor") for path in (clone / room).rglob("*.py")]
+
+    assert len(modules) > 100
+    assert [path for path in modules if not Path(cache_from_source(str(path))).exists()] == []
 
 
 @pytest.mark.needs_net_admin
