@@ -50,6 +50,7 @@ from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..status import NOT_MEASURED, CircuitStatus
 from .data_path import DataPath
+from .echoes import Echoes
 from .hooks import CircuitHooks
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
@@ -73,6 +74,10 @@ _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED
 KEY_GRACE_S = 5.0
 # For a session to come up that takes the place of another one.
 CHANGE_GRACE_S = 3.0
+NO_FRAMES = (
+    "control messages cross, and frames do not: a firewall on the way, or the other end's worker"
+)
+FROM_LISTENING = "frames leave from the listening port: from one of their own they do not cross"
 NOT_FOLLOWED = "the other end did not begin the session that it asked for"
 OTHER_MACHINE = "the remote is another machine, or another port"
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
@@ -153,10 +158,14 @@ class Circuit:
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
         self._prober = PathProber(loop, self._on_path_mtu)
+        self._echoes = Echoes(loop, data_path.send_echo, self._look_at_echoes)
+        # Frames of a port of its own were seen not to cross.
+        self._from_listening = False
         self._presence = self.config.underlay.presence()
         self._remote = self._search()
         self._signaling = self._open_signaling()
         data_path.set_failure_handler(self.check)
+        data_path.set_echo_handler(self._echoes.take)
         data_path.set_route_handler(self._on_route_changed)
 
     # For the registry.
@@ -180,7 +189,8 @@ class Circuit:
         seeks = self.state in (State.RESOLVING, State.CONNECTING, State.DOWN, State.REJECTED)
         trouble = self._remote.trouble if seeks else ""
         hooks = "" if self.hooks is None else self.hooks.reason
-        said = (self._lifecycle.reason, trouble, self._data_path.obstacle, hooks)
+        port = FROM_LISTENING if self.state is State.UP and self._falls_back else ""
+        said = (self._lifecycle.reason, trouble, port, self._data_path.obstacle, hooks)
         return "; ".join(dict.fromkeys(filter(None, said)))
 
     @property
@@ -321,6 +331,7 @@ class Circuit:
         self._closed = True
         self._remote.stop()
         self._prober.stop()
+        self._echoes.stop()
         due = not self._handed_over and self.hooks is not None and self.hooks.due
         if due:
             self._show_carrier(False)
@@ -368,6 +379,7 @@ class Circuit:
     def disable(self) -> None:
         """Take the circuit down until enable(). The interface stays, without carrier."""
         self.disabled = self._remote.paused = True
+        self._from_listening = False
         self._obstacle = ""  # check() looks again
         self._take(Input.DISABLE)
 
@@ -523,6 +535,7 @@ class Circuit:
                 self._take(Input.MENDED)
             self._look_at_bridge()
         self._look_at_underlay()
+        self._look_at_echoes()
         if self._key_watch is not None:
             worker = self._data_path.worker_status()
             self._key_watch.check(None if worker is None else worker.restarts)
@@ -564,7 +577,6 @@ class Circuit:
         rtt_s = None if session is None else session.rtt_s
         heard_at = None if session is None else session.last_heard_at
         now = self._loop.now()
-        loss, delay_ms = NOT_MEASURED
         return CircuitStatus(
             name=config.name,
             id=config.id,
@@ -580,14 +592,15 @@ class Circuit:
             family=endpoint.family.value if endpoint else None,
             mtu=self._data_path.mtu,
             path_mtu=attached[0].mtu if attached else None,
+            source_port=self._data_path.frame_port,
             encapsulation=config.encapsulation.value,
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
             encryption=config.encryption.value,
             cipher=None if self._key_watch is None else self._key_watch.status(),
             rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 3),
             last_heard_seconds=None if heard_at is None else round(now - heard_at, 3),
-            loss=loss,
-            delay_ms=delay_ms,
+            loss=NOT_MEASURED[0],
+            delay_ms=self._echoes.delays.status(),
             rates=self._rates.rates(),
             worker=self._data_path.worker_status(),
             counters=self._data_path.counter_status(),
@@ -661,8 +674,11 @@ class Circuit:
                 remote = self._require_signaling().session.remote
                 if remote is not None:
                     self._remote.use(remote.address)
-                self._take(Input.UP)
+                if not self._awaits_echo:
+                    self._take(Input.UP)
             case Down(reason):
+                # It may be the listening port that does not help.
+                self._from_listening = self._from_listening and self.state is State.UP
                 self._take(Input.DOWN, reason)
             case Unanswered(reason):
                 self._take(Input.UNANSWERED, reason)
@@ -714,6 +730,7 @@ class Circuit:
             # Before the inputs that wait: they assume a circuit that carries frames.
             self._inputs.appendleft((Input.FAILED, str(err)))
             return
+        self._watch_echoes()
         self._log_change()
 
     def _log_change(self) -> None:
@@ -914,6 +931,7 @@ class Circuit:
             data_path.abilities,
             frame_port=data_path.frame_port,
             bridge_mtu=data_path.bridge_mtu,
+            from_listening=self._from_listening,
         )
 
     def _local_address(self) -> IPAddress | None:
@@ -947,6 +965,67 @@ class Circuit:
         else:
             group, route = self._routes.way_from(source, endpoint)
         return self._prober.narrow(UnderlayPath(endpoint, (endpoint.address,), route, group))
+
+    # Whether frames cross.
+
+    @property
+    def _awaits_echo(self) -> bool:
+        """Whether it is not up before frames have crossed."""
+        agreement = self._agreement
+        demanded = agreement is not None and agreement.echo
+        return demanded and self.state is not State.UP and not self._echoes.crosses
+
+    @property
+    def _falls_back(self) -> bool:
+        agreement = self._agreement
+        return agreement is not None and agreement.from_listening and not agreement.nat
+
+    def _watch_echoes(self) -> None:
+        """Ask the remote's worker as long as there is a session whose frames it answers."""
+        attached, agreement, signaling = self._data_path.attached, self._agreement, self._signaling
+        if (
+            signaling is None
+            or attached is None
+            or agreement is None
+            or not agreement.echo
+            or signaling.session.state not in (SessionState.LINKED, SessionState.UP)
+        ):
+            self._echoes.stop()
+            return
+        path, profile = attached
+        way = (signaling.session.local_nonces[0], path.endpoint, path.route.source)
+        self._echoes.watch(
+            (*way, profile.source_port),
+            self.config.id,
+            agreement.keepalive_s,
+            crosses=self.state is State.UP,
+        )
+
+    def _look_at_echoes(self) -> None:
+        """Go up when frames cross, and down when they do not."""
+        signaling, echoes = self._signaling, self._echoes
+        if signaling is None or not echoes.running:
+            return
+        if echoes.crosses:
+            if self.state is not State.UP and signaling.session.state is SessionState.UP:
+                self._take(Input.UP)
+        elif self.state is State.UP:
+            self._take(Input.DOWN, NO_FRAMES)
+        elif echoes.blocked and (self._falls_back or self._uses_listening_port):
+            self._take(Input.UNANSWERED, NO_FRAMES)
+        elif echoes.blocked:
+            self._fall_back()
+
+    @property
+    def _uses_listening_port(self) -> bool:
+        attached = self._data_path.attached
+        return attached is not None and attached[1].source_port == attached[0].group.port
+
+    def _fall_back(self) -> None:
+        """Let both ends send frames from their listening ports, as control messages cross."""
+        self._log.warning("frames_blocked", advice=FROM_LISTENING)
+        self._from_listening = True
+        self._apply()
 
     def _probe_path(self) -> None:
         """Find out how large packets to the remote may be, while the session is up."""
