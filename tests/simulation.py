@@ -160,6 +160,10 @@ class RecordingDataPath:
     def set_route_handler(self, handler: Callback) -> None:
         self.on_route = handler
 
+    @property
+    def carries(self) -> bool:
+        return self.attached is not None
+
     def set_echo_handler(self, handler: EchoHandler) -> None:
         self.on_echo = handler
 

@@ -77,6 +77,8 @@ CHANGE_GRACE_S = 3.0
 NO_FRAMES = (
     "control messages cross, and frames do not: a firewall on the way, or the other end's worker"
 )
+# For both ends to notice that frames do not cross, and to try it from the listening ports.
+FALLBACK_S = 3.0
 FROM_LISTENING = "frames leave from the listening port: from one of their own they do not cross"
 NOT_FOLLOWED = "the other end did not begin the session that it asked for"
 OTHER_MACHINE = "the remote is another machine, or another port"
@@ -158,9 +160,9 @@ class Circuit:
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
         self._prober = PathProber(loop, self._on_path_mtu)
-        self._echoes = Echoes(loop, data_path.send_echo, self._look_at_echoes)
-        # Frames of a port of its own were seen not to cross.
-        self._from_listening = False
+        self._echoes = Echoes(loop, data_path.send_echo, self._carries, self._look_at_echoes)
+        # Since when both ends are to send from the listening ports, as frames do not cross.
+        self._from_listening: float | None = None
         self._presence = self.config.underlay.presence()
         self._remote = self._search()
         self._signaling = self._open_signaling()
@@ -379,7 +381,7 @@ class Circuit:
     def disable(self) -> None:
         """Take the circuit down until enable(). The interface stays, without carrier."""
         self.disabled = self._remote.paused = True
-        self._from_listening = False
+        self._from_listening = None
         self._obstacle = ""  # check() looks again
         self._take(Input.DISABLE)
 
@@ -678,7 +680,8 @@ class Circuit:
                     self._take(Input.UP)
             case Down(reason):
                 # It may be the listening port that does not help.
-                self._from_listening = self._from_listening and self.state is State.UP
+                if self.state is not State.UP:
+                    self._from_listening = None
                 self._take(Input.DOWN, reason)
             case Unanswered(reason):
                 self._take(Input.UNANSWERED, reason)
@@ -931,7 +934,7 @@ class Circuit:
             data_path.abilities,
             frame_port=data_path.frame_port,
             bridge_mtu=data_path.bridge_mtu,
-            from_listening=self._from_listening,
+            from_listening=self._from_listening is not None,
         )
 
     def _local_address(self) -> IPAddress | None:
@@ -1001,30 +1004,36 @@ class Circuit:
             crosses=self.state is State.UP,
         )
 
+    def _carries(self) -> bool:
+        """Whether this end, at least, can carry frames."""
+        session = None if self._signaling is None else self._signaling.session
+        is_up = session is not None and session.state is SessionState.UP
+        return is_up and self._data_path.carries
+
     def _look_at_echoes(self) -> None:
         """Go up when frames cross, and down when they do not."""
         signaling, echoes = self._signaling, self._echoes
         if signaling is None or not echoes.running:
             return
         if echoes.crosses:
+            if self._from_listening is not None and not self._falls_back:
+                # The other end's worker was slow to start.
+                self._send_from_listening(None)
             if self.state is not State.UP and signaling.session.state is SessionState.UP:
                 self._take(Input.UP)
         elif self.state is State.UP:
             self._take(Input.DOWN, NO_FRAMES)
-        elif echoes.blocked and (self._falls_back or self._uses_listening_port):
+        elif echoes.blocked and self._from_listening is None:
+            self._send_from_listening(self._loop.now())
+        elif echoes.blocked and self._loop.now() >= (self._from_listening or 0) + FALLBACK_S:
             self._take(Input.UNANSWERED, NO_FRAMES)
-        elif echoes.blocked:
-            self._fall_back()
 
-    @property
-    def _uses_listening_port(self) -> bool:
-        attached = self._data_path.attached
-        return attached is not None and attached[1].source_port == attached[0].group.port
+    def _send_from_listening(self, since: float | None) -> None:
+        """Say that both ends are to send frames from their listening ports; None: that not.
 
-    def _fall_back(self) -> None:
-        """Let both ends send frames from their listening ports, as control messages cross."""
-        self._log.warning("frames_blocked", advice=FROM_LISTENING)
-        self._from_listening = True
+        Control messages cross there. Both ends do it when the other one says so, too.
+        """
+        self._from_listening = since
         self._apply()
 
     def _probe_path(self) -> None:

@@ -78,6 +78,10 @@ class DataPath(Protocol):
     def set_failure_handler(self, handler: Callback) -> None:
         """Set the callback for workers that fail repeatedly, and for one that works again."""
 
+    @property
+    def carries(self) -> bool:
+        """Whether there is a worker that takes frames."""
+
     def set_echo_handler(self, handler: EchoHandler) -> None:
         """Set the callback for messages of in-circuit verification that the worker passes on."""
 

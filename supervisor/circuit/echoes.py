@@ -29,11 +29,17 @@ class Echoes:
         self,
         loop: EventLoop,
         send: Callable[[bytes], None],
+        carries: Callable[[], bool],
         on_changed: Callback,
     ) -> None:
-        """send: sends a request from where frames leave. on_changed: crosses or blocked changed."""
+        """Ask nothing yet.
+
+        send: sends a request from where frames leave. carries: tells whether this end can carry
+        frames. on_changed: crosses or blocked changed.
+        """
         self._loop = loop
         self._send = send
+        self._carries = carries
         self._on_changed = on_changed
         self._crossing = Crossing(Jitter(random.Random(), shorter=JITTER))
         self._delays = DelayMeter()
@@ -112,7 +118,7 @@ class Echoes:
     def _on_timer(self) -> None:
         self._timer = None
         before = self._state()
-        if self._crossing.handle_timer(self._loop.now()):
+        if self._crossing.handle_timer(self._loop.now(), carries=self._carries()):
             self.ask(self._circuit_id, self._take_own)
         self._after(before)
 

@@ -219,6 +219,11 @@ class Pseudowire:
         """Let handler be called when workers fail again and again, and when one lives again."""
         self._on_failure = handler
 
+    @property
+    def carries(self) -> bool:
+        """Whether there is a worker that takes frames."""
+        return all(self._counters.progress())
+
     def set_echo_handler(self, handler: EchoHandler) -> None:
         """Let handler take messages of in-circuit verification that the worker passes on."""
         self._on_echo = handler

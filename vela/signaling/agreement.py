@@ -37,7 +37,7 @@ class Agreement:
     echo: bool = False
     """The remote's worker answers echo requests: the circuit is up only if frames cross."""
     from_listening: bool = False
-    """Either end has found that frames cross only from the listening ports."""
+    """Both ends have found that frames do not cross from ports of their own."""
 
 
 def agree(local: Description, remote: Description, source: Endpoint) -> Agreement:
@@ -55,7 +55,7 @@ def agree(local: Description, remote: Description, source: Endpoint) -> Agreemen
         rate_kbit=min(filter(None, (local.rate_kbit, remote.rate_kbit)), default=None),
         ecn=Capability.ECN in both,
         echo=Capability.ECHO in both,
-        from_listening=local.from_listening or remote.from_listening,
+        from_listening=local.from_listening and remote.from_listening,
         keepalive_s=min(local.keepalive_ms, remote.keepalive_ms) / 1000,
         remote_port=remote.port,
         nat=nat,

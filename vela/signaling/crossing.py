@@ -72,10 +72,15 @@ class Crossing:
         # The answer may have taken longer than the interval.
         self._ask_at = max(asked_at + self._jitter.apply(self._interval_s), now + FIRST_S)
 
-    def handle_timer(self, now: float) -> bool:
-        """Do what is due, at next_timer() or later. Return whether to send a request now."""
+    def handle_timer(self, now: float, *, carries: bool = True) -> bool:
+        """Do what is due, at next_timer() or later. Return whether to send a request now.
+
+        carries: this end, at least, can carry frames. Before that nothing is blocked.
+        """
         if self._ask_at > now:
             return False
+        if not carries and self._blocked_at < math.inf:
+            self._blocked_at = now + BLOCKED_S
         # By the number, too: nothing was asked while this machine slept, or velad was stopped.
         if self._lost_at <= now and self._tries >= LOST_TRIES:
             self.start(self._interval_s, now, crosses=False)

@@ -233,7 +233,7 @@ class Description:
     rate_kbit: Annotated[int | None, Tlv.RATE, OPTIONAL] = None
     """How much either end is to send at most, in kilobits per second; None: no limit."""
     from_listening: Annotated[bool, Tlv.FROM_LISTENING, OPTIONAL] = False
-    """Frames of ports of their own do not cross: both ends are to send from the listening ones."""
+    """Frames do not cross, as far as it knows: both ends are to send from the listening ports."""
 
 
 @dataclass(frozen=True, slots=True)
