@@ -50,7 +50,8 @@ from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..status import NOT_MEASURED, CircuitStatus
 from .data_path import DataPath
-from .echoes import Echoes
+from .echoes import Answered
+from .frame_watch import FrameWatch
 from .hooks import CircuitHooks
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
@@ -74,12 +75,6 @@ _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED
 KEY_GRACE_S = 5.0
 # For a session to come up that takes the place of another one.
 CHANGE_GRACE_S = 3.0
-NO_FRAMES = (
-    "control messages cross, and frames do not: a firewall on the way, or the other end's worker"
-)
-# For both ends to notice that frames do not cross, and to try it from the listening ports.
-FALLBACK_S = 3.0
-FROM_LISTENING = "frames leave from the listening port: from one of their own they do not cross"
 NOT_FOLLOWED = "the other end did not begin the session that it asked for"
 OTHER_MACHINE = "the remote is another machine, or another port"
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
@@ -160,14 +155,11 @@ class Circuit:
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
         self._prober = PathProber(loop, self._on_path_mtu)
-        self._echoes = Echoes(loop, data_path.send_echo, self._carries, self._look_at_echoes)
-        # Since when both ends are to send from the listening ports, as frames do not cross.
-        self._from_listening: float | None = None
+        self._frames = FrameWatch(self, data_path, loop, self._take)
         self._presence = self.config.underlay.presence()
         self._remote = self._search()
         self._signaling = self._open_signaling()
         data_path.set_failure_handler(self.check)
-        data_path.set_echo_handler(self._echoes.take)
         data_path.set_route_handler(self._on_route_changed)
 
     # For the registry.
@@ -191,9 +183,18 @@ class Circuit:
         seeks = self.state in (State.RESOLVING, State.CONNECTING, State.DOWN, State.REJECTED)
         trouble = self._remote.trouble if seeks else ""
         hooks = "" if self.hooks is None else self.hooks.reason
-        port = FROM_LISTENING if self.state is State.UP and self._falls_back else ""
+        port = self._frames.note if self.state is State.UP else ""
         said = (self._lifecycle.reason, trouble, port, self._data_path.obstacle, hooks)
         return "; ".join(dict.fromkeys(filter(None, said)))
+
+    @property
+    def session(self) -> Session | None:
+        """None: it is static."""
+        return None if self._signaling is None else self._signaling.session
+
+    @property
+    def agreement(self) -> Agreement | None:
+        return self._agreement
 
     @property
     def static(self) -> bool:
@@ -333,7 +334,7 @@ class Circuit:
         self._closed = True
         self._remote.stop()
         self._prober.stop()
-        self._echoes.stop()
+        self._frames.stop()
         due = not self._handed_over and self.hooks is not None and self.hooks.due
         if due:
             self._show_carrier(False)
@@ -381,7 +382,7 @@ class Circuit:
     def disable(self) -> None:
         """Take the circuit down until enable(). The interface stays, without carrier."""
         self.disabled = self._remote.paused = True
-        self._from_listening = None
+        self._frames.begin_anew()
         self._obstacle = ""  # check() looks again
         self._take(Input.DISABLE)
 
@@ -420,13 +421,13 @@ class Circuit:
         if self.config.enabled != before.enabled:
             self._follow_file()
         elif self._started and not self.disabled:
-            self._apply()
+            self.apply_terms()
 
     def change_engine(self, engine: LoadedEngine, features: Features) -> None:
         """Let another engine carry frames, on the same interface. Raises VelaError."""
         self._data_path.change_engine(engine, features)
         if self._started and not self.disabled:
-            self._apply()
+            self.apply_terms()
 
     def _begin_anew(self, setup: Setup, cpu: int) -> None:
         """End the session, and begin another one with the same interface."""
@@ -468,7 +469,7 @@ class Circuit:
         if self._started or self.disabled:
             self._remote.resolve()
 
-    def _apply(self) -> None:
+    def apply_terms(self) -> None:
         """Tell the remote what this end offers now, and carry frames by it."""
         try:
             in_use = self._path if self._signaling is None else self._path_in_use() or self._path
@@ -537,7 +538,7 @@ class Circuit:
                 self._take(Input.MENDED)
             self._look_at_bridge()
         self._look_at_underlay()
-        self._look_at_echoes()
+        self._frames.look()
         if self._key_watch is not None:
             worker = self._data_path.worker_status()
             self._key_watch.check(None if worker is None else worker.restarts)
@@ -572,10 +573,14 @@ class Circuit:
         else:
             self._remote.resolve()
 
+    def ping(self, size: int, answered: Answered) -> None:
+        """Ask the remote's worker once. See FrameWatch.ping. Raises VelaError."""
+        self._frames.ping(size, answered)
+
     def status(self) -> CircuitStatus:
         config, attached = self.config, self._data_path.attached
         endpoint = attached[0].endpoint if attached else None
-        session = None if self._signaling is None else self._signaling.session
+        session = self.session
         rtt_s = None if session is None else session.rtt_s
         heard_at = None if session is None else session.last_heard_at
         now = self._loop.now()
@@ -602,7 +607,7 @@ class Circuit:
             rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 3),
             last_heard_seconds=None if heard_at is None else round(now - heard_at, 3),
             loss=NOT_MEASURED[0],
-            delay_ms=self._echoes.delays.status(),
+            delay_ms=self._frames.delays.status(),
             rates=self._rates.rates(),
             worker=self._data_path.worker_status(),
             counters=self._data_path.counter_status(),
@@ -676,12 +681,10 @@ class Circuit:
                 remote = self._require_signaling().session.remote
                 if remote is not None:
                     self._remote.use(remote.address)
-                if not self._awaits_echo:
+                if not self._frames.awaited:
                     self._take(Input.UP)
             case Down(reason):
-                # It may be the listening port that does not help.
-                if self.state is not State.UP:
-                    self._from_listening = None
+                self._frames.session_lost()
                 self._take(Input.DOWN, reason)
             case Unanswered(reason):
                 self._take(Input.UNANSWERED, reason)
@@ -733,7 +736,7 @@ class Circuit:
             # Before the inputs that wait: they assume a circuit that carries frames.
             self._inputs.appendleft((Input.FAILED, str(err)))
             return
-        self._watch_echoes()
+        self._frames.follow()
         self._log_change()
 
     def _log_change(self) -> None:
@@ -934,7 +937,7 @@ class Circuit:
             data_path.abilities,
             frame_port=data_path.frame_port,
             bridge_mtu=data_path.bridge_mtu,
-            from_listening=self._from_listening is not None,
+            from_listening=self._frames.wants_listening,
         )
 
     def _local_address(self) -> IPAddress | None:
@@ -969,73 +972,6 @@ class Circuit:
             group, route = self._routes.way_from(source, endpoint)
         return self._prober.narrow(UnderlayPath(endpoint, (endpoint.address,), route, group))
 
-    # Whether frames cross.
-
-    @property
-    def _awaits_echo(self) -> bool:
-        """Whether it is not up before frames have crossed."""
-        agreement = self._agreement
-        demanded = agreement is not None and agreement.echo
-        return demanded and self.state is not State.UP and not self._echoes.crosses
-
-    @property
-    def _falls_back(self) -> bool:
-        agreement = self._agreement
-        return agreement is not None and agreement.from_listening and not agreement.nat
-
-    def _watch_echoes(self) -> None:
-        """Ask the remote's worker as long as there is a session whose frames it answers."""
-        attached, agreement, signaling = self._data_path.attached, self._agreement, self._signaling
-        if (
-            signaling is None
-            or attached is None
-            or agreement is None
-            or not agreement.echo
-            or signaling.session.state not in (SessionState.LINKED, SessionState.UP)
-        ):
-            self._echoes.stop()
-            return
-        path, profile = attached
-        way = (signaling.session.local_nonces[0], path.endpoint, path.route.source)
-        self._echoes.watch(
-            (*way, profile.source_port),
-            self.config.id,
-            agreement.keepalive_s,
-            crosses=self.state is State.UP,
-        )
-
-    def _carries(self) -> bool:
-        """Whether this end, at least, can carry frames."""
-        session = None if self._signaling is None else self._signaling.session
-        is_up = session is not None and session.state is SessionState.UP
-        return is_up and self._data_path.carries
-
-    def _look_at_echoes(self) -> None:
-        """Go up when frames cross, and down when they do not."""
-        signaling, echoes = self._signaling, self._echoes
-        if signaling is None or not echoes.running:
-            return
-        if echoes.crosses:
-            if self._from_listening is not None and not self._falls_back:
-                # The other end's worker was slow to start.
-                self._send_from_listening(None)
-            if self.state is not State.UP and signaling.session.state is SessionState.UP:
-                self._take(Input.UP)
-        elif self.state is State.UP:
-            self._take(Input.DOWN, NO_FRAMES)
-        elif echoes.blocked and self._from_listening is None:
-            self._send_from_listening(self._loop.now())
-        elif echoes.blocked and self._loop.now() >= (self._from_listening or 0) + FALLBACK_S:
-            self._take(Input.UNANSWERED, NO_FRAMES)
-
-    def _send_from_listening(self, since: float | None) -> None:
-        """Say that both ends are to send frames from their listening ports; None: that not.
-
-        Control messages cross there. Both ends do it when the other one says so, too.
-        """
-        self._from_listening = since
-        self._apply()
-
     def _probe_path(self) -> None:
         """Find out how large packets to the remote may be, while the session is up."""
         attached, signaling = self._data_path.attached, self._signaling
@@ -1048,7 +984,7 @@ class Circuit:
         path = self._path_in_use()
         if path is not None:
             self._log.info("path_mtu_changed", path_mtu=path.mtu, route_mtu=path.route.mtu)
-            self._apply()
+            self.apply_terms()
 
 
 _DO = {

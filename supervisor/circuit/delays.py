@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from itertools import pairwise
+
+from vela.percentile import percentile
 
 from ..status import DelayStatus
 
 SAMPLES = 64
-
-
-def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Return the smallest value that so many percent of all do not exceed: the nearest rank."""
-    rank = -(-len(ordered) * percent // 100)
-    return ordered[max(int(rank) - 1, 0)]
 
 
 class DelayMeter:

@@ -10,16 +10,20 @@ import pytest
 from simulation import ROUTER_A, ROUTER_B, Machine, Network, network
 
 from vela.address import Remote
+from vela.dataplane.frame import ECHO_REPLY
+from vela.errors import VelaError
 from vela.signaling.messages import Capability
 from vela.signaling.signer import LocalKey
 from vela.supervisor.circuit import terms
-from vela.supervisor.circuit.circuit import FROM_LISTENING, NO_FRAMES
+from vela.supervisor.circuit.frame_watch import FROM_LISTENING, NO_FRAMES
 from vela.supervisor.config.records import (
     AutoconfigureConfig,
     CircuitConfig,
     PeerConfig,
     SourcePort,
 )
+from vela.supervisor.control_socket import Reply
+from vela.supervisor.registry.pings import BURST, WAIT_S, Pings
 from vela.wire import DEFAULT_PORT
 
 ALLOWED = AutoconfigureConfig(networks=(ip_network("172.16.0.0/12"),))
@@ -221,3 +225,56 @@ def test_circuit_that_is_taken_down_or_removed_asks_no_more(ends: Ends) -> None:
     ends.net.run(20)
 
     assert ends.net.echoes == asked
+
+
+def test_pings_are_answered_or_given_up_and_bounded_for_all_clients_together(ends: Ends) -> None:
+    ends.boot()
+    ends.net.run(2)
+    assert ends.a.registry is not None
+    pings = Pings(ends.net.loop, ends.a.registry)
+    replies: list[Reply] = []
+
+    pings.ask("vela0", 100).then(replies.append)
+    ends.net.run(1)
+    ends.set(silent=True)
+    pings.ask("vela0").then(replies.append)
+    ends.net.run(WAIT_S + 1)
+    assert replies == [{"rtt_ms": pytest.approx(1.0)}, {"rtt_ms": None}]
+
+    for size in (0, -1, 65508, "64", True):
+        with pytest.raises(VelaError, match="is no number of bytes"):
+            pings.ask("vela0", size)
+    with pytest.raises(VelaError, match="1472 bytes do not fit a datagram; 1471 do"):
+        pings.ask("vela0", 1472)
+    with pytest.raises(VelaError, match="there is no circuit vela1"):
+        pings.ask("vela1")
+
+    ends.net.run(2)
+    asked = ends.net.echoes
+    for _ in range(int(BURST)):
+        pings.ask("vela0")
+    with pytest.raises(VelaError, match="more than 200 pings a second"):
+        pings.ask("vela0")
+    assert ends.net.echoes - asked == BURST
+
+
+def test_late_answer_to_a_ping_changes_nothing(ends: Ends) -> None:
+    ends.boot()
+    ends.net.run(2)
+    assert ends.a.registry is not None
+    path = ends.a.data_paths["vela0"]
+    requests: list[bytes] = []
+    path.send = requests.append
+    replies: list[Reply] = []
+    Pings(ends.net.loop, ends.a.registry).ask("vela0").then(replies.append)
+    ends.net.run(WAIT_S + 1)
+
+    for request in requests:
+        path.on_echo(memoryview(bytes((*request[:2], ECHO_REPLY, *request[3:]))))
+
+    assert replies == [{"rtt_ms": None}]
+    # Each answer counts once.
+    assert not any(
+        path.on_echo(memoryview(bytes((*request[:2], ECHO_REPLY, *request[3:]))))
+        for request in requests
+    )
