@@ -538,7 +538,7 @@ class Circuit:
                 self._take(Input.MENDED)
             self._look_at_bridge()
         self._look_at_underlay()
-        self._frames.look()
+        self._frames.check()
         if self._key_watch is not None:
             worker = self._data_path.worker_status()
             self._key_watch.check(None if worker is None else worker.restarts)
@@ -681,7 +681,9 @@ class Circuit:
                 remote = self._require_signaling().session.remote
                 if remote is not None:
                     self._remote.use(remote.address)
-                if not self._frames.awaited:
+                if self._frames.awaited:
+                    self._frames.follow()
+                else:
                     self._take(Input.UP)
             case Down(reason):
                 self._frames.session_lost()

@@ -67,18 +67,26 @@ class Echoes:
     def delays(self) -> DelayMeter:
         return self._delays
 
-    def watch(self, path: Hashable, circuit_id: int, interval_s: float, *, crosses: bool) -> None:
+    def watch(
+        self,
+        path: Hashable,
+        circuit_id: int,
+        interval_s: float,
+        *,
+        crosses: bool,
+        delay_s: float = 0.0,
+    ) -> None:
         """Ask at this interval from now on, if that is not what is done already.
 
         path: all that tells it from others. crosses: assume that frames cross until answers are
-        missing.
+        missing. delay_s: before the first request.
         """
         if self._crossing.running and self._path == (path, interval_s):
             return
         self._path, self._circuit_id = (path, interval_s), circuit_id
         self._outstanding.clear()
         self._delays.clear()
-        self._crossing.start(interval_s, self._loop.now(), crosses=crosses)
+        self._crossing.start(interval_s, self._loop.now(), crosses=crosses, delay_s=delay_s)
         self._set_timer()
 
     def stop(self) -> None:

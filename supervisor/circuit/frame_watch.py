@@ -20,6 +20,8 @@ from .lifecycle import Input, State
 
 # For both ends to notice that frames do not cross, and to try it from the listening ports.
 FALLBACK_S = 3.0
+# For the other end to be told that it may seal answers.
+KEYS_S = 0.05
 
 NO_FRAMES = (
     "control messages cross, and frames do not: a firewall on the way, or the other end's worker"
@@ -113,15 +115,24 @@ class FrameWatch:
             self._echoes.stop()
             return
         path, profile = attached
+        if profile.encrypted and not self._has_keys(session):
+            self._echoes.stop()
+            return
         self._echoes.watch(
             (session.local_nonces[0], path.endpoint, path.route.source, profile.source_port),
             circuit.config.id,
             agreement.keepalive_s,
             crosses=circuit.state is State.UP,
+            delay_s=KEYS_S if profile.encrypted else 0.0,
         )
 
+    def check(self) -> None:
+        """Follow and look; to be called once a second."""
+        self.follow()
+        self.look()
+
     def look(self) -> None:
-        """Go up when frames cross, and down when they do not; also to be called once a second."""
+        """Go up when frames cross, and down when they do not."""
         circuit, echoes = self._circuit, self._echoes
         session = circuit.session
         if session is None or not echoes.running:
@@ -163,11 +174,14 @@ class FrameWatch:
         agreement = self._circuit.agreement
         return agreement is not None and agreement.from_listening and not agreement.nat
 
+    def _has_keys(self, session: Session) -> bool:
+        """Whether there are keys: the session's, or of the one that it follows without a gap."""
+        return session.state is SessionState.UP or self._circuit.state is State.UP
+
     def _carries(self) -> bool:
         """Whether this end, at least, can carry frames."""
         session = self._circuit.session
-        is_up = session is not None and session.state is SessionState.UP
-        return is_up and self._data_path.carries
+        return session is not None and self._has_keys(session) and self._data_path.carries
 
     def _want_listening(self, since: float | None) -> None:
         """Say that both ends are to send frames from their listening ports; None: that not.

@@ -10,6 +10,7 @@ import pytest
 from simulation import ROUTER_A, ROUTER_B, Machine, Network, network
 
 from vela.address import Remote
+from vela.dataplane.echo import echo_request
 from vela.dataplane.frame import ECHO_REPLY
 from vela.errors import VelaError
 from vela.signaling.messages import Capability
@@ -278,3 +279,18 @@ def test_late_answer_to_a_ping_changes_nothing(ends: Ends) -> None:
         path.on_echo(memoryview(bytes((*request[:2], ECHO_REPLY, *request[3:]))))
         for request in requests
     )
+
+
+def test_answers_that_nobody_asked_for_change_nothing(ends: Ends) -> None:
+    ends.boot(silent=True)
+    ends.net.run(1)
+    path = ends.a.data_paths["vela0"]
+
+    for identifier in (bytes(8), b"\xff" * 8):
+        answer = bytearray(echo_request(1, identifier, 1.0))
+        answer[2] = ECHO_REPLY
+        assert not path.on_echo(memoryview(answer))
+        assert not path.on_echo(memoryview(answer)[:18])
+    ends.net.run(1)
+
+    assert ends.states() == [("connecting", "")] * 2

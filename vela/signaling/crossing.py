@@ -48,11 +48,14 @@ class Crossing:
         """Whether all requests since start() were in vain, for so long that it is no chance."""
         return self._blocked_at == -math.inf
 
-    def start(self, interval_s: float, now: float, *, crosses: bool) -> None:
-        """Begin to ask. crosses: assume that frames cross until answers are missing."""
+    def start(self, interval_s: float, now: float, *, crosses: bool, delay_s: float = 0.0) -> None:
+        """Begin to ask after a delay.
+
+        crosses: assume that frames cross until answers are missing.
+        """
         self.crosses = crosses
         self._interval_s = interval_s
-        self._ask_at, self._repeat_s, self._tries = now, FIRST_S, 0
+        self._ask_at, self._repeat_s, self._tries = now + delay_s, FIRST_S, 0
         self._lost_at = now + MISSED_INTERVALS * interval_s if crosses else math.inf
         self._blocked_at = math.inf if crosses else now + BLOCKED_S
 
