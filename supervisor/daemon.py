@@ -478,10 +478,11 @@ def _warn_of_missing_filter() -> None:
 
 
 def _warn_of_classic_steering() -> None:
-    if not ebpf.available():
+    reason = ebpf.why_unavailable()
+    if reason:
         structlog.get_logger().warning(
             "steering_programs_classic",
-            reason="this process may not load extended BPF programs: it has no CAP_BPF",
+            reason=f"this process may not load extended BPF programs: {reason}",
             consequence="a kernel without the fix of CVE-2026-52910 can crash when circuits change",
         )
 

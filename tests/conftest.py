@@ -9,10 +9,12 @@ from contextlib import ExitStack
 from functools import cache, partial
 
 import pytest
+from _pytest.runner import runtestprotocol
 from hypothesis import settings
 
 from lab import daemon, namespace
 from lab.link import Regime
+from lab.starvation import Starvation
 from lab.topology import TwoRouters, two_routers
 from vela.linux.features import ALL_FEATURES, words
 
@@ -108,6 +110,35 @@ class RootOnly:
             count = len(self._selected)
             terminalreporter.section(f"all {count} {MARKER} tests were skipped", red=True)
             terminalreporter.line("as root, or where CI=true, that is a failure")
+
+
+# A thread that was ready to run, and was left without a CPU for so long, shows a machine on which
+# no time and no queue means anything.
+STARVED_S = 0.4
+STARVED_ATTEMPTS = 4
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Run what fails on a machine that starves its processes again, and say so."""
+    if not item.get_closest_marker(MARKER):
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for left in reversed(range(STARVED_ATTEMPTS)):
+        with Starvation(os.getpid()) as starvation:
+            reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        if not any(report.failed for report in reports):
+            break
+        starved = f"a thread was left without a CPU for {starvation.longest_s:.1f} s"
+        if not left or starvation.longest_s < STARVED_S:
+            reports[-1].sections.append(("starvation", starved))
+            break
+        item.user_properties.clear()
+        item.user_properties.append((FIGURE, f"{item.nodeid}: once more, as {starved}"))
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
 @pytest.hookimpl(tryfirst=True)

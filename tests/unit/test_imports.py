@@ -45,7 +45,7 @@ OWNERS = {
     "cryptography": ("vela.dataplane.aead", "vela.signaling.noise"),
     "toml": ("vela.supervisor.config.syntax",),
     "pytun": ("vela.linux.tap",),
-    "psutil": ("vela.linux.affinity", "vela.linux.usage"),
+    "psutil": ("vela.linux.usage",),
 }
 # Configured in one place, asked for a logger anywhere.
 STRUCTLOG_OWNER = "vela.log"

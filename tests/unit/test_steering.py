@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import pytest
+from exhaustion import no_descriptors
 from hypothesis import given
 from hypothesis import strategies as st
 from thorough import first_of
@@ -38,9 +39,21 @@ FORMS = (
     "classic",
     pytest.param(
         "extended",
-        marks=pytest.mark.skipif(not ebpf.available(), reason="may not load extended BPF"),
+        marks=pytest.mark.skipif(bool(ebpf.why_unavailable()), reason="may not load extended BPF"),
     ),
 )
+
+
+def test_lack_of_descriptors_is_not_taken_for_a_lack_of_privilege() -> None:
+    ebpf.why_unavailable.cache_clear()
+    before = ebpf.why_unavailable()
+    ebpf.why_unavailable.cache_clear()
+    if not before:
+        with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+            ebpf.why_unavailable()
+    assert ebpf.why_unavailable() == before
+
+
 UDP_GRO = 104  # linux/udp.h
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 

@@ -104,13 +104,18 @@ def load(program: bytes) -> int:
 
 
 @lru_cache(maxsize=1)
-def available() -> bool:
-    """Tell whether this process may load programs."""
+def why_unavailable() -> str:
+    """Return why this process may not load programs; "" where it may.
+
+    Raises OSError where there is no descriptor for one: that says nothing about the next try.
+    """
     try:
         os.close(load(translate(bpf.instruction(bpf.RETURN, 0))))
-    except OSError:
-        return False
-    return True
+    except OSError as err:
+        if err.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        return "it has no CAP_BPF" if err.errno == errno.EPERM else os.strerror(err.errno or 0)
+    return ""
 
 
 # Code, registers, how many classic instructions a jump skips or the offset in memory, constant.

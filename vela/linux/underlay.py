@@ -541,7 +541,7 @@ def _attach(opened: socket.socket, option: int, program: bytes) -> None:
 
 def _load(program: bytes) -> int | None:
     """Return the descriptor of a classic program's extended form; None: there can be none."""
-    if not ebpf.available():
+    if ebpf.why_unavailable():
         return None
     try:
         return ebpf.load(ebpf.translate(program))

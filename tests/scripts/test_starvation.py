@@ -1,0 +1,91 @@
+"""scripts/lab/starvation.py, and the tests that run again because of what it sees."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab.daemon import ROOT
+from lab.starvation import Starvation
+
+pytestmark = [pytest.mark.needs_net_admin, pytest.mark.alone]
+
+HELD_S = 0.7
+# A child that wants to run is left without a CPU while another one, which goes before it, keeps it.
+STARVE = f"""
+import os, time
+
+def starve():
+    cpu = {{max(os.sched_getaffinity(0))}}
+    children = []
+    for goes_before in (False, True):
+        child = os.fork()
+        if child == 0:
+            os.sched_setaffinity(0, cpu)
+            end = time.monotonic() + {HELD_S}
+            if goes_before:
+                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+            while time.monotonic() < end:
+                pass
+            # The one that was left without a CPU shows what it waited before it ends.
+            time.sleep(0 if goes_before else {HELD_S})
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+"""
+TESTS = (
+    STARVE
+    + """
+import pytest
+
+pytestmark = pytest.mark.needs_net_admin
+
+def attempt(name):
+    with open(name, "a+") as file:
+        file.write("x")
+        file.seek(0)
+        return len(file.read())
+
+def test_starved():
+    if attempt("starved") == 1:
+        starve()
+        assert False
+
+def test_wrong():
+    attempt("wrong")
+    assert False
+"""
+)
+
+
+def test_thread_that_is_left_without_a_cpu_is_seen() -> None:
+    with Starvation(os.getpid()) as starvation:
+        subprocess.run([sys.executable, "-c", STARVE + "starve()"], check=True, timeout=60)
+
+    assert starvation.longest_s > HELD_S / 2
+
+
+def test_test_that_fails_runs_again_only_if_its_processes_were_starved(tmp_path: Path) -> None:
+    (tmp_path / "test_two.py").write_text(TESTS)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'scripts'}"}
+    options = ["-p", "conftest", "-p", "no:cacheprovider", "-o", "addopts="]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "test_two.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+    assert done.returncode == 1
+    assert "1 failed, 1 passed" in done.stdout
+    assert "FAILED test_two.py::test_wrong" in done.stdout
+    assert "test_two.py::test_starved: once more, as a thread was left without a CPU" in done.stdout
+    assert (tmp_path / "starved").read_text() == "xx"
