@@ -3,8 +3,8 @@
 Linux 6.18 does that on a CPU that is never idle: its fair scheduler passed over worker threads, and
 ksoftirqd, for up to 7 s beside one busy loop. What waits on such a machine says nothing about VELA.
 
-Run as a program it watches the descendants of the process given, and answers each line that it reads
-by the longest wait since the line before, in seconds. It ends with its input.
+Run as a program it watches the descendants of the process given. It answers each line that it
+reads by the longest wait since the line before, in seconds, and ends with its input.
 """
 
 from __future__ import annotations
