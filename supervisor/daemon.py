@@ -54,7 +54,7 @@ from .runtime.lines import LineLimiter
 from .runtime.loop import EventLoop
 from .runtime.names import Names
 from .states import total
-from .status import DaemonStatus, document
+from .status import DaemonStatus, ReceiveBufferStatus, document
 
 # A minute. A collection takes 5 ms.
 CHECKS_BETWEEN_COLLECTIONS = 60
@@ -204,6 +204,10 @@ class Daemon:
             listen=tuple(str(group) for group in self._demux.groups),
             engine_features=words(self._features),
             unused_features=words(ALL_FEATURES - self._features),
+            receive_buffer=ReceiveBufferStatus(
+                wanted_bytes=RECEIVE_BUFFER,
+                granted_bytes=min(group.receive_buffer for group in self._demux.groups),
+            ),
             rx_dropped=self._demux.dropped() | self._control_channel.dropped(),
             circuits=self._registry.status(),
         )

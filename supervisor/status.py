@@ -190,6 +190,14 @@ class CircuitStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ReceiveBufferStatus:
+    """Of each socket that receives, in bytes; granted: the least of all listening addresses."""
+
+    wanted_bytes: int
+    granted_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonStatus:
     version: str
     pid: int
@@ -199,5 +207,6 @@ class DaemonStatus:
     """Kernel features in use, sorted."""
     unused_features: tuple[str, ...]
     """Those that the kernel lacks, that are disabled, or that the engine cannot use."""
+    receive_buffer: ReceiveBufferStatus
     rx_dropped: Mapping[str, int]
     circuits: tuple[CircuitStatus, ...]

@@ -109,6 +109,13 @@ def _ping(arguments: argparse.Namespace) -> int:
     return EXIT_OK if ping(arguments) else EXIT_NOT_UP
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import doctor
+
+    is_well = doctor(arguments.socket, arguments.circuits, as_json=arguments.json)
+    return EXIT_OK if is_well else EXIT_NOT_UP
+
+
 def _show_config(arguments: argparse.Namespace) -> int:
     from .show_config import show_config
 
@@ -250,6 +257,7 @@ commands that show:
   top          rates, round trip, drops and CPU, live
   monitor      changes of circuits, as they come
   ping         whether the other end's worker answers, and how soon
+  doctor       what is usually wrong, what shows it, and what to do
   show-config  the configuration in effect, with all defaults
 
 commands that change:
@@ -399,6 +407,16 @@ def _describe_showing(make: Maker) -> None:
         metavar="BYTES",
         help=f"of a request, as of an IP packet in the circuit (default: {DEFAULT_PING})",
     )
+    doctor = make(
+        "doctor",
+        _doctor,
+        "Find what is usually wrong with the machine and circuits: what was seen, what to do.\n"
+        "Nothing is sent and nothing is changed. Exit status 3: something is wrong.",
+        "  velactl doctor                       the machine and all circuits\n"
+        "  velactl doctor vela0                 the machine and one circuit\n"
+        "  velactl doctor --json                for programs\n",
+    )
+    _add_circuits(doctor)
     make(
         "show-config",
         _show_config,

@@ -18,6 +18,7 @@ from vela.supervisor.status import (
     CircuitStatus,
     CounterStatus,
     DaemonStatus,
+    ReceiveBufferStatus,
     WorkerStatus,
     document,
 )
@@ -27,7 +28,15 @@ KEY = LocalKey(bytes(range(32)))
 
 def check(circuits: tuple[CircuitStatus, ...]) -> None:
     status = DaemonStatus(
-        "1.2.3", 1, 2.5, ("[::]:48621",), ("uso",), ("tso",), {"empty": 0}, circuits
+        "1.2.3",
+        1,
+        2.5,
+        ("[::]:48621",),
+        ("uso",),
+        ("tso",),
+        ReceiveBufferStatus(8388608, 212992),
+        {"empty": 0},
+        circuits,
     )
     jsonschema.validate(json.loads(json.dumps(document(status))), strict(schema()))
 

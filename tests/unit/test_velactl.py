@@ -94,6 +94,7 @@ STATUS: dict[str, Any] = {
     "listen": ["[::]:48621"],
     "engine_features": ["netns_cookie", "tso", "udp_gro", "udp_segment"],
     "unused_features": ["rwf_nowait", "uso"],
+    "receive_buffer": {"wanted_bytes": 8388608, "granted_bytes": 8388608},
     "rx_dropped": {"empty": 0, "unknown_circuit": 3},
     "circuits": [CIRCUIT, RESOLVING],
 }

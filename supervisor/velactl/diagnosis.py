@@ -1,0 +1,238 @@
+"""What is usually wrong: velad's status and configuration, and facts of the host, as findings.
+
+Pure, but for the local address toward a remote, which is asked for by a function that is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from ..states import WELL
+from .client import Document
+from .host import Host
+
+# RFC 4787, REQ-5 wants two minutes; many NATs forget a UDP mapping after 30 s.
+NAT_MEMORY_S = 30.0
+
+LocalAddress = Callable[[str, int], str | None]
+"""Returns the address from which this host sends to an address and port; None: no route."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong."""
+
+    circuit: str | None
+    """None: it concerns the machine."""
+    check: str
+    seen: str
+    advice: str
+
+
+def diagnose(
+    status: Document, config: Document, host: Host, local_address: LocalAddress
+) -> Iterator[Finding]:
+    """Yield what is wrong with the machine, and with the circuits of a status.
+
+    config: as `velactl show-config --json` has it under "config".
+    """
+    yield from _of_machine(status, config, host)
+    for circuit in status["circuits"]:
+        if circuit["state"] != "disabled":
+            table = config["circuits"].get(circuit["name"], {})
+            yield from _of_circuit(circuit, table, host, local_address)
+
+
+# The machine.
+
+
+def _of_machine(status: Document, config: Document, host: Host) -> Iterator[Finding]:
+    if host.is_elsewhere:
+        yield Finding(
+            None,
+            "namespace",
+            f"velad, pid {status['pid']}, runs in another network namespace than this command; "
+            "rp_filter and local addresses were not looked at",
+            "run velactl doctor in its namespace: ip netns exec NAME velactl doctor",
+        )
+    if host.clock < host.installed_at:
+        yield Finding(
+            None,
+            "clock",
+            "the clock is earlier than the installation of VELA, so times in the log are wrong",
+            "set the clock, and let NTP keep it",
+        )
+    buffer = status["receive_buffer"]
+    if buffer["granted_bytes"] < buffer["wanted_bytes"]:
+        yield Finding(
+            None,
+            "receive_buffer",
+            f"the kernel granted receive buffers of {buffer['granted_bytes']} of "
+            f"{buffer['wanted_bytes']} bytes, so bursts are lost; net.core.rmem_max is "
+            f"{'unknown' if host.rmem_max is None else host.rmem_max}",
+            f"sysctl -w net.core.rmem_max={buffer['wanted_bytes']}, and restart velad",
+        )
+    python = [each["name"] for each in status["circuits"] if _engine(each) == "python"]
+    if python and config["daemon"]["engine"] != "python":
+        yield Finding(
+            None,
+            "engine",
+            f"the Python engine carries the frames of {', '.join(python)}, at a tenth of the rate",
+            'build the package with a C compiler, or write engine = "python"',
+        )
+    disabled = set(config["daemon"]["disable_features"] or ())
+    missing = [each for each in status["unused_features"] if each not in disabled]
+    if missing and not python and config["daemon"]["engine"] != "python":
+        yield Finding(
+            None,
+            "kernel_features",
+            f"this kernel lacks {', '.join(missing)}, so velad uses slower ways",
+            "run a newer kernel; docs/configuration.md says from which version each is there",
+        )
+
+
+def _engine(circuit: Document) -> str | None:
+    return circuit["worker"]["engine"] if circuit["worker"] else None
+
+
+# A circuit.
+
+
+def _of_circuit(
+    circuit: Document, table: Document, host: Host, local_address: LocalAddress
+) -> Iterator[Finding]:
+    name = circuit["name"]
+    trouble = circuit["state"] not in WELL
+    yield from _by_reason(circuit, trouble)
+    yield from _of_nat(circuit, table, trouble, local_address)
+    strict = {name} if name in host.strict_interfaces else set()
+    if trouble and circuit["family"] == "ipv4":
+        strict |= host.strict_interfaces
+    if strict and host.reverse_path_drops:
+        yield Finding(
+            name,
+            "rp_filter",
+            f"rp_filter is strict on {', '.join(sorted(strict))}, and has dropped "
+            f"{host.reverse_path_drops} packets whose sender is routed elsewhere",
+            " ".join(
+                ["sysctl -w", *(f"net.ipv4.conf.{each}.rp_filter=2" for each in sorted(strict))]
+            ),
+        )
+    counters = circuit["counters"]
+    large = counters["tx_dropped"].get("too_large", 0)
+    if large:
+        yield Finding(
+            name,
+            "mtu",
+            f"{large} frames were dropped: they were too large for the path of "
+            f"{circuit['path_mtu']} bytes",
+            'write mtu = "auto", or fragmentation = "auto"',
+        )
+    if counters["tx_fragmented"]:
+        yield Finding(
+            name,
+            "mtu",
+            f"{counters['tx_fragmented']} datagrams left as IP fragments, which is slow, and "
+            "which firewalls often drop",
+            'write mtu = "auto", or fragmentation = "auto" or "tunnel"',
+        )
+
+
+def _of_nat(
+    circuit: Document, table: Document, trouble: bool, local_address: LocalAddress
+) -> Iterator[Finding]:
+    if circuit["remote_address"] is None:
+        return
+    local = local_address(circuit["remote_address"], circuit["remote_port"])
+    if local is None or not _is_translated(local, circuit["remote_address"]):
+        return
+    seen = f"this host's address {local} is private, and {circuit['remote_address']} is public: "
+    keepalive = table.get("keepalive") or 0
+    if circuit["origin"] == "peer" or table.get("autoconfigure") is False:
+        if trouble:
+            yield Finding(
+                circuit["name"],
+                "nat",
+                f"{seen}a NAT is between, which lets in nothing that was not asked for",
+                "let this machine ask for the circuit, or forward UDP 48621 at the NAT",
+            )
+    elif keepalive >= NAT_MEMORY_S:
+        yield Finding(
+            circuit["name"],
+            "nat",
+            f"{seen}a NAT is between; it may forget the circuit between keepalives, "
+            f"{keepalive:g} s apart",
+            f"write a keepalive of less than {NAT_MEMORY_S:g} s",
+        )
+
+
+def _is_translated(local: str, remote: str) -> bool:
+    here, there = ip_address(local), ip_address(remote)
+    return here.version == 4 and here.is_private and there.is_global
+
+
+# A part of velad's reason, the check, and what to do.
+_REASONS = (
+    (
+        "leads into",
+        "route",
+        "give the remote a route by the underlay, more specific than the one named: "
+        "ip route add REMOTE via GATEWAY; and do not let a routing protocol learn another one",
+    ),
+    (
+        "the keys of both ends",
+        "wrong_key",
+        "compare the key files of both machines (sha256sum); with public keys: peer_key here with "
+        "velad --show-key there, and autoconfigure.peers there with velad --show-key here",
+    ),
+    (
+        "frames do not",
+        "firewall",
+        "let UDP pass both ways between the ports that both ends use, on both machines and between",
+    ),
+    (
+        "both ends have the MAC address",
+        "duplicate_mac",
+        "give one end another `mac`, or leave the key out",
+    ),
+    (
+        "does not exist; waiting for it",
+        "missing_bridge",
+        "create the bridge (ip link add NAME type bridge; ip link set NAME up); velad then joins",
+    ),
+    (
+        "no answer from",
+        "firewall",
+        "there are an address and a route. Does velad run on the other machine (velactl there)? "
+        "Does a firewall here, there or between drop UDP 48621 (nft list ruleset)? "
+        "Does [autoconfigure] there list this machine in `from`, and is the key the same?",
+    ),
+)
+
+# By state, where no reason says more.
+_STATES = {
+    "resolving": ("name", "check the name server, or the name"),
+    "connecting": ("firewall", "wait for three tries; then velad says what may be wrong"),
+    "down": ("down", "restore the remote or the network; velad asks without end"),
+    "rejected": ("rejected", "change the circuit here, or [autoconfigure] on the other machine"),
+    "failed": ("failed", "remove the cause; velad tries again"),
+}
+
+
+def _by_reason(circuit: Document, trouble: bool) -> Iterator[Finding]:
+    name, state, reason = circuit["name"], circuit["state"], circuit["reason"]
+    seen = f"{state}: {reason}" if reason else f"{state}, toward {circuit['remote']}"
+    found = False
+    for part, check, advice in _REASONS:
+        if part in reason:
+            found = True
+            yield Finding(name, check, seen, advice)
+    if found:
+        return
+    if trouble:
+        check, advice = _STATES.get(state, ("state", "see docs/operating.md"))
+        yield Finding(name, check, seen, advice)
+    elif "its interface" in reason:
+        yield Finding(name, "interface", seen, "undo that, or change the configuration")

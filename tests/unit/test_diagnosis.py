@@ -1,0 +1,142 @@
+"""What velactl doctor finds in facts that no test can bring about on a running machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from vela.supervisor.velactl.diagnosis import Finding, diagnose
+from vela.supervisor.velactl.doctor import lines
+from vela.supervisor.velactl.host import Host
+
+HOST = Host(
+    clock=1_800_000_000.0,
+    installed_at=1_700_000_000.0,
+    is_elsewhere=False,
+    strict_interfaces=frozenset(),
+    reverse_path_drops=0,
+    rmem_max=212992,
+)
+# Of the status, what a diagnosis looks at.
+CIRCUIT: dict[str, Any] = {
+    "name": "vela0",
+    "state": "up",
+    "reason": "",
+    "origin": "config",
+    "remote": "router2.example.net",
+    "remote_address": "192.0.2.9",
+    "remote_port": 48621,
+    "family": "ipv4",
+    "path_mtu": 1500,
+    "worker": {"engine": "native"},
+    "counters": {"tx_fragmented": 0, "tx_dropped": {"too_large": 0}},
+}
+STATUS: dict[str, Any] = {
+    "pid": 4711,
+    "unused_features": ["rwf_nowait", "uso"],
+    "receive_buffer": {"wanted_bytes": 8388608, "granted_bytes": 8388608},
+}
+DAEMON = {"engine": "auto", "disable_features": ["rwf_nowait", "uso"]}
+
+
+def found(
+    *,
+    host: Host = HOST,
+    local: str = "192.0.2.1",
+    table: dict[str, Any] | None = None,
+    **circuit: Any,
+) -> list[Finding]:
+    status = STATUS | {"circuits": [CIRCUIT | circuit]}
+    config = {"daemon": DAEMON, "circuits": {"vela0": table or {}}}
+    return list(diagnose(status, config, host, lambda *_: local))
+
+
+def test_diagnosis_of_a_well_circuit_is_empty() -> None:
+    assert found() == []
+
+
+def test_clock_before_the_installation_is_found() -> None:
+    (one,) = found(host=replace(HOST, clock=0.0))
+
+    assert (one.circuit, one.check) == (None, "clock")
+
+
+def test_python_engine_is_found_unless_it_was_asked_for() -> None:
+    worker = {"engine": "python"}
+
+    (one,) = found(worker=worker)
+
+    assert one.check == "engine"
+    config = {"daemon": DAEMON | {"engine": "python"}, "circuits": {}}
+    status = STATUS | {"circuits": [CIRCUIT | {"worker": worker}]}
+    assert list(diagnose(status, config, HOST, lambda *_: None)) == []
+
+
+@pytest.mark.parametrize(
+    ("local", "remote", "circuit", "table", "checks"),
+    [
+        ("10.0.0.2", "1.1.1.1", {"state": "connecting", "origin": "peer"}, {}, ["firewall", "nat"]),
+        ("10.0.0.2", "1.1.1.1", {"state": "up", "origin": "peer"}, {}, []),
+        ("10.0.0.2", "1.1.1.1", {"state": "up"}, {"keepalive": 30.0}, ["nat"]),
+        ("10.0.0.2", "1.1.1.1", {"state": "up"}, {"keepalive": 29.0}, []),
+        ("10.0.0.2", "10.0.0.3", {"state": "up"}, {"keepalive": 60.0}, []),
+        ("1.0.0.1", "1.1.1.1", {"state": "up"}, {"keepalive": 60.0}, []),
+    ],
+)
+def test_nat_is_found_where_it_can_harm(
+    local: str,
+    remote: str,
+    circuit: dict[str, Any],
+    table: dict[str, Any],
+    checks: list[str],
+) -> None:
+    seen = found(local=local, remote_address=remote, table=table, **circuit)
+
+    assert [each.check for each in seen] == checks
+
+
+@pytest.mark.parametrize(
+    ("state", "strict", "drops", "checks"),
+    [
+        ("up", {"vela0"}, 1, ["rp_filter"]),
+        ("up", {"vela0"}, 0, []),
+        ("up", {"eth0"}, 1, []),
+        ("down", {"eth0"}, 1, ["down", "rp_filter"]),
+        ("down", set(), 1, ["down"]),
+    ],
+)
+def test_rp_filter_is_found_where_it_drops_what_a_circuit_needs(
+    state: str, strict: set[str], drops: int, checks: list[str]
+) -> None:
+    host = replace(HOST, strict_interfaces=frozenset(strict), reverse_path_drops=drops)
+
+    assert [each.check for each in found(host=host, state=state)] == checks
+
+
+@pytest.mark.parametrize(
+    ("state", "check"),
+    [
+        ("resolving", "name"),
+        ("connecting", "firewall"),
+        ("down", "down"),
+        ("rejected", "rejected"),
+        ("failed", "failed"),
+    ],
+)
+def test_circuit_in_trouble_is_always_found(state: str, check: str) -> None:
+    assert [each.check for each in found(state=state, reason="for another reason")] == [check]
+    assert found(state="disabled", reason="taken down") == []
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_screen_fits_and_has_all_that_was_found(width: int) -> None:
+    findings = found(state="connecting", reason="no answer from 192.0.2.9:48621: no velad there")
+
+    screen = list(lines(findings, 1, width))
+
+    assert max(len(line) for line in screen) <= width
+    assert screen[0] == "vela0: firewall"
+    assert " ".join(" ".join(screen).split()).count(findings[0].advice) == 1
+    assert screen[-1] == "looked at this machine and 1 circuit: 1 finding"
