@@ -46,6 +46,7 @@ from .keys import Keys
 from .notify import ServiceManager
 from .registry.ciphers import Ciphers
 from .registry.host import HostNetwork
+from .registry.pings import Pings
 from .registry.registry import Registry
 from .reloads import Reloads
 from .runtime.burst import Burst
@@ -140,6 +141,7 @@ class Daemon:
                 lines=self._lines,
                 ciphers=self._ciphers,
             )
+            self._pings = Pings(self._loop, self._registry)
             self._control_channel.set_request_handler(self._registry)
             undo.callback(self._registry.close)
             self._reloads = Reloads(
@@ -216,6 +218,8 @@ class Daemon:
                 return self._reloads.preview(allow_empty=request.get("allow_empty") is True)
             case {"command": "monitor"}:
                 return Subscribe({"monitoring": True})
+            case {"command": "ping", "circuit": str(name)}:
+                return self._pings.ask(name, request.get("size"))
             case {"command": "show-config"}:
                 return self._show_config()
             case {"command": "log-level"} if "level" not in request:

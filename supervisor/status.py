@@ -172,6 +172,8 @@ class CircuitStatus:
     mtu: int
     path_mtu: int | None
     """Of the route to the remote, by this host's interfaces and routing table."""
+    source_port: int | None
+    """The UDP port that frames leave from; None: it carries none."""
     encapsulation: str
     elision: bool
     encryption: str

@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from lab import daemon, namespace
 from lab.link import Regime
-from lab.starvation import Starvation
+from lab.starvation import StarvationWatch
 from lab.topology import TwoRouters, two_routers
 from vela.linux.features import ALL_FEATURES, words
 
@@ -118,19 +118,31 @@ STARVED_S = 0.4
 STARVED_ATTEMPTS = 4
 
 
+_WATCH = pytest.StashKey[StarvationWatch]()
+
+
+def _starvation_watch(config: pytest.Config) -> StarvationWatch:
+    if _WATCH not in config.stash:
+        config.stash[_WATCH] = StarvationWatch()
+        config.add_cleanup(config.stash[_WATCH].close)
+    return config.stash[_WATCH]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Run what fails on a machine that starves its processes again, and say so."""
     if not item.get_closest_marker(MARKER):
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    watch = _starvation_watch(item.config)
     for left in reversed(range(STARVED_ATTEMPTS)):
-        with Starvation(os.getpid()) as starvation:
-            reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        watch.longest_s()
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
         if not any(report.failed for report in reports):
             break
-        starved = f"a thread was left without a CPU for {starvation.longest_s:.1f} s"
-        if not left or starvation.longest_s < STARVED_S:
+        longest_s = watch.longest_s()
+        starved = f"a thread was left without a CPU for {longest_s:.1f} s"
+        if not left or longest_s < STARVED_S:
             reports[-1].sections.append(("starvation", starved))
             break
         item.user_properties.clear()

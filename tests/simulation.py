@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import selectors
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -19,6 +19,7 @@ from typing import Any, cast
 from vela.address import Endpoint, Family, IPAddress, IPNetwork
 from vela.dataplane.contract import Abilities
 from vela.dataplane.engine import LoadedEngine
+from vela.dataplane.frame import ECHO_REPLY
 from vela.errors import DeviceError, VelaError
 from vela.linux.choice import UnderlayChoice
 from vela.linux.features import Features
@@ -26,6 +27,7 @@ from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
 from vela.signaling.identity import token
 from vela.signaling.signer import Key, LocalKey
+from vela.supervisor.circuit.data_path import EchoHandler
 from vela.supervisor.circuit.rates import Traffic
 from vela.supervisor.circuit.terms import Profile
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, Config, DaemonConfig
@@ -105,6 +107,12 @@ class RecordingDataPath:
     frames_from: int | None = None
     """The remote's port that frames are taken from."""
     attachments: int = 0
+    blocked: bool = False
+    """Frames do not cross, but for those from the listening port."""
+    silent: bool = False
+    """Frames do not cross."""
+    send: Callable[[bytes], None] = lambda _: None
+    """Takes echo requests."""
 
     def attach(self, path: UnderlayPath, profile: Profile, key_page: int | None = None) -> None:
         assert not self.closed
@@ -119,6 +127,15 @@ class RecordingDataPath:
     @property
     def frame_port(self) -> int | None:
         return None if self.attached is None else 50000 + self.config.id
+
+    @property
+    def passes_frames(self) -> bool:
+        if self.attached is None:
+            return False
+        path, profile = self.attached
+        if self.silent:
+            return False
+        return not self.blocked or profile.source_port == path.group.port
 
     def expect_frames_from(self, port: int | None) -> None:
         self.frames_from = port
@@ -142,6 +159,16 @@ class RecordingDataPath:
 
     def set_route_handler(self, handler: Callback) -> None:
         self.on_route = handler
+
+    @property
+    def carries(self) -> bool:
+        return self.attached is not None
+
+    def set_echo_handler(self, handler: EchoHandler) -> None:
+        self.on_echo = handler
+
+    def send_echo(self, request: bytes) -> None:
+        self.send(request)
 
     def find_loop(self, remote: Endpoint, route: Route) -> str:
         return self.loop
@@ -282,8 +309,11 @@ class Machine:
         # Stable, and not the same on two machines.
         mac = bytes((2, 0, 0x5E, 0x10, int(self.address) & 0xFF, config.id))
         made = RecordingDataPath(config, cpu, config.mac or mac)
+        for name, value in self.network.new_paths.items():
+            setattr(made, name, value)
         made.refusal = self.refusals.get(config.name, "")
         self.data_paths[config.name] = made
+        made.send = lambda request: self.network.echo(self, made, request)
         return made
 
     # What the operator does.
@@ -364,6 +394,11 @@ class Network:
     machines: dict[IPAddress, Machine] = field(default_factory=dict)
     loop: StrictLoop = field(default_factory=StrictLoop)
     carried: int = 0
+    echo_loss: float = 0.0
+    echoes: int = 0
+    """Requests sent."""
+    new_paths: Mapping[str, bool] = field(default_factory=dict)
+    """What data paths are like that are made from now on."""
     overheard: list[tuple[bytes, Endpoint, Endpoint]] = field(default_factory=list)
     """What was sent, from where and to where, as somebody on the path sees it."""
 
@@ -389,6 +424,27 @@ class Network:
         if machine is not None and machine.handler is not None:
             self.carried += 1
             machine.handler(data, source, to.address)
+
+    def echo(self, machine: Machine, sender: RecordingDataPath, request: bytes) -> None:
+        """Let the remote's worker answer, if both ends carry frames."""
+
+        def answer() -> None:
+            if not sender.passes_frames or sender.attached is None:
+                return
+            remote = self.machines.get(sender.attached[0].endpoint.address)
+            paths = () if remote is None else tuple(remote.data_paths.values())
+            for path in paths:
+                ends = path.attached is not None and path.attached[0].endpoint.address
+                if (path.config.id, ends) == (sender.config.id, machine.address):
+                    if path.passes_frames:
+                        reply = bytearray(request)
+                        reply[2] = ECHO_REPLY
+                        sender.on_echo(memoryview(reply))
+                    return
+
+        self.echoes += 1
+        if self.dice.random() >= self.echo_loss:
+            self.loop.call_later(0.001, answer)
 
     def forge(self, data: bytes, source: Endpoint, to: Endpoint) -> None:
         """Deliver what somebody else sends, from whatever source."""

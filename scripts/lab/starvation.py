@@ -2,60 +2,63 @@
 
 Linux 6.18 does that on a CPU that is never idle: its fair scheduler passed over worker threads, and
 ksoftirqd, for up to 7 s beside one busy loop. What waits on such a machine says nothing about VELA.
+
+Run as a program it watches the descendants of the process given. It answers each line that it
+reads by the longest wait since the line before, in seconds, and ends with its input.
 """
 
 from __future__ import annotations
 
-import threading
+import os
+import select
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 PERIOD_S = 0.25
 
 
-class Starvation:
-    """Watches the threads of all descendants of a process, and the kernel's that move packets."""
+class StarvationWatch:
+    """Watches this process's descendants, and the kernel's threads that move packets.
 
+    From a process of its own: one with threads must not fork, and some tests do.
+    """
+
+    def __init__(self) -> None:
+        self._watcher = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def longest_s(self) -> float:
+        """Return the longest wait of a thread in one piece since the last call, as good as."""
+        assert self._watcher.stdin is not None
+        assert self._watcher.stdout is not None
+        self._watcher.stdin.write("\n")
+        self._watcher.stdin.flush()
+        return float(self._watcher.stdout.readline())
+
+    def close(self) -> None:
+        with self._watcher:
+            self._watcher.kill()
+
+
+class _Waits:
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._waits_s: dict[Path, float] = {}
-        self._longest_s = 0.0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="starvation", daemon=True)
+        self._before_s: dict[Path, float] = {}
         self._kernel = [
             path.parent
             for path in Path("/proc").glob("[0-9]*/comm")
             if _text(path).startswith("ksoftirqd/")
         ]
+        self.longest_s = 0.0
 
-    @property
-    def longest_s(self) -> float:
-        """How long the thread waited that waited longest in one piece, as good as; see PERIOD_S."""
-        return self._longest_s
-
-    def __enter__(self) -> Self:
-        self._look()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._look()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(PERIOD_S):
-            self._look()
-
-    def _look(self) -> None:
+    def look(self) -> None:
         # Documentation/scheduler/sched-stats.rst: the second figure is what a thread has waited in
         # all, in ns, to which a wait is added when it ends. So what is added between two looks is
         # one wait, where it is longer than the time between them.
@@ -65,17 +68,16 @@ class Starvation:
             if len(fields) == 3:
                 waits_s[path] = int(fields[1]) * 1e-9
         for path, now_s in waits_s.items():
-            before_s = self._waits_s.get(path, now_s)
-            self._longest_s = max(self._longest_s, now_s - before_s)
-        self._waits_s = waits_s
+            self.longest_s = max(self.longest_s, now_s - self._before_s.get(path, now_s))
+        self._before_s = waits_s
 
     def _threads(self) -> Iterator[Path]:
         yield from (folder / "schedstat" for folder in self._kernel)
-        waiting = [str(self._pid)]
-        while waiting:
-            for task in _tasks(waiting.pop()):
+        left = [str(self._pid)]
+        while left:
+            for task in _tasks(left.pop()):
                 yield task / "schedstat"
-                waiting += _text(task / "children").split()
+                left += _text(task / "children").split()
 
 
 def _tasks(pid: str) -> list[Path]:
@@ -89,3 +91,22 @@ def _text(path: Path) -> str:
     with suppress(OSError):
         return path.read_text()
     return ""
+
+
+def _serve(pid: int) -> None:
+    waits = _Waits(pid)
+    waits.look()
+    while True:
+        if select.select([sys.stdin], [], [], PERIOD_S)[0]:
+            # Not readline(), whose buffer select() does not know of.
+            if not os.read(sys.stdin.fileno(), 1):
+                return
+            waits.look()
+            print(f"{waits.longest_s:.3f}", flush=True)
+            waits.longest_s = 0.0
+        else:
+            waits.look()
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

@@ -50,6 +50,8 @@ from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..status import NOT_MEASURED, CircuitStatus
 from .data_path import DataPath
+from .echoes import Answered
+from .frame_watch import FrameWatch
 from .hooks import CircuitHooks
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
@@ -153,6 +155,7 @@ class Circuit:
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
         self._prober = PathProber(loop, self._on_path_mtu)
+        self._frames = FrameWatch(self, data_path, loop, self._take)
         self._presence = self.config.underlay.presence()
         self._remote = self._search()
         self._signaling = self._open_signaling()
@@ -180,8 +183,18 @@ class Circuit:
         seeks = self.state in (State.RESOLVING, State.CONNECTING, State.DOWN, State.REJECTED)
         trouble = self._remote.trouble if seeks else ""
         hooks = "" if self.hooks is None else self.hooks.reason
-        said = (self._lifecycle.reason, trouble, self._data_path.obstacle, hooks)
+        port = self._frames.note if self.state is State.UP else ""
+        said = (self._lifecycle.reason, trouble, port, self._data_path.obstacle, hooks)
         return "; ".join(dict.fromkeys(filter(None, said)))
+
+    @property
+    def session(self) -> Session | None:
+        """None: it is static."""
+        return None if self._signaling is None else self._signaling.session
+
+    @property
+    def agreement(self) -> Agreement | None:
+        return self._agreement
 
     @property
     def static(self) -> bool:
@@ -321,6 +334,7 @@ class Circuit:
         self._closed = True
         self._remote.stop()
         self._prober.stop()
+        self._frames.stop()
         due = not self._handed_over and self.hooks is not None and self.hooks.due
         if due:
             self._show_carrier(False)
@@ -368,6 +382,7 @@ class Circuit:
     def disable(self) -> None:
         """Take the circuit down until enable(). The interface stays, without carrier."""
         self.disabled = self._remote.paused = True
+        self._frames.begin_anew()
         self._obstacle = ""  # check() looks again
         self._take(Input.DISABLE)
 
@@ -406,13 +421,13 @@ class Circuit:
         if self.config.enabled != before.enabled:
             self._follow_file()
         elif self._started and not self.disabled:
-            self._apply()
+            self.apply_terms()
 
     def change_engine(self, engine: LoadedEngine, features: Features) -> None:
         """Let another engine carry frames, on the same interface. Raises VelaError."""
         self._data_path.change_engine(engine, features)
         if self._started and not self.disabled:
-            self._apply()
+            self.apply_terms()
 
     def _begin_anew(self, setup: Setup, cpu: int) -> None:
         """End the session, and begin another one with the same interface."""
@@ -454,7 +469,7 @@ class Circuit:
         if self._started or self.disabled:
             self._remote.resolve()
 
-    def _apply(self) -> None:
+    def apply_terms(self) -> None:
         """Tell the remote what this end offers now, and carry frames by it."""
         try:
             in_use = self._path if self._signaling is None else self._path_in_use() or self._path
@@ -523,6 +538,7 @@ class Circuit:
                 self._take(Input.MENDED)
             self._look_at_bridge()
         self._look_at_underlay()
+        self._frames.check()
         if self._key_watch is not None:
             worker = self._data_path.worker_status()
             self._key_watch.check(None if worker is None else worker.restarts)
@@ -557,14 +573,17 @@ class Circuit:
         else:
             self._remote.resolve()
 
+    def ping(self, size: int, answered: Answered) -> None:
+        """Ask the remote's worker once. See FrameWatch.ping. Raises VelaError."""
+        self._frames.ping(size, answered)
+
     def status(self) -> CircuitStatus:
         config, attached = self.config, self._data_path.attached
         endpoint = attached[0].endpoint if attached else None
-        session = None if self._signaling is None else self._signaling.session
+        session = self.session
         rtt_s = None if session is None else session.rtt_s
         heard_at = None if session is None else session.last_heard_at
         now = self._loop.now()
-        loss, delay_ms = NOT_MEASURED
         return CircuitStatus(
             name=config.name,
             id=config.id,
@@ -580,14 +599,15 @@ class Circuit:
             family=endpoint.family.value if endpoint else None,
             mtu=self._data_path.mtu,
             path_mtu=attached[0].mtu if attached else None,
+            source_port=self._data_path.frame_port,
             encapsulation=config.encapsulation.value,
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
             encryption=config.encryption.value,
             cipher=None if self._key_watch is None else self._key_watch.status(),
             rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 3),
             last_heard_seconds=None if heard_at is None else round(now - heard_at, 3),
-            loss=loss,
-            delay_ms=delay_ms,
+            loss=NOT_MEASURED[0],
+            delay_ms=self._frames.delays.status(),
             rates=self._rates.rates(),
             worker=self._data_path.worker_status(),
             counters=self._data_path.counter_status(),
@@ -661,8 +681,12 @@ class Circuit:
                 remote = self._require_signaling().session.remote
                 if remote is not None:
                     self._remote.use(remote.address)
-                self._take(Input.UP)
+                if self._frames.awaited:
+                    self._frames.follow()
+                else:
+                    self._take(Input.UP)
             case Down(reason):
+                self._frames.session_lost()
                 self._take(Input.DOWN, reason)
             case Unanswered(reason):
                 self._take(Input.UNANSWERED, reason)
@@ -714,6 +738,7 @@ class Circuit:
             # Before the inputs that wait: they assume a circuit that carries frames.
             self._inputs.appendleft((Input.FAILED, str(err)))
             return
+        self._frames.follow()
         self._log_change()
 
     def _log_change(self) -> None:
@@ -914,6 +939,7 @@ class Circuit:
             data_path.abilities,
             frame_port=data_path.frame_port,
             bridge_mtu=data_path.bridge_mtu,
+            from_listening=self._frames.wants_listening,
         )
 
     def _local_address(self) -> IPAddress | None:
@@ -960,7 +986,7 @@ class Circuit:
         path = self._path_in_use()
         if path is not None:
             self._log.info("path_mtu_changed", path_mtu=path.mtu, route_mtu=path.route.mtu)
-            self._apply()
+            self.apply_terms()
 
 
 _DO = {

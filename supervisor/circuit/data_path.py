@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from vela.address import Endpoint
@@ -15,6 +16,9 @@ from ..runtime.loop import Callback
 from ..status import CounterStatus, WorkerStatus
 from .rates import Traffic
 from .terms import Profile
+
+EchoHandler = Callable[[memoryview], bool]
+"""Takes a message; False: it answers nothing that was asked."""
 
 
 class DataPath(Protocol):
@@ -73,6 +77,16 @@ class DataPath(Protocol):
 
     def set_failure_handler(self, handler: Callback) -> None:
         """Set the callback for workers that fail repeatedly, and for one that works again."""
+
+    @property
+    def carries(self) -> bool:
+        """Whether there is a worker that takes frames."""
+
+    def set_echo_handler(self, handler: EchoHandler) -> None:
+        """Set the callback for messages of in-circuit verification that the worker passes on."""
+
+    def send_echo(self, request: bytes) -> None:
+        """Send an echo request from where frames leave, if it carries any."""
 
     def set_route_handler(self, handler: Callback) -> None:
         """Set the callback for routes to the remote that may have changed."""

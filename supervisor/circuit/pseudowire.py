@@ -14,6 +14,7 @@ import structlog
 from vela.address import Endpoint
 from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
+from vela.dataplane.echo import send_echo
 from vela.dataplane.ecn import DSCP_SHIFT
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Verification
@@ -49,6 +50,7 @@ from ..runtime.burst import Burst
 from ..runtime.descriptors import DescriptorBudget
 from ..runtime.loop import Callback, EventLoop, Timer
 from ..status import CounterStatus, WorkerStatus
+from .data_path import EchoHandler
 from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
 from .links import Links
@@ -127,11 +129,13 @@ class Pseudowire:
         """
         self._on_failure: Callback | None = None
         self._on_route: Callback | None = None
+        self._on_echo: EchoHandler = lambda _: False
         self._config = config
         self._parts = parts
         self._cpu = cpu
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._attached: tuple[UnderlayPath, Profile] | None = None
+        self._attachment: Attachment | None = None
         self._key_page: int | None = None
         self._frame_port: int | None = None
         self._carrier = self._narrowed = False
@@ -214,6 +218,20 @@ class Pseudowire:
     def set_failure_handler(self, handler: Callback) -> None:
         """Let handler be called when workers fail again and again, and when one lives again."""
         self._on_failure = handler
+
+    @property
+    def carries(self) -> bool:
+        """Whether there is a worker that takes frames."""
+        return all(self._counters.progress())
+
+    def set_echo_handler(self, handler: EchoHandler) -> None:
+        """Let handler take messages of in-circuit verification that the worker passes on."""
+        self._on_echo = handler
+
+    def send_echo(self, request: bytes) -> None:
+        """Send an echo request from where frames leave, if it carries any."""
+        if self._attachment is not None:
+            send_echo(self._attachment, self._divert_reader, request)
 
     def set_route_handler(self, handler: Callback) -> None:
         """Let handler be called when the route to the remote may have changed."""
@@ -324,7 +342,7 @@ class Pseudowire:
         self._keeper.forget()
 
     def _release(self) -> None:
-        self._attached = self._frame_port = self._key_page = None
+        self._attached = self._attachment = self._frame_port = self._key_page = None
         self._stop_worker()
         if self._send_socket is not None:
             self._send_socket.close()
@@ -384,8 +402,9 @@ class Pseudowire:
             counters[dropped.slot] += 1
             return
         except Verification:
-            # It asks for the worker; an answer from here would show nothing.
-            counters[Slot.RX_RESERVED] += 1
+            # A request asks for the worker; an answer from here would show nothing.
+            if not self._on_echo(memoryview(data)[start:end]):
+                counters[Slot.RX_RESERVED] += 1
             return
         except Piece:
             # The worker has the others.
@@ -550,7 +569,7 @@ class Pseudowire:
             set_tos(send_socket, self._tos)
         else:
             send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
-        attachment = Attachment(
+        attachment = self._attachment = Attachment(
             circuit_id=self._config.id,
             tap_fd=self._interface.fd,
             receive_socket=claim.socket,
@@ -624,9 +643,10 @@ class Pseudowire:
                 length = self._divert_reader.recv_into(view)
             except BlockingIOError:
                 return
-            if self._key_page is not None and length and data[REBUILD_ROOM] == self._config.id:
-                # An answer to an echo request, which the worker opened, and nobody asked for.
-                self._counters.supervisor[Slot.RX_RESERVED] += 1
+            if length and data[REBUILD_ROOM] == self._config.id:
+                # An answer to an echo request; the worker passes nothing else of its circuit on.
+                if not self._on_echo(view[:length]):
+                    self._counters.supervisor[Slot.RX_RESERVED] += 1
             elif self._attached is not None:
                 path, _ = self._attached
                 # UDP GRO joins what comes from one port.

@@ -65,14 +65,16 @@ def describe(
     *,
     frame_port: int | None = None,
     bridge_mtu: int | None = None,
+    from_listening: bool = False,
 ) -> Description:
     """Return what this end says of itself; path None: it is not known yet.
 
     port is the listening one, frame_port the one that frames leave from, where there is one;
-    abilities are those of the engine; bridge_mtu that of the bridge that the TAP is a port of.
+    abilities are those of the engine; bridge_mtu that of the bridge that the TAP is a port of;
+    from_listening: frames of ports of their own were seen not to cross.
     Raises ConfigError where the path is too narrow.
     """
-    capabilities = Capability.ECN
+    capabilities = Capability.ECN | Capability.ECHO
     if config.encapsulation is Encapsulation.AUTO:
         capabilities |= Capability.ELISION
     if abilities.native:
@@ -94,6 +96,7 @@ def describe(
         frame_port=frame_port,
         mtu_in_pieces=in_pieces if in_pieces > mtu else None,
         rate_kbit=None if config.rate is None else config.rate // STEP,
+        from_listening=from_listening,
     )
 
 
@@ -104,12 +107,13 @@ def agreed_profile(
     bridge_mtu: int | None = None,
 ) -> Profile:
     """Return how frames are carried by what both ends agreed on."""
+    shared = agreement.nat or (agreement.from_listening and config.source_port is SourcePort.AUTO)
     profile = Profile(
         mtu=agreement.mtu,
         elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
         remote_mac=agreement.remote_mac,
         partial_checksums=agreement.elision and agreement.checksum_offload,
-        source_port=path.group.port if agreement.nat else source_port(config, path),
+        source_port=path.group.port if shared else source_port(config, path),
         fragmentation=_fragmentation(config, pieces=agreement.pieces),
         carry_ecn=agreement.ecn,
         encrypted=is_encrypted(config),

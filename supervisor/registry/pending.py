@@ -109,6 +109,7 @@ class PendingCircuits:
                 family=None,
                 mtu=wanted.config.mtu or provisional_mtu(wanted.config),
                 path_mtu=None,
+                source_port=None,
                 encapsulation=wanted.config.encapsulation.value,
                 elision=False,
                 encryption=wanted.config.encryption.value,

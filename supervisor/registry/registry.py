@@ -413,7 +413,7 @@ class Registry:
             self._pending.drop(name)
             self._store.reclaim(name)
             return
-        circuit = self._find(name)
+        circuit = self.find(name)
         if circuit.origin is Origin.CONFIG:
             raise ConfigError(f"{name} is in the configuration file; remove it there, and reload")
         if circuit.origin is Origin.PEER and circuit.state is State.UP:
@@ -423,7 +423,7 @@ class Registry:
 
     def disable(self, name: str) -> None:
         """Take a circuit administratively down, across restarts. Raises VelaError."""
-        circuit = self._find(name)
+        circuit = self.find(name)
         # Also where nothing changes: who hears that it is done finds it so after a restart.
         self._store.save(Ahead(name, disabled=circuit.config.enabled))
         if not circuit.disabled:
@@ -436,14 +436,14 @@ class Registry:
             self._create_pending(pending[0])
             self._pending.drop(name)
             return
-        circuit = self._find(name)
+        circuit = self.find(name)
         if circuit.disabled:
             raise ConfigError(f"{name} is administratively down; {_how_to_enable(circuit)}")
         circuit.restart()
 
     def enable(self, name: str) -> None:
         """Undo disable(). Raises VelaError."""
-        circuit = self._find(name)
+        circuit = self.find(name)
         if not circuit.config.enabled:
             raise ConfigError(f"{name} is administratively down; {_how_to_enable(circuit)}")
         self._store.save(Ahead(name, disabled=False))
@@ -523,7 +523,7 @@ class Registry:
         elif not circuit.disabled:
             circuit.start()
 
-    def _find(self, name: str) -> Circuit:
+    def find(self, name: str) -> Circuit:
         circuit = self._circuits.get(name)
         pending = self._pending.find(name)
         if pending is not None:

@@ -12,11 +12,14 @@ from vela.errors import VelaError
 
 from ..constants import (
     CONTROL_SOCKET,
+    DEFAULT_PING,
     LOG_LEVELS,
     MAX_DESCRIPTION,
     MAX_KEEPALIVE_S,
+    MAX_PING,
     MAX_TRIAL_S,
     MIN_KEEPALIVE_S,
+    MIN_PING,
 )
 from . import output
 
@@ -98,6 +101,12 @@ def _monitor(arguments: argparse.Namespace) -> int:
 
     monitor(arguments.socket, arguments.circuits, as_json=arguments.json)
     return EXIT_OK
+
+
+def _ping(arguments: argparse.Namespace) -> int:
+    from .ping import ping
+
+    return EXIT_OK if ping(arguments) else EXIT_NOT_UP
 
 
 def _show_config(arguments: argparse.Namespace) -> int:
@@ -240,6 +249,7 @@ commands that show:
   status       circuits, their states and rates; one circuit in full
   top          rates, round trip, drops and CPU, live
   monitor      changes of circuits, as they come
+  ping         whether the other end's worker answers, and how soon
   show-config  the configuration in effect, with all defaults
 
 commands that change:
@@ -368,6 +378,27 @@ def _describe_showing(make: Maker) -> None:
         "  velactl monitor --json               an object on each line, for programs\n",
     )
     _add_circuits(monitor)
+    ping = make(
+        "ping",
+        _ping,
+        "Ask the worker of the other end, on the path that frames take: in-circuit echo requests.\n"
+        "Exit status 3: none was answered.",
+        "  velactl ping vela0                   five times, one each second\n"
+        "  velactl ping vela0 --size 1471       as large as an IP packet of 1471 bytes\n"
+        "  velactl ping vela0 --count 1000 --interval 0.01 --json\n",
+    )
+    _add_circuit(ping)
+    ping.add_argument("--count", type=_whole(1, 10**6), default=5, metavar="N", help="(default: 5)")
+    ping.add_argument(
+        "--interval", type=_seconds(0.01, 3600), default=1.0, metavar="SECONDS", help="(default: 1)"
+    )
+    ping.add_argument(
+        "--size",
+        type=_whole(MIN_PING, MAX_PING),
+        default=DEFAULT_PING,
+        metavar="BYTES",
+        help=f"of a request, as of an IP packet in the circuit (default: {DEFAULT_PING})",
+    )
     make(
         "show-config",
         _show_config,

@@ -32,7 +32,8 @@ from hypothesis import strategies as st
 
 from lab.namespace import Namespace
 from vela.dataplane.counters import RX_DROPPED, Slot
-from vela.dataplane.frame import Elision
+from vela.dataplane.echo import echo_request, send_echo
+from vela.dataplane.frame import VERIFICATION_HEADER, Elision
 from vela.dataplane.key_page import KeyPage, SlotWord, boottime_ns, create, slot_start
 from vela.dataplane.pieces import Fragmentation
 from vela.linux.features import Feature
@@ -467,6 +468,49 @@ def test_echo_reply_goes_to_the_supervisor_opened(twin: str, stack: ExitStack) -
 
     assert circuit.ingress() == []
     assert queued(circuit.supervisor) == [bytes([CIRCUIT]) + b"\x41\x02" + bytes(16)]
+
+
+@pytest.mark.parametrize("padding", [0, 1000])
+def test_echo_request_of_the_supervisor_is_sealed_and_sent_by_the_worker(
+    engine: str, padding: int, stack: ExitStack
+) -> None:
+    keys = Keys()
+    circuit = EncryptedCircuit(stack, engine, keys)
+    request = echo_request(CIRCUIT, b"12345678", 1.0, VERIFICATION_HEADER + padding)
+    for _ in range(2):
+        send_echo(circuit.attachment, circuit.supervisor, request)
+    circuit.plane.ingress()
+
+    assert [keys.open(each) for each in queued(circuit.remote)] == [
+        (1, request[1:]),
+        (2, request[1:]),
+    ]
+    assert circuit.dropped() == {}
+    # The other thread's counters go on behind these.
+    assert [keys.open(each)[0] for each in circuit.egress(ELIDED)] == [3]
+
+
+def test_echo_request_of_the_supervisor_does_not_leave_without_a_key(
+    twin: str, stack: ExitStack
+) -> None:
+    circuit = EncryptedCircuit(stack, twin)
+    send_echo(circuit.attachment, circuit.supervisor, echo_request(CIRCUIT, b"12345678", 1.0))
+    circuit.plane.ingress()
+
+    assert queued(circuit.remote) == []
+    assert circuit.counted() == {Slot.RX_NO_KEY: 1}
+
+
+def test_what_is_handed_over_to_be_sent_and_too_short_is_dropped(
+    twin: str, stack: ExitStack
+) -> None:
+    circuit = EncryptedCircuit(stack, twin, Keys())
+    for length in (1, 4, 5, 6, 5 + VERIFICATION_HEADER - 1):
+        circuit.supervisor.send(bytes(length))
+    circuit.plane.ingress()
+
+    assert queued(circuit.remote) == []
+    assert circuit.counted() == {Slot.RX_SHORT: 5}
 
 
 def test_keys_change_without_a_lost_frame(twin: str, stack: ExitStack) -> None:

@@ -48,14 +48,14 @@ def capabilities(abilities: Abilities, encapsulation: Encapsulation) -> Capabili
 def test_each_ability_is_announced_by_its_own_capability(
     abilities: Abilities, expected: Capability
 ) -> None:
-    always = Capability.ELISION | Capability.PIECES | Capability.ECN
+    always = Capability.ELISION | Capability.PIECES | Capability.ECN | Capability.ECHO
     assert capabilities(abilities, Encapsulation.AUTO) == expected | always
 
 
 def test_partial_checksums_without_elision_are_not_announced() -> None:
     abilities = Abilities(partial_checksums=True)
 
-    expected = Capability.PIECES | Capability.ECN
+    expected = Capability.PIECES | Capability.ECN | Capability.ECHO
     assert capabilities(abilities, Encapsulation.ETHERNET) == expected
 
 

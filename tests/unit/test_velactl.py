@@ -495,6 +495,9 @@ def test_output_that_is_closed_is_one_line_of_error(velad: Velad) -> None:
         (("add", "vela7", "--remote", "192.0.2.9", "--description", "x" * 256), "255 fit"),
         (("log-level", "loud"), "argument LEVEL: invalid choice: 'loud'"),
         (("top", "--count", "0"), "--count: 0 is outside 1.."),
+        (("ping",), "the following arguments are required: CIRCUIT"),
+        (("ping", "vela0", "--interval", "0.001"), "--interval: 0.001 is outside 0.01.."),
+        (("ping", "vela0", "--size", "17"), "--size: 17 is outside 18.."),
         (("restart",), "the following arguments are required: CIRCUIT"),
     ],
 )

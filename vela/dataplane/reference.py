@@ -15,6 +15,7 @@ from vela.address import Family
 from vela.dataplane.cipher import LOOK_FIRST_S, LOOK_S, Opener, Sealed, Sealer, WorkerPage
 from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import Slot
+from vela.dataplane.echo import SEAL_ROOM, TO_BE_SENT
 from vela.dataplane.ecn import ECN_MASK, NOT_ECT, Marker, fold_ecn
 from vela.dataplane.frame import (
     ECHO_REPLY,
@@ -415,8 +416,8 @@ class PythonDataPlane:
     def _take_handed(self) -> None:
         """Take what the supervisor hands over.
 
-        That is sealed datagrams that came to it or to another circuit's worker,
-        which cannot open them.
+        That is echo requests, and sealed datagrams that came to it or to
+        another circuit's worker, which cannot open them.
         """
         for _ in range(HANDED_MAX):
             try:
@@ -427,7 +428,22 @@ class PythonDataPlane:
                 return
             if not length:
                 return
-            self._take(REBUILD_ROOM + length, length, NOT_ECT)
+            if self._received[REBUILD_ROOM] == TO_BE_SENT:
+                self._ask(REBUILD_ROOM, REBUILD_ROOM + length)
+            else:
+                self._take(REBUILD_ROOM + length, length, NOT_ECT)
+
+    def _ask(self, start: int, end: int) -> None:
+        """Send an echo request that the supervisor cannot seal. See vela.dataplane.echo."""
+        start += SEAL_ROOM
+        if end - start < VERIFICATION_HEADER:
+            self._counters[Slot.RX_SHORT] += 1
+            return
+        request = self._prepare_answer(self._received_view[start:end])
+        if request is None:
+            self._counters[Slot.RX_NO_KEY] += 1
+        else:
+            self._send_one(request, self._source_address, socket.MSG_DONTWAIT)
 
     def _take(self, behind: int, size: int, ecn: int) -> None:
         """Take datagrams of size bytes each from REBUILD_ROOM on; the last one may be shorter.

@@ -34,6 +34,10 @@ class Agreement:
     """Both ends cut frames that are larger than a datagram, and put them together."""
     ecn: bool = False
     """Both ends bring the ECN of outer headers into the inner ones."""
+    echo: bool = False
+    """The remote's worker answers echo requests: the circuit is up only if frames cross."""
+    from_listening: bool = False
+    """Both ends have found that frames do not cross from ports of their own."""
 
 
 def agree(local: Description, remote: Description, source: Endpoint) -> Agreement:
@@ -50,6 +54,8 @@ def agree(local: Description, remote: Description, source: Endpoint) -> Agreemen
         pieces=pieces,
         rate_kbit=min(filter(None, (local.rate_kbit, remote.rate_kbit)), default=None),
         ecn=Capability.ECN in both,
+        echo=Capability.ECHO in both,
+        from_listening=local.from_listening and remote.from_listening,
         keepalive_s=min(local.keepalive_ms, remote.keepalive_ms) / 1000,
         remote_port=remote.port,
         nat=nat,

@@ -112,6 +112,7 @@ class Tlv(Enum):
     FRAME_PORT = 30, Kind.U16, 1, MAX_PORT
     MTU_IN_PIECES = 31, Kind.U32, MIN_TAP_MTU, MAX_TAP_MTU
     RATE = 32, Kind.U32, MIN_RATE // STEP, MAX_RATE // STEP
+    FROM_LISTENING = 33, Kind.FLAG
 
     def __init__(
         self,
@@ -157,6 +158,7 @@ class Capability(IntFlag):
     NATIVE_ENGINE = 4
     PIECES = 8
     ECN = 16
+    ECHO = 32
 
 
 class HandshakePattern(IntEnum):
@@ -230,6 +232,8 @@ class Description:
     """The TAP MTU that it would have if frames travelled in pieces; None: no other one."""
     rate_kbit: Annotated[int | None, Tlv.RATE, OPTIONAL] = None
     """How much either end is to send at most, in kilobits per second; None: no limit."""
+    from_listening: Annotated[bool, Tlv.FROM_LISTENING, OPTIONAL] = False
+    """Frames do not cross, as far as it knows: both ends are to send from the listening ports."""
 
 
 @dataclass(frozen=True, slots=True)

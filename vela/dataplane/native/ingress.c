@@ -148,7 +148,7 @@ static bool answer(struct ingress *self, uint8_t *datagram, size_t length)
 	return self->io->sendmsg(self->send_fd, &message, MSG_DONTWAIT) >= 0;
 }
 
-/* Seal an answer in the place of its request, which was as long. False: it cannot be sent. */
+/* Seal an answer, or a request, in its own place: there is room for it. False: it cannot be sent. */
 static bool seal_answer(struct ingress *self, uint8_t **datagram, size_t *length)
 {
 	size_t count = 1, text = *length - CIRCUIT_ID;
@@ -423,8 +423,26 @@ static size_t look_at_control(struct ingress *self, struct msghdr *message, size
 	return found;
 }
 
-/* Take what the supervisor hands over: sealed datagrams that came to it or to another circuit's worker, which
- * cannot open them. Nothing else is in the buffer meanwhile. */
+/* Send an echo request that the supervisor cannot seal. What is handed over begins with the room that the
+ * seal takes. */
+static void ask(struct ingress *self, uint8_t *handed, size_t length)
+{
+	int tries = 2; /* as in verify() */
+
+	if (length < TEXT - CIRCUIT_ID + VERIFICATION_HEADER) {
+		self->counters[RX_SHORT]++;
+		return;
+	}
+	handed += TEXT - CIRCUIT_ID;
+	length -= TEXT - CIRCUIT_ID;
+	if (!seal_answer(self, &handed, &length))
+		return;
+	while (tries-- && !answer(self, handed, length))
+		;
+}
+
+/* Take what the supervisor hands over: echo requests, and sealed datagrams that came to it or to another
+ * circuit's worker, which cannot open them. Nothing else is in the buffer meanwhile. */
 static void take_handed(struct ingress *self)
 {
 	self->outer_ecn = ECN_NOT_ECT; /* not known */
@@ -432,6 +450,10 @@ static void take_handed(struct ingress *self)
 		ssize_t length = self->io->recv(self->divert_fd, self->buffer, RECEIVE_SLOT, MSG_DONTWAIT);
 		if (length <= 0)
 			return;
+		if (self->buffer[0] == TO_BE_SENT) {
+			ask(self, self->buffer, (size_t)length);
+			continue;
+		}
 		take_datagram(self, self->buffer, (size_t)length);
 		ingress_flush(self);
 	}

@@ -29,6 +29,8 @@ enum {
 	/* Batches between two looks at what the supervisor hands over, and how many datagrams at once. */
 	HANDED_INTERVAL = 8,
 	HANDED_MAX = 16,
+	/* Byte 0 of what the supervisor hands over to be sealed and sent: no circuit has this id. */
+	TO_BE_SENT = 0,
 };
 
 struct ingress {
@@ -36,7 +38,7 @@ struct ingress {
 	struct encapsulation encapsulation;
 	int tap_fd;
 	int receive_fd;
-	int send_fd; /* for answers to echo requests */
+	int send_fd; /* for echo requests, and answers to them */
 	int divert_fd;
 	size_t virtio_header; /* bytes before each frame of the TAP, or 0: then none are joined */
 	bool partial_checksums; /* elided packets may have only their pseudo-header's sum */
@@ -48,7 +50,7 @@ struct ingress {
 	struct source_address source_address;
 	uint64_t *counters;
 	struct opener opener; /* without a page: the circuit is not encrypted */
-	struct sealer sealer; /* for answers; likewise */
+	struct sealer sealer; /* for echoes; likewise */
 	unsigned batches;
 	int failure;	      /* errno for the caller, where the worker must end */
 	struct coalesced coalesced;

@@ -1,0 +1,150 @@
+"""In-circuit echo requests of one circuit: who waits for which answer, and what the path does."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Callable, Hashable
+
+from vela.backoff import Jitter
+from vela.dataplane.echo import IDENTIFIER, answered_request, echo_request
+from vela.signaling.crossing import Crossing
+
+from ..runtime.loop import Callback, EventLoop, Timer
+from .delays import DelayMeter
+
+JITTER = 0.1
+# Requests without an answer that are remembered: an interval's, and those of pings.
+MOST_OUTSTANDING = 256
+
+Answered = Callable[[float], None]
+"""Takes the round trip, in seconds."""
+
+
+class Echoes:
+    """Asks the remote's worker, and takes its answers."""
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        send: Callable[[bytes], None],
+        carries: Callable[[], bool],
+        on_changed: Callback,
+    ) -> None:
+        """Ask nothing yet.
+
+        send: sends a request from where frames leave. carries: tells whether this end can carry
+        frames. on_changed: crosses or blocked changed.
+        """
+        self._loop = loop
+        self._send = send
+        self._carries = carries
+        self._on_changed = on_changed
+        self._crossing = Crossing(Jitter(random.Random(), shorter=JITTER))
+        self._delays = DelayMeter()
+        self._path: Hashable = None
+        self._circuit_id = 0
+        self._outstanding: dict[bytes, tuple[float, Answered]] = {}
+        self._timer: Timer | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it asks by itself."""
+        return self._crossing.running
+
+    @property
+    def crosses(self) -> bool:
+        """Whether frames cross both ways, as far as is known."""
+        return self._crossing.crosses
+
+    @property
+    def blocked(self) -> bool:
+        """Whether no frames have crossed from the beginning, for longer than by chance."""
+        return self._crossing.blocked
+
+    @property
+    def delays(self) -> DelayMeter:
+        return self._delays
+
+    def watch(
+        self,
+        path: Hashable,
+        circuit_id: int,
+        interval_s: float,
+        *,
+        crosses: bool,
+        delay_s: float = 0.0,
+    ) -> None:
+        """Ask at this interval from now on, if that is not what is done already.
+
+        path: all that tells it from others. crosses: assume that frames cross until answers are
+        missing. delay_s: before the first request.
+        """
+        if self._crossing.running and self._path == (path, interval_s):
+            return
+        self._path, self._circuit_id = (path, interval_s), circuit_id
+        self._outstanding.clear()
+        self._delays.clear()
+        self._crossing.start(interval_s, self._loop.now(), crosses=crosses, delay_s=delay_s)
+        self._set_timer()
+
+    def stop(self) -> None:
+        """Ask no more by itself."""
+        self._crossing.stop()
+        self._delays.clear()
+        self._path = None
+        self._set_timer()
+
+    def ask(self, circuit_id: int, answered: Answered, size: int = 0) -> None:
+        """Send one request. answered is called when the answer comes, if it does.
+
+        size: of the datagram, in bytes of UDP payload.
+        """
+        now, identifier = self._loop.now(), os.urandom(IDENTIFIER)
+        while len(self._outstanding) >= MOST_OUTSTANDING:
+            del self._outstanding[next(iter(self._outstanding))]
+        self._outstanding[identifier] = now, answered
+        self._send(echo_request(circuit_id, identifier, now, size))
+
+    def take(self, datagram: memoryview) -> bool:
+        """Take a message that the worker passed on; False: it answers nothing that was asked."""
+        identifier = answered_request(datagram)
+        found = None if identifier is None else self._outstanding.pop(identifier, None)
+        if found is None:
+            return False
+        asked_at, answered = found
+        answered(self._loop.now() - asked_at)
+        return True
+
+    def _take_own(self, rtt_s: float) -> None:
+        now, before = self._loop.now(), self._state()
+        self._delays.add(rtt_s)
+        self._crossing.answered(now - rtt_s, now)
+        self._after(before)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        before = self._state()
+        if self._crossing.handle_timer(self._loop.now(), carries=self._carries()):
+            self.ask(self._circuit_id, self._take_own)
+        self._after(before)
+
+    def _state(self) -> tuple[bool, bool]:
+        return self.crosses, self.blocked
+
+    def _after(self, before: tuple[bool, bool]) -> None:
+        self._set_timer()
+        if self._state() != before:
+            self._on_changed()
+
+    def _set_timer(self) -> None:
+        at = self._crossing.next_timer()
+        if self._timer is not None:
+            # One that comes too early finds nothing to do: cheaper than another one each time.
+            if self._timer.when <= at < math.inf:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if at < math.inf:
+            self._timer = self._loop.call_at(at, self._on_timer)

@@ -1,0 +1,192 @@
+"""Whether a circuit's frames cross, and what follows: up, down, or from the listening port."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from vela.errors import VelaError
+from vela.signaling.agreement import Agreement
+from vela.signaling.inputs import State as SessionState
+from vela.signaling.session import Session
+from vela.wire import CIRCUIT_ID, SEAL, datagram_limit
+
+from ..config.records import CircuitConfig, Encapsulation
+from ..runtime.loop import EventLoop
+from .data_path import DataPath
+from .delays import DelayMeter
+from .echoes import Answered, Echoes
+from .lifecycle import Input, State
+
+# For both ends to notice that frames do not cross, and to try it from the listening ports.
+FALLBACK_S = 3.0
+# For the other end to be told that it may seal answers.
+KEYS_S = 0.05
+
+NO_FRAMES = (
+    "control messages cross, and frames do not: a firewall on the way, or the other end's worker"
+)
+FROM_LISTENING = "frames leave from the listening port: from one of their own they do not cross"
+
+
+class Watched(Protocol):
+    """A circuit."""
+
+    config: CircuitConfig
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def session(self) -> Session | None:
+        """None: it is static."""
+
+    @property
+    def agreement(self) -> Agreement | None: ...
+
+    def apply_terms(self) -> None:
+        """Tell the remote what this end offers now."""
+
+
+class FrameWatch:
+    """Asks the remote's worker, where that answers, as long as there is a session with it."""
+
+    def __init__(
+        self,
+        circuit: Watched,
+        data_path: DataPath,
+        loop: EventLoop,
+        take: Callable[[Input, str], None],
+    ) -> None:
+        """take: takes UP, DOWN and UNANSWERED, of the circuit's lifecycle."""
+        self._circuit = circuit
+        self._data_path = data_path
+        self._loop = loop
+        self._take = take
+        self._echoes = Echoes(loop, data_path.send_echo, self._carries, self.look)
+        # Since when both ends are to send from the listening ports, as frames do not cross.
+        self._wanted_at: float | None = None
+        data_path.set_echo_handler(self._echoes.take)
+
+    @property
+    def delays(self) -> DelayMeter:
+        return self._echoes.delays
+
+    @property
+    def wants_listening(self) -> bool:
+        """Whether frames do not cross from ports of their own, as far as is known here."""
+        return self._wanted_at is not None
+
+    @property
+    def note(self) -> str:
+        """What there is to say of a circuit that is up; empty: nothing."""
+        return FROM_LISTENING if self._falls_back else ""
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the circuit is not up before frames have crossed."""
+        agreement = self._circuit.agreement
+        demanded = agreement is not None and agreement.echo
+        return demanded and self._circuit.state is not State.UP and not self._echoes.crosses
+
+    def begin_anew(self) -> None:
+        """Let frames leave from ports of their own again."""
+        self._wanted_at = None
+
+    def session_lost(self) -> None:
+        """To be called when the session goes down, before the circuit does."""
+        if self._circuit.state is not State.UP:
+            self._wanted_at = None  # it was of no use
+
+    def stop(self) -> None:
+        self._echoes.stop()
+
+    def follow(self) -> None:
+        """Ask, or ask no more; to be called when anything of the circuit may have changed."""
+        circuit, attached = self._circuit, self._data_path.attached
+        session, agreement = circuit.session, circuit.agreement
+        if (
+            session is None
+            or attached is None
+            or agreement is None
+            or not agreement.echo
+            or session.state not in (SessionState.LINKED, SessionState.UP)
+        ):
+            self._echoes.stop()
+            return
+        path, profile = attached
+        if profile.encrypted and not self._has_keys(session):
+            self._echoes.stop()
+            return
+        self._echoes.watch(
+            (session.local_nonces[0], path.endpoint, path.route.source, profile.source_port),
+            circuit.config.id,
+            agreement.keepalive_s,
+            crosses=circuit.state is State.UP,
+            delay_s=KEYS_S if profile.encrypted else 0.0,
+        )
+
+    def check(self) -> None:
+        """Follow and look; to be called once a second."""
+        self.follow()
+        self.look()
+
+    def look(self) -> None:
+        """Go up when frames cross, and down when they do not."""
+        circuit, echoes = self._circuit, self._echoes
+        session = circuit.session
+        if session is None or not echoes.running:
+            return
+        if echoes.crosses:
+            if self.wants_listening and not self._falls_back:
+                # The other end's worker was slow to start.
+                self._want_listening(None)
+            if circuit.state is not State.UP and session.state is SessionState.UP:
+                self._take(Input.UP, "")
+        elif circuit.state is State.UP:
+            self._take(Input.DOWN, NO_FRAMES)
+        elif echoes.blocked and self._wanted_at is None:
+            self._want_listening(self._loop.now())
+        elif echoes.blocked and self._loop.now() >= (self._wanted_at or 0) + FALLBACK_S:
+            self._take(Input.UNANSWERED, NO_FRAMES)
+
+    def ping(self, size: int, answered: Answered) -> None:
+        """Ask once; answered is called when the answer comes, if it does.
+
+        size: in bytes, as of an IP packet whose Ethernet header is elided. Raises VelaError.
+        """
+        config, attached = self._circuit.config, self._data_path.attached
+        if config.encapsulation is Encapsulation.IP:
+            raise VelaError(f"{config.name}: a remote that takes only IP packets does not answer")
+        if attached is None:
+            raise VelaError(
+                f"{config.name} carries no frames at present: {self._circuit.state.word}"
+            )
+        path, profile = attached
+        most = datagram_limit(path.mtu, path.endpoint.family) - CIRCUIT_ID
+        most -= SEAL if profile.encrypted else 0
+        if size > most:
+            raise VelaError(f"{config.name}: {size} bytes do not fit a datagram; {most} do")
+        self._echoes.ask(config.id, answered, CIRCUIT_ID + size)
+
+    @property
+    def _falls_back(self) -> bool:
+        agreement = self._circuit.agreement
+        return agreement is not None and agreement.from_listening and not agreement.nat
+
+    def _has_keys(self, session: Session) -> bool:
+        """Whether there are keys: the session's, or of the one that it follows without a gap."""
+        return session.state is SessionState.UP or self._circuit.state is State.UP
+
+    def _carries(self) -> bool:
+        """Whether this end, at least, can carry frames."""
+        session = self._circuit.session
+        return session is not None and self._has_keys(session) and self._data_path.carries
+
+    def _want_listening(self, since: float | None) -> None:
+        """Say that both ends are to send frames from their listening ports; None: that not.
+
+        Control messages cross there. Both ends do it when the other one says so, too.
+        """
+        self._wanted_at = since
+        self._circuit.apply_terms()
