@@ -24,7 +24,7 @@ class Family:
     """One metric with all its samples."""
 
     def __init__(self, name: str, kind: str, help_text: str) -> None:
-        """name: as its samples have it. kind: "counter", "gauge" or "summary"."""
+        """name: as its samples have it. kind: "counter" or "gauge"."""
         self.name = name
         self.kind = kind
         self._help = help_text

@@ -7,40 +7,29 @@ https://prometheus.io/docs/practices/naming/
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from vela.linux.usage import ProcessFacts
+
+from ..states import STATES, WELL
 from ..status import CircuitStatus, DaemonStatus
-from .exposition import CONTENT_TYPE, Family, encode, labels
-
-STATES = (
-    "resolving",
-    "connecting",
-    "up",
-    "down",
-    "rejected",
-    "unmonitored",
-    "disabled",
-    "failed",
-)
-_CARRIES = frozenset({"up", "unmonitored"})
+from .exposition import Family, encode, labels
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessFacts:
-    """What the supervisor uses of the machine."""
+def exposition(
+    status: DaemonStatus, process: ProcessFacts | None, answers: Mapping[int, int], build_s: float
+) -> bytes:
+    """Return the status as metrics, in the text format.
 
-    start_time_s: float
-    """Unix time."""
-    cpu_s: float
-    resident_bytes: int
-    open_fds: int
-    max_fds: int
+    answers: of the HTTP server, by status. build_s: how long the exposition before this one took.
+    """
+    metrics = _Metrics()
+    for circuit in status.circuits:
+        metrics.add(circuit)
+    return metrics.finish(status, process, answers, build_s)
 
 
-class MetricsDocument:
+class _Metrics:
     """Takes the circuits one by one, then the rest, and becomes the exposition."""
-
-    content_type = CONTENT_TYPE
 
     def __init__(self) -> None:
         self._families: dict[str, Family] = {}
@@ -74,7 +63,7 @@ class MetricsDocument:
                 }
             ),
         )
-        add["vela_circuit_up"](circuit.state in _CARRIES, own)
+        add["vela_circuit_up"](circuit.state in WELL, own)
         for state in STATES:
             add["vela_circuit_state"](state == circuit.state, f'{begin},state="{state}"}}')
         add["vela_circuit_state_seconds"](circuit.since_seconds, own)
@@ -120,14 +109,11 @@ class MetricsDocument:
     def finish(
         self,
         daemon: DaemonStatus,
-        process: ProcessFacts,
+        process: ProcessFacts | None,
         answers: Mapping[int, int],
         build_s: float,
     ) -> bytes:
-        """Return the exposition. answers: of the HTTP server, by status.
-
-        build_s: how long the one before took to build, in seconds of the supervisor.
-        """
+        """Return the exposition."""
         add = self._add
         add["vela_build_info"](1, labels({"version": daemon.version}))
         for listen in daemon.listen:
@@ -142,11 +128,12 @@ class MetricsDocument:
         for status, count in sorted(answers.items()):
             add["vela_http_answers_total"](count, labels({"code": status}))
         add["vela_exposition_build_seconds"](build_s)
-        add["process_start_time_seconds"](process.start_time_s)
-        add["process_cpu_seconds_total"](process.cpu_s)
-        add["process_resident_memory_bytes"](process.resident_bytes)
-        add["process_open_fds"](process.open_fds)
-        add["process_max_fds"](process.max_fds)
+        if process is not None:
+            add["process_start_time_seconds"](process.start_time_s)
+            add["process_cpu_seconds_total"](process.cpu_s)
+            add["process_resident_memory_bytes"](process.resident_bytes)
+            add["process_open_fds"](process.open_fds)
+            add["process_max_fds"](process.max_fds)
         return encode(self._families.values())
 
 
@@ -204,7 +191,7 @@ _FAMILIES = (
         "Time since the last control message of the remote.",
     ),
     ("vela_circuit_loss_ratio", "gauge", "Frames lost between the ends, 0 to 1, by direction."),
-    ("vela_circuit_delay_seconds", "summary", "Round trip between the workers of both ends."),
+    ("vela_circuit_delay_seconds", "gauge", "Round trip between the workers of both ends."),
     ("vela_circuit_jitter_seconds", "gauge", "Jitter of the round trip between the workers."),
     ("vela_circuit_frames_total", "counter", "Frames read from the TAP (tx), written to it (rx)."),
     ("vela_circuit_bytes_total", "counter", "Bytes of these frames."),
