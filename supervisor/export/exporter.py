@@ -39,9 +39,9 @@ class Exporter:
 
     def _answer(self, request: Request, respond: Respond) -> None:
         if request.path == "/metrics":
-            began = time.monotonic()
+            began = time.thread_time()
             body = exposition(self._status(), own_process(), self._server.answers, self._build_s)
-            self._build_s = time.monotonic() - began
+            self._build_s = time.thread_time() - began
             respond(Response(HTTPStatus.OK, CONTENT_TYPE, body))
         elif request.path == "/":
             respond(Response(HTTPStatus.OK, PAGE_TYPE, status_page(self._status()), PAGE_FIELDS))
@@ -50,4 +50,4 @@ class Exporter:
 
     @staticmethod
     def _on_exhausted(reason: str) -> None:
-        structlog.get_logger().warning("metrics_connection_refused", reason=reason)
+        structlog.get_logger().error("metrics_connection_refused", reason=reason)

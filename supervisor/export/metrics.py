@@ -20,7 +20,7 @@ def exposition(
 ) -> bytes:
     """Return the status as metrics, in the text format.
 
-    answers: of the HTTP server, by status. build_s: how long the exposition before this one took.
+    answers: of the HTTP server, by status. build_s: the CPU time that the exposition before this one took.
     """
     metrics = _Metrics()
     for circuit in status.circuits:
@@ -159,7 +159,7 @@ _FAMILIES = (
     (
         "vela_exposition_build_seconds",
         "gauge",
-        "Time of the supervisor that the exposition before this one took.",
+        "CPU time that the exposition before this one took the supervisor.",
     ),
     ("vela_circuit_info", "gauge", "What a circuit is."),
     (

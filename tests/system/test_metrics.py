@@ -173,7 +173,7 @@ def test_scrape_of_255_circuits_takes_less_than_50_ms(
             60,
             "255 circuits",
         )
-        # Each tells how long the one before took. The best counts: the machine has other work.
+        # Each tells what CPU time the one before took. The best counts: the machine has other work.
         took_s = [
             value(scrape(routers.a.namespace), "vela_exposition_build_seconds") for _ in range(8)
         ][1:]
