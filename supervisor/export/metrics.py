@@ -20,7 +20,8 @@ def exposition(
 ) -> bytes:
     """Return the status as metrics, in the text format.
 
-    answers: of the HTTP server, by status. build_s: the CPU time that the exposition before this one took.
+    answers: of the HTTP server, by status. build_s: CPU time that the exposition before this one
+    took.
     """
     metrics = _Metrics()
     for circuit in status.circuits:
