@@ -14,6 +14,7 @@ from vela.linux.usage import own_process
 from ..runtime.loop import EventLoop
 from ..status import DaemonStatus
 from .exposition import CONTENT_TYPE
+from .history import PERIOD_S, RateHistory
 from .http import HttpServer, Respond, not_found
 from .metrics import exposition
 from .page import PAGE_FIELDS, PAGE_TYPE, status_page
@@ -32,10 +33,19 @@ class Exporter:
         """Listen. Raises DeviceError if the address cannot be had."""
         self._status = status
         self._build_s = 0.0
+        self._loop = loop
+        self._history = RateHistory()
         self._server = HttpServer(loop, address, self._answer, self._on_exhausted)
 
+        self._sampling = loop.call_later(PERIOD_S, self._sample)
+
     def close(self) -> None:
+        self._sampling.cancel()
         self._server.close()
+
+    def _sample(self) -> None:
+        self._sampling = self._loop.call_later(PERIOD_S, self._sample)
+        self._history.add(self._status().circuits)
 
     def _answer(self, request: Request, respond: Respond) -> None:
         if request.path == "/metrics":
@@ -44,7 +54,8 @@ class Exporter:
             self._build_s = time.thread_time() - began
             respond(Response(HTTPStatus.OK, CONTENT_TYPE, body))
         elif request.path == "/":
-            respond(Response(HTTPStatus.OK, PAGE_TYPE, status_page(self._status()), PAGE_FIELDS))
+            page = status_page(self._status(), self._history.of)
+            respond(Response(HTTPStatus.OK, PAGE_TYPE, page, PAGE_FIELDS))
         else:
             respond(not_found())
 

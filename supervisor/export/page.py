@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from ..states import WELL, total
 from ..status import CircuitStatus, DaemonStatus
+from .history import PERIOD_S, SAMPLES, Sample
 
 REFRESH_S = 5
 PAGE_TYPE = "text/html; charset=utf-8"
@@ -30,6 +31,9 @@ th { font-weight: 600; white-space: nowrap; }
 .state { font-weight: 600; white-space: nowrap; }
 .good { color: #16803c; } .bad { color: #c02626; } .off { opacity: .6; }
 .reason { font-size: .9em; opacity: .85; }
+svg { display: block; }
+polyline { fill: none; stroke-width: 1.5; vector-effect: non-scaling-stroke; }
+.tx { stroke: #2563c4; } .rx { stroke: #d0751a; }
 """
 
 _HEADINGS = (
@@ -40,17 +44,18 @@ _HEADINGS = (
     ("Flaps", "number"),
     ("Sends", "number"),
     ("Receives", "number"),
+    (f"{PERIOD_S * SAMPLES / 60:.0f} minutes", ""),
     ("Round trip", "number"),
     ("Remote, or why not", ""),
 )
 
 
-def status_page(status: DaemonStatus) -> bytes:
-    """Return the whole page: circuits in trouble first, then by name."""
+def status_page(status: DaemonStatus, history: Callable[[str], Sequence[Sample]]) -> bytes:
+    """Return the whole page: circuits in trouble first, then by name. history: of a circuit."""
     counts = total(each.state for each in status.circuits)
     listed = sorted(status.circuits, key=lambda each: (_rank(each), each.name))
     head = "".join(f'<th class="{kind}">{name}</th>' for name, kind in _HEADINGS)
-    rows = "".join(map(_row, listed))
+    rows = "".join(_row(each, history(each.name)) for each in listed)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="refresh" content="{REFRESH_S}">\n'
@@ -69,7 +74,7 @@ def _rank(circuit: CircuitStatus) -> int:
     return 2 if circuit.state == "disabled" else 0
 
 
-def _row(circuit: CircuitStatus) -> str:
+def _row(circuit: CircuitStatus, samples: Sequence[Sample]) -> str:
     kind = ("bad", "good", "off")[_rank(circuit)]
     rates = circuit.rates
     cells: Iterable[tuple[str, str]] = (
@@ -80,11 +85,32 @@ def _row(circuit: CircuitStatus) -> str:
         ("number", str(circuit.transitions)),
         ("number", _rate(rates.tx_bps)),
         ("number", _rate(rates.rx_bps)),
+        ("", _sparkline(samples)),
         ("number", "" if circuit.rtt_ms is None else f"{circuit.rtt_ms:.2f} ms"),
         ("", escape(circuit.remote_address or circuit.remote) + _small(circuit.reason)),
     )
     inner = "".join(f'<td class="{kind}">{text}</td>' for kind, text in cells)
     return f"<tr>{inner}</tr>\n"
+
+
+def _sparkline(samples: Sequence[Sample]) -> str:
+    """Draw what was sent and received, the newest at the right; both by one scale."""
+    most = max((max(each) for each in samples), default=0.0)
+    if not most:
+        return ""
+    width, height = 2 * SAMPLES, 24
+    lines = []
+    for index, kind in enumerate(("tx", "rx")):
+        points = " ".join(
+            f"{width - 2 * age},{height - 1 - (height - 2) * each[index] / most:.1f}"
+            for age, each in enumerate(reversed(samples))
+        )
+        lines.append(f'<polyline class="{kind}" points="{points}"/>')
+    label = f"sent (blue) and received (orange), at most {_rate(int(most))}"
+    return (
+        f'<svg width="{width}" height="{height}" role="img" aria-label="{label}">'
+        f"<title>{label}</title>{''.join(lines)}</svg>"
+    )
 
 
 def _small(text: str) -> str:

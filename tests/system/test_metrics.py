@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,6 +158,26 @@ def test_address_that_is_taken_is_named_at_the_start(routers: TwoRouters) -> Non
         said = second.log()
 
     assert said.endswith("velad: cannot listen on 127.0.0.1:9486: Address already in use\n")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_browser_shows_the_page_without_a_word_in_its_console(
+    routers: TwoRouters, tmp_path: Path
+) -> None:
+    config = f'[circuits.vela0]\nid = 1\nremote = "{routers.b.ipv4}"\nautoconfigure = false\n'
+    picture = tmp_path / "page.png"
+    with Velad(routers.a.namespace, config + METRICS) as velad:
+        velad.wait_for_state(NAME, "unmonitored")
+        done = routers.a.namespace.run(
+            *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),
+            *(f"--user-data-dir={tmp_path}", f"--screenshot={picture}", "--window-size=1280,400"),
+            *("--virtual-time-budget=1000", "http://127.0.0.1:9486/"),
+            timeout_s=90,
+        )
+
+    assert "CONSOLE" not in done.stderr
+    # An empty page of this size takes 2 kB.
+    assert picture.stat().st_size > 10_000
 
 
 @pytest.mark.alone
