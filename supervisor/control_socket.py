@@ -22,7 +22,8 @@ import structlog
 
 from vela.errors import DeviceError, VelaError
 
-from .runtime.loop import EventLoop, Timer
+from .runtime.listener import EXHAUSTED_PAUSE_S, Listener
+from .runtime.loop import EventLoop
 
 MAX_REQUEST = 65536  # bytes; commands are short
 MAX_UNSENT = 4 << 20  # bytes, of one client; a status of 255 circuits takes 400 000
@@ -31,10 +32,6 @@ MAX_CLIENTS = 64
 MAX_SUBSCRIBERS = 16
 MAX_UNSENT_EVENTS = 256 << 10  # bytes; more than a thousand changes of circuits
 BACKLOG = 16
-EXHAUSTED_PAUSE_S = 1.0
-
-# Errors of accept(2) when descriptors or memory run out.
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _UCRED = struct.Struct("=iII")  # pid, uid, gid; include/linux/socket.h, struct ucred
 
@@ -105,32 +102,27 @@ class ControlSocket:
         self._group = group
         self._clients: dict[int, _Client] = {}
         self._queue: deque[_Client] = deque()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._bind()
+            self._bind(listening)
         except OSError as err:
-            self._listener.close()
+            listening.close()
             raise DeviceError(f"control socket {path}: {_reason(err)}") from err
         except DeviceError:
-            self._listener.close()
+            listening.close()
             raise
-        self._listener.listen(BACKLOG)
-        self._pause: Timer | None = None
-        self._listen()
+        listening.listen(BACKLOG)
+        self._listener = Listener(loop, listening, self._on_connection, _report_exhausted)
 
     def close(self) -> None:
         for client in tuple(self._clients.values()):
             self._drop(client)
-        if self._pause is None:
-            self._loop.unwatch(self._listener.fileno())
-        else:
-            self._pause.cancel()
         self._listener.close()
         with contextlib.suppress(OSError):
             self._path.unlink()
 
-    def _bind(self) -> None:
+    def _bind(self, listening: socket.socket) -> None:
         # For root and the group only, whatever the umask: requests change interfaces. The socket is
         # created with its group, since the unit has no CAP_CHOWN.
         before = os.umask(0o177 if self._group is None else 0o117)
@@ -139,12 +131,12 @@ class ControlSocket:
             if self._group is not None:
                 os.setegid(self._group)
             try:
-                self._listener.bind(str(self._path))
+                listening.bind(str(self._path))
             except OSError as err:
                 if err.errno != errno.EADDRINUSE:
                     raise
                 self._remove_stale()
-                self._listener.bind(str(self._path))
+                listening.bind(str(self._path))
         finally:
             os.setegid(own_group)
             os.umask(before)
@@ -166,24 +158,7 @@ class ControlSocket:
                 ) from err
         raise DeviceError(f"control socket {self._path}: another velad answers there")
 
-    def _listen(self) -> None:
-        self._pause = None
-        self._loop.watch(self._listener.fileno(), self._on_connection)
-
-    def _on_connection(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError as err:
-            if err.errno in _EXHAUSTED:
-                # The connection stays in the queue, so the listener stays readable.
-                self._loop.unwatch(self._listener.fileno())
-                self._pause = self._loop.call_later(EXHAUSTED_PAUSE_S, self._listen)
-                structlog.get_logger().error(
-                    "control_connection_not_accepted",
-                    error=_reason(err),
-                    retry_in_s=EXHAUSTED_PAUSE_S,
-                )
-            return  # or the client has closed it
+    def _on_connection(self, connection: socket.socket) -> None:
         if len(self._clients) >= MAX_CLIENTS:
             idle = (each for each in self._clients.values() if not each.subscribed)
             self._drop(min(idle, key=lambda each: (each.waits, each.active_at)))
@@ -376,6 +351,12 @@ class _Client:
     def is_asking(self) -> bool:
         """Whether a whole request waits."""
         return b"\n" in self.received
+
+
+def _report_exhausted(reason: str) -> None:
+    structlog.get_logger().error(
+        "control_connection_not_accepted", error=reason, retry_in_s=EXHAUSTED_PAUSE_S
+    )
 
 
 def _reason(err: OSError) -> str:

@@ -163,6 +163,11 @@ class Daemon:
                 _find_group(config.daemon.control_group),
             )
             undo.callback(control_socket.close)
+            if config.daemon.metrics is not None:
+                # Loaded where it is used: it takes 3 ms and 1 MB.
+                from .export.exporter import Exporter
+
+                undo.callback(Exporter(self._loop, config.daemon.metrics, self.status).close)
             self._registry.set_change_handler(
                 lambda event: control_socket.publish({"time": time.time(), **event})
             )

@@ -174,6 +174,17 @@ def parse_listen_address(text: str) -> IPAddress:
     return address
 
 
+def parse_listen_endpoint(text: str) -> Endpoint:
+    """Return an address to receive on with its port, from "127.0.0.1:9486" or "[::1]:9486"."""
+    host, port = _split_port(text)
+    if port is None:
+        raise ValueError(
+            f"{shown(text)} has no port; "
+            "one such as '127.0.0.1:9486' or '[::1]:9486' would be right"
+        )
+    return Endpoint(parse_listen_address(host), port)
+
+
 def parse_interface(text: str) -> IPInterface:
     """Return an interface's address with its prefix length, from "172.16.16.1/30"."""
     host, slash, length = text.partition("/")

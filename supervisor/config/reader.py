@@ -18,6 +18,7 @@ from vela.address import (
     parse_interface_name,
     parse_interface_pattern,
     parse_listen_address,
+    parse_listen_endpoint,
     parse_network,
     parse_remote,
     parse_source,
@@ -275,6 +276,7 @@ def _read_daemon(table: Table) -> DaemonConfig:
         log_level=table.read("log_level", _LOG_LEVEL, _DAEMON.log_level),
         log_format=table.read("log_format", _LOG_FORMAT, _DAEMON.log_format),
         identity=table.read("identity", _ABSOLUTE_PATH, _DAEMON.identity),
+        metrics=table.read("metrics", text(parse_listen_endpoint), _DAEMON.metrics),
     )
     table.finish()
     return daemon

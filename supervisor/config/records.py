@@ -8,7 +8,7 @@ from enum import Enum
 from ipaddress import IPv6Address
 from pathlib import Path
 
-from vela.address import Family, IPAddress, IPInterface, IPNetwork, Remote
+from vela.address import Endpoint, Family, IPAddress, IPInterface, IPNetwork, Remote
 from vela.dataplane.engine import Engine
 from vela.linux.choice import UnderlayChoice
 from vela.linux.features import Feature
@@ -182,6 +182,8 @@ class DaemonConfig:
     log_format: str = "console"
     identity: Path | None = None
     """The file with this machine's private key."""
+    metrics: Endpoint | None = None
+    """The TCP address that shows metrics. None: nothing does."""
 
 
 @dataclass(frozen=True, slots=True)

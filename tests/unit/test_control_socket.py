@@ -20,7 +20,6 @@ from exhaustion import no_descriptors
 
 from lab.waiting import eventually
 from vela.errors import DeviceError, VelaError
-from vela.supervisor import control_socket
 from vela.supervisor.control_socket import (
     MAX_CLIENTS,
     MAX_REQUEST,
@@ -33,6 +32,7 @@ from vela.supervisor.control_socket import (
     Later,
     Subscribe,
 )
+from vela.supervisor.runtime import listener
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.velactl.client import Connection, ask
 
@@ -592,7 +592,7 @@ def test_connection_without_a_descriptor_for_it_is_answered_later_and_does_not_r
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pause_s = 0.1
-    monkeypatch.setattr(control_socket, "EXHAUSTED_PAUSE_S", pause_s)
+    monkeypatch.setattr(listener, "EXHAUSTED_PAUSE_S", pause_s)
     said = 0
 
     def look() -> None:
@@ -621,7 +621,7 @@ def test_connection_without_a_descriptor_for_it_is_answered_later_and_does_not_r
 def test_control_socket_closed_while_it_lacks_descriptors_is_gone(
     loop: EventLoop, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_socket, "EXHAUSTED_PAUSE_S", 0.05)
+    monkeypatch.setattr(listener, "EXHAUSTED_PAUSE_S", 0.05)
     made = Server(loop, path)
     with made.connect():
         loop.call_later(0.01, loop.stop)

@@ -389,7 +389,7 @@ def test_key_unknown_is_reported_with_the_closest(text: str, mistake: str) -> No
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ('[daemon]\nmetrics = "127.0.0.1:9486"\n', "daemon.metrics"),
+        ('[daemon]\nmetric = "127.0.0.1:9486"\n', "daemon.metric"),
         (circuit_with('latency = "low"'), "circuits.vela0.latency"),
     ],
 )
@@ -460,6 +460,10 @@ def test_value_of_wrong_type_is_reported(text: str, mistake: str) -> None:
         'disable_features = ["uso", "uso"]',
         'log_level = "INFO"',
         'log_format = "xml"',
+        'metrics = "127.0.0.1"',
+        'metrics = "localhost:9486"',
+        'metrics = "127.0.0.1:0"',
+        'metrics = "[fe80::1]:9486"',
     ],
 )
 def test_daemon_value_out_of_range_is_one_mistake(line: str) -> None:

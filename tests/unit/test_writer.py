@@ -25,6 +25,7 @@ disable_features = ["uso"]
 log_level = "debug"
 log_format = "json"
 identity = "/etc/vela/identity.key"
+metrics = "[::1]:9486"
 
 [autoconfigure]
 accept = false

@@ -1,0 +1,1 @@
+"""What velad is to show over HTTP: metrics for Prometheus."""
