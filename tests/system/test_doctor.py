@@ -101,6 +101,23 @@ def test_doctor_names_a_firewall(routers: TwoRouters, dropping: str) -> None:
         assert finds_nothing(both.a)
 
 
+def test_doctor_names_a_firewall_that_drops_frames_alone(routers: TwoRouters) -> None:
+    # The first byte after the UDP header is the circuit id, 0 for control messages.
+    chain = f"type filter hook input priority 0\n udp dport {PORT} @th,64,8 != 0 drop"
+    rules = f"table inet f {{\n chain c {{\n {chain}\n }}\n}}\n"
+    routers.a.namespace.run("nft", "-f", "-", stdin=rules)
+    with ends(routers, asking(routers.b.ipv4), policy()) as both:
+        eventually(lambda: "frames do not" in found(both.a, "firewall")["seen"], 20, "a reason")
+        assert "both ways" in found(both.a, "firewall")["advice"]
+
+
+def test_doctor_names_what_somebody_changed_by_hand(routers: TwoRouters) -> None:
+    with circuit(routers) as both:
+        routers.a.namespace.run("ip", "link", "set", NAME, "mtu", "1300")
+
+        assert "MTU of 1300" in found(both.a, "interface")["seen"]
+
+
 def test_doctor_names_a_wrong_key(routers: TwoRouters, tmp_path: Path) -> None:
     paths = []
     for number in range(2):
