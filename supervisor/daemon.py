@@ -229,6 +229,9 @@ class Daemon:
                 return Subscribe({"monitoring": True})
             case {"command": "ping", "circuit": str(name)}:
                 return self._pings.ask(name, request.get("size"))
+            case {"command": "history", "circuit": str(name)}:
+                minutes = self._registry.find(name).history.status(time.time() - self._loop.now())
+                return {"circuit": name, "minutes": document(minutes)}
             case {"command": "show-config"}:
                 return self._show_config()
             case {"command": "log-level"} if "level" not in request:

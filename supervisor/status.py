@@ -119,6 +119,23 @@ class CounterStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class MinuteStatus:
+    """What one circuit did in a minute, for velactl history."""
+
+    time: int
+    """Unix time of its end."""
+    up_percent: float
+    """How much of it the circuit carried frames."""
+    tx_bps: int
+    rx_bps: int
+    asked: int
+    """Echo requests; the next three are of their answers."""
+    answered: int
+    p50_ms: float | None
+    p99_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class CipherStatus:
     """How frames are encrypted at present."""
 

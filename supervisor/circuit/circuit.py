@@ -48,10 +48,12 @@ from vela.signaling.signer import Key
 from ..frame_keys import CircuitKeys
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
+from ..states import WELL
 from ..status import NOT_MEASURED, CircuitStatus
 from .data_path import DataPath
 from .echoes import Answered
 from .frame_watch import FrameWatch
+from .history import History
 from .hooks import CircuitHooks
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
@@ -150,12 +152,13 @@ class Circuit:
         self._logged = (State.RESOLVING, "")
         self._transitions = Transitions(State.RESOLVING, loop.now())
         self._rates = RateMeter()
+        self.history = History(loop.now())
         self._obstacle = ""
         self._bridge_mtu = data_path.bridge_mtu
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
         self._prober = PathProber(loop, self._on_path_mtu)
-        self._frames = FrameWatch(self, data_path, loop, self._take)
+        self._frames = FrameWatch(self, data_path, loop, self._take, self.history)
         self._presence = self.config.underlay.presence()
         self._remote = self._search()
         self._signaling = self._open_signaling()
@@ -522,7 +525,9 @@ class Circuit:
         """Check the interface and the worker. To be called once a second."""
         before = self._obstacle
         traffic = self._data_path.traffic()
-        self._rates.sample(traffic, self._loop.now())
+        now = self._loop.now()
+        self._rates.sample(traffic, now)
+        self.history.look(now, traffic, up=self.state.word in WELL)
         self._prober.note_traffic(traffic.tx_frames)
         try:
             self._data_path.check()

@@ -13,6 +13,7 @@ from vela.signaling.crossing import Crossing
 
 from ..runtime.loop import Callback, EventLoop, Timer
 from .delays import DelayMeter
+from .history import History
 
 JITTER = 0.1
 # Requests without an answer that are remembered: an interval's, and those of pings.
@@ -31,16 +32,18 @@ class Echoes:
         send: Callable[[bytes], None],
         carries: Callable[[], bool],
         on_changed: Callback,
+        history: History,
     ) -> None:
         """Ask nothing yet.
 
         send: sends a request from where frames leave. carries: tells whether this end can carry
-        frames. on_changed: crosses or blocked changed.
+        frames. on_changed: crosses or blocked changed. history: notes what is asked and answered.
         """
         self._loop = loop
         self._send = send
         self._carries = carries
         self._on_changed = on_changed
+        self._history = history
         self._crossing = Crossing(Jitter(random.Random(), shorter=JITTER))
         self._delays = DelayMeter()
         self._path: Hashable = None
@@ -120,6 +123,7 @@ class Echoes:
     def _take_own(self, rtt_s: float) -> None:
         now, before = self._loop.now(), self._state()
         self._delays.add(rtt_s)
+        self._history.answered(rtt_s)
         self._crossing.answered(now - rtt_s, now)
         self._after(before)
 
@@ -127,6 +131,7 @@ class Echoes:
         self._timer = None
         before = self._state()
         if self._crossing.handle_timer(self._loop.now(), carries=self._carries()):
+            self._history.asked()
             self.ask(self._circuit_id, self._take_own)
         self._after(before)
 

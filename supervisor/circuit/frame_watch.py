@@ -16,6 +16,7 @@ from ..runtime.loop import EventLoop
 from .data_path import DataPath
 from .delays import DelayMeter
 from .echoes import Answered, Echoes
+from .history import History
 from .lifecycle import Input, State
 
 # For both ends to notice that frames do not cross, and to try it from the listening ports.
@@ -57,13 +58,14 @@ class FrameWatch:
         data_path: DataPath,
         loop: EventLoop,
         take: Callable[[Input, str], None],
+        history: History,
     ) -> None:
-        """take: takes UP, DOWN and UNANSWERED, of the circuit's lifecycle."""
+        """take: takes UP, DOWN and UNANSWERED, of the circuit's lifecycle. history: see Echoes."""
         self._circuit = circuit
         self._data_path = data_path
         self._loop = loop
         self._take = take
-        self._echoes = Echoes(loop, data_path.send_echo, self._carries, self.look)
+        self._echoes = Echoes(loop, data_path.send_echo, self._carries, self.look, history)
         # Since when both ends are to send from the listening ports, as frames do not cross.
         self._wanted_at: float | None = None
         data_path.set_echo_handler(self._echoes.take)

@@ -103,6 +103,13 @@ def _monitor(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _history(arguments: argparse.Namespace) -> int:
+    from .history import history
+
+    history(arguments)
+    return EXIT_OK
+
+
 def _ping(arguments: argparse.Namespace) -> int:
     from .ping import ping
 
@@ -256,6 +263,7 @@ commands that show:
   status       circuits, their states and rates; one circuit in full
   top          rates, round trip, drops and CPU, live
   monitor      changes of circuits, as they come
+  history      what a circuit did in each minute of the last day
   ping         whether the other end's worker answers, and how soon
   doctor       what is usually wrong, what shows it, and what to do
   show-config  the configuration in effect, with all defaults
@@ -386,6 +394,20 @@ def _describe_showing(make: Maker) -> None:
         "  velactl monitor --json               an object on each line, for programs\n",
     )
     _add_circuits(monitor)
+    history = make(
+        "history",
+        _history,
+        "Show what a circuit did in each of the last minutes, the newest one last: how much of\n"
+        "the minute it carried frames, bits per second, and how the other end's worker answered\n"
+        "echo requests. velad keeps a day, in memory.",
+        "  velactl history vela0                the last hour\n"
+        "  velactl history vela0 --minutes 1440 the last day\n"
+        "  velactl history vela0 --json         for programs\n",
+    )
+    _add_circuit(history)
+    history.add_argument(
+        "--minutes", type=_whole(1, 1440), default=60, metavar="N", help="(default: 60)"
+    )
     ping = make(
         "ping",
         _ping,

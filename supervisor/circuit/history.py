@@ -1,0 +1,97 @@
+"""What one circuit did in each minute of the last day. In memory, bounded. Pure."""
+
+from __future__ import annotations
+
+import math
+from array import array
+
+from vela.percentile import percentile
+
+from ..status import MinuteStatus
+from .rates import Traffic
+
+MINUTE_S = 60.0
+MINUTES = 24 * 60
+FIGURES = 7  # of a minute, without its time
+
+# An unknown value.
+_NONE = math.nan
+
+
+class History:
+    """Adds a minute up, and keeps it in 4 bytes a figure: 52 kB for a day."""
+
+    def __init__(self, now: float) -> None:
+        self._began_at = now
+        self._ended_at = array("d")
+        self._figures = array("f")
+        self._traffic: Traffic | None = None
+        self._looks = self._looks_up = self._asked = 0
+        self._round_trips_s: list[float] = []
+
+    def asked(self) -> None:
+        self._asked += 1
+
+    def answered(self, rtt_s: float) -> None:
+        """Take an answer, which may be to a request of the minute before."""
+        self._round_trips_s.append(rtt_s)
+
+    def look(self, now: float, traffic: Traffic, *, up: bool) -> None:
+        """Take what there is now; to be called once a second."""
+        before = self._traffic
+        if before is None:
+            self._began_at, self._traffic = now, traffic
+            return
+        self._looks += 1
+        self._looks_up += up
+        if now >= self._began_at + MINUTE_S:
+            self._end(now, before, traffic)
+
+    def status(self, clock_offset_s: float) -> tuple[MinuteStatus, ...]:
+        """Return the minutes that are over, the oldest one first.
+
+        clock_offset_s: Unix time less the time of look().
+        """
+        found = []
+        for index, ended_at in enumerate(self._ended_at):
+            start = index * FIGURES
+            up, tx, rx, asked, answered, p50, p99 = self._figures[start : start + FIGURES]
+            found.append(
+                MinuteStatus(
+                    time=round(clock_offset_s + ended_at),
+                    up_percent=round(up, 1),
+                    tx_bps=round(tx),
+                    rx_bps=round(rx),
+                    asked=int(asked),
+                    answered=int(answered),
+                    p50_ms=_milliseconds(p50),
+                    p99_ms=_milliseconds(p99),
+                )
+            )
+        return tuple(found)
+
+    def _end(self, now: float, before: Traffic, traffic: Traffic) -> None:
+        seconds = now - self._began_at
+        ordered = sorted(self._round_trips_s)
+        self._ended_at.append(now)
+        self._figures.extend(
+            (
+                100 * self._looks_up / self._looks,
+                8 * (traffic.tx_bytes - before.tx_bytes) / seconds,
+                8 * (traffic.rx_bytes - before.rx_bytes) / seconds,
+                self._asked,
+                min(len(ordered), self._asked),
+                percentile(ordered, 50) if ordered else _NONE,
+                percentile(ordered, 99) if ordered else _NONE,
+            )
+        )
+        if len(self._ended_at) > MINUTES:
+            del self._ended_at[:1]
+            del self._figures[:FIGURES]
+        self._began_at, self._traffic = now, traffic
+        self._looks = self._looks_up = self._asked = 0
+        self._round_trips_s.clear()
+
+
+def _milliseconds(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else round(seconds * 1000, 3)
