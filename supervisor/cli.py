@@ -149,14 +149,15 @@ configuration or the command line.
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = _parser()
+    parser = make_parser()
     arguments = parser.parse_args(argv)
     if arguments.check and (arguments.generate_key or arguments.show_key) is not None:
         parser.error("--check goes with neither --generate-key nor --show-key")
     return arguments
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser; scripts/manuals describes it, too."""
     parser = argparse.ArgumentParser(
         prog="velad",
         description="Carry Ethernet frames between hosts over UDP, one interface for each circuit.",

@@ -36,7 +36,7 @@ Run = Callable[[argparse.Namespace], int]
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Return its exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     if arguments.socket is None:
         arguments.socket = _default_socket()
     run: Run = arguments.run
@@ -303,7 +303,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.format_usage()}{self.prog}: error: {message}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser; scripts/manuals describes it, too."""
     parser = _Parser(
         prog="velactl",
         description="Control a running velad.",
