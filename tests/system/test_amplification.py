@@ -129,7 +129,8 @@ def test_unauthenticated_source_gets_no_more_bytes_than_it_sent_for_each_message
         udp_socket(routers.a.namespace, source) as sender,
         Capture(routers.a.underlay) as wire,
     ):
-        a.wait_for_state("vela0", "up")
+        for velad in (a, b):
+            velad.wait_for_state("vela0", "up")
         messages = all_messages(tag)
         total = answers = 0
         for data in messages:
