@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -364,6 +365,8 @@ def test_requests_of_one_client_do_not_hold_others_up(server: Server) -> None:
 
 
 def test_clients_that_leave_at_any_moment_leave_nothing_behind(server: Server) -> None:
+    # What earlier tests left to the garbage collector may go meanwhile, and is not counted.
+    gc.collect()
     before = open_files()
 
     def client() -> None:
@@ -375,7 +378,7 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind(server: Server) -
     server.run(client)
     # With the two ends of the pipe by which a client's end is told.
     server.run(lambda: eventually(lambda: open_files() <= before + 2, TIMEOUT_S, "them to close"))
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_client_beyond_the_limit_takes_the_place_of_the_one_idle_for_longest(
