@@ -167,7 +167,10 @@ class Daemon:
                 # Loaded where it is used: it takes 3 ms and 1 MB.
                 from .export.exporter import Exporter
 
-                undo.callback(Exporter(self._loop, config.daemon.metrics, self.status).close)
+                exporter = Exporter(
+                    self._loop, config.daemon.metrics, self.status, self._registry.rates
+                )
+                undo.callback(exporter.close)
             self._registry.set_change_handler(
                 lambda event: control_socket.publish({"time": time.time(), **event})
             )

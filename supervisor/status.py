@@ -31,6 +31,11 @@ def document(value: object) -> Any:
     return value
 
 
+def milliseconds(seconds: float | None) -> float | None:
+    """Return a time as the status has it."""
+    return None if seconds is None else round(seconds * 1000, 3)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     pid: int | None

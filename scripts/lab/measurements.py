@@ -19,6 +19,7 @@ from lab.program import Program
 from lab.rate_search import GROWTH, Effort, highest_rate
 from lab.streams import concurrent_streams
 from lab.tunnels.tunnel import Segment
+from vela.percentile import percentile as nearest_rank
 
 Figures = dict[str, float]
 
@@ -180,5 +181,5 @@ def some_cpus() -> list[int]:
 
 
 def percentile(values: tuple[float, ...], percent: float) -> float:
-    """Return the smallest of the values that at least percent of them do not exceed."""
-    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
+    """Return the smallest of the values, in any order, that so many percent do not exceed."""
+    return nearest_rank(sorted(values), percent)

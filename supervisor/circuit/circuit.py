@@ -49,7 +49,7 @@ from ..frame_keys import CircuitKeys
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..states import WELL
-from ..status import NOT_MEASURED, CircuitStatus
+from ..status import NOT_MEASURED, CircuitStatus, RateStatus, milliseconds
 from .data_path import DataPath
 from .echoes import Answered
 from .frame_watch import FrameWatch
@@ -582,11 +582,13 @@ class Circuit:
         """Ask the remote's worker once. See FrameWatch.ping. Raises VelaError."""
         self._frames.ping(size, answered)
 
+    def rates(self) -> RateStatus:
+        return self._rates.rates()
+
     def status(self) -> CircuitStatus:
         config, attached = self.config, self._data_path.attached
         endpoint = attached[0].endpoint if attached else None
         session = self.session
-        rtt_s = None if session is None else session.rtt_s
         heard_at = None if session is None else session.last_heard_at
         now = self._loop.now()
         return CircuitStatus(
@@ -609,11 +611,11 @@ class Circuit:
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
             encryption=config.encryption.value,
             cipher=None if self._key_watch is None else self._key_watch.status(),
-            rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 3),
+            rtt_ms=milliseconds(None if session is None else session.rtt_s),
             last_heard_seconds=None if heard_at is None else round(now - heard_at, 3),
             loss=NOT_MEASURED[0],
             delay_ms=self._frames.delays.status(),
-            rates=self._rates.rates(),
+            rates=self.rates(),
             worker=self._data_path.worker_status(),
             counters=self._data_path.counter_status(),
         )

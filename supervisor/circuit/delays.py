@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from vela.percentile import percentile
 
-from ..status import DelayStatus
+from ..status import DelayStatus, milliseconds
 
 SAMPLES = 64
 
@@ -25,10 +25,6 @@ class DelayMeter:
         """Forget them: the path is another one."""
         self._seconds.clear()
 
-    @property
-    def last_s(self) -> float | None:
-        return self._seconds[-1] if self._seconds else None
-
     def status(self) -> DelayStatus:
         """Return percentiles, and the mean difference of one from the next, in milliseconds."""
         if not self._seconds:
@@ -37,11 +33,7 @@ class DelayMeter:
         steps = [abs(later - earlier) for earlier, later in pairwise(self._seconds)]
         jitter = sum(steps) / len(steps) if steps else 0.0
         return DelayStatus(
-            p50=_milliseconds(percentile(ordered, 50)),
-            p99=_milliseconds(percentile(ordered, 99)),
-            jitter=_milliseconds(jitter),
+            p50=milliseconds(percentile(ordered, 50)),
+            p99=milliseconds(percentile(ordered, 99)),
+            jitter=milliseconds(jitter),
         )
-
-
-def _milliseconds(seconds: float) -> float:
-    return round(seconds * 1000, 3)

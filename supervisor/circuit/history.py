@@ -7,11 +7,11 @@ from array import array
 
 from vela.percentile import percentile
 
-from ..status import MinuteStatus
+from ..constants import MAX_HISTORY_MINUTES
+from ..status import MinuteStatus, milliseconds
 from .rates import Traffic
 
 MINUTE_S = 60.0
-MINUTES = 24 * 60
 FIGURES = 7  # of a minute, without its time
 
 # An unknown value.
@@ -64,8 +64,8 @@ class History:
                     rx_bps=round(rx),
                     asked=int(asked),
                     answered=int(answered),
-                    p50_ms=_milliseconds(p50),
-                    p99_ms=_milliseconds(p99),
+                    p50_ms=_known_ms(p50),
+                    p99_ms=_known_ms(p99),
                 )
             )
         return tuple(found)
@@ -85,7 +85,7 @@ class History:
                 percentile(ordered, 99) if ordered else _NONE,
             )
         )
-        if len(self._ended_at) > MINUTES:
+        if len(self._ended_at) > MAX_HISTORY_MINUTES:
             del self._ended_at[:1]
             del self._figures[:FIGURES]
         self._began_at, self._traffic = now, traffic
@@ -93,5 +93,5 @@ class History:
         self._round_trips_s.clear()
 
 
-def _milliseconds(seconds: float) -> float | None:
-    return None if math.isnan(seconds) else round(seconds * 1000, 3)
+def _known_ms(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else milliseconds(seconds)

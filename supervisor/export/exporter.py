@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
 import structlog
@@ -12,7 +12,7 @@ from vela.address import Endpoint
 from vela.linux.usage import own_process
 
 from ..runtime.loop import EventLoop
-from ..status import DaemonStatus
+from ..status import DaemonStatus, RateStatus
 from .exposition import CONTENT_TYPE
 from .history import PERIOD_S, RateHistory
 from .http import HttpServer, Respond, not_found
@@ -28,15 +28,22 @@ class Exporter:
     """
 
     def __init__(
-        self, loop: EventLoop, address: Endpoint, status: Callable[[], DaemonStatus]
+        self,
+        loop: EventLoop,
+        address: Endpoint,
+        status: Callable[[], DaemonStatus],
+        rates: Callable[[], Iterable[tuple[str, RateStatus]]],
     ) -> None:
-        """Listen. Raises DeviceError if the address cannot be had."""
+        """Listen. Raises DeviceError if the address cannot be had.
+
+        rates: of all circuits, by name; asked for all the time, and so without what a status costs.
+        """
         self._status = status
+        self._rates = rates
         self._build_s = 0.0
         self._loop = loop
         self._history = RateHistory()
         self._server = HttpServer(loop, address, self._answer, self._on_exhausted)
-
         self._sampling = loop.call_later(PERIOD_S, self._sample)
 
     def close(self) -> None:
@@ -45,7 +52,7 @@ class Exporter:
 
     def _sample(self) -> None:
         self._sampling = self._loop.call_later(PERIOD_S, self._sample)
-        self._history.add(self._status().circuits)
+        self._history.add(self._rates())
 
     def _answer(self, request: Request, respond: Respond) -> None:
         if request.path == "/metrics":

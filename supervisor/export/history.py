@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from ..status import CircuitStatus
+from ..status import RateStatus
 
 PERIOD_S = 10.0
 SAMPLES = 60
@@ -21,13 +21,13 @@ class RateHistory:
     def __init__(self) -> None:
         self._samples: dict[str, deque[Sample]] = {}
 
-    def add(self, circuits: Iterable[CircuitStatus]) -> None:
-        """Add a sample of each; circuits that are gone are forgotten."""
+    def add(self, rates: Iterable[tuple[str, RateStatus]]) -> None:
+        """Add a sample of each circuit, by name; circuits that are gone are forgotten."""
         kept = {}
-        for circuit in circuits:
-            samples = self._samples.get(circuit.name, deque(maxlen=SAMPLES))
-            samples.append((circuit.rates.tx_bps or 0.0, circuit.rates.rx_bps or 0.0))
-            kept[circuit.name] = samples
+        for name, each in rates:
+            samples = self._samples.get(name, deque(maxlen=SAMPLES))
+            samples.append((each.tx_bps or 0.0, each.rx_bps or 0.0))
+            kept[name] = samples
         self._samples = kept
 
     def of(self, name: str) -> Sequence[Sample]:

@@ -33,12 +33,9 @@ class _Metrics:
     """Takes the circuits one by one, then the rest, and becomes the exposition."""
 
     def __init__(self) -> None:
-        self._families: dict[str, Family] = {}
+        self._families = [Family(*described) for described in _FAMILIES]
+        self._add = {family.name: family.add for family in self._families}
         self._counts = dict.fromkeys(STATES, 0)
-        for name, kind, text in _FAMILIES:
-            self._families[name] = Family(name, kind, text)
-        # Circuits are hundreds: the labels of each direction and reason are built once.
-        self._add = {name: family.add for name, family in self._families.items()}
 
     def add(self, circuit: CircuitStatus) -> None:
         """Add the samples of one circuit. No name may come twice."""
@@ -135,7 +132,7 @@ class _Metrics:
             add["process_resident_memory_bytes"](process.resident_bytes)
             add["process_open_fds"](process.open_fds)
             add["process_max_fds"](process.max_fds)
-        return encode(self._families.values())
+        return encode(self._families)
 
 
 def _seconds(milliseconds: float | None) -> float | None:

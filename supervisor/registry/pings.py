@@ -12,6 +12,7 @@ from ..circuit.circuit import Circuit
 from ..constants import DEFAULT_PING
 from ..control_socket import Later
 from ..runtime.loop import EventLoop
+from ..status import milliseconds
 
 WAIT_S = 2.0
 """For an answer."""
@@ -46,16 +47,12 @@ class Pings:
         if not self._bucket.take(self._loop.now()):
             raise VelaError(f"more than {RATE:g} pings a second; try with a longer interval")
         later = Later()
-        timer = self._loop.call_later(WAIT_S, lambda: later.give({"rtt_ms": None}))
 
         def answered(rtt_s: float) -> None:
             if not timer.over:
                 timer.cancel()
-                later.give({"rtt_ms": round(rtt_s * 1000, 3)})
+                later.give({"rtt_ms": milliseconds(rtt_s)})
 
-        try:
-            self._circuits.find(name).ping(size, answered)
-        except VelaError:
-            timer.cancel()
-            raise
+        self._circuits.find(name).ping(size, answered)
+        timer = self._loop.call_later(WAIT_S, lambda: later.give({"rtt_ms": None}))
         return later

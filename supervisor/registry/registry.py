@@ -33,7 +33,7 @@ from ..runtime.descriptors import NoRoomError
 from ..runtime.lines import LineLimiter
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
-from ..status import CircuitStatus
+from ..status import CircuitStatus, RateStatus
 from . import requests
 from .allocation import Allocation
 from .ciphers import Ciphers, contradiction
@@ -223,6 +223,10 @@ class Registry:
         """Yield the state of each circuit, as in the status, at less cost than status()."""
         yield from (circuit.state.word for circuit in self._circuits.values())
         yield from (State.FAILED.value for _ in self._pending.wanted())
+
+    def rates(self) -> Iterator[tuple[str, RateStatus]]:
+        """Yield the rates of each circuit that has been created, likewise."""
+        yield from ((name, circuit.rates()) for name, circuit in self._circuits.items())
 
     def plan(self, config: Config, new_workers: tuple[str, ...] = ()) -> Plan:
         """Return what a reload with this configuration would do. Changes nothing.

@@ -15,6 +15,7 @@ from ..constants import (
     DEFAULT_PING,
     LOG_LEVELS,
     MAX_DESCRIPTION,
+    MAX_HISTORY_MINUTES,
     MAX_KEEPALIVE_S,
     MAX_PING,
     MAX_TRIAL_S,
@@ -407,7 +408,11 @@ def _describe_showing(make: Maker) -> None:
     )
     _add_circuit(history)
     history.add_argument(
-        "--minutes", type=_whole(1, 1440), default=60, metavar="N", help="(default: 60)"
+        "--minutes",
+        type=_whole(1, MAX_HISTORY_MINUTES),
+        default=60,
+        metavar="N",
+        help="(default: 60)",
     )
     ping = make(
         "ping",

@@ -10,7 +10,7 @@ from . import output
 from .client import Connection, Document
 from .diagnosis import Finding, diagnose
 from .host import local_address, look
-from .status import matching
+from .status import fitting
 from .text import plural
 
 _INDENT = " " * 8
@@ -24,10 +24,7 @@ def doctor(path: str, patterns: Sequence[str], *, as_json: bool) -> bool:
     with Connection(path) as connection:
         status = dict(connection.ask({"command": "status"}))
         config: Document = connection.ask({"command": "show-config"})["config"]
-    if patterns:
-        names = [each["name"] for each in status["circuits"]]
-        wanted = set().union(*(matching(pattern, names) for pattern in patterns))
-        status["circuits"] = [each for each in status["circuits"] if each["name"] in wanted]
+    status["circuits"] = fitting(status["circuits"], patterns)
     findings = list(diagnose(status, config, look(status["pid"]), local_address))
     if as_json:
         output.write_json(

@@ -82,12 +82,7 @@ def show(path: str, patterns: Sequence[str], *, down: bool, as_json: bool) -> No
     Raises VelaError if a pattern fits no circuit.
     """
     status: dict[str, Any] = dict(ask(path, {"command": "status"}))
-    circuits = status["circuits"]
-    if patterns:
-        wanted = set()
-        for pattern in patterns:
-            wanted |= matching(pattern, [each["name"] for each in circuits])
-        circuits = [each for each in circuits if each["name"] in wanted]
+    circuits = fitting(status["circuits"], patterns)
     if down:
         circuits = [each for each in circuits if is_trouble(each)]
     if as_json:
@@ -98,7 +93,19 @@ def show(path: str, patterns: Sequence[str], *, down: bool, as_json: bool) -> No
         output.write(summary(status, circuits, output.width()))
 
 
-def matching(pattern: str, names: Sequence[str]) -> set[str]:
+def fitting(circuits: Sequence[Document], patterns: Sequence[str]) -> list[Document]:
+    """Return the circuits that fit one of the patterns; no pattern: all.
+
+    Raises VelaError if a pattern fits none.
+    """
+    if not patterns:
+        return list(circuits)
+    names = [each["name"] for each in circuits]
+    wanted = set().union(*(_matching(pattern, names) for pattern in patterns))
+    return [each for each in circuits if each["name"] in wanted]
+
+
+def _matching(pattern: str, names: Sequence[str]) -> set[str]:
     """Return the names that fit a pattern; one is a pattern of its own. Raises VelaError."""
     if pattern in names:  # it may have the characters of a pattern
         return {pattern}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from . import output
 from .client import Connection, Document
-from .status import by_trouble, circuit_total, drops, is_trouble, matching
+from .status import by_trouble, circuit_total, drops, fitting, is_trouble
 from .text import Row, cut, duration, milliseconds, octets, rate, table
 
 _CLEAR = "\033[H\033[J"
@@ -35,11 +35,7 @@ def top(
     with Connection(path) as connection:
         while True:
             status = connection.ask({"command": "status"})
-            circuits = status["circuits"]
-            if patterns:
-                names = [each["name"] for each in circuits]
-                wanted = set().union(*(matching(each, names) for each in patterns))
-                circuits = [each for each in circuits if each["name"] in wanted]
+            circuits = fitting(status["circuits"], patterns)
             if as_json:
                 output.write_json(dict(status) | {"circuits": circuits}, indent=None)
             else:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from vela.supervisor.circuit.history import FIGURES, MINUTES, History
+from vela.supervisor.circuit.history import FIGURES, History
 from vela.supervisor.circuit.rates import Traffic
+from vela.supervisor.constants import MAX_HISTORY_MINUTES
 from vela.supervisor.status import MinuteStatus
 
 OFFSET_S = 1_000_000.0
@@ -63,10 +64,10 @@ def test_answer_to_a_request_of_the_minute_before_is_no_second_one() -> None:
 def test_history_keeps_a_day_and_no_more() -> None:
     history = History(0.0)
     history.look(0.0, traffic(0), up=True)
-    for minute in range(1, MINUTES + 10):
+    for minute in range(1, MAX_HISTORY_MINUTES + 10):
         history.look(60.0 * minute, traffic(60 * minute), up=True)
 
     found = history.status(0.0)
-    assert len(found) == MINUTES
-    assert [found[0].time, found[-1].time] == [600, 60 * (MINUTES + 9)]
-    assert len(history._figures) == FIGURES * MINUTES
+    assert len(found) == MAX_HISTORY_MINUTES
+    assert [found[0].time, found[-1].time] == [600, 60 * (MAX_HISTORY_MINUTES + 9)]
+    assert len(history._figures) == FIGURES * MAX_HISTORY_MINUTES
