@@ -52,25 +52,30 @@ def busy_s() -> float:
 
 def ran_s(pid: int) -> float:
     """Return how long the threads that a process has now have run; exact, unlike ticks."""
-    return sum(_scheduled_s(pid, 0))
+    return sum(_scheduled_s(pid, 0).values())
 
 
 def waited_s(pid: int) -> float:
     """Return how long the threads that a process has now were ready to run, and others ran."""
-    return sum(_scheduled_s(pid, 1))
+    return sum(waits_s(pid).values())
 
 
 def longest_wait_s(pid: int) -> float:
     """Return how long that one of them did which waited longest."""
-    return max(_scheduled_s(pid, 1), default=0.0)
+    return max(waits_s(pid).values(), default=0.0)
 
 
-def _scheduled_s(pid: int, field: int) -> list[float]:
+def waits_s(pid: int) -> dict[Path, float]:
+    """Return how long each thread of a process has waited so far; a wait counts when it ends."""
+    return _scheduled_s(pid, 1)
+
+
+def _scheduled_s(pid: int, field: int) -> dict[Path, float]:
     # Documentation/scheduler/sched-stats.rst: nanoseconds on a CPU, then in its queue.
-    found = []
+    found = {}
     for path in Path("/proc", str(pid), "task").glob("*/schedstat"):
         with suppress(FileNotFoundError, ProcessLookupError):  # one that has just ended
-            found.append(int(path.read_text().split()[field]) * 1e-9)
+            found[path] = int(path.read_text().split()[field]) * 1e-9
     return found
 
 

@@ -23,13 +23,24 @@ def start_time(pid: int) -> int | None:
 
 def children(pid: int) -> list[int]:
     """Return the processes that the main thread of one has forked, and not yet reaped."""
-    path = Path("/proc", str(pid), "task", str(pid), "children")
-    return [int(child) for child in path.read_text().split()]
+    return _forked_by(Path("/proc", str(pid), "task", str(pid)))
 
 
 def descendants(pid: int) -> list[int]:
-    """Return what a process has started, and what that has: in whatever session."""
-    return [each for child in children(pid) for each in (child, *descendants(child))]
+    """Return what all threads of a process have started, and what that has: in whatever session.
+
+    What ends meanwhile has none.
+    """
+    found = []
+    for thread in Path("/proc", str(pid), "task").glob("*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for child in _forked_by(thread):
+                found += [child, *descendants(child)]
+    return found
+
+
+def _forked_by(thread: Path) -> list[int]:
+    return [int(child) for child in (thread / "children").read_text().split()]
 
 
 def running(pids: Iterable[int]) -> list[int]:

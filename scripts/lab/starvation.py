@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from lab.cpu import waits_s
+from lab.process import descendants
+
 PERIOD_S = 0.25
 
 
@@ -29,7 +32,8 @@ class StarvationWatch:
 
     def __init__(self) -> None:
         self._watcher = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), str(os.getpid())],
+            [sys.executable, "-m", __name__, str(os.getpid())],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -54,46 +58,25 @@ class _Waits:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._before_s: dict[Path, float] = {}
-        self._kernel = [
-            path.parent
-            for path in Path("/proc").glob("[0-9]*/comm")
-            if _text(path).startswith("ksoftirqd/")
-        ]
+        self._kernel = list(_movers_of_packets())
         self.longest_s = 0.0
 
     def look(self) -> None:
-        # Documentation/scheduler/sched-stats.rst: the second figure is what a thread has waited in
-        # all, in ns, to which a wait is added when it ends. So what is added between two looks is
-        # one wait, where it is longer than the time between them.
-        waits_s = {}
-        for path in self._threads():
-            fields = _text(path).split()
-            if len(fields) == 3:
-                waits_s[path] = int(fields[1]) * 1e-9
-        for path, now_s in waits_s.items():
-            self.longest_s = max(self.longest_s, now_s - self._before_s.get(path, now_s))
-        self._before_s = waits_s
-
-    def _threads(self) -> Iterator[Path]:
-        yield from (folder / "schedstat" for folder in self._kernel)
-        left = [str(self._pid)]
-        while left:
-            for task in _tasks(left.pop()):
-                yield task / "schedstat"
-                left += _text(task / "children").split()
+        # What two looks find added is one wait, where it is longer than the time between them.
+        now_s: dict[Path, float] = {}
+        for pid in (self._pid, *descendants(self._pid), *self._kernel):
+            now_s |= waits_s(pid)
+        for thread, waited_s in now_s.items():
+            added_s = waited_s - self._before_s.get(thread, waited_s)
+            self.longest_s = max(self.longest_s, added_s)
+        self._before_s = now_s
 
 
-def _tasks(pid: str) -> list[Path]:
-    with suppress(OSError):
-        return list(Path("/proc", pid, "task").iterdir())
-    return []
-
-
-def _text(path: Path) -> str:
-    # What has ended meanwhile waits for nothing.
-    with suppress(OSError):
-        return path.read_text()
-    return ""
+def _movers_of_packets() -> Iterator[int]:
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # another one, which has just ended
+            if path.read_text().startswith("ksoftirqd/"):
+                yield int(path.parent.name)
 
 
 def _serve(pid: int) -> None:
