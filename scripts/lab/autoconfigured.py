@@ -54,6 +54,13 @@ def asking(remote: str, *, name: str = NAME, peer: Settings | None = None, **set
     return _table(f"circuits.{name}", {**own, **settings}) + _table(f"circuits.{name}.peer", theirs)
 
 
+def asking_back(remote: str, **settings: Any) -> str:
+    """Return the table of B, whose operator configures the same circuit toward A: see asking()."""
+    return asking(
+        remote, addresses=list(ADDRESSES_B), peer={"addresses": list(ADDRESSES_A)}, **settings
+    )
+
+
 @contextmanager
 def ends(routers: TwoRouters | ThreeRouters, config_a: str, config_b: str) -> Iterator[Ends]:
     """Start velad on both routers, on B first."""

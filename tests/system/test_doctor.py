@@ -12,8 +12,8 @@ from typing import Any
 import old_kernel
 import pytest
 
-from lab.autoconfigured import Ends, asking, circuit, ends, policy, wait_until_up
-from lab.circuit import ADDRESSES_A, ADDRESSES_B, NAME, static_circuit
+from lab.autoconfigured import Ends, asking, asking_back, circuit, ends, policy, wait_until_up
+from lab.circuit import NAME, static_circuit
 from lab.daemon import Velad, entry_point
 from lab.link import bridge
 from lab.load import ping
@@ -126,12 +126,7 @@ def test_doctor_names_a_wrong_key(routers: TwoRouters, tmp_path: Path) -> None:
         path.chmod(0o600)
         paths.append(str(path))
     config_a = asking(routers.b.ipv4, key_file=paths[0])
-    config_b = asking(
-        routers.a.ipv4,
-        key_file=paths[1],
-        addresses=list(ADDRESSES_B),
-        peer={"addresses": list(ADDRESSES_A)},
-    )
+    config_b = asking_back(routers.a.ipv4, key_file=paths[1])
     with ends(routers, config_a, config_b) as both:
         for velad in both:
             eventually(lambda each=velad: (NAME, "wrong_key") in checks(each), 20, "a wrong key")  # type: ignore[misc]
@@ -150,12 +145,7 @@ def test_doctor_names_a_missing_bridge(routers: TwoRouters) -> None:
 def test_doctor_names_a_duplicate_mac(routers: TwoRouters) -> None:
     mac = "02:00:5e:10:00:01"
     config_a = asking(routers.b.ipv4, mac=mac)
-    config_b = asking(
-        routers.a.ipv4,
-        mac=mac,
-        addresses=list(ADDRESSES_B),
-        peer={"addresses": list(ADDRESSES_A)},
-    )
+    config_b = asking_back(routers.a.ipv4, mac=mac)
     with ends(routers, config_a, config_b) as both:
         for velad in both:
             assert mac in found(velad, "duplicate_mac")["seen"]

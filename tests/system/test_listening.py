@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from lab.autoconfigured import Ends, asking, ends, policy, wait_until_up
+from lab.autoconfigured import Ends, asking, asking_back, ends, policy, wait_until_up
 from lab.capture import Capture
-from lab.circuit import ADDRESSES_A, ADDRESSES_B, CIRCUIT_ID, NAME
+from lab.circuit import CIRCUIT_ID, NAME
 from lab.daemon import Velad
 from lab.datagrams import VELA_PORT, udp_socket
 from lab.frames import Outlet, await_operational, numbered
@@ -242,12 +242,7 @@ def test_circuit_of_both_ends_is_at_the_second_address_that_one_of_them_names(
     for each in SECOND:
         second_address(routers, each)
     second = SECOND["ipv4"]
-    config_b = listening(*LISTENS[listen]) + asking(
-        routers.a.ipv4,
-        addresses=list(ADDRESSES_B),
-        peer={"addresses": list(ADDRESSES_A)},
-        source_port=source_port,
-    )
+    config_b = listening(*LISTENS[listen]) + asking_back(routers.a.ipv4, source_port=source_port)
     with (
         Capture(routers.a.underlay) as capture,
         ends(routers, asking(second), config_b) as both,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lab.autoconfigured import asking, ends, wait_until_up
-from lab.circuit import ADDRESSES_A, ADDRESSES_B, NAME
+from lab.autoconfigured import asking, asking_back, ends, wait_until_up
+from lab.circuit import ADDRESSES_A, NAME
 from lab.load import ping
 from lab.topology import TwoRouters
 
@@ -19,12 +19,7 @@ def test_ends_with_one_mac_address_say_so_and_come_up_when_one_gets_another(
     routers: TwoRouters, changed: int
 ) -> None:
     config_a = asking(routers.b.ipv4, mac=MAC, addresses=list(ADDRESSES_A))
-    config_b = asking(
-        routers.a.ipv4,
-        mac=MAC,
-        addresses=list(ADDRESSES_B),
-        peer={"addresses": list(ADDRESSES_A)},
-    )
+    config_b = asking_back(routers.a.ipv4, mac=MAC)
     with ends(routers, config_a, config_b) as both:
         for velad in both:
             entry = velad.wait_for_state(NAME, "failed", "rejected")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.autoconfigured import asking, circuit, ends, wait_until_up
-from lab.circuit import ADDRESSES_A, ADDRESSES_B, NAME
+from lab.autoconfigured import asking, asking_back, circuit, ends, wait_until_up
+from lab.circuit import NAME
 from lab.daemon import Velad
 from lab.dnsmasq import name_server
 from lab.load import ping
@@ -74,9 +74,7 @@ def test_mtu_that_is_announced_is_that_of_the_address_where_the_session_is(
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
     routers.a.namespace.resolv_conf = resolv_conf
-    config_b = asking(
-        routers.a.ipv4, addresses=list(ADDRESSES_B), peer={"addresses": list(ADDRESSES_A)}
-    )
+    config_b = asking_back(routers.a.ipv4)
     host = "router2.example.net"
     with (
         name_server(routers.a.namespace, f"{host},10.201.0.2,2001:db8:201::2"),

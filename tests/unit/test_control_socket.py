@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import select
@@ -17,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from exhaustion import no_descriptors
+from exhaustion import no_descriptors, open_descriptors
 
 from lab.waiting import eventually
 from vela.errors import DeviceError, VelaError
@@ -143,10 +142,6 @@ def server(loop: EventLoop, path: Path) -> Iterator[Server]:
     made = Server(loop, path)
     yield made
     made.close()
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def read_line(connection: socket.socket) -> object:
@@ -365,9 +360,7 @@ def test_requests_of_one_client_do_not_hold_others_up(server: Server) -> None:
 
 
 def test_clients_that_leave_at_any_moment_leave_nothing_behind(server: Server) -> None:
-    # What earlier tests left to the garbage collector may go meanwhile, and is not counted.
-    gc.collect()
-    before = open_files()
+    before = open_descriptors()
 
     def client() -> None:
         for moment in range(30):
@@ -377,8 +370,10 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind(server: Server) -
 
     server.run(client)
     # With the two ends of the pipe by which a client's end is told.
-    server.run(lambda: eventually(lambda: open_files() <= before + 2, TIMEOUT_S, "them to close"))
-    assert open_files() <= before
+    server.run(
+        lambda: eventually(lambda: open_descriptors() <= before + 2, TIMEOUT_S, "them to close")
+    )
+    assert open_descriptors() == before
 
 
 def test_client_beyond_the_limit_takes_the_place_of_the_one_idle_for_longest(
@@ -528,13 +523,15 @@ def test_client_that_leaves_before_its_later_reply_leaves_nothing_behind(server:
         with server.connect() as other:
             other.sendall(b'{"n": 1}\n')
             read_line(other)
-            files = open_files()
+            files = open_descriptors()
             with server.connect() as waiting:
                 waiting.sendall(b'{"later": true}\n')
                 await_request(server)
             other.sendall(b'{"finish": 0}\n')
             assert read_line(other) == {}
-            eventually(lambda: open_files() == files, TIMEOUT_S, "the connection to be closed")
+            eventually(
+                lambda: open_descriptors() == files, TIMEOUT_S, "the connection to be closed"
+            )
 
     server.run(client)
 

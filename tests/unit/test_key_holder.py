@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from exhaustion import open_descriptors
 
 from vela.signaling.signer import CONTEXT_LENGTH, derive_session_keys, sign
 from vela.supervisor import key_holder
@@ -236,11 +237,11 @@ def test_holder_takes_a_descriptor_answers_and_ends_with_its_channel(path: Path)
 
 
 def test_holder_closes_what_it_was_handed_and_goes_on_after_nonsense(path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     with served() as channel, path.open("rb") as file:
         for message in (b"x", bytes(8), REQUEST.pack(1, 99), bytes(70_000)):
             socket.send_fds(channel, [message], [file.fileno()] * 3)
         channel.send(REQUEST.pack(2, Operation.HELLO))
         # What is cut off, or has more descriptors than fit, is not answered.
         assert channel.recv(300) == REPLY.pack(2, Status.DONE)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
