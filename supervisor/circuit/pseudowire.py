@@ -247,7 +247,8 @@ class Pseudowire:
             mac = config.mac or self._derive_mac()
         self._interface.change(config, mac)
         self._changed = self._changed or (
-            (mac, cpu, config.dscp) != (self.local_mac, self._cpu, self._config.dscp)
+            (mac, cpu, config.dscp, config.packet_too_big)
+            != (self.local_mac, self._cpu, self._config.dscp, self._config.packet_too_big)
         )
         if self._attached is None and config.mtu is not None and config.mtu != self._config.mtu:
             self._interface.set_mtu(config.mtu, encrypted=is_encrypted(config))
@@ -586,6 +587,7 @@ class Pseudowire:
             virtio_header=self._interface.virtio_header,
             partial_checksums=profile.partial_checksums,
             fragmentation=profile.fragmentation,
+            packet_too_big=self._config.packet_too_big,
             mss_clamp=profile.mss_clamp,
             dscp=self._config.dscp,
             carry_ecn=profile.carry_ecn,

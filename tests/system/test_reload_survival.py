@@ -70,6 +70,7 @@ def changes(keys: tuple[str, str], files: tuple[str, str], remote: str) -> list[
         Change("mtu", {"mtu": 1400}),
         Change("fragmentation", {"fragmentation": "off"}),
         Change("clamp_mss", {"clamp_mss": 1300}),
+        Change("packet_too_big", {"packet_too_big": True}),
         Change("mac", {"mac": "02:00:5e:10:00:78"}, pings=False),
         Change("encapsulation", {"encapsulation": "ethernet"}),
         Change("encryption", encrypted, up=False, pings=False),
