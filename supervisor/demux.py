@@ -34,6 +34,7 @@ from vela.linux.underlay import (
 from vela.linux.underlay import Route as Way
 from vela.wire import CONTROL_CIRCUIT_ID, MAX_UDP_PAYLOAD
 
+from .frame_ports import FramePorts
 from .runtime.burst import Burst
 from .runtime.loop import EventLoop, Timer
 
@@ -130,7 +131,7 @@ class Demux:
         """Groups of VRFs, by the index of their device, made when a circuit needs one."""
         self._kinds: dict[int, tuple[bool, float]] = {}
         self._claims: dict[tuple[IPAddress, int], Claim] = {}
-        self._ports: dict[Claim, int] = {}
+        self._ports = FramePorts(loop, self._steer_soon)
         self._withdrawn: list[Claim] = []
         self._steerings = Burst(loop, STEER_INTERVAL_S)
         self._steering: Timer | None = None
@@ -272,7 +273,7 @@ class Demux:
         """Give up a claim; its socket goes back when nothing is steered to it any more."""
         for source in claim.sources:
             del self._claims[source, claim.circuit_id]
-        self._ports.pop(claim, None)
+        self._ports.forget(claim)
         self._withdrawn.append(claim)
         self._steer_soon()
 
@@ -293,18 +294,15 @@ class Demux:
             self._steer_soon()
 
     def restrict(self, claim: Claim, port: int | None) -> None:
-        """Let a circuit have only what comes from this UDP port; None: from any."""
-        if self._ports.get(claim) == port:
-            return
-        if port is None:
-            del self._ports[claim]
-        else:
-            self._ports[claim] = port
-        self._steer_soon()
+        """Let a circuit have only what comes from this UDP port; None: from any.
+
+        See FramePorts.expect.
+        """
+        self._ports.expect(claim, port)
 
     def port_of(self, claim: Claim) -> int | None:
         """Return the port that a circuit's datagrams must come from; None: any."""
-        return self._ports.get(claim)
+        return next(iter(self._ports.of(claim)), None)
 
     def dispatch(
         self, source: Endpoint, here: IPAddress, data: bytearray, start: int, end: int
@@ -327,8 +325,8 @@ class Demux:
         if claim is None:
             self._dropped[DropReason.UNKNOWN_CIRCUIT] += 1
             return
-        port = self._ports.get(claim)
-        if port not in (None, source.port) and source.port != UNKNOWN_PORT:
+        ports = self._ports.of(claim)
+        if ports and source.port not in (*ports, UNKNOWN_PORT):
             self._dropped[DropReason.WRONG_PORT] += 1
             return
         claim.receiver.deliver(data, start, end)
@@ -371,7 +369,7 @@ class Demux:
         self._steering = None
         for group in (*self._groups, *self._apart.values()):
             routes = [
-                Route(source, circuit_id, claim.index, self._ports.get(claim))
+                Route(source, circuit_id, claim.index, self._ports.of(claim))
                 for (source, circuit_id), claim in self._claims.items()
                 if claim.group is group
             ]

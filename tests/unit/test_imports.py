@@ -30,6 +30,7 @@ ROOMS = """
     vela.supervisor.key_holder
     vela.supervisor.frame_key_holder
     vela.supervisor.key_requests
+    vela.supervisor.frame_ports
     vela.supervisor.runtime vela.supervisor.config
     vela.worker
     vela.dataplane vela.signaling
