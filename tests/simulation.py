@@ -126,7 +126,10 @@ class RecordingDataPath:
 
     @property
     def frame_port(self) -> int | None:
-        return None if self.attached is None else 50000 + self.config.id
+        return None if self.attached is None else self.prepare_port(*self.attached)
+
+    def prepare_port(self, path: UnderlayPath, profile: Profile) -> int:
+        return profile.source_port or 50000 + self.config.id
 
     @property
     def passes_frames(self) -> bool:

@@ -28,6 +28,7 @@ from vela.signaling.events import (
     Closed,
     Down,
     Event,
+    Heard,
     OfferChanged,
     ProbeAnswered,
     Rejected,
@@ -58,6 +59,7 @@ from .hooks import CircuitHooks
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
 from .path_prober import PathProber
+from .port_switch import PortSwitch
 from .rates import RateMeter
 from .remote import RemoteSearch
 from .routes import CircuitRoutes, MachineRoutes, RouteLoop
@@ -158,6 +160,7 @@ class Circuit:
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
         self._prober = PathProber(loop, self._on_path_mtu)
+        self._ports = PortSwitch(data_path, loop, self.apply_terms)
         self._frames = FrameWatch(self, data_path, loop, self._take, self.history)
         self._presence = self.config.underlay.presence()
         self._remote = self._search()
@@ -337,6 +340,7 @@ class Circuit:
         self._closed = True
         self._remote.stop()
         self._prober.stop()
+        self._ports.stop()
         self._frames.stop()
         due = not self._handed_over and self.hooks is not None and self.hooks.due
         if due:
@@ -706,6 +710,8 @@ class Circuit:
                 pass
             case Rejected(_, reason):
                 self._take(Input.REJECTED, reason)
+            case Heard():
+                self._ports.heard()
             case ProbeAnswered(size):
                 self._prober.answered(size)
             case ResolveWanted():
@@ -820,12 +826,15 @@ class Circuit:
         session.set_local(self._description(path), self._loop.now())
         page = None if self._frame_keys is None else self._frame_keys.page_fd
         profile = agreed_profile(self.config, agreement, path, self._data_path.bridge_mtu)
+        profile = self._ports.until_heard(path, profile, up=self.state is State.UP)
         self._data_path.attach(path, profile, page)
         rate_kbit = agreement.rate_kbit
         self._data_path.limit(None if rate_kbit is None else rate_kbit * STEP)
         self._data_path.expect_frames_from(agreement.frame_port)
         # The remote is told which port they leave from, now that it is known.
         session.set_local(self._description(path), self._loop.now())
+        if self._ports.begun():
+            session.await_heard(self._loop.now())
 
     def _follow_route(self) -> None:
         """Attach again if the route to the remote in use has changed.
@@ -839,6 +848,7 @@ class Circuit:
             self._probe_path()
 
     def _release(self) -> None:
+        self._ports.stop()
         self._data_path.detach()
 
     def _carrier_on(self) -> None:
@@ -944,7 +954,7 @@ class Circuit:
             data_path.local_mac,
             self._port,
             data_path.abilities,
-            frame_port=data_path.frame_port,
+            frame_port=self._ports.port,
             bridge_mtu=data_path.bridge_mtu,
             from_listening=self._frames.wants_listening,
         )

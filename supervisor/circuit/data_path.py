@@ -47,6 +47,12 @@ class DataPath(Protocol):
     def frame_port(self) -> int | None:
         """The UDP port that frames leave from; None: it carries none."""
 
+    def prepare_port(self, path: UnderlayPath, profile: Profile) -> int:
+        """Return the UDP port that frames will leave from once they are carried so.
+
+        It is this circuit's from now on. Raises VelaError.
+        """
+
     def expect_frames_from(self, port: int | None) -> None:
         """Take only frames that come from this UDP port of the remote's; None: from any."""
 

@@ -56,6 +56,7 @@ from .keeper import WorkerKeeper
 from .links import Links
 from .loops import Aim, Carriers
 from .rates import Traffic
+from .send_sockets import SendSockets
 from .shaper import Shaper
 from .terms import Profile, is_encrypted, provisional_mtu
 
@@ -141,7 +142,7 @@ class Pseudowire:
         self._carrier = self._narrowed = False
         self._interface_lost = self._changed = False
         self._claim: Claim | None = None
-        self._send_socket: socket.socket | None = None
+        self._send_sockets = SendSockets(parts.loop, self._open_send_socket)
         self._starting: Timer | None = None
 
         self.local_mac = config.mac or self._derive_mac()
@@ -309,11 +310,14 @@ class Pseudowire:
         before = self._attached
         if before == (path, profile) and key_page == self._key_page and not self._changed:
             return
-        goes_on = before is not None and _uses_same_sockets(before, (path, profile))
+        goes_on = before is not None and _receives_alike(before[0], path)
         if not goes_on or key_page != self._key_page:
             self._release()
-        elif self._starting is not None:
-            self._starting.cancel()
+        else:
+            if self._starting is not None:
+                self._starting.cancel()
+            if before is not None and before[1].source_port != profile.source_port:
+                self._send_sockets.retire()
         try:
             self._attach(path, profile, key_page)
         except BaseException:
@@ -332,6 +336,15 @@ class Pseudowire:
         """The UDP port that frames leave from; None: it carries none."""
         return self._frame_port
 
+    def prepare_port(self, path: UnderlayPath, profile: Profile) -> int:
+        """Return the UDP port that frames will leave from with this profile.
+
+        One of the circuit's own is opened for that. Raises DeviceError.
+        """
+        if profile.source_port == path.group.port:
+            return path.group.port
+        return self._send_sockets.prepare(path, profile.source_port)
+
     def expect_frames_from(self, port: int | None) -> None:
         """Take only frames that come from this UDP port of the remote's; None: from any."""
         if self._claim is not None:
@@ -345,9 +358,7 @@ class Pseudowire:
     def _release(self) -> None:
         self._attached = self._attachment = self._frame_port = self._key_page = None
         self._stop_worker()
-        if self._send_socket is not None:
-            self._send_socket.close()
-            self._send_socket = None
+        self._send_sockets.close()
         if self._claim is not None:
             self._parts.demux.withdraw(self._claim)
             self._claim = None
@@ -444,7 +455,7 @@ class Pseudowire:
         path, _ = self._attached
         with suppress(OSError):  # without a route nothing is sent
             self._narrowed = find_route(path.route.source, path.endpoint, self._choice).narrowed
-            set_narrowed(self._send_socket or self._claim.socket, self._narrowed)
+            set_narrowed(self._send_sockets.present or self._claim.socket, self._narrowed)
 
     def traffic(self) -> Traffic:
         """Return what it has carried, at less cost than counter_status()."""
@@ -505,11 +516,10 @@ class Pseudowire:
                 self._claim.restore()
                 set_narrowed(self._claim.socket, self._narrowed)
                 set_tos(self._claim.socket, self._tos)
-            if self._send_socket is not None and self._attached is not None:
+            present = self._send_sockets.present
+            if present is not None and self._attached is not None:
                 endpoint = self._attached[0].endpoint
-                restore_send_socket(
-                    self._send_socket, endpoint, narrowed=self._narrowed, tos=self._tos
-                )
+                restore_send_socket(present, endpoint, narrowed=self._narrowed, tos=self._tos)
         except (OSError, DeviceError) as err:
             # The worker finds out, if it matters; a TAP may just have been removed.
             self._log.warning("descriptors_not_restored", error=str(err))
@@ -564,12 +574,11 @@ class Pseudowire:
             destination = path.group.sockaddr(path.endpoint)
             if path.group.address.is_unspecified or path.route.device is not None:
                 source_address = pktinfo(path.route.source, path.route.device or 0)
-        elif self._send_socket is not None:
-            send_socket = self._send_socket
+        else:
+            # It may have been there, with other numbers.
+            send_socket = self._send_sockets.take(path, profile.source_port)
             set_narrowed(send_socket, self._narrowed)
             set_tos(send_socket, self._tos)
-        else:
-            send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
         attachment = self._attachment = Attachment(
             circuit_id=self._config.id,
             tap_fd=self._interface.fd,
@@ -619,6 +628,7 @@ class Pseudowire:
             first = zlib.crc32(identity.encode())
             ports = [MIN_SOURCE_PORT + (first + i) % span for i in range(SOURCE_PORT_TRIES)]
         for port in ports:
+            self._send_sockets.free(port)
             try:
                 return open_send_socket(
                     path.route.source,
@@ -659,15 +669,11 @@ class Pseudowire:
                 demux.dispatch(source, path.route.source, data, REBUILD_ROOM, end)
 
 
-def _uses_same_sockets(
-    before: tuple[UnderlayPath, Profile], after: tuple[UnderlayPath, Profile]
-) -> bool:
-    """Tell whether frames come and go by the same sockets on both paths."""
-    (old, old_profile), (new, new_profile) = before, after
-    return (
-        (old.endpoint, old.sources, old.group) == (new.endpoint, new.sources, new.group)
-        and old.route.source == new.route.source
-        and old_profile.source_port == new_profile.source_port
+def _receives_alike(old: UnderlayPath, new: UnderlayPath) -> bool:
+    """Tell whether frames come by the same socket on both paths, from and to the same addresses."""
+    return (old.endpoint, old.sources, old.group, old.route.source) == (
+        *(new.endpoint, new.sources, new.group),
+        new.route.source,
     )
 
 

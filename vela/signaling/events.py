@@ -94,6 +94,11 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """The remote has heard what set_local() said last before await_heard()."""
+
+
+@dataclass(frozen=True, slots=True)
 class ResolveWanted:
     """Look up the remote's name again, and call Session.set_remotes."""
 
@@ -119,6 +124,7 @@ Event = (
     | Down
     | Unanswered
     | Rejected
+    | Heard
     | ResolveWanted
     | ProbeAnswered
     | Closed

@@ -3,7 +3,7 @@
 docs/protocol.md, section 4. The contract, after aioquic's:
 
     in    receive_datagram(data, source, now, local_address)   handle_timer(now)
-          start, accept, suspend, close, probe, set_local, set_remotes, set_policy
+          start, accept, suspend, close, probe, set_local, await_heard, set_remotes, set_policy
     out   next_event()   datagrams_to_send()   next_timer()
 
 now is monotonic seconds. After each call in, ask the outs: next_event() first, so that nothing is
@@ -36,6 +36,7 @@ Events, in the order in which they happen:
     ResolveWanted         look the name up, and call set_remotes()
     Unanswered(reason)    after every three requests or more: for the status, until the next event
     Rejected(code, text)  for the status; the session asks again later
+    Heard                 after await_heard()
     OfferChanged(requested)  the remote that set this circuit up wants other settings, and the
                           policy allows them: replace this session as above, or reject
     ProbeAnswered(size)
@@ -329,6 +330,15 @@ class Session:
         if self._state in (State.LINKED, State.UP):
             self._settle()
             self._send_keepalive(now)
+
+    def await_heard(self, now: float) -> None:
+        """Repeat what set_local() said last until the remote has heard it; Heard follows.
+
+        Not where the session is not up: then nothing follows.
+        """
+        if self._link is not None and self._state is State.UP:
+            self._link.unheard = self._link.sent
+            self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
 
     def set_offer(self, offer: Offer, now: float) -> None:
         """Say what the remote's end is to be like. The session goes on until another one says so.
@@ -831,6 +841,7 @@ class Session:
 
     def _on_keepalive(self, received: Received) -> None:
         now, message, link = received.now, received.message_of(Keepalive), self._the_link()
+        before = link.remote_description
         rtt_s = link.take_keepalive(message, now)
         self.rtt_s = self.rtt_s if rtt_s is None else rtt_s
         self._settle()
@@ -839,6 +850,15 @@ class Session:
             self._send_keepalive(now)
         if self._state is State.UP:
             self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
+            if before is not None and before.frame_port not in (
+                None,
+                message.description.frame_port,
+            ):
+                # Its frames leave from there as soon as it knows that this end knows.
+                self._send_keepalive(now)
+        if link.unheard and message.heard >= link.unheard:
+            link.unheard = 0
+            self._events.append(events.Heard())
         if self._renewal is not None and self._renewal.is_refuted_by_the_session:
             self._end_renewal(now)
         if message.up:
@@ -876,7 +896,8 @@ class Session:
             self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
             return
         self._send(link.keepalive(self._local, now, up=up), link)
-        delay_s = self._keepalive_jitter.apply(link.keepalive_s) if up else LINKED_REPEAT_S
+        rests = up and not link.unheard
+        delay_s = self._keepalive_jitter.apply(link.keepalive_s) if rests else LINKED_REPEAT_S
         self._due[Input.SEND_DUE] = now + delay_s
 
     def _answer_probe(self, received: Received) -> None:
