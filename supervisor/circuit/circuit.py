@@ -582,6 +582,11 @@ class Circuit:
         else:
             self._remote.resolve()
 
+    def ask_remote(self, size: int) -> None:
+        """Let the remote's supervisor answer, if it has the session, by a probe of this size."""
+        if self._signaling is not None and self._signaling.session.probe(size):
+            self._signaling.pump()
+
     def ping(self, size: int, answered: Answered) -> None:
         """Ask the remote's worker once. See FrameWatch.ping. Raises VelaError."""
         self._frames.ping(size, answered)
