@@ -104,6 +104,8 @@ class Claim:
     sources: tuple[IPAddress, ...]
     group: ReceiveGroup
     index: int
+    here: IPAddress | None = None
+    """The address of this machine that it sends from."""
 
     @property
     def socket(self) -> socket.socket:
@@ -250,8 +252,9 @@ class Demux:
         circuit_id: int,
         sources: tuple[IPAddress, ...],
         group: ReceiveGroup,
+        here: IPAddress | None = None,
     ) -> Claim:
-        """Let a circuit have what comes from sources with its id.
+        """Let a circuit have what comes from sources with its id. here: where it sends from.
 
         Raises CircuitIdTaken, or DeviceError if no more sockets are to be had.
         """
@@ -263,7 +266,8 @@ class Demux:
                 raise CircuitIdTaken(
                     f"{other.receiver.name} already uses circuit id {circuit_id} toward {source}"
                 )
-        claim = Claim(receiver, circuit_id, sources, group, group.acquire())
+        own = None if here is None else _plain(here)
+        claim = Claim(receiver, circuit_id, sources, group, group.acquire(), own)
         for source in sources:
             self._claims[source, circuit_id] = claim
         self._steer_soon()
@@ -390,7 +394,13 @@ class Demux:
         changes = self._monitor.changes()
         if changes == ():
             return
-        claimed = ((source, claim.receiver) for (source, _), claim in self._claims.items())
+        claimed = [(source, claim.receiver) for (source, _), claim in self._claims.items()]
+        # An address that goes takes its own route with it.
+        claimed += [
+            (claim.here, claim.receiver)
+            for claim in self._claims.values()
+            if claim.here is not None
+        ]
         watched = ((address, receiver) for receiver, address in self._watched.items())
         for address, receiver in (*claimed, *watched):
             if receiver in self._to_look_at:

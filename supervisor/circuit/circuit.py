@@ -5,6 +5,7 @@ A static circuit has no signalling channel, and its lifecycle has another table.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from typing import Any, Protocol
 
@@ -662,8 +663,26 @@ class Circuit:
             self._routes.way_from(attached[0].route.source, attached[0].endpoint)
         except RouteLoop as err:
             self._take(Input.CUT_OFF, str(err))
+        except DeviceError as err:
+            cause = err.__cause__
+            # If there is just no route now, and it stays so, the session goes down by itself.
+            if isinstance(cause, OSError) and cause.errno == errno.EADDRNOTAVAIL:
+                self._leave_former_address(attached[0])
+
+    def _leave_former_address(self, path: UnderlayPath) -> None:
+        """Begin a session from another address, as this machine has lost the one of the present.
+
+        Not where the remote set the circuit up: it knows this end by that address, and seeks it.
+        """
+        if self._signaling is None or self.origin is Origin.PEER:
+            return
+        try:
+            self._routes.way_to(path.endpoint)
         except DeviceError:
-            pass  # if it stays so, the session goes down by itself
+            return
+        reason = f"this machine no longer has the address {path.route.source}"
+        self._signaling.session.give_up(reason, self._loop.now())
+        self._signaling.pump()
 
     def _leave_former_remote(self, path: UnderlayPath) -> None:
         """End the session with a machine that the remote's new name does not lead to."""

@@ -563,7 +563,7 @@ class Pseudowire:
         claim = self._claim
         if claim is None:
             claim = self._claim = self._parts.demux.claim(
-                self, self._config.id, path.sources, path.group
+                self, self._config.id, path.sources, path.group, path.route.source
             )
         destination = source_address = None
         if profile.source_port == path.group.port:

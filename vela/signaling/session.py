@@ -340,6 +340,11 @@ class Session:
             self._link.unheard = self._link.sent
             self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
 
+    def give_up(self, reason: str, now: float) -> None:
+        """End the session as if the remote were silent, and seek the remote anew."""
+        if self._state in (State.LINKED, State.UP):
+            self._on_loss(reason, Received(now))
+
     def set_offer(self, offer: Offer, now: float) -> None:
         """Say what the remote's end is to be like. The session goes on until another one says so.
 
