@@ -19,6 +19,7 @@ from lab.autoconfigured import asking, policy
 from lab.circuit import ADDRESSES_B, NAME
 from lab.daemon import Velad, waits_from_now
 from lab.link import Interface
+from lab.load import ping
 from lab.namespace import Namespace
 from lab.topology import ThreeRouters, three_routers
 from lab.waiting import eventually
@@ -102,11 +103,11 @@ def _index(namespace: Namespace) -> int:
     return int(namespace.run("cat", f"/sys/class/net/{NAME}/ifindex").stdout)
 
 
-@pytest.fixture
-def bench() -> Iterator[Bench]:
+@contextmanager
+def started(allowed: str, **settings: Any) -> Iterator[Bench]:
+    """A circuit from A with B for a primary and C for a standby, up on B."""
     with three_routers() as routers:
-        allowed = policy()
-        config_a = policy() + asking([B, C], keepalive=KEEPALIVE_S)
+        config_a = policy() + asking([B, C], keepalive=KEEPALIVE_S, **settings)
         with (
             Velad(routers.b.namespace, allowed, name="b") as b,
             Velad(routers.c.namespace, allowed, name="c") as c,
@@ -115,6 +116,12 @@ def bench() -> Iterator[Bench]:
             made = Bench(routers, a, b, c)
             made.await_remote(B, 10)
             yield made
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with started(policy()) as made:
+        yield made
 
 
 def test_standby_takes_over_from_a_primary_that_dies_and_gives_back_when_it_is_there_again(
@@ -172,6 +179,19 @@ def test_switch_moves_the_circuit_at_once_and_back(
             assert seconds - waited_s() < SWITCHED_WITHIN_S
     figure(f"velactl switch under pings each 10 ms: {'; '.join(figures)}")
     assert _index(namespace) == index
+
+
+def test_encrypted_circuit_moves_and_is_given_back(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.touch(mode=0o600)
+    key.write_text("k" * 40)
+    encrypted = {"encryption": "required", "key_file": str(key)}
+    with started(policy(**encrypted), **encrypted) as bench:
+        bench.b.kill()
+        assert bench.await_remote(C, 15)["cipher"] is not None
+        bench.b.start()
+        assert bench.await_remote(B, GOOD_S + 15)["cipher"] is not None
+        assert ping(bench.routers.a.namespace, INNER).lost == 0
 
 
 def test_switch_to_a_dead_remote_says_so_and_the_circuit_comes_back(bench: Bench) -> None:

@@ -346,3 +346,91 @@ def test_id_is_the_next_one_that_is_free_toward_all_remotes(three: Three) -> Non
 
     assert three.a.registry is not None
     assert [each.id for each in three.a.registry.status()] == [1, 2, 3]
+
+
+def test_primary_that_dies_again_while_it_is_watched_has_to_be_good_anew(three: Three) -> None:
+    three.begin()
+    three.b.crash()
+    three.until(("up", C), 20)
+    three.b.boot()
+    three.link.run(GOOD_S - 10)
+    assert three.states()[0] == (B, "answers", False)
+
+    three.b.crash()
+    three.link.run(8)
+    assert three.states()[0] == (B, "lost", False)
+    assert three.status.reason == f"{C} stands in for {B}: no answer"
+    three.b.boot()
+
+    assert GOOD_S <= three.until(("up", B), 60) <= GOOD_S + 5
+
+
+def test_reload_to_a_list_whose_primary_is_dead_goes_on_to_the_standby(three: Three) -> None:
+    three.begin()
+
+    three.a.reload(Config(three.a.config.daemon, ALLOWED, circuits=(circuit("192.0.2.9", C),)))
+
+    assert three.until(("up", C), 10) <= DOUBT_S + 1
+
+
+def test_standby_that_is_this_machine_is_refused(three: Three) -> None:
+    three.begin()
+    assert three.a.registry is not None
+
+    with pytest.raises(ConfigError, match=f"{ROUTER_A} is this machine"):
+        three.a.add("vela1", {"remote": [C, str(ROUTER_A)]})
+
+
+def test_ends_that_are_all_configured_meet_where_the_list_says(three: Three) -> None:
+    back = (CircuitConfig(name=NAME, id=1, remote=Remote(str(ROUTER_A)), keepalive=KEEPALIVE_S),)
+    for machine in (three.b, three.c):
+        machine.stop()
+        machine.config = Config(daemon=machine.config.daemon, circuits=back)
+        machine.boot()
+    three.begin()
+    three.link.run(5)
+
+    assert three.shown == ("up", B)
+    assert three.c.states()[NAME][0] == "down"
+    three.b.crash()
+    assert three.until(("up", C), 20) <= LOST_S + 1
+    three.b.boot()
+    assert three.until(("up", B), 60) <= GOOD_S + 5
+    three.link.run(5)
+    assert three.b.states()[NAME][0] == "up"
+    assert three.c.states()[NAME][0] == "down"
+
+
+def test_remote_that_takes_the_circuit_down_is_left(three: Three) -> None:
+    three.begin()
+    assert three.b.registry is not None
+
+    three.b.registry.disable(NAME)
+
+    assert three.until(("up", C), 5) <= 1
+    three.b.registry.enable(NAME)
+    three.link.run(2)
+    assert three.shown == ("up", C)
+
+
+@pytest.mark.parametrize("loss", [0.1, 0.3])
+def test_lossy_network_does_not_keep_the_circuit_down(three: Three, loss: float) -> None:
+    three.link.loss = loss
+    three.begin()
+    three.link.run(10)
+    three.b.crash()
+    three.until(("up", C), 40)
+
+
+def test_deleted_circuit_asks_no_primary_any_more(three: Three) -> None:
+    three.begin()
+    three.b.crash()
+    three.until(("up", C), 20)
+    three.a.reload(Config(three.a.config.daemon, ALLOWED))
+    three.link.run(2)
+    before = len(three.link.overheard)
+
+    three.link.run(30)
+
+    assert len(three.link.overheard) == before
+    assert three.c.states() == {}
