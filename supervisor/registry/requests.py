@@ -170,7 +170,7 @@ def _circuit_deferral(
         if circuit.disabled and address in circuit.addresses:
             return f"{circuit.config.name} was taken down on the other end"
         if address in circuit.idle_addresses:
-            return "this end stands by: another remote carries the circuit"
+            return "this end stands by: the other one uses another remote of its list"
         # Anybody may ask, so this names no circuit.
         if not circuit.addresses and (confirm.resuming or not circuit.sought_in_vain):
             return "a circuit with this id is still being resolved on the other end"

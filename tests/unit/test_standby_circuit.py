@@ -172,7 +172,7 @@ def test_primary_gets_the_circuit_back_when_it_has_answered_for_a_while(three: T
     three.link.run(5)
     assert three.c.states()[NAME] == (
         "down",
-        "this end stands by: another remote carries the circuit",
+        "this end stands by: the other one uses another remote of its list",
     )
     said = [
         read_header(data).type
