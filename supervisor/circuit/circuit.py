@@ -511,7 +511,7 @@ class Circuit:
         """Use another of its remotes at once, and return it; see Remotes.switch."""
         return self._remotes.switch(wanted)
 
-    def use_remote(self) -> None:
+    def use_remote(self, why: str) -> None:
         """Leave the remote that was in use for the one that is to be used now."""
         self._require_signaling().leave(CloseReason.STOPPING)
         self._path = self._agreement = None
@@ -520,7 +520,7 @@ class Circuit:
         self._remote.stop()
         self._remote = self._search()
         self._signaling = self._open_signaling()
-        self._log.info("remote_switched", remote=str(self.remote))
+        self._log.info("remote_switched", remote=str(self.remote), reason=why)
         self._take(Input.SWITCHED)
         self._remote.resolve()
 

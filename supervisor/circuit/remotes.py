@@ -42,8 +42,8 @@ class User(Protocol):
     def addresses(self) -> tuple[IPAddress, ...]:
         """The known addresses of the remote in use."""
 
-    def use_remote(self) -> None:
-        """Go to the remote that is now in use."""
+    def use_remote(self, why: str) -> None:
+        """Go to the remote that is now in use; why: for the log."""
 
     def watch_primary(
         self, primary: Remote, on_answer: Callback, on_silence: Callable[[str], None]
@@ -132,7 +132,7 @@ class Remotes:
         index = (self._used + 1) % len(self._all) if wanted is None else self._find(wanted)
         self._standby.switch(index, self._loop.now())
         if self._apply():
-            self._user.use_remote()
+            self._user.use_remote("a command says so")
         return self.in_use
 
     def _find(self, wanted: str) -> int:
@@ -196,8 +196,10 @@ class Remotes:
             self._loop.call_soon(self._move)
 
     def _move(self) -> None:
+        former = self._used
         if not self._stopped and self._apply():
-            self._user.use_remote()
+            why = self._standby.failures[former]
+            self._user.use_remote(why or "the primary has answered for long enough")
 
     def _apply(self) -> bool:
         """Use the current remote from now on. Return whether that is another one."""
