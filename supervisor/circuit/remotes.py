@@ -110,7 +110,7 @@ class Remotes:
     def note(self, happened: Input, state: State, reason: str) -> None:
         """Take note of what happened to the circuit, and of the state that followed."""
         standby, now = self._standby, self._loop.now()
-        if not self.is_list or self._stopped or standby.current != self._used:
+        if self._stopped or standby.current != self._used:
             return
         if state in _NOT_THE_REMOTE:
             standby.rest()
@@ -171,12 +171,14 @@ class Remotes:
         primary, used = self._all[0], self.in_use
         if self._standby.held:
             return f"{used} carries the circuit, as a command says"
-        if self._standby.primary_answers:
-            return (
-                f"{used} stands in for {primary}, which answers again, and gets the circuit back "
-                f"when it has for {self._standby.good_s:g} s"
-            )
-        return f"{used} stands in for {primary}: {self._standby.failures[0] or LOST}"
+        why = self._standby.failures[0]
+        if why and not self._standby.primary_answers:
+            return f"{used} stands in for {primary}: {why}"
+        answers = "answers again, and " if why else ""
+        return (
+            f"{used} stands in for {primary}, which {answers}gets the circuit "
+            f"when it has answered for {self._standby.good_s:g} s"
+        )
 
     def _failure(self, number: int, reason: str) -> str:
         known = self._standby.failures[number]

@@ -434,3 +434,29 @@ def test_deleted_circuit_asks_no_primary_any_more(three: Three) -> None:
 
     assert len(three.link.overheard) == before
     assert three.c.states() == {}
+
+
+def test_reload_that_puts_another_remote_first_gives_it_the_circuit_in_time(three: Three) -> None:
+    three.begin(circuit(B))
+    three.c.stop()
+
+    three.a.reload(Config(three.a.config.daemon, ALLOWED, circuits=(circuit(C, B),)))
+
+    assert three.shown == ("up", B)
+    assert three.status.reason == (
+        f"{B} stands in for {C}, which gets the circuit when it has answered for 30 s"
+    )
+    three.link.run(10)
+    assert three.status.reason == f"{B} stands in for {C}: no answer"
+    three.c.boot()
+    assert GOOD_S <= three.until(("up", C), 60) <= GOOD_S + 5
+
+
+def test_standby_that_a_reload_adds_takes_over_at_once(three: Three) -> None:
+    three.begin(circuit(B))
+    three.a.reload(Config(three.a.config.daemon, ALLOWED, circuits=(circuit(B, C),)))
+    three.link.run(1)
+
+    three.b.crash()
+
+    assert three.until(("up", C), 20) <= LOST_S + 1
