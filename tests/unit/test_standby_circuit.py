@@ -248,8 +248,13 @@ def test_switch_to_a_dead_remote_comes_back(three: Three) -> None:
     three.begin()
     three.c.crash()
 
+    path = three.a.data_paths[NAME]
+
     three.switch(C)
+    three.link.run(0.5)
+    assert (path.carrier, path.attached, three.status.remote_address) == (False, None, None)
     assert three.until(("up", B), 10) <= DOUBT_S + 1
+    assert path.carrier
     assert three.status.remotes[1].reason
 
 
