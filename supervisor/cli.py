@@ -21,6 +21,7 @@ from .config.reader import load_config, parse_texts
 from .config.records import Config
 from .config.sources import Text, read_texts
 from .daemon import Daemon, find_mistakes
+from .inheritance import Inheritance
 from .lacking import find_lacking
 from .trial import TrialFile
 
@@ -65,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     # The watchdog ends a velad that is stuck with SIGABRT: the log then says where it was.
     faulthandler.enable()
     try:
-        daemon = Daemon(arguments.config, *_confirmed(texts, config))
+        inheritance = Inheritance.from_manager()
+        daemon = Daemon(arguments.config, *_confirmed(texts, config), inheritance)
     except (VelaError, OSError) as err:
         return _refuse(err)
     daemon.run()

@@ -189,6 +189,13 @@ class RecordingDataPath:
         self.closed = True
         self.carrier = False
 
+    def leave(self) -> None:
+        self.close()
+
+    @property
+    def tap(self) -> tuple[int, int]:
+        return 0, 0
+
     def traffic(self) -> Traffic:
         return Traffic(0, 0, 0, 0)
 

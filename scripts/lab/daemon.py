@@ -106,10 +106,7 @@ class Velad(Resource):
 
     def launch(self) -> None:
         """Start it; await_ready() is to follow."""
-        notify_path = self.directory / "notify.sock"
-        notify_path.unlink(missing_ok=True)
-        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._notify.bind(str(notify_path))
+        notify_path = self._await_notices()
         command, env = entry_point("velad", "vela.supervisor.cli")
         if self._before:
             command = [sys.executable, "-c", f"{self._before}\n{_MAIN}"]
@@ -120,6 +117,14 @@ class Velad(Resource):
             self.process = self.namespace.popen(
                 *command, "--config", str(self.config_path), stdout=log, stderr=log, env=env
             )
+
+    def _await_notices(self) -> Path:
+        """Return the path of the socket that it is to notify."""
+        path = self.directory / "notify.sock"
+        path.unlink(missing_ok=True)
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(path))
+        return path
 
     def await_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait until it is ready; see start()."""

@@ -176,6 +176,11 @@ class Circuit:
         return self._data_path.cpu
 
     @property
+    def tap(self) -> tuple[int, int]:
+        """The descriptor of its interface, and the index of that."""
+        return self._data_path.tap
+
+    @property
     def state(self) -> State:
         return self._lifecycle.state
 
@@ -325,10 +330,13 @@ class Circuit:
         self,
         reason: CloseReason | None = CloseReason.STOPPING,
         gone: Callback = lambda: None,
+        *,
+        leave: bool = False,
     ) -> None:
         """Remove the circuit. The remote is told the reason; None: it is told nothing.
 
         gone is called when its interface is gone: before this returns, unless hooks are due.
+        leave: the interface stays if somebody has a copy of its descriptor.
         """
         if reason is not None:
             self.say_goodbye(reason)
@@ -342,6 +350,8 @@ class Circuit:
         if due:
             self._show_carrier(False)
             self._data_path.detach()
+        elif not self._handed_over and leave:
+            self._data_path.leave()
         elif not self._handed_over:
             self._data_path.close()
         self._close_keys()

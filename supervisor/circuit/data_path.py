@@ -71,6 +71,13 @@ class DataPath(Protocol):
 
     def close(self) -> None: ...
 
+    def leave(self) -> None:
+        """Close it, but leave the interface to whoever has a copy of its descriptor."""
+
+    @property
+    def tap(self) -> tuple[int, int]:
+        """The descriptor of the interface, and its index."""
+
     @property
     def obstacle(self) -> str:
         """What it still waits for while it carries frames; empty: nothing."""

@@ -75,6 +75,10 @@ class WorkerKeeper:
         self._usage: ProcessUsage | None = None
         self.restarts = 0
 
+    def expect_leftovers(self) -> None:
+        """Say that another velad's worker has had the descriptors."""
+        self._used = True
+
     @property
     def pid(self) -> int | None:
         """None if there is no worker, or, after a failure, none that proved to live."""

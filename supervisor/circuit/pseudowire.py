@@ -46,6 +46,7 @@ from vela.worker import WorkerTask
 
 from ..config.records import CircuitConfig
 from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim, Demux
+from ..inheritance import Inheritance, tap_name
 from ..runtime.burst import Burst
 from ..runtime.descriptors import DescriptorBudget
 from ..runtime.loop import Callback, EventLoop, Timer
@@ -91,6 +92,9 @@ class PseudowireFactory:
     identity: tuple[str, ...]
     """What tells this machine from others, for addresses that are derived."""
     descriptors: DescriptorBudget = field(default_factory=lambda: DescriptorBudget(DESCRIPTORS))
+    inheritance: Inheritance = field(default_factory=Inheritance)
+    shared: bool = False
+    """The service manager keeps copies of the interfaces' descriptors."""
 
     def __call__(
         self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False, shielded: bool = False
@@ -160,6 +164,7 @@ class Pseudowire:
             self._divert_reader, self._divert_writer = _socket_pair(config.name)
             undo.callback(self._divert_reader.close)
             undo.callback(self._divert_writer.close)
+            adopted = parts.inheritance.take(tap_name(config.name))
             self._interface = AttachmentCircuit(
                 config,
                 self.local_mac,
@@ -171,9 +176,16 @@ class Pseudowire:
                 features=parts.features,
                 await_bridge=await_bridge,
                 shielded=shielded,
+                adopted=adopted,
+                former=parts.inheritance.former(config.name),
+                shared=parts.shared,
             )
             undo.pop_all()
-        self._shaper = Shaper(config.name, parts.netlink)
+        if self._interface.adopted:
+            # Whoever read from it last may have changed it.
+            self._keeper.expect_leftovers()
+            self.set_carrier(False)
+        self._shaper = Shaper(config.name, parts.netlink, adopted=self._interface.adopted)
         self._decapsulator = self._make_decapsulator(None, partial_checksums=False)
         set_send_buffer(self._divert_writer)
         parts.loop.watch(self._divert_reader.fileno(), self._on_diverted)
@@ -284,13 +296,29 @@ class Pseudowire:
 
     def close(self) -> None:
         """Take everything down; the interface is gone afterwards."""
+        self._take_down()
+        self._interface.close()
+
+    def leave(self) -> None:
+        """Take everything down; the interface is gone unless somebody has a copy of its descriptor.
+
+        It then has no carrier.
+        """
+        self._take_down()
+        self._interface.leave()
+
+    @property
+    def tap(self) -> tuple[int, int]:
+        """The descriptor of the interface, and the number that the kernel knows that by."""
+        return self._interface.fd, self._interface.index
+
+    def _take_down(self) -> None:
         self.detach()
         self._parts.loop.unwatch(self._divert_reader.fileno())
         self._divert_reader.close()
         self._divert_writer.close()
         self._parts.demux.watch_route(self, None)
         self._parts.carriers.forget(self._interface.index)
-        self._interface.close()
         self._parts.counters.give_back(self._counters)
         self._parts.descriptors.give_back()
 

@@ -183,7 +183,10 @@ class Registry:
         self._hooks.when_idle(done)
 
     def close(self) -> None:
-        """Close all circuits. Remotes are told that they will return."""
+        """Close all circuits. Remotes are told that they will return.
+
+        Interfaces of whose descriptors somebody has copies stay.
+        """
         self._store.close()
         guard, circuits = self._loop.guard, tuple(self._circuits.values())
         for circuit in (*circuits, *self._leaving.values()):
@@ -195,7 +198,7 @@ class Registry:
         for circuit in circuits:
             guard(circuit.kill_worker)
         for circuit in circuits:
-            guard(circuit.close)
+            guard(partial(circuit.close, leave=True))
         self._circuits.clear()
 
     def __len__(self) -> int:
@@ -457,6 +460,10 @@ class Registry:
     def set_change_handler(self, handler: ChangeHandler) -> None:
         """Set the callback for changes of circuits."""
         self._on_change = handler
+
+    def taps(self) -> dict[str, tuple[int, int]]:
+        """Return the descriptor of each circuit's interface, and its index."""
+        return {name: circuit.tap for name, circuit in self._circuits.items()}
 
     def configurations(self) -> dict[str, tuple[CircuitConfig, Origin]]:
         """Return what is in effect for each circuit, and who asked for it."""

@@ -24,6 +24,9 @@ ROOMS = """
     vela.supervisor.control_channel
     vela.supervisor.demux
     vela.supervisor.export
+    vela.supervisor.listening
+    vela.supervisor.fd_store
+    vela.supervisor.inheritance
     vela.supervisor.status vela.supervisor.control_socket vela.supervisor.notify
     vela.supervisor.frame_keys
     vela.supervisor.keys
