@@ -47,6 +47,7 @@ from .inheritance import Inheritance, tap_name
 from .keys import Keys
 from .listening import listen
 from .notify import ServiceManager
+from .predecessor import Predecessor
 from .registry.ciphers import Ciphers
 from .registry.host import HostNetwork
 from .registry.pings import Pings
@@ -58,6 +59,7 @@ from .runtime.loop import EventLoop
 from .runtime.names import Names
 from .states import total
 from .status import DaemonStatus, ReceiveBufferStatus, document
+from .succession import CONTROL, METRICS, Listening, Succession
 
 # A minute. A collection takes 5 ms.
 CHECKS_BETWEEN_COLLECTIONS = 60
@@ -75,10 +77,12 @@ class Daemon:
         texts: tuple[Text, ...],
         config: Config,
         inheritance: Inheritance | None = None,
+        predecessor: Predecessor | None = None,
     ) -> None:
         """Create everything that config asks for. texts: it, as it was read at path.
 
-        inheritance: what another velad has left, to go on with.
+        inheritance: what another velad has left, to go on with. predecessor: that velad,
+        if it still runs; config has its circuits then, and those of texts follow.
         Raises VelaError, or OSError if a resource is exhausted, and then leaves
         nothing behind.
         """
@@ -105,7 +109,8 @@ class Daemon:
             undo.callback(self._manager.close)
             inheritance = inheritance or Inheritance()
             undo.callback(inheritance.close)
-            self._store = FdStore(self._manager, inheritance.names())
+            self._predecessor = predecessor
+            self._store = FdStore(self._manager, inheritance.storable())
             undo.callback(self._store.close)
             recall(inheritance, config.daemon)
             groups = listen(config.daemon, self._features, inheritance, self._store)
@@ -118,13 +123,13 @@ class Daemon:
             undo.callback(netlink.close)
             links = Links(self._loop)
             undo.callback(links.close)
-            self._demux = Demux(self._loop, groups)
+            self._demux = Demux(self._loop, groups, inheritance=inheritance)
             undo.callback(self._demux.close)
             names = Names(self._loop, user)
             undo.callback(names.close)
             self._keys = Keys(self._loop, user, config.daemon.state_directory)
             undo.callback(self._keys.close)
-            self._ciphers = Ciphers(self._keys, config.daemon, engine.suites())
+            self._ciphers = Ciphers(self._keys, config.daemon, engine.suites(), inheritance)
             self._control_channel = ControlChannel(
                 self._loop, self._demux, names, config.daemon.port
             )
@@ -177,21 +182,41 @@ class Daemon:
                 config.daemon.control_socket,
                 self._on_request,
                 _find_group(config.daemon.control_group),
+                inheritance.take(CONTROL),
             )
-            undo.callback(control_socket.close)
+            undo.callback(lambda: control_socket.close(leave=self._predecessor is not None))
+            listening: dict[str, Listening] = {CONTROL: control_socket}
             if config.daemon.metrics is not None:
                 # Loaded where it is used: it takes 3 ms and 1 MB.
                 from .export.exporter import Exporter
 
                 exporter = Exporter(
-                    self._loop, config.daemon.metrics, self.status, self._registry.rates
+                    self._loop,
+                    config.daemon.metrics,
+                    self.status,
+                    self._registry.rates,
+                    inheritance.take(METRICS),
                 )
                 undo.callback(exporter.close)
+                listening[METRICS] = exporter
+            self._succession = Succession(
+                self._loop,
+                self._registry,
+                self._demux,
+                self._manager,
+                config.daemon,
+                listening,
+                (links,),
+                lambda: self._reloads.obstacle,
+            )
+            undo.callback(self._succession.close)
             self._registry.set_change_handler(
                 lambda event: control_socket.publish({"time": time.time(), **event})
             )
             self._registry.create_all()
-            self._remove_left(inheritance, netlink)
+            if predecessor is None:
+                self._remove_left(inheritance, netlink)
+                inheritance.close()
             # Behind what says more where all of them are missing; no worker runs yet.
             check_capabilities()
             self._undo = undo.pop_all()
@@ -208,9 +233,12 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.on_signal(number, self._on_stop)
         loop.on_signal(signal.SIGHUP, self._on_hangup)
-        self._registry.start()
-        self._check()
-        self._manager.ready()
+        if self._predecessor is None:
+            self._registry.start()
+            self._check()
+            self._manager.ready()
+        else:
+            self._take_over(self._predecessor)
         self._log.info(
             "daemon_started",
             version=__version__,
@@ -221,6 +249,24 @@ class Daemon:
         self._keep()
         self._undo.close()
         self._log.info("daemon_stopped")
+
+    def _take_over(self, predecessor: Predecessor) -> None:
+        """Go on with what another velad did. It ends when nothing of it is needed any more."""
+        going_on = self._registry.resume(predecessor.standings)
+        self._registry.start()
+        predecessor.take_over(self._loop, going_on, self._on_taken_over)
+        self._check()
+
+    def _on_taken_over(self) -> None:
+        predecessor, self._predecessor = self._predecessor, None
+        assert predecessor is not None
+        predecessor.inheritance.close()
+        self._log.info("velad_taken_over", predecessor=predecessor.pid)
+        self._manager.ready()
+        try:
+            self._reloads.begin(allow_empty=True)
+        except VelaError as err:
+            self._log.error("configuration_rejected", error=str(err))
 
     def status(self) -> DaemonStatus:
         return DaemonStatus(
@@ -246,6 +292,8 @@ class Daemon:
                 return reply
             case {"command": "reload", "dry_run": True}:
                 return self._reloads.preview(allow_empty=request.get("allow_empty") is True)
+            case {"command": "replace"}:
+                return self._succession.begin(request.get("version"), caller)
             case {"command": "monitor"}:
                 return Subscribe({"monitoring": True})
             case {"command": "ping", "circuit": str(name)}:
@@ -336,6 +384,9 @@ class Daemon:
     def _check(self) -> None:
         self._loop.call_later(CHECK_INTERVAL_S, self._check)
         self._forwarding.look()
+        if self._succession.frozen:
+            self._manager.feed(self._loop.now())
+            return
         self._registry.check()
         for left_out in self._lines.summaries():
             self._log.warning(

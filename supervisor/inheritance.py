@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 
 import structlog
@@ -22,11 +22,22 @@ from .config.records import CircuitConfig
 RECORD = "record"
 """What the interfaces were given: see fd_store."""
 _FIRST = 3  # sd_listen_fds(3), SD_LISTEN_FDS_START
+EndWorker = Callable[[str, Callable[[], object]], None]
+"""Given a circuit, and what to call when its worker is gone."""
+
 _TAP, _MEMBER = "tap-", "udp-"
 
 
 def tap_name(circuit: str) -> str:
     return f"{_TAP}{circuit}"
+
+
+def sending_name(circuit: str) -> str:
+    return f"send-{circuit}"
+
+
+def keys_name(circuit: str) -> str:
+    return f"keys-{circuit}"
 
 
 def member_name(group: ReceiveGroup, index: int) -> str:
@@ -50,6 +61,9 @@ class Inheritance:
         """former: what the velad before made of each circuit's interface, as far as it is known."""
         self._descriptors = dict(descriptors or {})
         self._former = dict(former or {})
+        self._members: dict[str, tuple[str, int]] = {}
+        self.end_worker: EndWorker | None = None
+        """Ends the worker of a circuit in a velad that still runs; None: there is none."""
 
     @classmethod
     def from_manager(cls, environment: MutableMapping[str, str] = os.environ) -> Inheritance:
@@ -76,6 +90,11 @@ class Inheritance:
         """Return what nobody has taken yet."""
         return frozenset(self._descriptors)
 
+    def storable(self) -> frozenset[str]:
+        """Return those that a service manager may have, from a velad that had the same."""
+        kinds = (_TAP, _MEMBER, RECORD)
+        return frozenset(name for name in self._descriptors if name.startswith(kinds))
+
     def circuits(self) -> Iterator[str]:
         """Yield the circuits whose interfaces nobody has taken yet."""
         yield from [name[len(_TAP) :] for name in self._descriptors if name.startswith(_TAP)]
@@ -86,6 +105,26 @@ class Inheritance:
 
     def former(self, circuit: str) -> CircuitConfig | None:
         return self._former.get(circuit)
+
+    def receives_on(self, circuit: str, member: str, index: int) -> None:
+        """Say which socket of a group a circuit receives on, as it still does."""
+        self._members[circuit] = member, index
+
+    def index_of(self, circuit: str, group: ReceiveGroup) -> int | None:
+        """Return the index of the socket that a circuit receives on, once; None: it has none."""
+        name, index = self._members.get(circuit, ("", 0))
+        if name != member_name(group, index):
+            return None
+        del self._members[circuit]
+        return index
+
+    def in_use(self, address: IPAddress, port: int, device: str | None = None) -> frozenset[int]:
+        """Return the indices of the sockets in a group that circuits receive on."""
+        return frozenset(
+            index
+            for name, index in self._members.values()
+            if name == _member_name(address, port, device, index)
+        )
 
     def take(self, name: str) -> int | None:
         """Return a descriptor, which is the caller's from now on; None: there is none."""
@@ -107,6 +146,12 @@ class Inheritance:
             with suppress(OSError):
                 os.close(fd)
         return ()
+
+    def drop(self, name: str) -> None:
+        """Close what has this name, if there is anything."""
+        fd = self.take(name)
+        if fd is not None:
+            os.close(fd)
 
     def drop_sockets(self) -> frozenset[str]:
         """Close the sockets that nobody has taken, and return their names."""

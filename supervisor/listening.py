@@ -30,7 +30,12 @@ def listen(
             if not adopted:
                 continue
             group = ReceiveGroup(
-                address, config.port, only_ipv6=only_ipv6, gro=gro, adopted=adopted
+                address,
+                config.port,
+                only_ipv6=only_ipv6,
+                gro=gro,
+                adopted=adopted,
+                in_use=inheritance.in_use(address, config.port),
             )
             # That can be chosen only before the port is bound.
             if address.version == 6 and only_ipv6 != bool(

@@ -36,6 +36,11 @@ class ServiceManager:
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._socket: socket.socket | None = None
+        self._environment = {
+            name: environment[name]
+            for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC")
+            if name in environment
+        }
         self._address = environment.get("NOTIFY_SOCKET", "")
         # "@" stands for the null byte of an abstract address.
         if self._address.startswith("@"):
@@ -91,6 +96,15 @@ class ServiceManager:
     def told(self) -> bool:
         """Whether there is a manager."""
         return self._socket is not None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What another process needs to talk to the same manager."""
+        return dict(self._environment) if self.told else {}
+
+    def hand_over(self, pid: int) -> None:
+        """Say that another process is the service from now on."""
+        self._say(f"MAINPID={pid}")
 
     def store(self, name: str, fd: int) -> bool:
         """Let the manager keep a copy of a descriptor, and hand it to the next velad.

@@ -192,6 +192,12 @@ class RecordingDataPath:
     def leave(self) -> None:
         self.close()
 
+    member: tuple[str, int] | None = None
+    sending: int | None = None
+
+    def retire_worker(self, done: Callback) -> None:
+        done()
+
     @property
     def tap(self) -> tuple[int, int]:
         return 0, 0

@@ -18,6 +18,8 @@ ROOMS = """
     vela.supervisor.cli
     vela.supervisor.daemon vela.supervisor.lacking
     vela.supervisor.reloads
+    vela.supervisor.predecessor
+    vela.supervisor.succession
     vela.supervisor.trial
     vela.supervisor.registry
     vela.supervisor.circuit

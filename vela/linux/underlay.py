@@ -152,10 +152,30 @@ class ReceiveGroup:
         """All of them, by their index."""
         return tuple(self._sockets)
 
-    def apart(self, choice: UnderlayChoice) -> ReceiveGroup:
-        """Return a group with the same port for a device. Raises DeviceError."""
-        every = ANY_ADDRESS[Family.IPV4 if self.address.version == 4 else Family.IPV6]
-        return ReceiveGroup(every, self.port, only_ipv6=False, gro=self._gro, choice=choice)
+    @property
+    def every_address(self) -> IPAddress:
+        """Any address, of the family of this one."""
+        return ANY_ADDRESS[Family.IPV4 if self.address.version == 4 else Family.IPV6]
+
+    def apart(
+        self,
+        choice: UnderlayChoice,
+        adopted: Sequence[socket.socket] = (),
+        in_use: Container[int] = (),
+    ) -> ReceiveGroup:
+        """Return a group with the same port for a device. Raises DeviceError.
+
+        adopted, in_use: as for the constructor.
+        """
+        return ReceiveGroup(
+            self.every_address,
+            self.port,
+            only_ipv6=False,
+            gro=self._gro,
+            choice=choice,
+            adopted=adopted,
+            in_use=in_use,
+        )
 
     def serves(self, family: Family) -> bool:
         """Tell whether datagrams of this family arrive here."""
