@@ -165,8 +165,8 @@ examples:
   velad --show-key                     the peer_key for other machines' configurations
 
 Signals: TERM and INT stop it; HUP makes it read the file again, and circuits that did not change
-lose nothing. Exit status: 0 stopped, or done; 1 the machine refused something; 2 mistakes in the
-configuration or the command line.
+lose nothing. Exit status: 0 stopped, replaced, or done; 1 the machine refused something; 2 mistakes
+in the configuration or the command line.
 """
 
 
