@@ -137,6 +137,7 @@ class Velad(Resource):
 
     def _await_notices(self) -> Path:
         """Return the path of the socket that it is to notify."""
+        self._close_notify()
         path = self.directory / "notify.sock"
         path.unlink(missing_ok=True)
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
