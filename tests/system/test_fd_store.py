@@ -208,6 +208,27 @@ def test_start_that_fails_leaves_what_is_kept(kept: Ends, routers: TwoRouters) -
     assert link(namespace)["ifindex"] == before
 
 
+def test_velad_that_was_replaced_and_is_restarted_keeps_the_interface(
+    kept: Ends, store: FdStore
+) -> None:
+    before, names = link(kept.a.namespace)["ifindex"], set(store.names)
+
+    kept.a.replace()
+    kept.a.wait_for_state(NAME, "up")
+    # What was stored by the velad before is stored once.
+    eventually(
+        lambda: set(store.names) >= names and len(store.names) == len(set(store.names)),
+        10.0,
+        "the same in the store",
+    )
+    kept.a.stop()
+    kept.a.start()
+
+    kept.a.wait_for_state(NAME, "up")
+    assert link(kept.a.namespace)["ifindex"] == before
+    wait_until_it_answers(kept.a.namespace)
+
+
 def test_descriptors_for_another_process_are_left_alone(tmp_path: Path) -> None:
     from vela.supervisor.inheritance import Inheritance
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from lab.daemon import Velad
 from lab.namespace import Namespace
 from lab.topology import TwoRouters
 from lab.waiting import PATIENCE, eventually
+from vela.public_key import format_public_key
+from vela.supervisor.config.identity import generate
 
 pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
 
@@ -55,6 +58,7 @@ class Kind:
     settings: dict[str, Any]
     keyed: bool = False
     encrypted: bool = False
+    identified: bool = False
 
 
 KINDS = {
@@ -62,12 +66,14 @@ KINDS = {
     "keyed": Kind({}, keyed=True),
     "listening port": Kind({"source_port": "listen"}),
     "encrypted": Kind({"encryption": "required"}, keyed=True, encrypted=True),
+    "public keys": Kind({"encryption": "required"}, encrypted=True, identified=True),
 }
 
 
 @contextmanager
 def three(routers: TwoRouters, kind: Kind, tmp: str) -> Iterator[Ends]:
-    settings, more = dict(kind.settings), {}
+    settings = dict(kind.settings)
+    more: dict[str, Any] = {}
     if kind.keyed:
         path = os.path.join(tmp, "key")
         with open(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
@@ -75,8 +81,14 @@ def three(routers: TwoRouters, kind: Kind, tmp: str) -> Iterator[Ends]:
         settings["key_file"] = more["key_file"] = path
     if kind.encrypted:
         more["encryption"] = "required"
-    config = tables(routers.b.ipv4, **settings)
-    with ends(routers, config, policy(interfaces="vela*", **more)) as both:
+    daemon = ["", ""]
+    if kind.identified:
+        paths = [Path(tmp, name) for name in ("a", "b")]
+        public = [format_public_key(generate(path)) for path in paths]
+        settings["peer_key"], more["peers"] = public[1], [public[0]]
+        daemon = [f'[daemon]\nidentity = "{path}"\n' for path in paths]
+    config_a = daemon[0] + tables(routers.b.ipv4, **settings)
+    with ends(routers, config_a, daemon[1] + policy(interfaces="vela*", **more)) as both:
         for velad in both:
             for name in NAMES:
                 velad.wait_for_state(name, "up")
@@ -120,7 +132,10 @@ class Pings:
         missing, longest = [], 0.0
         for process, before in zip(self._processes, self._said, strict=True):
             process.send_signal(signal.SIGINT)
-            said = before + process.communicate(timeout=60 * PATIENCE)[0]
+            assert process.stdout is not None
+            # Not communicate(), which knows nothing of what readline() has taken ahead.
+            said = before + process.stdout.read()
+            process.wait()
             seen = [int(each) for each in re.findall(r"icmp_seq=(\d+)", said)]
             missing.append(len(set(range(min(seen), max(seen) + 1)).difference(seen)))
             times = [float(each) for each in re.findall(r"^\[([\d.]+)\]", said, re.MULTILINE)]
