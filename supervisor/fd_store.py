@@ -32,8 +32,9 @@ class FdStore:
     def __init__(self, manager: ServiceManager, kept: frozenset[str]) -> None:
         """kept: what the manager has kept from the velad before."""
         self._manager = manager
-        # What each name stands for. Nobody knows it yet of what was kept.
-        self._stored: dict[str, int | None] = dict.fromkeys(kept)
+        # What each name stands for. Nobody knows it yet of what was kept; a velad that was replaced
+        # does not hand over its record.
+        self._stored: dict[str, int | None] = dict.fromkeys(kept | {RECORD})
         self._record: int | None = None
         self._configs: Mapping[str, CircuitConfig] = {}
 

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,41 +107,49 @@ class Pings:
     """Pings to the other ends of all circuits, until end()."""
 
     def __init__(self, namespace: Namespace, interval_s: float) -> None:
-        self._interval_s = interval_s
-        self._processes: list[subprocess.Popen[str]] = []
-        self._said: list[str] = []
-        for number in range(len(NAMES)):
-            process = namespace.popen(
-                *("ping", "-n", "-D", "-i", str(interval_s), "-W", "2", target(number)),
-                stdout=subprocess.PIPE,
+        # Files: a pipe that nobody reads would stop them.
+        self._said = [tempfile.TemporaryFile("w+") for _ in NAMES]  # noqa: SIM115
+        self._processes = [
+            namespace.popen(
+                *("ping", "-n", "-D", "-i", str(interval_s), "-W", "2", target(number)), stdout=said
             )
-            assert process.stdout is not None
-            while "bytes from" not in process.stdout.readline():
-                assert process.poll() is None
-            self._processes.append(process)
-            self._said.append("")
+            for number, said in enumerate(self._said)
+        ]
+        self.await_answers(1)
 
     def await_answers(self, number: int) -> None:
         """Wait until each has so many more."""
-        for index, process in enumerate(self._processes):
-            assert process.stdout is not None
-            for _ in range(number):
-                self._said[index] += process.stdout.readline()
+        wanted = [len(answers) + number for answers in self._answers()]
+
+        def have_come() -> bool:
+            have = [len(answers) for answers in self._answers()]
+            return all(some >= all_ for some, all_ in zip(have, wanted, strict=True))
+
+        eventually(have_come, 60.0, f"{number} more answers")
+
+    def _answers(self) -> list[list[tuple[float, int]]]:
+        """Return when each answer came, and to which request."""
+        texts = [os.pread(said.fileno(), 1 << 24, 0).decode() for said in self._said]
+        found = [re.findall(r"^\[([\d.]+)\].* icmp_seq=(\d+)", text, re.M) for text in texts]
+        return [[(float(at), int(number)) for at, number in each] for each in found]
 
     def end(self) -> tuple[list[int], float]:
         """Return how many answers are missing, for each, and the longest gap in milliseconds."""
-        missing, longest = [], 0.0
-        for process, before in zip(self._processes, self._said, strict=True):
+        # Those to the last requests are still under way.
+        self.await_answers(20)
+        for process in self._processes:
             process.send_signal(signal.SIGINT)
-            assert process.stdout is not None
-            # Not communicate(), which knows nothing of what readline() has taken ahead.
-            said = before + process.stdout.read()
-            process.wait()
-            seen = [int(each) for each in re.findall(r"icmp_seq=(\d+)", said)]
-            missing.append(len(set(range(min(seen), max(seen) + 1)).difference(seen)))
-            times = [float(each) for each in re.findall(r"^\[([\d.]+)\]", said, re.MULTILINE)]
+        for process in self._processes:
+            process.wait(60 * PATIENCE)
+        missing, longest = [], 0.0
+        for answers in self._answers():
+            times, numbers = zip(*answers, strict=True)
+            last = max(numbers) - 10
+            missing.append(len(set(range(min(numbers), last)).difference(numbers)))
             gaps = [after - before for before, after in pairwise(times)]
             longest = max(longest, 1000 * max(gaps))
+        for said in self._said:
+            said.close()
         return missing, longest
 
 
