@@ -65,7 +65,7 @@ class Remotes:
         self._known: dict[Remote, tuple[IPAddress, ...]] = {}
         self._timer: Timer | None = None
         self._watch: PrimaryWatch | None = None
-        self._stopped = False
+        self._stopped = self._frozen = False
 
     @property
     def in_use(self) -> Remote:
@@ -88,6 +88,27 @@ class Remotes:
         self._stopped = True
         self._standby.rest()
         self._set()
+
+    @property
+    def standing(self) -> tuple[int, bool]:
+        """The number of the remote in use, and whether a command has chosen it."""
+        return self._used, self._standby.held
+
+    def resume(self, number: int, *, held: bool) -> bool:
+        """Go on with what standing said. Return whether the remote changes. Raises ConfigError."""
+        if not 0 <= number < len(self._all):
+            raise ConfigError(f"{self._name} has no remote number {number}")
+        self._standby.resume(number, held=held)
+        return self._apply()
+
+    def freeze(self) -> None:
+        """Ask nobody, and change nothing until thaw()."""
+        self._frozen = True
+        self._set()
+
+    def thaw(self) -> None:
+        self._frozen = False
+        self._after()
 
     def begin_anew(self) -> bool:
         """Begin with the primary again. Return whether another remote was in use."""
@@ -199,7 +220,7 @@ class Remotes:
 
     def _move(self) -> None:
         former = self._used
-        if not self._stopped and self._apply():
+        if not (self._stopped or self._frozen) and self._apply():
             why = self._standby.failures[former]
             self._user.use_remote(why or "the primary has answered for long enough")
 
@@ -218,11 +239,12 @@ class Remotes:
             self._timer.cancel()
             self._timer = None
         at = self._standby.next_timer()
-        if at < math.inf:
+        if at < math.inf and not self._frozen:
             self._timer = self._loop.call_at(at, self._on_timer)
-        if self._standby.watches_primary and self._watch is None:
+        watches = self._standby.watches_primary and not self._frozen
+        if watches and self._watch is None:
             self._watch = self._user.watch_primary(self._all[0], self._on_answer, self._on_silence)
-        elif not self._standby.watches_primary and self._watch is not None:
+        elif not watches and self._watch is not None:
             self._watch.stop()
             self._watch = None
 
