@@ -299,6 +299,78 @@ def test_velad_that_fails_to_take_over_leaves_the_one_before_untouched(
             both.a.wait_for_state(each, "up")
 
 
+STOPS_IT = """
+import os, signal
+from vela.supervisor.predecessor import Predecessor
+take_over = Predecessor.take_over
+def stops_it(self, *arguments):
+    os.kill(self.pid, signal.SIGSTOP)
+    take_over(self, *arguments)
+Predecessor.take_over = stops_it
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "encrypted"])
+def test_no_worker_starts_before_the_former_one_has_ended(
+    routers: TwoRouters, tmp_path: Any, kind: str
+) -> None:
+    """Two would take turns on one queue, and use counters of one key twice."""
+    with three(routers, KINDS[kind], str(tmp_path)) as both:
+        former, workers = both.a.process, [both.a.worker_pid(each) for each in NAMES]
+        assert former is not None
+        pings = Pings(both.a.namespace, 0.01)
+        with patched(both.a, STOPS_IT):
+            both.a.launch("--replace")
+        try:
+            # The new one answers, and has no worker: the former one's carry frames.
+            both.a.wait_for(lambda status: status["pid"] != former.pid, 20.0, "the new velad")
+            pings.await_answers(100)
+            assert [both.a.circuit(each)["worker"]["pid"] for each in NAMES] == [None] * 3
+            for worker in workers:
+                os.kill(worker, 0)
+        finally:
+            os.kill(former.pid, signal.SIGCONT)
+        both.a.await_ready()
+
+        assert former.wait(30 * PATIENCE) == 0
+        assert not set(workers) & {both.a.worker_pid(each) for each in NAMES}
+        missing, _ = pings.end()
+        assert missing == [0, 0, 0]
+
+
+DIES = """
+import os
+from vela.supervisor.predecessor import Predecessor
+def dies(self, name):
+    os._exit(9)
+Predecessor._end = dies
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "encrypted"])
+def test_velad_that_dies_while_it_takes_over_leaves_all_circuits_to_the_one_before(
+    routers: TwoRouters, tmp_path: Any, kind: str
+) -> None:
+    with three(routers, KINDS[kind], str(tmp_path)) as both:
+        pid, before = both.a.pid, [link(both.a.namespace, each) for each in NAMES]
+
+        refused = try_to_replace(both.a, before=DIES)
+
+        assert refused.status == 9
+        eventually(lambda: "velad_not_replaced" in both.a.log(), 10.0, "the former to say so")
+        assert both.a.status()["pid"] == pid
+        pings = Pings(both.a.namespace, 0.01)
+        pings.await_answers(100)
+        pings.end()
+        for velad in both:
+            for each in NAMES:
+                velad.wait_for_state(each, "up", timeout_s=30.0)
+        assert [link(both.a.namespace, each) for each in NAMES] == before
+        both.a.replace()
+        for each in NAMES:
+            both.a.wait_for_state(each, "up")
+
+
 def test_stopped_velad_is_not_replaced_and_goes_on_when_it_is_continued(plain: Ends) -> None:
     os.kill(plain.a.pid, signal.SIGSTOP)
     try:
