@@ -533,6 +533,47 @@ def test_velactl_and_metrics_are_answered_before_and_after(
         assert not both.a.control_socket.exists()
 
 
+TAKES_ITS_TIME = """
+import time
+from vela.supervisor.predecessor import Predecessor
+receive = Predecessor.receive
+def takes_its_time(self, *arguments):
+    received = receive(self, *arguments)
+    time.sleep(2.0)
+    return received
+Predecessor.receive = takes_its_time
+"""
+
+
+def test_nobody_but_workers_does_anything_while_another_velad_gets_ready(plain: Ends) -> None:
+    run = plain.a.namespace.run
+
+    def mac() -> str:
+        shown = json.loads(run("ip", "-j", "link", "show", "dev", "vela0").stdout)
+        return str(shown[0]["address"])
+
+    before = mac()
+    former = plain.a.pid
+    pings = Pings(plain.a.namespace, 0.01)
+    with patched(plain.a, TAKES_ITS_TIME):
+        plain.a.launch("--replace")
+    eventually(lambda: "about_to_be_replaced" in plain.a.log(), 20.0, "the former to be frozen")
+
+    # A velad that hears of this puts it right at once.
+    run("ip", "link", "set", "vela0", "address", "02:00:00:00:00:77")
+    pings.await_answers(10)
+    shown = mac()
+    # It waits for the velad that follows.
+    status = plain.a.status()
+
+    assert shown == "02:00:00:00:00:77"
+    assert status["pid"] != former
+    plain.a.await_ready()
+    # What was changed meanwhile is put right by that.
+    eventually(lambda: mac() == before, 10.0, "the MAC address to be restored")
+    pings.end()
+
+
 def test_member_of_the_control_group_cannot_replace_velad(plain: Ends) -> None:
     with untouched(plain):
         plain.a.control_socket.chmod(0o666)
