@@ -516,6 +516,43 @@ def test_static_circuits_and_those_that_are_down_go_on(
         assert link(both.a.namespace, "vela5")[0] == index
 
 
+def test_circuit_whose_key_has_changed_begins_a_session_anew(
+    routers: TwoRouters, tmp_path: Any
+) -> None:
+    with three(routers, KINDS["keyed"], str(tmp_path)) as both:
+        before = [link(both.a.namespace, each) for each in NAMES]
+        Path(tmp_path, "key").write_text("n" * 40)
+        both.b.stop()
+        both.b.start()
+        for each in NAMES:
+            both.a.wait_for_state(each, "down")
+
+        both.a.replace()
+
+        for each in NAMES:
+            both.a.wait_for_state(each, "up")
+        assert [link(both.a.namespace, each) for each in NAMES] == before
+
+
+def test_circuit_that_a_standby_remote_carries_stays_there(routers: TwoRouters) -> None:
+    # The last of its remotes is B; nobody answers at the first.
+    config = asking("10.201.0.99").replace(
+        'remote = "10.201.0.99"', f'remote = ["10.201.0.99", "{routers.b.ipv4}"]'
+    )
+    with ends(routers, config, policy(interfaces="vela*")) as both:
+        both.a.wait_for_state("vela0", "up", timeout_s=30.0)
+        before = both.a.circuit("vela0")
+        flaps = both.b.circuit("vela0")["transitions"]
+
+        both.a.replace()
+
+        after = both.a.wait_for_state("vela0", "up")
+        assert after["remote"] == before["remote"] == routers.b.ipv4
+        assert after["remotes"] == before["remotes"]
+        assert after["reason"] == before["reason"] != ""
+        assert both.b.circuit("vela0")["transitions"] == flaps
+
+
 def test_velactl_and_metrics_are_answered_before_and_after(
     routers: TwoRouters, tmp_path: Any
 ) -> None:
