@@ -324,8 +324,10 @@ def test_no_worker_starts_before_the_former_one_has_ended(
         try:
             # The new one answers, and has no worker: the former one's carry frames.
             both.a.wait_for(lambda status: status["pid"] != former.pid, 20.0, "the new velad")
-            pings.await_answers(100)
+            # For longer than echo requests may stay unanswered.
+            pings.await_answers(600)
             assert [both.a.circuit(each)["worker"]["pid"] for each in NAMES] == [None] * 3
+            assert [both.a.circuit(each)["state"] for each in NAMES] == ["up"] * 3
             for worker in workers:
                 os.kill(worker, 0)
         finally:
