@@ -194,6 +194,7 @@ class RecordingDataPath:
 
     member: tuple[str, int] | None = None
     sending: int | None = None
+    has_former: bool = False
 
     def retire_worker(self, done: Callback) -> None:
         done()

@@ -327,6 +327,7 @@ class Circuit:
     def freeze(self) -> None:
         """Do nothing until thaw() but carry frames: another velad is about to take over."""
         self._frozen = self._remote.paused = True
+        self._remotes.freeze()
         self._prober.stop()
         self._frames.stop()
         self._remotes.freeze()
@@ -351,7 +352,7 @@ class Circuit:
             return None
         path, _ = attached
         name, index = member
-        number, held = self._remotes.standing
+        used, held, failures = self._remotes.standing
         return Standing(
             remote=str(path.endpoint.address),
             number=number,
@@ -363,6 +364,9 @@ class Circuit:
             key=self._key_proof(),
             listening=self._frames.wants_listening,
             probed_mtu=path.probed_mtu,
+            used=used,
+            held=held,
+            failures=failures,
             hooked=self.hooks is not None and self.hooks.up,
         )
 
@@ -386,6 +390,10 @@ class Circuit:
             self._go_on(former)
         except (VelaError, ValueError, TypeError) as err:
             self._log.warning("circuit_not_resumed", error=str(err))
+            if self._signaling is not None:
+                self._signaling.forget()
+            self._path = self._agreement = None
+            self._signaling = self._open_signaling()
             return False
         self._started = True
         self._log.debug("circuit_resumed", remote=former.remote)
@@ -403,7 +411,7 @@ class Circuit:
         session, signaling = former.continuation(), self._signaling
         if (session is None) != (signaling is None) or former.key != self._key_proof():
             raise ConfigError("it has other keys than before, or has signalling, or has no longer")
-        if self._remotes.resume(former.number, held=former.held):
+        if self._remotes.resume(former.used, former.held, former.failures):
             self._remote.stop()
             self._remote = self._search()
         source = ip_address(former.source)

@@ -82,6 +82,10 @@ class DataPath(Protocol):
     def sending(self) -> int | None:
         """The descriptor of the socket of its own that it sends from, if there is one."""
 
+    @property
+    def has_former(self) -> bool:
+        """Whether another velad's worker still carries frames, and gets what is answered."""
+
     def retire_worker(self, done: Callback) -> None:
         """End the worker after what it has in hand, and start no other; then call done."""
 

@@ -116,6 +116,7 @@ class FrameWatch:
             or attached is None
             or agreement is None
             or not agreement.echo
+            or self._data_path.has_former
             or session.state not in (SessionState.LINKED, SessionState.UP)
         ):
             self._echoes.stop()

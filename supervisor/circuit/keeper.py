@@ -91,6 +91,11 @@ class WorkerKeeper:
         self._used = True
         self._end_former = end_former
 
+    @property
+    def has_former(self) -> bool:
+        """Whether another velad's worker still carries frames."""
+        return self._end_former is not None
+
     def _await_former(self, end_former: EndFormer) -> None:
         if not self._awaits_former:
             self._awaits_former = True

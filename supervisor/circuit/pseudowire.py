@@ -326,6 +326,11 @@ class Pseudowire:
         """The descriptor of the socket of its own that it sends from, if there is one."""
         return None if self._send_socket is None else self._send_socket.fileno()
 
+    @property
+    def has_former(self) -> bool:
+        """Whether another velad's worker still carries frames."""
+        return self._keeper.has_former
+
     def retire_worker(self, done: Callback) -> None:
         """End the worker after what it has in hand, and start no other; then call done."""
         if self._starting is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from vela.address import IPAddress, Remote
@@ -89,26 +89,30 @@ class Remotes:
         self._standby.rest()
         self._set()
 
-    @property
-    def standing(self) -> tuple[int, bool]:
-        """The number of the remote in use, and whether a command has chosen it."""
-        return self._used, self._standby.held
-
-    def resume(self, number: int, *, held: bool) -> bool:
-        """Go on with what standing said. Return whether the remote changes. Raises ConfigError."""
-        if not 0 <= number < len(self._all):
-            raise ConfigError(f"{self._name} has no remote number {number}")
-        self._standby.resume(number, held=held)
-        return self._apply()
-
     def freeze(self) -> None:
-        """Ask nobody, and change nothing until thaw()."""
+        """Change nothing until thaw(): another velad is about to take over."""
         self._frozen = True
         self._set()
 
     def thaw(self) -> None:
         self._frozen = False
-        self._after()
+        self._set()
+
+    @property
+    def standing(self) -> tuple[int, bool, list[str]]:
+        """The number of the one in use, whether a command says so, and why each does not work."""
+        return self._used, self._standby.held, list(self._standby.failures)
+
+    def resume(self, used: int, held: bool, failures: Sequence[str]) -> bool:
+        """Take over what standing said. Return whether another remote than the first is in use.
+
+        Raises ValueError if the list is another one.
+        """
+        if not 0 <= used < len(self._all) == len(failures):
+            raise ValueError("its remotes are others than before")
+        self._standby.current = self._used = used
+        self._standby.held, self._standby.failures = held, list(failures)
+        return used != 0
 
     def begin_anew(self) -> bool:
         """Begin with the primary again. Return whether another remote was in use."""
@@ -239,7 +243,12 @@ class Remotes:
             self._timer.cancel()
             self._timer = None
         at = self._standby.next_timer()
-        if at < math.inf and not self._frozen:
+        if self._frozen:
+            if self._watch is not None:
+                self._watch.stop()
+                self._watch = None
+            return
+        if at < math.inf:
             self._timer = self._loop.call_at(at, self._on_timer)
         watches = self._standby.watches_primary and not self._frozen
         if watches and self._watch is None:

@@ -33,6 +33,10 @@ class Standing:
     """Frames are to leave from the listening port: from one of their own they do not cross."""
     probed_mtu: int | None
     """See UnderlayPath."""
+    used: int
+    """Which remote of its list, and whether by command; and why each does not work."""
+    held: bool
+    failures: list[str]
     hooked: bool
     """The up hook has run."""
 

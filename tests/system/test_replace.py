@@ -299,6 +299,80 @@ def test_velad_that_fails_to_take_over_leaves_the_one_before_untouched(
             both.a.wait_for_state(each, "up")
 
 
+STOPS_IT = """
+import os, signal
+from vela.supervisor.predecessor import Predecessor
+take_over = Predecessor.take_over
+def stops_it(self, *arguments):
+    os.kill(self.pid, signal.SIGSTOP)
+    take_over(self, *arguments)
+Predecessor.take_over = stops_it
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "encrypted"])
+def test_no_worker_starts_before_the_former_one_has_ended(
+    routers: TwoRouters, tmp_path: Any, kind: str
+) -> None:
+    """Two would take turns on one queue, and use counters of one key twice."""
+    with three(routers, KINDS[kind], str(tmp_path)) as both:
+        former, workers = both.a.process, [both.a.worker_pid(each) for each in NAMES]
+        assert former is not None
+        pings = Pings(both.a.namespace, 0.01)
+        with patched(both.a, STOPS_IT):
+            both.a.launch("--replace")
+        try:
+            # The new one answers, and has no worker: the former one's carry frames.
+            both.a.wait_for(lambda status: status["pid"] != former.pid, 20.0, "the new velad")
+            # For longer than echo requests may stay unanswered.
+            pings.await_answers(600)
+            assert [both.a.circuit(each)["worker"]["pid"] for each in NAMES] == [None] * 3
+            assert [both.a.circuit(each)["state"] for each in NAMES] == ["up"] * 3
+            for worker in workers:
+                os.kill(worker, 0)
+        finally:
+            os.kill(former.pid, signal.SIGCONT)
+        both.a.await_ready()
+
+        assert former.wait(30 * PATIENCE) == 0
+        assert not set(workers) & {both.a.worker_pid(each) for each in NAMES}
+        missing, _ = pings.end()
+        assert missing == [0, 0, 0]
+
+
+DIES = """
+import os
+from vela.supervisor.predecessor import Predecessor
+def dies(self, name):
+    os._exit(9)
+Predecessor._end = dies
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "encrypted"])
+def test_velad_that_dies_while_it_takes_over_leaves_all_circuits_to_the_one_before(
+    routers: TwoRouters, tmp_path: Any, kind: str
+) -> None:
+    with three(routers, KINDS[kind], str(tmp_path)) as both:
+        pid, before = both.a.pid, [link(both.a.namespace, each) for each in NAMES]
+
+        refused = try_to_replace(both.a, before=DIES)
+
+        assert refused.status == 9
+        eventually(lambda: "velad_not_replaced" in both.a.log(), 10.0, "the former to say so")
+        assert both.a.status()["pid"] == pid
+        pings = Pings(both.a.namespace, 0.01)
+        pings.await_answers(100)
+        pings.end()
+        for velad in both:
+            for each in NAMES:
+                velad.wait_for_state(each, "up", timeout_s=30.0)
+        assert [link(both.a.namespace, each) for each in NAMES] == before
+        both.a.replace()
+        for each in NAMES:
+            both.a.wait_for_state(each, "up")
+
+
 def test_stopped_velad_is_not_replaced_and_goes_on_when_it_is_continued(plain: Ends) -> None:
     os.kill(plain.a.pid, signal.SIGSTOP)
     try:
@@ -444,6 +518,43 @@ def test_static_circuits_and_those_that_are_down_go_on(
         assert link(both.a.namespace, "vela5")[0] == index
 
 
+def test_circuit_whose_key_has_changed_begins_a_session_anew(
+    routers: TwoRouters, tmp_path: Any
+) -> None:
+    with three(routers, KINDS["keyed"], str(tmp_path)) as both:
+        before = [link(both.a.namespace, each) for each in NAMES]
+        Path(tmp_path, "key").write_text("n" * 40)
+        both.b.stop()
+        both.b.start()
+        for each in NAMES:
+            both.a.wait_for_state(each, "down")
+
+        both.a.replace()
+
+        for each in NAMES:
+            both.a.wait_for_state(each, "up")
+        assert [link(both.a.namespace, each) for each in NAMES] == before
+
+
+def test_circuit_that_a_standby_remote_carries_stays_there(routers: TwoRouters) -> None:
+    # The last of its remotes is B; nobody answers at the first.
+    config = asking("10.201.0.99").replace(
+        'remote = "10.201.0.99"', f'remote = ["10.201.0.99", "{routers.b.ipv4}"]'
+    )
+    with ends(routers, config, policy(interfaces="vela*")) as both:
+        both.a.wait_for_state("vela0", "up", timeout_s=30.0)
+        before = both.a.circuit("vela0")
+        flaps = both.b.circuit("vela0")["transitions"]
+
+        both.a.replace()
+
+        after = both.a.wait_for_state("vela0", "up")
+        assert after["remote"] == before["remote"] == routers.b.ipv4
+        assert after["remotes"] == before["remotes"]
+        assert after["reason"] == before["reason"] != ""
+        assert both.b.circuit("vela0")["transitions"] == flaps
+
+
 def test_velactl_and_metrics_are_answered_before_and_after(
     routers: TwoRouters, tmp_path: Any
 ) -> None:
@@ -459,6 +570,47 @@ def test_velactl_and_metrics_are_answered_before_and_after(
             assert b"200 OK" in asking_.recv(100)
         both.a.stop()
         assert not both.a.control_socket.exists()
+
+
+TAKES_ITS_TIME = """
+import time
+from vela.supervisor.predecessor import Predecessor
+receive = Predecessor.receive
+def takes_its_time(self, *arguments):
+    received = receive(self, *arguments)
+    time.sleep(2.0)
+    return received
+Predecessor.receive = takes_its_time
+"""
+
+
+def test_nobody_but_workers_does_anything_while_another_velad_gets_ready(plain: Ends) -> None:
+    run = plain.a.namespace.run
+
+    def mac() -> str:
+        shown = json.loads(run("ip", "-j", "link", "show", "dev", "vela0").stdout)
+        return str(shown[0]["address"])
+
+    before = mac()
+    former = plain.a.pid
+    pings = Pings(plain.a.namespace, 0.01)
+    with patched(plain.a, TAKES_ITS_TIME):
+        plain.a.launch("--replace")
+    eventually(lambda: "about_to_be_replaced" in plain.a.log(), 20.0, "the former to be frozen")
+
+    # A velad that hears of this puts it right at once.
+    run("ip", "link", "set", "vela0", "address", "02:00:00:00:00:77")
+    pings.await_answers(10)
+    shown = mac()
+    # It waits for the velad that follows.
+    status = plain.a.status()
+
+    assert shown == "02:00:00:00:00:77"
+    assert status["pid"] != former
+    plain.a.await_ready()
+    # What was changed meanwhile is put right by that.
+    eventually(lambda: mac() == before, 10.0, "the MAC address to be restored")
+    pings.end()
 
 
 def test_member_of_the_control_group_cannot_replace_velad(plain: Ends) -> None:
