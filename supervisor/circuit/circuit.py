@@ -330,7 +330,6 @@ class Circuit:
         self._remotes.freeze()
         self._prober.stop()
         self._frames.stop()
-        self._remotes.freeze()
         if self._signaling is not None:
             self._signaling.hold()
 
@@ -355,8 +354,6 @@ class Circuit:
         used, held, failures = self._remotes.standing
         return Standing(
             remote=str(path.endpoint.address),
-            number=number,
-            held=held,
             source=str(path.route.source),
             member=name,
             index=index,

@@ -250,10 +250,9 @@ class Remotes:
             return
         if at < math.inf:
             self._timer = self._loop.call_at(at, self._on_timer)
-        watches = self._standby.watches_primary and not self._frozen
-        if watches and self._watch is None:
+        if self._standby.watches_primary and self._watch is None:
             self._watch = self._user.watch_primary(self._all[0], self._on_answer, self._on_silence)
-        elif not watches and self._watch is not None:
+        elif not self._standby.watches_primary and self._watch is not None:
             self._watch.stop()
             self._watch = None
 

@@ -148,11 +148,6 @@ class Standby:
             self._good_since = None
             self.failures[0] = why
 
-    def resume(self, index: int, *, held: bool) -> None:
-        """Rest, where another velad has left off: with this remote in use."""
-        self.rest()
-        self.current, self.held = index, held
-
     def switch(self, index: int, now: float) -> None:
         """Use this remote at once, by command."""
         self.held = index != 0

@@ -15,10 +15,6 @@ class Standing:
 
     remote: str
     """The address that it sends to."""
-    number: int
-    """Of the remote in use, in the list; 0: the primary, or the only one."""
-    held: bool
-    """That one was chosen by a command."""
     source: str
     """The local address that the remote speaks to."""
     member: str
