@@ -12,13 +12,15 @@ from vela.linux.shaping import KIND, TokenBucketFilter
 class Shaper:
     """Keeps one interface limited. A qdisc that is not velad's is left alone."""
 
-    def __init__(self, interface: str, netlink: Netlink) -> None:
+    def __init__(self, interface: str, netlink: Netlink, *, adopted: bool = False) -> None:
+        """adopted: another velad may have limited it."""
         self.obstacle = ""
         """Why the interface is not limited; empty: it is, or is not to be."""
         self._interface = interface
         self._netlink = netlink
         self._wanted: TokenBucketFilter | None = None
         self._present: TokenBucketFilter | None = None
+        self._unknown = adopted
         self._log = structlog.get_logger().bind(circuit=interface)
 
     def limit(self, rate: int | None, mtu: int) -> None:
@@ -27,12 +29,12 @@ class Shaper:
         Frames that wait stay where they are.
         """
         self._wanted = None if rate is None else TokenBucketFilter.of(rate, mtu)
-        if self._wanted != self._present:
+        if self._wanted != self._present or self._unknown:
             self.check()
 
     def check(self) -> None:
         """Limit it again where somebody has removed that; to be called once a second."""
-        if self._wanted is None and self._present is None:
+        if self._wanted is None and self._present is None and not self._unknown:
             self.obstacle = ""
             return
         before = self.obstacle
@@ -54,6 +56,7 @@ class Shaper:
         if root is not None and not root.is_own:
             self._present = None
             if wanted is None:
+                self._unknown = False
                 return ""
             return (
                 f"the rate is not limited: {name} has a qdisc that velad did not make, "
@@ -64,5 +67,5 @@ class Shaper:
                 self._netlink.remove_qdisc(name)
         elif root is None or wanted != self._present:
             self._netlink.set_qdisc(name, wanted)
-        self._present = wanted
+        self._present, self._unknown = wanted, False
         return ""

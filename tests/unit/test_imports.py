@@ -18,12 +18,17 @@ ROOMS = """
     vela.supervisor.cli
     vela.supervisor.daemon vela.supervisor.lacking
     vela.supervisor.reloads
+    vela.supervisor.predecessor
+    vela.supervisor.succession
     vela.supervisor.trial
     vela.supervisor.registry
     vela.supervisor.circuit
     vela.supervisor.control_channel
     vela.supervisor.demux
     vela.supervisor.export
+    vela.supervisor.listening
+    vela.supervisor.fd_store
+    vela.supervisor.inheritance
     vela.supervisor.status vela.supervisor.control_socket vela.supervisor.notify
     vela.supervisor.frame_keys
     vela.supervisor.keys
