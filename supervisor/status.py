@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, cast
 
 from vela.dataplane.counters import RX_DROPPED, TX_DROPPED, Counters, Slot
 from vela.public_key import fingerprint
+from vela.reasons import Reason
 from vela.signaling.encryption import EncryptionStatus
 from vela.signaling.messages import HandshakePattern
 from vela.wire import Suite
@@ -176,6 +177,18 @@ _PATTERNS = {HandshakePattern.IK_PSK2: "IKpsk2", HandshakePattern.NN_PSK0: "NNps
 
 
 @dataclass(frozen=True, slots=True)
+class ReasonStatus:
+    """One row of vela.reasons, with its words."""
+
+    code: str
+    text: str
+
+    @classmethod
+    def of(cls, reasons: Iterable[Reason]) -> tuple[ReasonStatus, ...]:
+        return tuple(cls(each.code, str(each)) for each in reasons)
+
+
+@dataclass(frozen=True, slots=True)
 class CircuitStatus:
     name: str
     id: int
@@ -183,6 +196,10 @@ class CircuitStatus:
     description: str
     state: str
     reason: str
+    """All reasons in one line."""
+    reason_code: str
+    """Of the first one, which says why it has this state; "" where there is no reason."""
+    reasons: tuple[ReasonStatus, ...]
     since_seconds: float
     """For how long it has this state."""
     transitions: int

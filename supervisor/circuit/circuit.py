@@ -19,6 +19,7 @@ from vela.linux.features import Features
 from vela.linux.underlay import UnderlayPath
 from vela.mac import format_mac
 from vela.rate import STEP
+from vela.reasons import NO_REASON, Cause, Reason, joined, reason_of
 from vela.signaling.agreement import Agreement
 from vela.signaling.candidates import Candidate
 from vela.signaling.encryption import Encryption as SessionEncryption
@@ -49,7 +50,7 @@ from ..frame_keys import CircuitKeys
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..states import WELL
-from ..status import NOT_MEASURED, CircuitStatus, RateStatus, milliseconds
+from ..status import NOT_MEASURED, CircuitStatus, RateStatus, ReasonStatus, milliseconds
 from .data_path import DataPath
 from .echoes import Answered
 from .frame_watch import FrameWatch
@@ -77,8 +78,6 @@ _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED
 KEY_GRACE_S = 5.0
 # For a session to come up that takes the place of another one.
 CHANGE_GRACE_S = 3.0
-NOT_FOLLOWED = "the other end did not begin the session that it asked for"
-OTHER_MACHINE = "the remote is another machine, or another port"
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
 
@@ -147,13 +146,13 @@ class Circuit:
         self._log = self._bound_log()
         self._started = self._closed = self._moving = self._handed_over = False
         self._lifecycle = Lifecycle(static=self.static)
-        self._inputs: deque[tuple[Input, str]] = deque()
+        self._inputs: deque[tuple[Input, Reason]] = deque()
         self._stepping = False
-        self._logged = (State.RESOLVING, "")
+        self._logged = (State.RESOLVING, NO_REASON)
         self._transitions = Transitions(State.RESOLVING, loop.now())
         self._rates = RateMeter()
         self.history = History(loop.now())
-        self._obstacle = ""
+        self._obstacle = NO_REASON
         self._bridge_mtu = data_path.bridge_mtu
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
@@ -180,15 +179,23 @@ class Circuit:
         return self._lifecycle.state
 
     @property
-    def reason(self) -> str:
+    def reasons(self) -> tuple[Reason, ...]:
         """Why it has its state, and what it still waits for; empty: there is nothing to say."""
         # While it is up, the name does not matter.
         seeks = self.state in (State.RESOLVING, State.CONNECTING, State.DOWN, State.REJECTED)
-        trouble = self._remote.trouble if seeks else ""
-        hooks = "" if self.hooks is None else self.hooks.reason
-        port = self._frames.note if self.state is State.UP else ""
-        said = (self._lifecycle.reason, trouble, port, self._data_path.obstacle, hooks)
-        return "; ".join(dict.fromkeys(filter(None, said)))
+        said = (
+            self._lifecycle.reason,
+            self._remote.trouble if seeks else NO_REASON,
+            self._frames.note if self.state is State.UP else NO_REASON,
+            *self._data_path.obstacles,
+            NO_REASON if self.hooks is None else self.hooks.reason,
+        )
+        return tuple(dict.fromkeys(filter(None, said)))
+
+    @property
+    def reason(self) -> Reason:
+        """All of them in one."""
+        return joined(self.reasons)
 
     @property
     def session(self) -> Session | None:
@@ -252,7 +259,7 @@ class Circuit:
         except DeviceError:
             return  # there may be a route later
         if self._remote.is_this_machine(path):
-            raise ConfigError(f"{self.name}: {address} is this machine; {OTHER_MACHINE}")
+            raise ConfigError(f"{self.name}: {Cause.OWN_ADDRESS.say(address=address)}")
 
     def start(self) -> None:
         """Look for the remote, and carry frames as soon as possible."""
@@ -315,7 +322,7 @@ class Circuit:
         if begun is None or self._signaling is not begun or self._closed:
             return
         if self.state is State.UP and begun.session.state is not SessionState.UP:
-            self._take(Input.DOWN, NOT_FOLLOWED)
+            self._take(Input.DOWN, Cause.NOT_FOLLOWED.say())
 
     def answer(self) -> None:
         """Tell the remote that it was accepted."""
@@ -386,7 +393,7 @@ class Circuit:
         """Take the circuit down until enable(). The interface stays, without carrier."""
         self.disabled = self._remote.paused = True
         self._frames.begin_anew()
-        self._obstacle = ""  # check() looks again
+        self._obstacle = NO_REASON  # check() looks again
         self._take(Input.DISABLE)
 
     def enable(self) -> None:
@@ -482,7 +489,7 @@ class Circuit:
             if self._data_path.attached is not None:
                 self._carry()
         except VelaError as err:
-            self._take(Input.FAILED, str(err))
+            self._take(Input.FAILED, reason_of(err))
         if self._signaling is not None:
             self._signaling.pump()
         if self.state is State.FAILED:
@@ -532,12 +539,12 @@ class Circuit:
         try:
             self._data_path.check()
         except VelaError as err:
-            self._obstacle = str(err)
+            self._obstacle = reason_of(err)
             if self._obstacle != before:
-                self._log.error("circuit_broken", error=self._obstacle)
+                self._log.error("circuit_broken", error=str(self._obstacle))
             self._take(Input.BROKEN, self._obstacle)
         else:
-            self._obstacle = ""
+            self._obstacle = NO_REASON
             if before:
                 self._log.info("circuit_mended")
                 self._take(Input.MENDED)
@@ -559,7 +566,7 @@ class Circuit:
         try:
             self._carry()
         except VelaError as err:
-            self._take(Input.FAILED, str(err))
+            self._take(Input.FAILED, reason_of(err))
             return
         if self._signaling is not None:
             self._signaling.pump()
@@ -597,7 +604,9 @@ class Circuit:
             origin=self.origin.value,
             description=config.description,
             state=self.state.word,
-            reason=self.reason,
+            reason=str(self.reason),
+            reason_code=self.reason.code,
+            reasons=ReasonStatus.of(self.reasons),
             since_seconds=round(self._transitions.since_s(now), 3),
             transitions=self._transitions.count(now),
             remote=str(config.remote),
@@ -622,10 +631,10 @@ class Circuit:
 
     # From the search for the remote.
 
-    def on_unresolved(self, reason: str) -> None:
+    def on_unresolved(self, reason: Reason) -> None:
         self._take(Input.UNRESOLVED, reason)
 
-    def on_no_route(self, reason: str) -> None:
+    def on_no_route(self, reason: Reason) -> None:
         self._take(Input.NO_ROUTE, reason)
 
     def on_routed(self, paths: tuple[UnderlayPath, ...]) -> None:
@@ -635,7 +644,7 @@ class Circuit:
         try:
             self._aim(paths)
         except VelaError as err:
-            self._take(Input.FAILED, str(err))
+            self._take(Input.FAILED, reason_of(err))
             return
         self._take(Input.ROUTED)
         if self._signaling is not None:
@@ -652,7 +661,7 @@ class Circuit:
         try:
             self._routes.way_from(attached[0].route.source, attached[0].endpoint)
         except RouteLoop as err:
-            self._take(Input.CUT_OFF, str(err))
+            self._take(Input.CUT_OFF, reason_of(err))
         except DeviceError:
             pass  # if it stays so, the session goes down by itself
 
@@ -668,7 +677,7 @@ class Circuit:
         self._data_path.detach()
         self._path = self._agreement = None
         self._signaling = self._open_signaling()
-        self._take(Input.CLOSED, "the remote was changed")
+        self._take(Input.CLOSED, Cause.REMOTE_CHANGED.say())
 
     def _reaches(self, remote: Endpoint, port: int) -> bool:
         """Tell whether a remote is the one at this port; behind a NAT it shows another one."""
@@ -679,7 +688,7 @@ class Circuit:
     def _on_event(self, event: Event) -> None:
         if self.state is State.UP and isinstance(event, Unanswered | Rejected):
             # Of a session that took the place of another one, and was never up itself.
-            self._take(Input.DOWN, NOT_FOLLOWED)
+            self._take(Input.DOWN, Cause.NOT_FOLLOWED.say())
         match event:
             case Agreed(agreement):
                 self._agreement = agreement
@@ -697,15 +706,15 @@ class Circuit:
                 self._take(Input.DOWN, reason)
             case Unanswered(reason):
                 self._take(Input.UNANSWERED, reason)
-            case Rejected(RejectCode.DISABLED, reason):
-                self._take(Input.REMOTE_DISABLED, reason)
-            case Rejected(RejectCode.NO_SUCH_CIRCUIT, _) if self.origin is Origin.PEER:
+            case Rejected(RejectCode.DISABLED):
+                self._take(Input.REMOTE_DISABLED, event.reason)
+            case Rejected(RejectCode.NO_SUCH_CIRCUIT) if self.origin is Origin.PEER:
                 # The remote deleted it, and its message was lost.
                 self._take(Input.DELETED)
-            case Rejected(RejectCode.ID_TAKEN, _) if self._owner.takes_another_id(self):
+            case Rejected(RejectCode.ID_TAKEN) if self._owner.takes_another_id(self):
                 pass
-            case Rejected(_, reason):
-                self._take(Input.REJECTED, reason)
+            case Rejected():
+                self._take(Input.REJECTED, event.reason)
             case ProbeAnswered(size):
                 self._prober.answered(size)
             case ResolveWanted():
@@ -715,13 +724,14 @@ class Circuit:
             case Closed() if self.origin is Origin.PEER:
                 self._take(Input.DELETED)
             case Closed(by_remote):
-                self._take(Input.CLOSED, "the remote deleted it" if by_remote else "closed")
+                cause = Cause.REMOTE_DELETED if by_remote else Cause.CLOSED
+                self._take(Input.CLOSED, cause.say())
             case _:
                 pass
 
     # Steps of the lifecycle.
 
-    def _take(self, happened: Input, reason: str = "") -> None:
+    def _take(self, happened: Input, reason: Reason = NO_REASON) -> None:
         """Take an input and carry out its actions. Inputs that arrive meanwhile wait."""
         self._inputs.append((happened, reason))
         if self._stepping:
@@ -734,7 +744,7 @@ class Circuit:
             self._inputs.clear()
             self._stepping = False
 
-    def _step(self, happened: Input, reason: str) -> None:
+    def _step(self, happened: Input, reason: Reason) -> None:
         step = self._lifecycle.take(happened, reason)
         try:
             for action in step.actions:
@@ -743,7 +753,7 @@ class Circuit:
                     return
         except VelaError as err:
             # Before the inputs that wait: they assume a circuit that carries frames.
-            self._inputs.appendleft((Input.FAILED, str(err)))
+            self._inputs.appendleft((Input.FAILED, reason_of(err)))
             return
         self._frames.follow()
         self._log_change()
@@ -765,7 +775,8 @@ class Circuit:
         if self._data_path.attached is not None:
             path, profile = self._data_path.attached
             about |= {"remote": str(path.endpoint), "elision": profile.elision.name.lower()}
-        getattr(self._log, level)("circuit_state_changed", state=state.word, reason=reason, **about)
+        about |= {"state": state.word, "reason": str(reason)}
+        getattr(self._log, level)("circuit_state_changed", **about)
 
     # Actions of the lifecycle.
 
@@ -789,7 +800,11 @@ class Circuit:
 
     def _suspend(self) -> None:
         signaling = self._require_signaling()
-        signaling.session.suspend(f"on the other end, {self._lifecycle.reason}")
+        reason = self._lifecycle.reason
+        # Only one end may have noticed.
+        is_mac = reason.code == Cause.DUPLICATE_MAC.code
+        code = RejectCode.MAC if is_mac else RejectCode.FAILED
+        signaling.session.suspend(f"on the other end, {reason}", code)
         signaling.pump()
 
     def _leave(self) -> None:
@@ -812,7 +827,7 @@ class Circuit:
         # By the present one: the agreement may be of a session that failed for it.
         if agreement.remote_mac == self._data_path.local_mac:
             mac = format_mac(agreement.remote_mac)
-            raise ConfigError(f"both ends have the MAC address {mac}; one needs another `mac`")
+            raise ConfigError(Cause.DUPLICATE_MAC.say(mac=mac))
         # Behind a NAT only the translated port leads back.
         port = session.remote.port if agreement.nat else agreement.remote_port
         path = self._path_to(Endpoint(session.remote.address, port))
@@ -919,7 +934,7 @@ class Circuit:
         signaling, path = self._signaling, paths[0]
         # A loopback address in the configuration is no mistake: another velad may listen there.
         if not path.endpoint.address.is_loopback and self._remote.is_this_machine(path):
-            raise ConfigError(f"{path.endpoint.address} is this machine; {OTHER_MACHINE}")
+            raise ConfigError(Cause.OWN_ADDRESS.say(address=path.endpoint.address))
         if signaling is not None:
             # Before the first message: the remote would take both circuits for one.
             self._owner.check_id(self, path.sources)

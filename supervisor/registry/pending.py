@@ -7,13 +7,14 @@ from collections.abc import Callable
 import structlog
 
 from vela.errors import VelaError
+from vela.reasons import NO_REASON, Reason, reason_of
 
 from ..circuit.lifecycle import State
 from ..circuit.setup import Origin
 from ..circuit.terms import provisional_mtu
 from ..config.records import CircuitConfig
 from ..runtime.loop import EventLoop, Timer
-from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, RateStatus
+from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, RateStatus, ReasonStatus
 from .store import StoredCircuit
 
 # The obstacle, such as a taken interface name, goes when an operator acts.
@@ -31,14 +32,14 @@ class PendingCircuits:
         self._loop = loop
         self._port = port
         self._make = make
-        self._wanted: dict[str, tuple[StoredCircuit, str]] = {}
+        self._wanted: dict[str, tuple[StoredCircuit, Reason]] = {}
         self._since: dict[str, float] = {}
         self._timer: Timer | None = None
 
     def __contains__(self, name: object) -> bool:
         return name in self._wanted
 
-    def find(self, name: str) -> tuple[StoredCircuit, str] | None:
+    def find(self, name: str) -> tuple[StoredCircuit, Reason] | None:
         """Return the circuit of this name, and why it could not be created."""
         return self._wanted.get(name)
 
@@ -52,7 +53,7 @@ class PendingCircuits:
 
     def add(self, wanted: StoredCircuit, error: VelaError | None = None) -> None:
         """Add a circuit that could not be created; without an error, one not tried yet."""
-        reason = "" if error is None else _on_one_line(error)
+        reason = NO_REASON if error is None else reason_of(error)
         self._wanted[wanted.config.name] = (wanted, reason)
         self._since.setdefault(wanted.config.name, self._loop.now())
         if self._timer is None:
@@ -75,9 +76,9 @@ class PendingCircuits:
         try:
             self._make(wanted)
         except VelaError as err:
-            reason = _on_one_line(err)
+            reason = reason_of(err)
             if reason != before:
-                structlog.get_logger().error("circuit_not_started", circuit=name, error=reason)
+                structlog.get_logger().error("circuit_not_started", circuit=name, error=str(reason))
             self._wanted[name] = (wanted, reason)
         else:
             self.drop(name)
@@ -100,7 +101,9 @@ class PendingCircuits:
                 origin=wanted.origin.value,
                 description=wanted.config.description,
                 state=State.FAILED.value,
-                reason=reason,
+                reason=str(reason),
+                reason_code=reason.code,
+                reasons=ReasonStatus.of((reason,) if reason else ()),
                 since_seconds=round(now - self._since[wanted.config.name], 3),
                 transitions=0,
                 remote=str(wanted.config.remote),
@@ -130,7 +133,3 @@ class PendingCircuits:
         self.retry()
         if self._wanted:
             self._timer = self._loop.call_later(RETRY_INTERVAL_S, self._on_timer)
-
-
-def _on_one_line(error: VelaError) -> str:
-    return "; ".join(str(error).splitlines())

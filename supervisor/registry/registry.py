@@ -477,7 +477,8 @@ class Registry:
                 "circuit": circuit.name,
                 "id": circuit.config.id,
                 "state": circuit.state.word,
-                "reason": circuit.reason,
+                "reason": str(circuit.reason),
+                "reason_code": circuit.reason.code,
                 "remote": str(circuit.config.remote),
             }
             self._on_change(about | more)

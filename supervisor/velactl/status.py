@@ -51,7 +51,7 @@ def health(path: str, *, as_json: bool) -> bool:
     circuits = status["circuits"]
     trouble = [each for each in by_trouble(circuits) if is_trouble(each)]
     if as_json:
-        kept = ("name", "state", "reason", "since_seconds")
+        kept = ("name", "state", "reason", "reason_code", "since_seconds")
         output.write_json(
             {
                 "healthy": not trouble,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vela.reasons import Cause, Reason
 from vela.supervisor.velactl.diagnosis import Finding, diagnose
 from vela.supervisor.velactl.doctor import lines
 from vela.supervisor.velactl.host import Host
@@ -24,6 +25,7 @@ CIRCUIT: dict[str, Any] = {
     "name": "vela0",
     "state": "up",
     "reason": "",
+    "reasons": [],
     "origin": "config",
     "remote": "router2.example.net",
     "remote_address": "192.0.2.9",
@@ -35,6 +37,7 @@ CIRCUIT: dict[str, Any] = {
 }
 STATUS: dict[str, Any] = {
     "pid": 4711,
+    "listen": ["[::]:7000"],
     "unused_features": ["rwf_nowait", "uso"],
     "receive_buffer": {"wanted_bytes": 8388608, "granted_bytes": 8388608},
 }
@@ -51,6 +54,60 @@ def found(
     status = STATUS | {"circuits": [CIRCUIT | circuit]}
     config = {"daemon": DAEMON, "circuits": {"vela0": table or {}}}
     return list(diagnose(status, config, host, lambda *_: local))
+
+
+def said(*reasons: Reason) -> dict[str, Any]:
+    """Return the keys of a circuit that has these reasons, in words that no velad uses."""
+    shown = [{"code": each.code, "text": f"words {n}"} for n, each in enumerate(reasons)]
+    return {"reason": "; ".join(each["text"] for each in shown), "reasons": shown}
+
+
+@pytest.mark.parametrize(
+    ("cause", "check"),
+    [
+        ("NO_ANSWER", "firewall"),
+        ("FRAMES_BLOCKED", "firewall"),
+        ("WRONG_KEY", "wrong_key"),
+        ("WRONG_HANDSHAKE", "wrong_key"),
+        ("ROUTE_LOOP", "route"),
+        ("ROUTE_CIRCLE", "route"),
+        ("DUPLICATE_MAC", "duplicate_mac"),
+        ("REFUSED_MAC", "duplicate_mac"),
+        ("BRIDGE_MISSING", "missing_bridge"),
+        ("NAME_UNRESOLVED", "name"),
+        ("INTERFACE_MTU", "interface"),
+        ("HOOK_FAILED", "hook"),
+        ("RATE_NOT_LIMITED", "rate"),
+        ("KEEPALIVES_MISSED", "down"),
+    ],
+)
+def test_reason_is_found_by_its_code_and_not_by_its_words(cause: str, check: str) -> None:
+    (one,) = found(state="down", **said(Reason("", Cause[cause].code)))
+
+    assert (one.check, one.seen) == (check, "down: words 0")
+
+
+def test_each_reason_of_a_circuit_that_is_up_is_found_unless_all_is_well() -> None:
+    codes = (Cause.FROM_LISTENING_PORT, Cause.BRIDGE_MISSING, Cause.HOOK_FAILED)
+
+    findings = found(**said(*(Reason("", each.code) for each in codes)))
+
+    assert [(each.check, each.seen) for each in findings] == [
+        ("missing_bridge", "up: words 1"),
+        ("hook", "up: words 2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("remote_port", "ports"),
+    [(7000, "drop UDP 7000 ("), (48621, "drop UDP 7000 (here) or 48621 (there) (")],
+)
+def test_advice_about_firewalls_names_the_ports_in_use(remote_port: int, ports: str) -> None:
+    reason = Reason("", Cause.NO_ANSWER.code)
+
+    (one,) = found(state="connecting", remote_port=remote_port, **said(reason))
+
+    assert ports in one.advice
 
 
 def test_diagnosis_of_a_well_circuit_is_empty() -> None:
@@ -132,7 +189,7 @@ def test_circuit_in_trouble_is_always_found(state: str, check: str) -> None:
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_screen_fits_and_has_all_that_was_found(width: int) -> None:
-    findings = found(state="connecting", reason="no answer from 192.0.2.9:48621: no velad there")
+    findings = found(state="connecting", **said(Reason("", Cause.NO_ANSWER.code)))
 
     screen = list(lines(findings, 1, width))
 

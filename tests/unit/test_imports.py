@@ -36,7 +36,9 @@ ROOMS = """
     vela.linux
     vela.supervisor.velactl
     vela.wire vela.log
-    vela.address vela.mac vela.rate vela.public_key vela.backoff vela.percentile vela.errors
+    vela.address vela.mac vela.rate vela.public_key vela.backoff vela.percentile
+    vela.reasons
+    vela.errors
     vela.supervisor.constants vela.supervisor.nearest vela.supervisor.states
     vela vela.supervisor
 """

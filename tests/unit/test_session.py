@@ -30,6 +30,7 @@ from simulated_link import (
 from thorough import first_of
 
 from vela.address import Endpoint
+from vela.reasons import Cause
 from vela.signaling.agreement import Agreement
 from vela.signaling.candidates import Candidate
 from vela.signaling.codec import decode, encode, read_header
@@ -342,7 +343,7 @@ def test_session_suspended_takes_the_other_end_down_and_refuses_it_until_it_star
     assert set(other.since(at, Rejected)) == {
         Rejected(RejectCode.FAILED, "on the other end, br9: there is no interface of this name")
     }
-    assert other.since(at, (Up, Down)) == [Down("the other end is stopping")]
+    assert other.since(at, (Up, Down)) == [Down(Cause.REMOTE_STOPPING.say())]
     assert machine.since(at, (Up, Down)) == []
 
     session.start(link.now)
@@ -411,7 +412,7 @@ def test_close_of_a_stopping_machine_is_down_at_once_and_heals_when_it_is_back()
     first.close(CloseReason.STOPPING, link.now)
     link.collect(link.machines[0])
     link.run(link.now + 0.1)
-    assert link.machines[1].since(0, Down) == [Down("the other end is stopping")]
+    assert link.machines[1].since(0, Down) == [Down(Cause.REMOTE_STOPPING.say())]
     link.run(link.now + 20)
     link.machines[0].boot(link.now)
     link.collect(link.machines[0])

@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 from vela.address import Endpoint
 from vela.backoff import Backoff, Jitter
+from vela.reasons import Cause, Reason
 from vela.signaling.candidates import ATTEMPT_DELAY_S
 
 # Without a session: a REQUEST each second, so that a link that comes back carries frames again
@@ -116,19 +117,15 @@ class Attempt:
         """Return when the next REQUEST may be sent, if there is a reason to hurry."""
         return max(now, self._sent_at + CONFIRM_REPEAT_S)
 
-    def unanswered_reason(self, endpoints: Collection[Endpoint]) -> str:
-        """Return why none of the endpoints may answer, in a sentence for the operator."""
+    def unanswered_reason(self, endpoints: Collection[Endpoint]) -> Reason:
+        """Return why none of the endpoints may answer."""
         # Name servers change the order, and the sentence must not change with it.
         remote = str(min(endpoints, key=_by_number))
         if len(endpoints) > 1:
             others = len(endpoints) - 1
             remote += f" and {others} other {'address' if others == 1 else 'addresses'}"
-        if self.wrong_tag:
-            return f"messages from {remote} carry a wrong tag: the keys of both ends differ"
-        return (
-            f"no answer from {remote}: no velad there, a firewall between, "
-            "or its autoconfigure does not list this machine or has another key"
-        )
+        cause = Cause.WRONG_KEY if self.wrong_tag else Cause.NO_ANSWER
+        return cause.say(remote=remote)
 
     def insists(self) -> bool:
         """Tell whether this end still asks for its own settings, as a remote resumes outdated ones.

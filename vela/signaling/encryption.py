@@ -36,6 +36,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from vela.errors import RemoteProtocolError, VelaError
+from vela.reasons import Cause, Reason
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.messages import (
     HANDSHAKE,
@@ -211,7 +212,7 @@ class Ready:
 class Ended:
     """There are no keys any more: frames are dropped, and the session is of no use."""
 
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -712,9 +713,9 @@ class Encryption:
         self._end(now, fields)
         limits = self._limits
         if self._frames >= limits.expire_frames:
-            reason = f"{limits.expire_frames} frames were sent with one key, and no new one came"
+            reason = Cause.KEY_USED_UP.say(frames=limits.expire_frames)
         else:
-            reason = f"the keys are {limits.expire_after_s:g} s old, and no new ones came"
+            reason = Cause.KEY_TOO_OLD.say(age_s=limits.expire_after_s)
         self._events.append(Ended(reason))
 
     def _end(self, now: float, fields: Fields) -> None:
