@@ -243,12 +243,22 @@ def _by_reason(circuit: Document, trouble: bool, port: str) -> Iterator[Finding]
         if reason["code"] in _REASONS:
             found = True
             check, advice = _REASONS[reason["code"]]
-            ports = _ports(port, str(circuit["remote_port"]))
-            yield Finding(name, check, f"{state}: {reason['text']}", advice.format(ports=ports))
+            advice = advice.format(ports=_ports(port, str(circuit["remote_port"])))
+            if reason["code"] == Cause.NO_ANSWER.code:
+                advice += _if_gone(circuit)
+            yield Finding(name, check, f"{state}: {reason['text']}", advice)
     if trouble and not found:
         check, advice = _STATES.get(state, ("state", "see docs/operating.md"))
         why = f": {circuit['reason']}" if circuit["reason"] else f", toward {circuit['remote']}"
-        yield Finding(name, check, state + why, advice)
+        yield Finding(name, check, state + why, advice + _if_gone(circuit))
+
+
+def _if_gone(circuit: Document) -> str:
+    """Return what to do with a circuit that another machine set up, if that never comes back."""
+    if circuit["origin"] != "peer" or circuit["state"] not in ("down", "connecting", "resolving"):
+        return ""
+    name = circuit["name"]
+    return f"; if {circuit['remote']} is gone for good, remove the circuit: velactl delete {name}"
 
 
 def _ports(here: str, there: str) -> str:

@@ -187,6 +187,25 @@ def test_circuit_in_trouble_is_always_found(state: str, check: str) -> None:
     assert found(state="disabled", reason="taken down") == []
 
 
+@pytest.mark.parametrize(
+    ("state", "origin", "reasons", "named"),
+    [
+        ("down", "peer", (), True),
+        ("connecting", "peer", (Cause.NO_ANSWER,), True),
+        ("down", "config", (), False),
+        ("up", "peer", (Cause.BRIDGE_MISSING,), False),
+    ],
+)
+def test_command_that_removes_a_circuit_of_a_machine_that_is_gone_is_named(
+    state: str, origin: str, reasons: tuple[Cause, ...], named: bool
+) -> None:
+    shown = said(*(Reason("", each.code) for each in reasons))
+
+    (one,) = found(state=state, origin=origin, **shown)
+
+    assert one.advice.endswith("velactl delete vela0") == named
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_screen_fits_and_has_all_that_was_found(width: int) -> None:
     findings = found(state="connecting", **said(Reason("", Cause.NO_ANSWER.code)))
