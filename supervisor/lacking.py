@@ -25,12 +25,6 @@ def find_lacking(config: Config) -> Iterator[str]:
     yield from _find_key("daemon.identity", config.daemon.identity, open_identity)
     if shared is not None:
         yield from _find_key("autoconfigure.key_file", shared.key_file, open_key)
-        for bridge in shared.bridges:
-            if bridge not in present:
-                yield (
-                    f"autoconfigure.bridges: there is no bridge {bridge} now; "
-                    "circuits that are to join it are refused"
-                )
     for circuit in config.circuits:
         yield from _of_circuit(f"circuits.{circuit.name}", circuit, present)
 

@@ -92,7 +92,6 @@ def test_check_warns_of_keys_interfaces_and_addresses_that_are_not_there(
 identity = "{keys["identity"]}"
 [autoconfigure]
 key_file = "{keys["shared"]}"
-bridges = ["br-absent"]
 interfaces = "vela*"
 [circuits.vela0]
 id = 1
@@ -117,8 +116,6 @@ bind = "192.0.2.77"
             f"daemon.identity: {keys['identity']} {missing}; velad --generate-key makes it; "
             "velad does not start without it",
             f"autoconfigure.key_file: {keys['shared']} {missing}; {without}",
-            "autoconfigure.bridges: there is no bridge br-absent now; "
-            "circuits that are to join it are refused",
             f"circuits.vela0.key_file: {keys['own']} {missing}; {without}",
             "circuits.vela0.device: the interface absent0 does not exist; waiting for it",
             "circuits.vela1.bind: 192.0.2.77 is no address of this machine; waiting for it",
