@@ -24,6 +24,7 @@ from vela.linux import ebpf
 from vela.linux.affinity import allowed_cpus
 from vela.linux.features import ALL_FEATURES, Feature, Features, probe, words
 from vela.linux.forwarding import Forwarding
+from vela.linux.icmp import IcmpErrors
 from vela.linux.netlink import Netlink
 from vela.linux.sandbox import check_capabilities, find_user, why_no_filter
 from vela.linux.tap import check_tun
@@ -117,8 +118,12 @@ class Daemon:
             self._keys = Keys(self._loop, user, config.daemon.state_directory)
             undo.callback(self._keys.close)
             self._ciphers = Ciphers(self._keys, config.daemon, engine.suites())
+            icmp = IcmpErrors(config.daemon.port)
+            undo.callback(icmp.close)
+            if not icmp.hears:
+                self._log.info("icmp_errors_not_read", reason="there is no CAP_NET_RAW")
             self._control_channel = ControlChannel(
-                self._loop, self._demux, names, config.daemon.port
+                self._loop, self._demux, names, config.daemon.port, icmp.read
             )
             self._set_policy(config)
             self._factory = PseudowireFactory(
@@ -223,6 +228,7 @@ class Daemon:
                 granted_bytes=min(group.receive_buffer for group in self._demux.groups),
             ),
             rx_dropped=self._demux.dropped() | self._control_channel.dropped(),
+            wrong_keys=self._control_channel.wrong_keys(),
             circuits=self._registry.status(),
         )
 
@@ -324,6 +330,7 @@ class Daemon:
     def _check(self) -> None:
         self._loop.call_later(CHECK_INTERVAL_S, self._check)
         self._forwarding.look()
+        self._control_channel.look_for_errors()
         self._registry.check()
         for left_out in self._lines.summaries():
             self._log.warning(

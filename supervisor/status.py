@@ -189,6 +189,31 @@ class ReasonStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class UndeliveredStatus:
+    """What this machine is told of a request that did not arrive."""
+
+    what: str
+    """As in "ICMP port unreachable"."""
+    source: str | None
+    """Who said it, which nobody proves; None: the kernel of this machine."""
+    last_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AskingStatus:
+    """What was sent to a remote with which there is no session."""
+
+    remotes: tuple[str, ...]
+    """The endpoints that are asked in turn."""
+    requests: int
+    """REQUESTs since it began to ask."""
+    since_seconds: float
+    last_seconds: float
+    undelivered: UndeliveredStatus | None
+    """The last one that did not arrive; None: nobody says so."""
+
+
+@dataclass(frozen=True, slots=True)
 class CircuitStatus:
     name: str
     id: int
@@ -219,6 +244,8 @@ class CircuitStatus:
     """As configured."""
     cipher: CipherStatus | None
     """None: frames are not encrypted, or there is no session."""
+    asking: AskingStatus | None
+    """None: it does not ask its remote for a session."""
     rtt_ms: float | None
     last_heard_seconds: float | None
     loss: LossStatus
@@ -237,6 +264,18 @@ class ReceiveBufferStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class WrongKeyStatus:
+    """A machine that asked for a circuit with another key than this end has."""
+
+    address: str
+    """Not proven: anybody can send in its name."""
+    messages: int
+    last_seconds: float
+    """Since the last one."""
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonStatus:
     version: str
     pid: int
@@ -248,4 +287,6 @@ class DaemonStatus:
     """Those that the kernel lacks, that are disabled, or that the engine cannot use."""
     receive_buffer: ReceiveBufferStatus
     rx_dropped: Mapping[str, int]
+    wrong_keys: tuple[WrongKeyStatus, ...]
+    """Of the last two minutes, the latest first; of circuits that there are, `reason` says it."""
     circuits: tuple[CircuitStatus, ...]

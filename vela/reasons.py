@@ -109,10 +109,20 @@ class Cause(Enum):
         "no answer from {remote}: no velad there, a firewall between, "
         "or its autoconfigure does not list this machine or has another key",
     )
+    ICMP_ERROR = (
+        "icmp_error",
+        "an ICMP error came back about a request to a remote that does not answer",
+        "{kind} came back from {source}",
+    )
+    SEND_REFUSED = (
+        "send_refused",
+        "the kernel of this machine does not send requests to the remote",
+        "the kernel does not send: {error}",
+    )
     WRONG_KEY = (
         "wrong_key",
         "messages of the remote carry a wrong tag",
-        "messages from {remote} carry a wrong tag: the keys of both ends differ",
+        "wrong key from {remote}: its messages carry a wrong tag, so the keys of both ends differ",
     )
     WRONG_HANDSHAKE = (
         "wrong_handshake",

@@ -51,6 +51,7 @@ from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..states import WELL
 from ..status import NOT_MEASURED, CircuitStatus, RateStatus, ReasonStatus, milliseconds
+from .asking import Asking
 from .data_path import DataPath
 from .echoes import Answered
 from .frame_watch import FrameWatch
@@ -78,6 +79,7 @@ _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED
 KEY_GRACE_S = 5.0
 # For a session to come up that takes the place of another one.
 CHANGE_GRACE_S = 3.0
+NO_ANSWER = Cause.NO_ANSWER.code
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
 
@@ -137,6 +139,7 @@ class Circuit:
         self._owner = owner
         self._port = port
         self._control_channel = setup.control_channel
+        self._asking = None if setup.control_channel is None else Asking(setup.control_channel)
         self._key = setup.key
         self._machine = setup.machine
         self._maker = maker
@@ -185,12 +188,20 @@ class Circuit:
         seeks = self.state in (State.RESOLVING, State.CONNECTING, State.DOWN, State.REJECTED)
         said = (
             self._lifecycle.reason,
+            self._why_no_answer() if seeks else NO_REASON,
             self._remote.trouble if seeks else NO_REASON,
             self._frames.note if self.state is State.UP else NO_REASON,
             *self._data_path.obstacles,
             NO_REASON if self.hooks is None else self.hooks.reason,
         )
         return tuple(dict.fromkeys(filter(None, said)))
+
+    def _why_no_answer(self) -> Reason:
+        """Return what shows why the remote does not answer; empty: nothing, or it answers."""
+        asking, session = self._asking, self.session
+        if asking is None or session is None or self._lifecycle.reason.code != NO_ANSWER:
+            return NO_REASON
+        return asking.reason(session)
 
     @property
     def reason(self) -> Reason:
@@ -450,6 +461,7 @@ class Circuit:
         self._remote.stop()
         self._data_path.change(self.config, cpu)
         self._control_channel, self.offer = setup.control_channel, setup.offer
+        self._asking = None if setup.control_channel is None else Asking(setup.control_channel)
         self._key, self._machine = setup.key, setup.machine
         self._lifecycle = Lifecycle(static=self.static)
         self._path = self._agreement = None
@@ -620,6 +632,9 @@ class Circuit:
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
             encryption=config.encryption.value,
             cipher=None if self._key_watch is None else self._key_watch.status(),
+            asking=None
+            if session is None or self._asking is None
+            else self._asking.status(session, now),
             rtt_ms=milliseconds(None if session is None else session.rtt_s),
             last_heard_seconds=None if heard_at is None else round(now - heard_at, 3),
             loss=NOT_MEASURED[0],

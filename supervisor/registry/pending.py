@@ -117,6 +117,7 @@ class PendingCircuits:
                 elision=False,
                 encryption=wanted.config.encryption.value,
                 cipher=None,
+                asking=None,
                 rtt_ms=None,
                 last_heard_seconds=None,
                 loss=loss,

@@ -5,15 +5,18 @@ Pure, but for the local address toward a remote, which is asked for by a functio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 from vela.reasons import Cause
 
 from ..states import WELL
+from . import no_answer
 from .client import Document
 from .host import Host
+from .status import asked
+from .text import duration, plural
 
 # RFC 4787, REQ-5 wants two minutes; many NATs forget a UDP mapping after 30 s.
 NAT_MEMORY_S = 30.0
@@ -34,18 +37,28 @@ class Finding:
 
 
 def diagnose(
-    status: Document, config: Document, host: Host, local_address: LocalAddress
+    status: Document,
+    config: Document,
+    host: Host,
+    local_address: LocalAddress,
+    only: Container[str] | None = None,
 ) -> Iterator[Finding]:
-    """Yield what is wrong with the machine, and with the circuits of a status.
+    """Yield what is wrong with the machine, and with circuits of a status.
 
     config: as `velactl show-config --json` has it under "config".
+    only: the names of the circuits to look at; None: all.
     """
     yield from _of_machine(status, config, host)
     port = status["listen"][0].rpartition(":")[2]  # all have the same
+    tables = config["circuits"]
     for circuit in status["circuits"]:
-        if circuit["state"] != "disabled":
-            table = config["circuits"].get(circuit["name"], {})
-            yield from _of_circuit(circuit, table, host, local_address, port)
+        if circuit["state"] == "disabled" or not (only is None or circuit["name"] in only):
+            continue
+        trouble = circuit["state"] not in WELL
+        yield from _by_reason(circuit, status, tables, trouble, port)
+        table = tables.get(circuit["name"], {})
+        yield from _of_nat(circuit, table, trouble, local_address, port)
+        yield from _of_frames(circuit, host, trouble)
 
 
 # The machine.
@@ -77,6 +90,14 @@ def _of_machine(status: Document, config: Document, host: Host) -> Iterator[Find
             f"{'unknown' if host.rmem_max is None else host.rmem_max}",
             f"sysctl -w net.core.rmem_max={buffer['wanted_bytes']}, and restart velad",
         )
+    for machine in status.get("wrong_keys", ()):
+        yield Finding(
+            None,
+            "wrong_key",
+            f"wrong key from {machine['address']}: {plural(machine['messages'], 'message')}, "
+            f"the last {duration(machine['last_seconds'])} ago; {machine['error']}",
+            _KEYS,
+        )
     python = [each["name"] for each in status["circuits"] if _engine(each) == "python"]
     if python and config["daemon"]["engine"] != "python":
         yield Finding(
@@ -103,13 +124,8 @@ def _engine(circuit: Document) -> str | None:
 # A circuit.
 
 
-def _of_circuit(
-    circuit: Document, table: Document, host: Host, local_address: LocalAddress, port: str
-) -> Iterator[Finding]:
+def _of_frames(circuit: Document, host: Host, trouble: bool) -> Iterator[Finding]:
     name = circuit["name"]
-    trouble = circuit["state"] not in WELL
-    yield from _by_reason(circuit, trouble, port)
-    yield from _of_nat(circuit, table, trouble, local_address, port)
     strict = {name} if name in host.strict_interfaces else set()
     if trouble and circuit["family"] == "ipv4":
         strict |= host.strict_interfaces
@@ -204,12 +220,6 @@ _REASONS: dict[str, tuple[str, str]] = {
         "missing_bridge",
         "create the bridge (ip link add NAME type bridge; ip link set NAME up); velad then joins",
     ),
-    Cause.NO_ANSWER.code: (
-        "firewall",
-        "there are an address and a route. Does velad run on the other machine (velactl there)? "
-        "Does a firewall here, there or between drop {ports} (nft list ruleset)? "
-        "Does [autoconfigure] there list this machine in `from`, and is the key the same?",
-    ),
     Cause.NAME_UNRESOLVED.code: ("name", "check the name server, or the name"),
     Cause.INTERFACE_RENAMED.code: ("interface", _BY_HAND),
     Cause.INTERFACE_DOWN.code: ("interface", _BY_HAND),
@@ -234,7 +244,9 @@ _STATES = {
 }
 
 
-def _by_reason(circuit: Document, trouble: bool, port: str) -> Iterator[Finding]:
+def _by_reason(
+    circuit: Document, status: Document, tables: Document, trouble: bool, port: str
+) -> Iterator[Finding]:
     """Yield a finding for each reason that an operator has to act on; for trouble at least one."""
     name, state = circuit["name"], circuit["state"]
     found = False
@@ -243,14 +255,34 @@ def _by_reason(circuit: Document, trouble: bool, port: str) -> Iterator[Finding]
         if reason["code"] in _REASONS:
             found = True
             check, advice = _REASONS[reason["code"]]
-            advice = advice.format(ports=_ports(port, str(circuit["remote_port"])))
-            if reason["code"] == Cause.NO_ANSWER.code:
-                advice += _if_gone(circuit)
             yield Finding(name, check, f"{state}: {reason['text']}", advice)
+        elif reason["code"] == Cause.NO_ANSWER.code:
+            found = True
+            yield _of_silence(circuit, status, tables, f"{state}: {reason['text']}", port)
     if trouble and not found:
         check, advice = _STATES.get(state, ("state", "see docs/operating.md"))
         why = f": {circuit['reason']}" if circuit["reason"] else f", toward {circuit['remote']}"
-        yield Finding(name, check, state + why, advice + _if_gone(circuit))
+        yield Finding(
+            name, check, state + why, "; ".join(filter(None, (advice, _if_gone(circuit))))
+        )
+
+
+def _of_silence(
+    circuit: Document, status: Document, tables: Document, seen: str, port: str
+) -> Finding:
+    """Return what there is to say of a remote that does not answer."""
+    if circuit.get("asking"):
+        seen += f"; {asked(circuit['asking'])}"
+    out = no_answer.excluded(circuit, status, tables)
+    if out:
+        seen += f"; {no_answer.shown(out)}"
+    left = [each for each in no_answer.Cause if each not in out]
+    ports = _ports(port, str(circuit["remote_port"]))
+    questions = " ".join(each.value for each in left).format(ports=ports)
+    gone = _if_gone(circuit)
+    advice = f"there are an address and a route. {questions}" + (f" Or {gone}" if gone else "")
+    is_key = no_answer.Cause.KEY in left and no_answer.Cause.FIREWALL not in left
+    return Finding(circuit["name"], "wrong_key" if is_key else "firewall", seen, advice)
 
 
 def _if_gone(circuit: Document) -> str:
@@ -258,7 +290,7 @@ def _if_gone(circuit: Document) -> str:
     if circuit["origin"] != "peer" or circuit["state"] not in ("down", "connecting", "resolving"):
         return ""
     name = circuit["name"]
-    return f"; if {circuit['remote']} is gone for good, remove the circuit: velactl delete {name}"
+    return f"if {circuit['remote']} is gone for good, remove the circuit: velactl delete {name}"
 
 
 def _ports(here: str, there: str) -> str:

@@ -127,6 +127,12 @@ def summary(status: Document, circuits: Sequence[Document], width: int) -> list[
     dropped = counts(status["rx_dropped"])
     if dropped:
         lines.append(f"dropped: {dropped}")
+    # A velad from before an update does not say it.
+    lines += [
+        f"wrong key from {each['address']}: {plural(each['messages'], 'message')}, "
+        f"the last {duration(each['last_seconds'])} ago"
+        for each in status.get("wrong_keys", ())
+    ]
     lines.append(circuit_total(circuits))
     if not circuits:
         return lines
@@ -178,6 +184,23 @@ def circuit_table(circuits: Sequence[Document], width: int) -> list[str]:
     return lines
 
 
+def asked(asking: Document) -> str:
+    """Return what was sent to a remote that does not answer, when, and what came back."""
+    remotes = asking["remotes"]
+    others = f" and {len(remotes) - 1} more" if len(remotes) > 1 else ""
+    said = (
+        f"{plural(asking['requests'], 'request')} to {remotes[0]}{others} "
+        f"in {duration(asking['since_seconds'])}, the last {asking['last_seconds']:.1f} s ago; "
+    )
+    back = asking["undelivered"]
+    if back is None:
+        return said + "nothing came back"
+    when = f"{back['last_seconds']:.1f} s ago"
+    if back["source"] is None:
+        return said + f"this machine did not send: {back['what']}, {when}"
+    return said + f"{back['what']} came back from {back['source']}, {when}"
+
+
 def circuit_total(circuits: Iterable[Document]) -> str:
     return total(each["state"] for each in circuits)
 
@@ -212,6 +235,8 @@ def _facts(circuit: Document) -> Iterator[tuple[str, str]]:
             "since",
             f"{duration(circuit['since_seconds'])}; up or down {flaps} in the last hour",
         )
+    if circuit.get("asking"):
+        yield "asked", asked(circuit["asking"])
     remote = circuit["remote"]
     if circuit["remote_address"]:
         remote += f", {circuit['remote_address']} port {circuit['remote_port']}"

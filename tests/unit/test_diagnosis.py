@@ -187,6 +187,101 @@ def test_circuit_in_trouble_is_always_found(state: str, check: str) -> None:
     assert found(state="disabled", reason="taken down") == []
 
 
+ASKING: dict[str, Any] = {
+    "remotes": ["192.0.2.9:48621"],
+    "requests": 12,
+    "since_seconds": 35.2,
+    "last_seconds": 0.84,
+    "undelivered": None,
+}
+SILENT = {"state": "connecting", "remote_address": None, "asking": ASKING} | said(
+    Reason("", Cause.NO_ANSWER.code)
+)
+OTHER = CIRCUIT | {"name": "vela1"}
+VELAD, FIREWALL, LISTED, KEY = "Does velad run", "Does a firewall", "Does [autoconf", "Is the key"
+
+
+def silence(
+    undelivered: dict[str, Any] | None = None,
+    others: tuple[dict[str, Any], ...] = (),
+    keys: dict[str, str] | None = None,
+) -> Finding:
+    """Return what is found of a remote that does not answer; keys: key files by circuit."""
+    silent = CIRCUIT | SILENT | {"asking": ASKING | {"undelivered": undelivered}}
+    status = STATUS | {"circuits": [silent, *others]}
+    tables = {name: {"key_file": key} for name, key in (keys or {}).items()}
+    config = {"daemon": DAEMON, "circuits": tables}
+    (one,) = diagnose(status, config, HOST, lambda *_: None, {"vela0"})
+    return one
+
+
+def asked_for(finding: Finding) -> list[str]:
+    return [each for each in (VELAD, FIREWALL, LISTED, KEY) if each in finding.advice]
+
+
+def test_silence_says_what_was_sent_and_that_nothing_came_back() -> None:
+    one = silence()
+
+    assert one.check == "firewall"
+    assert "12 requests to 192.0.2.9:48621 in 35 s, the last 0.8 s ago; nothing came" in one.seen
+    assert "it is not" not in one.seen
+    assert asked_for(one) == [VELAD, FIREWALL, LISTED, KEY]
+
+
+@pytest.mark.parametrize(
+    ("what", "source", "left"),
+    [
+        ("ICMP port unreachable", "192.0.2.9", [VELAD, FIREWALL]),
+        ("ICMP host unreachable", "192.0.2.1", [VELAD]),
+        ("ICMP address unreachable", "2001:db8::1", [VELAD]),
+        ("ICMP administratively prohibited", "192.0.2.1", [FIREWALL]),
+        ("Operation not permitted", None, [FIREWALL]),
+    ],
+)
+def test_what_came_back_excludes_causes(what: str, source: str | None, left: list[str]) -> None:
+    one = silence({"what": what, "source": source, "last_seconds": 1.0})
+
+    assert asked_for(one) == left
+    assert what in one.seen
+    assert "it is not: " in one.seen
+    assert one.check == "firewall"
+
+
+@pytest.mark.parametrize(
+    ("other", "keys", "left", "check"),
+    [
+        ({}, {"vela0": "/a", "vela1": "/b"}, [LISTED, KEY], "wrong_key"),
+        ({}, {"vela0": "/a", "vela1": "/a"}, [LISTED], "firewall"),
+        ({"state": "down"}, {}, [VELAD, FIREWALL, LISTED, KEY], "firewall"),
+        ({"remote_address": "192.0.2.8"}, {}, [VELAD, FIREWALL, LISTED, KEY], "firewall"),
+        ({"remote_port": 7000}, {}, [VELAD, FIREWALL, LISTED, KEY], "firewall"),
+    ],
+)
+def test_another_circuit_to_the_same_machine_excludes_causes(
+    other: dict[str, Any], keys: dict[str, str], left: list[str], check: str
+) -> None:
+    one = silence(others=(OTHER | other,), keys=keys)
+
+    assert asked_for(one) == left
+    assert ("vela1 to the same machine is up" in one.seen) == (len(left) < 4)
+    assert one.check == check
+
+
+def test_machine_that_asks_with_a_wrong_key_is_found() -> None:
+    machine = {
+        "address": "192.0.2.7",
+        "messages": 3,
+        "last_seconds": 4.2,
+        "error": "the tag is wrong: not the same key",
+    }
+    status = STATUS | {"circuits": [], "wrong_keys": [machine]}
+
+    (one,) = diagnose(status, {"daemon": DAEMON, "circuits": {}}, HOST, lambda *_: None)
+
+    assert (one.circuit, one.check) == (None, "wrong_key")
+    assert one.seen.startswith("wrong key from 192.0.2.7: 3 messages, the last 4 s ago; the tag")
+
+
 @pytest.mark.parametrize(
     ("state", "origin", "reasons", "named"),
     [

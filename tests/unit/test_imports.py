@@ -23,6 +23,7 @@ ROOMS = """
     vela.supervisor.circuit
     vela.supervisor.control_channel
     vela.supervisor.demux
+    vela.supervisor.wrong_keys vela.supervisor.undelivered
     vela.supervisor.export
     vela.supervisor.status vela.supervisor.control_socket vela.supervisor.notify
     vela.supervisor.frame_keys

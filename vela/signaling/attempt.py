@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from vela.address import Endpoint
 from vela.backoff import Backoff, Jitter
@@ -34,6 +35,17 @@ LONGEST_RENEWAL_S = 300.0
 UNANSWERED_TRIES = 3  # REQUESTs at least, before the remote is said not to answer
 INSISTING_TRIES = 3  # REQUESTs, before a remote may resume outdated settings
 RESOLVE_TRIES = 4  # REQUESTs at least, between two look-ups of the name
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was sent to a remote, in an attempt that has not led to a session. Monotonic seconds."""
+
+    remotes: tuple[Endpoint, ...]
+    requests: int
+    began_at: float
+    sent_at: float
+    """The last one."""
 
 
 class Attempt:
@@ -79,6 +91,12 @@ class Attempt:
     def note_answer(self) -> None:
         """Take note that the remote answers REQUESTs, or that there are other addresses."""
         self._unanswered = 0
+
+    def asked(self, remotes: tuple[Endpoint, ...]) -> Asked | None:
+        """Return what was sent; None: nothing yet. remotes: who is asked."""
+        if not self._tries:
+            return None
+        return Asked(remotes, self._tries, self._began_at, self._sent_at)
 
     # REQUESTs.
 

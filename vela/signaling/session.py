@@ -62,7 +62,7 @@ from vela.reasons import Cause, Reason
 from vela.signaling import contention, events
 from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
-from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Attempt
+from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked, Attempt
 from vela.signaling.candidates import Candidate, Candidates
 from vela.signaling.codec import (
     MALFORMED,
@@ -246,6 +246,13 @@ class Session:
     def agreement(self) -> Agreement | None:
         """What both ends agreed on in this session."""
         return None if self._link is None else self._link.agreement
+
+    @property
+    def asked(self) -> Asked | None:
+        """What was sent to a remote, to have a session; None: there is one, or nothing was."""
+        if self._state not in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
+            return None
+        return self._attempt.asked(self._candidates.endpoints)
 
     def encryption_status(self, now: float) -> EncryptionStatus | None:
         """Return how frames are encrypted; None: they are not, or there are no keys at present."""
