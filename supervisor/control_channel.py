@@ -254,6 +254,22 @@ class ControlChannel:
             self._wrong_keys.note(source, err, self._loop.now())
         self._log.debug("control_message_dropped", source=str(source), error=str(err))
 
+    def refuse(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
+        """Refuse a request, and log it in the words that the remote shows."""
+        self._log_refusal(requested, code, text)
+        self.reject(requested, code, text)
+
+    def _log_refusal(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
+        # The remote of a circuit that is taken down asks again and again; that is no event.
+        if code is not RejectCode.DISABLED:
+            self._log.warning(
+                "circuit_refused",
+                by=str(requested.source),
+                circuit_id=requested.circuit_id,
+                code=code.name,
+                reason=text,
+            )
+
     def reject(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
         """Refuse what the policy allows and this machine cannot do."""
         self._responder.reject(requested, code, text)
@@ -313,6 +329,7 @@ class ControlChannel:
                 peer_circuits=lambda: self._peer_circuits(source.address),
                 deferral_reason=lambda confirm: self._deferral_reason(confirm, source.address),
                 local_address=local_address,
+                refused=self._log_refusal,
             )
         except RemoteProtocolError as err:
             # The tag of a session would say nothing of the key.

@@ -31,6 +31,7 @@ from vela.signaling.events import (
     Event,
     OfferChanged,
     ProbeAnswered,
+    Refused,
     Rejected,
     ResolveWanted,
     Unanswered,
@@ -730,6 +731,8 @@ class Circuit:
                 pass
             case Rejected():
                 self._take(Input.REJECTED, event.reason)
+            case Refused(source, code, text):
+                self._log.warning("circuit_refused", by=str(source), code=code.name, reason=text)
             case ProbeAnswered(size):
                 self._prober.answered(size)
             case ResolveWanted():

@@ -396,11 +396,11 @@ def test_machine_that_refuses_is_told_in_one_line_with_status_1(
         blocker = namespace.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         with blocker:
             blocker.bind(("::", 48621))
-            assert velad(*arguments, prefix=prefix) == (
-                1,
-                "",
-                "velad: cannot listen on [::]:48621: Address already in use\n",
-            )
+            status, out, err = velad(*arguments, prefix=prefix)
+            assert (status, out) == (1, "")
+            said = "velad: cannot listen on [::]:48621: Address already in use: "
+            assert err.startswith(said)
+            assert err.endswith(f", pid {os.getpid()}\n")
         namespace.run("ip", "link", "add", "vela0", "type", "bridge")
         assert velad(*arguments, prefix=prefix) == (
             1,

@@ -105,6 +105,15 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """The remote asked for what it may not have, and was told so."""
+
+    source: Endpoint
+    code: RejectCode
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ResolveWanted:
     """Look up the remote's name again, and call Session.set_remotes."""
 
@@ -130,6 +139,7 @@ Event = (
     | Down
     | Unanswered
     | Rejected
+    | Refused
     | ResolveWanted
     | ProbeAnswered
     | Closed

@@ -745,6 +745,7 @@ class Session:
         )
         if refused is not None:
             self._refuse(received, refused.code, refused.text)
+            self._events.append(events.Refused(received.source, refused.code, refused.text))
             return
         if self._passive and not message.resuming and message.offer != self._offer:
             # The cookie stays valid, so that each repetition is answered.
