@@ -11,7 +11,7 @@ from .client import Document
 class Cause(Enum):
     """Why a machine with an address and a route does not answer; the values ask for it."""
 
-    NO_VELAD = "Does velad run on the other machine (velactl there)?"
+    NO_VELAD = "Is the other machine up, and does velad run there (velactl status)?"
     FIREWALL = "Does a firewall here, there or between drop {ports} (nft list ruleset)?"
     UNLISTED = "Does [autoconfigure] there list this machine in `from`?"
     KEY = "Is the key the same on both (sha256sum)?"

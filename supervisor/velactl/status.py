@@ -61,7 +61,14 @@ def health(path: str, *, as_json: bool) -> bool:
             }
         )
         return not trouble
-    width = output.width()
+    output.write(health_lines(status, output.width()))
+    return not trouble
+
+
+def health_lines(status: Document, width: int) -> list[str]:
+    """Return how many circuits are up, and which are not, and why."""
+    circuits = status["circuits"]
+    trouble = [each for each in by_trouble(circuits) if is_trouble(each)]
     uptime = duration(status["uptime_seconds"])
     lines = [
         f"velad {status['version']}, pid {status['pid']}, up {uptime}: {circuit_total(circuits)}"
@@ -72,8 +79,7 @@ def health(path: str, *, as_json: bool) -> bool:
         lines.append(f"{each['name']}: {each['state']} for {since}: {why}")
     if len(trouble) > _SHOWN_IN_HEALTH:
         lines.append(f"and {len(trouble) - _SHOWN_IN_HEALTH} more: velactl status --down")
-    output.write(cut(line, width) for line in lines)
-    return not trouble
+    return [cut(line, width) for line in lines]
 
 
 def show(path: str, patterns: Sequence[str], *, down: bool, as_json: bool) -> None:

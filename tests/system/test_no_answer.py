@@ -63,7 +63,7 @@ def test_request_that_the_kernel_does_not_send_is_shown(routers: TwoRouters) -> 
 
         (one,) = doctor(velad)
         assert "this machine did not send: Operation not permitted" in one["seen"]
-        assert "Does velad run" not in one["advice"]
+        assert "does velad run" not in one["advice"]
         routers.a.namespace.run("nft", "flush", "ruleset")
 
 

@@ -198,7 +198,7 @@ SILENT = {"state": "connecting", "remote_address": None, "asking": ASKING} | sai
     Reason("", Cause.NO_ANSWER.code)
 )
 OTHER = CIRCUIT | {"name": "vela1"}
-VELAD, FIREWALL, LISTED, KEY = "Does velad run", "Does a firewall", "Does [autoconf", "Is the key"
+VELAD, FIREWALL, LISTED, KEY = "does velad run", "Does a firewall", "Does [autoconf", "Is the key"
 
 
 def silence(
