@@ -40,8 +40,8 @@ def document() -> str:
 
 def _rows() -> Iterator[str]:
     for each in Cause:
-        words = each.words.replace("{interval_s:g}", "{interval_s}").replace("`", "")
-        yield f"| `{each.code}` | {each.when} | `{words.replace('{age_s:g}', '{age_s}')}` |"
+        words = each.words.replace(":g}", "}").replace("`", "")
+        yield f"| `{each.code}` | {each.when} | `{words}` |"
 
 
 if __name__ == "__main__":

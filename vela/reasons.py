@@ -217,6 +217,34 @@ class Cause(Enum):
         "frames leave from the listening port: from one of their own they do not cross",
     )
 
+    # Of a circuit whose `remote` is a list.
+    STANDBY_USED = (
+        "standby_used",
+        "a standby remote carries the circuit, as the primary does not",
+        "{used} stands in for {primary}: {why}",
+    )
+    STANDBY_LEAVES = (
+        "standby_leaves",
+        "a standby remote carries the circuit until the primary has answered for long enough",
+        "{used} stands in for {primary}, which {answers}gets the circuit "
+        "when it has answered for {seconds:g} s",
+    )
+    STANDBY_ORDERED = (
+        "standby_ordered",
+        "a standby remote carries the circuit, as a command says",
+        "{used} carries the circuit, as a command says",
+    )
+    PRIMARY_SILENT = (
+        "primary_silent",
+        "the primary does not answer while a standby remote carries the circuit",
+        "no answer",
+    )
+    NOT_UP_IN_TIME = (
+        "not_up_in_time",
+        "one of the remotes did not get the circuit up in its time",
+        "not up after {seconds:g} s",
+    )
+
     # What the remote refuses, one for each vela.signaling.messages.RejectCode, in its words.
     REFUSED_NOT_ACCEPTING = (
         "refused_not_accepting",
