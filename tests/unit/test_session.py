@@ -327,21 +327,22 @@ def test_replayed_messages_after_the_circuit_was_deleted_set_nothing_up() -> Non
 
 
 @pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("code", [RejectCode.FAILED, RejectCode.MAC])
 def test_session_suspended_takes_the_other_end_down_and_refuses_it_until_it_starts_again(
-    which: int,
+    which: int, code: RejectCode
 ) -> None:
     link = one_sided(34)
     session = up_link(link)[which]
     machine, other = link.machines[which], link.machines[1 - which]
     at = link.now
 
-    session.suspend("on the other end, br9: there is no interface of this name")
+    session.suspend("on the other end, br9: there is no interface of this name", code)
     link.collect(machine)
     link.run(at + 0.01)
     assert not other.up
     link.run(at + 60)
     assert set(other.since(at, Rejected)) == {
-        Rejected(RejectCode.FAILED, "on the other end, br9: there is no interface of this name")
+        Rejected(code, "on the other end, br9: there is no interface of this name")
     }
     assert other.since(at, (Up, Down)) == [Down(Cause.REMOTE_STOPPING.say())]
     assert machine.since(at, (Up, Down)) == []
