@@ -35,6 +35,7 @@ from vela.linux.underlay import Route as Way
 from vela.reasons import Cause
 from vela.wire import CONTROL_CIRCUIT_ID, MAX_UDP_PAYLOAD
 
+from .inheritance import Inheritance
 from .runtime.burst import Burst
 from .runtime.loop import EventLoop, Timer
 
@@ -122,8 +123,10 @@ class Demux:
         loop: EventLoop,
         groups: Iterable[ReceiveGroup],
         is_apart: Callable[[int], bool] = is_apart,
+        inheritance: Inheritance | None = None,
     ) -> None:
-        """is_apart: see underlay."""
+        """is_apart: see underlay. inheritance: what another velad has left, to go on with."""
+        self._inheritance = inheritance or Inheritance()
         self._loop = loop
         self._groups = tuple(groups)
         self._is_apart = is_apart
@@ -151,7 +154,14 @@ class Demux:
             self._listen(group)
 
     def _listen(self, group: ReceiveGroup) -> None:
-        group.steer(steering_program(()).program)
+        if group.adopted:
+            # Circuits that go on claim their datagrams before the loop turns.
+            self._steer_soon()
+        else:
+            group.steer(steering_program(()).program)
+        self._watch(group)
+
+    def _watch(self, group: ReceiveGroup) -> None:
         for control_socket in group.control_sockets:
             receive = partial(self._receive, group, control_socket)
             self._loop.watch(control_socket.fileno(), receive)
@@ -165,9 +175,30 @@ class Demux:
                 self._loop.unwatch(control_socket.fileno())
             group.close()
 
+    def freeze(self) -> None:
+        """Receive nothing until thaw(): another velad does. Steering stays as it is."""
+        self._loop.unwatch(self._monitor.fileno())
+        if self._steering is not None:
+            self._steering.cancel()
+        for group in self.all_groups:
+            for control_socket in group.control_sockets:
+                self._loop.unwatch(control_socket.fileno())
+
+    def thaw(self) -> None:
+        self._steering = None
+        self._steer_soon()
+        self._loop.watch(self._monitor.fileno(), self._on_route_changes)
+        for group in self.all_groups:
+            self._watch(group)
+
     @property
     def groups(self) -> tuple[ReceiveGroup, ...]:
         return self._groups
+
+    @property
+    def all_groups(self) -> tuple[ReceiveGroup, ...]:
+        """Those of VRFs, too."""
+        return (*self._groups, *self._apart.values())
 
     def group_at(self, here: IPAddress) -> ReceiveGroup | None:
         """Return the group on which datagrams to this address of the machine arrive."""
@@ -230,10 +261,19 @@ class Demux:
             if not self._belongs_to_vrf(index):
                 return None
             # Without the mark, which is each circuit's own.
-            group = self._apart[index] = self._groups[0].apart(UnderlayChoice(device=choice.device))
+            group = self._apart[index] = self._make_apart(choice.device)
             self._listen(group)
             self._steer_soon()
         return group
+
+    def _make_apart(self, device: str | None) -> ReceiveGroup:
+        model, inheritance = self._groups[0], self._inheritance
+        address = model.every_address
+        return model.apart(
+            UnderlayChoice(device=device),
+            inheritance.take_group(address, model.port, device),
+            inheritance.in_use(address, model.port, device),
+        )
 
     def _belongs_to_vrf(self, index: int) -> bool:
         """Asked for each message that a circuit with a device sends."""
@@ -263,7 +303,8 @@ class Demux:
                 raise CircuitIdTaken(
                     f"{other.receiver.name} already uses circuit id {circuit_id} toward {source}"
                 )
-        claim = Claim(receiver, circuit_id, sources, group, group.acquire())
+        adopted = self._inheritance.index_of(receiver.name, group)
+        claim = Claim(receiver, circuit_id, sources, group, group.acquire(adopted))
         for source in sources:
             self._claims[source, circuit_id] = claim
         self._steer_soon()
@@ -370,7 +411,7 @@ class Demux:
 
     def _steer(self) -> None:
         self._steering = None
-        for group in (*self._groups, *self._apart.values()):
+        for group in self.all_groups:
             routes = [
                 Route(source, circuit_id, claim.index, self._ports.get(claim))
                 for (source, circuit_id), claim in self._claims.items()

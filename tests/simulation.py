@@ -190,6 +190,20 @@ class RecordingDataPath:
         self.closed = True
         self.carrier = False
 
+    def leave(self) -> None:
+        self.close()
+
+    member: tuple[str, int] | None = None
+    sending: int | None = None
+    has_former: bool = False
+
+    def retire_worker(self, done: Callback) -> None:
+        done()
+
+    @property
+    def tap(self) -> tuple[int, int]:
+        return 0, 0
+
     def traffic(self) -> Traffic:
         return Traffic(0, 0, 0, 0)
 

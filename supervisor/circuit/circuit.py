@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any, Protocol
 
 import structlog
@@ -78,6 +79,7 @@ from .remotes import Remotes
 from .routes import CircuitRoutes, MachineRoutes, RouteLoop
 from .setup import Origin, Setup
 from .signaling import SignalingChannel
+from .standing import KEY_PROOF, Standing
 from .tenure import Tenure
 from .terms import (
     agreed_profile,
@@ -160,7 +162,7 @@ class Circuit:
         self._key_watch = self._watch_keys()
         self._signaling: SignalingChannel | None = None
         self._log = self._bound_log()
-        self._started = self._closed = self._moving = self._handed_over = False
+        self._started = self._closed = self._moving = self._handed_over = self._frozen = False
         self._lifecycle = Lifecycle(static=self.static)
         self._inputs: deque[tuple[Input, Reason]] = deque()
         self._stepping = False
@@ -190,6 +192,11 @@ class Circuit:
     @property
     def cpu(self) -> int:
         return self._data_path.cpu
+
+    @property
+    def tap(self) -> tuple[int, int]:
+        """The descriptor of its interface, and the index of that."""
+        return self._data_path.tap
 
     @property
     def state(self) -> State:
@@ -345,6 +352,109 @@ class Circuit:
         self._carry()
         self._remote.resolve_later()
 
+    def freeze(self) -> None:
+        """Do nothing until thaw() but carry frames: another velad is about to take over."""
+        self._frozen = self._remote.paused = True
+        self._remotes.freeze()
+        self._prober.stop()
+        self._frames.stop()
+        if self._signaling is not None:
+            self._signaling.hold()
+
+    def thaw(self) -> None:
+        """Undo freeze(). The session goes on where it was."""
+        self._frozen, self._remote.paused = False, self.disabled
+        self._remotes.thaw()
+        if self._signaling is not None:
+            self._signaling.release()
+        self._probe_path()
+
+    def standing(self) -> Standing | None:
+        """Return what another velad goes on with; None: it does not carry frames for good."""
+        attached, member = self._data_path.attached, self._data_path.member
+        if attached is None or member is None or self.state not in (State.UP, State.UNMONITORED):
+            return None
+        session = None if self.session is None else self.session.continuation()
+        if session is None and not self.static:
+            return None
+        path, _ = attached
+        name, index = member
+        used, held, failures = self._remotes.standing
+        return Standing(
+            remote=str(path.endpoint.address),
+            source=str(path.route.source),
+            member=name,
+            index=index,
+            session=None if session is None else session.format(),
+            key=self._key_proof(),
+            listening=self._frames.wants_listening,
+            probed_mtu=path.probed_mtu,
+            used=used,
+            held=held,
+            failures=failures,
+            hooked=self.hooks is not None and self.hooks.up,
+        )
+
+    def retire_worker(self, done: Callback) -> None:
+        """End the worker after what it has in hand, and start no other; then call done."""
+        self._data_path.retire_worker(done)
+
+    @property
+    def sending(self) -> int | None:
+        """The descriptor of the socket of its own that it sends from, if there is one."""
+        return self._data_path.sending
+
+    @property
+    def key_page(self) -> int | None:
+        """The descriptor of an encrypted circuit's key page."""
+        return None if self._frame_keys is None else self._frame_keys.page_fd
+
+    def resume(self, former: Standing) -> bool:
+        """Go on as another velad's circuit did, instead of start(). False: that cannot be."""
+        try:
+            self._go_on(former)
+        except (VelaError, ValueError, TypeError) as err:
+            self._log.warning("circuit_not_resumed", error=str(err))
+            if self._signaling is not None:
+                self._signaling.forget()
+            self._path = self._agreement = None
+            self._signaling = self._open_signaling()
+            return False
+        self._started = True
+        self._log.debug("circuit_resumed", remote=former.remote)
+        if former.hooked and self.hooks is not None:
+            self.hooks.resume()
+        self._take(Input.RESUME)
+        if self._signaling is not None:
+            self._signaling.release()
+        # The session knows the one address that it is with.
+        self._remote.resolve()
+        return True
+
+    def _go_on(self, former: Standing) -> None:
+        """Take over what a circuit did. Raises VelaError, ValueError or TypeError."""
+        session, signaling = former.continuation(), self._signaling
+        if (session is None) != (signaling is None) or former.key != self._key_proof():
+            raise ConfigError("it has other keys than before, or has signalling, or has no longer")
+        if self._remotes.resume(former.used, former.held, former.failures):
+            self._remote.stop()
+            self._remote = self._search()
+        source = ip_address(former.source)
+        path = self._remote.path_to(ip_address(former.remote), source)
+        self._path = path = self._prober.resume(path, former.probed_mtu)
+        if session is None or signaling is None:
+            return
+        signaling.hold()
+        if former.listening:
+            self._frames.resume_listening()
+        signaling.session.set_local(self._description(path), self._loop.now())
+        signaling.session.resume(session, self._loop.now())
+        self._agreement = signaling.session.agreement
+
+    def _key_proof(self) -> str | None:
+        """Return what shows that another velad has the same key, and does not tell it."""
+        return None if self._key is None else self._key.sign(KEY_PROOF).hex()
+
     def accept_change(self, setup: Setup, requested: CircuitRequested) -> None:
         """Become what the remote that set the circuit up asks for, in a session of its own.
 
@@ -383,10 +493,13 @@ class Circuit:
         self,
         reason: CloseReason | None = CloseReason.STOPPING,
         gone: Callback = lambda: None,
+        *,
+        leave: bool = False,
     ) -> None:
         """Remove the circuit. The remote is told the reason; None: it is told nothing.
 
         gone is called when its interface is gone: before this returns, unless hooks are due.
+        leave: the interface stays if somebody has a copy of its descriptor.
         """
         if reason is not None:
             self.say_goodbye(reason)
@@ -401,6 +514,8 @@ class Circuit:
         if due:
             self._show_carrier(False)
             self._data_path.detach()
+        elif not self._handed_over and leave:
+            self._data_path.leave()
         elif not self._handed_over:
             self._data_path.close()
         self._close_keys()
@@ -841,6 +956,8 @@ class Circuit:
 
     def _take(self, happened: Input, reason: Reason = NO_REASON) -> None:
         """Take an input and carry out its actions. Inputs that arrive meanwhile wait."""
+        if self._frozen:
+            return
         self._inputs.append((happened, reason))
         if self._stepping:
             return

@@ -72,6 +72,28 @@ class DataPath(Protocol):
 
     def close(self) -> None: ...
 
+    def leave(self) -> None:
+        """Close it, but leave the interface to whoever has a copy of its descriptor."""
+
+    @property
+    def member(self) -> tuple[str, int] | None:
+        """The name of the socket that it receives on, and its index; None: it carries nothing."""
+
+    @property
+    def sending(self) -> int | None:
+        """The descriptor of the socket of its own that it sends from, if there is one."""
+
+    @property
+    def has_former(self) -> bool:
+        """Whether another velad's worker still carries frames, and gets what is answered."""
+
+    def retire_worker(self, done: Callback) -> None:
+        """End the worker after what it has in hand, and start no other; then call done."""
+
+    @property
+    def tap(self) -> tuple[int, int]:
+        """The descriptor of the interface, and its index."""
+
     @property
     def obstacles(self) -> tuple[Reason, ...]:
         """What it still waits for while it carries frames; empty: nothing."""

@@ -91,6 +91,10 @@ class FrameWatch:
         """Let frames leave from ports of their own again."""
         self._wanted_at = None
 
+    def resume_listening(self) -> None:
+        """Say that frames did not cross from ports of their own, as another velad has found."""
+        self._wanted_at = self._loop.now()
+
     def session_lost(self) -> None:
         """To be called when the session goes down, before the circuit does."""
         if self._circuit.state is not State.UP:
@@ -108,6 +112,7 @@ class FrameWatch:
             or attached is None
             or agreement is None
             or not agreement.echo
+            or self._data_path.has_former
             or session.state not in (SessionState.LINKED, SessionState.UP)
         ):
             self._echoes.stop()

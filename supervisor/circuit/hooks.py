@@ -78,6 +78,11 @@ class HookRunner:
         self._on_idle = done
         self._loop.call_soon(self._fill)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no hook runs and none waits."""
+        return not (self._running or self._waiting)
+
     def _fill(self) -> None:
         while self._waiting and len(self._running) < AT_ONCE:
             hooks = self._waiting.popleft()
@@ -113,6 +118,16 @@ class CircuitHooks:
     def due(self) -> bool:
         """Whether one runs, or is to run before the circuit may go."""
         return self._entered or (self._last is Hook.UP and self._path(Hook.DOWN) is not None)
+
+    @property
+    def up(self) -> bool:
+        """Whether the circuit was up last, as far as hooks know."""
+        return self._last is Hook.UP
+
+    def resume(self) -> None:
+        """Say that the up hook has run already: another velad ran it."""
+        self._wanted = self._last = Hook.UP
+        self._facts = facts(self._circuit)
 
     def follow(self, *, up: bool) -> None:
         """Take note of whether the circuit carries frames."""

@@ -7,6 +7,7 @@ import select
 import signal
 import struct
 import termios
+from collections.abc import Callable
 from fcntl import ioctl
 from functools import partial
 
@@ -36,6 +37,8 @@ LONGEST_HANDOVER_S = 1.0
 
 _INT = struct.Struct("=i")
 
+EndFormer = Callable[[Callback], None]
+
 
 class WorkerKeeper:
     """One circuit's worker. The descriptors and counters outlive any worker of it."""
@@ -55,7 +58,8 @@ class WorkerKeeper:
         worker that has a predecessor, which may have changed what their descriptors share.
         """
         self._restore = restore
-        self._used = False
+        self._used = self._awaits_former = False
+        self._end_former: EndFormer | None = None
         self._interface_lost = interface_lost
         self._failure_changed = failure_changed
         self._loop = loop
@@ -75,6 +79,33 @@ class WorkerKeeper:
         self._failure = NO_REASON
         self._usage: ProcessUsage | None = None
         self.restarts = 0
+
+    def expect_leftovers(self) -> None:
+        """Say that another velad's worker has had the descriptors."""
+        self._used = True
+
+    def follow(self, end_former: EndFormer) -> None:
+        """Start no worker before another velad's is gone, which has the same descriptors.
+
+        end_former: ends that, and calls back; asked for with the first task, or the first stop().
+        """
+        self._used = True
+        self._end_former = end_former
+
+    @property
+    def has_former(self) -> bool:
+        """Whether another velad's worker still carries frames."""
+        return self._end_former is not None
+
+    def _await_former(self, end_former: EndFormer) -> None:
+        if not self._awaits_former:
+            self._awaits_former = True
+            end_former(self._on_former_gone)
+
+    def _on_former_gone(self) -> None:
+        self._end_former = None
+        if self._task is not None:
+            self._spawn()
 
     @property
     def pid(self) -> int | None:
@@ -101,7 +132,24 @@ class WorkerKeeper:
         """Carry the circuit with this task from now on; a worker with an earlier one is ended."""
         self.stop()
         self._task = task
-        self._spawn()
+        if self._end_former is None:
+            self._spawn()
+
+    def retire(self, done: Callback) -> None:
+        """End the worker after its batch, and start no other until start(); then call done."""
+        if self._child is None:
+            self.stop()
+            done()
+            return
+        if self._leaving is not None:
+            self._leaving.cancel()
+
+        def end() -> None:
+            self.stop()
+            done()
+
+        self.handover.ask()
+        self._await_handover(end, self._loop.now())
 
     def replace(self, task: WorkerTask) -> None:
         """Carry the circuit with this task, which has the same descriptors, from now on.
@@ -115,15 +163,15 @@ class WorkerKeeper:
             self._leaving.cancel()
         self._task = task
         self.handover.ask()
-        self._await_handover(task, self._loop.now())
+        self._await_handover(lambda: self.start(task), self._loop.now())
 
-    def _await_handover(self, task: WorkerTask, since: float) -> None:
+    def _await_handover(self, then: Callback, since: float) -> None:
         def look() -> None:
             self._leaving = None
             if self._has_nothing_in_hand(self._loop.now() - since):
-                self.start(task)
+                then()
             else:
-                self._await_handover(task, since)
+                self._await_handover(then, since)
 
         self._leaving = self._loop.call_later(HANDOVER_LOOK_S, look)
 
@@ -143,6 +191,8 @@ class WorkerKeeper:
     def stop(self) -> None:
         """End the worker, and wait for it: SIGKILL, as it has nothing to clean up."""
         self._task = None
+        if self._end_former is not None:
+            self._await_former(self._end_former)
         for timer in (self._retry, self._proof, self._leaving):
             if timer is not None:
                 timer.cancel()

@@ -38,6 +38,7 @@ class Input(Enum):
 
     START = auto()
     ACCEPT = auto()  # starts with the session that the remote asked for
+    RESUME = auto()  # goes on with what another velad's circuit did
     DISABLE = auto()
     ENABLE = auto()
     # From the search for the remote.
@@ -158,6 +159,7 @@ WITH_SIGNALING: Table = {
     **_in_states((_S.RESOLVING, _S.CONNECTING, _S.DOWN, _S.REJECTED), _NOT_UP),
     (_S.RESOLVING, _I.START): Transition(_S.RESOLVING, (_A.RESOLVE, _A.SEEK)),
     (_S.RESOLVING, _I.ACCEPT): Transition(_S.CONNECTING),
+    (_S.RESOLVING, _I.RESUME): Transition(_S.UP, (_A.CARRY, _A.CARRIER_ON)),
     (_S.RESOLVING, _I.UNRESOLVED): Transition(_S.RESOLVING),
     (_S.RESOLVING, _I.ROUTED): Transition(_SEEKING),
     # The last address stays in use while the name does not resolve.
@@ -242,6 +244,7 @@ _STATIC = {
 STATIC: Table = {
     **_in_states((_S.RESOLVING, _S.DOWN, _S.FAILED, _S.UNMONITORED, _S.BROKEN), _STATIC),
     (_S.RESOLVING, _I.START): Transition(_S.RESOLVING, (_A.RESOLVE,)),
+    (_S.RESOLVING, _I.RESUME): Transition(_S.UNMONITORED, (_A.CARRY, _A.CARRIER_ON)),
     # The last address stays in use.
     (_S.UNMONITORED, _I.UNRESOLVED): Transition(_STAY),
     (_S.BROKEN, _I.ROUTED): Transition(_STAY),

@@ -6,8 +6,11 @@ import errno
 import os
 import socket
 import zlib
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
+from ipaddress import ip_address
 
 import structlog
 
@@ -47,6 +50,7 @@ from vela.worker import WorkerTask
 
 from ..config.records import CircuitConfig
 from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim, Demux
+from ..inheritance import Inheritance, member_name, sending_name, tap_name
 from ..runtime.burst import Burst
 from ..runtime.descriptors import DescriptorBudget
 from ..runtime.loop import Callback, EventLoop, Timer
@@ -92,6 +96,9 @@ class PseudowireFactory:
     identity: tuple[str, ...]
     """What tells this machine from others, for addresses that are derived."""
     descriptors: DescriptorBudget = field(default_factory=lambda: DescriptorBudget(DESCRIPTORS))
+    inheritance: Inheritance = field(default_factory=Inheritance)
+    shared: bool = False
+    """The service manager keeps copies of the interfaces' descriptors."""
 
     def __call__(
         self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False, shielded: bool = False
@@ -144,6 +151,7 @@ class Pseudowire:
         self._claim: Claim | None = None
         self._send_socket: socket.socket | None = None
         self._starting: Timer | None = None
+        self._inherited = parts.inheritance.take(sending_name(config.name))
 
         self.local_mac = config.mac or self._derive_mac()
         self._made_up_mac = self._derive_mac("remote")
@@ -161,6 +169,7 @@ class Pseudowire:
             self._divert_reader, self._divert_writer = _socket_pair(config.name)
             undo.callback(self._divert_reader.close)
             undo.callback(self._divert_writer.close)
+            adopted = parts.inheritance.take(tap_name(config.name))
             self._interface = AttachmentCircuit(
                 config,
                 self.local_mac,
@@ -172,9 +181,20 @@ class Pseudowire:
                 features=parts.features,
                 await_bridge=await_bridge,
                 shielded=shielded,
+                adopted=adopted,
+                former=parts.inheritance.former(config.name),
+                shared=parts.shared,
             )
             undo.pop_all()
-        self._shaper = Shaper(config.name, parts.netlink)
+        if self._interface.adopted:
+            end_worker = parts.inheritance.end_worker
+            if end_worker is None:
+                # Whoever read from it last may have changed it.
+                self._keeper.expect_leftovers()
+                self.set_carrier(False)
+            else:
+                self._keeper.follow(partial(end_worker, config.name))
+        self._shaper = Shaper(config.name, parts.netlink, adopted=self._interface.adopted)
         self._decapsulator = self._make_decapsulator(None, partial_checksums=False)
         set_send_buffer(self._divert_writer)
         parts.loop.watch(self._divert_reader.fileno(), self._on_diverted)
@@ -285,13 +305,54 @@ class Pseudowire:
 
     def close(self) -> None:
         """Take everything down; the interface is gone afterwards."""
+        self._take_down()
+        self._interface.close()
+
+    def leave(self) -> None:
+        """Take everything down; the interface is gone unless somebody has a copy of its descriptor.
+
+        It then has no carrier.
+        """
+        self._take_down()
+        self._interface.leave()
+
+    @property
+    def member(self) -> tuple[str, int] | None:
+        """The name of the socket that it receives on, and its index; None: it carries nothing."""
+        claim = self._claim
+        return None if claim is None else (member_name(claim.group, claim.index), claim.index)
+
+    @property
+    def sending(self) -> int | None:
+        """The descriptor of the socket of its own that it sends from, if there is one."""
+        return None if self._send_socket is None else self._send_socket.fileno()
+
+    @property
+    def has_former(self) -> bool:
+        """Whether another velad's worker still carries frames."""
+        return self._keeper.has_former
+
+    def retire_worker(self, done: Callback) -> None:
+        """End the worker after what it has in hand, and start no other; then call done."""
+        if self._starting is not None:
+            self._starting.cancel()
+        self._keeper.retire(done)
+
+    @property
+    def tap(self) -> tuple[int, int]:
+        """The descriptor of the interface, and the number that the kernel knows that by."""
+        return self._interface.fd, self._interface.index
+
+    def _take_down(self) -> None:
         self.detach()
+        if self._inherited is not None:
+            os.close(self._inherited)
+            self._inherited = None
         self._parts.loop.unwatch(self._divert_reader.fileno())
         self._divert_reader.close()
         self._divert_writer.close()
         self._parts.demux.watch_route(self, None)
         self._parts.carriers.forget(self._interface.index)
-        self._interface.close()
         self._parts.counters.give_back(self._counters)
         self._parts.descriptors.give_back()
 
@@ -617,6 +678,9 @@ class Pseudowire:
             span = MAX_SOURCE_PORT - MIN_SOURCE_PORT + 1
             first = zlib.crc32(identity.encode())
             ports = [MIN_SOURCE_PORT + (first + i) % span for i in range(SOURCE_PORT_TRIES)]
+        inherited = self._take_inherited(path, ports)
+        if inherited is not None:
+            return inherited
         for port in ports:
             try:
                 return open_send_socket(
@@ -634,6 +698,23 @@ class Pseudowire:
                     ) from err
         taken = str(ports[0]) if len(ports) == 1 else f"{ports[0]} and {len(ports) - 1} more"
         raise DeviceError(Cause.PORT_IN_USE.say(port=taken))
+
+    def _take_inherited(self, path: UnderlayPath, ports: Sequence[int]) -> socket.socket | None:
+        """Return the socket that another velad sends from, once, if it is the right one."""
+        fd, self._inherited = self._inherited, None
+        if fd is None:
+            return None
+        inherited = socket.socket(fileno=fd)
+        endpoint = path.endpoint
+        with suppress(OSError):
+            address, port = inherited.getpeername()[:2]
+            source = inherited.getsockname()
+            same = (ip_address(address), port) == (endpoint.address, endpoint.port)
+            if same and source[1] in ports and ip_address(source[0]) == path.route.source:
+                self._choice.mark_socket(inherited)
+                return inherited
+        inherited.close()
+        return None
 
     def _on_diverted(self) -> None:
         """Pass on what UDP GRO joined to this circuit's datagrams: same remote, other circuit."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from vela.address import IPAddress, Remote
@@ -66,7 +66,7 @@ class Remotes:
         self._known: dict[Remote, tuple[IPAddress, ...]] = {}
         self._timer: Timer | None = None
         self._watch: PrimaryWatch | None = None
-        self._stopped = False
+        self._stopped = self._frozen = False
 
     @property
     def in_use(self) -> Remote:
@@ -89,6 +89,36 @@ class Remotes:
         self._stopped = True
         self._standby.rest()
         self._set()
+
+    def freeze(self) -> None:
+        """Change nothing until thaw(): another velad is about to take over."""
+        self._frozen = True
+        self._set()
+
+    def thaw(self) -> None:
+        self._frozen = False
+        self._set()
+
+    @property
+    def standing(self) -> tuple[int, bool, list[tuple[str, str]]]:
+        """The number of the one in use, whether a command says so, and why each does not work.
+
+        The latter as text and code.
+        """
+        failures = [(str(each), each.code) for each in self._standby.failures]
+        return self._used, self._standby.held, failures
+
+    def resume(self, used: int, held: bool, failures: Sequence[tuple[str, str]]) -> bool:
+        """Take over what standing said. Return whether another remote than the first is in use.
+
+        Raises ValueError if the list is another one.
+        """
+        if not 0 <= used < len(self._all) == len(failures):
+            raise ValueError("its remotes are others than before")
+        self._standby.current = self._used = used
+        self._standby.held = held
+        self._standby.failures = [Reason(text, code) for text, code in failures]
+        return used != 0
 
     def begin_anew(self) -> bool:
         """Begin with the primary again. Return whether another remote was in use."""
@@ -205,7 +235,7 @@ class Remotes:
 
     def _move(self) -> None:
         former = self._used
-        if not self._stopped and self._apply():
+        if not (self._stopped or self._frozen) and self._apply():
             why = self._standby.failures[former]
             self._user.use_remote(why or "the primary has answered for long enough")
 
@@ -224,6 +254,11 @@ class Remotes:
             self._timer.cancel()
             self._timer = None
         at = self._standby.next_timer()
+        if self._frozen:
+            if self._watch is not None:
+                self._watch.stop()
+                self._watch = None
+            return
         if at < math.inf:
             self._timer = self._loop.call_at(at, self._on_timer)
         if self._standby.watches_primary and self._watch is None:

@@ -13,13 +13,15 @@ from vela.reasons import NO_REASON, Cause
 class Shaper:
     """Keeps one interface limited. A qdisc that is not velad's is left alone."""
 
-    def __init__(self, interface: str, netlink: Netlink) -> None:
+    def __init__(self, interface: str, netlink: Netlink, *, adopted: bool = False) -> None:
+        """adopted: another velad may have limited it."""
         self.obstacle = NO_REASON
         """Why the interface is not limited; empty: it is, or is not to be."""
         self._interface = interface
         self._netlink = netlink
         self._wanted: TokenBucketFilter | None = None
         self._present: TokenBucketFilter | None = None
+        self._unknown = adopted
         self._log = structlog.get_logger().bind(circuit=interface)
 
     def limit(self, rate: int | None, mtu: int) -> None:
@@ -28,12 +30,12 @@ class Shaper:
         Frames that wait stay where they are.
         """
         self._wanted = None if rate is None else TokenBucketFilter.of(rate, mtu)
-        if self._wanted != self._present:
+        if self._wanted != self._present or self._unknown:
             self.check()
 
     def check(self) -> None:
         """Limit it again where somebody has removed that; to be called once a second."""
-        if self._wanted is None and self._present is None:
+        if self._wanted is None and self._present is None and not self._unknown:
             self.obstacle = NO_REASON
             return
         before = self.obstacle
@@ -56,6 +58,7 @@ class Shaper:
         if root is not None and not root.is_own:
             self._present = None
             if wanted is None:
+                self._unknown = False
                 return ""
             return (
                 f"{name} has a qdisc that velad did not make, "
@@ -66,5 +69,5 @@ class Shaper:
                 self._netlink.remove_qdisc(name)
         elif root is None or wanted != self._present:
             self._netlink.set_qdisc(name, wanted)
-        self._present = wanted
+        self._present, self._unknown = wanted, False
         return ""

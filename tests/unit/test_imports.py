@@ -18,6 +18,8 @@ ROOMS = """
     vela.supervisor.cli
     vela.supervisor.daemon vela.supervisor.lacking
     vela.supervisor.reloads
+    vela.supervisor.predecessor
+    vela.supervisor.succession
     vela.supervisor.trial
     vela.supervisor.registry
     vela.supervisor.circuit
@@ -25,6 +27,9 @@ ROOMS = """
     vela.supervisor.demux
     vela.supervisor.wrong_keys vela.supervisor.undelivered
     vela.supervisor.export
+    vela.supervisor.listening
+    vela.supervisor.fd_store
+    vela.supervisor.inheritance
     vela.supervisor.status vela.supervisor.control_socket vela.supervisor.notify
     vela.supervisor.frame_keys
     vela.supervisor.keys

@@ -73,6 +73,7 @@ from vela.signaling.codec import (
     transcript,
 )
 from vela.signaling.contention import Claim, Decision
+from vela.signaling.continuation import Continuation, continuation_of
 from vela.signaling.cookie import Cookies
 from vela.signaling.encryption import (
     Encryption,
@@ -119,7 +120,7 @@ from vela.signaling.renewal import (
     hint_bucket,
 )
 from vela.signaling.session_cipher import SessionCipher, awaits_handshake, finish_handshake
-from vela.signaling.signer import Key, Signer
+from vela.signaling.signer import Key, PackedContext, Signer
 
 # The keys of a session that another one follows, after this end has changed to that one's.
 KEEP_PREDECESSOR_S = 10.0
@@ -286,6 +287,47 @@ class Session:
         received = Received(now, requested.confirm, requested.source, requested.local_address)
         self._answered = encryption
         self._step(Input.ACCEPT, received)
+
+    def continuation(self) -> Continuation | None:
+        """Return what another process needs to go on with the session; None: it is not up."""
+        link = self._link
+        if link is None or self._state is not State.UP:
+            return None
+        return continuation_of(
+            link,
+            heard_at=self.last_heard_at,
+            rtt_s=self.rtt_s,
+            translated=self._translated,
+            phase=None if self._cipher is None else self._cipher.phase,
+        )
+
+    def resume(self, former: Continuation, now: float) -> None:
+        """Go on with a session of another process that is over, in place of start().
+
+        The remote does not notice. Where frames are encrypted another session is sought beside it
+        at once, and frames go on with the keys that the worker has. Raises ValueError.
+        """
+        link = former.link(self.circuit_id)
+        if self._cipher is not None:
+            link.keys_lost = True
+            self._cipher.phase = former.phase
+        elif former.context is not None and self._key is not None:
+            context = PackedContext(bytes.fromhex(former.context))
+            link.signer = self._key.derive(context, initiator=former.initiator)
+            link.derived = context.packed, former.initiator
+        self._admission.start(now)
+        self._link = link
+        self._cookies.nonces.hold(link.local_nonce, link)
+        self._candidates.replace(Candidate(link.endpoint, link.local_address))
+        self._state, self._told_up = State.UP, True
+        self.last_heard_at, self.rtt_s = former.heard_at, former.rtt_s
+        self._settle()
+        self._translated = former.translated
+        self._end_renewal(now)
+        self._due[Input.SEND_DUE] = now
+        self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
+        if self._cipher is not None:
+            self._seek_beside(Purpose.KEYS, now)
 
     def close(self, reason: CloseReason, now: float) -> None:
         """Say goodbye. Closed follows within 1 s; nobody has to wait for it."""
@@ -520,7 +562,7 @@ class Session:
         if header.type not in SESSION_TYPES or (self._key is None and self._cipher is None):
             return self._key
         for link in self._links():
-            if link.has(header):
+            if link.has(header) and not link.keys_lost:
                 return link.signer or self._key
         # No tag has to be computed for it.
         raise RemoteProtocolError(UNKNOWN_SESSION, "of a session that is not this one")
@@ -874,7 +916,7 @@ class Session:
     def _send_keepalive(self, now: float, *, farewell: bool = False) -> None:
         link = self._the_link()
         up = self._state is State.UP and not farewell
-        if link.encryption is not None and link.encryption.silent:
+        if link.keys_lost or (link.encryption is not None and link.encryption.silent):
             self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
             return
         self._send(link.keepalive(self._local, now, up=up), link)
