@@ -32,6 +32,7 @@ from vela.linux.underlay import (
     is_apart,
 )
 from vela.linux.underlay import Route as Way
+from vela.reasons import Cause
 from vela.wire import CONTROL_CIRCUIT_ID, MAX_UDP_PAYLOAD
 
 from .frame_ports import FramePorts
@@ -215,7 +216,7 @@ class Demux:
         """
         group = self._group_of(choice) or self.group_at(here)
         if group is None:
-            raise DeviceError(f"velad does not listen on {here}")
+            raise DeviceError(Cause.NOT_LISTENING.say(address=here))
         return group, _find_way(here, remote, choice)
 
     def way_to(
@@ -237,7 +238,7 @@ class Demux:
             return apart, _find_way(apart.address, remote, choice)
         groups = [group for group in self._groups if group.serves(remote.family)]
         if not groups:
-            raise DeviceError(f"velad listens on no {remote.family.value} address")
+            raise DeviceError(Cause.NOT_LISTENING_FAMILY.say(family=remote.family.value))
         if len(groups) > 1:
             try:
                 own = find_route(ANY_ADDRESS[remote.family], remote, choice).source
@@ -526,7 +527,7 @@ def _find_way(here: IPAddress, remote: Endpoint, choice: UnderlayChoice) -> Way:
     try:
         return find_route(here, remote, choice)
     except OSError as err:
-        why = f"no way to {remote.address}: {os.strerror(err.errno or 0)}"
+        why = Cause.NO_ROUTE.say(remote=remote.address, error=os.strerror(err.errno or 0))
         raise DeviceError(choice.explain(err) or why) from err
 
 

@@ -10,6 +10,7 @@ from vela.dataplane.contract import Abilities
 from vela.dataplane.engine import LoadedEngine
 from vela.linux.features import Features
 from vela.linux.underlay import Route, UnderlayPath
+from vela.reasons import Reason
 
 from ..config.records import CircuitConfig
 from ..runtime.loop import Callback
@@ -100,7 +101,7 @@ class DataPath(Protocol):
         """The descriptor of the interface, and its index."""
 
     @property
-    def obstacle(self) -> str:
+    def obstacles(self) -> tuple[Reason, ...]:
         """What it still waits for while it carries frames; empty: nothing."""
 
     def set_failure_handler(self, handler: Callback) -> None:
@@ -119,7 +120,7 @@ class DataPath(Protocol):
     def set_route_handler(self, handler: Callback) -> None:
         """Set the callback for routes to the remote that may have changed."""
 
-    def find_loop(self, remote: Endpoint, route: Route) -> str:
+    def find_loop(self, remote: Endpoint, route: Route) -> Reason:
         """Return why the circuit cannot send to a remote by this route; empty: it can."""
 
     def traffic(self) -> Traffic: ...

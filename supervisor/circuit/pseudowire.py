@@ -38,6 +38,7 @@ from vela.linux.underlay import (
     set_send_buffer,
 )
 from vela.mac import derive_mac
+from vela.reasons import Cause, Reason
 from vela.wire import (
     MAX_SOURCE_PORT,
     MAX_UDP_PAYLOAD,
@@ -232,9 +233,9 @@ class Pseudowire:
         return self._attached
 
     @property
-    def obstacle(self) -> str:
+    def obstacles(self) -> tuple[Reason, ...]:
         """What the interface still waits for; empty: nothing."""
-        return "; ".join(filter(None, (self._interface.obstacle, self._shaper.obstacle)))
+        return *self._interface.obstacles, self._shaper.obstacle
 
     def set_failure_handler(self, handler: Callback) -> None:
         """Let handler be called when workers fail again and again, and when one lives again."""
@@ -493,7 +494,7 @@ class Pseudowire:
         counters[Slot.RX_BYTES] += end - frame
         counters[Slot.RX_ELIDED] += elided
 
-    def find_loop(self, remote: Endpoint, route: Route) -> str:
+    def find_loop(self, remote: Endpoint, route: Route) -> Reason:
         """Return why the circuit cannot send to a remote by this route; empty: it can.
 
         Where it cannot, the circuit is told when routes to the remote change.
@@ -709,7 +710,7 @@ class Pseudowire:
                         f"cannot send to {path.endpoint}: {os.strerror(err.errno or 0)}"
                     ) from err
         taken = str(ports[0]) if len(ports) == 1 else f"{ports[0]} and {len(ports) - 1} more"
-        raise DeviceError(f"the source port {taken} is taken")
+        raise DeviceError(Cause.PORT_IN_USE.say(port=taken))
 
     def _take_inherited(self, path: UnderlayPath, ports: Sequence[int]) -> socket.socket | None:
         """Return the socket that another velad sends from, once, if it is the right one."""

@@ -423,16 +423,7 @@ class PeerRequests:
             circuit.start()
 
     def _refuse(self, requested: CircuitRequested, refusal: Refuse) -> None:
-        # The remote of a disabled circuit asks again and again; that is no event.
-        if refusal.code is not RejectCode.DISABLED:
-            self._log.warning(
-                "circuit_refused",
-                by=str(requested.source),
-                circuit_id=requested.circuit_id,
-                code=refusal.code.name,
-                reason=refusal.text,
-            )
-        self._control_channel.reject(requested, refusal.code, refusal.text)
+        self._control_channel.refuse(requested, refusal.code, refusal.text)
 
 
 @dataclass(frozen=True, slots=True)
