@@ -27,6 +27,7 @@ from vela.signaling.events import (
     CircuitRequested,
     Closed,
     Down,
+    EchoesArrived,
     Event,
     OfferChanged,
     ProbeAnswered,
@@ -49,7 +50,7 @@ from ..frame_keys import CircuitKeys
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..states import WELL
-from ..status import NOT_MEASURED, CircuitStatus, RateStatus, milliseconds
+from ..status import CircuitStatus, RateStatus, milliseconds
 from .data_path import DataPath
 from .echoes import Answered
 from .frame_watch import FrameWatch
@@ -613,7 +614,7 @@ class Circuit:
             cipher=None if self._key_watch is None else self._key_watch.status(),
             rtt_ms=milliseconds(None if session is None else session.rtt_s),
             last_heard_seconds=None if heard_at is None else round(now - heard_at, 3),
-            loss=NOT_MEASURED[0],
+            loss=self._frames.loss(),
             delay_ms=self._frames.delays.status(),
             rates=self.rates(),
             worker=self._data_path.worker_status(),
@@ -708,6 +709,8 @@ class Circuit:
                 self._take(Input.REJECTED, reason)
             case ProbeAnswered(size):
                 self._prober.answered(size)
+            case EchoesArrived(number):
+                self._frames.reported(number)
             case ResolveWanted():
                 self._remote.resolve()
             case OfferChanged(requested):
@@ -901,6 +904,7 @@ class Circuit:
             machine=self._machine,
             maker=self.maker,
             frame_keys=self._frame_keys,
+            echoes_arrived=self._data_path.echoes_arrived,
         )
         signaling = SignalingChannel(
             session, self._loop, channel, self._on_event, self.config.underlay

@@ -13,6 +13,7 @@ from vela.wire import CIRCUIT_ID, SEAL, datagram_limit
 
 from ..config.records import CircuitConfig, Encapsulation
 from ..runtime.loop import EventLoop
+from ..status import LossStatus
 from .data_path import DataPath
 from .delays import DelayMeter
 from .echoes import Answered, Echoes
@@ -50,7 +51,10 @@ class Watched(Protocol):
 
 
 class FrameWatch:
-    """Asks the remote's worker, where that answers, as long as there is a session with it."""
+    """Asks the remote's worker, where that answers, as long as there is a session with it.
+
+    A static circuit has no session. Its remote is asked, too, but only to measure.
+    """
 
     def __init__(
         self,
@@ -73,6 +77,13 @@ class FrameWatch:
     @property
     def delays(self) -> DelayMeter:
         return self._echoes.delays
+
+    def loss(self) -> LossStatus:
+        return self._echoes.loss()
+
+    def reported(self, arrived: int) -> None:
+        """Take how many requests have reached the remote's worker, by what it says."""
+        self._echoes.reported(arrived)
 
     @property
     def wants_listening(self) -> bool:
@@ -107,6 +118,16 @@ class FrameWatch:
         """Ask, or ask no more; to be called when anything of the circuit may have changed."""
         circuit, attached = self._circuit, self._data_path.attached
         session, agreement = circuit.session, circuit.agreement
+        if session is None and attached is not None and self._is_measurable:
+            path, profile = attached
+            self._echoes.watch(
+                (path.endpoint, path.route.source, profile.source_port),
+                circuit.config.id,
+                circuit.config.keepalive,
+                crosses=False,
+                rarely=True,
+            )
+            return
         if (
             session is None
             or attached is None
@@ -172,6 +193,13 @@ class FrameWatch:
         self._echoes.ask(config.id, answered, CIRCUIT_ID + size)
 
     @property
+    def _is_measurable(self) -> bool:
+        """Whether a static circuit's remote may answer. One that takes only IP packets does not."""
+        circuit = self._circuit
+        takes_frames = circuit.config.encapsulation is not Encapsulation.IP
+        return takes_frames and circuit.state is State.UNMONITORED
+
+    @property
     def _falls_back(self) -> bool:
         agreement = self._circuit.agreement
         return agreement is not None and agreement.from_listening and not agreement.nat
@@ -183,7 +211,7 @@ class FrameWatch:
     def _carries(self) -> bool:
         """Whether this end, at least, can carry frames."""
         session = self._circuit.session
-        return session is not None and self._has_keys(session) and self._data_path.carries
+        return self._data_path.carries and (session is None or self._has_keys(session))
 
     def _want_listening(self, since: float | None) -> None:
         """Say that both ends are to send frames from their listening ports; None: that not.

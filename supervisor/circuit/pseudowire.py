@@ -233,6 +233,10 @@ class Pseudowire:
         if self._attachment is not None:
             send_echo(self._attachment, self._divert_reader, request)
 
+    def echoes_arrived(self) -> int:
+        """Return how many echo requests of the remote's the workers have answered."""
+        return self._counters.total(Slot.RX_VERIFICATIONS)
+
     def set_route_handler(self, handler: Callback) -> None:
         """Let handler be called when the route to the remote may have changed."""
         self._on_route = handler

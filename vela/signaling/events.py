@@ -106,6 +106,13 @@ class ProbeAnswered:
 
 
 @dataclass(frozen=True, slots=True)
+class EchoesArrived:
+    """So many echo requests of this end have reached the remote's worker, from any moment on."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The session is over: close() was called, or the remote deleted the circuit."""
 
@@ -121,5 +128,6 @@ Event = (
     | Rejected
     | ResolveWanted
     | ProbeAnswered
+    | EchoesArrived
     | Closed
 )
