@@ -25,6 +25,9 @@ FALLBACK_S = 3.0
 # For the other end to be told that it may seal answers.
 KEYS_S = 0.05
 
+# Before a static circuit asks: nothing waits for the answer.
+STATIC_S = 1.0
+
 NO_FRAMES = (
     "control messages cross, and frames do not: a firewall on the way, or the other end's worker"
 )
@@ -125,6 +128,7 @@ class FrameWatch:
                 circuit.config.id,
                 circuit.config.keepalive,
                 crosses=False,
+                delay_s=STATIC_S,
                 rarely=True,
             )
             return

@@ -185,7 +185,8 @@ class LossMeter:
             self._tally.add(step)
             self._in_window.append(step)
             self._settled(step)
-        while self._in_window and self._in_window[0].ended_at <= now - WINDOW_S - LATE_S:
+        # The last one stays: there are intervals that are longer.
+        while len(self._in_window) > 1 and self._in_window[0].ended_at <= now - WINDOW_S - LATE_S:
             self._tally.add(self._in_window.popleft(), -1)
 
     def _end_step(self, now: float, arrived: int | None, horizon: float) -> None:

@@ -206,6 +206,16 @@ def test_loss_is_forgotten_after_the_window() -> None:
     assert path.run(60) == LossStatus(0.0, 0.0, 0.0)
 
 
+def test_interval_between_keepalives_that_is_longer_than_the_window_is_shown_whole() -> None:
+    path = Path(every(10), keepalive_s=3600.0)
+    path.run(3610)
+
+    for _ in range(7):
+        found = path.run(500)
+        assert found.tx_percent == pytest.approx(10, abs=0.1)
+        assert found.rx_percent == 0.0
+
+
 @pytest.mark.parametrize(("late_s", "lost"), [(LATE_S - 0.1, 0.0), (LATE_S + 0.1, 100.0)])
 def test_answer_that_comes_too_late_is_lost(late_s: float, lost: float) -> None:
     meter = LossMeter()

@@ -69,7 +69,8 @@ class Crossing:
         self.crosses = crosses
         self._interval_s = interval_s
         self._rarely = rarely
-        self._ask_at, self._repeat_s, self._tries = now + delay_s, FIRST_S, 0
+        self._ask_at, self._tries = now + delay_s, 0
+        self._repeat_s = LONGEST_REPEAT_S if rarely else FIRST_S
         self._lost_at = now + MISSED_INTERVALS * interval_s if crosses else math.inf
         self._blocked_at = math.inf if crosses else now + BLOCKED_S
 
