@@ -206,6 +206,26 @@ def test_loss_is_forgotten_after_the_window() -> None:
     assert path.run(60) == LossStatus(0.0, 0.0, 0.0)
 
 
+def test_request_under_way_counts_with_the_keepalive_that_can_know_of_it() -> None:
+    steps: list[Step] = []
+    meter = LossMeter(steps.append)
+    meter.answered(meter.asked(0.0), 0.5)
+    meter.reported(10, 5.0, 1.0)
+    meter.answered(meter.asked(2.0), 2.5)
+    # Sent before the KEEPALIVE came, which left before it could arrive.
+    late = meter.asked(5.9)
+    meter.reported(11, 5.0, 6.0)
+    meter.answered(late, 6.4)
+    meter.reported(12, 5.0, 11.0)
+    meter.status(11.0 + LATE_S)
+
+    assert [(each.asked, each.answered, each.arrived) for each in steps] == [
+        (0, 0, None),
+        (1, 1, 1),
+        (1, 1, 1),
+    ]
+
+
 def test_interval_between_keepalives_that_is_longer_than_the_window_is_shown_whole() -> None:
     path = Path(every(10), keepalive_s=3600.0)
     path.run(3610)
