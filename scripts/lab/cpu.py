@@ -73,9 +73,10 @@ def waits_s(pid: int) -> dict[Path, float]:
 def _scheduled_s(pid: int, field: int) -> dict[Path, float]:
     # Documentation/scheduler/sched-stats.rst: nanoseconds on a CPU, then in its queue.
     found = {}
-    for path in Path("/proc", str(pid), "task").glob("*/schedstat"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # one that has just ended
-            found[path] = int(path.read_text().split()[field]) * 1e-9
+    with suppress(FileNotFoundError):  # the process has just ended
+        for path in Path("/proc", str(pid), "task").glob("*/schedstat"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # one that has just ended
+                found[path] = int(path.read_text().split()[field]) * 1e-9
     return found
 
 

@@ -91,6 +91,9 @@ class PseudowireFactory:
     identity: tuple[str, ...]
     """What tells this machine from others, for addresses that are derived."""
     descriptors: DescriptorBudget = field(default_factory=lambda: DescriptorBudget(DESCRIPTORS))
+    diverted: bytearray = field(default_factory=lambda: bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD))
+    """What a worker passes on is read into this. One for all, as each circuit has an answer a second,
+    which is no reason to fill 64 KiB with zeros."""
 
     def __call__(
         self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False, shielded: bool = False
@@ -640,7 +643,7 @@ class Pseudowire:
 
     def _on_diverted(self) -> None:
         """Pass on what UDP GRO joined to this circuit's datagrams: same remote, other circuit."""
-        data = bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD)
+        data = self._parts.diverted
         view = memoryview(data)[REBUILD_ROOM:]
         for _ in range(DATAGRAMS_AT_ONCE):
             try:
@@ -651,6 +654,7 @@ class Pseudowire:
                 # An answer to an echo request; the worker passes nothing else of its circuit on.
                 if not self._on_echo(view[:length]):
                     self._counters.supervisor[Slot.RX_RESERVED] += 1
+                return  # mostly there is one; if not, the loop calls again
             elif self._attached is not None:
                 path, _ = self._attached
                 # UDP GRO joins what comes from one port.
