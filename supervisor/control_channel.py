@@ -87,8 +87,8 @@ NOTHING_EXPECTED = Expected()
 class Participant(Protocol):
     """A circuit that negotiates."""
 
-    def converses_with(self, address: IPAddress) -> bool:
-        """Tell whether messages from this address can be from its remote."""
+    def converses_with(self, address: IPAddress, header: Header) -> bool:
+        """Tell whether a message from this address can be for it."""
 
     def receive_control(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
         """Take a control message; local_address: the address that it came to.
@@ -242,7 +242,7 @@ class ControlChannel:
             header = read_header(data)
             # The latest first: an earlier one may still be saying goodbye.
             for participant in reversed(self._participants.get(header.circuit_id, [])):
-                if participant.converses_with(source.address):
+                if participant.converses_with(source.address, header):
                     # Before any work is spent on what anybody could have sent.
                     if self._may_be_read(participant, header, source.address):
                         participant.receive_control(data, source, local_address)

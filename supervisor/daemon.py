@@ -278,6 +278,10 @@ class Daemon:
                 registry.enable(name)
             case {"command": "restart", "circuit": str(name)}:
                 registry.restart(name)
+            case {"command": "switch", "circuit": str(name)}:
+                wanted = request.get("remote")
+                remote = registry.switch(name, None if wanted is None else str(wanted))
+                return {"circuit": name, "remote": remote}
             case {"command": "log-level", "level": str(wanted)} if wanted in LOG_LEVELS:
                 set_level(wanted)
                 return {"level": level()}

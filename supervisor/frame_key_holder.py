@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from vela.dataplane.key_page import PHASES, KeyPage, KeyPair
 from vela.public_key import PUBLIC_KEY_LENGTH
 from vela.signaling import noise
-from vela.signaling.encryption import Answer
+from vela.signaling.frame_keys import Answer
 from vela.signaling.messages import HandshakePattern
 from vela.signaling.session_secrets import NO_PSK, Keys, SessionSecrets, psk_of
 from vela.signaling.signer import SessionKeys

@@ -17,7 +17,7 @@ from vela.dataplane.key_page import SIZE
 from vela.errors import ConfigError, DeviceError, RemoteProtocolError, VelaError
 from vela.linux import secret_memory
 from vela.public_key import PUBLIC_KEY_LENGTH, fingerprint
-from vela.signaling.encryption import Answer, KeysUnavailable, Role
+from vela.signaling.frame_keys import Answer, KeysUnavailable, Role
 from vela.signaling.messages import HANDSHAKE, CipherOffer, HandshakePattern, Suites
 from vela.signaling.signer import SESSION_TAG_LENGTH, TAG_LENGTH, Key, Signer
 

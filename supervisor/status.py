@@ -188,6 +188,19 @@ _PATTERNS = {HandshakePattern.IK_PSK2: "IKpsk2", HandshakePattern.NN_PSK0: "NNps
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteStatus:
+    """One of the remotes that may carry a circuit, in the order of the configuration."""
+
+    name: str
+    state: str
+    """Of the one in use, the circuit's; else "standby", "lost", or "answers": it was lost."""
+    current: bool
+    """It is in use."""
+    reason: str
+    """Why it does not carry the circuit, as far as is known."""
+
+
+@dataclass(frozen=True, slots=True)
 class CircuitStatus:
     name: str
     id: int
@@ -200,6 +213,8 @@ class CircuitStatus:
     transitions: int
     """How often it began or ceased to carry frames in the last hour."""
     remote: str
+    """The one in use."""
+    remotes: tuple[RemoteStatus, ...]
     remote_address: str | None
     remote_port: int
     family: str | None

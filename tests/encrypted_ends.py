@@ -17,17 +17,9 @@ from simulated_link import CIRCUIT, LOCAL1, LOCAL2, ROUTER1, ROUTER2, Link
 from vela.address import Endpoint
 from vela.errors import RemoteProtocolError
 from vela.signaling.codec import decode, encode, transcript
-from vela.signaling.encryption import (
-    Answer,
-    Encryption,
-    Event,
-    Fields,
-    KeysUnavailable,
-    Limits,
-    Role,
-    SessionName,
-)
+from vela.signaling.encryption import Encryption, Event, Fields, Limits
 from vela.signaling.events import Datagram
+from vela.signaling.frame_keys import Answer, KeysUnavailable, Role
 from vela.signaling.messages import (
     CipherOffer,
     Confirm,
@@ -37,6 +29,7 @@ from vela.signaling.messages import (
     Suites,
 )
 from vela.signaling.noise import KeyPair
+from vela.signaling.session_name import SessionName
 from vela.signaling.session_secrets import FrameKey, Keys, SessionSecrets, psk_of
 from vela.signaling.signer import Signer
 from vela.wire import Suite

@@ -14,8 +14,9 @@ from vela.errors import RemoteProtocolError
 from vela.signaling.agreement import Agreement
 from vela.signaling.codec import read_header
 from vela.signaling.cookie import Cookies
-from vela.signaling.encryption import Encryption, FrameKeys
+from vela.signaling.encryption import Encryption
 from vela.signaling.events import Agreed, CircuitRequested, Closed, Datagram, Event, OfferChanged
+from vela.signaling.frame_keys import FrameKeys
 from vela.signaling.inputs import State
 from vela.signaling.messages import Capability, Description, MessageType, Offer
 from vela.signaling.policy import PeerCircuits, Policy

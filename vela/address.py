@@ -6,7 +6,7 @@ Every parser raises ValueError with what is wrong and, after a semicolon, what w
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 from ipaddress import (
@@ -72,6 +72,18 @@ class Remote:
     host: str
     port: int | None = None
     """None: the port of the local daemon."""
+    standbys: tuple[Remote, ...] = ()
+    """Those that carry the circuit in turn while this one, the primary, does not."""
+
+    @property
+    def all(self) -> tuple[Remote, ...]:
+        """This one and its standbys, each by itself."""
+        return (replace(self, standbys=()), *self.standbys)
+
+    @property
+    def identity(self) -> str:
+        """The host in lower case, without the final dot."""
+        return self.host.lower().removesuffix(".")
 
     @property
     def address(self) -> IPAddress | None:

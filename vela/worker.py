@@ -78,11 +78,10 @@ def run(task: WorkerTask) -> NoReturn:
     log = structlog.get_logger()
     about = {"circuit": task.circuit, "pid": os.getpid()}
 
-    def forward(direction: Callable[[], None], which: Direction) -> NoReturn:
+    def forward(until: Callable[[memoryview], None], direction: Direction) -> NoReturn:
         try:
-            while not handover.asked:
-                direction()
-            handover.stop(which)
+            until(handover.asked)
+            handover.stop(direction)
             # Until it is killed: nobody releases it.
             while True:
                 never.acquire()
@@ -90,8 +89,9 @@ def run(task: WorkerTask) -> NoReturn:
             if isinstance(err, OSError) and err.errno in _INTERFACE_LOST:
                 os._exit(EXIT_INTERFACE_LOST)
             try:
-                task.exit_message.write(direction.__name__, err)
-                log.exception("worker_crashed", direction=direction.__name__, **about)
+                name = direction.name.lower()
+                task.exit_message.write(name, err)
+                log.exception("worker_crashed", direction=name, **about)
             finally:
                 os._exit(EXIT_CRASHED)
 
@@ -105,7 +105,7 @@ def run(task: WorkerTask) -> NoReturn:
     def begin_ingress() -> NoReturn:
         started.release()
         sealed.acquire()
-        forward(plane.ingress, Direction.INGRESS)
+        forward(plane.ingress_until, Direction.INGRESS)
 
     try:
         try:
@@ -127,4 +127,4 @@ def run(task: WorkerTask) -> NoReturn:
     except BaseException as err:
         task.exit_message.write("start", err)
         raise
-    forward(plane.egress, Direction.EGRESS)
+    forward(plane.egress_until, Direction.EGRESS)

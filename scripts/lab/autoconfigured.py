@@ -47,7 +47,9 @@ def policy(**changes: Any) -> str:
     return _table("autoconfigure", {**POLICY, **renamed})
 
 
-def asking(remote: str, *, name: str = NAME, peer: Settings | None = None, **settings: Any) -> str:
+def asking(
+    remote: str | list[str], *, name: str = NAME, peer: Settings | None = None, **settings: Any
+) -> str:
     """Return a circuit's table whose other end is set up by autoconfiguration."""
     own = {"id": 1, "remote": remote, "addresses": list(ADDRESSES_A), "keepalive": KEEPALIVE_S}
     theirs = {"interface": name, "addresses": list(ADDRESSES_B)} | dict(peer or {})

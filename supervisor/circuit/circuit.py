@@ -6,11 +6,12 @@ A static circuit has no signalling channel, and its lifecycle has another table.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import structlog
 
-from vela.address import Endpoint, IPAddress, family_of
+from vela.address import Endpoint, IPAddress, Remote, family_of
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
@@ -22,10 +23,12 @@ from vela.rate import STEP
 from vela.signaling.agreement import Agreement
 from vela.signaling.candidates import Candidate
 from vela.signaling.encryption import Encryption as SessionEncryption
+from vela.signaling.enquiry import Enquiry
 from vela.signaling.events import (
     Agreed,
     CircuitRequested,
     Closed,
+    Datagram,
     Down,
     EchoesArrived,
     Event,
@@ -50,7 +53,7 @@ from ..frame_keys import CircuitKeys
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..states import WELL
-from ..status import CircuitStatus, RateStatus, milliseconds
+from ..status import CircuitStatus, RateStatus, RemoteStatus, milliseconds
 from .data_path import DataPath
 from .echoes import Answered
 from .frame_watch import FrameWatch
@@ -59,8 +62,10 @@ from .hooks import CircuitHooks
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
 from .path_prober import PathProber
+from .primary_watch import PrimaryWatch
 from .rates import RateMeter
-from .remote import RemoteSearch
+from .remote import Listener, RemoteSearch
+from .remotes import Remotes
 from .routes import CircuitRoutes, MachineRoutes, RouteLoop
 from .setup import Origin, Setup
 from .signaling import SignalingChannel
@@ -161,6 +166,7 @@ class Circuit:
         self._prober = PathProber(loop, self._on_path_mtu)
         self._frames = FrameWatch(self, data_path, loop, self._take, self.history)
         self._presence = self.config.underlay.presence()
+        self._remotes = Remotes(self.config.remote, self.name, self, loop)
         self._remote = self._search()
         self._signaling = self._open_signaling()
         data_path.set_failure_handler(self.check)
@@ -185,10 +191,11 @@ class Circuit:
         """Why it has its state, and what it still waits for; empty: there is nothing to say."""
         # While it is up, the name does not matter.
         seeks = self.state in (State.RESOLVING, State.CONNECTING, State.DOWN, State.REJECTED)
-        trouble = self._remote.trouble if seeks else ""
+        why = self._remotes.explain(self.state, self._lifecycle.reason)
+        trouble = self._remote.trouble if seeks and self._remote.trouble not in why else ""
         hooks = "" if self.hooks is None else self.hooks.reason
         port = self._frames.note if self.state is State.UP else ""
-        said = (self._lifecycle.reason, trouble, port, self._data_path.obstacle, hooks)
+        said = (why, trouble, port, self._data_path.obstacle, hooks)
         return "; ".join(dict.fromkeys(filter(None, said)))
 
     @property
@@ -221,9 +228,30 @@ class Circuit:
         return self.disabled and self.config.enabled
 
     @property
+    def remote(self) -> Remote:
+        """The one in use."""
+        return self._remotes.in_use
+
+    def remotes(self) -> tuple[RemoteStatus, ...]:
+        """Return what each of its remotes does."""
+        return self._remotes.status(self.state, self._lifecycle.reason)
+
+    @property
     def addresses(self) -> tuple[IPAddress, ...]:
-        """The known addresses of the remote."""
+        """The known addresses of the remote in use."""
         return self._remote.addresses
+
+    @property
+    def idle_addresses(self) -> tuple[IPAddress, ...]:
+        """The known addresses of its other remotes."""
+        known = self._remotes.known_addresses().values()
+        return tuple(address for addresses in known for address in addresses)
+
+    @property
+    def all_addresses(self) -> tuple[IPAddress, ...]:
+        """The addresses of all its remotes; none, if those of one are not known."""
+        known = (self.addresses, *self._remotes.known_addresses().values())
+        return tuple(each for addresses in known for each in addresses) if all(known) else ()
 
     @property
     def sources(self) -> tuple[IPAddress, ...]:
@@ -244,21 +272,22 @@ class Circuit:
         return self._maker if self._signaling is None else self._signaling.session.maker
 
     def check_remote(self) -> None:
-        """Raise ConfigError if the remote is an address of this machine; a name is looked up."""
-        address = self.config.remote.address
-        if address is None:
-            return
-        try:
-            path = self._remote.path_to(address)
-        except DeviceError:
-            return  # there may be a route later
-        if self._remote.is_this_machine(path):
-            raise ConfigError(f"{self.name}: {address} is this machine; {OTHER_MACHINE}")
+        """Raise ConfigError if a remote is an address of this machine; names are looked up."""
+        for remote in self.config.remote.all:
+            if remote.address is None:
+                continue
+            endpoint = Endpoint(remote.address, remote.port or self._port)
+            try:
+                group, route = self._routes.way_to(endpoint)
+            except DeviceError:
+                continue  # there may be a route later
+            if self._remote.is_this_machine(UnderlayPath(endpoint, (), route, group)):
+                raise ConfigError(f"{self.name}: {remote.address} is this machine; {OTHER_MACHINE}")
 
     def start(self) -> None:
         """Look for the remote, and carry frames as soon as possible."""
         self._started = True
-        self._log.debug("circuit_started", remote=str(self.config.remote))
+        self._log.debug("circuit_started", remote=str(self.remote))
         self._take(Input.START)
 
     def accept(
@@ -300,6 +329,7 @@ class Circuit:
         self.config, self.offer = setup.config, setup.offer
         self._log = self._bound_log()
         self._data_path.change(self.config, self.cpu)
+        self._remotes.change(self.config.remote)
         self._remote.stop()
         self._remote = self._search()
         begun = self._signaling = self._open_signaling()
@@ -336,6 +366,7 @@ class Circuit:
         elif self._signaling is not None:
             self._signaling.forget()
         self._closed = True
+        self._remotes.stop()
         self._remote.stop()
         self._prober.stop()
         self._frames.stop()
@@ -385,6 +416,9 @@ class Circuit:
 
     def disable(self) -> None:
         """Take the circuit down until enable(). The interface stays, without carrier."""
+        if self._remotes.begin_anew():
+            self._remote.stop()
+            self._remote = self._search()
         self.disabled = self._remote.paused = True
         self._frames.begin_anew()
         self._obstacle = ""  # check() looks again
@@ -420,7 +454,7 @@ class Circuit:
             if self._signaling is not None:
                 self._signaling.session.set_offer(self.offer, self._loop.now())
         self.set_key(setup.key)
-        if (self.config.remote, self.config.family) != (before.remote, before.family):
+        if self._remotes.change(self.config.remote) or self.config.family != before.family:
             self._look_elsewhere()
         if self.config.enabled != before.enabled:
             self._follow_file()
@@ -448,6 +482,7 @@ class Circuit:
         self._lifecycle = Lifecycle(static=self.static)
         self._path = self._agreement = None
         self._moving = self.disabled = False
+        self._remotes.change(self.config.remote)
         self._routes = self._circuit_routes()
         self._presence = self.config.underlay.presence()
         self._remote = self._search()
@@ -472,6 +507,51 @@ class Circuit:
         self._moving = not self.disabled
         if self._started or self.disabled:
             self._remote.resolve()
+
+    def switch(self, wanted: str | None) -> Remote:
+        """Use another of its remotes at once, and return it; see Remotes.switch."""
+        return self._remotes.switch(wanted)
+
+    def use_remote(self, why: str) -> None:
+        """Leave the remote that was in use for the one that is to be used now."""
+        self._require_signaling().leave(CloseReason.STOPPING)
+        self._path = self._agreement = None
+        self._moving = False
+        self._frames.begin_anew()
+        self._remote.stop()
+        self._remote = self._search()
+        self._signaling = self._open_signaling()
+        self._log.info("remote_switched", remote=str(self.remote), reason=why)
+        self._take(Input.SWITCHED)
+        self._remote.resolve()
+
+    def watch_primary(
+        self, primary: Remote, on_answer: Callback, on_silence: Callable[[str], None]
+    ) -> PrimaryWatch:
+        """Ask the primary at intervals, while another remote is in use."""
+        channel = self._control_channel
+        if channel is None:
+            raise RuntimeError(f"{self.name} is static")
+
+        def search(listener: Listener) -> RemoteSearch:
+            return self._search_for(primary, listener)
+
+        def ask(enquiry: Enquiry, paths: tuple[UnderlayPath, ...]) -> list[Datagram]:
+            candidates = [Candidate(each.endpoint, self._source_of(each)) for each in paths]
+            keys = self._frame_keys
+            ciphers = None if keys is None else keys.offer
+            return enquiry.ask(candidates, self._description(None), self.offer, self._key, ciphers)
+
+        return PrimaryWatch(
+            self.config.id,
+            self._loop,
+            channel,
+            self.config.underlay,
+            search,
+            ask,
+            on_answer,
+            on_silence,
+        )
 
     def apply_terms(self) -> None:
         """Tell the remote what this end offers now, and carry frames by it."""
@@ -601,9 +681,10 @@ class Circuit:
             reason=self.reason,
             since_seconds=round(self._transitions.since_s(now), 3),
             transitions=self._transitions.count(now),
-            remote=str(config.remote),
+            remote=str(self.remote),
+            remotes=self.remotes(),
             remote_address=str(endpoint.address) if endpoint else None,
-            remote_port=endpoint.port if endpoint else config.remote.port or self._port,
+            remote_port=endpoint.port if endpoint else self.remote.port or self._port,
             family=endpoint.family.value if endpoint else None,
             mtu=self._data_path.mtu,
             path_mtu=attached[0].mtu if attached else None,
@@ -669,7 +750,7 @@ class Circuit:
         self._data_path.detach()
         self._path = self._agreement = None
         self._signaling = self._open_signaling()
-        self._take(Input.CLOSED, "the remote was changed")
+        self._take(Input.SWITCHED, "the remote was changed")
 
     def _reaches(self, remote: Endpoint, port: int) -> bool:
         """Tell whether a remote is the one at this port; behind a NAT it shows another one."""
@@ -749,6 +830,7 @@ class Circuit:
             self._inputs.appendleft((Input.FAILED, str(err)))
             return
         self._frames.follow()
+        self._remotes.note(happened, self.state, reason)
         self._log_change()
 
     def _log_change(self) -> None:
@@ -876,16 +958,19 @@ class Circuit:
         return CircuitRoutes(self._machine_routes, self.config.underlay, self._data_path)
 
     def _search(self) -> RemoteSearch:
+        return self._search_for(self.remote, self)
+
+    def _search_for(self, remote: Remote, listener: Listener) -> RemoteSearch:
         bind = self.config.bind
         return RemoteSearch(
-            self.config.remote,
+            remote,
             self.config.family or (None if bind is None else family_of(bind)),
             self._port,
             self._loop,
             self._names,
             self._routes,
-            listener=self,
-            local_address=self._local_address,
+            listener,
+            local_address=self._local_address if listener is self else lambda: None,
         )
 
     def _open_signaling(self) -> SignalingChannel | None:

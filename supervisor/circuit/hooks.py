@@ -212,7 +212,7 @@ def facts(circuit: Subject) -> dict[str, str]:
         "DESCRIPTION": config.description,
         "STATE": status.state,
         "REASON": status.reason,
-        "REMOTE": config.remote,
+        "REMOTE": status.remote,
         "REMOTE_ADDRESS": status.remote_address or "",
         "REMOTE_PORT": status.remote_port,
         "MTU": status.mtu,

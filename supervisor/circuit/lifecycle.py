@@ -42,6 +42,7 @@ class Input(Enum):
     UNRESOLVED = auto()  # (reason)
     NO_ROUTE = auto()  # (reason)
     ROUTED = auto()
+    SWITCHED = auto()  # (reason) another remote is looked for from now on
     CUT_OFF = auto()  # (reason) there is nothing that may be sent by: no device, a loop
     # From signalling.
     AGREED = auto()  # both ends agree how to carry frames
@@ -130,6 +131,8 @@ _BREAK = Transition(_S.BROKEN, (_A.CARRIER_OFF, _A.SUSPEND))
 # Nothing is sent any more. By a route that leads back, the circuit would carry its own packets.
 _CUT_OFF = Transition(_S.DOWN, (_A.CARRIER_OFF, _A.SUSPEND, _A.RELEASE, _A.RESOLVE_SOON))
 
+_SWITCH_ACTIONS = (_A.CARRIER_OFF, _A.RELEASE, _A.SEEK)
+
 # Inputs of a circuit with signalling that is not up.
 _NOT_UP = {
     _I.AGREED: Transition(_STAY, (_A.CARRY,)),
@@ -140,6 +143,7 @@ _NOT_UP = {
     _I.REMOTE_DISABLED: Transition(_S.DOWN),
     _I.CLOSED: Transition(_S.DOWN, (_A.CARRIER_OFF, _A.SEEK)),
     _I.DELETED: Transition(_STAY, (_A.REMOVE,)),
+    _I.SWITCHED: Transition(_ByHistory(_S.RESOLVING, _S.DOWN), _SWITCH_ACTIONS),
     _I.NO_ROUTE: Transition(_S.DOWN),
     _I.CUT_OFF: _CUT_OFF,
     _I.FAILED: _FAIL,
@@ -168,6 +172,8 @@ WITH_SIGNALING: Table = {
     (_S.UP, _I.NO_ROUTE): Transition(_STAY),
     (_S.UP, _I.ROUTED): Transition(_STAY, (_A.FOLLOW_ROUTE,)),
     (_S.UP, _I.CUT_OFF): _CUT_OFF,
+    # Who is at the other end changes: routing daemons and neighbours begin anew.
+    (_S.UP, _I.SWITCHED): Transition(_S.DOWN, _SWITCH_ACTIONS),
     (_S.UP, _I.AGREED): Transition(_STAY, (_A.CARRY, _A.CARRIER_ON)),
     # Of the session that took the place of another one.
     (_S.UP, _I.UP): Transition(_STAY, (_A.CARRY, _A.CARRIER_ON)),
@@ -211,6 +217,7 @@ WITH_SIGNALING: Table = {
         ),
     ),
     (_S.BROKEN, _I.CLOSED): Transition(_STAY, (_A.SEEK, _A.SUSPEND)),
+    (_S.BROKEN, _I.SWITCHED): Transition(_STAY, (_A.RELEASE, _A.SEEK, _A.SUSPEND)),
     #
     (_S.DISABLED, _I.ENABLE): Transition(_S.RESOLVING, (_A.RESOLVE, _A.SEEK)),
     (_S.DISABLED, _I.BROKEN): Transition(_TAKE_REASON),

@@ -92,7 +92,7 @@ class PseudowireFactory:
     """What tells this machine from others, for addresses that are derived."""
     descriptors: DescriptorBudget = field(default_factory=lambda: DescriptorBudget(DESCRIPTORS))
     diverted: bytearray = field(default_factory=lambda: bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD))
-    """What a worker passes on is read into this. One for all, as each circuit has an answer a second,
+    """What a worker passes on is read into this. One for all: each circuit has an answer a second,
     which is no reason to fill 64 KiB with zeros."""
 
     def __call__(
@@ -655,7 +655,7 @@ class Pseudowire:
                 if not self._on_echo(view[:length]):
                     self._counters.supervisor[Slot.RX_RESERVED] += 1
                 return  # mostly there is one; if not, the loop calls again
-            elif self._attached is not None:
+            if self._attached is not None:
                 path, _ = self._attached
                 # UDP GRO joins what comes from one port.
                 demux, claim = self._parts.demux, self._claim

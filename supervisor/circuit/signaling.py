@@ -8,7 +8,7 @@ from vela.address import Endpoint, IPAddress
 from vela.linux.choice import ANY_UNDERLAY, UnderlayChoice
 from vela.signaling.events import Event
 from vela.signaling.inputs import State
-from vela.signaling.messages import CloseReason
+from vela.signaling.messages import CloseReason, Header
 from vela.signaling.session import Session
 
 from ..control_channel import ControlChannel, Expected
@@ -48,7 +48,7 @@ class SignalingChannel:
         self._sources = sources
         self._expect()
 
-    def converses_with(self, address: IPAddress) -> bool:
+    def converses_with(self, address: IPAddress, header: Header) -> bool:
         remote = self.session.remote
         return (remote is not None and remote.address == address) or address in self._sources
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
+from itertools import chain
 from typing import NamedTuple
 
 from vela.address import Family, IPAddress, IPInterface, Remote, family_of
@@ -91,8 +92,10 @@ class ConflictFinder:
 
 def find_contradictions(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterator[str]:
     """Yield the contradictions within a circuit, and between it and [daemon]."""
-    yield from _check_family(circuit, daemon.listen)
+    families = (_check_family(circuit, each, daemon.listen) for each in circuit.remote.all)
+    yield from dict.fromkeys(chain.from_iterable(families))
     yield from _check_underlay(circuit, daemon.listen)
+    yield from _check_standbys(circuit)
     yield from _check_peer(circuit)
     yield from _check_encryption(circuit, daemon)
     addresses, bridges = circuit.addresses, [circuit.bridge]
@@ -164,11 +167,6 @@ def check_key(circuit: CircuitConfig, autoconfigure: AutoconfigureConfig | None)
         )
 
 
-def remote_identity(remote: Remote) -> str:
-    """Return the identity of a remote: the host in lower case, without the final dot."""
-    return remote.host.lower().removesuffix(".")
-
-
 _NO_IDENTITY = (
     "needs this machine's own key; daemon.identity would be right, "
     "with a file that velad --generate-key makes"
@@ -200,9 +198,27 @@ def _check_encryption(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterator[
         yield f"{_path(circuit, 'peer_key')}: {_NO_IDENTITY}"
 
 
-def _check_family(circuit: CircuitConfig, listen: tuple[IPAddress, ...]) -> Iterator[str]:
+def _check_standbys(circuit: CircuitConfig) -> Iterator[str]:
+    if not circuit.remote.standbys:
+        return
+    path = _path(circuit, "remote")
+    if circuit.encapsulation is Encapsulation.IP:
+        yield (
+            f"{path}: encapsulation 'ip' has no handshake, which shows when a remote is lost; "
+            "a single remote would be right, or encapsulation = 'auto'"
+        )
+    elif not circuit.autoconfigure:
+        yield (
+            f"{path}: a list needs the handshake that autoconfigure = false turns off; "
+            "a single remote would be right, or autoconfigure = true"
+        )
+
+
+def _check_family(
+    circuit: CircuitConfig, remote: Remote, listen: tuple[IPAddress, ...]
+) -> Iterator[str]:
     family, key = circuit.family, "family"
-    address = circuit.remote.address
+    address = remote.address
     if address is not None:
         family, key = Family.IPV4 if address.version == 4 else Family.IPV6, "remote"
         if circuit.family not in (None, family):
@@ -211,7 +227,7 @@ def _check_family(circuit: CircuitConfig, listen: tuple[IPAddress, ...]) -> Iter
                 f"'{family.value}' would be right there"
             )
             return
-    if family is None or not circuit.remote.host:
+    if family is None or not remote.host:
         return
     version = 4 if family is Family.IPV4 else 6
     if not any(local.version == version or local == ANY_IPV6 for local in listen):
@@ -222,7 +238,7 @@ def _check_family(circuit: CircuitConfig, listen: tuple[IPAddress, ...]) -> Iter
 
 
 def _check_underlay(circuit: CircuitConfig, listen: tuple[IPAddress, ...]) -> Iterator[str]:
-    bind, remote = circuit.bind, circuit.remote.address
+    bind = circuit.bind
     if circuit.device == circuit.name:
         yield (
             f"{_path(circuit, 'device')}: is the circuit's own interface; "
@@ -230,10 +246,10 @@ def _check_underlay(circuit: CircuitConfig, listen: tuple[IPAddress, ...]) -> It
         )
     if bind is None:
         return
-    if circuit.family not in (None, family_of(bind)) or (
-        remote is not None and remote.version != bind.version
-    ):
-        other = "family" if remote is None or remote.version == bind.version else "remote"
+    addresses = (remote.address for remote in circuit.remote.all)
+    other_version = any(each is not None and each.version != bind.version for each in addresses)
+    if other_version or circuit.family not in (None, family_of(bind)):
+        other = "remote" if other_version else "family"
         yield (
             f"{_path(circuit, 'bind')}: {bind} contradicts {other}; "
             "an address of the same IP version would be right"
@@ -293,9 +309,10 @@ class _Claim(NamedTuple):
 
 def _local_claims(circuit: CircuitConfig) -> Iterator[_Claim]:
     """Yield the claims of a circuit on this host."""
-    if circuit.id and circuit.remote.host:
-        identity = ("id", remote_identity(circuit.remote), circuit.id)
-        yield _Claim(("id",), identity, f"{circuit.id} toward {circuit.remote.host}")
+    for remote in circuit.remote.all:
+        if circuit.id and remote.host:
+            identity = ("id", remote.identity, circuit.id)
+            yield _Claim(("id",), identity, f"{circuit.id} toward {remote.host}")
     if isinstance(circuit.source_port, int):
         port = circuit.source_port
         yield _Claim(("source_port",), ("source_port", port), port)
@@ -305,10 +322,14 @@ def _local_claims(circuit: CircuitConfig) -> Iterator[_Claim]:
 
 
 def _remote_claims(circuit: CircuitConfig) -> Iterator[_Claim]:
-    """Yield the claims of a circuit on its remote, of which only this host's are known."""
-    peer, host = circuit.peer, remote_identity(circuit.remote)
-    if not host:
-        return
+    """Yield the claims of a circuit on its remotes, of which only this host's are known."""
+    for remote in circuit.remote.all:
+        if remote.host:
+            yield from _claims_on(remote.identity, circuit)
+
+
+def _claims_on(host: str, circuit: CircuitConfig) -> Iterator[_Claim]:
+    peer = circuit.peer
     if peer.mac is not None:
         yield _Claim(("peer", "mac"), ("mac", host, peer.mac), format_mac(peer.mac))
     if not circuit.autoconfigure:  # only the MAC address has an effect then

@@ -7,13 +7,14 @@ with the host, such as names of users.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vela.address import (
     MAX_PORT,
     Family,
     IPAddress,
+    Remote,
     parse_interface,
     parse_interface_name,
     parse_interface_pattern,
@@ -70,6 +71,7 @@ from .tables import (
 
 MAX_CPU = 8191  # the largest NR_CPUS that Linux can be built for (arch/x86/Kconfig)
 MAX_MARK = 0xFFFFFFFF  # 32 bits; socket(7), SO_MARK
+MAX_REMOTES = 8  # of one circuit; each is tried for seconds
 MAX_SOCKET_PATH = 107  # bytes; sun_path without its final NUL (unix(7))
 
 _DAEMON = DaemonConfig()
@@ -170,6 +172,37 @@ def _source_address(value: str) -> IPAddress:
     return address
 
 
+def _listed_remote(value: str) -> Remote:
+    if value == "any":
+        raise ValueError(
+            f"{value!r} has no place in a list; a host's name or address would be right"
+        )
+    return parse_remote(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _RemoteKey(Key[Remote]):
+    """A remote, or a list: the first is the primary, the others stand by."""
+
+    def read(self, table: Table, default: Remote) -> Remote:
+        if not table.has_list(self.name):
+            return Key.read(self, table, default)
+        remotes = table.read_list(
+            self.name,
+            text(_listed_remote),
+            same=lambda remote: (remote.identity, remote.port),
+            may_be_empty=False,
+        )
+        if len(remotes) > MAX_REMOTES:
+            mistake = f"has {len(remotes)} items; {MAX_REMOTES} at most would be right"
+            table.report(self.name, mistake)
+        return replace(remotes[0], standbys=remotes[1:]) if remotes else default
+
+
+def _format_remote(remote: Remote) -> object:
+    return [str(each) for each in remote.all] if remote.standbys else str(remote)
+
+
 _ABSOLUTE_PATH = text(_path)
 _PORT = integer(1, MAX_PORT)
 _FEATURE = known_word({feature.value: feature for feature in Feature})
@@ -210,7 +243,7 @@ PEER_KEYS: tuple[TableField, ...] = (
 )
 CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("id", integer(MIN_CIRCUIT_ID, MAX_CIRCUIT_ID), required="a number of 1..255"),
-    Key("remote", text(parse_remote), str, required="a host's name or address"),
+    _RemoteKey("remote", text(parse_remote), _format_remote, required="a host's name or address"),
     Key("description", text(_description)),
     Key("enabled", boolean),
     Key("family", _FAMILY),

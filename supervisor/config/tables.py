@@ -108,6 +108,10 @@ class Table:
         values = self.read(key, _table, None)
         return None if values is None else Table(values, self.mistakes, (*self._path, key))
 
+    def has_list(self, key: str) -> bool:
+        """Tell whether the key's value is a list."""
+        return isinstance(self._values.get(key), list)
+
     def tables(self) -> Iterator[tuple[str, Table]]:
         """Yield the name and table of each key, where the operator chooses the names."""
         for key in self._values:

@@ -13,7 +13,7 @@ from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
 
 from ..circuit.circuit import Circuit
 from ..circuit.setup import Origin
-from ..config.conflicts import ConflictFinder, find_contradictions, remote_identity
+from ..config.conflicts import ConflictFinder, find_contradictions
 from ..config.records import CircuitConfig, DaemonConfig
 from .requests import subnets_overlap
 
@@ -83,29 +83,36 @@ class Allocation:
                     f"toward {min(shared, key=str)}"
                 )
 
-    def free_id(self, remote: str, unwanted: Collection[int] = ()) -> int:
-        """Return the lowest circuit id that is certainly free toward a remote.
+    def free_id(self, remotes: Collection[str], unwanted: Collection[int] = ()) -> int:
+        """Return the lowest circuit id that is certainly free toward some remotes.
 
         unwanted: ids that are not to be had there. Raises ConfigError if there is none.
         """
-        try:
-            wanted = parse_remote(remote)
-        except ValueError:
-            wanted = Remote(remote)  # the reader reports it, with other mistakes
-        known = self._addresses_of(wanted)
-        taken = {
-            each.config.id
-            for each in self._circuits.values()
-            if remote_identity(each.config.remote) == remote_identity(wanted)
-            # A name that is not resolved may have the same address.
-            or not (known and each.addresses and known.isdisjoint(each.addresses))
-        }
+        taken: set[int] = set()
+        for remote in remotes:
+            try:
+                wanted = parse_remote(remote)
+            except ValueError:
+                wanted = Remote(remote)  # the reader reports it, with other mistakes
+            taken |= self._ids_toward(wanted)
         for number in range(MIN_CIRCUIT_ID, MAX_CIRCUIT_ID + 1):
             if number not in taken and number not in unwanted:
                 return number
         raise ConfigError(
-            f"no circuit id toward {remote} is certainly free; name one of 1..{MAX_CIRCUIT_ID}"
+            f"no circuit id toward {' and '.join(remotes)} is certainly free; "
+            f"name one of 1..{MAX_CIRCUIT_ID}"
         )
+
+    def _ids_toward(self, remote: Remote) -> set[int]:
+        """Return the ids that may be taken toward a remote."""
+        known = self._addresses_of(remote)
+        return {
+            each.config.id
+            for each in self._circuits.values()
+            if _may_use(each, remote)
+            # A name that is not resolved may have the same address.
+            or not (known and each.all_addresses and known.isdisjoint(each.all_addresses))
+        }
 
     def _addresses_of(self, remote: Remote) -> frozenset[IPAddress]:
         """Return the known addresses of a remote: its own or those of its circuits."""
@@ -114,7 +121,7 @@ class Allocation:
         return frozenset(
             address
             for each in self._circuits.values()
-            if remote_identity(each.config.remote) == remote_identity(remote)
+            if each.remote.identity == remote.identity
             for address in each.addresses
         )
 
@@ -139,3 +146,8 @@ class Allocation:
             except OSError:
                 return name
         raise ConfigError(f"no interface name that matches {pattern!r} is free; name one")
+
+
+def _may_use(circuit: Circuit, remote: Remote) -> bool:
+    """Tell whether a circuit names a remote, be it as one that stands by."""
+    return any(each.identity == remote.identity for each in circuit.config.remote.all)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from vela.errors import ConfigError
 from vela.public_key import fingerprint
 from vela.signaling.encryption import Encryption as SessionEncryption
-from vela.signaling.encryption import set_of
 from vela.signaling.events import CircuitRequested
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.messages import CipherOffer, HandshakePattern, Suites
 from vela.signaling.session_cipher import answer_handshake
 from vela.signaling.signer import Key
+from vela.signaling.suites import set_of
 from vela.wire import Suite
 
 from ..config.records import AutoconfigureConfig, CircuitConfig, DaemonConfig, Encryption

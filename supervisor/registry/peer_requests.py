@@ -433,8 +433,8 @@ class _Coming:
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
-        address = self.config.remote.address
-        return () if address is None else (address,)
+        remotes = self.config.remote.all
+        return tuple(each.address for each in remotes if each.address is not None)
 
 
 def _has_same_interface(one: CircuitConfig, other: CircuitConfig) -> bool:

@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 import structlog
 
+from vela.address import Remote
 from vela.errors import VelaError
 
 from ..circuit.lifecycle import State
+from ..circuit.remotes import STANDS_BY
 from ..circuit.setup import Origin
 from ..circuit.terms import provisional_mtu
 from ..config.records import CircuitConfig
 from ..runtime.loop import EventLoop, Timer
-from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, RateStatus
+from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, RateStatus, RemoteStatus
 from .store import StoredCircuit
 
 # The obstacle, such as a taken interface name, goes when an operator acts.
@@ -104,6 +106,7 @@ class PendingCircuits:
                 since_seconds=round(now - self._since[wanted.config.name], 3),
                 transitions=0,
                 remote=str(wanted.config.remote),
+                remotes=_remotes(wanted.config.remote, reason),
                 remote_address=None,
                 remote_port=wanted.config.remote.port or self._port,
                 family=None,
@@ -134,3 +137,11 @@ class PendingCircuits:
 
 def _on_one_line(error: VelaError) -> str:
     return "; ".join(str(error).splitlines())
+
+
+def _remotes(remote: Remote, reason: str) -> tuple[RemoteStatus, ...]:
+    primary, *standbys = map(str, remote.all)
+    return (
+        RemoteStatus(primary, State.FAILED.value, current=True, reason=reason),
+        *(RemoteStatus(each, STANDS_BY, current=False, reason="") for each in standbys),
+    )

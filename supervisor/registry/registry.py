@@ -33,7 +33,7 @@ from ..runtime.descriptors import NoRoomError
 from ..runtime.lines import LineLimiter
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
-from ..status import CircuitStatus, RateStatus
+from ..status import CircuitStatus, RateStatus, document
 from . import requests
 from .allocation import Allocation
 from .ciphers import Ciphers, contradiction
@@ -354,7 +354,9 @@ class Registry:
         table = dict(settings)
         chosen = "id" not in table
         if chosen:
-            table["id"] = self._allocation.free_id(str(table.get("remote", "")))
+            remote = table.get("remote", "")
+            remotes = remote if isinstance(remote, list) else [remote]
+            table["id"] = self._allocation.free_id([str(each) for each in remotes])
         (config,) = parse_circuits(
             {name: table}, self._config.daemon, "velactl add", self._config.defaults
         )
@@ -381,7 +383,8 @@ class Registry:
             return False
         tried = (*tried, circuit.config.id)
         try:
-            number = self._allocation.free_id(str(circuit.config.remote), tried)
+            remotes = [str(each) for each in circuit.config.remote.all]
+            number = self._allocation.free_id(remotes, tried)
         except ConfigError:
             return False
         # Not within the circuit's own doing.
@@ -445,6 +448,16 @@ class Registry:
             raise ConfigError(f"{name} is administratively down; {_how_to_enable(circuit)}")
         circuit.restart()
 
+    def switch(self, name: str, remote: str | None) -> str:
+        """Let a circuit use another of its remotes, the next if none is named, and return which.
+
+        Raises VelaError.
+        """
+        circuit = self.find(name)
+        if circuit.disabled:
+            raise ConfigError(f"{name} is administratively down; {_how_to_enable(circuit)}")
+        return str(circuit.switch(remote))
+
     def enable(self, name: str) -> None:
         """Undo disable(). Raises VelaError."""
         circuit = self.find(name)
@@ -478,7 +491,8 @@ class Registry:
                 "id": circuit.config.id,
                 "state": circuit.state.word,
                 "reason": circuit.reason,
-                "remote": str(circuit.config.remote),
+                "remote": str(circuit.remote),
+                "remotes": document(circuit.remotes()),
             }
             self._on_change(about | more)
 

@@ -47,6 +47,9 @@ class KnownCircuit(Protocol):
     def addresses(self) -> tuple[IPAddress, ...]: ...
 
     @property
+    def idle_addresses(self) -> tuple[IPAddress, ...]: ...
+
+    @property
     def sought_in_vain(self) -> bool: ...
 
 
@@ -166,6 +169,8 @@ def _circuit_deferral(
             continue
         if circuit.disabled and address in circuit.addresses:
             return f"{circuit.config.name} was taken down on the other end"
+        if address in circuit.idle_addresses:
+            return "this end stands by: the other one uses another remote of its list"
         # Anybody may ask, so this names no circuit.
         if not circuit.addresses and (confirm.resuming or not circuit.sought_in_vain):
             return "a circuit with this id is still being resolved on the other end"
@@ -180,11 +185,11 @@ def _pending_deferral(
     Circuits that other machines wanted do not count: the sender may be that machine.
     """
     for config, origin in pending:
-        known = config.remote.address
+        known = [each.address for each in config.remote.all]
         if (
             origin is not Origin.PEER
             and config.id == confirm.circuit_id
-            and (confirm.resuming if known is None else known == address)
+            and (address in known or (confirm.resuming and None in known))
         ):
             return "a circuit with this id cannot be made on the other end at present"
     return ""
@@ -236,9 +241,12 @@ def find_overlap(
                 if _overlap(subnet, address.network):
                     why = f"{address} of {other.config.name}"
                     return _overlaps(RejectCode.CONFLICT, wanted, why)
-        remotes = [(each, other.config.name) for other in others for each in other.addresses]
-        if config.remote.address is not None:
-            remotes.append((config.remote.address, "this circuit"))
+        remotes = [
+            (each, other.config.name)
+            for other in others
+            for each in (*other.addresses, *_addresses_of(other.config))
+        ]
+        remotes += [(each, "this circuit") for each in _addresses_of(config)]
         for remote, name in remotes:
             if remote in subnet:
                 return _overlaps(RejectCode.ADDRESS, wanted, f"{remote}, the remote of {name}")
@@ -274,6 +282,11 @@ def subnets_overlap(one: CircuitConfig, other: CircuitConfig) -> bool:
 
 def _overlaps(code: RejectCode, wanted: IPInterface, what: str) -> Refuse:
     return Refuse(code, from_here(f"{wanted} overlaps with {what}"))
+
+
+def _addresses_of(config: CircuitConfig) -> list[IPAddress]:
+    """Return the addresses of those of a circuit's remotes that are no names."""
+    return [each.address for each in config.remote.all if each.address is not None]
 
 
 def _overlap(one: IPNetwork, other: IPNetwork) -> bool:

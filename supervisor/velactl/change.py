@@ -1,4 +1,4 @@
-"""The commands that change something: add, delete, up, down, restart, log-level."""
+"""The commands that change something: add, delete, up, down, restart, switch, log-level."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def log_level(arguments: Namespace) -> None:
 
 def settings(arguments: Namespace) -> dict[str, object]:
     """Return the table of a circuit, as in the configuration file, of the options of `add`."""
-    table: dict[str, object] = {"remote": arguments.remote}
+    remotes = arguments.remote
+    table: dict[str, object] = {"remote": remotes if len(remotes) > 1 else remotes[0]}
     peer: dict[str, object] = {}
     for target, key, value in (
         (table, "id", arguments.id),
@@ -87,11 +88,30 @@ def settings(arguments: Namespace) -> dict[str, object]:
     return table
 
 
+def switch(arguments: Namespace) -> bool:
+    """Let a circuit use another remote. Return whether it is up there. Raises VelaError."""
+    request = {"command": "switch", "circuit": arguments.circuit}
+    if arguments.remote is not None:
+        request["remote"] = arguments.remote
+    if not arguments.wait_s:
+        _show_reply(ask(arguments.socket, request), arguments)
+        return True
+    with watched(arguments.socket) as connection:
+        reply = connection.ask(request)
+        last = until_up(connection, arguments.circuit, arguments.wait_s)
+    is_up = _report(arguments, reply, last, f"switched to {reply['remote']}")
+    if not is_up or last is None or last["remote"] == reply["remote"]:
+        return is_up
+    output.warn(f"{arguments.circuit} is up, but not there: {last['reason']}")
+    return False
+
+
 def _show_added(added: Document, arguments: Namespace) -> None:
     if arguments.json:
         output.write_json(added)
     else:
-        output.write([f"{added['circuit']}: id {added['id']}, toward {arguments.remote}"])
+        toward = ", ".join(arguments.remote)
+        output.write([f"{added['circuit']}: id {added['id']}, toward {toward}"])
 
 
 def _show_reply(reply: Document, arguments: Namespace) -> None:

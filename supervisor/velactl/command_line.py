@@ -143,6 +143,12 @@ def _restart(arguments: argparse.Namespace) -> int:
     return EXIT_OK if restart(arguments) else EXIT_NOT_UP
 
 
+def _switch(arguments: argparse.Namespace) -> int:
+    from .change import switch
+
+    return EXIT_OK if switch(arguments) else EXIT_NOT_UP
+
+
 def _reload(arguments: argparse.Namespace) -> int:
     from .reload import reload
 
@@ -274,6 +280,7 @@ commands that change:
   delete       remove it on both machines
   up, down     take it administratively down, and undo that; across restarts
   restart      begin it anew: a new session and a new worker
+  switch       let another of its remotes carry it
   reload       read the configuration again
   confirm      keep what reload --confirm has put on trial
   log-level    change what velad logs
@@ -491,6 +498,20 @@ def _describe_changing(make: Maker) -> None:
     )
     _add_circuit(restart)
     _add_wait(restart)
+    switch = make(
+        "switch",
+        _switch,
+        "Let another remote of its list carry a circuit, the next one if none is named. It stays\n"
+        "there until it is lost, or until another switch. Waits until the circuit is up there.",
+        "  velactl switch vela7                 to the next remote of the list\n"
+        "  velactl switch vela7 router2.example.net\n"
+        "  velactl switch vela7 --no-wait 192.0.2.9\n",
+    )
+    _add_circuit(switch)
+    switch.add_argument(
+        "remote", nargs="?", metavar="REMOTE", help="as in the circuit's list (default: the next)"
+    )
+    _add_wait(switch)
     _describe_reload(
         make(
             "reload",
@@ -570,9 +591,10 @@ def _describe_add(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--remote",
         type=_valid(_parse_remote),
+        action="append",
         required=True,
         metavar="HOST[:PORT]",
-        help="the other machine",
+        help="the other machine; repeated: those that stand by for the first one",
     )
     add.add_argument(
         "--id",

@@ -224,6 +224,10 @@ def _facts(circuit: Document) -> Iterator[tuple[str, str]]:
     if circuit["remote_address"]:
         remote += f", {circuit['remote_address']} port {circuit['remote_port']}"
     yield "remote", remote
+    for each in circuit.get("remotes", ()):
+        if not each["current"]:
+            why = f": {each['reason']}" if each["reason"] else ""
+            yield "", f"{each['name']}, {each['state']}{why}"
     yield "heard", _heard(circuit)
     path_mtu = circuit.get("path_mtu")
     on_the_way = "" if path_mtu is None else f"; the path's is {path_mtu}"

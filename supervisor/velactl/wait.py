@@ -44,7 +44,10 @@ def until_up(connection: Connection, name: str, wait_s: float) -> Document | Non
 
 def _is_settled(circuit: Document) -> bool:
     """Tell whether waiting is of no use: velad tries again, but an operator has to look at it."""
-    return circuit["state"] in (*WELL, "disabled") or bool(circuit["reason"])
+    if circuit["state"] in (*WELL, "disabled"):
+        return True
+    # As long as one of its remotes was not tried, that one may carry it.
+    return bool(circuit["reason"]) and all(each["reason"] for each in circuit.get("remotes", ()))
 
 
 def _progress(text: str) -> None:

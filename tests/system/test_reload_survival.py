@@ -60,7 +60,7 @@ def changes(keys: tuple[str, str], files: tuple[str, str], remote: str) -> list[
     encrypted = {"encryption": "required", "key_file": files[0]}
     return [
         Change("id", {"id": 9}, pings=False),
-        Change("remote", {"remote": f"{remote}:48621"}),
+        Change("remote", {"remote": [f"{remote}:48621", "10.201.0.9"]}),
         Change("description", {"description": "to Zürich"}),
         Change("enabled", {"enabled": False}, up=False, pings=False),
         Change("family", {"family": "ipv4"}),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,6 +17,7 @@ from forked_worker import TIMEOUT_S, Circuit, frame
 
 from lab.waiting import eventually
 from vela import worker
+from vela.dataplane.counters import Slot
 from vela.dataplane.engine import Engine
 from vela.linux.features import ALL_FEATURES
 from vela.linux.usage import sleeps
@@ -69,6 +73,40 @@ def test_worker_that_is_asked_ends_its_batch_and_leaves_the_rest_to_its_successo
     finally:
         successor.signal(signal.SIGKILL)
         successor.reap()
+
+
+def test_native_engine_does_not_need_the_interpreter_between_batches(stack: ExitStack) -> None:
+    circuit = Circuit(stack, Engine.NATIVE, ALL_FEATURES)
+    frames = 100
+    for mark in range(frames):
+        circuit.remote.sendto(b"\x07" + frame(mark), circuit.receiving.getsockname())
+    plane = circuit.task.engine.make(circuit.task.attachment)
+    counters, stop = circuit.counters.worker, memoryview(bytearray(1))
+    started, ended = _thread.allocate_lock(), _thread.allocate_lock()
+    started.acquire()
+    ended.acquire()
+
+    def forward() -> None:
+        started.release()
+        plane.ingress_until(stop)
+        ended.release()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(10 * TIMEOUT_S)
+    try:
+        _thread.start_new_thread(forward, ())
+        started.acquire()
+        # The interpreter stays here: nothing below gives it away.
+        deadline = time.monotonic() + TIMEOUT_S
+        while counters[Slot.RX_FRAMES] < frames and time.monotonic() < deadline:
+            pass
+        assert counters[Slot.RX_FRAMES] == frames
+        assert counters[Slot.INGRESS_PROGRESS] > 1
+    finally:
+        sys.setswitchinterval(interval)
+        stop[0] = 1
+        circuit.remote.sendto(b"\x07" + frame(0), circuit.receiving.getsockname())
+        ended.acquire(timeout=TIMEOUT_S)
 
 
 class Kept:

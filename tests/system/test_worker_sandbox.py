@@ -179,6 +179,12 @@ class Hostile:
     def ingress(self) -> None:
         self._forever.acquire()
 
+    def egress_until(self, stop: memoryview, /) -> None:
+        self.egress()
+
+    def ingress_until(self, stop: memoryview, /) -> None:
+        self.ingress()
+
 
 @pytest.fixture(autouse=True)
 def log() -> Iterator[None]:

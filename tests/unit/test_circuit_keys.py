@@ -32,6 +32,7 @@ VALUES = (
     *(True, False, 2, 1400, 0.5),
     *("router9", "192.0.2.9", "2001:db8::9", "10.9.0.1/30", "02:00:5e:10:00:09", "/etc/vela/x"),
     "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=",
+    ["router9", "192.0.2.9", "router3.example.net:4711"],
     *(["router9"], ["192.0.2.9"], ["10.9.0.1/30"], ["02:00:5e:10:00:09"], ["/etc/vela/x"], [2]),
 )
 

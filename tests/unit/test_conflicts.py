@@ -423,3 +423,11 @@ def test_encryption_with_the_keys_that_it_needs_is_accepted(text: str) -> None:
 )
 def test_encryption_that_cannot_be_had_is_a_mistake(text: str, mistake: str) -> None:
     assert only_mistake_in(text) == mistake
+
+
+def test_peer_value_twice_on_a_standby_remote_is_reported() -> None:
+    mac = 'mac = "02:00:5e:10:00:09"'
+    both = "[circuits.vela0]\nid = 1\nremote = ['192.0.2.8', '192.0.2.9']\n"
+    text = f"{both}[circuits.vela0.peer]\n{mac}\n" + peer_with(mac, name="vela1", id=2)
+
+    assert only_mistake_in(text).startswith("circuits.vela1.peer.mac: 02:00:5e:10:00:09 is taken")

@@ -13,7 +13,7 @@ import pytest
 from vela.address import Endpoint, Family, IPAddress, Remote
 from vela.linux.choice import UnderlayChoice
 from vela.linux.steering import ControlSteering
-from vela.signaling.messages import Offer
+from vela.signaling.messages import Header, Offer
 from vela.signaling.policy import Policy
 from vela.supervisor.circuit.setup import Origin
 from vela.supervisor.config.records import (
@@ -146,7 +146,7 @@ class Circuit:
     def __init__(self) -> None:
         self.messages: list[bytes] = []
 
-    def converses_with(self, address: IPAddress) -> bool:
+    def converses_with(self, address: IPAddress, header: Header) -> bool:
         return address == ADDRESS
 
     def receive_control(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:

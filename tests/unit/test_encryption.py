@@ -25,19 +25,16 @@ from vela.errors import RemoteProtocolError
 from vela.signaling import encryption
 from vela.signaling.codec import encode, transcript
 from vela.signaling.encryption import (
-    Answer,
     Encryption,
     Ended,
     Fields,
     Input,
     Limits,
     Ready,
-    Role,
     SessionWanted,
     State,
-    choose,
-    refusal,
 )
+from vela.signaling.frame_keys import Answer, Role
 from vela.signaling.messages import (
     MAX_GENERATION,
     CipherOffer,
@@ -46,8 +43,10 @@ from vela.signaling.messages import (
     Keepalive,
     Suites,
 )
+from vela.signaling.session_name import SessionName
 from vela.signaling.session_secrets import psk_of
 from vela.signaling.signer import TAG_LENGTH
+from vela.signaling.suites import choose, refusal
 from vela.wire import Suite
 
 NOW = 1000.0
@@ -385,7 +384,7 @@ def test_handshake_of_another_session_is_refused(changed: str) -> None:
     values[changed] += 1
     other = Encryption(
         Role.RESPONDER,
-        encryption.SessionName(**values),
+        SessionName(**values),
         LocalHolder(session_secrets(Role.RESPONDER, NN, random.Random(2))),
         suites=BOTH,
     )

@@ -8,15 +8,15 @@ from vela.dataplane.handover import Direction, Handover
 
 def test_handover_is_done_when_both_threads_have_stopped() -> None:
     handover = Handover(memoryview(bytearray(3)))
-    assert not handover.asked
+    assert not handover.asked[0]
     handover.ask()
-    assert handover.asked
+    assert handover.asked[0]
     handover.stop(Direction.EGRESS)
     assert not handover.done
     handover.stop(Direction.INGRESS)
     assert handover.done
     handover.clear()
-    assert not handover.asked
+    assert not handover.asked[0]
     assert not handover.done
 
 
@@ -26,8 +26,8 @@ def test_handovers_are_apart_from_each_other_and_from_what_else_is_in_the_page()
     one.worker[:] = memoryview(bytes(b"\xff" * one.worker.nbytes)).cast("Q")
     one.exit_message[:] = b"\xff" * len(one.exit_message)
     handover = Handover(one.handover)
-    assert not handover.asked
+    assert not handover.asked[0]
     assert not handover.done
     handover.ask()
 
-    assert not Handover(other.handover).asked
+    assert not Handover(other.handover).asked[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -949,3 +950,73 @@ def test_config_of_any_value_raises_nothing_but_config_error(data: st.DataObject
     lines[index] = lines[index].partition(" = ")[0] + " = " + value
 
     parses_or_reports("\n".join(lines) + "\n")
+
+
+def listed(*remotes: object, more: str = "") -> str:
+    return f"[circuits.vela0]\nid = 1\nremote = {json.dumps(list(remotes))}\n{more}\n"
+
+
+def test_list_of_remotes_is_a_primary_with_standbys() -> None:
+    text = listed("router2.example.net", "192.0.2.9:4711", "[2001:db8::9]:48621")
+    (circuit,) = parse_config(text, "f").circuits
+
+    assert circuit.remote == Remote(
+        "router2.example.net",
+        standbys=(Remote("192.0.2.9", 4711), Remote("2001:db8::9", 48621)),
+    )
+    assert str(circuit.remote) == "router2.example.net"
+    assert format_circuit(circuit)["remote"] == [
+        "router2.example.net",
+        "192.0.2.9:4711",
+        "[2001:db8::9]:48621",
+    ]
+
+
+def test_list_of_one_remote_is_that_remote() -> None:
+    (circuit,) = parse_config(listed("192.0.2.9"), "f").circuits
+
+    assert (circuit.remote, format_circuit(circuit)["remote"]) == (Remote("192.0.2.9"), "192.0.2.9")
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        (listed(), "remote: is empty; at least one item would be right"),
+        (
+            listed("a.example", "b.example", "A.example."),
+            "remote[2]: 'A.example.' repeats remote[0]",
+        ),
+        (listed("192.0.2.9", "any"), "remote[1]: 'any' has no place in a list; "),
+        (listed("192.0.2.9", 7), "remote[1]: 7 is a whole number; a string would be right"),
+        (listed("192.0.2.9", "224.0.0.1"), "remote[1]: 224.0.0.1 is a multicast address; "),
+        (
+            listed(*(f"192.0.2.{n}" for n in range(1, 10))),
+            "remote: has 9 items; 8 at most would be right",
+        ),
+        (
+            listed("192.0.2.9", "192.0.2.8", more="autoconfigure = false"),
+            "remote: a list needs the handshake that autoconfigure = false turns off; ",
+        ),
+        (
+            listed("192.0.2.9", "192.0.2.8", more='encapsulation = "ip"'),
+            "remote: encapsulation 'ip' has no handshake, which shows when a remote is lost; ",
+        ),
+        (
+            listed("192.0.2.9", "2001:db8::9", more='family = "ipv4"'),
+            "remote: 2001:db8::9 contradicts family; 'ipv6' would be right there",
+        ),
+        (
+            listed("192.0.2.9", "2001:db8::9", more='bind = "192.0.2.1"'),
+            "bind: 192.0.2.1 contradicts remote; ",
+        ),
+        (
+            listed("192.0.2.9", "192.0.2.8")
+            + circuit_with("", remote="192.0.2.8", name="vela1", id=1),
+            "id: 1 toward 192.0.2.8 is taken by circuits.vela0.id; ",
+        ),
+    ],
+)
+def test_mistake_in_a_list_of_remotes_is_reported(text: str, mistake: str) -> None:
+    said = only_mistake_in(text)
+
+    assert said.partition(".")[2].partition(".")[2].startswith(mistake)

@@ -51,6 +51,7 @@ class Known:
     disabled: bool = False
     offer: Offer = OFFER
     addresses: tuple[IPAddress, ...] = (ip_address("192.0.2.8"),)
+    idle_addresses: tuple[IPAddress, ...] = ()
     sought_in_vain: bool = False
     maker: bytes | None = None
 

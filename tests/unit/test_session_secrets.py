@@ -12,7 +12,7 @@ from encrypted_ends import IDENTITIES, PSK, session_secrets
 
 from vela.errors import RemoteProtocolError
 from vela.public_key import fingerprint
-from vela.signaling.encryption import Answer, Role
+from vela.signaling.frame_keys import Answer, Role
 from vela.signaling.messages import HandshakePattern
 from vela.signaling.noise import HandshakeState, KeyPair, Pattern
 from vela.signaling.session_secrets import (

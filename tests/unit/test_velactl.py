@@ -571,6 +571,7 @@ def test_output_that_is_closed_is_one_line_of_error(velad: Velad) -> None:
         (("ping", "vela0", "--interval", "0.001"), "--interval: 0.001 is outside 0.01.."),
         (("ping", "vela0", "--size", "17"), "--size: 17 is outside 18.."),
         (("restart",), "the following arguments are required: CIRCUIT"),
+        (("switch",), "the following arguments are required: CIRCUIT"),
     ],
 )
 def test_mistake_of_the_command_line_is_named_before_velad_is_asked(
@@ -650,6 +651,15 @@ ADDED = {"circuit": "vela7", "id": 3}
 ADD = ("add", "vela7", "--remote", "192.0.2.9")
 
 
+def test_add_with_several_remotes_sends_a_list(velad: Velad) -> None:
+    velad.answer = ADDED
+
+    _, out, _ = velad.control(*ADD, "--remote", "192.0.2.8", "--no-wait")
+
+    assert velad.requests[0]["settings"] == {"remote": ["192.0.2.9", "192.0.2.8"]}
+    assert out == "vela7: id 3, toward 192.0.2.9, 192.0.2.8\n"
+
+
 def test_add_sends_what_the_options_say(velad: Velad) -> None:
     velad.answer = ADDED
 
@@ -726,6 +736,57 @@ def test_add_and_restart_wait_until_it_is_up_or_say_why_not(
 
     assert status == exit_status
     assert err.splitlines()[:1] == ([f"velactl: vela7 was {done}, {said}"] if said else [])
+
+
+def remotes(*failed: str) -> dict[str, Any]:
+    """Return a part of an event: these of its remotes do not work."""
+    names = ("192.0.2.8", "192.0.2.9")
+    return {
+        "remotes": [
+            {"name": each, "reason": "no answer" if each in failed else ""} for each in names
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("last", "exit_status", "said"),
+    [
+        (change("up") | {"remote": "192.0.2.9"}, 0, ""),
+        (
+            change("up", "192.0.2.8 stands in") | {"remote": "192.0.2.8"},
+            3,
+            "vela7 is up, but not there: 192.0.2.8 stands in",
+        ),
+        (
+            change("down", "both silent") | remotes("192.0.2.8", "192.0.2.9"),
+            3,
+            "vela7 was switched to 192.0.2.9, but is not up: down: both silent",
+        ),
+    ],
+)
+def test_switch_waits_until_it_is_up_there_or_no_remote_is_left_to_try(
+    velad: Velad, last: dict[str, Any], exit_status: int, said: str
+) -> None:
+    reply = {"circuit": "vela7", "remote": "192.0.2.9"}
+    velad.answers = {"switch": reply, "status": seven("connecting")}
+    # One does not work; the other one may still carry the circuit.
+    velad.events = [change("down", "no answer") | remotes("192.0.2.9"), last]
+
+    status, _, err = velad.control("switch", "vela7", "192.0.2.9", "--wait", "20")
+
+    assert status == exit_status
+    assert err.splitlines()[:1] == ([f"velactl: {said}"] if said else [])
+    request = {"command": "switch", "circuit": "vela7", "remote": "192.0.2.9"}
+    assert request in velad.requests
+
+
+def test_switch_without_a_remote_names_none(velad: Velad) -> None:
+    velad.answers = {"switch": {"circuit": "vela7", "remote": "192.0.2.9"}}
+
+    status, _, _ = velad.control("switch", "vela7", "--no-wait")
+
+    assert status == 0
+    assert velad.requests == [{"command": "switch", "circuit": "vela7"}]
 
 
 def test_add_of_what_is_up_at_once_does_not_wait(velad: Velad) -> None:

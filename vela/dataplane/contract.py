@@ -97,10 +97,16 @@ class Abilities:
 
 
 class DataPlane(Protocol):
-    """Two loops' bodies. Nothing that the network does to a frame makes them raise."""
+    """Two loops, and their bodies. Nothing that the network does to a frame makes them raise."""
 
     def egress(self) -> None:
         """Forward frames TAP to UDP: wait for the first, take those behind it as they are there."""
 
     def ingress(self) -> None:
         """Forward frames UDP to TAP, likewise."""
+
+    def egress_until(self, stop: memoryview, /) -> None:
+        """Call egress() until the first byte of stop, which others write, is not 0."""
+
+    def ingress_until(self, stop: memoryview, /) -> None:
+        """Call ingress(), likewise."""

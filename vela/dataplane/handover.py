@@ -45,8 +45,9 @@ class Handover:
     # For a worker.
 
     @property
-    def asked(self) -> bool:
-        return self._memory[_ASKED] != 0
+    def asked(self) -> memoryview:
+        """One byte: not 0 when the worker is asked to stop."""
+        return self._memory[_ASKED : _ASKED + 1]
 
     def stop(self, direction: Direction) -> None:
         """Take note that a thread has stopped."""

@@ -160,6 +160,14 @@ class PythonDataPlane:
         self._received_view = memoryview(self._received)
         self._received_target = [self._received_view[REBUILD_ROOM:]]
 
+    def egress_until(self, stop: memoryview, /) -> None:
+        while not stop[0]:
+            self.egress()
+
+    def ingress_until(self, stop: memoryview, /) -> None:
+        while not stop[0]:
+            self.ingress()
+
     def egress(self) -> None:
         counters = self._counters
         counters[Slot.EGRESS_PROGRESS] += 1

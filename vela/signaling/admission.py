@@ -6,10 +6,10 @@ docs/protocol.md, sections 4.5 and 4.10.
 from __future__ import annotations
 
 from vela.address import IPAddress
-from vela.signaling.encryption import refusal
 from vela.signaling.identity import maker_of
 from vela.signaling.messages import CipherOffer, Confirm, RejectCode
 from vela.signaling.policy import Policy, Rejection
+from vela.signaling.suites import refusal
 
 # A machine that crashed, or is cut off for a while, keeps its circuits.
 TAKE_OVER_AFTER_S = 60.0

@@ -33,29 +33,18 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
 
-from vela.errors import RemoteProtocolError, VelaError
+from vela.errors import RemoteProtocolError
+from vela.signaling.frame_keys import Answer, KeyHolder, KeysUnavailable, Role
 from vela.signaling.limiter import TokenBucket
-from vela.signaling.messages import (
-    HANDSHAKE,
-    MAX_GENERATION,
-    CipherOffer,
-    HandshakePattern,
-    Suites,
-)
+from vela.signaling.messages import HANDSHAKE, MAX_GENERATION, Suites
+from vela.signaling.session_name import SessionName
 from vela.signaling.signer import Signer
+from vela.signaling.suites import choose, set_of
 from vela.wire import Suite
 
 # A handshake is answered with X25519, twice for an ephemeral and twice for a static key.
 HANDSHAKE_RATE, HANDSHAKE_BURST = 10.0, 10.0
-
-_PROLOGUE = b"vela encryption 1"
-
-_PATTERN_WORDS: Mapping[int, str] = {
-    HandshakePattern.IK_PSK2: "public keys (peer_key)",
-    HandshakePattern.NN_PSK0: "a pre-shared key alone",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +63,6 @@ class Limits:
     """Between two of the same; and between two rekeys at least."""
     keep_old_s: float = 10.0
     """The previous receive key, for frames that are on their way when the sender changes."""
-
-
-class Role(Enum):
-    """Of an end in the session."""
-
-    INITIATOR = auto()
-    RESPONDER = auto()
 
 
 class State(Enum):
@@ -113,88 +95,12 @@ class Input(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The payload of message 2: what the responder decides."""
-
-    suite: Suite
-    phase: int
-    """0 or 1: the lowest bit of byte 1 of frames under these keys."""
-
-    def pack(self) -> bytes:
-        return bytes([self.suite, self.phase])
-
-    @classmethod
-    def unpack(cls, payload: bytes) -> Answer:
-        """Raises RemoteProtocolError."""
-        if len(payload) != 2 or payload[0] not in list(Suite) or payload[1] not in (0, 1):
-            raise _refused("message 2 has another payload")
-        return cls(Suite(payload[0]), payload[1])
-
-
-@dataclass(frozen=True, slots=True)
 class Fields:
     """What a KEEPALIVE says of keys: its fields of these names."""
 
     noise_1: bytes | None = None
     noise_2: bytes | None = None
     generation: int | None = None
-
-
-class KeysUnavailable(VelaError):
-    """The key holder is gone, or is another one than had the keys of this session."""
-
-
-class KeyHolder(Protocol):
-    """The keys of one session at one end, wherever they are kept.
-
-    All methods raise KeysUnavailable. begin() and respond() may be called again for a generation
-    that was not sent with yet; what there was of it is forgotten then.
-    """
-
-    def begin(self, generation: int, prologue: bytes) -> bytes:
-        """Return message 1."""
-
-    def respond(
-        self, generation: int, prologue: bytes, message: bytes, answer: Answer
-    ) -> tuple[bytes, bytes | None]:
-        """Return message 2, and the static public key of the initiator, if the pattern has one.
-
-        Raises RemoteProtocolError if message 1 is wrong, and then nothing has changed.
-        """
-
-    def finish(self, generation: int, message: bytes) -> Answer:
-        """Take message 2. Raises RemoteProtocolError likewise."""
-
-    def install(self, generation: int) -> int:
-        """Hand the keys of a generation to the worker, in the place of its phase.
-
-        Returns a number, another one each time, for Encryption.installed(): it is called when
-        the worker receives with these keys.
-        """
-
-    def transmit(self, generation: int) -> None:
-        """Let the worker send with this generation from now on."""
-
-    def retire(self, generation: int) -> None:
-        """Let the worker receive with this one no more; wipe it."""
-
-    def wipe(self) -> None:
-        """Wipe all keys of this session: the worker uses none of them any more."""
-
-    @property
-    def signer(self) -> Signer | None:
-        """What tags the session's control messages; None before respond() or finish()."""
-
-
-class FrameKeys(Protocol):
-    """The keys of one circuit, from session to session."""
-
-    @property
-    def offer(self) -> CipherOffer:
-        """What this end requires and can do."""
-
-    def open(self, role: Role) -> KeyHolder:
-        """Return the keys of another session. Raises KeysUnavailable."""
 
 
 # Events.
@@ -234,30 +140,6 @@ class EncryptionStatus:
     age_s: float
     frames_left: int
     """That this end may send with this key."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionName:
-    """What both ends know of a session before it has keys."""
-
-    initiator_nonce: int
-    responder_nonce: int
-    circuit_id: int
-
-    def prologue(self, confirm_tlvs: bytes) -> bytes:
-        """Return the prologue of the first generation: the TLVs of the CONFIRM but NOISE_1.
-
-        A capability, an MTU or a suite that somebody changed on the way breaks the handshake.
-        """
-        return self._head() + confirm_tlvs
-
-    def rekey_prologue(self, generation: int) -> bytes:
-        # Four bytes; the TLVs of a CONFIRM are forty at least.
-        return self._head() + generation.to_bytes(4)
-
-    def _head(self) -> bytes:
-        nonces = self.initiator_nonce.to_bytes(8) + self.responder_nonce.to_bytes(8)
-        return _PROLOGUE + nonces + bytes([self.circuit_id])
 
 
 @dataclass(slots=True)
@@ -802,37 +684,6 @@ _TABLES: Mapping[Role, Mapping[tuple[State, Input], _Action]] = {
     Role.INITIATOR: _INITIATOR,
     Role.RESPONDER: _RESPONDER,
 }
-
-
-def set_of(suite: Suite) -> Suites:
-    return Suites(1 << (suite - 1))
-
-
-def choose(own: Suites, offered: Suites) -> Suite | None:
-    """Return the suite that the responder takes: the first that both have."""
-    return next((suite for suite in Suite if set_of(suite) & own & offered), None)
-
-
-def refusal(own: CipherOffer | None, offered: CipherOffer | None) -> str:
-    """Return why a responder refuses a CONFIRM, for the operator of the initiator; empty: nothing.
-
-    own: what this end requires and can do; None: it does not encrypt. There is nothing between
-    required and none: an attacker, or a mistake, would turn it into none.
-    """
-    if own is None and offered is None:
-        return ""
-    if offered is None:
-        return "the other end requires encryption, and this end does not encrypt"
-    if own is None:
-        return "this end requires encryption, and the other end does not encrypt"
-    if own.pattern != offered.pattern:
-        ours, theirs = (
-            _PATTERN_WORDS.get(each.pattern, "another handshake") for each in (offered, own)
-        )
-        return f"this end encrypts by {ours}, the other end by {theirs}"
-    if choose(own.suites, offered.suites) is None:
-        return "both ends encrypt, and have no cipher in common"
-    return ""
 
 
 def _refused(detail: str) -> RemoteProtocolError:

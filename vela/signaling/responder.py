@@ -12,7 +12,6 @@ from enum import Enum
 from vela.address import Endpoint, IPAddress
 from vela.signaling.codec import decode, rejection, transcript
 from vela.signaling.cookie import Cookies
-from vela.signaling.encryption import refusal
 from vela.signaling.events import CircuitRequested, Datagram
 from vela.signaling.limiter import RateLimiter
 from vela.signaling.link import offer_session_keys, own_endpoint
@@ -27,6 +26,7 @@ from vela.signaling.messages import (
 from vela.signaling.outbox import Outbox
 from vela.signaling.policy import PeerCircuits, Policy, Rejection
 from vela.signaling.signer import Key
+from vela.signaling.suites import refusal
 
 # Sessions bind their cookies to themselves; 0 stands for no session.
 _BINDING = 0

@@ -79,12 +79,11 @@ from vela.signaling.encryption import (
     EncryptionStatus,
     Ended,
     Fields,
-    FrameKeys,
-    KeysUnavailable,
     Ready,
     SessionWanted,
 )
 from vela.signaling.events import CircuitRequested, Datagram, Event
+from vela.signaling.frame_keys import FrameKeys, KeysUnavailable
 from vela.signaling.inputs import HANDSHAKE_TYPES, AnyInput, Input, Received, State, classify
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.link import Link, offer_session_keys, own_endpoint

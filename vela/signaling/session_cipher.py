@@ -8,19 +8,12 @@ from __future__ import annotations
 
 from vela.errors import RemoteProtocolError
 from vela.signaling.codec import WRONG_TAG
-from vela.signaling.encryption import (
-    HANDSHAKE_BURST,
-    HANDSHAKE_RATE,
-    Encryption,
-    Fields,
-    FrameKeys,
-    KeysUnavailable,
-    Role,
-    SessionName,
-)
+from vela.signaling.encryption import HANDSHAKE_BURST, HANDSHAKE_RATE, Encryption, Fields
+from vela.signaling.frame_keys import FrameKeys, KeysUnavailable, Role
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.link import Link
 from vela.signaling.messages import HANDSHAKE, CipherOffer, Confirm, Keepalive
+from vela.signaling.session_name import SessionName
 
 
 class SessionCipher:
@@ -61,7 +54,7 @@ def answer_handshake(
 ) -> Encryption | None:
     """Return the keys of the session that a CONFIRM asks for; None: the key holder is lost.
 
-    said: codec.transcript() of the CONFIRM. encryption.refusal() must have allowed it. Raises
+    said: codec.transcript() of the CONFIRM. suites.refusal() must have allowed it. Raises
     RemoteProtocolError where its message 1 is wrong, and then leaves nothing behind.
     """
     if confirm.ciphers is None or confirm.noise_1 is None:

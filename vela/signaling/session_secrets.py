@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from vela.errors import RemoteProtocolError
 from vela.public_key import fingerprint
-from vela.signaling.encryption import Answer
+from vela.signaling.frame_keys import Answer
 from vela.signaling.messages import HANDSHAKE, MAX_GENERATION, HandshakePattern
 from vela.signaling.noise import KEY_LENGTH, HandshakeState, KeyPair, Pattern
 from vela.wire import Suite

@@ -239,6 +239,57 @@ static PyObject *outcome(int error)
 	return PyErr_SetFromErrno(PyExc_OSError);
 }
 
+/* Repeat one direction's batches until the first byte of a buffer, which another process writes, is not 0: a
+ * loop in Python would take the interpreter's lock, and its lines of cache, after each frame of a ping. */
+static PyObject *forward_until(DataPlane *self, int (*batch)(DataPlane *), PyObject *stop)
+{
+	Py_buffer asked;
+	int error = 0;
+
+	if (!is_set_up(self) || PyObject_GetBuffer(stop, &asked, PyBUF_SIMPLE) < 0)
+		return NULL;
+	if (asked.len < 1) {
+		PyBuffer_Release(&asked);
+		PyErr_SetString(PyExc_ValueError, "no byte says when to stop");
+		return NULL;
+	}
+	const uint8_t *byte = asked.buf;
+	Py_BEGIN_ALLOW_THREADS
+	while (error == 0 && !__atomic_load_n(byte, __ATOMIC_RELAXED))
+		error = batch(self);
+	Py_END_ALLOW_THREADS
+	PyBuffer_Release(&asked);
+	return outcome(error);
+}
+
+static int batch_of_egress(DataPlane *self)
+{
+	return egress_batch(&self->egress);
+}
+
+static int batch_of_ingress(DataPlane *self)
+{
+	return ingress_batch(&self->ingress);
+}
+
+PyDoc_STRVAR(egress_until_doc, "egress_until($self, stop, /)\n"
+			       "--\n\n"
+			       "Forward frames TAP to UDP. See vela.dataplane.DataPlane.");
+
+static PyObject *DataPlane_egress_until(PyObject *object, PyObject *stop)
+{
+	return forward_until((DataPlane *)object, batch_of_egress, stop);
+}
+
+PyDoc_STRVAR(ingress_until_doc, "ingress_until($self, stop, /)\n"
+				"--\n\n"
+				"Forward frames UDP to TAP. See vela.dataplane.DataPlane.");
+
+static PyObject *DataPlane_ingress_until(PyObject *object, PyObject *stop)
+{
+	return forward_until((DataPlane *)object, batch_of_ingress, stop);
+}
+
 PyDoc_STRVAR(egress_doc, "egress($self, /)\n"
 			 "--\n\n"
 			 "Forward frames TAP to UDP. See vela.dataplane.DataPlane.");
@@ -276,6 +327,8 @@ static PyObject *DataPlane_ingress(PyObject *object, PyObject *Py_UNUSED(ignored
 static PyMethodDef DataPlane_methods[] = {
 	{"egress", DataPlane_egress, METH_NOARGS, egress_doc},
 	{"ingress", DataPlane_ingress, METH_NOARGS, ingress_doc},
+	{"egress_until", DataPlane_egress_until, METH_O, egress_until_doc},
+	{"ingress_until", DataPlane_ingress_until, METH_O, ingress_until_doc},
 	{NULL, NULL, 0, NULL},
 };
 
