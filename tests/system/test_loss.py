@@ -117,8 +117,8 @@ def test_loss_by_chance_is_found_in_its_direction_at_both_ends(
             f"sent {tx:.2f} %, received {rx:.2f} %; bound {bound:.2f}"
         )
         assert lost == pytest.approx(percent, abs=bound)
-        # A request in flight may count for the other direction.
-        assert kept < 0.2
+        # At each edge of what was measured, a request may count for the other direction.
+        assert kept < min(bound, 1.0)
 
 
 @pytest.mark.parametrize("settings", [{}, {"keepalive": 5.0}], ids=["fast", "usual"])
