@@ -6,6 +6,7 @@ import argparse
 import faulthandler
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -21,7 +22,9 @@ from .config.reader import load_config, parse_texts
 from .config.records import Config
 from .config.sources import Text, read_texts
 from .daemon import Daemon, find_mistakes
+from .inheritance import Inheritance
 from .lacking import find_lacking
+from .predecessor import Predecessor
 from .trial import TrialFile
 
 EXIT_OK = 0
@@ -47,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.show_key is not None:
             return _show_key(_identity_path(arguments.show_key, arguments.config))
         texts = read_texts(arguments.config)
-        config = parse_texts(texts, find_mistakes)
+        # The operator may check a file before the keys are on the machine.
+        judge = partial(find_mistakes, awaits_keys=arguments.check)
+        config = parse_texts(texts, judge)
     except ConfigError as err:
         print(err, file=sys.stderr)
         return EXIT_CONFIG
@@ -64,12 +69,31 @@ def main(argv: list[str] | None = None) -> int:
     _give_up_standard_streams()
     # The watchdog ends a velad that is stuck with SIGABRT: the log then says where it was.
     faulthandler.enable()
+    inheritance = Inheritance.from_manager()
     try:
-        daemon = Daemon(arguments.config, *_confirmed(texts, config))
+        if arguments.replace:
+            inheritance.close()
+            daemon = _replacing(arguments.config, *_confirmed(texts, config))
+        else:
+            daemon = Daemon(arguments.config, *_confirmed(texts, config), inheritance)
     except (VelaError, OSError) as err:
         return _refuse(err)
     daemon.run()
     return EXIT_OK
+
+
+def _replacing(path: Path, texts: tuple[Text, ...], config: Config) -> Daemon:
+    """Return a daemon that takes over from the one that runs. Raises VelaError or OSError.
+
+    That one then goes on as before.
+    """
+    predecessor = Predecessor(config.daemon)
+    try:
+        before = predecessor.receive(config, os.environ)
+        return Daemon(path, texts, before, predecessor.inheritance, predecessor)
+    except BaseException as err:
+        predecessor.fail(str(err) or type(err).__name__)
+        raise
 
 
 def _confirmed(texts: tuple[Text, ...], config: Config) -> tuple[tuple[Text, ...], Config]:
@@ -139,12 +163,13 @@ _EXAMPLES = """\
 examples:
   velad                                carry the circuits of /etc/vela.toml
   velad --config new.toml --check      what is wrong with this file?
+  velad --replace                      take over from the velad that runs: an upgrade
   velad --generate-key                 make this machine's key, for encryption
   velad --show-key                     the peer_key for other machines' configurations
 
 Signals: TERM and INT stop it; HUP makes it read the file again, and circuits that did not change
-lose nothing. Exit status: 0 stopped, or done; 1 the machine refused something; 2 mistakes in the
-configuration or the command line.
+lose nothing. Exit status: 0 stopped, replaced, or done; 1 the machine refused something; 2 mistakes
+in the configuration or the command line.
 """
 
 
@@ -153,6 +178,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.check and (arguments.generate_key or arguments.show_key) is not None:
         parser.error("--check goes with neither --generate-key nor --show-key")
+    if arguments.replace and (
+        arguments.check or (arguments.generate_key or arguments.show_key) is not None
+    ):
+        parser.error("--replace goes with --config alone")
     return arguments
 
 
@@ -178,6 +207,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--check",
         action="store_true",
         help="only check the configuration for mistakes; change nothing",
+    )
+    running.add_argument(
+        "--replace",
+        action="store_true",
+        help="take over from the velad that runs with this configuration's control socket, "
+        "without an outage; if that cannot be done, it goes on, and the exit status is 1",
     )
     keys = parser.add_argument_group("keys").add_mutually_exclusive_group()
     keys.add_argument(

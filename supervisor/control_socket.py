@@ -76,7 +76,15 @@ class Later:
             callback(self._reply)
 
 
-Answer = Reply | Subscribe | Later
+@dataclass(frozen=True, slots=True)
+class Hand:
+    """A reply that a descriptor goes along with. The descriptor stays its owner's to close."""
+
+    reply: Reply
+    descriptor: int
+
+
+Answer = Reply | Subscribe | Later | Hand
 
 Handler = Callable[[Request, Caller], Answer]
 """Carries out a request. Raises VelaError."""
@@ -90,10 +98,16 @@ class ControlSocket:
     """
 
     def __init__(
-        self, loop: EventLoop, path: Path, handler: Handler, group: int | None = None
+        self,
+        loop: EventLoop,
+        path: Path,
+        handler: Handler,
+        group: int | None = None,
+        adopted: int | None = None,
     ) -> None:
         """Bind path. group: the id of the group that may use it beside root.
 
+        adopted: the descriptor of a socket that listens there already.
         Raises DeviceError if another velad serves it or it cannot be created.
         """
         self._loop = loop
@@ -102,6 +116,10 @@ class ControlSocket:
         self._group = group
         self._clients: dict[int, _Client] = {}
         self._queue: deque[_Client] = deque()
+        if adopted is not None:
+            listening = socket.socket(fileno=adopted)
+            self._listener = Listener(loop, listening, self._on_connection, _report_exhausted)
+            return
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,10 +133,28 @@ class ControlSocket:
         listening.listen(BACKLOG)
         self._listener = Listener(loop, listening, self._on_connection, _report_exhausted)
 
-    def close(self) -> None:
+    def fileno(self) -> int:
+        """The descriptor that listens."""
+        return self._listener.fileno()
+
+    def freeze(self) -> None:
+        """Serve nobody until thaw(); those that are connected are not served any more."""
+        self._listener.freeze()
+        self._drop_all()
+
+    def thaw(self) -> None:
+        self._listener.thaw()
+
+    def _drop_all(self) -> None:
         for client in tuple(self._clients.values()):
             self._drop(client)
+
+    def close(self, *, leave: bool = False) -> None:
+        """leave: another velad still serves it."""
+        self._drop_all()
         self._listener.close()
+        if leave:
+            return
         with contextlib.suppress(OSError):
             self._path.unlink()
 
@@ -240,7 +276,21 @@ class ControlSocket:
                 self._loop.unwatch(client.connection.fileno())
                 answer.then(lambda reply: self._reply_late(client, reply))
                 return
+            if isinstance(answer, Hand):
+                self._hand(client, answer)
+                return
             self._put(client, answer)
+        self._send(client)
+
+    def _hand(self, client: _Client, hand: Hand) -> None:
+        """Send a reply with its descriptor, at once or not at all: replies before it are taken."""
+        line = json.dumps(hand.reply).encode() + b"\n"
+        try:
+            sent = socket.send_fds(client.connection, [line], [hand.descriptor])
+        except OSError:
+            self._drop(client)
+            return
+        client.unsent += line[sent:]
         self._send(client)
 
     def _reply_late(self, client: _Client, reply: Reply) -> None:
@@ -294,7 +344,7 @@ class ControlSocket:
                 return
             self._drop(min(stalled, key=lambda each: each.active_at))
 
-    def _answer(self, line: bytes, client: _Client) -> Reply | Later:
+    def _answer(self, line: bytes, client: _Client) -> Reply | Later | Hand:
         try:
             request = json.loads(line)
             if not isinstance(request, dict):

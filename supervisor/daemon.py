@@ -19,31 +19,42 @@ import structlog
 from vela import __version__
 from vela.dataplane.counters import CounterSlab
 from vela.dataplane.engine import Engine, LoadedEngine, load_engine
-from vela.errors import ConfigError, VelaError
+from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux import ebpf
 from vela.linux.affinity import allowed_cpus
-from vela.linux.features import ALL_FEATURES, Feature, Features, probe, words
+from vela.linux.features import ALL_FEATURES, Features, probe, words
 from vela.linux.forwarding import Forwarding
+from vela.linux.icmp import IcmpErrors
 from vela.linux.netlink import Netlink
 from vela.linux.sandbox import check_capabilities, find_user, why_no_filter
-from vela.linux.tap import check_tun
-from vela.linux.underlay import RECEIVE_BUFFER, ReceiveGroup, namespace_number
+from vela.linux.tap import Tap, check_tun
+from vela.linux.underlay import RECEIVE_BUFFER, namespace_number
 from vela.log import level, limit, set_level
 
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.links import Links
 from .circuit.loops import Carriers
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
-from .config.key import MIN_ENCRYPTION_KEY, MIN_KEY, open_identity, open_key
-from .config.records import Config, DaemonConfig, Encryption
+from .config.key import (
+    MIN_ENCRYPTION_KEY,
+    MIN_KEY,
+    MissingKeyError,
+    open_identity,
+    open_key,
+)
+from .config.records import Config, Encryption
 from .config.sources import Text
 from .config.writer import format_config
 from .constants import LOG_LEVELS, MAX_TRIAL_S
 from .control_channel import ControlChannel
 from .control_socket import Answer, Caller, ControlSocket, Later, Reply, Subscribe
 from .demux import Demux
+from .fd_store import FdStore, recall
+from .inheritance import Inheritance, tap_name
 from .keys import Keys
+from .listening import listen
 from .notify import ServiceManager
+from .predecessor import Predecessor
 from .registry.ciphers import Ciphers
 from .registry.host import HostNetwork
 from .registry.pings import Pings
@@ -55,6 +66,7 @@ from .runtime.loop import EventLoop
 from .runtime.names import Names
 from .states import total
 from .status import DaemonStatus, ReceiveBufferStatus, document
+from .succession import CONTROL, METRICS, Listening, Succession
 
 # A minute. A collection takes 5 ms.
 CHECKS_BETWEEN_COLLECTIONS = 60
@@ -66,9 +78,18 @@ _IS_MACHINE_ID = re.compile(r"[0-9a-f]{32}")  # machine-id(5)
 class Daemon:
     """Everything between start and stop."""
 
-    def __init__(self, path: Path, texts: tuple[Text, ...], config: Config) -> None:
+    def __init__(
+        self,
+        path: Path,
+        texts: tuple[Text, ...],
+        config: Config,
+        inheritance: Inheritance | None = None,
+        predecessor: Predecessor | None = None,
+    ) -> None:
         """Create everything that config asks for. texts: it, as it was read at path.
 
+        inheritance: what another velad has left, to go on with. predecessor: that velad,
+        if it still runs; config has its circuits then, and those of texts follow.
         Raises VelaError, or OSError if a resource is exhausted, and then leaves
         nothing behind.
         """
@@ -93,10 +114,15 @@ class Daemon:
         with ExitStack() as undo:
             self._manager = ServiceManager()
             undo.callback(self._manager.close)
-            groups = _listen(config.daemon, self._features)
+            inheritance = inheritance or Inheritance()
+            undo.callback(inheritance.close)
+            self._predecessor = predecessor
+            self._store = FdStore(self._manager, inheritance.storable())
+            undo.callback(self._store.close)
+            recall(inheritance, config.daemon)
+            groups = listen(config.daemon, self._features, inheritance, self._store)
             for group in groups:
                 undo.callback(group.close)
-            _warn_of_clipped_buffers(groups)
             _warn_of_missing_filter()
             _warn_of_classic_steering()
             self._forwarding = Forwarding()
@@ -104,15 +130,19 @@ class Daemon:
             undo.callback(netlink.close)
             links = Links(self._loop)
             undo.callback(links.close)
-            self._demux = Demux(self._loop, groups)
+            self._demux = Demux(self._loop, groups, inheritance=inheritance)
             undo.callback(self._demux.close)
             names = Names(self._loop, user)
             undo.callback(names.close)
             self._keys = Keys(self._loop, user, config.daemon.state_directory)
             undo.callback(self._keys.close)
-            self._ciphers = Ciphers(self._keys, config.daemon, engine.suites())
+            self._ciphers = Ciphers(self._keys, config.daemon, engine.suites(), inheritance)
+            icmp = IcmpErrors(config.daemon.port)
+            undo.callback(icmp.close)
+            if not icmp.hears:
+                self._log.info("icmp_errors_not_read", reason="there is no CAP_NET_RAW")
             self._control_channel = ControlChannel(
-                self._loop, self._demux, names, config.daemon.port
+                self._loop, self._demux, names, config.daemon.port, icmp.read
             )
             self._set_policy(config)
             self._factory = PseudowireFactory(
@@ -128,6 +158,8 @@ class Daemon:
                 features=self._features,
                 user=user,
                 identity=_identity(self._features),
+                inheritance=inheritance,
+                shared=self._manager.told,
             )
             self._registry = Registry(
                 config,
@@ -161,20 +193,41 @@ class Daemon:
                 config.daemon.control_socket,
                 self._on_request,
                 _find_group(config.daemon.control_group),
+                inheritance.take(CONTROL),
             )
-            undo.callback(control_socket.close)
+            undo.callback(lambda: control_socket.close(leave=self._predecessor is not None))
+            listening: dict[str, Listening] = {CONTROL: control_socket}
             if config.daemon.metrics is not None:
                 # Loaded where it is used: it takes 3 ms and 1 MB.
                 from .export.exporter import Exporter
 
                 exporter = Exporter(
-                    self._loop, config.daemon.metrics, self.status, self._registry.rates
+                    self._loop,
+                    config.daemon.metrics,
+                    self.status,
+                    self._registry.rates,
+                    inheritance.take(METRICS),
                 )
                 undo.callback(exporter.close)
+                listening[METRICS] = exporter
+            self._succession = Succession(
+                self._loop,
+                self._registry,
+                self._demux,
+                self._manager,
+                config.daemon,
+                listening,
+                (links,),
+                lambda: self._reloads.obstacle,
+            )
+            undo.callback(self._succession.close)
             self._registry.set_change_handler(
                 lambda event: control_socket.publish({"time": time.time(), **event})
             )
             self._registry.create_all()
+            if predecessor is None:
+                self._remove_left(inheritance, netlink)
+                inheritance.close()
             # Behind what says more where all of them are missing; no worker runs yet.
             check_capabilities()
             self._undo = undo.pop_all()
@@ -191,9 +244,12 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.on_signal(number, self._on_stop)
         loop.on_signal(signal.SIGHUP, self._on_hangup)
-        self._registry.start()
-        self._check()
-        self._manager.ready()
+        if self._predecessor is None:
+            self._registry.start()
+            self._check()
+            self._manager.ready()
+        else:
+            self._take_over(self._predecessor)
         self._log.info(
             "daemon_started",
             version=__version__,
@@ -201,8 +257,27 @@ class Daemon:
             circuits=len(self._registry),
         )
         loop.run()
+        self._keep()
         self._undo.close()
         self._log.info("daemon_stopped")
+
+    def _take_over(self, predecessor: Predecessor) -> None:
+        """Go on with what another velad did. It ends when nothing of it is needed any more."""
+        going_on = self._registry.resume(predecessor.standings)
+        self._registry.start()
+        predecessor.take_over(self._loop, going_on, self._on_taken_over)
+        self._check()
+
+    def _on_taken_over(self) -> None:
+        predecessor, self._predecessor = self._predecessor, None
+        assert predecessor is not None
+        predecessor.inheritance.close()
+        self._log.info("velad_taken_over", predecessor=predecessor.pid)
+        self._manager.ready()
+        try:
+            self._reloads.begin(allow_empty=True)
+        except VelaError as err:
+            self._log.error("configuration_rejected", error=str(err))
 
     def status(self) -> DaemonStatus:
         return DaemonStatus(
@@ -217,6 +292,7 @@ class Daemon:
                 granted_bytes=min(group.receive_buffer for group in self._demux.groups),
             ),
             rx_dropped=self._demux.dropped() | self._control_channel.dropped(),
+            wrong_keys=self._control_channel.wrong_keys(),
             circuits=self._registry.status(),
         )
 
@@ -228,6 +304,8 @@ class Daemon:
                 return reply
             case {"command": "reload", "dry_run": True}:
                 return self._reloads.preview(allow_empty=request.get("allow_empty") is True)
+            case {"command": "replace"}:
+                return self._succession.begin(request.get("version"), caller)
             case {"command": "monitor"}:
                 return Subscribe({"monitoring": True})
             case {"command": "ping", "circuit": str(name)}:
@@ -322,6 +400,10 @@ class Daemon:
     def _check(self) -> None:
         self._loop.call_later(CHECK_INTERVAL_S, self._check)
         self._forwarding.look()
+        self._control_channel.look_for_errors()
+        if self._succession.frozen:
+            self._manager.feed(self._loop.now())
+            return
         self._registry.check()
         for left_out in self._lines.summaries():
             self._log.warning(
@@ -333,9 +415,30 @@ class Daemon:
         self._checks += 1
         if self._checks % CHECKS_BETWEEN_COLLECTIONS == 0:
             gc.collect()
+        self._keep()
         self._manager.show(total(self._registry.states()))
         # Here, and by no timer of its own: a loop that turns without getting here is stuck.
         self._manager.feed(self._loop.now())
+
+    def _keep(self) -> None:
+        """Let the service manager have what the next velad is to go on with."""
+        configs = {name: config for name, (config, _) in self._registry.configurations().items()}
+        self._store.update(self._registry.taps(), self._demux.groups, configs)
+
+    @staticmethod
+    def _remove_left(inheritance: Inheritance, netlink: Netlink) -> None:
+        """Remove the interfaces of circuits that there are no more."""
+        for name in inheritance.circuits():
+            fd = inheritance.take(tap_name(name))
+            try:
+                if fd is not None:
+                    tap = Tap(name, b"", 0, adopted=fd)
+                    netlink.remove(tap.index)
+                    tap.close()
+            except DeviceError as err:
+                structlog.get_logger().warning("interface_not_removed", error=str(err))
+            else:
+                structlog.get_logger().info("interface_removed_at_start", interface=name)
 
     def _on_stop(self) -> None:
         """Run the hooks that are due, and stop; at the second time, stop at once."""
@@ -355,9 +458,10 @@ class Daemon:
             self._log.error("configuration_rejected", error=str(err))
 
 
-def find_mistakes(config: Config) -> list[str]:
+def find_mistakes(config: Config, *, awaits_keys: bool = False) -> list[str]:
     """Return what in a configuration does not fit this machine, one line each, with key path.
 
+    awaits_keys: files of keys that do not exist are no mistakes.
     Raises DeviceError if the machine cannot be examined.
     """
     mistakes = []
@@ -374,7 +478,7 @@ def find_mistakes(config: Config) -> list[str]:
         obstacle = load_engine(config.daemon.engine).encryption_obstacle()
     except ConfigError as err:
         mistakes.append(f"daemon.engine: {err}")
-    mistakes.extend(_find_key_mistakes(config, obstacle))
+    mistakes.extend(_find_key_mistakes(config, obstacle, awaits_keys=awaits_keys))
     allowed = allowed_cpus()
     mistakes.extend(
         f"circuits.{circuit.name}.cpu: velad may not use CPU {circuit.cpu}; "
@@ -404,16 +508,17 @@ def _find_group(name: str | None) -> int | None:
         raise ConfigError(f"there is no group {name!r}") from err
 
 
-def _find_key_mistakes(config: Config, obstacle: str | None) -> Iterator[str]:
+def _find_key_mistakes(config: Config, obstacle: str | None, *, awaits_keys: bool) -> Iterator[str]:
     """Yield what is wrong with files of keys, and where encryption cannot be had.
 
-    obstacle: why the engine cannot encrypt; None: it can.
+    obstacle: why the engine cannot encrypt; None: it can. awaits_keys: see find_mistakes.
     """
     if config.daemon.identity is not None:
         try:
             os.close(open_identity(config.daemon.identity))
         except ConfigError as err:
-            yield f"daemon.identity: {err}"
+            if not (awaits_keys and isinstance(err, MissingKeyError)):
+                yield f"daemon.identity: {err}"
     shared, shared_least = config.autoconfigure, MIN_KEY
     for circuit in config.circuits:
         path = f"circuits.{circuit.name}"
@@ -423,7 +528,7 @@ def _find_key_mistakes(config: Config, obstacle: str | None) -> Iterator[str]:
         if circuit.key_file is None:
             shared_least = max(shared_least, least)
         else:
-            yield from _find_key_mistake(path, circuit.key_file, least)
+            yield from _find_key_mistake(path, circuit.key_file, least, awaits_keys)
         if required and obstacle is not None:
             yield f"{path}.encryption: {obstacle}; 'none' would be right"
     if shared is None:
@@ -432,35 +537,19 @@ def _find_key_mistakes(config: Config, obstacle: str | None) -> Iterator[str]:
     if required and not shared.peers:
         shared_least = MIN_ENCRYPTION_KEY
     if shared.key_file is not None:
-        yield from _find_key_mistake("autoconfigure", shared.key_file, shared_least)
+        yield from _find_key_mistake("autoconfigure", shared.key_file, shared_least, awaits_keys)
     if required and obstacle is not None:
         yield f"autoconfigure.encryption: {obstacle}; 'none' would be right"
 
 
-def _find_key_mistake(table: str, path: Path, least: int) -> Iterator[str]:
+def _find_key_mistake(table: str, path: Path, least: int, awaits_key: bool) -> Iterator[str]:
     try:
         os.close(open_key(path, least))
     except ConfigError as err:
+        if awaits_key and isinstance(err, MissingKeyError):
+            return
         why = " where encryption is required" if least > MIN_KEY else ""
         yield f"{table}.key_file: {err}{why}"
-
-
-def _listen(config: DaemonConfig, features: Features) -> tuple[ReceiveGroup, ...]:
-    """Bind all listening addresses. Raises DeviceError, and then binds none."""
-    # "::" also receives IPv4, unless an IPv4 address is listed too.
-    only_ipv6 = any(address.version == 4 for address in config.listen)
-    groups: list[ReceiveGroup] = []
-    try:
-        for address in config.listen:
-            group = ReceiveGroup(
-                address, config.port, only_ipv6=only_ipv6, gro=Feature.UDP_GRO in features
-            )
-            groups.append(group)
-    except VelaError:
-        for group in groups:
-            group.close()
-        raise
-    return tuple(groups)
 
 
 def _load_engine(wanted: Engine) -> LoadedEngine:
@@ -473,18 +562,6 @@ def _load_engine(wanted: Engine) -> LoadedEngine:
             advice='build the package with a C compiler, or write engine = "python"',
         )
     return engine
-
-
-def _warn_of_clipped_buffers(groups: tuple[ReceiveGroup, ...]) -> None:
-    for group in groups:
-        if group.receive_buffer < RECEIVE_BUFFER:
-            structlog.get_logger().warning(
-                "receive_buffer_clipped",
-                listen=str(group),
-                wanted_bytes=RECEIVE_BUFFER,
-                granted_bytes=group.receive_buffer,
-                advice="raise net.core.rmem_max",
-            )
 
 
 def _warn_of_missing_filter() -> None:

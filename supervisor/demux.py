@@ -32,8 +32,11 @@ from vela.linux.underlay import (
     is_apart,
 )
 from vela.linux.underlay import Route as Way
+from vela.reasons import Cause
 from vela.wire import CONTROL_CIRCUIT_ID, MAX_UDP_PAYLOAD
 
+from .frame_ports import FramePorts
+from .inheritance import Inheritance
 from .runtime.burst import Burst
 from .runtime.loop import EventLoop, Timer
 
@@ -103,6 +106,8 @@ class Claim:
     sources: tuple[IPAddress, ...]
     group: ReceiveGroup
     index: int
+    here: IPAddress | None = None
+    """The address of this machine that it sends from."""
 
     @property
     def socket(self) -> socket.socket:
@@ -121,8 +126,10 @@ class Demux:
         loop: EventLoop,
         groups: Iterable[ReceiveGroup],
         is_apart: Callable[[int], bool] = is_apart,
+        inheritance: Inheritance | None = None,
     ) -> None:
-        """is_apart: see underlay."""
+        """is_apart: see underlay. inheritance: what another velad has left, to go on with."""
+        self._inheritance = inheritance or Inheritance()
         self._loop = loop
         self._groups = tuple(groups)
         self._is_apart = is_apart
@@ -130,7 +137,7 @@ class Demux:
         """Groups of VRFs, by the index of their device, made when a circuit needs one."""
         self._kinds: dict[int, tuple[bool, float]] = {}
         self._claims: dict[tuple[IPAddress, int], Claim] = {}
-        self._ports: dict[Claim, int] = {}
+        self._ports = FramePorts(loop, self._steer_soon)
         self._withdrawn: list[Claim] = []
         self._steerings = Burst(loop, STEER_INTERVAL_S)
         self._steering: Timer | None = None
@@ -150,7 +157,14 @@ class Demux:
             self._listen(group)
 
     def _listen(self, group: ReceiveGroup) -> None:
-        group.steer(steering_program(()).program)
+        if group.adopted:
+            # Circuits that go on claim their datagrams before the loop turns.
+            self._steer_soon()
+        else:
+            group.steer(steering_program(()).program)
+        self._watch(group)
+
+    def _watch(self, group: ReceiveGroup) -> None:
         for control_socket in group.control_sockets:
             receive = partial(self._receive, group, control_socket)
             self._loop.watch(control_socket.fileno(), receive)
@@ -164,9 +178,30 @@ class Demux:
                 self._loop.unwatch(control_socket.fileno())
             group.close()
 
+    def freeze(self) -> None:
+        """Receive nothing until thaw(): another velad does. Steering stays as it is."""
+        self._loop.unwatch(self._monitor.fileno())
+        if self._steering is not None:
+            self._steering.cancel()
+        for group in self.all_groups:
+            for control_socket in group.control_sockets:
+                self._loop.unwatch(control_socket.fileno())
+
+    def thaw(self) -> None:
+        self._steering = None
+        self._steer_soon()
+        self._loop.watch(self._monitor.fileno(), self._on_route_changes)
+        for group in self.all_groups:
+            self._watch(group)
+
     @property
     def groups(self) -> tuple[ReceiveGroup, ...]:
         return self._groups
+
+    @property
+    def all_groups(self) -> tuple[ReceiveGroup, ...]:
+        """Those of VRFs, too."""
+        return (*self._groups, *self._apart.values())
 
     def group_at(self, here: IPAddress) -> ReceiveGroup | None:
         """Return the group on which datagrams to this address of the machine arrive."""
@@ -181,7 +216,7 @@ class Demux:
         """
         group = self._group_of(choice) or self.group_at(here)
         if group is None:
-            raise DeviceError(f"velad does not listen on {here}")
+            raise DeviceError(Cause.NOT_LISTENING.say(address=here))
         return group, _find_way(here, remote, choice)
 
     def way_to(
@@ -203,7 +238,7 @@ class Demux:
             return apart, _find_way(apart.address, remote, choice)
         groups = [group for group in self._groups if group.serves(remote.family)]
         if not groups:
-            raise DeviceError(f"velad listens on no {remote.family.value} address")
+            raise DeviceError(Cause.NOT_LISTENING_FAMILY.say(family=remote.family.value))
         if len(groups) > 1:
             try:
                 own = find_route(ANY_ADDRESS[remote.family], remote, choice).source
@@ -229,10 +264,19 @@ class Demux:
             if not self._belongs_to_vrf(index):
                 return None
             # Without the mark, which is each circuit's own.
-            group = self._apart[index] = self._groups[0].apart(UnderlayChoice(device=choice.device))
+            group = self._apart[index] = self._make_apart(choice.device)
             self._listen(group)
             self._steer_soon()
         return group
+
+    def _make_apart(self, device: str | None) -> ReceiveGroup:
+        model, inheritance = self._groups[0], self._inheritance
+        address = model.every_address
+        return model.apart(
+            UnderlayChoice(device=device),
+            inheritance.take_group(address, model.port, device),
+            inheritance.in_use(address, model.port, device),
+        )
 
     def _belongs_to_vrf(self, index: int) -> bool:
         """Asked for each message that a circuit with a device sends."""
@@ -249,8 +293,9 @@ class Demux:
         circuit_id: int,
         sources: tuple[IPAddress, ...],
         group: ReceiveGroup,
+        here: IPAddress | None = None,
     ) -> Claim:
-        """Let a circuit have what comes from sources with its id.
+        """Let a circuit have what comes from sources with its id. here: where it sends from.
 
         Raises CircuitIdTaken, or DeviceError if no more sockets are to be had.
         """
@@ -262,7 +307,9 @@ class Demux:
                 raise CircuitIdTaken(
                     f"{other.receiver.name} already uses circuit id {circuit_id} toward {source}"
                 )
-        claim = Claim(receiver, circuit_id, sources, group, group.acquire())
+        own = None if here is None else _plain(here)
+        adopted = self._inheritance.index_of(receiver.name, group)
+        claim = Claim(receiver, circuit_id, sources, group, group.acquire(adopted), own)
         for source in sources:
             self._claims[source, circuit_id] = claim
         self._steer_soon()
@@ -272,7 +319,7 @@ class Demux:
         """Give up a claim; its socket goes back when nothing is steered to it any more."""
         for source in claim.sources:
             del self._claims[source, claim.circuit_id]
-        self._ports.pop(claim, None)
+        self._ports.forget(claim)
         self._withdrawn.append(claim)
         self._steer_soon()
 
@@ -293,18 +340,15 @@ class Demux:
             self._steer_soon()
 
     def restrict(self, claim: Claim, port: int | None) -> None:
-        """Let a circuit have only what comes from this UDP port; None: from any."""
-        if self._ports.get(claim) == port:
-            return
-        if port is None:
-            del self._ports[claim]
-        else:
-            self._ports[claim] = port
-        self._steer_soon()
+        """Let a circuit have only what comes from this UDP port; None: from any.
+
+        See FramePorts.expect.
+        """
+        self._ports.expect(claim, port)
 
     def port_of(self, claim: Claim) -> int | None:
         """Return the port that a circuit's datagrams must come from; None: any."""
-        return self._ports.get(claim)
+        return next(iter(self._ports.of(claim)), None)
 
     def dispatch(
         self, source: Endpoint, here: IPAddress, data: bytearray, start: int, end: int
@@ -327,8 +371,8 @@ class Demux:
         if claim is None:
             self._dropped[DropReason.UNKNOWN_CIRCUIT] += 1
             return
-        port = self._ports.get(claim)
-        if port not in (None, source.port) and source.port != UNKNOWN_PORT:
+        ports = self._ports.of(claim)
+        if ports and source.port not in (*ports, UNKNOWN_PORT):
             self._dropped[DropReason.WRONG_PORT] += 1
             return
         claim.receiver.deliver(data, start, end)
@@ -369,9 +413,9 @@ class Demux:
 
     def _steer(self) -> None:
         self._steering = None
-        for group in (*self._groups, *self._apart.values()):
+        for group in self.all_groups:
             routes = [
-                Route(source, circuit_id, claim.index, self._ports.get(claim))
+                Route(source, circuit_id, claim.index, self._ports.of(claim))
                 for (source, circuit_id), claim in self._claims.items()
                 if claim.group is group
             ]
@@ -392,7 +436,13 @@ class Demux:
         changes = self._monitor.changes()
         if changes == ():
             return
-        claimed = ((source, claim.receiver) for (source, _), claim in self._claims.items())
+        claimed = [(source, claim.receiver) for (source, _), claim in self._claims.items()]
+        # An address that goes takes its own route with it.
+        claimed += [
+            (claim.here, claim.receiver)
+            for claim in self._claims.values()
+            if claim.here is not None
+        ]
         watched = ((address, receiver) for receiver, address in self._watched.items())
         for address, receiver in (*claimed, *watched):
             if receiver in self._to_look_at:
@@ -477,7 +527,7 @@ def _find_way(here: IPAddress, remote: Endpoint, choice: UnderlayChoice) -> Way:
     try:
         return find_route(here, remote, choice)
     except OSError as err:
-        why = f"no way to {remote.address}: {os.strerror(err.errno or 0)}"
+        why = Cause.NO_ROUTE.say(remote=remote.address, error=os.strerror(err.errno or 0))
         raise DeviceError(choice.explain(err) or why) from err
 
 

@@ -92,8 +92,11 @@ class CircuitKeys:
         identity: Identity | None,
         remote_static: bytes | None = None,
         allowed: tuple[bytes, ...] = (),
+        page_fd: int | None = None,
     ) -> None:
         """Make the key page. Raises DeviceError.
+
+        page_fd: that of another velad, whose worker has keys in it until there are others.
 
         With an identity both ends prove to have their private keys: the remote that of
         remote_static, or at a responder of one of those that are allowed. Without one, psk is
@@ -111,7 +114,7 @@ class CircuitKeys:
         # Of the holder that has the page; -1: of none.
         self._generation = -1
         try:
-            self.page_fd = secret_memory.create(SIZE)
+            self.page_fd = secret_memory.create(SIZE) if page_fd is None else page_fd
         except OSError as err:
             raise DeviceError(f"no memory for keys: {err.strerror}") from err
         keys.follow(self)

@@ -28,8 +28,8 @@ from vela.signaling.messages import HANDSHAKE
 from vela.signaling.signer import (
     SESSION_TAG_LENGTH,
     TAG_LENGTH,
+    Context,
     Key,
-    SessionContext,
     Signer,
 )
 
@@ -422,7 +422,7 @@ class HeldKey:
     def _numbers(self) -> tuple[int, int]:
         return self.number, 0
 
-    def derive(self, context: SessionContext, *, initiator: bool) -> Signer:
+    def derive(self, context: Context, *, initiator: bool) -> Signer:
         return HeldSession(self, context, initiator=initiator)
 
     def load_again(self, load: Callable[[int], int]) -> None:
@@ -440,7 +440,7 @@ class HeldSession:
 
     overhead = SESSION_TAG_LENGTH + TAG_LENGTH
 
-    def __init__(self, key: HeldKey, context: SessionContext, *, initiator: bool) -> None:
+    def __init__(self, key: HeldKey, context: Context, *, initiator: bool) -> None:
         self._key = key
         self._context = context.pack()
         self._initiator = initiator

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import errno
 import os
+import select
 import socket
 import time
 from collections import deque
@@ -18,6 +20,9 @@ FEED = "WATCHDOG=1"
 # Of the watchdog's time: a feed that is a little late, or lost, ends nobody.
 FEEDS_PER_TIMEOUT = 4
 
+# A manager that does not know BARRIER= (systemd before 246) closes the descriptor at once.
+BARRIER_S = 2.0
+
 # What a manager that does not read has not been told yet. Later states matter more.
 MOST_UNSENT = 16
 
@@ -31,6 +36,11 @@ class ServiceManager:
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._socket: socket.socket | None = None
+        self._environment = {
+            name: environment[name]
+            for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC")
+            if name in environment
+        }
         self._address = environment.get("NOTIFY_SOCKET", "")
         # "@" stands for the null byte of an abstract address.
         if self._address.startswith("@"):
@@ -82,6 +92,44 @@ class ServiceManager:
         if due and self._send(FEED):
             self._fed_at = now
 
+    @property
+    def told(self) -> bool:
+        """Whether there is a manager."""
+        return self._socket is not None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What another process needs to talk to the same manager."""
+        return dict(self._environment) if self.told else {}
+
+    def hand_over(self, pid: int) -> None:
+        """Say that another process is the service from now on."""
+        self._say(f"MAINPID={pid}")
+
+    def store(self, name: str, fd: int) -> bool:
+        """Let the manager keep a copy of a descriptor, and hand it to the next velad.
+
+        False: it takes nothing at present. name: printable ASCII without colons.
+        """
+        return self._send(f"FDSTORE=1\nFDNAME={name}", fd)
+
+    def forget(self, name: str) -> bool:
+        """Let the manager close its copies of what has this name. False: see store()."""
+        return self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def wait_until_read(self) -> None:
+        """Wait until the manager has read all that it was told, BARRIER_S at most."""
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            told = self._send("BARRIER=1", writer)
+        finally:
+            os.close(writer)  # the manager has its own, and closes it
+        poll = select.poll()
+        poll.register(reader, 0)
+        if told:
+            poll.poll(BARRIER_S * 1000)
+        os.close(reader)
+
     def _say(self, state: str) -> None:
         if self._socket is not None:
             self._unsent.append(state)
@@ -91,12 +139,14 @@ class ServiceManager:
         while self._unsent and self._send(self._unsent[0]):
             self._unsent.popleft()
 
-    def _send(self, state: str) -> bool:
+    def _send(self, state: str, *descriptors: int) -> bool:
         """Return whether there is no use in trying again."""
         if self._socket is None:
             return True
+        copies = array.array("i", descriptors)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, copies)] if descriptors else []
         try:
-            self._socket.sendto(state.encode(), self._address)
+            self._socket.sendmsg([state.encode()], ancillary, 0, self._address)
         except OSError as err:
             return err.errno not in (errno.EAGAIN, errno.ENOBUFS)
         return True

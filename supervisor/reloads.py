@@ -136,6 +136,13 @@ class Reloads:
         """Whether a reload has not read the files yet that it is to apply."""
         return self._unread > 0
 
+    @property
+    def obstacle(self) -> str:
+        """Why another velad cannot take over at present; empty: it can."""
+        if self._trial is not None:
+            return "a configuration is on trial"
+        return "a reload runs" if self._slices is not None or self._waiting else ""
+
     def confirm(self) -> None:
         """Keep the configuration that is on trial. Raises VelaError if there is none."""
         if self._trial is None:

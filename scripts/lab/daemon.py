@@ -104,12 +104,23 @@ class Velad(Resource):
         self.launch()
         self.await_ready(timeout_s)
 
-    def launch(self) -> None:
-        """Start it; await_ready() is to follow."""
-        notify_path = self.directory / "notify.sock"
-        notify_path.unlink(missing_ok=True)
-        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._notify.bind(str(notify_path))
+    def replace(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Let another velad take over from it, and wait for that: velad --replace.
+
+        Raises LabError if it does not; this is then the one that failed.
+        """
+        former = self.process
+        if former is None:
+            raise LabError(f"velad {self.name} does not run")
+        self.launch("--replace")
+        self.await_ready(timeout_s)
+        status = former.wait(timeout_s)
+        if status:
+            raise self._error(f"was replaced, and ended with status {status}")
+
+    def launch(self, *options: str) -> None:
+        """Start it; await_ready() is to follow. options: more of the command line."""
+        notify_path = self._await_notices()
         command, env = entry_point("velad", "vela.supervisor.cli")
         if self._before:
             command = [sys.executable, "-c", f"{self._before}\n{_MAIN}"]
@@ -118,8 +129,20 @@ class Velad(Resource):
         env["NOTIFY_SOCKET"] = str(notify_path)
         with self.log_path.open("ab") as log:
             self.process = self.namespace.popen(
-                *command, "--config", str(self.config_path), stdout=log, stderr=log, env=env
+                *(*command, "--config", str(self.config_path), *options),
+                stdout=log,
+                stderr=log,
+                env=env,
             )
+
+    def _await_notices(self) -> Path:
+        """Return the path of the socket that it is to notify."""
+        self._close_notify()
+        path = self.directory / "notify.sock"
+        path.unlink(missing_ok=True)
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(path))
+        return path
 
     def await_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait until it is ready; see start()."""

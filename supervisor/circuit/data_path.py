@@ -10,6 +10,7 @@ from vela.dataplane.contract import Abilities
 from vela.dataplane.engine import LoadedEngine
 from vela.linux.features import Features
 from vela.linux.underlay import Route, UnderlayPath
+from vela.reasons import Reason
 
 from ..config.records import CircuitConfig
 from ..runtime.loop import Callback
@@ -47,6 +48,12 @@ class DataPath(Protocol):
     def frame_port(self) -> int | None:
         """The UDP port that frames leave from; None: it carries none."""
 
+    def prepare_port(self, path: UnderlayPath, profile: Profile) -> int:
+        """Return the UDP port that frames will leave from once they are carried so.
+
+        It is this circuit's from now on. Raises VelaError.
+        """
+
     def expect_frames_from(self, port: int | None) -> None:
         """Take only frames that come from this UDP port of the remote's; None: from any."""
 
@@ -71,8 +78,30 @@ class DataPath(Protocol):
 
     def close(self) -> None: ...
 
+    def leave(self) -> None:
+        """Close it, but leave the interface to whoever has a copy of its descriptor."""
+
     @property
-    def obstacle(self) -> str:
+    def member(self) -> tuple[str, int] | None:
+        """The name of the socket that it receives on, and its index; None: it carries nothing."""
+
+    @property
+    def sending(self) -> int | None:
+        """The descriptor of the socket of its own that it sends from, if there is one."""
+
+    @property
+    def has_former(self) -> bool:
+        """Whether another velad's worker still carries frames, and gets what is answered."""
+
+    def retire_worker(self, done: Callback) -> None:
+        """End the worker after what it has in hand, and start no other; then call done."""
+
+    @property
+    def tap(self) -> tuple[int, int]:
+        """The descriptor of the interface, and its index."""
+
+    @property
+    def obstacles(self) -> tuple[Reason, ...]:
         """What it still waits for while it carries frames; empty: nothing."""
 
     def set_failure_handler(self, handler: Callback) -> None:
@@ -94,7 +123,7 @@ class DataPath(Protocol):
     def set_route_handler(self, handler: Callback) -> None:
         """Set the callback for routes to the remote that may have changed."""
 
-    def find_loop(self, remote: Endpoint, route: Route) -> str:
+    def find_loop(self, remote: Endpoint, route: Route) -> Reason:
         """Return why the circuit cannot send to a remote by this route; empty: it can."""
 
     def traffic(self) -> Traffic: ...

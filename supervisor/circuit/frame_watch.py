@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vela.errors import VelaError
+from vela.reasons import NO_REASON, Cause, Reason
 from vela.signaling.agreement import Agreement
 from vela.signaling.inputs import State as SessionState
 from vela.signaling.session import Session
@@ -27,11 +28,6 @@ KEYS_S = 0.05
 
 # Before a static circuit asks: nothing waits for the answer.
 STATIC_S = 1.0
-
-NO_FRAMES = (
-    "control messages cross, and frames do not: a firewall on the way, or the other end's worker"
-)
-FROM_LISTENING = "frames leave from the listening port: from one of their own they do not cross"
 
 
 class Watched(Protocol):
@@ -64,7 +60,7 @@ class FrameWatch:
         circuit: Watched,
         data_path: DataPath,
         loop: EventLoop,
-        take: Callable[[Input, str], None],
+        take: Callable[[Input, Reason], None],
         history: History,
     ) -> None:
         """take: takes UP, DOWN and UNANSWERED, of the circuit's lifecycle. history: see Echoes."""
@@ -94,9 +90,9 @@ class FrameWatch:
         return self._wanted_at is not None
 
     @property
-    def note(self) -> str:
+    def note(self) -> Reason:
         """What there is to say of a circuit that is up; empty: nothing."""
-        return FROM_LISTENING if self._falls_back else ""
+        return Cause.FROM_LISTENING_PORT.say() if self._falls_back else NO_REASON
 
     @property
     def awaited(self) -> bool:
@@ -108,6 +104,10 @@ class FrameWatch:
     def begin_anew(self) -> None:
         """Let frames leave from ports of their own again."""
         self._wanted_at = None
+
+    def resume_listening(self) -> None:
+        """Say that frames did not cross from ports of their own, as another velad has found."""
+        self._wanted_at = self._loop.now()
 
     def session_lost(self) -> None:
         """To be called when the session goes down, before the circuit does."""
@@ -137,6 +137,7 @@ class FrameWatch:
             or attached is None
             or agreement is None
             or not agreement.echo
+            or self._data_path.has_former
             or session.state not in (SessionState.LINKED, SessionState.UP)
         ):
             self._echoes.stop()
@@ -169,13 +170,13 @@ class FrameWatch:
                 # The other end's worker was slow to start.
                 self._want_listening(None)
             if circuit.state is not State.UP and session.state is SessionState.UP:
-                self._take(Input.UP, "")
+                self._take(Input.UP, NO_REASON)
         elif circuit.state is State.UP:
-            self._take(Input.DOWN, NO_FRAMES)
+            self._take(Input.DOWN, Cause.FRAMES_BLOCKED.say())
         elif echoes.blocked and self._wanted_at is None:
             self._want_listening(self._loop.now())
         elif echoes.blocked and self._loop.now() >= (self._wanted_at or 0) + FALLBACK_S:
-            self._take(Input.UNANSWERED, NO_FRAMES)
+            self._take(Input.UNANSWERED, Cause.FRAMES_BLOCKED.say())
 
     def ping(self, size: int, answered: Answered) -> None:
         """Ask once; answered is called when the answer comes, if it does.
@@ -201,7 +202,8 @@ class FrameWatch:
         """Whether a static circuit's remote may answer. One that takes only IP packets does not."""
         circuit = self._circuit
         takes_frames = circuit.config.encapsulation is not Encapsulation.IP
-        return takes_frames and circuit.state is State.UNMONITORED
+        asks = takes_frames and not self._data_path.has_former
+        return asks and circuit.state is State.UNMONITORED
 
     @property
     def _falls_back(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Protocol
 import structlog
 
 from vela.errors import ConfigError
+from vela.reasons import NO_REASON, Cause
 
 from ..config.files import Access, UntrustedError, open_trusted, resolve_links
 from ..config.records import CircuitConfig
@@ -77,6 +78,11 @@ class HookRunner:
         self._on_idle = done
         self._loop.call_soon(self._fill)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no hook runs and none waits."""
+        return not (self._running or self._waiting)
+
     def _fill(self) -> None:
         while self._waiting and len(self._running) < AT_ONCE:
             hooks = self._waiting.popleft()
@@ -94,7 +100,7 @@ class CircuitHooks:
     """
 
     def __init__(self, circuit: Subject, loop: EventLoop, runner: HookRunner) -> None:
-        self.reason = ""
+        self.reason = NO_REASON
         """Why the last hook failed; empty: it did not."""
         self._circuit = circuit
         self._loop = loop
@@ -112,6 +118,16 @@ class CircuitHooks:
     def due(self) -> bool:
         """Whether one runs, or is to run before the circuit may go."""
         return self._entered or (self._last is Hook.UP and self._path(Hook.DOWN) is not None)
+
+    @property
+    def up(self) -> bool:
+        """Whether the circuit was up last, as far as hooks know."""
+        return self._last is Hook.UP
+
+    def resume(self) -> None:
+        """Say that the up hook has run already: another velad ran it."""
+        self._wanted = self._last = Hook.UP
+        self._facts = facts(self._circuit)
 
     def follow(self, *, up: bool) -> None:
         """Take note of whether the circuit carries frames."""
@@ -178,7 +194,8 @@ class CircuitHooks:
 
     def _on_end(self, hook: Hook, path: Path, error: str) -> None:
         self._program = None
-        self.reason = f"the {hook.value} hook {path} {error}" if error else ""
+        failed = Cause.HOOK_FAILED
+        self.reason = failed.say(hook=hook.value, path=path, error=error) if error else NO_REASON
         if error:
             self._log.warning("hook_failed", hook=hook.value, path=str(path), error=error)
         self._leave()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import structlog
 
@@ -13,12 +14,13 @@ from vela.linux.netlink import Netlink
 from vela.linux.rtnetlink import TunLink
 from vela.linux.sysctls import set_accept_ra
 from vela.linux.tap import Tap
+from vela.reasons import Cause, Reason
 from vela.signaling.limiter import TokenBucket
 from vela.wire import gso_max_size
 
 from ..config.records import CircuitConfig, Encapsulation
 from .links import Links
-from .surroundings import ELSEWHERE, Wanted, departures, missing_addresses
+from .surroundings import Wanted, departures, missing_addresses
 
 # Of the log, about an interface that somebody changes again and again: one a minute.
 LINES_RATE, LINES_BURST = 1 / 60, 3.0
@@ -40,12 +42,19 @@ class AttachmentCircuit:
         features: Features,
         await_bridge: bool,
         shielded: bool = False,
+        adopted: int | None = None,
+        former: CircuitConfig | None = None,
+        shared: bool = False,
     ) -> None:
         """Create the interface, up, with addresses, without carrier. mtu: in bytes.
 
         virtio_header: see linux.tap. await_bridge: a missing bridge is not an error;
-        see obstacle. shielded: it is an error if router advertisements cannot be
+        see obstacles. shielded: it is an error if router advertisements cannot be
         kept out. Raises DeviceError, and then creates nothing.
+
+        adopted: the descriptor of the interface that another velad has made by former; only
+        what config wants otherwise is changed, and mtu does not count. shared: the service
+        manager has a copy of the descriptor, and close() removes the interface all the same.
         """
         self.mac = mac
         self._config = config
@@ -64,9 +73,21 @@ class AttachmentCircuit:
         self._shielded = shielded
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._carrier = False
-        self._departures: tuple[str, ...] = ()
+        self._departures: tuple[Reason, ...] = ()
         self._lines = TokenBucket(LINES_RATE, LINES_BURST)
-        self._tap = self._make(mtu)
+        self._shared = shared
+        self.adopted = False
+        """Whether it goes on with another velad's interface."""
+        if adopted is not None:
+            try:
+                self._tap = self._adopt(adopted, mac, mtu, config if former is None else former)
+                self.adopted = True
+            except DeviceError as err:
+                # Removed by somebody, for instance.
+                self._config, self.mac, self._bridge_index = config, mac, None
+                self._log.warning("interface_not_adopted", error=str(err))
+        if not self.adopted:
+            self._tap = self._make(mtu)
         # The interface outlives its bridge.
         self._await_bridge = True
 
@@ -100,12 +121,11 @@ class AttachmentCircuit:
         return self._tap.virtio_header
 
     @property
-    def obstacle(self) -> str:
+    def obstacles(self) -> tuple[Reason, ...]:
         """Which bridge it waits for, and what somebody changed of it; empty: nothing."""
-        waiting = ""
         if self._config.bridge is not None and self._bridge_index is None:
-            waiting = f"the bridge {self._config.bridge} does not exist; waiting for it"
-        return "; ".join(filter(None, (waiting, *self._departures)))
+            return Cause.BRIDGE_MISSING.say(bridge=self._config.bridge), *self._departures
+        return self._departures
 
     def exists(self) -> bool:
         """Tell whether the interface still exists, under any name."""
@@ -128,7 +148,7 @@ class AttachmentCircuit:
         except DeviceError:
             # One that was removed is made again elsewhere.
             if self.exists():
-                self._show((ELSEWHERE,), now)
+                self._show((Cause.INTERFACE_ELSEWHERE.say(),), now)
             return
         try:
             changed = self._mend(link)
@@ -149,9 +169,9 @@ class AttachmentCircuit:
             config.name, self._tap.mtu, config.addresses, config.bridge, self._bridge_index
         )
 
-    def _show(self, found: tuple[str, ...], now: float) -> None:
+    def _show(self, found: tuple[Reason, ...], now: float) -> None:
         if found and found != self._departures and self._lines.take(now):
-            self._log.warning("interface_changed", changes=list(found))
+            self._log.warning("interface_changed", changes=list(map(str, found)))
         self._departures = found
 
     def _give_back_addresses(self, link: TunLink) -> list[str]:
@@ -281,9 +301,50 @@ class AttachmentCircuit:
         self._tap.write(frame)
 
     def close(self) -> None:
+        """Remove the interface."""
+        self._links.unwatch(self._tap.index)
+        if self._shared and self._tap.exists():
+            try:
+                self._netlink.remove(self._tap.index)
+            except DeviceError as err:
+                self._log.error("interface_not_removed", error=str(err))
+        self._tap.close()
+
+    def leave(self) -> None:
         """Close this descriptor. The interface disappears with the last one."""
         self._links.unwatch(self._tap.index)
+        if self._carrier:
+            with suppress(DeviceError):  # removed by somebody
+                self.set_carrier(False)
         self._tap.close()
+
+    def _adopt(self, fd: int, mac: bytes, mtu: int, former: CircuitConfig) -> Tap:
+        """Go on with an interface that another velad has made by former. Raises DeviceError."""
+        config, self._config = self._config, former
+        tap = self._tap = Tap(
+            config.name,
+            mac,
+            mtu,
+            virtio_header=self._virtio_header,
+            features=self._features,
+            adopted=fd,
+        )
+        self.mac = tap.mac
+        try:
+            link = self._netlink.tun_link(tap.index)
+            if former.bridge is not None:
+                bridge = self._netlink.find(former.bridge)
+                if bridge is not None and link.master == bridge:
+                    self._bridge_mtu = self._netlink.bridge_mtu(former.bridge)
+                    self._bridge_index = bridge
+            self.change(config, mac)
+            self._give_back_addresses(link)
+        except DeviceError:
+            tap.close()
+            raise
+        self._links.watch(tap.index, self.on_changed)
+        self._log.info("interface_adopted", interface=link.name, index=tap.index)
+        return tap
 
     def _make(self, mtu: int) -> Tap:
         config = self._config

@@ -7,6 +7,7 @@ import select
 import signal
 import struct
 import termios
+from collections.abc import Callable
 from fcntl import ioctl
 from functools import partial
 
@@ -17,6 +18,7 @@ from vela.dataplane.counters import Counters
 from vela.dataplane.exit_message import ExitMessage, describe
 from vela.dataplane.handover import Handover
 from vela.linux.usage import ProcessUsage, sleeps
+from vela.reasons import NO_REASON, Cause, Reason
 from vela.worker import WorkerTask
 
 from ..runtime.loop import Callback, EventLoop, Timer
@@ -34,6 +36,8 @@ HANDOVER_S, HANDOVER_LOOK_S = 0.02, 0.001
 LONGEST_HANDOVER_S = 1.0
 
 _INT = struct.Struct("=i")
+
+EndFormer = Callable[[Callback], None]
 
 
 class WorkerKeeper:
@@ -54,7 +58,8 @@ class WorkerKeeper:
         worker that has a predecessor, which may have changed what their descriptors share.
         """
         self._restore = restore
-        self._used = False
+        self._used = self._awaits_former = False
+        self._end_former: EndFormer | None = None
         self._interface_lost = interface_lost
         self._failure_changed = failure_changed
         self._loop = loop
@@ -71,9 +76,36 @@ class WorkerKeeper:
         self._leaving: Timer | None = None
         self._watch = _ProgressWatch()
         self._stuck: str | None = None
-        self._failure = ""
+        self._failure = NO_REASON
         self._usage: ProcessUsage | None = None
         self.restarts = 0
+
+    def expect_leftovers(self) -> None:
+        """Say that another velad's worker has had the descriptors."""
+        self._used = True
+
+    def follow(self, end_former: EndFormer) -> None:
+        """Start no worker before another velad's is gone, which has the same descriptors.
+
+        end_former: ends that, and calls back; asked for with the first task, or the first stop().
+        """
+        self._used = True
+        self._end_former = end_former
+
+    @property
+    def has_former(self) -> bool:
+        """Whether another velad's worker still carries frames."""
+        return self._end_former is not None
+
+    def _await_former(self, end_former: EndFormer) -> None:
+        if not self._awaits_former:
+            self._awaits_former = True
+            end_former(self._on_former_gone)
+
+    def _on_former_gone(self) -> None:
+        self._end_former = None
+        if self._task is not None:
+            self._spawn()
 
     @property
     def pid(self) -> int | None:
@@ -81,7 +113,7 @@ class WorkerKeeper:
         return self._child.pid if self._child and not self._failure else None
 
     @property
-    def failure(self) -> str:
+    def failure(self) -> Reason:
         """The last worker's error where workers die again and again, else empty. See restart.py."""
         return self._failure
 
@@ -100,7 +132,24 @@ class WorkerKeeper:
         """Carry the circuit with this task from now on; a worker with an earlier one is ended."""
         self.stop()
         self._task = task
-        self._spawn()
+        if self._end_former is None:
+            self._spawn()
+
+    def retire(self, done: Callback) -> None:
+        """End the worker after its batch, and start no other until start(); then call done."""
+        if self._child is None:
+            self.stop()
+            done()
+            return
+        if self._leaving is not None:
+            self._leaving.cancel()
+
+        def end() -> None:
+            self.stop()
+            done()
+
+        self.handover.ask()
+        self._await_handover(end, self._loop.now())
 
     def replace(self, task: WorkerTask) -> None:
         """Carry the circuit with this task, which has the same descriptors, from now on.
@@ -114,15 +163,15 @@ class WorkerKeeper:
             self._leaving.cancel()
         self._task = task
         self.handover.ask()
-        self._await_handover(task, self._loop.now())
+        self._await_handover(lambda: self.start(task), self._loop.now())
 
-    def _await_handover(self, task: WorkerTask, since: float) -> None:
+    def _await_handover(self, then: Callback, since: float) -> None:
         def look() -> None:
             self._leaving = None
             if self._has_nothing_in_hand(self._loop.now() - since):
-                self.start(task)
+                then()
             else:
-                self._await_handover(task, since)
+                self._await_handover(then, since)
 
         self._leaving = self._loop.call_later(HANDOVER_LOOK_S, look)
 
@@ -142,6 +191,8 @@ class WorkerKeeper:
     def stop(self) -> None:
         """End the worker, and wait for it: SIGKILL, as it has nothing to clean up."""
         self._task = None
+        if self._end_former is not None:
+            self._await_former(self._end_former)
         for timer in (self._retry, self._proof, self._leaving):
             if timer is not None:
                 timer.cancel()
@@ -156,7 +207,7 @@ class WorkerKeeper:
     def forget(self) -> None:
         """Forget earlier deaths; the worker must be stopped."""
         self._policy = RestartPolicy(random.Random())
-        self._failure = ""
+        self._failure = NO_REASON
 
     def check(self) -> None:
         """Replace a worker that does nothing while frames wait; to be called at each interval."""
@@ -187,7 +238,7 @@ class WorkerKeeper:
             delay_s = self._policy.delay_s(self._started)
             self._retry = self._loop.call_later(delay_s, self._spawn)
             self._log.error("worker_not_started", error=str(err), retry_in_s=round(delay_s, 3))
-            self._set_failure(f"worker: start: {describe(err)}")
+            self._set_failure(Cause.WORKER_FAILED.say(error=f"start: {describe(err)}"))
             return
         self._loop.watch(self._child.pidfd, self._on_exit)
         if self._policy.failed:
@@ -226,30 +277,32 @@ class WorkerKeeper:
             "worker_exited",
             pid=child.pid,
             ended=str(status),
-            error=error,
+            error=str(error),
             uptime_s=round(uptime_s, 3),
             restart_in_s=round(delay_s, 3),
             successor=self.pid,
         )
 
-    def _error(self, status: ExitStatus) -> str:
+    def _error(self, status: ExitStatus) -> Reason:
         """Return the reason for a worker's end, as the status shows it."""
         if self._stuck is not None:
-            return f"worker: {self._stuck}: hung"
-        if status.signal is not None:  # whatever it says itself
-            if status.signal == signal.SIGSYS:
-                return f"worker: killed by {status} for a system call that it may not make"
-            return f"worker: killed by {status}"
-        return f"worker: {self.exit_message.read() or status}"
+            error = f"{self._stuck}: hung"
+        elif status.signal == signal.SIGSYS:
+            error = f"killed by {status} for a system call that it may not make"
+        elif status.signal is not None:  # whatever it says itself
+            error = f"killed by {status}"
+        else:
+            error = self.exit_message.read() or str(status)
+        return Cause.WORKER_FAILED.say(error=error)
 
     def _on_proof(self) -> None:
         self._proof = None
         self._policy.proved(self._loop.now())
-        self._set_failure("")
+        self._set_failure(NO_REASON)
 
-    def _set_failure(self, error: str) -> None:
+    def _set_failure(self, error: Reason) -> None:
         """Make the last worker's error the failure, if workers die again and again."""
-        failure = error if self._policy.failed else ""
+        failure = error if self._policy.failed else NO_REASON
         if failure != self._failure:
             self._failure = failure
             self._failure_changed()

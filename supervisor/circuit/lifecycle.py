@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from vela.reasons import NO_REASON, Reason
+
 
 class State(Enum):
     """The state of a circuit. The values are those of the status; BROKEN is shown as "failed"."""
@@ -36,6 +38,7 @@ class Input(Enum):
 
     START = auto()
     ACCEPT = auto()  # starts with the session that the remote asked for
+    RESUME = auto()  # goes on with what another velad's circuit did
     DISABLE = auto()
     ENABLE = auto()
     # From the search for the remote.
@@ -107,7 +110,7 @@ class Step:
     """The result of an input."""
 
     state: State
-    reason: str
+    reason: Reason
     actions: tuple[Action, ...]
 
 
@@ -156,6 +159,7 @@ WITH_SIGNALING: Table = {
     **_in_states((_S.RESOLVING, _S.CONNECTING, _S.DOWN, _S.REJECTED), _NOT_UP),
     (_S.RESOLVING, _I.START): Transition(_S.RESOLVING, (_A.RESOLVE, _A.SEEK)),
     (_S.RESOLVING, _I.ACCEPT): Transition(_S.CONNECTING),
+    (_S.RESOLVING, _I.RESUME): Transition(_S.UP, (_A.CARRY, _A.CARRIER_ON)),
     (_S.RESOLVING, _I.UNRESOLVED): Transition(_S.RESOLVING),
     (_S.RESOLVING, _I.ROUTED): Transition(_SEEKING),
     # The last address stays in use while the name does not resolve.
@@ -240,6 +244,7 @@ _STATIC = {
 STATIC: Table = {
     **_in_states((_S.RESOLVING, _S.DOWN, _S.FAILED, _S.UNMONITORED, _S.BROKEN), _STATIC),
     (_S.RESOLVING, _I.START): Transition(_S.RESOLVING, (_A.RESOLVE,)),
+    (_S.RESOLVING, _I.RESUME): Transition(_S.UNMONITORED, (_A.CARRY, _A.CARRIER_ON)),
     # The last address stays in use.
     (_S.UNMONITORED, _I.UNRESOLVED): Transition(_STAY),
     (_S.BROKEN, _I.ROUTED): Transition(_STAY),
@@ -262,11 +267,11 @@ class Lifecycle:
 
     def __init__(self, *, static: bool) -> None:
         self.state = State.RESOLVING
-        self.reason = ""
+        self.reason = NO_REASON
         self._table = STATIC if static else WITH_SIGNALING
         self._was_up = False
 
-    def take(self, happened: Input, reason: str = "") -> Step:
+    def take(self, happened: Input, reason: Reason = NO_REASON) -> Step:
         """Take an input. Return the next state and the actions to carry out.
 
         Raises RuntimeError if the table has no such pair.

@@ -30,6 +30,13 @@ class Links:
         self._monitor = LinkMonitor()
         loop.watch(self._monitor.fileno(), self._on_changes)
 
+    def freeze(self) -> None:
+        """Hear of nothing until thaw()."""
+        self._loop.unwatch(self._monitor.fileno())
+
+    def thaw(self) -> None:
+        self._loop.watch(self._monitor.fileno(), self._on_changes)
+
     def close(self) -> None:
         self._loop.unwatch(self._monitor.fileno())
         self._monitor.close()

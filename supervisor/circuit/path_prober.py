@@ -48,6 +48,14 @@ class PathProber:
             self._found.resume(at)
         self._go_on()
 
+    def resume(self, path: UnderlayPath, probed_mtu: int | None) -> UnderlayPath:
+        """Return the path with what another velad has found of it, and know that, too."""
+        ceiling = path.route.mtu
+        if probed_mtu is not None and probed_mtu < ceiling:
+            self._probed = path.endpoint, ceiling
+            self._found.recall(ceiling, FLOOR[path.endpoint.family], probed_mtu)
+        return self.narrow(path)
+
     def stop(self) -> None:
         """Send nothing until start()."""
         self._signaling = None

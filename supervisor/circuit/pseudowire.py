@@ -6,8 +6,11 @@ import errno
 import os
 import socket
 import zlib
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
+from ipaddress import ip_address
 
 import structlog
 
@@ -35,6 +38,7 @@ from vela.linux.underlay import (
     set_send_buffer,
 )
 from vela.mac import derive_mac
+from vela.reasons import Cause, Reason
 from vela.wire import (
     MAX_SOURCE_PORT,
     MAX_UDP_PAYLOAD,
@@ -46,6 +50,7 @@ from vela.worker import WorkerTask
 
 from ..config.records import CircuitConfig
 from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim, Demux
+from ..inheritance import Inheritance, member_name, sending_name, tap_name
 from ..runtime.burst import Burst
 from ..runtime.descriptors import DescriptorBudget
 from ..runtime.loop import Callback, EventLoop, Timer
@@ -56,6 +61,7 @@ from .keeper import WorkerKeeper
 from .links import Links
 from .loops import Aim, Carriers
 from .rates import Traffic
+from .send_sockets import SendSockets
 from .shaper import Shaper
 from .terms import Profile, is_encrypted, provisional_mtu
 
@@ -94,6 +100,9 @@ class PseudowireFactory:
     diverted: bytearray = field(default_factory=lambda: bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD))
     """What a worker passes on is read into this. One for all: each circuit has an answer a second,
     which is no reason to fill 64 KiB with zeros."""
+    inheritance: Inheritance = field(default_factory=Inheritance)
+    shared: bool = False
+    """The service manager keeps copies of the interfaces' descriptors."""
 
     def __call__(
         self, config: CircuitConfig, cpu: int, *, await_bridge: bool = False, shielded: bool = False
@@ -144,8 +153,9 @@ class Pseudowire:
         self._carrier = self._narrowed = False
         self._interface_lost = self._changed = False
         self._claim: Claim | None = None
-        self._send_socket: socket.socket | None = None
+        self._send_sockets = SendSockets(parts.loop, self._open_send_socket)
         self._starting: Timer | None = None
+        self._inherited = parts.inheritance.take(sending_name(config.name))
 
         self.local_mac = config.mac or self._derive_mac()
         self._made_up_mac = self._derive_mac("remote")
@@ -163,6 +173,7 @@ class Pseudowire:
             self._divert_reader, self._divert_writer = _socket_pair(config.name)
             undo.callback(self._divert_reader.close)
             undo.callback(self._divert_writer.close)
+            adopted = parts.inheritance.take(tap_name(config.name))
             self._interface = AttachmentCircuit(
                 config,
                 self.local_mac,
@@ -174,9 +185,20 @@ class Pseudowire:
                 features=parts.features,
                 await_bridge=await_bridge,
                 shielded=shielded,
+                adopted=adopted,
+                former=parts.inheritance.former(config.name),
+                shared=parts.shared,
             )
             undo.pop_all()
-        self._shaper = Shaper(config.name, parts.netlink)
+        if self._interface.adopted:
+            end_worker = parts.inheritance.end_worker
+            if end_worker is None:
+                # Whoever read from it last may have changed it.
+                self._keeper.expect_leftovers()
+                self.set_carrier(False)
+            else:
+                self._keeper.follow(partial(end_worker, config.name))
+        self._shaper = Shaper(config.name, parts.netlink, adopted=self._interface.adopted)
         self._decapsulator = self._make_decapsulator(None, partial_checksums=False)
         set_send_buffer(self._divert_writer)
         parts.loop.watch(self._divert_reader.fileno(), self._on_diverted)
@@ -214,9 +236,9 @@ class Pseudowire:
         return self._attached
 
     @property
-    def obstacle(self) -> str:
+    def obstacles(self) -> tuple[Reason, ...]:
         """What the interface still waits for; empty: nothing."""
-        return "; ".join(filter(None, (self._interface.obstacle, self._shaper.obstacle)))
+        return *self._interface.obstacles, self._shaper.obstacle
 
     def set_failure_handler(self, handler: Callback) -> None:
         """Let handler be called when workers fail again and again, and when one lives again."""
@@ -254,7 +276,8 @@ class Pseudowire:
             mac = config.mac or self._derive_mac()
         self._interface.change(config, mac)
         self._changed = self._changed or (
-            (mac, cpu, config.dscp) != (self.local_mac, self._cpu, self._config.dscp)
+            (mac, cpu, config.dscp, config.packet_too_big)
+            != (self.local_mac, self._cpu, self._config.dscp, self._config.packet_too_big)
         )
         if self._attached is None and config.mtu is not None and config.mtu != self._config.mtu:
             self._interface.set_mtu(config.mtu, encrypted=is_encrypted(config))
@@ -291,13 +314,55 @@ class Pseudowire:
 
     def close(self) -> None:
         """Take everything down; the interface is gone afterwards."""
+        self._take_down()
+        self._interface.close()
+
+    def leave(self) -> None:
+        """Take everything down; the interface is gone unless somebody has a copy of its descriptor.
+
+        It then has no carrier.
+        """
+        self._take_down()
+        self._interface.leave()
+
+    @property
+    def member(self) -> tuple[str, int] | None:
+        """The name of the socket that it receives on, and its index; None: it carries nothing."""
+        claim = self._claim
+        return None if claim is None else (member_name(claim.group, claim.index), claim.index)
+
+    @property
+    def sending(self) -> int | None:
+        """The descriptor of the socket of its own that it sends from, if there is one."""
+        present = self._send_sockets.present
+        return None if present is None else present.fileno()
+
+    @property
+    def has_former(self) -> bool:
+        """Whether another velad's worker still carries frames."""
+        return self._keeper.has_former
+
+    def retire_worker(self, done: Callback) -> None:
+        """End the worker after what it has in hand, and start no other; then call done."""
+        if self._starting is not None:
+            self._starting.cancel()
+        self._keeper.retire(done)
+
+    @property
+    def tap(self) -> tuple[int, int]:
+        """The descriptor of the interface, and the number that the kernel knows that by."""
+        return self._interface.fd, self._interface.index
+
+    def _take_down(self) -> None:
         self.detach()
+        if self._inherited is not None:
+            os.close(self._inherited)
+            self._inherited = None
         self._parts.loop.unwatch(self._divert_reader.fileno())
         self._divert_reader.close()
         self._divert_writer.close()
         self._parts.demux.watch_route(self, None)
         self._parts.carriers.forget(self._interface.index)
-        self._interface.close()
         self._parts.counters.give_back(self._counters)
         self._parts.descriptors.give_back()
 
@@ -315,11 +380,14 @@ class Pseudowire:
         before = self._attached
         if before == (path, profile) and key_page == self._key_page and not self._changed:
             return
-        goes_on = before is not None and _uses_same_sockets(before, (path, profile))
+        goes_on = before is not None and _receives_alike(before[0], path)
         if not goes_on or key_page != self._key_page:
             self._release()
-        elif self._starting is not None:
-            self._starting.cancel()
+        else:
+            if self._starting is not None:
+                self._starting.cancel()
+            if before is not None and before[1].source_port != profile.source_port:
+                self._send_sockets.retire()
         try:
             self._attach(path, profile, key_page)
         except BaseException:
@@ -338,6 +406,15 @@ class Pseudowire:
         """The UDP port that frames leave from; None: it carries none."""
         return self._frame_port
 
+    def prepare_port(self, path: UnderlayPath, profile: Profile) -> int:
+        """Return the UDP port that frames will leave from with this profile.
+
+        One of the circuit's own is opened for that. Raises DeviceError.
+        """
+        if profile.source_port == path.group.port:
+            return path.group.port
+        return self._send_sockets.prepare(path, profile.source_port)
+
     def expect_frames_from(self, port: int | None) -> None:
         """Take only frames that come from this UDP port of the remote's; None: from any."""
         if self._claim is not None:
@@ -351,9 +428,7 @@ class Pseudowire:
     def _release(self) -> None:
         self._attached = self._attachment = self._frame_port = self._key_page = None
         self._stop_worker()
-        if self._send_socket is not None:
-            self._send_socket.close()
-            self._send_socket = None
+        self._send_sockets.close()
         if self._claim is not None:
             self._parts.demux.withdraw(self._claim)
             self._claim = None
@@ -426,7 +501,7 @@ class Pseudowire:
         counters[Slot.RX_BYTES] += end - frame
         counters[Slot.RX_ELIDED] += elided
 
-    def find_loop(self, remote: Endpoint, route: Route) -> str:
+    def find_loop(self, remote: Endpoint, route: Route) -> Reason:
         """Return why the circuit cannot send to a remote by this route; empty: it can.
 
         Where it cannot, the circuit is told when routes to the remote change.
@@ -450,7 +525,7 @@ class Pseudowire:
         path, _ = self._attached
         with suppress(OSError):  # without a route nothing is sent
             self._narrowed = find_route(path.route.source, path.endpoint, self._choice).narrowed
-            set_narrowed(self._send_socket or self._claim.socket, self._narrowed)
+            set_narrowed(self._send_sockets.present or self._claim.socket, self._narrowed)
 
     def traffic(self) -> Traffic:
         """Return what it has carried, at less cost than counter_status()."""
@@ -511,11 +586,10 @@ class Pseudowire:
                 self._claim.restore()
                 set_narrowed(self._claim.socket, self._narrowed)
                 set_tos(self._claim.socket, self._tos)
-            if self._send_socket is not None and self._attached is not None:
+            present = self._send_sockets.present
+            if present is not None and self._attached is not None:
                 endpoint = self._attached[0].endpoint
-                restore_send_socket(
-                    self._send_socket, endpoint, narrowed=self._narrowed, tos=self._tos
-                )
+                restore_send_socket(present, endpoint, narrowed=self._narrowed, tos=self._tos)
         except (OSError, DeviceError) as err:
             # The worker finds out, if it matters; a TAP may just have been removed.
             self._log.warning("descriptors_not_restored", error=str(err))
@@ -559,7 +633,7 @@ class Pseudowire:
         claim = self._claim
         if claim is None:
             claim = self._claim = self._parts.demux.claim(
-                self, self._config.id, path.sources, path.group
+                self, self._config.id, path.sources, path.group, path.route.source
             )
         destination = source_address = None
         if profile.source_port == path.group.port:
@@ -570,12 +644,11 @@ class Pseudowire:
             destination = path.group.sockaddr(path.endpoint)
             if path.group.address.is_unspecified or path.route.device is not None:
                 source_address = pktinfo(path.route.source, path.route.device or 0)
-        elif self._send_socket is not None:
-            send_socket = self._send_socket
+        else:
+            # It may have been there, with other numbers.
+            send_socket = self._send_sockets.take(path, profile.source_port)
             set_narrowed(send_socket, self._narrowed)
             set_tos(send_socket, self._tos)
-        else:
-            send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
         attachment = self._attachment = Attachment(
             circuit_id=self._config.id,
             tap_fd=self._interface.fd,
@@ -593,6 +666,7 @@ class Pseudowire:
             virtio_header=self._interface.virtio_header,
             partial_checksums=profile.partial_checksums,
             fragmentation=profile.fragmentation,
+            packet_too_big=self._config.packet_too_big,
             mss_clamp=profile.mss_clamp,
             dscp=self._config.dscp,
             carry_ecn=profile.carry_ecn,
@@ -623,7 +697,11 @@ class Pseudowire:
             span = MAX_SOURCE_PORT - MIN_SOURCE_PORT + 1
             first = zlib.crc32(identity.encode())
             ports = [MIN_SOURCE_PORT + (first + i) % span for i in range(SOURCE_PORT_TRIES)]
+        inherited = self._take_inherited(path, ports)
+        if inherited is not None:
+            return inherited
         for port in ports:
+            self._send_sockets.free(port)
             try:
                 return open_send_socket(
                     path.route.source,
@@ -639,7 +717,24 @@ class Pseudowire:
                         f"cannot send to {path.endpoint}: {os.strerror(err.errno or 0)}"
                     ) from err
         taken = str(ports[0]) if len(ports) == 1 else f"{ports[0]} and {len(ports) - 1} more"
-        raise DeviceError(f"the source port {taken} is taken")
+        raise DeviceError(Cause.PORT_IN_USE.say(port=taken))
+
+    def _take_inherited(self, path: UnderlayPath, ports: Sequence[int]) -> socket.socket | None:
+        """Return the socket that another velad sends from, once, if it is the right one."""
+        fd, self._inherited = self._inherited, None
+        if fd is None:
+            return None
+        inherited = socket.socket(fileno=fd)
+        endpoint = path.endpoint
+        with suppress(OSError):
+            address, port = inherited.getpeername()[:2]
+            source = inherited.getsockname()
+            same = (ip_address(address), port) == (endpoint.address, endpoint.port)
+            if same and source[1] in ports and ip_address(source[0]) == path.route.source:
+                self._choice.mark_socket(inherited)
+                return inherited
+        inherited.close()
+        return None
 
     def _on_diverted(self) -> None:
         """Pass on what UDP GRO joined to this circuit's datagrams: same remote, other circuit."""
@@ -665,15 +760,11 @@ class Pseudowire:
                 demux.dispatch(source, path.route.source, data, REBUILD_ROOM, end)
 
 
-def _uses_same_sockets(
-    before: tuple[UnderlayPath, Profile], after: tuple[UnderlayPath, Profile]
-) -> bool:
-    """Tell whether frames come and go by the same sockets on both paths."""
-    (old, old_profile), (new, new_profile) = before, after
-    return (
-        (old.endpoint, old.sources, old.group) == (new.endpoint, new.sources, new.group)
-        and old.route.source == new.route.source
-        and old_profile.source_port == new_profile.source_port
+def _receives_alike(old: UnderlayPath, new: UnderlayPath) -> bool:
+    """Tell whether frames come by the same socket on both paths, from and to the same addresses."""
+    return (old.endpoint, old.sources, old.group, old.route.source) == (
+        *(new.endpoint, new.sources, new.group),
+        new.route.source,
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from vela.address import IPAddress, Remote
 from vela.errors import ConfigError
+from vela.reasons import NO_REASON, Cause, Reason
 
 from ..nearest import nearest
 from ..runtime.loop import Callback, EventLoop, Timer
@@ -46,7 +47,7 @@ class User(Protocol):
         """Go to the remote that is now in use; why: for the log."""
 
     def watch_primary(
-        self, primary: Remote, on_answer: Callback, on_silence: Callable[[str], None]
+        self, primary: Remote, on_answer: Callback, on_silence: Callable[[Reason], None]
     ) -> PrimaryWatch:
         """Begin to ask the primary at intervals."""
 
@@ -65,7 +66,7 @@ class Remotes:
         self._known: dict[Remote, tuple[IPAddress, ...]] = {}
         self._timer: Timer | None = None
         self._watch: PrimaryWatch | None = None
-        self._stopped = False
+        self._stopped = self._frozen = False
 
     @property
     def in_use(self) -> Remote:
@@ -89,6 +90,36 @@ class Remotes:
         self._standby.rest()
         self._set()
 
+    def freeze(self) -> None:
+        """Change nothing until thaw(): another velad is about to take over."""
+        self._frozen = True
+        self._set()
+
+    def thaw(self) -> None:
+        self._frozen = False
+        self._set()
+
+    @property
+    def standing(self) -> tuple[int, bool, list[tuple[str, str]]]:
+        """The number of the one in use, whether a command says so, and why each does not work.
+
+        The latter as text and code.
+        """
+        failures = [(str(each), each.code) for each in self._standby.failures]
+        return self._used, self._standby.held, failures
+
+    def resume(self, used: int, held: bool, failures: Sequence[tuple[str, str]]) -> bool:
+        """Take over what standing said. Return whether another remote than the first is in use.
+
+        Raises ValueError if the list is another one.
+        """
+        if not 0 <= used < len(self._all) == len(failures):
+            raise ValueError("its remotes are others than before")
+        self._standby.current = self._used = used
+        self._standby.held = held
+        self._standby.failures = [Reason(text, code) for text, code in failures]
+        return used != 0
+
     def begin_anew(self) -> bool:
         """Begin with the primary again. Return whether another remote was in use."""
         self._standby.begin_anew()
@@ -107,7 +138,7 @@ class Remotes:
         self._set()
         return self.in_use != before
 
-    def note(self, happened: Input, state: State, reason: str) -> None:
+    def note(self, happened: Input, state: State, reason: Reason) -> None:
         """Take note of what happened to the circuit, and of the state that followed."""
         standby, now = self._standby, self._loop.now()
         if self._stopped or standby.current != self._used:
@@ -144,43 +175,48 @@ class Remotes:
 
     # What there is to say.
 
-    def explain(self, state: State, reason: str) -> str:
-        """Return the reason for a circuit's state, with those of its remotes."""
+    def explain(self, state: State, reason: Reason) -> tuple[Reason, ...]:
+        """Return the reasons for a circuit's state, with those of its remotes."""
         if not self.is_list or state in _NOT_THE_REMOTE:
-            return reason
+            return (reason,)
         if state is State.UP:
-            return "; ".join(filter(None, (self._why_not_primary(), reason)))
+            return self._why_not_primary(), reason
         whys = (self._failure(number, reason) for number in range(len(self._all)))
-        return "; ".join(f"{each}: {why}" for each, why in zip(self._all, whys, strict=True) if why)
+        return tuple(
+            Reason(f"{each}: {why}", why.code)
+            for each, why in zip(self._all, whys, strict=True)
+            if why
+        )
 
-    def status(self, state: State, reason: str) -> tuple[RemoteStatus, ...]:
+    def status(self, state: State, reason: Reason) -> tuple[RemoteStatus, ...]:
         """Return what each remote does; state and reason: the circuit's."""
         return tuple(
             RemoteStatus(
                 name=str(each),
                 state=state.word if number == self._used else self._word(number),
                 current=number == self._used,
-                reason=self._failure(number, reason),
+                reason=str(self._failure(number, reason)),
             )
             for number, each in enumerate(self._all)
         )
 
-    def _why_not_primary(self) -> str:
+    def _why_not_primary(self) -> Reason:
         if self._used == 0:
-            return ""
+            return NO_REASON
         primary, used = self._all[0], self.in_use
         if self._standby.held:
-            return f"{used} carries the circuit, as a command says"
+            return Cause.STANDBY_ORDERED.say(used=used)
         why = self._standby.failures[0]
         if why and not self._standby.primary_answers:
-            return f"{used} stands in for {primary}: {why}"
-        answers = "answers again, and " if why else ""
-        return (
-            f"{used} stands in for {primary}, which {answers}gets the circuit "
-            f"when it has answered for {self._standby.good_s:g} s"
+            return Cause.STANDBY_USED.say(used=used, primary=primary, why=why)
+        return Cause.STANDBY_LEAVES.say(
+            used=used,
+            primary=primary,
+            answers="answers again, and " if why else "",
+            seconds=self._standby.good_s,
         )
 
-    def _failure(self, number: int, reason: str) -> str:
+    def _failure(self, number: int, reason: Reason) -> Reason:
         known = self._standby.failures[number]
         return reason or known if number == self._used else known
 
@@ -199,7 +235,7 @@ class Remotes:
 
     def _move(self) -> None:
         former = self._used
-        if not self._stopped and self._apply():
+        if not (self._stopped or self._frozen) and self._apply():
             why = self._standby.failures[former]
             self._user.use_remote(why or "the primary has answered for long enough")
 
@@ -218,6 +254,11 @@ class Remotes:
             self._timer.cancel()
             self._timer = None
         at = self._standby.next_timer()
+        if self._frozen:
+            if self._watch is not None:
+                self._watch.stop()
+                self._watch = None
+            return
         if at < math.inf:
             self._timer = self._loop.call_at(at, self._on_timer)
         if self._standby.watches_primary and self._watch is None:
@@ -235,6 +276,6 @@ class Remotes:
         self._standby.answered(self._loop.now())
         self._after()
 
-    def _on_silence(self, why: str) -> None:
+    def _on_silence(self, why: Reason) -> None:
         self._standby.unanswered(why)
         self._after()

@@ -67,6 +67,7 @@ class SignalingChannel:
     def hold(self) -> None:
         """Say nothing, and do nothing, until release()."""
         self._held = True
+        self._cancel_alarm()
 
     def release(self) -> None:
         self._held = False
@@ -119,7 +120,7 @@ class SignalingChannel:
             self.forget()
 
     def _set_alarm(self) -> None:
-        at = None if self._ended else self.session.next_timer()
+        at = None if self._ended or self._held else self.session.next_timer()
         if at is None:
             self._cancel_alarm()
             return

@@ -33,8 +33,11 @@ class Exporter:
         address: Endpoint,
         status: Callable[[], DaemonStatus],
         rates: Callable[[], Iterable[tuple[str, RateStatus]]],
+        adopted: int | None = None,
     ) -> None:
         """Listen. Raises DeviceError if the address cannot be had.
+
+        adopted: the descriptor of a socket that listens there already.
 
         rates: of all circuits, by name; asked for all the time, and so without what a status costs.
         """
@@ -43,8 +46,18 @@ class Exporter:
         self._build_s = 0.0
         self._loop = loop
         self._history = RateHistory()
-        self._server = HttpServer(loop, address, self._answer, self._on_exhausted)
+        self._server = HttpServer(loop, address, self._answer, self._on_exhausted, adopted)
         self._sampling = loop.call_later(PERIOD_S, self._sample)
+
+    def fileno(self) -> int:
+        """The descriptor that listens."""
+        return self._server.fileno()
+
+    def freeze(self) -> None:
+        self._server.freeze()
+
+    def thaw(self) -> None:
+        self._server.thaw()
 
     def close(self) -> None:
         self._sampling.cancel()

@@ -45,13 +45,21 @@ class HttpServer:
         address: Endpoint,
         handler: Handler,
         on_exhausted: Callable[[str], object] = lambda reason: None,
+        adopted: int | None = None,
     ) -> None:
-        """Listen. on_exhausted: see Listener. Raises DeviceError if the address cannot be had."""
+        """Listen. on_exhausted: see Listener. Raises DeviceError if the address cannot be had.
+
+        adopted: the descriptor of a socket that listens there already.
+        """
         self._loop = loop
         self._handler = handler
         self._clients: dict[_Client, None] = {}
         self.answers: dict[int, int] = {}
         """How many there were, by status."""
+        if adopted is not None:
+            listening = socket.socket(fileno=adopted)
+            self._listener = Listener(loop, listening, self._on_connection, on_exhausted)
+            return
         listening = socket.socket(
             socket.AF_INET6 if address.address.version == 6 else socket.AF_INET,
             socket.SOCK_STREAM | socket.SOCK_NONBLOCK,
@@ -67,6 +75,17 @@ class HttpServer:
             listening.close()
             raise DeviceError(f"cannot listen on {address}: {_reason(err)}") from err
         self._listener = Listener(loop, listening, self._on_connection, on_exhausted)
+
+    def fileno(self) -> int:
+        """The descriptor that listens."""
+        return self._listener.fileno()
+
+    def freeze(self) -> None:
+        """Accept nothing until thaw(). Requests that are there already are answered."""
+        self._listener.freeze()
+
+    def thaw(self) -> None:
+        self._listener.thaw()
 
     def close(self) -> None:
         self._listener.close()

@@ -17,6 +17,7 @@ from vela.wire import Suite
 
 from ..config.records import AutoconfigureConfig, CircuitConfig, DaemonConfig, Encryption
 from ..frame_keys import CircuitKeys, Identity
+from ..inheritance import Inheritance, keys_name
 from ..keys import HeldKey, Keys
 
 # Each takes two or four X25519: of strangers together, so many a second.
@@ -48,8 +49,18 @@ class Answered:
 class Ciphers:
     """Makes the keys of encrypted circuits."""
 
-    def __init__(self, keys: Keys, daemon: DaemonConfig, suites: tuple[Suite, ...]) -> None:
-        """suites: that the engine has; none: it cannot encrypt."""
+    def __init__(
+        self,
+        keys: Keys,
+        daemon: DaemonConfig,
+        suites: tuple[Suite, ...],
+        inheritance: Inheritance | None = None,
+    ) -> None:
+        """suites: that the engine has; none: it cannot encrypt.
+
+        inheritance: what another velad has left, to go on with.
+        """
+        self._inheritance = inheritance or Inheritance()
         self._keys, self._daemon = keys, daemon
         self._suites = Suites(0)
         for suite in suites:
@@ -115,6 +126,7 @@ class Ciphers:
             identity=self._own_identity() if by_identity else None,
             remote_static=peer_key,
             allowed=allowed,
+            page_fd=self._inheritance.take(keys_name(what)),
         )
 
     def _own_identity(self) -> Identity:

@@ -22,6 +22,7 @@ from ..circuit.hooks import STOP_LIMIT_S, HookRunner
 from ..circuit.lifecycle import State
 from ..circuit.routes import MachineRoutes
 from ..circuit.setup import Origin
+from ..circuit.standing import Standing
 from ..circuit.tenure import Tenure
 from ..config.conflicts import check_key
 from ..config.reader import parse_circuits
@@ -79,6 +80,7 @@ class Registry:
         self._config = config
         self._loop = loop
         self._control_channel = control_channel
+        self._frozen = False
         self._new_engine: tuple[LoadedEngine, Features] | None = None
         self._lines = lines
         self._port = config.daemon.port
@@ -183,7 +185,10 @@ class Registry:
         self._hooks.when_idle(done)
 
     def close(self) -> None:
-        """Close all circuits. Remotes are told that they will return."""
+        """Close all circuits. Remotes are told that they will return.
+
+        Interfaces of whose descriptors somebody has copies stay.
+        """
         self._store.close()
         guard, circuits = self._loop.guard, tuple(self._circuits.values())
         for circuit in (*circuits, *self._leaving.values()):
@@ -195,7 +200,7 @@ class Registry:
         for circuit in circuits:
             guard(circuit.kill_worker)
         for circuit in circuits:
-            guard(circuit.close)
+            guard(partial(circuit.close, leave=True))
         self._circuits.clear()
 
     def __len__(self) -> int:
@@ -424,7 +429,10 @@ class Registry:
         if circuit.origin is Origin.CONFIG:
             raise ConfigError(f"{name} is in the configuration file; remove it there, and reload")
         if circuit.origin is Origin.PEER and circuit.state is State.UP:
-            raise ConfigError(f"{name} was set up by {circuit.config.remote}; delete it there")
+            raise ConfigError(
+                f"{name} was set up by {circuit.config.remote}, and is up; delete it there. "
+                f"Is that machine gone for good? velactl down {name}, then velactl delete {name}"
+            )
         self._store.save(Ahead(name, deleted=True))
         self.remove(circuit, CloseReason.DELETED)
 
@@ -471,6 +479,47 @@ class Registry:
         """Set the callback for changes of circuits."""
         self._on_change = handler
 
+    def obstacle(self) -> str:
+        """Return why another velad cannot take over at present; empty: it can."""
+        if self._leaving or not self._hooks.idle:
+            return "hooks run at present"
+        return ""
+
+    def freeze(self) -> None:
+        """Let circuits carry frames and do nothing else, until thaw()."""
+        self._frozen = True
+        self._store.close()
+        for circuit in self._circuits.values():
+            circuit.freeze()
+
+    def thaw(self, retired: Container[str]) -> None:
+        """Undo freeze(). retired: circuits whose workers were ended, which begin anew."""
+        self._frozen = False
+        for name, circuit in tuple(self._circuits.items()):
+            self._loop.guard(circuit.thaw)
+            if name in retired and not circuit.disabled:
+                self._loop.guard(circuit.restart)
+
+    def resume(self, former: Mapping[str, Standing]) -> frozenset[str]:
+        """Go on with what another velad's circuits did, all of them in this turn of the loop.
+
+        Return the names of those that do.
+        """
+        resumed = set()
+        for name, standing in former.items():
+            circuit = self._circuits.get(name)
+            if circuit is not None and circuit.idle and circuit.resume(standing):
+                resumed.add(name)
+        return frozenset(resumed)
+
+    def each(self) -> tuple[Circuit, ...]:
+        """Return all circuits that there are."""
+        return tuple(self._circuits.values())
+
+    def taps(self) -> dict[str, tuple[int, int]]:
+        """Return the descriptor of each circuit's interface, and its index."""
+        return {name: circuit.tap for name, circuit in self._circuits.items()}
+
     def configurations(self) -> dict[str, tuple[CircuitConfig, Origin]]:
         """Return what is in effect for each circuit, and who asked for it."""
         created = {name: (each.config, each.origin) for name, each in self._circuits.items()}
@@ -490,7 +539,8 @@ class Registry:
                 "circuit": circuit.name,
                 "id": circuit.config.id,
                 "state": circuit.state.word,
-                "reason": circuit.reason,
+                "reason": str(circuit.reason),
+                "reason_code": circuit.reason.code,
                 "remote": str(circuit.remote),
                 "remotes": document(circuit.remotes()),
             }
@@ -531,6 +581,8 @@ class Registry:
 
     def _create_pending(self, wanted: StoredCircuit) -> None:
         """Create a circuit that could not be created before, and start it. Raises VelaError."""
+        if self._frozen:
+            raise ConfigError("another velad is about to take over")
         if wanted.origin is Origin.CONFIG:
             self._allocation.check_free(wanted.config)
         else:

@@ -37,11 +37,21 @@ class Listener:
         self._pause: Timer | None = None
         self._listen()
 
-    def close(self) -> None:
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def freeze(self) -> None:
+        """Accept nothing until thaw(): connections wait, or another process accepts them."""
         if self._pause is None:
             self._loop.unwatch(self._socket.fileno())
         else:
             self._pause.cancel()
+
+    def thaw(self) -> None:
+        self._listen()
+
+    def close(self) -> None:
+        self.freeze()
         self._socket.close()
 
     def _listen(self) -> None:

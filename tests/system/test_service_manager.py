@@ -52,9 +52,11 @@ class Manager:
         self._socket = listening
 
     def next(self, timeout_s: float = MESSAGE_TIMEOUT_S) -> str:
-        """Return the next message. Raises TimeoutError."""
+        """Return the next message, but for descriptors to be kept. Raises TimeoutError."""
         self._socket.settimeout(timeout_s)
-        return self._socket.recv(1000).decode()
+        while (message := self._socket.recv(1000).decode()).startswith("FDSTORE"):
+            pass
+        return message
 
     def wait_for(self, wanted: Callable[[str], bool]) -> str:
         while not wanted(message := self.next()):

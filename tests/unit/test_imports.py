@@ -18,25 +18,34 @@ ROOMS = """
     vela.supervisor.cli
     vela.supervisor.daemon vela.supervisor.lacking
     vela.supervisor.reloads
+    vela.supervisor.predecessor
+    vela.supervisor.succession
     vela.supervisor.trial
     vela.supervisor.registry
     vela.supervisor.circuit
     vela.supervisor.control_channel
     vela.supervisor.demux
+    vela.supervisor.wrong_keys vela.supervisor.undelivered
     vela.supervisor.export
+    vela.supervisor.listening
+    vela.supervisor.fd_store
+    vela.supervisor.inheritance
     vela.supervisor.status vela.supervisor.control_socket vela.supervisor.notify
     vela.supervisor.frame_keys
     vela.supervisor.keys
     vela.supervisor.key_holder
     vela.supervisor.frame_key_holder
     vela.supervisor.key_requests
+    vela.supervisor.frame_ports
     vela.supervisor.runtime vela.supervisor.config
     vela.worker
     vela.dataplane vela.signaling
     vela.linux
     vela.supervisor.velactl
     vela.wire vela.log
-    vela.address vela.mac vela.rate vela.public_key vela.backoff vela.percentile vela.errors
+    vela.address vela.mac vela.rate vela.public_key vela.backoff vela.percentile
+    vela.reasons
+    vela.errors
     vela.supervisor.constants vela.supervisor.nearest vela.supervisor.states
     vela vela.supervisor
 """

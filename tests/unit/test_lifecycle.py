@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 
+from vela.reasons import Reason
 from vela.supervisor.circuit.lifecycle import (
     STATIC,
     WITH_SIGNALING,
@@ -31,7 +32,7 @@ SESSION_INPUTS = {
     In.SWITCHED,
 }
 SEARCH_INPUTS = {In.UNRESOLVED, In.NO_ROUTE, In.ROUTED, In.CUT_OFF}
-BEGINNINGS = {In.START, In.ACCEPT, In.ENABLE}
+BEGINNINGS = {In.START, In.ACCEPT, In.RESUME, In.ENABLE}
 
 # What cannot happen, by state. Everything else must be in the table.
 IMPOSSIBLE_WITH_SIGNALING = {
@@ -44,7 +45,9 @@ IMPOSSIBLE_WITH_SIGNALING = {
     S.FAILED: BEGINNINGS,
     S.BROKEN: BEGINNINGS,
     # Signalling has said goodbye, and the search is paused.
-    S.DISABLED: SESSION_INPUTS | SEARCH_INPUTS | {In.START, In.ACCEPT, In.FAILED, In.DISABLE},
+    S.DISABLED: SESSION_INPUTS
+    | SEARCH_INPUTS
+    | {In.START, In.ACCEPT, In.RESUME, In.FAILED, In.DISABLE},
     S.UNMONITORED: set(In),
 }
 IMPOSSIBLE_FOR_STATIC = {
@@ -53,7 +56,9 @@ IMPOSSIBLE_FOR_STATIC = {
     S.UNMONITORED: SESSION_INPUTS | BEGINNINGS,
     S.FAILED: SESSION_INPUTS | BEGINNINGS,
     S.BROKEN: SESSION_INPUTS | BEGINNINGS,
-    S.DISABLED: SESSION_INPUTS | SEARCH_INPUTS | {In.START, In.ACCEPT, In.FAILED, In.DISABLE},
+    S.DISABLED: SESSION_INPUTS
+    | SEARCH_INPUTS
+    | {In.START, In.ACCEPT, In.RESUME, In.FAILED, In.DISABLE},
     S.CONNECTING: set(In),
     S.UP: set(In),
     S.REJECTED: set(In),
@@ -66,7 +71,7 @@ def lifecycle_in(state: State, *, static: bool, was_up: bool) -> Lifecycle:
     lifecycle = Lifecycle(static=static)
     if was_up and not static:
         lifecycle.take(In.UP)
-    lifecycle.state, lifecycle.reason = state, "a reason from before"
+    lifecycle.state, lifecycle.reason = state, Reason("a reason from before")
     return lifecycle
 
 
@@ -207,9 +212,9 @@ def test_step_with_signaling(
     actions: tuple[Action, ...],
 ) -> None:
     lifecycle = lifecycle_in(state, static=False, was_up=was_up)
-    lifecycle.reason = "before"
+    lifecycle.reason = Reason("before")
 
-    assert lifecycle.take(happened, "r") == Step(following, reason, actions)
+    assert lifecycle.take(happened, Reason("r")) == Step(following, Reason(reason), actions)
     assert (lifecycle.state, lifecycle.reason) == (following, reason)
 
 
@@ -235,9 +240,9 @@ def test_step_of_a_static_circuit(
     state: State, happened: Input, following: State, reason: str, actions: tuple[Action, ...]
 ) -> None:
     lifecycle = lifecycle_in(state, static=True, was_up=False)
-    lifecycle.reason = "before"
+    lifecycle.reason = Reason("before")
 
-    assert lifecycle.take(happened, "r") == Step(following, reason, actions)
+    assert lifecycle.take(happened, Reason("r")) == Step(following, Reason(reason), actions)
 
 
 def test_status_word_of_a_broken_circuit_is_failed() -> None:

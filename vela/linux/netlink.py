@@ -195,6 +195,18 @@ class Netlink:
         self._set_link(name, f"join it to {bridge}", {IFLA_MASTER: master})
         return mtu
 
+    def bridge_mtu(self, bridge: str) -> int:
+        """Return the MTU of a bridge, in bytes. Raises DeviceError."""
+        return self._mtu(bridge)
+
+    def remove(self, index: int) -> None:
+        """Remove an interface, whoever has descriptors of it. Raises DeviceError."""
+        try:
+            self._kernel.remove_link(index)
+        except OSError as err:
+            if err.errno != errno.ENODEV:
+                raise DeviceError(f"cannot remove {self.name_of(index)}: {err.strerror}") from err
+
     def leave_bridge(self, name: str) -> None:
         """Make an interface a port of no bridge. Raises DeviceError."""
         self._set_link(name, "take it out of its bridge", {IFLA_MASTER: 0})

@@ -193,6 +193,10 @@ class Rtnetlink:
             body += _attribute(kind, value if isinstance(value, bytes) else _U32.pack(value))
         self._change(_SET_LINK, 0, body)
 
+    def remove_link(self, index: int) -> None:
+        """Remove an interface. Raises OSError."""
+        self._change(_DELETE_LINK, 0, _LINK.pack(0, 0, index, 0, 0))
+
     def add_address(self, index: int, address: IPInterface) -> None:
         """Give an interface an address. Raises OSError.
 

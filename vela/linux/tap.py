@@ -18,6 +18,7 @@ import pytun
 
 from vela.errors import DeviceError
 from vela.linux.features import ALL_FEATURES, TUN, TUNSETOFFLOAD, Feature, Features, tun_offloads
+from vela.reasons import Cause
 from vela.wire import VIRTIO_HEADER
 
 _TUNSETCARRIER = 0x400454E2  # include/uapi/linux/if_tun.h, Linux 5.0
@@ -44,8 +45,11 @@ _HWADDR = struct.Struct("=16xH6s16x")  # struct ifreq with an address
 _ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 _SIOCSIFHWADDR = 0x8924  # include/uapi/linux/sockios.h
 _SIOCSIFMTU = 0x8922
+_SIOCGIFMTU = 0x8921
+_SIOCGIFHWADDR = 0x8927
 _NAME_SIZE = 16  # include/uapi/linux/if.h, IFNAMSIZ
 _MTU = struct.Struct("=16si20x")  # struct ifreq with a number, 64 bit
+_FLAGS = struct.Struct("=16sH22x")  # struct ifreq with flags, 64 bit
 _INT = struct.Struct("=i")
 
 
@@ -70,8 +74,13 @@ class Tap:
         *,
         virtio_header: bool = False,
         features: Features = ALL_FEATURES,
+        adopted: int | None = None,
     ) -> None:
         """Create the interface, down and without carrier; mtu in bytes.
+
+        adopted: the descriptor of one that another velad has made, which is this
+        object's from now on. Nothing of it changes before restore(): a worker may
+        use it. mac, mtu and virtio_header are then those that it has.
 
         With virtio_header, a virtio header goes before each frame, and the
         kernel leaves checksums and segmentation to the reader as far as
@@ -83,37 +92,62 @@ class Tap:
         self.name = name
         self.mac = mac
         self.virtio_header = virtio_header
+        self._features, self._offloads = features, virtio_header
+        self.mtu = mtu
+        self.fd: int
+        """The descriptor that frames are read from and written to."""
+        if adopted is not None:
+            self.fd = adopted
+            try:
+                self._adopt()
+            except BaseException:
+                os.close(adopted)
+                raise
+            return
         flags = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_TUN_EXCL
         if virtio_header:
             flags |= _IFF_VNET_HDR
         try:
             # IFF_TUN_EXCL: never take over an interface of another program.
-            self._device = pytun.TunTapDevice(name, flags)
+            device = pytun.TunTapDevice(name, flags)
         except pytun.Error as err:
             # pytun.Error is an OSError, but never a subclass such as PermissionError.
             if err.errno in _NO_TUN:
                 raise DeviceError(f"{name}: {_LOAD_TUN}") from err
             if _is_interface(name):
-                raise DeviceError(f"{name}: an interface of this name exists already") from err
+                raise DeviceError(Cause.NAME_IN_USE.say(name=name)) from err
             raise DeviceError(f"{name}: cannot create a TAP: {_reason(err)}") from err
         try:
-            # pytun leaves its descriptor inheritable.
-            os.set_inheritable(self.fd, False)
-            self._set_mac(mac)
+            # pytun leaves its descriptor inheritable; a copy is not.
+            self.fd = os.dup(device.fileno())
+        except OSError as err:
+            raise DeviceError(f"{name}: cannot create a TAP: {_reason(err)}") from err
+        finally:
+            device.close()
+        try:
+            self.restore_mac()
             self.set_mtu(mtu)
             self.set_carrier(False)
-            self._features, self._offloads = features, virtio_header
             self.index = socket.if_nametoindex(name)
             self.restore()
         except (OSError, DeviceError):
             self.close()
             raise
 
-    @property
-    def fd(self) -> int:
-        """The descriptor that frames are read from and written to."""
-        fd: int = self._device.fileno()
-        return fd
+    def _adopt(self) -> None:
+        """Look at an interface that another velad has made. Raises DeviceError."""
+        try:
+            name, flags = _FLAGS.unpack(fcntl.ioctl(self.fd, _TUNGETIFF, bytes(_IFREQ_SIZE)))
+            if flags & pytun.IFF_TAP == 0 or flags & pytun.IFF_NO_PI == 0:
+                raise DeviceError(f"{self.name}: the descriptor is not one of velad's TAPs")
+            self.virtio_header = bool(flags & _IFF_VNET_HDR)
+            self.index = socket.if_nametoindex(name.rstrip(b"\0").decode())
+            request = fcntl.ioctl(self.fd, _SIOCGIFHWADDR, bytes(_IFREQ_SIZE))
+            self.mac = _HWADDR.unpack(request)[1]
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+                self.mtu = _MTU.unpack(fcntl.ioctl(any_socket, _SIOCGIFMTU, _MTU.pack(name, 0)))[1]
+        except OSError as err:
+            raise DeviceError(f"{self.name}: cannot go on with it: {_reason(err)}") from err
 
     def set_mtu(self, mtu: int) -> None:
         """Set the interface's MTU, in bytes."""
@@ -222,17 +256,14 @@ class Tap:
     def _keep_after_close(self, keep: bool) -> None:
         fcntl.ioctl(self.fd, _TUNSETPERSIST, keep)
 
-    def _set_mac(self, mac: bytes) -> None:
-        try:
-            self._device.hwaddr = mac
-        except pytun.Error as err:
-            raise DeviceError(f"{self.name}: cannot set its MAC: {_reason(err)}") from err
-
     def close(self) -> None:
         """Close this copy of the descriptor. The interface disappears with the last one."""
-        with suppress(OSError, ValueError):  # removed by somebody; closed by us
+        if self.fd < 0:
+            return
+        with suppress(OSError):  # removed by somebody
             self._keep_after_close(False)
-        self._device.close()
+        os.close(self.fd)
+        self.fd = -1
 
 
 def _is_interface(name: str) -> bool:

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -17,6 +17,7 @@ from vela.errors import DeviceError
 from vela.linux import bpf, ebpf
 from vela.linux.choice import ANY_UNDERLAY, CS6, UnderlayChoice, bind_to, set_tos
 from vela.linux.features import NETNS_COOKIE_SIZE, SO_NETNS_COOKIE, UDP_GRO, Feature, Features
+from vela.linux.port_holder import port_holder
 from vela.linux.rtnetlink import RouteLimits, Rtnetlink
 from vela.linux.steering import CONTROL_SOCKETS, STRANGERS
 from vela.wire import MAX_IP_PACKET
@@ -98,11 +99,16 @@ class ReceiveGroup:
         only_ipv6: bool,
         gro: bool = True,
         choice: UnderlayChoice = ANY_UNDERLAY,
+        adopted: Sequence[socket.socket] = (),
+        in_use: Container[int] = (),
     ) -> None:
         """Bind the address; where it is an IPv6 one, IPv4 comes in too unless only_ipv6.
 
         With gro the kernel joins datagrams that follow each other. choice: with a
         device, only what comes in there; is_apart() says where that works.
+        adopted: the sockets of another velad's group at this address, all of them, in
+        the order of their indices; those in in_use are given to nobody who does not
+        ask for them, and the program that steers to them goes on until steer().
         Raises DeviceError if the port is taken, or the address is not here.
         """
         self.address = address
@@ -113,6 +119,12 @@ class ReceiveGroup:
         self._sockets: list[socket.socket] = []
         self._free: list[int] = []
         self._program = b""
+        self.adopted = bool(adopted)
+        """Whether another velad has bound it."""
+        if adopted:
+            self._sockets = list(adopted)
+            self._free = [i for i in range(CONTROL_SOCKETS, len(adopted)) if i not in in_use]
+            return
         try:
             # The first is bound before it shares: a second velad must not slip in.
             # One of a device shares the port with a group without one.
@@ -136,10 +148,35 @@ class ReceiveGroup:
         """The one of them that messages are sent from."""
         return self._sockets[STRANGERS]
 
-    def apart(self, choice: UnderlayChoice) -> ReceiveGroup:
-        """Return a group with the same port for a device. Raises DeviceError."""
-        every = ANY_ADDRESS[Family.IPV4 if self.address.version == 4 else Family.IPV6]
-        return ReceiveGroup(every, self.port, only_ipv6=False, gro=self._gro, choice=choice)
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """All of them, by their index."""
+        return tuple(self._sockets)
+
+    @property
+    def every_address(self) -> IPAddress:
+        """Any address, of the family of this one."""
+        return ANY_ADDRESS[Family.IPV4 if self.address.version == 4 else Family.IPV6]
+
+    def apart(
+        self,
+        choice: UnderlayChoice,
+        adopted: Sequence[socket.socket] = (),
+        in_use: Container[int] = (),
+    ) -> ReceiveGroup:
+        """Return a group with the same port for a device. Raises DeviceError.
+
+        adopted, in_use: as for the constructor.
+        """
+        return ReceiveGroup(
+            self.every_address,
+            self.port,
+            only_ipv6=False,
+            gro=self._gro,
+            choice=choice,
+            adopted=adopted,
+            in_use=in_use,
+        )
 
     def serves(self, family: Family) -> bool:
         """Tell whether datagrams of this family arrive here."""
@@ -199,11 +236,14 @@ class ReceiveGroup:
             ancillary.append(pktinfo(here, index or 0))
         self.control_socket.sendmsg([data], ancillary, 0, self.sockaddr(remote))
 
-    def acquire(self) -> int:
+    def acquire(self, adopted: int | None = None) -> int:
         """Return the index of a socket for a circuit: blocking, and with nothing left in it.
 
+        adopted: of one that was in use when the group was adopted; what it has stays in it.
         Raises DeviceError where there can be no more.
         """
+        if adopted is not None:
+            return adopted
         if self._free:
             index = self._free.pop()
             drain(self._sockets[index])
@@ -245,7 +285,8 @@ class ReceiveGroup:
         self._set_up_member(self._sockets[index])
         _show_tos(self._sockets[index])
         # Of all circuits: anybody can detach it.
-        self.steer(self._program)
+        if self._program:
+            self.steer(self._program)
 
     def close(self) -> None:
         for each in self._sockets:
@@ -278,6 +319,9 @@ class ReceiveGroup:
                 opened.bind((str(self.address), self.port))
             except OSError as err:
                 why = os.strerror(err.errno or 0)
+                holder = port_holder(self.port) if err.errno == errno.EADDRINUSE else ""
+                if holder:
+                    why += f": {holder}"
                 if err.errno == errno.EAFNOSUPPORT and self.address.version == 6:
                     why = 'this kernel has no IPv6; daemon.listen = ["0.0.0.0"] would be right'
                 raise DeviceError(f"cannot listen on {self}: {why}") from err

@@ -71,11 +71,18 @@ class Link:
     """The remote resumed it with other settings than this end wants it to have."""
     signer: Signer | None = None
     """Signs and verifies the messages of the session, where it has keys of its own."""
+    derived: tuple[bytes, bool] | None = None
+    """What the signer's keys are bound to, where they come from the pre-shared key; and whether
+    this end is the initiator."""
+    keys_lost: bool = False
+    """Its keys were another process's: nothing can be tagged, and no tag checked."""
     encryption: Encryption | None = None
     """The keys of the session's frames, on an encrypted circuit."""
     predecessor: Encryption | None = None
     """The keys of the session that this one follows, for frames until it has its own."""
     predecessor_until: float = math.inf
+    unheard: int = 0
+    """The counter of what is to be heard, and is repeated until then; 0: there is nothing."""
     heard_back: bool = False
     """The remote has heard what proves that it hears this end."""
     _agreed_on: tuple[Description, Description] | None = None
@@ -122,6 +129,7 @@ class Link:
                 initiator_seen=source,
             )
             link.signer = key.derive(context, initiator=False)
+            link.derived = context.pack(), False
         return link
 
     def acknowledge(
@@ -153,6 +161,18 @@ class Link:
                 initiator_seen=message.seen,
             )
             self.signer = key.derive(context, initiator=True)
+            self.derived = context.pack(), True
+
+    # For another process that goes on with it.
+
+    @property
+    def memory(self) -> tuple[int, int | None, float]:
+        """Which counters below the highest one were heard; the remote's clock, and since when."""
+        return self._heard_before, self._clock, self._clock_at
+
+    def restore(self, heard_before: int, clock: int | None, clock_at: float) -> None:
+        """Take what memory said."""
+        self._heard_before, self._clock, self._clock_at = heard_before, clock, clock_at
 
     # Which messages belong to it.
 

@@ -65,6 +65,12 @@ class PathMtu:
         self._wait_s = max(LEAST_WAIT_S, 4 * (rtt_s or 0.0))
         self.resume(at)
 
+    def recall(self, ceiling: int, floor: int, mtu: int) -> None:
+        """Know what was found before, in another process; resume() is to follow."""
+        self.start(ceiling, floor, None, math.inf)
+        self.mtu = max(self._floor, min(mtu, ceiling))
+        self._widen_at = -math.inf
+
     def stop(self) -> None:
         """Probe no more. What was found stays until start()."""
         self._due = math.inf

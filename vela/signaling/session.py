@@ -3,7 +3,7 @@
 docs/protocol.md, section 4. The contract, after aioquic's:
 
     in    receive_datagram(data, source, now, local_address)   handle_timer(now)
-          start, accept, suspend, close, probe, set_local, set_remotes, set_policy
+          start, accept, suspend, close, probe, set_local, await_heard, set_remotes, set_policy
     out   next_event()   datagrams_to_send()   next_timer()
 
 now is monotonic seconds. After each call in, ask the outs: next_event() first, so that nothing is
@@ -36,6 +36,7 @@ Events, in the order in which they happen:
     ResolveWanted         look the name up, and call set_remotes()
     Unanswered(reason)    after every three requests or more: for the status, until the next event
     Rejected(code, text)  for the status; the session asks again later
+    Heard                 after await_heard()
     OfferChanged(requested)  the remote that set this circuit up wants other settings, and the
                           policy allows them: replace this session as above, or reject
     ProbeAnswered(size)
@@ -59,10 +60,11 @@ from dataclasses import replace
 from vela.address import Endpoint, IPAddress
 from vela.backoff import Jitter
 from vela.errors import RemoteProtocolError
+from vela.reasons import Cause, Reason
 from vela.signaling import contention, events
 from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
-from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Attempt
+from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked, Attempt
 from vela.signaling.candidates import Candidate, Candidates
 from vela.signaling.codec import (
     MALFORMED,
@@ -73,6 +75,7 @@ from vela.signaling.codec import (
     transcript,
 )
 from vela.signaling.contention import Claim, Decision
+from vela.signaling.continuation import Continuation, continuation_of
 from vela.signaling.cookie import Cookies
 from vela.signaling.encryption import (
     Encryption,
@@ -119,7 +122,7 @@ from vela.signaling.renewal import (
     hint_bucket,
 )
 from vela.signaling.session_cipher import SessionCipher, awaits_handshake, finish_handshake
-from vela.signaling.signer import Key, Signer
+from vela.signaling.signer import Key, PackedContext, Signer
 
 # The keys of a session that another one follows, after this end has changed to that one's.
 KEEP_PREDECESSOR_S = 10.0
@@ -141,12 +144,6 @@ RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
 # them: fewer answers would let a few hundred forgeries a second keep a remote out.
 ANSWER_RATE, ANSWER_BURST = 300.0, 300.0
 
-
-WRONG_KEYS_TEXT = (
-    "answers, but not the handshake: the keys of both ends do not fit, "
-    "or its autoconfigure.peers does not list this machine"
-)
-NO_ENCRYPTION_TEXT = "this end requires encryption, and the other end does not encrypt"
 
 UNKNOWN_SESSION, WRONG_PORT = "session", "port"
 """The reason words of RemoteProtocolError: a message of another session than the circuit has;
@@ -221,7 +218,7 @@ class Session:
         self._due: dict[Input, float] = {}
         self._close_reason = CloseReason.STOPPING
         # Why it is suspended, and how the remote described itself then.
-        self._obstacle = ""
+        self._obstacle, self._obstacle_code = "", RejectCode.FAILED
         self._suspended_for: Description | None = None
         self._outbox = Outbox()
         self._events: deque[Event] = deque()
@@ -255,6 +252,13 @@ class Session:
     def agreement(self) -> Agreement | None:
         """What both ends agreed on in this session."""
         return None if self._link is None else self._link.agreement
+
+    @property
+    def asked(self) -> Asked | None:
+        """What was sent to a remote, to have a session; None: there is one, or nothing was."""
+        if self._state not in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
+            return None
+        return self._attempt.asked(self._candidates.endpoints)
 
     def encryption_status(self, now: float) -> EncryptionStatus | None:
         """Return how frames are encrypted; None: they are not, or there are no keys at present."""
@@ -290,19 +294,60 @@ class Session:
         self._answered = encryption
         self._step(Input.ACCEPT, received)
 
+    def continuation(self) -> Continuation | None:
+        """Return what another process needs to go on with the session; None: it is not up."""
+        link = self._link
+        if link is None or self._state is not State.UP:
+            return None
+        return continuation_of(
+            link,
+            heard_at=self.last_heard_at,
+            rtt_s=self.rtt_s,
+            translated=self._translated,
+            phase=None if self._cipher is None else self._cipher.phase,
+        )
+
+    def resume(self, former: Continuation, now: float) -> None:
+        """Go on with a session of another process that is over, in place of start().
+
+        The remote does not notice. Where frames are encrypted another session is sought beside it
+        at once, and frames go on with the keys that the worker has. Raises ValueError.
+        """
+        link = former.link(self.circuit_id)
+        if self._cipher is not None:
+            link.keys_lost = True
+            self._cipher.phase = former.phase
+        elif former.context is not None and self._key is not None:
+            context = PackedContext(bytes.fromhex(former.context))
+            link.signer = self._key.derive(context, initiator=former.initiator)
+            link.derived = context.packed, former.initiator
+        self._admission.start(now)
+        self._link = link
+        self._cookies.nonces.hold(link.local_nonce, link)
+        self._candidates.replace(Candidate(link.endpoint, link.local_address))
+        self._state, self._told_up = State.UP, True
+        self.last_heard_at, self.rtt_s = former.heard_at, former.rtt_s
+        self._settle()
+        self._translated = former.translated
+        self._end_renewal(now)
+        self._due[Input.SEND_DUE] = now
+        self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
+        if self._cipher is not None:
+            self._seek_beside(Purpose.KEYS, now)
+
     def close(self, reason: CloseReason, now: float) -> None:
         """Say goodbye. Closed follows within 1 s; nobody has to wait for it."""
         self._close_reason = reason
         self._step(Input.CLOSE_WANTED, Received(now))
 
-    def suspend(self, obstacle: str) -> None:
+    def suspend(self, obstacle: str, code: RejectCode = RejectCode.FAILED) -> None:
         """Carry nothing until start(): the remote goes down, and is refused with the obstacle.
 
         Datagrams and events that were not handed over yet are forgotten.
         """
         if self._state in (State.IDLE, State.CLOSING, State.CLOSED):
             return
-        self._obstacle = obstacle
+        self._obstacle, self._obstacle_code = obstacle, code
         if self._state is State.SUSPENDED:
             return
         self._outbox.clear()
@@ -333,6 +378,20 @@ class Session:
         if self._state in (State.LINKED, State.UP):
             self._settle()
             self._send_keepalive(now)
+
+    def await_heard(self, now: float) -> None:
+        """Repeat what set_local() said last until the remote has heard it; Heard follows.
+
+        Not where the session is not up: then nothing follows.
+        """
+        if self._link is not None and self._state is State.UP:
+            self._link.unheard = self._link.sent
+            self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
+
+    def give_up(self, reason: Reason, now: float) -> None:
+        """End the session as if the remote were silent, and seek the remote anew."""
+        if self._state in (State.LINKED, State.UP):
+            self._on_loss(reason, Received(now))
 
     def set_offer(self, offer: Offer, now: float) -> None:
         """Say what the remote's end is to be like. The session goes on until another one says so.
@@ -523,7 +582,7 @@ class Session:
         if header.type not in SESSION_TYPES or (self._key is None and self._cipher is None):
             return self._key
         for link in self._links():
-            if link.has(header):
+            if link.has(header) and not link.keys_lost:
                 return link.signer or self._key
         # No tag has to be computed for it.
         raise RemoteProtocolError(UNKNOWN_SESSION, "of a session that is not this one")
@@ -549,7 +608,7 @@ class Session:
         link = self._the_link()
         if link.encryption is not None:
             # The remote answers REQUESTs, and says nothing where a handshake is wrong.
-            self._events.append(events.Unanswered(f"{link.endpoint} {WRONG_KEYS_TEXT}"))
+            self._events.append(events.Unanswered(Cause.WRONG_HANDSHAKE.say(remote=link.endpoint)))
             self._attempt.note_answer()
         self._seek(received)
 
@@ -747,6 +806,7 @@ class Session:
         )
         if refused is not None:
             self._refuse(received, refused.code, refused.text)
+            self._events.append(events.Refused(received.source, refused.code, refused.text))
             return
         if self._passive and not message.resuming and message.offer != self._offer:
             # The cookie stays valid, so that each repetition is answered.
@@ -756,7 +816,7 @@ class Session:
             self._events.append(events.OfferChanged(requested))
             return
         if self._state is State.SUSPENDED and self._suspended_for in (None, message.description):
-            self._refuse(received, RejectCode.FAILED, self._obstacle)
+            self._refuse(received, self._obstacle_code, self._obstacle)
             return
         if self._cipher is not None:
             # Raises where message 1 is wrong, and then nothing has changed.
@@ -770,7 +830,7 @@ class Session:
             and message.follows == self._the_link().local_nonce
         )
         if not follows:
-            self._tell_down("the other end began a new session")
+            self._tell_down(Cause.NEW_SESSION.say())
         self._adopt(received, follows=follows)
 
     def _adopt(self, received: Received, *, follows: bool = False) -> None:
@@ -835,6 +895,7 @@ class Session:
 
     def _on_keepalive(self, received: Received) -> None:
         now, message, link = received.now, received.message_of(Keepalive), self._the_link()
+        before = link.remote_description
         rtt_s = link.take_keepalive(message, now)
         self.rtt_s = self.rtt_s if rtt_s is None else rtt_s
         self._settle()
@@ -845,12 +906,21 @@ class Session:
             self._send_keepalive(now)
         if self._state is State.UP:
             self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
+            if before is not None and before.frame_port not in (
+                None,
+                message.description.frame_port,
+            ):
+                # Its frames leave from there as soon as it knows that this end knows.
+                self._send_keepalive(now)
+        if link.unheard and message.heard >= link.unheard:
+            link.unheard = 0
+            self._events.append(events.Heard())
         if self._renewal is not None and self._renewal.is_refuted_by_the_session:
             self._end_renewal(now)
         if message.up:
             link.remote_was_up = True
         elif link.remote_was_up:
-            self._on_loss("the other end no longer hears this one", received)
+            self._on_loss(Cause.NOT_HEARD.say(), received)
             return
         if link.encryption is not None:
             said = Fields(message.noise_1, message.noise_2, message.generation)
@@ -878,12 +948,13 @@ class Session:
     def _send_keepalive(self, now: float, *, farewell: bool = False) -> None:
         link = self._the_link()
         up = self._state is State.UP and not farewell
-        if link.encryption is not None and link.encryption.silent:
+        if link.keys_lost or (link.encryption is not None and link.encryption.silent):
             self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
             return
         arrived = None if self._echoes_arrived is None else self._echoes_arrived()
         self._send(link.keepalive(self._local, now, up=up, arrived=arrived), link)
-        delay_s = self._keepalive_jitter.apply(link.keepalive_s) if up else LINKED_REPEAT_S
+        rests = up and not link.unheard
+        delay_s = self._keepalive_jitter.apply(link.keepalive_s) if rests else LINKED_REPEAT_S
         self._due[Input.SEND_DUE] = now + delay_s
 
     def _answer_probe(self, received: Received) -> None:
@@ -954,7 +1025,7 @@ class Session:
         renewal = self._the_renewal()
         follows = renewal.purpose in SEAMLESS and self._state is State.UP
         if not follows:
-            self._tell_down(renewal.purpose.value)
+            self._tell_down(renewal.purpose.value.say())
         self._attempt.begin(received.now)
         previous, self._link, self._renewal = self._link, renewal.link, None
         if previous is not None:
@@ -976,7 +1047,7 @@ class Session:
         if self._the_renewal().purpose is Purpose.LOST:
             self._end_renewal(received.now)
             return
-        self._tell_down(Purpose.OUTDATED.value)
+        self._tell_down(Purpose.OUTDATED.value.say())
         self._on_reject(received)
 
     # Keys of frames.
@@ -1006,7 +1077,7 @@ class Session:
         if link is not self._link:
             self._end_renewal(now)
             return
-        self._events.append(events.Rejected(RejectCode.ENCRYPTION, NO_ENCRYPTION_TEXT))
+        self._events.append(events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say()))
         self._drop_link()
         self._state = State.REJECTED
         self._attempt.refused = True
@@ -1059,19 +1130,19 @@ class Session:
         """Tell the remote that three keepalives are missing: one direction may still work."""
         interval_s = self._the_link().keepalive_s
         self._send_keepalive(received.now, farewell=True)
-        self._on_loss(f"three keepalives missed in a row, {interval_s:g} s apart or less", received)
+        self._on_loss(Cause.KEEPALIVES_MISSED.say(interval_s=interval_s), received)
 
     def _on_link_timeout(self, received: Received) -> None:
         """Seek the remote anew: it may not know of the session."""
-        self._tell_down("the other end did not follow to new keys")
+        self._tell_down(Cause.KEYS_NOT_FOLLOWED.say())
         self._begin(received)
 
-    def _on_loss(self, reason: str, received: Received) -> None:
+    def _on_loss(self, reason: Reason, received: Received) -> None:
         self._tell_down(reason)
         self._events.append(events.ResolveWanted())
         self._begin(received)
 
-    def _tell_down(self, reason: str) -> None:
+    def _tell_down(self, reason: Reason) -> None:
         if self._told_up:
             self._told_up = False
             self._events.append(events.Down(reason))
@@ -1094,7 +1165,7 @@ class Session:
             self._end(by_remote=True)
             return
         self._admission.leave()
-        self._tell_down("the other end is stopping")
+        self._tell_down(Cause.REMOTE_STOPPING.say())
         self._begin(received)
         self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
 

@@ -38,10 +38,16 @@ class Signer(Protocol):
         """Tell whether what is behind header and TLVs is right. datagram: a header at least."""
 
 
+class Context(Protocol):
+    """What the keys of a session are bound to."""
+
+    def pack(self) -> bytes: ...
+
+
 class Key(Signer, Protocol):
     """A pre-shared key. Two are equal if their bytes are."""
 
-    def derive(self, context: SessionContext, *, initiator: bool) -> Signer:
+    def derive(self, context: Context, *, initiator: bool) -> Signer:
         """Return what signs the messages of a session at this end; initiator: its role."""
 
 
@@ -78,6 +84,16 @@ class SessionContext:
                 _pack(self.initiator_seen),
             )
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PackedContext:
+    """A SessionContext of another process."""
+
+    packed: bytes
+
+    def pack(self) -> bytes:
+        return self.packed
 
 
 CONTEXT_LENGTH = 1 + 2 * 8 + 4 * 18
@@ -176,7 +192,7 @@ class LocalKey:
     def verify(self, datagram: bytes) -> bool:
         return verify(datagram, self.key)
 
-    def derive(self, context: SessionContext, *, initiator: bool) -> Signer:
+    def derive(self, context: Context, *, initiator: bool) -> Signer:
         keys = derive_session_keys(self.key, context.pack(), initiator=initiator)
         return _LocalSession(self.key, keys)
 

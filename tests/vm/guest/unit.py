@@ -164,6 +164,50 @@ def test_reload_finds_a_control_socket_that_is_elsewhere(remote: Velad) -> None:
     _restart_seconds()
 
 
+def test_restart_keeps_interfaces_and_what_is_on_them(remote: Velad, record_property: Note) -> None:
+    _run("ip", "address", "add", "10.77.0.1/24", "dev", "vela0")
+    before = {name: _index(name) for name in BRIDGES}
+    enough = lambda: int(_show("NFileDescriptorStore")) > len(BRIDGES)  # noqa: E731
+    eventually(enough, 10, "descriptors to be stored")
+    with subprocess.Popen(
+        ("ping", "-n", "-D", "-i", "0.01", "172.16.16.2"), stdout=subprocess.PIPE, text=True
+    ) as ping:
+        assert ping.stdout is not None
+        try:
+            replies = [_reply(ping.stdout)]
+            _run("systemctl", "restart", UNIT)
+            eventually(lambda: set(_states().values()) == {"up"}, 30, "all circuits to be up")
+            up = time.time()
+            while replies[-1] < up:
+                replies.append(_reply(ping.stdout))
+        finally:
+            ping.send_signal(signal.SIGINT)
+    without = max(after - before for before, after in pairwise(replies))
+    record_property("seconds without a reply over a restart", round(without, 2))
+
+    assert {name: _index(name) for name in BRIDGES} == before
+    assert "10.77.0.1/24" in _run("ip", "address", "show", "dev", "vela0").stdout
+    assert {name: _master(name) for name in BRIDGES} == {**BRIDGES, "vela2": LATE}
+    _run("ip", "address", "delete", "10.77.0.1/24", "dev", "vela0")
+
+
+def test_velad_that_replaces_the_unit_is_its_main_process_then(
+    remote: Velad, record_property: Note
+) -> None:
+    before, pid = {name: _index(name) for name in BRIDGES}, _show("MainPID")
+
+    # As somebody at a shell does: in another control group.
+    _run("systemd-run", "--unit=by-hand", "/opt/vela/bin/velad", "--replace")
+    eventually(lambda: _show("MainPID") not in (pid, "0"), 30, "another main process")
+
+    eventually(lambda: set(_states().values()) == {"up"}, 30, "all circuits to be up")
+    assert _show("ActiveState") == "active"
+    assert {name: _index(name) for name in BRIDGES} == before
+    _run("systemctl", "restart", UNIT)
+    eventually(lambda: set(_states().values()) == {"up"}, 30, "all circuits to be up")
+    assert {name: _index(name) for name in BRIDGES} == before
+
+
 def test_supervisor_that_is_killed_under_a_ping_is_started_again(
     remote: Velad, record_property: Note
 ) -> None:
@@ -276,7 +320,9 @@ def test_stop_takes_everything_down_and_the_remote_is_told(remote: Velad) -> Non
 
     assert _show("Result") == "success"
     assert _show("ExecMainStatus") == "0"
-    assert not any(_interface(name).exists() for name in BRIDGES)
+    # systemd closes what it has kept a moment later.
+    gone = lambda: not any(_interface(name).exists() for name in BRIDGES)  # noqa: E731
+    eventually(gone, 10, "the interfaces to be gone")
     remote.wait_for_state("vela0", "down")
     # Its status says another reason as soon as the requests that follow stay unanswered.
     told = "the other end is stopping"
@@ -323,6 +369,10 @@ def _started(service: str) -> float:
 def _circuits() -> dict[str, Any]:
     done = _run("/opt/vela/bin/velactl", "status", "--json")
     return {one["name"]: one for one in json.loads(done.stdout)["circuits"]}
+
+
+def _index(name: str) -> int:
+    return int((_interface(name) / "ifindex").read_text())
 
 
 def _states() -> dict[str, str]:
