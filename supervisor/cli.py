@@ -6,6 +6,7 @@ import argparse
 import faulthandler
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -49,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.show_key is not None:
             return _show_key(_identity_path(arguments.show_key, arguments.config))
         texts = read_texts(arguments.config)
-        config = parse_texts(texts, find_mistakes)
+        # The operator may check a file before the keys are on the machine.
+        judge = partial(find_mistakes, awaits_keys=arguments.check)
+        config = parse_texts(texts, judge)
     except ConfigError as err:
         print(err, file=sys.stderr)
         return EXIT_CONFIG

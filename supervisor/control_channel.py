@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Protocol
@@ -14,13 +14,21 @@ import structlog
 from vela.address import Endpoint, IPAddress
 from vela.errors import DeviceError, RemoteProtocolError
 from vela.linux.choice import ANY_UNDERLAY, UnderlayChoice
+from vela.linux.icmp import IcmpError
 from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ANY_ADDRESS
-from vela.signaling.codec import read_header
+from vela.signaling.codec import WRONG_TAG, read_header
 from vela.signaling.cookie import Cookies
 from vela.signaling.events import CircuitRequested, Datagram
 from vela.signaling.limiter import RateLimiter, TokenBucket
-from vela.signaling.messages import CipherOffer, Confirm, Header, RejectCode
+from vela.signaling.messages import (
+    HANDSHAKE,
+    SESSION_TYPES,
+    CipherOffer,
+    Confirm,
+    Header,
+    RejectCode,
+)
 from vela.signaling.policy import PeerCircuits, Policy, SourceLimits
 from vela.signaling.responder import Responder, Silence
 from vela.signaling.signer import Key
@@ -30,6 +38,9 @@ from .demux import ControlHandler
 from .runtime.loop import EventLoop
 from .runtime.names import NameSource, NameWatch
 from .runtime.resolver import Answer
+from .status import WrongKeyStatus
+from .undelivered import Undelivered, UndeliveredDatagrams
+from .wrong_keys import WrongKeys
 
 # Messages for one circuit, of its remote or in its name, that no session expects: requests, and the
 # answers that begin a session. An honest remote sends some ten in its first second.
@@ -101,9 +112,19 @@ class ControlChannel:
     """Finds whom a control message is about, and answers what is about no circuit."""
 
     def __init__(
-        self, loop: EventLoop, transport: ControlTransport, names: NameSource, port: int
+        self,
+        loop: EventLoop,
+        transport: ControlTransport,
+        names: NameSource,
+        port: int,
+        icmp_errors: Callable[[], Iterable[IcmpError]] = tuple,
     ) -> None:
-        """port: the one that this machine listens on."""
+        """port: the one that this machine listens on.
+
+        icmp_errors: returns those about messages from there that have come since the last call.
+        """
+        self._icmp_errors = icmp_errors
+        self._undelivered = UndeliveredDatagrams()
         self._loop = loop
         self._transport = transport
         self._names = names
@@ -114,6 +135,7 @@ class ControlChannel:
         self._buckets: dict[Participant, tuple[TokenBucket, TokenBucket]] = {}
         self._log = structlog.get_logger()
         self._dropped: Counter[str] = Counter()
+        self._wrong_keys = WrongKeys()
         self._watches: list[NameWatch] = []
         self._resolved: dict[str, tuple[IPAddress, ...]] = {}
         self._config: AutoconfigureConfig | None = None
@@ -200,9 +222,25 @@ class ControlChannel:
                     dont_fragment=datagram.dont_fragment,
                 )
             except (OSError, DeviceError) as err:
+                if isinstance(err, OSError):
+                    self._undelivered.refused(datagram.remote, err, self._loop.now())
                 self._log.debug(
                     "control_message_not_sent", remote=str(datagram.remote), error=str(err)
                 )
+
+    def look_for_errors(self) -> None:
+        """Take note of ICMP errors about what was sent. To be called once a second."""
+        errors = tuple(self._icmp_errors())
+        if errors:
+            known = {address for each in self._expected.values() for address in each.addresses}
+            self._undelivered.returned(errors, known, self._loop.now())
+
+    def undelivered(self, remotes: Iterable[Endpoint], since: float) -> Undelivered | None:
+        """Return the last message to one of them that did not arrive; None: none is known of.
+
+        since: in monotonic seconds.
+        """
+        return self._undelivered.last(remotes, since)
 
     @property
     def ciphers(self) -> CipherOffer | None:
@@ -212,7 +250,25 @@ class ControlChannel:
     def count_dropped(self, err: RemoteProtocolError, source: Endpoint) -> None:
         """Count a message that is not answered."""
         self._dropped[err.reason] += 1
+        if err.reason == HANDSHAKE:
+            self._wrong_keys.note(source, err, self._loop.now())
         self._log.debug("control_message_dropped", source=str(source), error=str(err))
+
+    def refuse(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
+        """Refuse a request, and log it in the words that the remote shows."""
+        self._log_refusal(requested, code, text)
+        self.reject(requested, code, text)
+
+    def _log_refusal(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
+        # The remote of a circuit that is taken down asks again and again; that is no event.
+        if code is not RejectCode.DISABLED:
+            self._log.warning(
+                "circuit_refused",
+                by=str(requested.source),
+                circuit_id=requested.circuit_id,
+                code=code.name,
+                reason=text,
+            )
 
     def reject(self, requested: CircuitRequested, code: RejectCode, text: str) -> None:
         """Refuse what the policy allows and this machine cannot do."""
@@ -228,6 +284,10 @@ class ControlChannel:
         for why, count in self._dropped.items():
             dropped[f"control_{why}"] += count
         return dict(dropped)
+
+    def wrong_keys(self) -> tuple[WrongKeyStatus, ...]:
+        """Return the machines that asked with a wrong key, the latest first."""
+        return self._wrong_keys.status(self._loop.now())
 
     def _may_be_read(self, participant: Participant, header: Header, source: IPAddress) -> bool:
         """Tell whether a message for a circuit is still worth its work."""
@@ -249,20 +309,33 @@ class ControlChannel:
                     else:
                         self._dropped[Silence.TOO_FAST.value] += 1
                     return
-            requested = self._responder.receive_datagram(
-                data,
-                source,
-                self._loop.now(),
-                peer_circuits=lambda: self._peer_circuits(source.address),
-                deferral_reason=lambda confirm: self._deferral_reason(confirm, source.address),
-                local_address=local_address,
-            )
+            requested = self._ask_responder(data, header, source, local_address)
         except RemoteProtocolError as err:
             self.count_dropped(err, source)
             return
         self.send(self._responder.datagrams_to_send())
         if requested is not None and self._handler is not None:
             self._handler.handle_request(requested)
+
+    def _ask_responder(
+        self, data: bytes, header: Header, source: Endpoint, local_address: IPAddress
+    ) -> CircuitRequested | None:
+        """Have a stranger answered. Raises RemoteProtocolError."""
+        try:
+            return self._responder.receive_datagram(
+                data,
+                source,
+                self._loop.now(),
+                peer_circuits=lambda: self._peer_circuits(source.address),
+                deferral_reason=lambda confirm: self._deferral_reason(confirm, source.address),
+                local_address=local_address,
+                refused=self._log_refusal,
+            )
+        except RemoteProtocolError as err:
+            # The tag of a session would say nothing of the key.
+            if err.reason == WRONG_TAG and header.type not in SESSION_TYPES:
+                self._wrong_keys.note(source, err, self._loop.now())
+            raise
 
     def _peer_circuits(self, address: IPAddress) -> PeerCircuits:
         return PeerCircuits(0, 0) if self._handler is None else self._handler.peer_circuits(address)

@@ -24,6 +24,7 @@ from vela.linux import ebpf
 from vela.linux.affinity import allowed_cpus
 from vela.linux.features import ALL_FEATURES, Features, probe, words
 from vela.linux.forwarding import Forwarding
+from vela.linux.icmp import IcmpErrors
 from vela.linux.netlink import Netlink
 from vela.linux.sandbox import check_capabilities, find_user, why_no_filter
 from vela.linux.tap import Tap, check_tun
@@ -34,7 +35,13 @@ from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.links import Links
 from .circuit.loops import Carriers
 from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
-from .config.key import MIN_ENCRYPTION_KEY, MIN_KEY, open_identity, open_key
+from .config.key import (
+    MIN_ENCRYPTION_KEY,
+    MIN_KEY,
+    MissingKeyError,
+    open_identity,
+    open_key,
+)
 from .config.records import Config, Encryption
 from .config.sources import Text
 from .config.writer import format_config
@@ -130,8 +137,12 @@ class Daemon:
             self._keys = Keys(self._loop, user, config.daemon.state_directory)
             undo.callback(self._keys.close)
             self._ciphers = Ciphers(self._keys, config.daemon, engine.suites(), inheritance)
+            icmp = IcmpErrors(config.daemon.port)
+            undo.callback(icmp.close)
+            if not icmp.hears:
+                self._log.info("icmp_errors_not_read", reason="there is no CAP_NET_RAW")
             self._control_channel = ControlChannel(
-                self._loop, self._demux, names, config.daemon.port
+                self._loop, self._demux, names, config.daemon.port, icmp.read
             )
             self._set_policy(config)
             self._factory = PseudowireFactory(
@@ -281,6 +292,7 @@ class Daemon:
                 granted_bytes=min(group.receive_buffer for group in self._demux.groups),
             ),
             rx_dropped=self._demux.dropped() | self._control_channel.dropped(),
+            wrong_keys=self._control_channel.wrong_keys(),
             circuits=self._registry.status(),
         )
 
@@ -388,6 +400,7 @@ class Daemon:
     def _check(self) -> None:
         self._loop.call_later(CHECK_INTERVAL_S, self._check)
         self._forwarding.look()
+        self._control_channel.look_for_errors()
         if self._succession.frozen:
             self._manager.feed(self._loop.now())
             return
@@ -445,9 +458,10 @@ class Daemon:
             self._log.error("configuration_rejected", error=str(err))
 
 
-def find_mistakes(config: Config) -> list[str]:
+def find_mistakes(config: Config, *, awaits_keys: bool = False) -> list[str]:
     """Return what in a configuration does not fit this machine, one line each, with key path.
 
+    awaits_keys: files of keys that do not exist are no mistakes.
     Raises DeviceError if the machine cannot be examined.
     """
     mistakes = []
@@ -464,7 +478,7 @@ def find_mistakes(config: Config) -> list[str]:
         obstacle = load_engine(config.daemon.engine).encryption_obstacle()
     except ConfigError as err:
         mistakes.append(f"daemon.engine: {err}")
-    mistakes.extend(_find_key_mistakes(config, obstacle))
+    mistakes.extend(_find_key_mistakes(config, obstacle, awaits_keys=awaits_keys))
     allowed = allowed_cpus()
     mistakes.extend(
         f"circuits.{circuit.name}.cpu: velad may not use CPU {circuit.cpu}; "
@@ -494,16 +508,17 @@ def _find_group(name: str | None) -> int | None:
         raise ConfigError(f"there is no group {name!r}") from err
 
 
-def _find_key_mistakes(config: Config, obstacle: str | None) -> Iterator[str]:
+def _find_key_mistakes(config: Config, obstacle: str | None, *, awaits_keys: bool) -> Iterator[str]:
     """Yield what is wrong with files of keys, and where encryption cannot be had.
 
-    obstacle: why the engine cannot encrypt; None: it can.
+    obstacle: why the engine cannot encrypt; None: it can. awaits_keys: see find_mistakes.
     """
     if config.daemon.identity is not None:
         try:
             os.close(open_identity(config.daemon.identity))
         except ConfigError as err:
-            yield f"daemon.identity: {err}"
+            if not (awaits_keys and isinstance(err, MissingKeyError)):
+                yield f"daemon.identity: {err}"
     shared, shared_least = config.autoconfigure, MIN_KEY
     for circuit in config.circuits:
         path = f"circuits.{circuit.name}"
@@ -513,7 +528,7 @@ def _find_key_mistakes(config: Config, obstacle: str | None) -> Iterator[str]:
         if circuit.key_file is None:
             shared_least = max(shared_least, least)
         else:
-            yield from _find_key_mistake(path, circuit.key_file, least)
+            yield from _find_key_mistake(path, circuit.key_file, least, awaits_keys)
         if required and obstacle is not None:
             yield f"{path}.encryption: {obstacle}; 'none' would be right"
     if shared is None:
@@ -522,15 +537,17 @@ def _find_key_mistakes(config: Config, obstacle: str | None) -> Iterator[str]:
     if required and not shared.peers:
         shared_least = MIN_ENCRYPTION_KEY
     if shared.key_file is not None:
-        yield from _find_key_mistake("autoconfigure", shared.key_file, shared_least)
+        yield from _find_key_mistake("autoconfigure", shared.key_file, shared_least, awaits_keys)
     if required and obstacle is not None:
         yield f"autoconfigure.encryption: {obstacle}; 'none' would be right"
 
 
-def _find_key_mistake(table: str, path: Path, least: int) -> Iterator[str]:
+def _find_key_mistake(table: str, path: Path, least: int, awaits_key: bool) -> Iterator[str]:
     try:
         os.close(open_key(path, least))
     except ConfigError as err:
+        if awaits_key and isinstance(err, MissingKeyError):
+            return
         why = " where encryption is required" if least > MIN_KEY else ""
         yield f"{table}.key_file: {err}{why}"
 

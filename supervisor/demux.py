@@ -32,8 +32,10 @@ from vela.linux.underlay import (
     is_apart,
 )
 from vela.linux.underlay import Route as Way
+from vela.reasons import Cause
 from vela.wire import CONTROL_CIRCUIT_ID, MAX_UDP_PAYLOAD
 
+from .frame_ports import FramePorts
 from .inheritance import Inheritance
 from .runtime.burst import Burst
 from .runtime.loop import EventLoop, Timer
@@ -104,6 +106,8 @@ class Claim:
     sources: tuple[IPAddress, ...]
     group: ReceiveGroup
     index: int
+    here: IPAddress | None = None
+    """The address of this machine that it sends from."""
 
     @property
     def socket(self) -> socket.socket:
@@ -133,7 +137,7 @@ class Demux:
         """Groups of VRFs, by the index of their device, made when a circuit needs one."""
         self._kinds: dict[int, tuple[bool, float]] = {}
         self._claims: dict[tuple[IPAddress, int], Claim] = {}
-        self._ports: dict[Claim, int] = {}
+        self._ports = FramePorts(loop, self._steer_soon)
         self._withdrawn: list[Claim] = []
         self._steerings = Burst(loop, STEER_INTERVAL_S)
         self._steering: Timer | None = None
@@ -212,7 +216,7 @@ class Demux:
         """
         group = self._group_of(choice) or self.group_at(here)
         if group is None:
-            raise DeviceError(f"velad does not listen on {here}")
+            raise DeviceError(Cause.NOT_LISTENING.say(address=here))
         return group, _find_way(here, remote, choice)
 
     def way_to(
@@ -234,7 +238,7 @@ class Demux:
             return apart, _find_way(apart.address, remote, choice)
         groups = [group for group in self._groups if group.serves(remote.family)]
         if not groups:
-            raise DeviceError(f"velad listens on no {remote.family.value} address")
+            raise DeviceError(Cause.NOT_LISTENING_FAMILY.say(family=remote.family.value))
         if len(groups) > 1:
             try:
                 own = find_route(ANY_ADDRESS[remote.family], remote, choice).source
@@ -289,8 +293,9 @@ class Demux:
         circuit_id: int,
         sources: tuple[IPAddress, ...],
         group: ReceiveGroup,
+        here: IPAddress | None = None,
     ) -> Claim:
-        """Let a circuit have what comes from sources with its id.
+        """Let a circuit have what comes from sources with its id. here: where it sends from.
 
         Raises CircuitIdTaken, or DeviceError if no more sockets are to be had.
         """
@@ -302,8 +307,9 @@ class Demux:
                 raise CircuitIdTaken(
                     f"{other.receiver.name} already uses circuit id {circuit_id} toward {source}"
                 )
+        own = None if here is None else _plain(here)
         adopted = self._inheritance.index_of(receiver.name, group)
-        claim = Claim(receiver, circuit_id, sources, group, group.acquire(adopted))
+        claim = Claim(receiver, circuit_id, sources, group, group.acquire(adopted), own)
         for source in sources:
             self._claims[source, circuit_id] = claim
         self._steer_soon()
@@ -313,7 +319,7 @@ class Demux:
         """Give up a claim; its socket goes back when nothing is steered to it any more."""
         for source in claim.sources:
             del self._claims[source, claim.circuit_id]
-        self._ports.pop(claim, None)
+        self._ports.forget(claim)
         self._withdrawn.append(claim)
         self._steer_soon()
 
@@ -334,18 +340,15 @@ class Demux:
             self._steer_soon()
 
     def restrict(self, claim: Claim, port: int | None) -> None:
-        """Let a circuit have only what comes from this UDP port; None: from any."""
-        if self._ports.get(claim) == port:
-            return
-        if port is None:
-            del self._ports[claim]
-        else:
-            self._ports[claim] = port
-        self._steer_soon()
+        """Let a circuit have only what comes from this UDP port; None: from any.
+
+        See FramePorts.expect.
+        """
+        self._ports.expect(claim, port)
 
     def port_of(self, claim: Claim) -> int | None:
         """Return the port that a circuit's datagrams must come from; None: any."""
-        return self._ports.get(claim)
+        return next(iter(self._ports.of(claim)), None)
 
     def dispatch(
         self, source: Endpoint, here: IPAddress, data: bytearray, start: int, end: int
@@ -368,8 +371,8 @@ class Demux:
         if claim is None:
             self._dropped[DropReason.UNKNOWN_CIRCUIT] += 1
             return
-        port = self._ports.get(claim)
-        if port not in (None, source.port) and source.port != UNKNOWN_PORT:
+        ports = self._ports.of(claim)
+        if ports and source.port not in (*ports, UNKNOWN_PORT):
             self._dropped[DropReason.WRONG_PORT] += 1
             return
         claim.receiver.deliver(data, start, end)
@@ -412,7 +415,7 @@ class Demux:
         self._steering = None
         for group in self.all_groups:
             routes = [
-                Route(source, circuit_id, claim.index, self._ports.get(claim))
+                Route(source, circuit_id, claim.index, self._ports.of(claim))
                 for (source, circuit_id), claim in self._claims.items()
                 if claim.group is group
             ]
@@ -433,7 +436,13 @@ class Demux:
         changes = self._monitor.changes()
         if changes == ():
             return
-        claimed = ((source, claim.receiver) for (source, _), claim in self._claims.items())
+        claimed = [(source, claim.receiver) for (source, _), claim in self._claims.items()]
+        # An address that goes takes its own route with it.
+        claimed += [
+            (claim.here, claim.receiver)
+            for claim in self._claims.values()
+            if claim.here is not None
+        ]
         watched = ((address, receiver) for receiver, address in self._watched.items())
         for address, receiver in (*claimed, *watched):
             if receiver in self._to_look_at:
@@ -518,7 +527,7 @@ def _find_way(here: IPAddress, remote: Endpoint, choice: UnderlayChoice) -> Way:
     try:
         return find_route(here, remote, choice)
     except OSError as err:
-        why = f"no way to {remote.address}: {os.strerror(err.errno or 0)}"
+        why = Cause.NO_ROUTE.say(remote=remote.address, error=os.strerror(err.errno or 0))
         raise DeviceError(choice.explain(err) or why) from err
 
 

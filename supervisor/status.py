@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, cast
 
 from vela.dataplane.counters import RX_DROPPED, TX_DROPPED, Counters, Slot
 from vela.public_key import fingerprint
+from vela.reasons import Reason
 from vela.signaling.encryption import EncryptionStatus
 from vela.signaling.messages import HandshakePattern
 from vela.wire import Suite
@@ -94,6 +95,8 @@ class CounterStatus:
     """Frames that came in pieces."""
     mss_clamped: int
     """SYNs whose MSS was lowered, in both directions."""
+    tx_too_big_sent: int
+    """ICMP messages to senders of what was too large for a datagram."""
     tx_errors: int
     tx_dropped: Mapping[str, int]
     rx_dropped: Mapping[str, int]
@@ -101,7 +104,7 @@ class CounterStatus:
     @classmethod
     def zero(cls) -> CounterStatus:
         no_tx, no_rx = dict.fromkeys(TX_DROPPED, 0), dict.fromkeys(RX_DROPPED, 0)
-        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, tx_dropped=no_tx, rx_dropped=no_rx)
+        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, tx_dropped=no_tx, rx_dropped=no_rx)
 
     @classmethod
     def of(cls, counters: Counters) -> CounterStatus:
@@ -117,6 +120,7 @@ class CounterStatus:
             tx_pieced=total(Slot.TX_PIECED),
             rx_joined=total(Slot.RX_JOINED),
             mss_clamped=total(Slot.TX_MSS_CLAMPED, Slot.RX_MSS_CLAMPED),
+            tx_too_big_sent=total(Slot.TX_TOO_BIG_SENT),
             tx_errors=total(Slot.TX_ERRORS),
             tx_dropped={reason: total(slot) for reason, slot in TX_DROPPED.items()},
             rx_dropped={reason: total(slot) for reason, slot in RX_DROPPED.items()},
@@ -176,6 +180,43 @@ _PATTERNS = {HandshakePattern.IK_PSK2: "IKpsk2", HandshakePattern.NN_PSK0: "NNps
 
 
 @dataclass(frozen=True, slots=True)
+class ReasonStatus:
+    """One row of vela.reasons, with its words."""
+
+    code: str
+    text: str
+
+    @classmethod
+    def of(cls, reasons: Iterable[Reason]) -> tuple[ReasonStatus, ...]:
+        return tuple(cls(each.code, str(each)) for each in reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class UndeliveredStatus:
+    """What this machine is told of a request that did not arrive."""
+
+    what: str
+    """As in "ICMP port unreachable"."""
+    source: str | None
+    """Who said it, which nobody proves; None: the kernel of this machine."""
+    last_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AskingStatus:
+    """What was sent to a remote with which there is no session."""
+
+    remotes: tuple[str, ...]
+    """The endpoints that are asked in turn."""
+    requests: int
+    """REQUESTs since it began to ask."""
+    since_seconds: float
+    last_seconds: float
+    undelivered: UndeliveredStatus | None
+    """The last one that did not arrive; None: nobody says so."""
+
+
+@dataclass(frozen=True, slots=True)
 class RemoteStatus:
     """One of the remotes that may carry a circuit, in the order of the configuration."""
 
@@ -196,6 +237,10 @@ class CircuitStatus:
     description: str
     state: str
     reason: str
+    """All reasons in one line."""
+    reason_code: str
+    """Of the first one, which says why it has this state; "" where there is no reason."""
+    reasons: tuple[ReasonStatus, ...]
     since_seconds: float
     """For how long it has this state."""
     transitions: int
@@ -217,6 +262,8 @@ class CircuitStatus:
     """As configured."""
     cipher: CipherStatus | None
     """None: frames are not encrypted, or there is no session."""
+    asking: AskingStatus | None
+    """None: it does not ask its remote for a session."""
     rtt_ms: float | None
     last_heard_seconds: float | None
     loss: LossStatus
@@ -235,6 +282,18 @@ class ReceiveBufferStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class WrongKeyStatus:
+    """A machine that asked for a circuit with another key than this end has."""
+
+    address: str
+    """Not proven: anybody can send in its name."""
+    messages: int
+    last_seconds: float
+    """Since the last one."""
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonStatus:
     version: str
     pid: int
@@ -246,4 +305,6 @@ class DaemonStatus:
     """Those that the kernel lacks, that are disabled, or that the engine cannot use."""
     receive_buffer: ReceiveBufferStatus
     rx_dropped: Mapping[str, int]
+    wrong_keys: tuple[WrongKeyStatus, ...]
+    """Of the last two minutes, the latest first; of circuits that there are, `reason` says it."""
     circuits: tuple[CircuitStatus, ...]

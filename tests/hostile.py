@@ -194,3 +194,43 @@ def forge_too_big(namespace: Namespace, victim: str, quoted: bytes, mtu: int) ->
     body = struct.pack("!BBHHH", 3, 4, 0, 0, mtu) + quoted[:500]  # RFC 1191, section 4
     with namespace.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sender:
         sender.sendto(body[:2] + checksum(body).to_bytes(2) + body[4:], (victim, 0))
+
+
+# Type and how many codes there are: RFC 792, RFC 1122, RFC 1812; RFC 4443, RFC 4861.
+ICMP_ERRORS = {3: 16, 4: 1, 5: 4, 11: 2, 12: 3}
+ICMPV6_ERRORS = {1: 8, 2: 1, 3: 2, 4: 3, 137: 1}
+
+
+def icmp_errors(source: str, victim: str, quoted: bytes, mtu: int) -> list[bytes]:
+    """Return an IP packet of each kind of ICMP error, from source about a packet of the victim."""
+    v6 = ":" in victim
+    packets = []
+    for kind, codes in (ICMPV6_ERRORS if v6 else ICMP_ERRORS).items():
+        for code in range(codes):
+            body = struct.pack("!BBHI", kind, code, 0, mtu) + quoted[:500]
+            pseudo = b""
+            if v6:
+                pseudo = ip_address(source).packed + ip_address(victim).packed
+                pseudo += struct.pack("!II", len(body), _IPPROTO_ICMPV6)
+            body = body[:2] + checksum(pseudo + body).to_bytes(2) + body[4:]
+            make, protocol = (ipv6_packet, _IPPROTO_ICMPV6) if v6 else (ipv4_packet, 1)
+            packets.append(make(source, victim, protocol, body))
+    return packets
+
+
+class Forger(Resource):
+    """Sends whole IP packets to a host, whatever they say of where they come from; a context."""
+
+    def __init__(self, namespace: Namespace, victim: str) -> None:
+        family = socket.AF_INET6 if ":" in victim else socket.AF_INET
+        self._socket = namespace.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        self._victim = victim
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, packet: bytes) -> None:
+        self._socket.sendto(packet, (self._victim, 0))

@@ -25,6 +25,7 @@ from vela.linux.choice import UnderlayChoice
 from vela.linux.features import Features
 from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
+from vela.reasons import NO_REASON, Reason
 from vela.signaling.identity import token
 from vela.signaling.signer import Key, LocalKey
 from vela.supervisor.circuit.data_path import EchoHandler
@@ -99,10 +100,10 @@ class RecordingDataPath:
     closed: bool = False
     broken: str = ""
     """What check() finds."""
-    obstacle: str = ""
+    obstacles: tuple[Reason, ...] = ()
     refusal: str = ""
     """What attach() fails with."""
-    loop: str = ""
+    loop: Reason = NO_REASON
     """Why the route to the remote cannot be."""
     frames_from: int | None = None
     """The remote's port that frames are taken from."""
@@ -126,7 +127,10 @@ class RecordingDataPath:
 
     @property
     def frame_port(self) -> int | None:
-        return None if self.attached is None else 50000 + self.config.id
+        return None if self.attached is None else self.prepare_port(*self.attached)
+
+    def prepare_port(self, path: UnderlayPath, profile: Profile) -> int:
+        return profile.source_port or 50000 + self.config.id
 
     @property
     def passes_frames(self) -> bool:
@@ -170,7 +174,7 @@ class RecordingDataPath:
     def send_echo(self, request: bytes) -> None:
         self.send(request)
 
-    def find_loop(self, remote: Endpoint, route: Route) -> str:
+    def find_loop(self, remote: Endpoint, route: Route) -> Reason:
         return self.loop
 
     def change(self, config: CircuitConfig, cpu: int) -> None:
@@ -389,7 +393,12 @@ class Machine:
     def states(self) -> dict[str, tuple[str, str]]:
         """Return state and reason of each circuit."""
         assert self.registry is not None
-        return {each.name: (each.state, each.reason) for each in self.registry.status()}
+        status = self.registry.status()
+        for each in status:
+            assert each.reason == "; ".join(reason.text for reason in each.reasons)
+            assert each.reason_code == (each.reasons[0].code if each.reasons else "")
+            assert all(reason.code for reason in each.reasons), each.reason
+        return {each.name: (each.state, each.reason) for each in status}
 
     def try_command(self, command: Any) -> None:
         """Run an operator's command; a refusal is an answer."""

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from vela.reasons import Cause
 from vela.supervisor.circuit.lifecycle import State
 from vela.supervisor.circuit.setup import Origin
-from vela.supervisor.status import CircuitStatus, DaemonStatus
+from vela.supervisor.status import CircuitStatus, DaemonStatus, ReasonStatus
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "status.schema.json"
 
@@ -25,6 +26,8 @@ _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", NoneT
 _WORDS: dict[tuple[type, str], list[str]] = {
     (CircuitStatus, "origin"): sorted({each.value for each in Origin}),
     (CircuitStatus, "state"): sorted({each.word for each in State}),
+    (CircuitStatus, "reason_code"): ["", *sorted(each.code for each in Cause)],
+    (ReasonStatus, "code"): sorted(each.code for each in Cause),
     (CircuitStatus, "encryption"): ["none", "required"],
     (CircuitStatus, "encapsulation"): ["auto", "ethernet", "ip"],
 }

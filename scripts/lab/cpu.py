@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import LabError
+from lab.process import threads
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -73,9 +74,9 @@ def waits_s(pid: int) -> dict[Path, float]:
 def _scheduled_s(pid: int, field: int) -> dict[Path, float]:
     # Documentation/scheduler/sched-stats.rst: nanoseconds on a CPU, then in its queue.
     found = {}
-    for path in Path("/proc", str(pid), "task").glob("*/schedstat"):
+    for thread in threads(pid):
         with suppress(FileNotFoundError, ProcessLookupError):  # one that has just ended
-            found[path] = int(path.read_text().split()[field]) * 1e-9
+            found[thread] = int((thread / "schedstat").read_text().split()[field]) * 1e-9
     return found
 
 

@@ -21,6 +21,15 @@ def start_time(pid: int) -> int | None:
     return int(text.rpartition(")")[2].split()[19])
 
 
+def threads(pid: int) -> list[Path]:
+    """Return the folder of each thread of a process. One that has ended has none."""
+    folder = Path("/proc", str(pid), "task")
+    try:
+        return [folder / name for name in os.listdir(folder)]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def children(pid: int) -> list[int]:
     """Return the processes that the main thread of one has forked, and not yet reaped."""
     return _forked_by(Path("/proc", str(pid), "task", str(pid)))
@@ -32,7 +41,7 @@ def descendants(pid: int) -> list[int]:
     What ends meanwhile has none.
     """
     found = []
-    for thread in Path("/proc", str(pid), "task").glob("*"):
+    for thread in threads(pid):
         with suppress(FileNotFoundError, ProcessLookupError):
             for child in _forked_by(thread):
                 found += [child, *descendants(child)]

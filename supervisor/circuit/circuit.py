@@ -5,6 +5,7 @@ A static circuit has no signalling channel, and its lifecycle has another table.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -21,6 +22,7 @@ from vela.linux.features import Features
 from vela.linux.underlay import UnderlayPath
 from vela.mac import format_mac
 from vela.rate import STEP
+from vela.reasons import NO_REASON, Cause, Reason, joined, reason_of
 from vela.signaling.agreement import Agreement
 from vela.signaling.candidates import Candidate
 from vela.signaling.encryption import Encryption as SessionEncryption
@@ -32,8 +34,10 @@ from vela.signaling.events import (
     Datagram,
     Down,
     Event,
+    Heard,
     OfferChanged,
     ProbeAnswered,
+    Refused,
     Rejected,
     ResolveWanted,
     Unanswered,
@@ -53,7 +57,15 @@ from ..frame_keys import CircuitKeys
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..states import WELL
-from ..status import NOT_MEASURED, CircuitStatus, RateStatus, RemoteStatus, milliseconds
+from ..status import (
+    NOT_MEASURED,
+    CircuitStatus,
+    RateStatus,
+    ReasonStatus,
+    RemoteStatus,
+    milliseconds,
+)
+from .asking import Asking
 from .data_path import DataPath
 from .echoes import Answered
 from .frame_watch import FrameWatch
@@ -62,6 +74,7 @@ from .hooks import CircuitHooks
 from .key_watch import KeyWatch
 from .lifecycle import Action, Input, Lifecycle, State
 from .path_prober import PathProber
+from .port_switch import PortSwitch
 from .primary_watch import PrimaryWatch
 from .rates import RateMeter
 from .remote import Listener, RemoteSearch
@@ -84,8 +97,7 @@ _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED
 KEY_GRACE_S = 5.0
 # For a session to come up that takes the place of another one.
 CHANGE_GRACE_S = 3.0
-NOT_FOLLOWED = "the other end did not begin the session that it asked for"
-OTHER_MACHINE = "the remote is another machine, or another port"
+NO_ANSWER = Cause.NO_ANSWER.code
 _SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
 
@@ -145,6 +157,7 @@ class Circuit:
         self._owner = owner
         self._port = port
         self._control_channel = setup.control_channel
+        self._asking = None if setup.control_channel is None else Asking(setup.control_channel)
         self._key = setup.key
         self._machine = setup.machine
         self._maker = maker
@@ -154,17 +167,18 @@ class Circuit:
         self._log = self._bound_log()
         self._started = self._closed = self._moving = self._handed_over = self._frozen = False
         self._lifecycle = Lifecycle(static=self.static)
-        self._inputs: deque[tuple[Input, str]] = deque()
+        self._inputs: deque[tuple[Input, Reason]] = deque()
         self._stepping = False
-        self._logged = (State.RESOLVING, "")
+        self._logged = (State.RESOLVING, NO_REASON)
         self._transitions = Transitions(State.RESOLVING, loop.now())
         self._rates = RateMeter()
         self.history = History(loop.now())
-        self._obstacle = ""
+        self._obstacle = NO_REASON
         self._bridge_mtu = data_path.bridge_mtu
         self._path: UnderlayPath | None = None
         self._agreement: Agreement | None = None
         self._prober = PathProber(loop, self._on_path_mtu)
+        self._ports = PortSwitch(data_path, loop, self.apply_terms)
         self._frames = FrameWatch(self, data_path, loop, self._take, self.history)
         self._presence = self.config.underlay.presence()
         self._remotes = Remotes(self.config.remote, self.name, self, loop)
@@ -193,16 +207,33 @@ class Circuit:
         return self._lifecycle.state
 
     @property
-    def reason(self) -> str:
+    def reasons(self) -> tuple[Reason, ...]:
         """Why it has its state, and what it still waits for; empty: there is nothing to say."""
         # While it is up, the name does not matter.
         seeks = self.state in (State.RESOLVING, State.CONNECTING, State.DOWN, State.REJECTED)
-        why = self._remotes.explain(self.state, self._lifecycle.reason)
-        trouble = self._remote.trouble if seeks and self._remote.trouble not in why else ""
-        hooks = "" if self.hooks is None else self.hooks.reason
-        port = self._frames.note if self.state is State.UP else ""
-        said = (why, trouble, port, self._data_path.obstacle, hooks)
-        return "; ".join(dict.fromkeys(filter(None, said)))
+        whys = self._remotes.explain(self.state, self._lifecycle.reason)
+        trouble = self._remote.trouble if seeks else NO_REASON
+        said = (
+            *whys,
+            self._why_no_answer() if seeks else NO_REASON,
+            NO_REASON if any(trouble in each for each in whys) else trouble,
+            self._frames.note if self.state is State.UP else NO_REASON,
+            *self._data_path.obstacles,
+            NO_REASON if self.hooks is None else self.hooks.reason,
+        )
+        return tuple(dict.fromkeys(filter(None, said)))
+
+    def _why_no_answer(self) -> Reason:
+        """Return what shows why the remote does not answer; empty: nothing, or it answers."""
+        asking, session = self._asking, self.session
+        if asking is None or session is None or self._lifecycle.reason.code != NO_ANSWER:
+            return NO_REASON
+        return asking.reason(session)
+
+    @property
+    def reason(self) -> Reason:
+        """All of them in one."""
+        return joined(self.reasons)
 
     @property
     def session(self) -> Session | None:
@@ -288,7 +319,8 @@ class Circuit:
             except DeviceError:
                 continue  # there may be a route later
             if self._remote.is_this_machine(UnderlayPath(endpoint, (), route, group)):
-                raise ConfigError(f"{self.name}: {remote.address} is this machine; {OTHER_MACHINE}")
+                own = Cause.OWN_ADDRESS.say(address=remote.address)
+                raise ConfigError(f"{self.name}: {own}")
 
     def start(self) -> None:
         """Look for the remote, and carry frames as soon as possible."""
@@ -455,7 +487,7 @@ class Circuit:
         if begun is None or self._signaling is not begun or self._closed:
             return
         if self.state is State.UP and begun.session.state is not SessionState.UP:
-            self._take(Input.DOWN, NOT_FOLLOWED)
+            self._take(Input.DOWN, Cause.NOT_FOLLOWED.say())
 
     def answer(self) -> None:
         """Tell the remote that it was accepted."""
@@ -481,6 +513,7 @@ class Circuit:
         self._remotes.stop()
         self._remote.stop()
         self._prober.stop()
+        self._ports.stop()
         self._frames.stop()
         due = not self._handed_over and self.hooks is not None and self.hooks.due
         if due:
@@ -535,7 +568,7 @@ class Circuit:
             self._remote = self._search()
         self.disabled = self._remote.paused = True
         self._frames.begin_anew()
-        self._obstacle = ""  # check() looks again
+        self._obstacle = NO_REASON  # check() looks again
         self._take(Input.DISABLE)
 
     def enable(self) -> None:
@@ -592,6 +625,7 @@ class Circuit:
         self._remote.stop()
         self._data_path.change(self.config, cpu)
         self._control_channel, self.offer = setup.control_channel, setup.offer
+        self._asking = None if setup.control_channel is None else Asking(setup.control_channel)
         self._key, self._machine = setup.key, setup.machine
         self._lifecycle = Lifecycle(static=self.static)
         self._path = self._agreement = None
@@ -635,12 +669,12 @@ class Circuit:
         self._remote.stop()
         self._remote = self._search()
         self._signaling = self._open_signaling()
-        self._log.info("remote_switched", remote=str(self.remote), reason=why)
+        self._log.info("remote_switched", remote=str(self.remote), reason=str(why))
         self._take(Input.SWITCHED)
         self._remote.resolve()
 
     def watch_primary(
-        self, primary: Remote, on_answer: Callback, on_silence: Callable[[str], None]
+        self, primary: Remote, on_answer: Callback, on_silence: Callable[[Reason], None]
     ) -> PrimaryWatch:
         """Ask the primary at intervals, while another remote is in use."""
         channel = self._control_channel
@@ -677,7 +711,7 @@ class Circuit:
             if self._data_path.attached is not None:
                 self._carry()
         except VelaError as err:
-            self._take(Input.FAILED, str(err))
+            self._take(Input.FAILED, reason_of(err))
         if self._signaling is not None:
             self._signaling.pump()
         if self.state is State.FAILED:
@@ -727,12 +761,12 @@ class Circuit:
         try:
             self._data_path.check()
         except VelaError as err:
-            self._obstacle = str(err)
+            self._obstacle = reason_of(err)
             if self._obstacle != before:
-                self._log.error("circuit_broken", error=self._obstacle)
+                self._log.error("circuit_broken", error=str(self._obstacle))
             self._take(Input.BROKEN, self._obstacle)
         else:
-            self._obstacle = ""
+            self._obstacle = NO_REASON
             if before:
                 self._log.info("circuit_mended")
                 self._take(Input.MENDED)
@@ -754,7 +788,7 @@ class Circuit:
         try:
             self._carry()
         except VelaError as err:
-            self._take(Input.FAILED, str(err))
+            self._take(Input.FAILED, reason_of(err))
             return
         if self._signaling is not None:
             self._signaling.pump()
@@ -772,6 +806,11 @@ class Circuit:
             self._take(Input.CUT_OFF, obstacle)
         else:
             self._remote.resolve()
+
+    def ask_remote(self, size: int) -> None:
+        """Let the remote's supervisor answer, if it has the session, by a probe of this size."""
+        if self._signaling is not None and self._signaling.session.probe(size):
+            self._signaling.pump()
 
     def ping(self, size: int, answered: Answered) -> None:
         """Ask the remote's worker once. See FrameWatch.ping. Raises VelaError."""
@@ -792,7 +831,9 @@ class Circuit:
             origin=self.origin.value,
             description=config.description,
             state=self.state.word,
-            reason=self.reason,
+            reason=str(self.reason),
+            reason_code=self.reason.code,
+            reasons=ReasonStatus.of(self.reasons),
             since_seconds=round(self._transitions.since_s(now), 3),
             transitions=self._transitions.count(now),
             remote=str(self.remote),
@@ -807,6 +848,9 @@ class Circuit:
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
             encryption=config.encryption.value,
             cipher=None if self._key_watch is None else self._key_watch.status(),
+            asking=None
+            if session is None or self._asking is None
+            else self._asking.status(session, now),
             rtt_ms=milliseconds(None if session is None else session.rtt_s),
             last_heard_seconds=None if heard_at is None else round(now - heard_at, 3),
             loss=NOT_MEASURED[0],
@@ -818,10 +862,10 @@ class Circuit:
 
     # From the search for the remote.
 
-    def on_unresolved(self, reason: str) -> None:
+    def on_unresolved(self, reason: Reason) -> None:
         self._take(Input.UNRESOLVED, reason)
 
-    def on_no_route(self, reason: str) -> None:
+    def on_no_route(self, reason: Reason) -> None:
         self._take(Input.NO_ROUTE, reason)
 
     def on_routed(self, paths: tuple[UnderlayPath, ...]) -> None:
@@ -831,7 +875,7 @@ class Circuit:
         try:
             self._aim(paths)
         except VelaError as err:
-            self._take(Input.FAILED, str(err))
+            self._take(Input.FAILED, reason_of(err))
             return
         self._take(Input.ROUTED)
         if self._signaling is not None:
@@ -848,9 +892,27 @@ class Circuit:
         try:
             self._routes.way_from(attached[0].route.source, attached[0].endpoint)
         except RouteLoop as err:
-            self._take(Input.CUT_OFF, str(err))
+            self._take(Input.CUT_OFF, reason_of(err))
+        except DeviceError as err:
+            cause = err.__cause__
+            # If there is just no route now, and it stays so, the session goes down by itself.
+            if isinstance(cause, OSError) and cause.errno == errno.EADDRNOTAVAIL:
+                self._leave_former_address(attached[0])
+
+    def _leave_former_address(self, path: UnderlayPath) -> None:
+        """Begin a session from another address, as this machine has lost the one of the present.
+
+        Not where the remote set the circuit up: it knows this end by that address, and seeks it.
+        """
+        if self._signaling is None or self.origin is Origin.PEER:
+            return
+        try:
+            self._routes.way_to(path.endpoint)
         except DeviceError:
-            pass  # if it stays so, the session goes down by itself
+            return
+        reason = Cause.SOURCE_LOST.say(address=path.route.source)
+        self._signaling.session.give_up(reason, self._loop.now())
+        self._signaling.pump()
 
     def _leave_former_remote(self, path: UnderlayPath) -> None:
         """End the session with a machine that the remote's new name does not lead to."""
@@ -864,7 +926,7 @@ class Circuit:
         self._data_path.detach()
         self._path = self._agreement = None
         self._signaling = self._open_signaling()
-        self._take(Input.SWITCHED, "the remote was changed")
+        self._take(Input.SWITCHED, Cause.REMOTE_CHANGED.say())
 
     def _reaches(self, remote: Endpoint, port: int) -> bool:
         """Tell whether a remote is the one at this port; behind a NAT it shows another one."""
@@ -875,7 +937,7 @@ class Circuit:
     def _on_event(self, event: Event) -> None:
         if self.state is State.UP and isinstance(event, Unanswered | Rejected):
             # Of a session that took the place of another one, and was never up itself.
-            self._take(Input.DOWN, NOT_FOLLOWED)
+            self._take(Input.DOWN, Cause.NOT_FOLLOWED.say())
         match event:
             case Agreed(agreement):
                 self._agreement = agreement
@@ -893,15 +955,19 @@ class Circuit:
                 self._take(Input.DOWN, reason)
             case Unanswered(reason):
                 self._take(Input.UNANSWERED, reason)
-            case Rejected(RejectCode.DISABLED, reason):
-                self._take(Input.REMOTE_DISABLED, reason)
-            case Rejected(RejectCode.NO_SUCH_CIRCUIT, _) if self.origin is Origin.PEER:
+            case Rejected(RejectCode.DISABLED):
+                self._take(Input.REMOTE_DISABLED, event.reason)
+            case Rejected(RejectCode.NO_SUCH_CIRCUIT) if self.origin is Origin.PEER:
                 # The remote deleted it, and its message was lost.
                 self._take(Input.DELETED)
-            case Rejected(RejectCode.ID_TAKEN, _) if self._owner.takes_another_id(self):
+            case Rejected(RejectCode.ID_TAKEN) if self._owner.takes_another_id(self):
                 pass
-            case Rejected(_, reason):
-                self._take(Input.REJECTED, reason)
+            case Heard():
+                self._ports.heard()
+            case Rejected():
+                self._take(Input.REJECTED, event.reason)
+            case Refused(source, code, text):
+                self._log.warning("circuit_refused", by=str(source), code=code.name, reason=text)
             case ProbeAnswered(size):
                 self._prober.answered(size)
             case ResolveWanted():
@@ -911,13 +977,14 @@ class Circuit:
             case Closed() if self.origin is Origin.PEER:
                 self._take(Input.DELETED)
             case Closed(by_remote):
-                self._take(Input.CLOSED, "the remote deleted it" if by_remote else "closed")
+                cause = Cause.REMOTE_DELETED if by_remote else Cause.CLOSED
+                self._take(Input.CLOSED, cause.say())
             case _:
                 pass
 
     # Steps of the lifecycle.
 
-    def _take(self, happened: Input, reason: str = "") -> None:
+    def _take(self, happened: Input, reason: Reason = NO_REASON) -> None:
         """Take an input and carry out its actions. Inputs that arrive meanwhile wait."""
         if self._frozen:
             return
@@ -932,7 +999,7 @@ class Circuit:
             self._inputs.clear()
             self._stepping = False
 
-    def _step(self, happened: Input, reason: str) -> None:
+    def _step(self, happened: Input, reason: Reason) -> None:
         step = self._lifecycle.take(happened, reason)
         try:
             for action in step.actions:
@@ -941,7 +1008,7 @@ class Circuit:
                     return
         except VelaError as err:
             # Before the inputs that wait: they assume a circuit that carries frames.
-            self._inputs.appendleft((Input.FAILED, str(err)))
+            self._inputs.appendleft((Input.FAILED, reason_of(err)))
             return
         self._frames.follow()
         self._remotes.note(happened, self.state, reason)
@@ -964,7 +1031,8 @@ class Circuit:
         if self._data_path.attached is not None:
             path, profile = self._data_path.attached
             about |= {"remote": str(path.endpoint), "elision": profile.elision.name.lower()}
-        getattr(self._log, level)("circuit_state_changed", state=state.word, reason=reason, **about)
+        about |= {"state": state.word, "reason": str(reason)}
+        getattr(self._log, level)("circuit_state_changed", **about)
 
     # Actions of the lifecycle.
 
@@ -988,7 +1056,11 @@ class Circuit:
 
     def _suspend(self) -> None:
         signaling = self._require_signaling()
-        signaling.session.suspend(f"on the other end, {self._lifecycle.reason}")
+        reason = self._lifecycle.reason
+        # Only one end may have noticed.
+        is_mac = reason.code == Cause.DUPLICATE_MAC.code
+        code = RejectCode.MAC if is_mac else RejectCode.FAILED
+        signaling.session.suspend(f"on the other end, {reason}", code)
         signaling.pump()
 
     def _leave(self) -> None:
@@ -1011,7 +1083,7 @@ class Circuit:
         # By the present one: the agreement may be of a session that failed for it.
         if agreement.remote_mac == self._data_path.local_mac:
             mac = format_mac(agreement.remote_mac)
-            raise ConfigError(f"both ends have the MAC address {mac}; one needs another `mac`")
+            raise ConfigError(Cause.DUPLICATE_MAC.say(mac=mac))
         # Behind a NAT only the translated port leads back.
         port = session.remote.port if agreement.nat else agreement.remote_port
         path = self._path_to(Endpoint(session.remote.address, port))
@@ -1019,12 +1091,15 @@ class Circuit:
         session.set_local(self._description(path), self._loop.now())
         page = None if self._frame_keys is None else self._frame_keys.page_fd
         profile = agreed_profile(self.config, agreement, path, self._data_path.bridge_mtu)
+        profile = self._ports.until_heard(path, profile, up=self.state is State.UP)
         self._data_path.attach(path, profile, page)
         rate_kbit = agreement.rate_kbit
         self._data_path.limit(None if rate_kbit is None else rate_kbit * STEP)
         self._data_path.expect_frames_from(agreement.frame_port)
         # The remote is told which port they leave from, now that it is known.
         session.set_local(self._description(path), self._loop.now())
+        if self._ports.begun():
+            session.await_heard(self._loop.now())
 
     def _follow_route(self) -> None:
         """Attach again if the route to the remote in use has changed.
@@ -1038,6 +1113,7 @@ class Circuit:
             self._probe_path()
 
     def _release(self) -> None:
+        self._ports.stop()
         self._data_path.detach()
 
     def _carrier_on(self) -> None:
@@ -1121,7 +1197,7 @@ class Circuit:
         signaling, path = self._signaling, paths[0]
         # A loopback address in the configuration is no mistake: another velad may listen there.
         if not path.endpoint.address.is_loopback and self._remote.is_this_machine(path):
-            raise ConfigError(f"{path.endpoint.address} is this machine; {OTHER_MACHINE}")
+            raise ConfigError(Cause.OWN_ADDRESS.say(address=path.endpoint.address))
         if signaling is not None:
             # Before the first message: the remote would take both circuits for one.
             self._owner.check_id(self, path.sources)
@@ -1146,7 +1222,7 @@ class Circuit:
             data_path.local_mac,
             self._port,
             data_path.abilities,
-            frame_port=data_path.frame_port,
+            frame_port=self._ports.port,
             bridge_mtu=data_path.bridge_mtu,
             from_listening=self._frames.wants_listening,
         )

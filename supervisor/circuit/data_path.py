@@ -10,6 +10,7 @@ from vela.dataplane.contract import Abilities
 from vela.dataplane.engine import LoadedEngine
 from vela.linux.features import Features
 from vela.linux.underlay import Route, UnderlayPath
+from vela.reasons import Reason
 
 from ..config.records import CircuitConfig
 from ..runtime.loop import Callback
@@ -46,6 +47,12 @@ class DataPath(Protocol):
     @property
     def frame_port(self) -> int | None:
         """The UDP port that frames leave from; None: it carries none."""
+
+    def prepare_port(self, path: UnderlayPath, profile: Profile) -> int:
+        """Return the UDP port that frames will leave from once they are carried so.
+
+        It is this circuit's from now on. Raises VelaError.
+        """
 
     def expect_frames_from(self, port: int | None) -> None:
         """Take only frames that come from this UDP port of the remote's; None: from any."""
@@ -94,7 +101,7 @@ class DataPath(Protocol):
         """The descriptor of the interface, and its index."""
 
     @property
-    def obstacle(self) -> str:
+    def obstacles(self) -> tuple[Reason, ...]:
         """What it still waits for while it carries frames; empty: nothing."""
 
     def set_failure_handler(self, handler: Callback) -> None:
@@ -113,7 +120,7 @@ class DataPath(Protocol):
     def set_route_handler(self, handler: Callback) -> None:
         """Set the callback for routes to the remote that may have changed."""
 
-    def find_loop(self, remote: Endpoint, route: Route) -> str:
+    def find_loop(self, remote: Endpoint, route: Route) -> Reason:
         """Return why the circuit cannot send to a remote by this route; empty: it can."""
 
     def traffic(self) -> Traffic: ...

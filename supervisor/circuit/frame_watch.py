@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vela.errors import VelaError
+from vela.reasons import NO_REASON, Cause, Reason
 from vela.signaling.agreement import Agreement
 from vela.signaling.inputs import State as SessionState
 from vela.signaling.session import Session
@@ -23,11 +24,6 @@ from .lifecycle import Input, State
 FALLBACK_S = 3.0
 # For the other end to be told that it may seal answers.
 KEYS_S = 0.05
-
-NO_FRAMES = (
-    "control messages cross, and frames do not: a firewall on the way, or the other end's worker"
-)
-FROM_LISTENING = "frames leave from the listening port: from one of their own they do not cross"
 
 
 class Watched(Protocol):
@@ -57,7 +53,7 @@ class FrameWatch:
         circuit: Watched,
         data_path: DataPath,
         loop: EventLoop,
-        take: Callable[[Input, str], None],
+        take: Callable[[Input, Reason], None],
         history: History,
     ) -> None:
         """take: takes UP, DOWN and UNANSWERED, of the circuit's lifecycle. history: see Echoes."""
@@ -80,9 +76,9 @@ class FrameWatch:
         return self._wanted_at is not None
 
     @property
-    def note(self) -> str:
+    def note(self) -> Reason:
         """What there is to say of a circuit that is up; empty: nothing."""
-        return FROM_LISTENING if self._falls_back else ""
+        return Cause.FROM_LISTENING_PORT.say() if self._falls_back else NO_REASON
 
     @property
     def awaited(self) -> bool:
@@ -149,13 +145,13 @@ class FrameWatch:
                 # The other end's worker was slow to start.
                 self._want_listening(None)
             if circuit.state is not State.UP and session.state is SessionState.UP:
-                self._take(Input.UP, "")
+                self._take(Input.UP, NO_REASON)
         elif circuit.state is State.UP:
-            self._take(Input.DOWN, NO_FRAMES)
+            self._take(Input.DOWN, Cause.FRAMES_BLOCKED.say())
         elif echoes.blocked and self._wanted_at is None:
             self._want_listening(self._loop.now())
         elif echoes.blocked and self._loop.now() >= (self._wanted_at or 0) + FALLBACK_S:
-            self._take(Input.UNANSWERED, NO_FRAMES)
+            self._take(Input.UNANSWERED, Cause.FRAMES_BLOCKED.say())
 
     def ping(self, size: int, answered: Answered) -> None:
         """Ask once; answered is called when the answer comes, if it does.

@@ -13,6 +13,7 @@ from typing import Protocol
 import structlog
 
 from vela.errors import ConfigError
+from vela.reasons import NO_REASON, Cause
 
 from ..config.files import Access, UntrustedError, open_trusted, resolve_links
 from ..config.records import CircuitConfig
@@ -99,7 +100,7 @@ class CircuitHooks:
     """
 
     def __init__(self, circuit: Subject, loop: EventLoop, runner: HookRunner) -> None:
-        self.reason = ""
+        self.reason = NO_REASON
         """Why the last hook failed; empty: it did not."""
         self._circuit = circuit
         self._loop = loop
@@ -193,7 +194,8 @@ class CircuitHooks:
 
     def _on_end(self, hook: Hook, path: Path, error: str) -> None:
         self._program = None
-        self.reason = f"the {hook.value} hook {path} {error}" if error else ""
+        failed = Cause.HOOK_FAILED
+        self.reason = failed.say(hook=hook.value, path=path, error=error) if error else NO_REASON
         if error:
             self._log.warning("hook_failed", hook=hook.value, path=str(path), error=error)
         self._leave()

@@ -14,12 +14,13 @@ from vela.linux.netlink import Netlink
 from vela.linux.rtnetlink import TunLink
 from vela.linux.sysctls import set_accept_ra
 from vela.linux.tap import Tap
+from vela.reasons import Cause, Reason
 from vela.signaling.limiter import TokenBucket
 from vela.wire import gso_max_size
 
 from ..config.records import CircuitConfig, Encapsulation
 from .links import Links
-from .surroundings import ELSEWHERE, Wanted, departures, missing_addresses
+from .surroundings import Wanted, departures, missing_addresses
 
 # Of the log, about an interface that somebody changes again and again: one a minute.
 LINES_RATE, LINES_BURST = 1 / 60, 3.0
@@ -48,7 +49,7 @@ class AttachmentCircuit:
         """Create the interface, up, with addresses, without carrier. mtu: in bytes.
 
         virtio_header: see linux.tap. await_bridge: a missing bridge is not an error;
-        see obstacle. shielded: it is an error if router advertisements cannot be
+        see obstacles. shielded: it is an error if router advertisements cannot be
         kept out. Raises DeviceError, and then creates nothing.
 
         adopted: the descriptor of the interface that another velad has made by former; only
@@ -72,7 +73,7 @@ class AttachmentCircuit:
         self._shielded = shielded
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._carrier = False
-        self._departures: tuple[str, ...] = ()
+        self._departures: tuple[Reason, ...] = ()
         self._lines = TokenBucket(LINES_RATE, LINES_BURST)
         self._shared = shared
         self.adopted = False
@@ -120,12 +121,11 @@ class AttachmentCircuit:
         return self._tap.virtio_header
 
     @property
-    def obstacle(self) -> str:
+    def obstacles(self) -> tuple[Reason, ...]:
         """Which bridge it waits for, and what somebody changed of it; empty: nothing."""
-        waiting = ""
         if self._config.bridge is not None and self._bridge_index is None:
-            waiting = f"the bridge {self._config.bridge} does not exist; waiting for it"
-        return "; ".join(filter(None, (waiting, *self._departures)))
+            return Cause.BRIDGE_MISSING.say(bridge=self._config.bridge), *self._departures
+        return self._departures
 
     def exists(self) -> bool:
         """Tell whether the interface still exists, under any name."""
@@ -148,7 +148,7 @@ class AttachmentCircuit:
         except DeviceError:
             # One that was removed is made again elsewhere.
             if self.exists():
-                self._show((ELSEWHERE,), now)
+                self._show((Cause.INTERFACE_ELSEWHERE.say(),), now)
             return
         try:
             changed = self._mend(link)
@@ -169,9 +169,9 @@ class AttachmentCircuit:
             config.name, self._tap.mtu, config.addresses, config.bridge, self._bridge_index
         )
 
-    def _show(self, found: tuple[str, ...], now: float) -> None:
+    def _show(self, found: tuple[Reason, ...], now: float) -> None:
         if found and found != self._departures and self._lines.take(now):
-            self._log.warning("interface_changed", changes=list(found))
+            self._log.warning("interface_changed", changes=list(map(str, found)))
         self._departures = found
 
     def _give_back_addresses(self, link: TunLink) -> list[str]:

@@ -18,6 +18,7 @@ from vela.dataplane.counters import Counters
 from vela.dataplane.exit_message import ExitMessage, describe
 from vela.dataplane.handover import Handover
 from vela.linux.usage import ProcessUsage, sleeps
+from vela.reasons import NO_REASON, Cause, Reason
 from vela.worker import WorkerTask
 
 from ..runtime.loop import Callback, EventLoop, Timer
@@ -75,7 +76,7 @@ class WorkerKeeper:
         self._leaving: Timer | None = None
         self._watch = _ProgressWatch()
         self._stuck: str | None = None
-        self._failure = ""
+        self._failure = NO_REASON
         self._usage: ProcessUsage | None = None
         self.restarts = 0
 
@@ -112,7 +113,7 @@ class WorkerKeeper:
         return self._child.pid if self._child and not self._failure else None
 
     @property
-    def failure(self) -> str:
+    def failure(self) -> Reason:
         """The last worker's error where workers die again and again, else empty. See restart.py."""
         return self._failure
 
@@ -206,7 +207,7 @@ class WorkerKeeper:
     def forget(self) -> None:
         """Forget earlier deaths; the worker must be stopped."""
         self._policy = RestartPolicy(random.Random())
-        self._failure = ""
+        self._failure = NO_REASON
 
     def check(self) -> None:
         """Replace a worker that does nothing while frames wait; to be called at each interval."""
@@ -237,7 +238,7 @@ class WorkerKeeper:
             delay_s = self._policy.delay_s(self._started)
             self._retry = self._loop.call_later(delay_s, self._spawn)
             self._log.error("worker_not_started", error=str(err), retry_in_s=round(delay_s, 3))
-            self._set_failure(f"worker: start: {describe(err)}")
+            self._set_failure(Cause.WORKER_FAILED.say(error=f"start: {describe(err)}"))
             return
         self._loop.watch(self._child.pidfd, self._on_exit)
         if self._policy.failed:
@@ -276,30 +277,32 @@ class WorkerKeeper:
             "worker_exited",
             pid=child.pid,
             ended=str(status),
-            error=error,
+            error=str(error),
             uptime_s=round(uptime_s, 3),
             restart_in_s=round(delay_s, 3),
             successor=self.pid,
         )
 
-    def _error(self, status: ExitStatus) -> str:
+    def _error(self, status: ExitStatus) -> Reason:
         """Return the reason for a worker's end, as the status shows it."""
         if self._stuck is not None:
-            return f"worker: {self._stuck}: hung"
-        if status.signal is not None:  # whatever it says itself
-            if status.signal == signal.SIGSYS:
-                return f"worker: killed by {status} for a system call that it may not make"
-            return f"worker: killed by {status}"
-        return f"worker: {self.exit_message.read() or status}"
+            error = f"{self._stuck}: hung"
+        elif status.signal == signal.SIGSYS:
+            error = f"killed by {status} for a system call that it may not make"
+        elif status.signal is not None:  # whatever it says itself
+            error = f"killed by {status}"
+        else:
+            error = self.exit_message.read() or str(status)
+        return Cause.WORKER_FAILED.say(error=error)
 
     def _on_proof(self) -> None:
         self._proof = None
         self._policy.proved(self._loop.now())
-        self._set_failure("")
+        self._set_failure(NO_REASON)
 
-    def _set_failure(self, error: str) -> None:
+    def _set_failure(self, error: Reason) -> None:
         """Make the last worker's error the failure, if workers die again and again."""
-        failure = error if self._policy.failed else ""
+        failure = error if self._policy.failed else NO_REASON
         if failure != self._failure:
             self._failure = failure
             self._failure_changed()

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from vela.reasons import NO_REASON, Reason
+
 
 class State(Enum):
     """The state of a circuit. The values are those of the status; BROKEN is shown as "failed"."""
@@ -108,7 +110,7 @@ class Step:
     """The result of an input."""
 
     state: State
-    reason: str
+    reason: Reason
     actions: tuple[Action, ...]
 
 
@@ -265,11 +267,11 @@ class Lifecycle:
 
     def __init__(self, *, static: bool) -> None:
         self.state = State.RESOLVING
-        self.reason = ""
+        self.reason = NO_REASON
         self._table = STATIC if static else WITH_SIGNALING
         self._was_up = False
 
-    def take(self, happened: Input, reason: str = "") -> Step:
+    def take(self, happened: Input, reason: Reason = NO_REASON) -> Step:
         """Take an input. Return the next state and the actions to carry out.
 
         Raises RuntimeError if the table has no such pair.

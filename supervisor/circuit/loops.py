@@ -15,6 +15,7 @@ from vela.address import Endpoint, IPAddress
 from vela.errors import DeviceError
 from vela.linux.choice import ANY_UNDERLAY, UnderlayChoice
 from vela.linux.underlay import Route, find_route
+from vela.reasons import NO_REASON, Cause, Reason
 
 # VLANs on each other, and circuits that carry each other.
 MAX_LINKS = 8
@@ -64,7 +65,7 @@ class Carriers:
         """Forget a circuit, or an interface that is gone."""
         self._aims.pop(index, None)
 
-    def find_loop(self, index: int, aim: Aim, route: Route) -> str:
+    def find_loop(self, index: int, aim: Aim, route: Route) -> Reason:
         """Return why the route of the circuit with this interface cannot be; empty: it can."""
         passed = {index}
         through = ""
@@ -72,16 +73,16 @@ class Carriers:
         while following is not None:
             carrier = self._carrier(following, index)
             if carrier is None:
-                return ""
+                return NO_REASON
             if carrier in passed:
                 return self._describe(aim, through)
             passed.add(carrier)
             next_aim = self._aims.get(carrier)
             if next_aim is None:
-                return ""
+                return NO_REASON
             through = through or next_aim.circuit
             following = self._route_of(next_aim)
-        return ""
+        return NO_REASON
 
     def _carrier(self, route: Route, own: int) -> int | None:
         """Return the index of the circuit's interface that a route leads into; None: into none."""
@@ -93,11 +94,11 @@ class Carriers:
                 index = self._links.lower_link(index)
         return None
 
-    def _describe(self, aim: Aim, through: str) -> str:
+    def _describe(self, aim: Aim, through: str) -> Reason:
         try:
             route = self._links.describe_route(aim.source, aim.remote.address, aim.choice)
         except DeviceError:  # it has just gone
             route = f"to {aim.remote.address}"
         if through:
-            return f"the route {route} leads into circuit {through}, and from there back"
-        return f"the route {route} leads into the circuit itself"
+            return Cause.ROUTE_CIRCLE.say(route=route, circuit=through)
+        return Cause.ROUTE_LOOP.say(route=route)

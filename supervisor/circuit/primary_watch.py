@@ -8,6 +8,7 @@ from typing import Protocol
 from vela.address import Endpoint, IPAddress
 from vela.linux.choice import UnderlayChoice
 from vela.linux.underlay import UnderlayPath
+from vela.reasons import NO_REASON, Cause, Reason
 from vela.signaling.enquiry import Enquiry
 from vela.signaling.events import Datagram
 from vela.signaling.messages import Header
@@ -18,7 +19,6 @@ from .remote import Listener, RemoteSearch
 
 ASK_INTERVAL_S = 3.0
 
-NO_ANSWER = "no answer"
 
 Asking = Callable[[Enquiry, tuple[UnderlayPath, ...]], list[Datagram]]
 """Returns REQUESTs that ask by these paths."""
@@ -42,7 +42,7 @@ class PrimaryWatch:
         search: SearchMaker,
         ask: Asking,
         on_answer: Callback,
-        on_silence: Callable[[str], None],
+        on_silence: Callable[[Reason], None],
     ) -> None:
         """on_answer is called when it answers; on_silence, with the reason, when it does not."""
         self._circuit_id = circuit_id
@@ -54,7 +54,7 @@ class PrimaryWatch:
         self._on_silence = on_silence
         self._enquiry = Enquiry(circuit_id, channel.cookies.nonces)
         self._paths: tuple[UnderlayPath, ...] = ()
-        self._obstacle = ""
+        self._obstacle = NO_REASON
         self._answered = True  # nothing was asked yet
         channel.add(circuit_id, self)
         self._search = search(self)
@@ -68,17 +68,17 @@ class PrimaryWatch:
 
     # From the search for the primary.
 
-    def on_unresolved(self, reason: str) -> None:
+    def on_unresolved(self, reason: Reason) -> None:
         # The last addresses stay while the name does not resolve.
         if not self._paths:
             self._obstacle = reason
 
-    def on_no_route(self, reason: str) -> None:
+    def on_no_route(self, reason: Reason) -> None:
         self._paths, self._obstacle = (), reason
 
     def on_routed(self, paths: tuple[UnderlayPath, ...]) -> None:
         begins = not self._paths
-        self._paths, self._obstacle = paths, ""
+        self._paths, self._obstacle = paths, NO_REASON
         if begins:
             self._ask_again(0.0)
 
@@ -100,7 +100,7 @@ class PrimaryWatch:
     def _on_timer(self) -> None:
         self._ask_again(ASK_INTERVAL_S)
         if self._obstacle or not self._answered:
-            self._on_silence(self._obstacle or NO_ANSWER)
+            self._on_silence(self._obstacle or Cause.PRIMARY_SILENT.say())
         self._answered = not self._paths
         if self._paths:
             addresses = tuple(dict.fromkeys(path.endpoint.address for path in self._paths))

@@ -38,6 +38,7 @@ from vela.linux.underlay import (
     set_send_buffer,
 )
 from vela.mac import derive_mac
+from vela.reasons import Cause, Reason
 from vela.wire import (
     MAX_SOURCE_PORT,
     MAX_UDP_PAYLOAD,
@@ -60,6 +61,7 @@ from .keeper import WorkerKeeper
 from .links import Links
 from .loops import Aim, Carriers
 from .rates import Traffic
+from .send_sockets import SendSockets
 from .shaper import Shaper
 from .terms import Profile, is_encrypted, provisional_mtu
 
@@ -148,7 +150,7 @@ class Pseudowire:
         self._carrier = self._narrowed = False
         self._interface_lost = self._changed = False
         self._claim: Claim | None = None
-        self._send_socket: socket.socket | None = None
+        self._send_sockets = SendSockets(parts.loop, self._open_send_socket)
         self._starting: Timer | None = None
         self._inherited = parts.inheritance.take(sending_name(config.name))
 
@@ -231,9 +233,9 @@ class Pseudowire:
         return self._attached
 
     @property
-    def obstacle(self) -> str:
+    def obstacles(self) -> tuple[Reason, ...]:
         """What the interface still waits for; empty: nothing."""
-        return "; ".join(filter(None, (self._interface.obstacle, self._shaper.obstacle)))
+        return *self._interface.obstacles, self._shaper.obstacle
 
     def set_failure_handler(self, handler: Callback) -> None:
         """Let handler be called when workers fail again and again, and when one lives again."""
@@ -267,7 +269,8 @@ class Pseudowire:
             mac = config.mac or self._derive_mac()
         self._interface.change(config, mac)
         self._changed = self._changed or (
-            (mac, cpu, config.dscp) != (self.local_mac, self._cpu, self._config.dscp)
+            (mac, cpu, config.dscp, config.packet_too_big)
+            != (self.local_mac, self._cpu, self._config.dscp, self._config.packet_too_big)
         )
         if self._attached is None and config.mtu is not None and config.mtu != self._config.mtu:
             self._interface.set_mtu(config.mtu, encrypted=is_encrypted(config))
@@ -324,7 +327,8 @@ class Pseudowire:
     @property
     def sending(self) -> int | None:
         """The descriptor of the socket of its own that it sends from, if there is one."""
-        return None if self._send_socket is None else self._send_socket.fileno()
+        present = self._send_sockets.present
+        return None if present is None else present.fileno()
 
     @property
     def has_former(self) -> bool:
@@ -369,11 +373,14 @@ class Pseudowire:
         before = self._attached
         if before == (path, profile) and key_page == self._key_page and not self._changed:
             return
-        goes_on = before is not None and _uses_same_sockets(before, (path, profile))
+        goes_on = before is not None and _receives_alike(before[0], path)
         if not goes_on or key_page != self._key_page:
             self._release()
-        elif self._starting is not None:
-            self._starting.cancel()
+        else:
+            if self._starting is not None:
+                self._starting.cancel()
+            if before is not None and before[1].source_port != profile.source_port:
+                self._send_sockets.retire()
         try:
             self._attach(path, profile, key_page)
         except BaseException:
@@ -392,6 +399,15 @@ class Pseudowire:
         """The UDP port that frames leave from; None: it carries none."""
         return self._frame_port
 
+    def prepare_port(self, path: UnderlayPath, profile: Profile) -> int:
+        """Return the UDP port that frames will leave from with this profile.
+
+        One of the circuit's own is opened for that. Raises DeviceError.
+        """
+        if profile.source_port == path.group.port:
+            return path.group.port
+        return self._send_sockets.prepare(path, profile.source_port)
+
     def expect_frames_from(self, port: int | None) -> None:
         """Take only frames that come from this UDP port of the remote's; None: from any."""
         if self._claim is not None:
@@ -405,9 +421,7 @@ class Pseudowire:
     def _release(self) -> None:
         self._attached = self._attachment = self._frame_port = self._key_page = None
         self._stop_worker()
-        if self._send_socket is not None:
-            self._send_socket.close()
-            self._send_socket = None
+        self._send_sockets.close()
         if self._claim is not None:
             self._parts.demux.withdraw(self._claim)
             self._claim = None
@@ -480,7 +494,7 @@ class Pseudowire:
         counters[Slot.RX_BYTES] += end - frame
         counters[Slot.RX_ELIDED] += elided
 
-    def find_loop(self, remote: Endpoint, route: Route) -> str:
+    def find_loop(self, remote: Endpoint, route: Route) -> Reason:
         """Return why the circuit cannot send to a remote by this route; empty: it can.
 
         Where it cannot, the circuit is told when routes to the remote change.
@@ -504,7 +518,7 @@ class Pseudowire:
         path, _ = self._attached
         with suppress(OSError):  # without a route nothing is sent
             self._narrowed = find_route(path.route.source, path.endpoint, self._choice).narrowed
-            set_narrowed(self._send_socket or self._claim.socket, self._narrowed)
+            set_narrowed(self._send_sockets.present or self._claim.socket, self._narrowed)
 
     def traffic(self) -> Traffic:
         """Return what it has carried, at less cost than counter_status()."""
@@ -565,11 +579,10 @@ class Pseudowire:
                 self._claim.restore()
                 set_narrowed(self._claim.socket, self._narrowed)
                 set_tos(self._claim.socket, self._tos)
-            if self._send_socket is not None and self._attached is not None:
+            present = self._send_sockets.present
+            if present is not None and self._attached is not None:
                 endpoint = self._attached[0].endpoint
-                restore_send_socket(
-                    self._send_socket, endpoint, narrowed=self._narrowed, tos=self._tos
-                )
+                restore_send_socket(present, endpoint, narrowed=self._narrowed, tos=self._tos)
         except (OSError, DeviceError) as err:
             # The worker finds out, if it matters; a TAP may just have been removed.
             self._log.warning("descriptors_not_restored", error=str(err))
@@ -613,7 +626,7 @@ class Pseudowire:
         claim = self._claim
         if claim is None:
             claim = self._claim = self._parts.demux.claim(
-                self, self._config.id, path.sources, path.group
+                self, self._config.id, path.sources, path.group, path.route.source
             )
         destination = source_address = None
         if profile.source_port == path.group.port:
@@ -624,12 +637,11 @@ class Pseudowire:
             destination = path.group.sockaddr(path.endpoint)
             if path.group.address.is_unspecified or path.route.device is not None:
                 source_address = pktinfo(path.route.source, path.route.device or 0)
-        elif self._send_socket is not None:
-            send_socket = self._send_socket
+        else:
+            # It may have been there, with other numbers.
+            send_socket = self._send_sockets.take(path, profile.source_port)
             set_narrowed(send_socket, self._narrowed)
             set_tos(send_socket, self._tos)
-        else:
-            send_socket = self._send_socket = self._open_send_socket(path, profile.source_port)
         attachment = self._attachment = Attachment(
             circuit_id=self._config.id,
             tap_fd=self._interface.fd,
@@ -647,6 +659,7 @@ class Pseudowire:
             virtio_header=self._interface.virtio_header,
             partial_checksums=profile.partial_checksums,
             fragmentation=profile.fragmentation,
+            packet_too_big=self._config.packet_too_big,
             mss_clamp=profile.mss_clamp,
             dscp=self._config.dscp,
             carry_ecn=profile.carry_ecn,
@@ -681,6 +694,7 @@ class Pseudowire:
         if inherited is not None:
             return inherited
         for port in ports:
+            self._send_sockets.free(port)
             try:
                 return open_send_socket(
                     path.route.source,
@@ -696,7 +710,7 @@ class Pseudowire:
                         f"cannot send to {path.endpoint}: {os.strerror(err.errno or 0)}"
                     ) from err
         taken = str(ports[0]) if len(ports) == 1 else f"{ports[0]} and {len(ports) - 1} more"
-        raise DeviceError(f"the source port {taken} is taken")
+        raise DeviceError(Cause.PORT_IN_USE.say(port=taken))
 
     def _take_inherited(self, path: UnderlayPath, ports: Sequence[int]) -> socket.socket | None:
         """Return the socket that another velad sends from, once, if it is the right one."""
@@ -738,15 +752,11 @@ class Pseudowire:
                 demux.dispatch(source, path.route.source, data, REBUILD_ROOM, end)
 
 
-def _uses_same_sockets(
-    before: tuple[UnderlayPath, Profile], after: tuple[UnderlayPath, Profile]
-) -> bool:
-    """Tell whether frames come and go by the same sockets on both paths."""
-    (old, old_profile), (new, new_profile) = before, after
-    return (
-        (old.endpoint, old.sources, old.group) == (new.endpoint, new.sources, new.group)
-        and old.route.source == new.route.source
-        and old_profile.source_port == new_profile.source_port
+def _receives_alike(old: UnderlayPath, new: UnderlayPath) -> bool:
+    """Tell whether frames come by the same socket on both paths, from and to the same addresses."""
+    return (old.endpoint, old.sources, old.group, old.route.source) == (
+        *(new.endpoint, new.sources, new.group),
+        new.route.source,
     )
 
 

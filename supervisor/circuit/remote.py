@@ -8,6 +8,7 @@ from typing import Protocol
 from vela.address import Endpoint, Family, IPAddress, Remote
 from vela.errors import DeviceError
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
+from vela.reasons import NO_REASON, Cause, Reason, joined, reason_of
 from vela.signaling.candidates import interleaved
 
 from ..runtime.loop import EventLoop
@@ -26,9 +27,9 @@ class RouteSource(Protocol):
 class Listener(Protocol):
     """Is told the results of the search: circuit.Circuit."""
 
-    def on_unresolved(self, reason: str) -> None: ...
+    def on_unresolved(self, reason: Reason) -> None: ...
 
-    def on_no_route(self, reason: str) -> None: ...
+    def on_no_route(self, reason: Reason) -> None: ...
 
     def on_routed(self, paths: tuple[UnderlayPath, ...]) -> None:
         """Take the paths to all addresses that have one, the best first."""
@@ -64,7 +65,7 @@ class RemoteSearch:
         self._favourite: IPAddress | None = None
         self.paused = False
         """While true, addresses are still looked up, and the listener is not told."""
-        self.trouble = ""
+        self.trouble = NO_REASON
         """Why the last look-up of the name has no result; empty: it has one."""
 
     @property
@@ -127,34 +128,35 @@ class RemoteSearch:
             try:
                 group, route = self._route_to(endpoint, source)
             except DeviceError as err:
-                obstacles.append(str(err))
+                obstacles.append(reason_of(err))
             else:
                 paths.append(UnderlayPath(endpoint, sources, route, group))
         if not paths:
-            raise DeviceError("; ".join(dict.fromkeys(obstacles)))
+            raise DeviceError(joined(obstacles))
         # A name may have an address of this machine among others, as anycast has.
         elsewhere = tuple(each for each in paths if not self.is_this_machine(each))
         return elsewhere or tuple(paths)
 
     def _on_delay(self, why: str) -> None:
-        self.trouble = why
+        self.trouble = Cause.NAME_UNRESOLVED.say(error=why)
         if not self.paused:
-            self._listener.on_unresolved(why)
+            self._listener.on_unresolved(self.trouble)
 
     def _on_answer(self, answer: Answer) -> bool:
         """Tell the listener the result of a look-up. Return whether there is a route."""
-        self.trouble = answer.error or ""
+        failed = Cause.NAME_UNRESOLVED
+        self.trouble = failed.say(error=answer.error) if answer.error else NO_REASON
         if self.paused:
             self._resolved = answer.addresses or self._resolved
             return answer.error is None
         if answer.error is not None:
-            self._listener.on_unresolved(answer.error)
+            self._listener.on_unresolved(self.trouble)
             return False
         self._resolved = answer.addresses
         try:
             paths = self._paths(answer.addresses)
         except DeviceError as err:
-            self._listener.on_no_route(str(err))
+            self._listener.on_no_route(reason_of(err))
             return False
         self._listener.on_routed(paths)
         return True

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from vela.address import IPAddress, Remote
 from vela.errors import ConfigError
+from vela.reasons import NO_REASON, Cause, Reason
 
 from ..nearest import nearest
 from ..runtime.loop import Callback, EventLoop, Timer
@@ -46,7 +47,7 @@ class User(Protocol):
         """Go to the remote that is now in use; why: for the log."""
 
     def watch_primary(
-        self, primary: Remote, on_answer: Callback, on_silence: Callable[[str], None]
+        self, primary: Remote, on_answer: Callback, on_silence: Callable[[Reason], None]
     ) -> PrimaryWatch:
         """Begin to ask the primary at intervals."""
 
@@ -99,11 +100,15 @@ class Remotes:
         self._set()
 
     @property
-    def standing(self) -> tuple[int, bool, list[str]]:
-        """The number of the one in use, whether a command says so, and why each does not work."""
-        return self._used, self._standby.held, list(self._standby.failures)
+    def standing(self) -> tuple[int, bool, list[tuple[str, str]]]:
+        """The number of the one in use, whether a command says so, and why each does not work.
 
-    def resume(self, used: int, held: bool, failures: Sequence[str]) -> bool:
+        The latter as text and code.
+        """
+        failures = [(str(each), each.code) for each in self._standby.failures]
+        return self._used, self._standby.held, failures
+
+    def resume(self, used: int, held: bool, failures: Sequence[tuple[str, str]]) -> bool:
         """Take over what standing said. Return whether another remote than the first is in use.
 
         Raises ValueError if the list is another one.
@@ -111,7 +116,8 @@ class Remotes:
         if not 0 <= used < len(self._all) == len(failures):
             raise ValueError("its remotes are others than before")
         self._standby.current = self._used = used
-        self._standby.held, self._standby.failures = held, list(failures)
+        self._standby.held = held
+        self._standby.failures = [Reason(text, code) for text, code in failures]
         return used != 0
 
     def begin_anew(self) -> bool:
@@ -132,7 +138,7 @@ class Remotes:
         self._set()
         return self.in_use != before
 
-    def note(self, happened: Input, state: State, reason: str) -> None:
+    def note(self, happened: Input, state: State, reason: Reason) -> None:
         """Take note of what happened to the circuit, and of the state that followed."""
         standby, now = self._standby, self._loop.now()
         if self._stopped or standby.current != self._used:
@@ -169,43 +175,48 @@ class Remotes:
 
     # What there is to say.
 
-    def explain(self, state: State, reason: str) -> str:
-        """Return the reason for a circuit's state, with those of its remotes."""
+    def explain(self, state: State, reason: Reason) -> tuple[Reason, ...]:
+        """Return the reasons for a circuit's state, with those of its remotes."""
         if not self.is_list or state in _NOT_THE_REMOTE:
-            return reason
+            return (reason,)
         if state is State.UP:
-            return "; ".join(filter(None, (self._why_not_primary(), reason)))
+            return self._why_not_primary(), reason
         whys = (self._failure(number, reason) for number in range(len(self._all)))
-        return "; ".join(f"{each}: {why}" for each, why in zip(self._all, whys, strict=True) if why)
+        return tuple(
+            Reason(f"{each}: {why}", why.code)
+            for each, why in zip(self._all, whys, strict=True)
+            if why
+        )
 
-    def status(self, state: State, reason: str) -> tuple[RemoteStatus, ...]:
+    def status(self, state: State, reason: Reason) -> tuple[RemoteStatus, ...]:
         """Return what each remote does; state and reason: the circuit's."""
         return tuple(
             RemoteStatus(
                 name=str(each),
                 state=state.word if number == self._used else self._word(number),
                 current=number == self._used,
-                reason=self._failure(number, reason),
+                reason=str(self._failure(number, reason)),
             )
             for number, each in enumerate(self._all)
         )
 
-    def _why_not_primary(self) -> str:
+    def _why_not_primary(self) -> Reason:
         if self._used == 0:
-            return ""
+            return NO_REASON
         primary, used = self._all[0], self.in_use
         if self._standby.held:
-            return f"{used} carries the circuit, as a command says"
+            return Cause.STANDBY_ORDERED.say(used=used)
         why = self._standby.failures[0]
         if why and not self._standby.primary_answers:
-            return f"{used} stands in for {primary}: {why}"
-        answers = "answers again, and " if why else ""
-        return (
-            f"{used} stands in for {primary}, which {answers}gets the circuit "
-            f"when it has answered for {self._standby.good_s:g} s"
+            return Cause.STANDBY_USED.say(used=used, primary=primary, why=why)
+        return Cause.STANDBY_LEAVES.say(
+            used=used,
+            primary=primary,
+            answers="answers again, and " if why else "",
+            seconds=self._standby.good_s,
         )
 
-    def _failure(self, number: int, reason: str) -> str:
+    def _failure(self, number: int, reason: Reason) -> Reason:
         known = self._standby.failures[number]
         return reason or known if number == self._used else known
 
@@ -265,6 +276,6 @@ class Remotes:
         self._standby.answered(self._loop.now())
         self._after()
 
-    def _on_silence(self, why: str) -> None:
+    def _on_silence(self, why: Reason) -> None:
         self._standby.unanswered(why)
         self._after()

@@ -8,6 +8,7 @@ from vela.address import Endpoint, IPAddress
 from vela.errors import DeviceError
 from vela.linux.choice import UnderlayChoice
 from vela.linux.underlay import ReceiveGroup, Route
+from vela.reasons import Reason
 
 
 class RouteLoop(DeviceError):
@@ -27,7 +28,7 @@ class MachineRoutes(Protocol):
 class LoopFinder(Protocol):
     """Knows the circuit's interface: pseudowire.Pseudowire."""
 
-    def find_loop(self, remote: Endpoint, route: Route) -> str:
+    def find_loop(self, remote: Endpoint, route: Route) -> Reason:
         """Return why the circuit cannot send to a remote by this route; empty: it can."""
 
 

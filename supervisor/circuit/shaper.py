@@ -7,6 +7,7 @@ import structlog
 from vela.errors import DeviceError
 from vela.linux.netlink import Netlink
 from vela.linux.shaping import KIND, TokenBucketFilter
+from vela.reasons import NO_REASON, Cause
 
 
 class Shaper:
@@ -14,7 +15,7 @@ class Shaper:
 
     def __init__(self, interface: str, netlink: Netlink, *, adopted: bool = False) -> None:
         """adopted: another velad may have limited it."""
-        self.obstacle = ""
+        self.obstacle = NO_REASON
         """Why the interface is not limited; empty: it is, or is not to be."""
         self._interface = interface
         self._netlink = netlink
@@ -35,15 +36,16 @@ class Shaper:
     def check(self) -> None:
         """Limit it again where somebody has removed that; to be called once a second."""
         if self._wanted is None and self._present is None and not self._unknown:
-            self.obstacle = ""
+            self.obstacle = NO_REASON
             return
         before = self.obstacle
         try:
-            self.obstacle = self._apply()
+            error = self._apply()
         except DeviceError as err:
-            self.obstacle = f"the rate is not limited: {err}"
+            error = str(err)
+        self.obstacle = Cause.RATE_NOT_LIMITED.say(error=error) if error else NO_REASON
         if self.obstacle and self.obstacle != before:
-            self._log.warning("rate_not_limited", reason=self.obstacle)
+            self._log.warning("rate_not_limited", reason=str(self.obstacle))
 
     def _apply(self) -> str:
         """Return who is in the way; empty: nobody. Raises DeviceError."""
@@ -59,7 +61,7 @@ class Shaper:
                 self._unknown = False
                 return ""
             return (
-                f"the rate is not limited: {name} has a qdisc that velad did not make, "
+                f"{name} has a qdisc that velad did not make, "
                 f"{root.kind} {root.major:x}:; tc qdisc delete dev {name} root removes it"
             )
         if wanted is None:

@@ -13,6 +13,8 @@ import math
 from collections.abc import Sequence
 from enum import Enum, auto
 
+from vela.reasons import NO_REASON, Cause, Reason
+
 # A remote that does not come up has so long, and then the next one is tried.
 TRY_S = 5.0
 # One that says nothing to REQUESTs is given up earlier: the third of them has gone by then.
@@ -43,7 +45,7 @@ class Standby:
         """count: of the remotes."""
         self.current = 0
         """The remote to use."""
-        self.failures = [""] * count
+        self.failures = [NO_REASON] * count
         """Why each remote does not work, in a sentence; empty: that is not known, or it does."""
         self.held = False
         """The remote in use was chosen by a command, and stays until it is lost."""
@@ -87,7 +89,7 @@ class Standby:
         """Forget all, and rest; the primary is next."""
         self.rest()
         self.current = 0
-        self.failures = [""] * len(self.failures)
+        self.failures = [NO_REASON] * len(self.failures)
         self.held = self._came_back = False
         self._fallback, self._good_s = None, GOOD_S
 
@@ -98,7 +100,7 @@ class Standby:
         """
         before, stays = self.current, self.current in numbers
         failures = self.failures
-        self.failures = ["" if number is None else failures[number] for number in numbers]
+        self.failures = [NO_REASON if number is None else failures[number] for number in numbers]
         self.current = numbers.index(before) if stays else 0
         self.held = self.held and stays and self.current != 0
         self._good_since = None
@@ -110,14 +112,14 @@ class Standby:
 
     def up(self, now: float) -> None:
         """Take note that the remote in use carries the circuit."""
-        self.failures[self.current] = ""
+        self.failures[self.current] = NO_REASON
         if self.phase is Phase.UP:
             return
         self.phase, self._since, self._give_up_at = Phase.UP, now, math.inf
         self._came_back, self._fallback = self._fallback is not None, None
         self._good_since, self._missed = None, 0
 
-    def fail(self, why: str, now: float) -> None:
+    def fail(self, why: Reason, now: float) -> None:
         """Take note that the remote in use does not work, for certain."""
         self.failures[self.current] = why
         if self.phase is Phase.UP:
@@ -129,7 +131,7 @@ class Standby:
         elif self.phase is Phase.TRYING:
             self._give_up(self._since + PACE_S, now)
 
-    def doubt(self, why: str, now: float) -> None:
+    def doubt(self, why: Reason, now: float) -> None:
         """Take note that the remote in use does not work so far; it may be slow."""
         self.failures[self.current] = why
         if self.phase is Phase.TRYING:
@@ -141,7 +143,7 @@ class Standby:
         if self._good_since is None and self.watches_primary:
             self._good_since = now
 
-    def unanswered(self, why: str) -> None:
+    def unanswered(self, why: Reason) -> None:
         """Take note that the primary does not answer."""
         self._missed += 1
         if self._missed > MISSED_ANSWERS and self.watches_primary:
@@ -154,7 +156,7 @@ class Standby:
         self._fallback, self._came_back = None, False
         if index != self.current:
             self.current = index
-            self.failures[index] = ""
+            self.failures[index] = NO_REASON
             if self.phase is not Phase.RESTING:
                 self.begin(now)
 
@@ -162,11 +164,11 @@ class Standby:
         """Do what is due; to be called at next_timer() or later."""
         if self.phase is Phase.TRYING and now >= self._give_up_at:
             if not self.failures[self.current]:
-                self.failures[self.current] = f"not up after {TRY_S:g} s"
+                self.failures[self.current] = Cause.NOT_UP_IN_TIME.say(seconds=TRY_S)
             self._move(now)
         elif self._good_since is not None and now >= self._good_since + self._good_s:
             self._fallback, self.current = self.current, 0
-            self.failures[0] = ""
+            self.failures[0] = NO_REASON
             self.begin(now)
 
     def next_timer(self) -> float:

@@ -32,7 +32,8 @@ class Standing:
     used: int
     """Which remote of its list, and whether by command; and why each does not work."""
     held: bool
-    failures: list[str]
+    failures: list[tuple[str, str]]
+    """Text and code of a vela.reasons.Reason for each remote."""
     hooked: bool
     """The up hook has run."""
 

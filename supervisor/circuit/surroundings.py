@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from vela.address import IPInterface
 from vela.linux.rtnetlink import TunLink
+from vela.reasons import Cause, Reason
 from vela.wire import MIN_IPV6_MTU
-
-ELSEWHERE = "its interface is in another network namespace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +41,22 @@ def missing_addresses(
     )
 
 
-def departures(wanted: Wanted, link: TunLink, name_of: Callable[[int], str]) -> tuple[str, ...]:
-    """Return what somebody changed on purpose, a sentence each. name_of: by index."""
+def departures(wanted: Wanted, link: TunLink, name_of: Callable[[int], str]) -> tuple[Reason, ...]:
+    """Return what somebody changed on purpose. name_of: by index."""
     return tuple(_departures(wanted, link, name_of))
 
 
-def _departures(wanted: Wanted, link: TunLink, name_of: Callable[[int], str]) -> Iterator[str]:
+def _departures(wanted: Wanted, link: TunLink, name_of: Callable[[int], str]) -> Iterator[Reason]:
     if link.name != wanted.name:
-        yield f"its interface was renamed to {link.name}"
+        yield Cause.INTERFACE_RENAMED.say(name=link.name)
     if not link.up:
-        yield f"its interface was set down; ip link set {link.name} up"
+        yield Cause.INTERFACE_DOWN.say(name=link.name)
     if link.mtu != wanted.mtu:
         without = any(each.version == 6 for each in wanted.addresses) and link.mtu < MIN_IPV6_MTU
         what = ", too small for IPv6" if without else ""
-        yield f"its interface was given an MTU of {link.mtu}{what}; the circuit's is {wanted.mtu}"
+        yield Cause.INTERFACE_MTU.say(mtu=link.mtu, consequence=what, wanted=wanted.mtu)
     if wanted.bridge_index is not None and link.master != wanted.bridge_index:
         if link.master is None:
-            yield f"its interface was taken out of the bridge {wanted.bridge}"
+            yield Cause.INTERFACE_OUT_OF_BRIDGE.say(bridge=wanted.bridge)
         else:
-            yield (
-                f"its interface was moved to {name_of(link.master)} from the bridge {wanted.bridge}"
-            )
+            yield Cause.INTERFACE_MOVED.say(master=name_of(link.master), bridge=wanted.bridge)

@@ -12,6 +12,7 @@ from vela.dataplane.pieces import Fragmentation
 from vela.errors import ConfigError
 from vela.linux.underlay import UnderlayPath
 from vela.rate import STEP
+from vela.reasons import Cause
 from vela.signaling.agreement import Agreement
 from vela.signaling.messages import Capability, Description
 from vela.wire import (
@@ -212,9 +213,7 @@ def own_mtu(config: CircuitConfig, path: UnderlayPath) -> int:
     if mtu < MIN_IPV6_MTU and any(each.version == 6 for each in config.addresses):
         if tap_mtu(path.route.mtu, family, encrypted=encrypted) >= MIN_IPV6_MTU:
             return MIN_IPV6_MTU  # larger frames than the path carries travel in pieces
-        raise ConfigError(
-            f"the way to the remote leaves an MTU of {mtu}, and IPv6 needs {MIN_IPV6_MTU}"
-        )
+        raise ConfigError(Cause.PATH_TOO_NARROW.say(mtu=mtu, needed=MIN_IPV6_MTU))
     return mtu
 
 

@@ -51,6 +51,7 @@ CIRCUIT_EFFECTS: dict[str, Row] = {
     "mtu": _NEW_WORKER,
     "fragmentation": _NEW_WORKER,
     "clamp_mss": _NEW_WORKER,
+    "packet_too_big": _NEW_WORKER,
     "mac": _NEW_WORKER,
     "encapsulation": _NEW_WORKER,
     "encryption": _NEW_SESSION,

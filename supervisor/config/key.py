@@ -23,11 +23,15 @@ IDENTITY_LENGTH = 44  # 32 bytes in base64
 _WHITE_SPACE = frozenset(b" \t\n\r\x0b\x0c")  # what bytes.strip() removes
 
 
+class MissingKeyError(ConfigError):
+    """There is no such file."""
+
+
 def open_key(path: Path, least: int = MIN_KEY) -> int:
     """Return a descriptor of a file that has a pre-shared key in it, of so many bytes at least.
 
     Raises ConfigError if the file cannot be read, is somebody else's, gives others access,
-    or if the key has the wrong size.
+    or if the key has the wrong size; MissingKeyError if there is no file.
     """
     return _open(path, least, MAX_KEY, f"{least}..{MAX_KEY} are right", "create it")
 
@@ -55,8 +59,10 @@ def _open(path: Path, least: int, most: int, right: str, creation: str) -> int:
     except UntrustedError as err:
         raise ConfigError(str(err)) from err
     except OSError as err:
-        advice = f"; {creation}" if err.errno == errno.ENOENT else ""
-        raise ConfigError(f"{path} cannot be read: {err.strerror}{advice}") from err
+        why = f"{path} cannot be read: {err.strerror}"
+        if err.errno == errno.ENOENT:
+            raise MissingKeyError(f"{why}; {creation}") from err
+        raise ConfigError(why) from err
     return fd
 
 

@@ -252,6 +252,7 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("mtu", _MTU),
     Key("fragmentation", member(Fragment)),
     Key("clamp_mss", _clamp_mss),
+    Key("packet_too_big", boolean),
     Key("mac", _MAC, format_mac),
     Key("encapsulation", member(Encapsulation)),
     Key("encryption", member(Encryption)),

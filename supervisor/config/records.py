@@ -89,6 +89,8 @@ class CircuitConfig:
     fragmentation: Fragment = Fragment.AUTO
     clamp_mss: ClampMss | int = ClampMss.AUTO
     """A number is the largest MSS, in bytes."""
+    packet_too_big: bool = False
+    """Hosts that send what is larger than a datagram hear by ICMP what would fit."""
     mac: bytes | None = None
     """Six bytes; None: derived."""
     encapsulation: Encapsulation = Encapsulation.AUTO

@@ -91,6 +91,7 @@ class _Metrics:
         add["vela_circuit_pieced_frames_total"](counters.rx_joined, rx)
         add["vela_circuit_fragmented_datagrams_total"](counters.tx_fragmented, own)
         add["vela_circuit_mss_clamped_total"](counters.mss_clamped, own)
+        add["vela_circuit_too_big_sent_total"](counters.tx_too_big_sent, own)
         add["vela_circuit_send_errors_total"](counters.tx_errors, own)
         for way, dropped in ((tx, counters.tx_dropped), (rx, counters.rx_dropped)):
             for reason, count in dropped.items():
@@ -208,6 +209,11 @@ _FAMILIES = (
         "vela_circuit_mss_clamped_total",
         "counter",
         "TCP handshakes whose MSS was lowered, in both directions.",
+    ),
+    (
+        "vela_circuit_too_big_sent_total",
+        "counter",
+        "ICMP messages to senders of packets that are too large for a datagram.",
     ),
     ("vela_circuit_send_errors_total", "counter", "Frames that the kernel refused to send."),
     ("vela_circuit_dropped_total", "counter", "Frames and datagrams dropped, by reason."),

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from vela.address import IPAddress, Remote, parse_interface_name, parse_remote
 from vela.errors import ConfigError
+from vela.reasons import Cause
 from vela.wire import MAX_CIRCUIT_ID, MIN_CIRCUIT_ID
 
 from ..circuit.circuit import Circuit
@@ -79,8 +80,9 @@ class Allocation:
             shared = set(sources).intersection(other.sources)
             if shared:
                 raise ConfigError(
-                    f"{other.name} already uses circuit id {circuit.config.id} "
-                    f"toward {min(shared, key=str)}"
+                    Cause.ID_IN_USE.say(
+                        circuit=other.name, id=circuit.config.id, address=min(shared, key=str)
+                    )
                 )
 
     def free_id(self, remotes: Collection[str], unwanted: Collection[int] = ()) -> int:

@@ -14,12 +14,14 @@ import structlog
 from vela.address import IPAddress, IPNetwork
 from vela.errors import ConfigError, DeviceError, RemoteProtocolError, VelaError
 from vela.signaling.events import CircuitRequested
+from vela.signaling.identity import maker_of
 from vela.signaling.limiter import host_of
 from vela.signaling.messages import CloseReason, Confirm, RejectCode
 from vela.signaling.policy import PeerCircuits, Policy
 
 from ..circuit.circuit import Circuit
 from ..circuit.data_path import DataPath
+from ..circuit.lifecycle import State
 from ..circuit.setup import Origin
 from ..circuit.tenure import Tenure
 from ..config.effects import Effect, difference
@@ -37,6 +39,7 @@ from .maker import CircuitMaker
 from .pending import PendingCircuits
 from .requests import Refuse, SetUp, Situation
 from .store import CircuitStore, StoredCircuit, record_of
+from .takeovers import Takeovers
 
 TOO_OFTEN = "circuits are set up and changed too often; the next change has to wait"
 
@@ -98,6 +101,7 @@ class PeerRequests:
         self._port = port
         self._changes = ChangeLimiter()
         self._sets = ChangeSets()
+        self._takeovers = Takeovers(loop, self.handle_request)
         self._log = structlog.get_logger()
 
     def deferral_reason(self, confirm: Confirm, address: IPAddress) -> str:
@@ -110,7 +114,12 @@ class PeerRequests:
         return requests.count_peer_circuits(self._circuits.values(), address)
 
     def handle_request(self, requested: CircuitRequested) -> None:
-        """Create or refuse a circuit that another machine asks for."""
+        """Create or refuse a circuit that another machine asks for, or wait for what decides it."""
+        maker = maker_of(requested.confirm)
+        present = requests.find_of_maker(requested, maker, self._circuits.values())
+        is_up = present is not None and present.state is State.UP
+        if present is not None and is_up and self._takeovers.must_wait(present, requested):
+            return
         situation = self._situation()
         if situation is None:
             return
@@ -261,6 +270,7 @@ class PeerRequests:
             port=self._port,
             pending_makers=self._pending.makers(),
             accept_ra=self.accept_ra,
+            silent=self._takeovers.are_silent(),
         )
 
     @property
@@ -413,16 +423,7 @@ class PeerRequests:
             circuit.start()
 
     def _refuse(self, requested: CircuitRequested, refusal: Refuse) -> None:
-        # The remote of a disabled circuit asks again and again; that is no event.
-        if refusal.code is not RejectCode.DISABLED:
-            self._log.warning(
-                "circuit_refused",
-                by=str(requested.source),
-                circuit_id=requested.circuit_id,
-                code=refusal.code.name,
-                reason=refusal.text,
-            )
-        self._control_channel.reject(requested, refusal.code, refusal.text)
+        self._control_channel.refuse(requested, refusal.code, refusal.text)
 
 
 @dataclass(frozen=True, slots=True)

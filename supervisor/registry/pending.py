@@ -8,6 +8,7 @@ import structlog
 
 from vela.address import Remote
 from vela.errors import VelaError
+from vela.reasons import NO_REASON, Reason, reason_of
 
 from ..circuit.lifecycle import State
 from ..circuit.remotes import STANDS_BY
@@ -15,7 +16,14 @@ from ..circuit.setup import Origin
 from ..circuit.terms import provisional_mtu
 from ..config.records import CircuitConfig
 from ..runtime.loop import EventLoop, Timer
-from ..status import NOT_MEASURED, CircuitStatus, CounterStatus, RateStatus, RemoteStatus
+from ..status import (
+    NOT_MEASURED,
+    CircuitStatus,
+    CounterStatus,
+    RateStatus,
+    ReasonStatus,
+    RemoteStatus,
+)
 from .store import StoredCircuit
 
 # The obstacle, such as a taken interface name, goes when an operator acts.
@@ -33,14 +41,14 @@ class PendingCircuits:
         self._loop = loop
         self._port = port
         self._make = make
-        self._wanted: dict[str, tuple[StoredCircuit, str]] = {}
+        self._wanted: dict[str, tuple[StoredCircuit, Reason]] = {}
         self._since: dict[str, float] = {}
         self._timer: Timer | None = None
 
     def __contains__(self, name: object) -> bool:
         return name in self._wanted
 
-    def find(self, name: str) -> tuple[StoredCircuit, str] | None:
+    def find(self, name: str) -> tuple[StoredCircuit, Reason] | None:
         """Return the circuit of this name, and why it could not be created."""
         return self._wanted.get(name)
 
@@ -54,7 +62,7 @@ class PendingCircuits:
 
     def add(self, wanted: StoredCircuit, error: VelaError | None = None) -> None:
         """Add a circuit that could not be created; without an error, one not tried yet."""
-        reason = "" if error is None else _on_one_line(error)
+        reason = NO_REASON if error is None else reason_of(error)
         self._wanted[wanted.config.name] = (wanted, reason)
         self._since.setdefault(wanted.config.name, self._loop.now())
         if self._timer is None:
@@ -77,9 +85,9 @@ class PendingCircuits:
         try:
             self._make(wanted)
         except VelaError as err:
-            reason = _on_one_line(err)
+            reason = reason_of(err)
             if reason != before:
-                structlog.get_logger().error("circuit_not_started", circuit=name, error=reason)
+                structlog.get_logger().error("circuit_not_started", circuit=name, error=str(reason))
             self._wanted[name] = (wanted, reason)
         else:
             self.drop(name)
@@ -102,7 +110,9 @@ class PendingCircuits:
                 origin=wanted.origin.value,
                 description=wanted.config.description,
                 state=State.FAILED.value,
-                reason=reason,
+                reason=str(reason),
+                reason_code=reason.code,
+                reasons=ReasonStatus.of((reason,) if reason else ()),
                 since_seconds=round(now - self._since[wanted.config.name], 3),
                 transitions=0,
                 remote=str(wanted.config.remote),
@@ -117,6 +127,7 @@ class PendingCircuits:
                 elision=False,
                 encryption=wanted.config.encryption.value,
                 cipher=None,
+                asking=None,
                 rtt_ms=None,
                 last_heard_seconds=None,
                 loss=loss,
@@ -133,10 +144,6 @@ class PendingCircuits:
         self.retry()
         if self._wanted:
             self._timer = self._loop.call_later(RETRY_INTERVAL_S, self._on_timer)
-
-
-def _on_one_line(error: VelaError) -> str:
-    return "; ".join(str(error).splitlines())
 
 
 def _remotes(remote: Remote, reason: str) -> tuple[RemoteStatus, ...]:

@@ -429,7 +429,10 @@ class Registry:
         if circuit.origin is Origin.CONFIG:
             raise ConfigError(f"{name} is in the configuration file; remove it there, and reload")
         if circuit.origin is Origin.PEER and circuit.state is State.UP:
-            raise ConfigError(f"{name} was set up by {circuit.config.remote}; delete it there")
+            raise ConfigError(
+                f"{name} was set up by {circuit.config.remote}, and is up; delete it there. "
+                f"Is that machine gone for good? velactl down {name}, then velactl delete {name}"
+            )
         self._store.save(Ahead(name, deleted=True))
         self.remove(circuit, CloseReason.DELETED)
 
@@ -536,7 +539,8 @@ class Registry:
                 "circuit": circuit.name,
                 "id": circuit.config.id,
                 "state": circuit.state.word,
-                "reason": circuit.reason,
+                "reason": str(circuit.reason),
+                "reason_code": circuit.reason.code,
                 "remote": str(circuit.remote),
                 "remotes": document(circuit.remotes()),
             }

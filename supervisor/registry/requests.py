@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from vela.address import Endpoint, IPAddress, IPInterface, IPNetwork, Remote
 from vela.errors import VelaError
@@ -20,6 +20,7 @@ from ..config.records import CircuitConfig
 from .facts import HostFacts
 
 ELSEWHERE = "on the other end, "
+_Known = TypeVar("_Known", bound="KnownCircuit")
 
 
 class KnownCircuit(Protocol):
@@ -94,6 +95,8 @@ class Situation:
     """By name, which machines set up what is pending."""
     accept_ra: bool = False
     """Their circuits may take router advertisements."""
+    silent: Container[str] = ()
+    """Circuits that are up, and whose remotes do not answer any more."""
 
 
 def decide(requested: CircuitRequested, now: Situation) -> SetUp | Refuse:
@@ -359,16 +362,25 @@ def _moved(requested: CircuitRequested, maker: bytes | None, now: Situation) -> 
     """Return what the same machine set up here before, when it had another address.
 
     A key would not say that it is the same: others may have it. One that is up is not given
-    away: the machine waits until its old address is not heard any more.
+    away while the old address is heard.
     """
+    circuit = find_of_maker(requested, maker, now.circuits.values())
+    if circuit is None or (circuit.state is State.UP and circuit.config.name not in now.silent):
+        return None
+    return circuit
+
+
+def find_of_maker(
+    requested: CircuitRequested, maker: bytes | None, circuits: Iterable[_Known]
+) -> _Known | None:
+    """Return the circuit with this id that the same machine set up here."""
     if maker is None:
         return None
-    for circuit in now.circuits.values():
+    for circuit in circuits:
         if (
             circuit.origin is Origin.PEER
             and circuit.maker == maker
             and circuit.config.id == requested.circuit_id
-            and circuit.state is not State.UP
         ):
             return circuit
     return None

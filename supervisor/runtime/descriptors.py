@@ -6,6 +6,7 @@ import os
 import resource
 
 from vela.errors import DeviceError
+from vela.reasons import Cause
 
 RESERVE = 16
 """For clients of the control socket, workers that are replaced, and questions to the kernel."""
@@ -30,10 +31,7 @@ class DescriptorBudget:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         needed = self._others + (self._holders + 1) * self._each + RESERVE
         if limit != resource.RLIM_INFINITY and needed > limit:
-            raise NoRoomError(
-                f"the limit of open files, {limit}, leaves no room for another circuit; "
-                "raise it (ulimit -n, or LimitNOFILE= of the unit)"
-            )
+            raise NoRoomError(Cause.NO_DESCRIPTORS.say(limit=limit))
         self._holders += 1
 
     def give_back(self) -> None:

@@ -131,6 +131,7 @@ def _report(arguments: Namespace, reply: Document, last: Document | None, done: 
         shown: dict[str, Any] = dict(reply)
         shown["state"] = None if last is None else last["state"]
         shown["reason"] = "it was removed" if last is None else last["reason"]
+        shown["reason_code"] = "" if last is None else last.get("reason_code", "")
         output.write_json(shown)
     elif last is None:
         output.warn(f"{name} was {done}, but is no longer there")

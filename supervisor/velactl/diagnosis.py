@@ -5,13 +5,18 @@ Pure, but for the local address toward a remote, which is asked for by a functio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from vela.reasons import Cause
+
 from ..states import WELL
+from . import no_answer
 from .client import Document
 from .host import Host
+from .status import asked
+from .text import duration, plural
 
 # RFC 4787, REQ-5 wants two minutes; many NATs forget a UDP mapping after 30 s.
 NAT_MEMORY_S = 30.0
@@ -32,17 +37,28 @@ class Finding:
 
 
 def diagnose(
-    status: Document, config: Document, host: Host, local_address: LocalAddress
+    status: Document,
+    config: Document,
+    host: Host,
+    local_address: LocalAddress,
+    only: Container[str] | None = None,
 ) -> Iterator[Finding]:
-    """Yield what is wrong with the machine, and with the circuits of a status.
+    """Yield what is wrong with the machine, and with circuits of a status.
 
     config: as `velactl show-config --json` has it under "config".
+    only: the names of the circuits to look at; None: all.
     """
     yield from _of_machine(status, config, host)
+    port = status["listen"][0].rpartition(":")[2]  # all have the same
+    tables = config["circuits"]
     for circuit in status["circuits"]:
-        if circuit["state"] != "disabled":
-            table = config["circuits"].get(circuit["name"], {})
-            yield from _of_circuit(circuit, table, host, local_address)
+        if circuit["state"] == "disabled" or not (only is None or circuit["name"] in only):
+            continue
+        trouble = circuit["state"] not in WELL
+        yield from _by_reason(circuit, status, tables, trouble, port)
+        table = tables.get(circuit["name"], {})
+        yield from _of_nat(circuit, table, trouble, local_address, port)
+        yield from _of_frames(circuit, host, trouble)
 
 
 # The machine.
@@ -74,6 +90,14 @@ def _of_machine(status: Document, config: Document, host: Host) -> Iterator[Find
             f"{'unknown' if host.rmem_max is None else host.rmem_max}",
             f"sysctl -w net.core.rmem_max={buffer['wanted_bytes']}, and restart velad",
         )
+    for machine in status.get("wrong_keys", ()):
+        yield Finding(
+            None,
+            "wrong_key",
+            f"wrong key from {machine['address']}: {plural(machine['messages'], 'message')}, "
+            f"the last {duration(machine['last_seconds'])} ago; {machine['error']}",
+            _KEYS,
+        )
     python = [each["name"] for each in status["circuits"] if _engine(each) == "python"]
     if python and config["daemon"]["engine"] != "python":
         yield Finding(
@@ -100,13 +124,8 @@ def _engine(circuit: Document) -> str | None:
 # A circuit.
 
 
-def _of_circuit(
-    circuit: Document, table: Document, host: Host, local_address: LocalAddress
-) -> Iterator[Finding]:
+def _of_frames(circuit: Document, host: Host, trouble: bool) -> Iterator[Finding]:
     name = circuit["name"]
-    trouble = circuit["state"] not in WELL
-    yield from _by_reason(circuit, trouble)
-    yield from _of_nat(circuit, table, trouble, local_address)
     strict = {name} if name in host.strict_interfaces else set()
     if trouble and circuit["family"] == "ipv4":
         strict |= host.strict_interfaces
@@ -141,7 +160,7 @@ def _of_circuit(
 
 
 def _of_nat(
-    circuit: Document, table: Document, trouble: bool, local_address: LocalAddress
+    circuit: Document, table: Document, trouble: bool, local_address: LocalAddress, port: str
 ) -> Iterator[Finding]:
     if circuit["remote_address"] is None:
         return
@@ -156,7 +175,7 @@ def _of_nat(
                 circuit["name"],
                 "nat",
                 f"{seen}a NAT is between, which lets in nothing that was not asked for",
-                "let this machine ask for the circuit, or forward UDP 48621 at the NAT",
+                f"let this machine ask for the circuit, or forward UDP {port} at the NAT",
             )
     elif keepalive >= NAT_MEMORY_S:
         yield Finding(
@@ -173,43 +192,47 @@ def _is_translated(local: str, remote: str) -> bool:
     return here.version == 4 and here.is_private and there.is_global
 
 
-# A part of velad's reason, the check, and what to do.
-_REASONS = (
-    (
-        "leads into",
-        "route",
-        "give the remote a route by the underlay, more specific than the one named: "
-        "ip route add REMOTE via GATEWAY; and do not let a routing protocol learn another one",
-    ),
-    (
-        "the keys of both ends",
-        "wrong_key",
-        "compare the key files of both machines (sha256sum); with public keys: peer_key here with "
-        "velad --show-key there, and autoconfigure.peers there with velad --show-key here",
-    ),
-    (
-        "frames do not",
+# What to do, where several reasons have the same remedy.
+_ROUTE = (
+    "give the remote a route by the underlay, more specific than the one named: "
+    "ip route add REMOTE via GATEWAY; and do not let a routing protocol learn another one"
+)
+_KEYS = (
+    "compare the key files of both machines (sha256sum); with public keys: peer_key here with "
+    "velad --show-key there, and autoconfigure.peers there with velad --show-key here"
+)
+_MAC = "give one end another `mac`, or leave the key out"
+_BY_HAND = "undo that, or change the configuration"
+
+# By the code of a reason: the check, and what to do.
+_REASONS: dict[str, tuple[str, str]] = {
+    Cause.ROUTE_LOOP.code: ("route", _ROUTE),
+    Cause.ROUTE_CIRCLE.code: ("route", _ROUTE),
+    Cause.WRONG_KEY.code: ("wrong_key", _KEYS),
+    Cause.WRONG_HANDSHAKE.code: ("wrong_key", _KEYS),
+    Cause.FRAMES_BLOCKED.code: (
         "firewall",
         "let UDP pass both ways between the ports that both ends use, on both machines and between",
     ),
-    (
-        "both ends have the MAC address",
-        "duplicate_mac",
-        "give one end another `mac`, or leave the key out",
-    ),
-    (
-        "does not exist; waiting for it",
+    Cause.DUPLICATE_MAC.code: ("duplicate_mac", _MAC),
+    Cause.REFUSED_MAC.code: ("duplicate_mac", _MAC),
+    Cause.BRIDGE_MISSING.code: (
         "missing_bridge",
         "create the bridge (ip link add NAME type bridge; ip link set NAME up); velad then joins",
     ),
-    (
-        "no answer from",
-        "firewall",
-        "there are an address and a route. Does velad run on the other machine (velactl there)? "
-        "Does a firewall here, there or between drop UDP 48621 (nft list ruleset)? "
-        "Does [autoconfigure] there list this machine in `from`, and is the key the same?",
+    Cause.NAME_UNRESOLVED.code: ("name", "check the name server, or the name"),
+    Cause.INTERFACE_RENAMED.code: ("interface", _BY_HAND),
+    Cause.INTERFACE_DOWN.code: ("interface", _BY_HAND),
+    Cause.INTERFACE_MTU.code: ("interface", _BY_HAND),
+    Cause.INTERFACE_OUT_OF_BRIDGE.code: ("interface", _BY_HAND),
+    Cause.INTERFACE_MOVED.code: ("interface", _BY_HAND),
+    Cause.INTERFACE_ELSEWHERE.code: ("interface", _BY_HAND),
+    Cause.HOOK_FAILED.code: (
+        "hook",
+        "look for hook_output in the log, mend the program, and velactl restart the circuit",
     ),
-)
+    Cause.RATE_NOT_LIMITED.code: ("rate", "remove what is in the way, or the circuit's `rate`"),
+}
 
 # By state, where no reason says more.
 _STATES = {
@@ -221,18 +244,54 @@ _STATES = {
 }
 
 
-def _by_reason(circuit: Document, trouble: bool) -> Iterator[Finding]:
-    name, state, reason = circuit["name"], circuit["state"], circuit["reason"]
-    seen = f"{state}: {reason}" if reason else f"{state}, toward {circuit['remote']}"
+def _by_reason(
+    circuit: Document, status: Document, tables: Document, trouble: bool, port: str
+) -> Iterator[Finding]:
+    """Yield a finding for each reason that an operator has to act on; for trouble at least one."""
+    name, state = circuit["name"], circuit["state"]
     found = False
-    for part, check, advice in _REASONS:
-        if part in reason:
+    # A velad from before an update has none.
+    for reason in circuit.get("reasons", ()):
+        if reason["code"] in _REASONS:
             found = True
-            yield Finding(name, check, seen, advice)
-    if found:
-        return
-    if trouble:
+            check, advice = _REASONS[reason["code"]]
+            yield Finding(name, check, f"{state}: {reason['text']}", advice)
+        elif reason["code"] == Cause.NO_ANSWER.code:
+            found = True
+            yield _of_silence(circuit, status, tables, f"{state}: {reason['text']}", port)
+    if trouble and not found:
         check, advice = _STATES.get(state, ("state", "see docs/operating.md"))
-        yield Finding(name, check, seen, advice)
-    elif "its interface" in reason:
-        yield Finding(name, "interface", seen, "undo that, or change the configuration")
+        why = f": {circuit['reason']}" if circuit["reason"] else f", toward {circuit['remote']}"
+        yield Finding(
+            name, check, state + why, "; ".join(filter(None, (advice, _if_gone(circuit))))
+        )
+
+
+def _of_silence(
+    circuit: Document, status: Document, tables: Document, seen: str, port: str
+) -> Finding:
+    """Return what there is to say of a remote that does not answer."""
+    if circuit.get("asking"):
+        seen += f"; {asked(circuit['asking'])}"
+    out = no_answer.excluded(circuit, status, tables)
+    if out:
+        seen += f"; {no_answer.shown(out)}"
+    left = [each for each in no_answer.Cause if each not in out]
+    ports = _ports(port, str(circuit["remote_port"]))
+    questions = " ".join(each.value for each in left).format(ports=ports)
+    gone = _if_gone(circuit)
+    advice = f"there are an address and a route. {questions}" + (f" Or {gone}" if gone else "")
+    is_key = no_answer.Cause.KEY in left and no_answer.Cause.FIREWALL not in left
+    return Finding(circuit["name"], "wrong_key" if is_key else "firewall", seen, advice)
+
+
+def _if_gone(circuit: Document) -> str:
+    """Return what to do with a circuit that another machine set up, if that never comes back."""
+    if circuit["origin"] != "peer" or circuit["state"] not in ("down", "connecting", "resolving"):
+        return ""
+    name = circuit["name"]
+    return f"if {circuit['remote']} is gone for good, remove the circuit: velactl delete {name}"
+
+
+def _ports(here: str, there: str) -> str:
+    return f"UDP {here}" if here == there else f"UDP {here} (here) or {there} (there)"

@@ -24,14 +24,14 @@ def doctor(path: str, patterns: Sequence[str], *, as_json: bool) -> bool:
     with Connection(path) as connection:
         status = dict(connection.ask({"command": "status"}))
         config: Document = connection.ask({"command": "show-config"})["config"]
-    status["circuits"] = fitting(status["circuits"], patterns)
-    findings = list(diagnose(status, config, look(status["pid"]), local_address))
+    names = {each["name"] for each in fitting(status["circuits"], patterns)}
+    findings = list(diagnose(status, config, look(status["pid"]), local_address, names))
     if as_json:
         output.write_json(
             {"healthy": not findings, "findings": [asdict(each) for each in findings]}
         )
     else:
-        output.write(lines(findings, len(status["circuits"]), output.width()))
+        output.write(lines(findings, len(names), output.width()))
     return not findings
 
 

@@ -51,7 +51,7 @@ def health(path: str, *, as_json: bool) -> bool:
     circuits = status["circuits"]
     trouble = [each for each in by_trouble(circuits) if is_trouble(each)]
     if as_json:
-        kept = ("name", "state", "reason", "since_seconds")
+        kept = ("name", "state", "reason", "reason_code", "since_seconds")
         output.write_json(
             {
                 "healthy": not trouble,
@@ -61,7 +61,14 @@ def health(path: str, *, as_json: bool) -> bool:
             }
         )
         return not trouble
-    width = output.width()
+    output.write(health_lines(status, output.width()))
+    return not trouble
+
+
+def health_lines(status: Document, width: int) -> list[str]:
+    """Return how many circuits are up, and which are not, and why."""
+    circuits = status["circuits"]
+    trouble = [each for each in by_trouble(circuits) if is_trouble(each)]
     uptime = duration(status["uptime_seconds"])
     lines = [
         f"velad {status['version']}, pid {status['pid']}, up {uptime}: {circuit_total(circuits)}"
@@ -72,8 +79,7 @@ def health(path: str, *, as_json: bool) -> bool:
         lines.append(f"{each['name']}: {each['state']} for {since}: {why}")
     if len(trouble) > _SHOWN_IN_HEALTH:
         lines.append(f"and {len(trouble) - _SHOWN_IN_HEALTH} more: velactl status --down")
-    output.write(cut(line, width) for line in lines)
-    return not trouble
+    return [cut(line, width) for line in lines]
 
 
 def show(path: str, patterns: Sequence[str], *, down: bool, as_json: bool) -> None:
@@ -127,6 +133,12 @@ def summary(status: Document, circuits: Sequence[Document], width: int) -> list[
     dropped = counts(status["rx_dropped"])
     if dropped:
         lines.append(f"dropped: {dropped}")
+    # A velad from before an update does not say it.
+    lines += [
+        f"wrong key from {each['address']}: {plural(each['messages'], 'message')}, "
+        f"the last {duration(each['last_seconds'])} ago"
+        for each in status.get("wrong_keys", ())
+    ]
     lines.append(circuit_total(circuits))
     if not circuits:
         return lines
@@ -178,6 +190,23 @@ def circuit_table(circuits: Sequence[Document], width: int) -> list[str]:
     return lines
 
 
+def asked(asking: Document) -> str:
+    """Return what was sent to a remote that does not answer, when, and what came back."""
+    remotes = asking["remotes"]
+    others = f" and {len(remotes) - 1} more" if len(remotes) > 1 else ""
+    said = (
+        f"{plural(asking['requests'], 'request')} to {remotes[0]}{others} "
+        f"in {duration(asking['since_seconds'])}, the last {asking['last_seconds']:.1f} s ago; "
+    )
+    back = asking["undelivered"]
+    if back is None:
+        return said + "nothing came back"
+    when = f"{back['last_seconds']:.1f} s ago"
+    if back["source"] is None:
+        return said + f"this machine did not send: {back['what']}, {when}"
+    return said + f"{back['what']} came back from {back['source']}, {when}"
+
+
 def circuit_total(circuits: Iterable[Document]) -> str:
     return total(each["state"] for each in circuits)
 
@@ -212,6 +241,8 @@ def _facts(circuit: Document) -> Iterator[tuple[str, str]]:
             "since",
             f"{duration(circuit['since_seconds'])}; up or down {flaps} in the last hour",
         )
+    if circuit.get("asking"):
+        yield "asked", asked(circuit["asking"])
     remote = circuit["remote"]
     if circuit["remote_address"]:
         remote += f", {circuit['remote_address']} port {circuit['remote_port']}"

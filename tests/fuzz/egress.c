@@ -47,23 +47,24 @@ static struct {
 	struct list sent, received, expected;
 	uint64_t fragmented, lost, elided, errors, not_ip;
 	uint32_t number; /* of the next frame in pieces */
+	uint64_t told;	 /* messages to senders */
 } test;
 
 /* Of all inputs, to show that what is tried does happen. */
 static struct {
-	uint64_t frames, cut, segmented, singly, left, renewed, polled, pieces, marked;
+	uint64_t frames, cut, segmented, singly, left, renewed, polled, pieces, marked, told;
 } total;
 
 static void sum_up(void)
 {
 	fprintf(stderr,
 		"reached: frames %llu, cut %llu, sent segmented %llu, checksums left %llu, "
-		"limits renewed %llu, sent singly %llu, TAP polled %llu, pieces %llu, marked %llu\n",
+		"limits renewed %llu, sent singly %llu, TAP polled %llu, pieces %llu, marked %llu, told %llu\n",
 		(unsigned long long)total.frames, (unsigned long long)total.cut,
 		(unsigned long long)total.segmented, (unsigned long long)total.left,
 		(unsigned long long)total.renewed, (unsigned long long)total.singly,
 		(unsigned long long)total.polled, (unsigned long long)total.pieces,
-		(unsigned long long)total.marked);
+		(unsigned long long)total.marked, (unsigned long long)total.told);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -291,10 +292,77 @@ static int fuzz_sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, i
 	return (int)count;
 }
 
+/* Tell whether an expected frame has this packet. One that came unfinished may be quoted without its checksum. */
+static bool was_given(const uint8_t *packet, size_t length)
+{
+	for (size_t i = 0; i < test.expected.count; i++) {
+		const struct item *item = &test.expected.items[i];
+		size_t ip = ip_offset(item->data, item->length);
+		struct anatomy found;
+		if (ip == 0 || item->length - ip < length)
+			continue;
+		size_t checksum = dissect(item->data + ip, item->length - ip, &found) ? found.field : length;
+		size_t before = checksum < length ? checksum : length;
+		size_t behind = checksum + 2 < length ? checksum + 2 : length;
+		if (memcmp(item->data + ip, packet, before) == 0 &&
+		    memcmp(item->data + ip + behind, packet + behind, length - behind) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* What the sender of a packet that is too large gets. RFC 792, RFC 1191; RFC 4443, section 3.2. */
+static void ensure_told(const uint8_t *frame, size_t length)
+{
+	size_t ip = ip_offset(frame, length);
+	const uint8_t *packet = frame + ip, *icmp, *quoted;
+
+	ENSURE(ip && ip <= 22 && !(frame[0] & 1) && !(frame[6] & 1));
+	length -= ip;
+	if (is_packet(packet, length, 4)) {
+		ENSURE(read16(packet + 2) == length && length <= 576 && packet[0] == 0x45 && packet[9] == 1);
+		ENSURE(sum_of(packet, 20, 0) == 0xffff && sum_of(packet + 20, length - 20, 0) == 0xffff);
+		icmp = packet + 20;
+		quoted = icmp + 8;
+		ENSURE(read16(icmp) == 0x0304 && read16(icmp + 4) == 0);
+		ENSURE(read16(icmp + 6) >= 68 && read16(quoted + 2) > read16(icmp + 6));
+		ENSURE(memcmp(packet + 12, quoted + 16, 4) == 0 && memcmp(packet + 16, quoted + 12, 4) == 0);
+		ENSURE((read16(quoted + 6) & 0x5fff) == 0x4000);
+		ENSURE(packet[12] < 224 && packet[16] < 224);
+	} else {
+		ENSURE(is_packet(packet, length, 6) && 40 + read16(packet + 4) == length && length == 1280);
+		ENSURE(packet[6] == 58);
+		unsigned pseudo = sum_of(packet + 8, 32, (unsigned)length - 40 + 58);
+		ENSURE(sum_of(packet + 40, length - 40, pseudo) == 0xffff);
+		icmp = packet + 40;
+		quoted = icmp + 8;
+		ENSURE(read16(icmp) == 0x0200 && read16(icmp + 4) == 0);
+		ENSURE(read16(icmp + 6) >= 1280 && 40 + read16(quoted + 4) > read16(icmp + 6));
+		ENSURE(memcmp(packet + 8, quoted + 24, 16) == 0 && memcmp(packet + 24, quoted + 8, 16) == 0);
+		ENSURE(packet[8] != 0xff && packet[24] != 0xff);
+	}
+	ENSURE(read16(icmp + 6) < test.egress.route_limit || read16(icmp + 6) == 1280);
+	ENSURE(was_given(quoted, length - (size_t)(quoted - packet)));
+}
+
+static ssize_t fuzz_writev(int fd, const struct iovec *pieces, int count)
+{
+	static const uint8_t finished[10];
+	size_t header = test.egress.virtio_header;
+
+	ENSURE(fd == test.egress.tap_fd && count == 1 && test.egress.packet_too_big);
+	ENSURE(pieces->iov_len > header && memcmp(pieces->iov_base, finished, header) == 0);
+	ensure_told((const uint8_t *)pieces->iov_base + header, pieces->iov_len - header);
+	test.told++;
+	total.told++;
+	return (ssize_t)pieces->iov_len;
+}
+
 /* The calls that leave the data path; any other one is a null pointer. */
 static const struct io fuzz_io = {
 	.preadv2 = fuzz_preadv2,
 	.poll = fuzz_poll,
+	.writev = fuzz_writev,
 	.getsockopt = fuzz_getsockopt,
 	.clock_gettime = fuzz_clock_gettime,
 	.sendmsg = fuzz_sendmsg,
@@ -551,6 +619,7 @@ static void ensure_counted(uint64_t elided)
 	ENSURE(test.counters[TX_NOT_IP] == test.not_ip);
 	ENSURE(test.counters[TX_FRAGMENTED] == test.fragmented);
 	ENSURE(test.counters[TX_PIECED] == test.number);
+	ENSURE(test.counters[TX_TOO_BIG_SENT] == test.told);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -573,6 +642,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	test.too_large = SIZE_MAX;
 	test.next = 0;
 	test.fragmented = test.lost = test.elided = test.errors = test.not_ip = test.number = 0;
+	test.told = 0;
 
 	memset(egress, 0, sizeof(*egress));
 	egress->io = &fuzz_io;
@@ -587,6 +657,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	egress->segment = !(settings & 128);
 	egress->route_limit = datagram_limits[more >> 6];
 	egress->fragmentation = again & 1 ? FRAGMENT_IN_PIECES : FRAGMENT_BY_IP;
+	egress->packet_too_big = again & 16;
 	egress->marking = (struct marking){again & 2 ? 10 : DSCP_INHERIT, !(again & 4), !(again & 8)};
 	test.connected = egress->destination_length == 0;
 	egress->counters = test.counters;

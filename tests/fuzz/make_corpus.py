@@ -171,6 +171,19 @@ def egress() -> dict[str, bytes]:
         seeds[f"pieces-{size}"] = b"\0\1\1" + own * 3
     seeds["pieces-too-many"] = b"\0\xc1\1" + finished(shape(5900)) + super_frame(7000, shape(8000))
     seeds["pieces-singly"] = bytes([NO_SEGMENT, 1, 1]) + finished(shape(3000)) * 5
+    # Senders hear of what is too large: of all kinds, among them ICMP (the protocol is byte 9 of
+    # IPv4's header, 6 of IPv6's), and what IP may cut.
+    for ipv6, tags, address in product((False, True), (0, 2), (0, 2, 3)):
+        own = shape(1500, ipv6=ipv6, udp=True, tags=tags, address=address)
+        at, change = (20, 17 ^ 58) if ipv6 else (23, 17 ^ 1)
+        icmp = word(VIRTIO_HEADER + 4 * tags + at) + bytes([change])
+        told = finished(own) + unfinished(own, icmp) + super_frame(1460, own)
+        seeds[f"told-{'ipv6' if ipv6 else 'ipv4'}-tags{tags}-address{address}"] = (
+            b"\0\1\x11" + told + finished(shape(1500, identification=0x2000))
+        )
+    for settings in (LEAVE, FRAMES | LEAVE, PLAIN_TAP, ALWAYS, NEVER):
+        seeds[f"told-{settings}"] = bytes([settings, 1, 16]) + told
+    seeds["told-narrow"] = b"\0\xc1\x11" + told
     # What marks the outer header: the third byte of settings, and the traffic class of the packet,
     # which is the byte behind the Ethernet header and the first of IP's.
     marked = word(VIRTIO_HEADER + 14 + 1) + b"\xbb"

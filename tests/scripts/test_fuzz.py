@@ -81,7 +81,7 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subp
             "egress",
             {
                 *("frames", "cut", "checksums left", "sent segmented", "limits renewed"),
-                *("sent singly", "TAP polled", "pieces", "marked"),
+                *("sent singly", "TAP polled", "pieces", "marked", "told"),
             },
         ),
         ("ingress", {"frames", "joined", "joined UDP", "checksums left", "in pieces"}),

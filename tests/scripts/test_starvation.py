@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from lab.cpu import waits_s
 from lab.daemon import ROOT
+from lab.process import descendants, running
 from lab.starvation import StarvationWatch
+from lab.waiting import eventually
 
 pytestmark = [pytest.mark.needs_net_admin, pytest.mark.alone]
 
 HELD_S = 0.7
+LOOK_S = 5.0
 # A child that wants to run is left without a CPU while another one, which goes before it, keeps it.
 STARVE = f"""
 import os, time
@@ -63,6 +70,17 @@ def test_wrong():
 )
 
 
+def watchers(pid: int) -> list[int]:
+    """Return the processes that watch the descendants of one."""
+    wanted = [b"lab.starvation", str(pid).encode()]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if path.read_bytes().split(b"\0")[-3:-1] == wanted:
+                found.append(int(path.parent.name))
+    return found
+
+
 def test_thread_that_is_left_without_a_cpu_is_seen() -> None:
     watch = StarvationWatch()
     try:
@@ -72,6 +90,34 @@ def test_thread_that_is_left_without_a_cpu_is_seen() -> None:
         assert watch.longest_s() > HELD_S / 2
     finally:
         watch.close()
+
+
+def test_processes_that_end_while_they_are_looked_at_are_no_trouble() -> None:
+    # Each ends within a millisecond, while the loop is between its directory and its threads.
+    forking = subprocess.Popen(["sh", "-c", "while :; do (:) & (:) & (:) & wait; done"])
+    try:
+        seen = set()
+        end = time.monotonic() + LOOK_S
+        while time.monotonic() < end:
+            for pid in descendants(os.getpid()):
+                waits_s(pid)
+                seen.add(pid)
+    finally:
+        forking.kill()
+        forking.wait()
+    assert len(seen) > 20
+
+
+def test_watch_whose_process_was_killed_can_be_closed() -> None:
+    before = set(watchers(os.getpid()))  # that of this session
+    watch = StarvationWatch()
+    watch.longest_s()
+    (pid,) = set(watchers(os.getpid())) - before
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not running([pid]), 10, "the watcher's end")
+    with pytest.raises((BrokenPipeError, ValueError)):
+        watch.longest_s()
+    watch.close()
 
 
 def test_test_that_fails_runs_again_only_if_its_processes_were_starved(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from functools import partial
 from typing import Any
 
 import pytest
+from packets import UDP, ethertype
+from packets import Packet as IpPacket
 
 from lab.autoconfigured import Ends, asking, ends, policy, wait_until_up
 from lab.capture import Capture, Packet
@@ -326,6 +330,139 @@ def test_mss_is_clamped_as_configured(framed: TwoRouters, value: Any, mss: int) 
         )
 
     assert syn.data[54:58] == b"\2\4" + mss.to_bytes(2, "big")
+
+
+# IP_MTU_DISCOVER and IP_MTU, and the same of IPv6: include/uapi/linux/in.h, in6.h.
+PATH_MTU = {socket.AF_INET: (socket.IPPROTO_IP, 10, 14), socket.AF_INET6: (41, 23, 24)}
+DO_NOT_FRAGMENT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """A program on a host that sends UDP with don't-fragment to one in the other LAN."""
+
+    sending: socket.socket
+    receiving: socket.socket
+
+    @property
+    def path_mtu(self) -> int:
+        """As the kernel of its host knows it."""
+        level, _, option = PATH_MTU[self.sending.family]
+        return self.sending.getsockopt(level, option)
+
+    def send(self, size: int) -> None:
+        """Send a packet of size bytes, with its headers; it arrives. Raises OSError."""
+        content = bytes(size - (48 if self.sending.family == socket.AF_INET6 else 28))
+        self.sending.send(content)
+        assert self.receiving.recv(size) == content
+
+
+@contextmanager
+def sender(lan: Lans, address: str) -> Iterator[Sender]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with (
+        lan.b.namespace.socket(family, socket.SOCK_DGRAM) as receiving,
+        lan.a.namespace.socket(family, socket.SOCK_DGRAM) as sending,
+    ):
+        receiving.settimeout(10)
+        receiving.bind((address, 0))
+        level, discover, _ = PATH_MTU[family]
+        sending.setsockopt(level, discover, DO_NOT_FRAGMENT)
+        sending.connect(receiving.getsockname())
+        yield Sender(sending, receiving)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_hosts_that_are_to_hear_of_what_is_too_big_send_what_fits(
+    framed: TwoRouters, engine: str
+) -> None:
+    config = daemon(engine)
+    with lans(framed, config + bridged(packet_too_big=True), config + allowing()) as lan:
+        # As strict as hosts are: a packet comes from where its source would be sent to.
+        lan.a.namespace.sysctl("net/ipv4/conf/all/rp_filter", 1)
+        fits = fits_between(lan)
+        for address in FAR:
+            with sender(lan, address) as program:
+                assert program.path_mtu == FULL
+                program.send(FULL)
+
+                eventually(partial(has_path_mtu, program, fits), 5, "the MTU to fall")
+                heard = program.sending.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                assert heard == errno.EMSGSIZE
+                for exceeds in (FULL, fits + 1):
+                    with pytest.raises(OSError, match=os.strerror(errno.EMSGSIZE)):
+                        program.send(exceeds)
+                before = lan.ends.a.circuit(NAME)["counters"]
+                program.send(fits)
+                after = lan.ends.a.circuit(NAME)["counters"]
+            assert after["tx_pieced"] == before["tx_pieced"]
+            assert after["tx_too_big_sent"] == before["tx_too_big_sent"]
+        assert after["tx_too_big_sent"] == len(FAR)
+        assert lan.ends.b.circuit(NAME)["counters"]["tx_too_big_sent"] == 0
+
+
+def fits_between(lan: Lans, tags: int = 0) -> int:
+    """Return the largest packet from A to B in one datagram of 1472 bytes: less circuit id, link
+    header, and the escape that some addresses need."""
+    escape = lan.b.interface.mac[0] >> 4 in (4, 6)
+    return 1472 - 1 - 14 - tags - escape
+
+
+def has_path_mtu(program: Sender, mtu: int) -> bool:
+    return program.path_mtu == mtu
+
+
+TAGGED = [
+    IpPacket(4, UDP, bytes([192, 168, 9, 1]), bytes([192, 168, 9, 2]), payload=bytes(1472)),
+    IpPacket(
+        *(6, UDP, bytes.fromhex("fd000009" + 23 * "0" + "1")),
+        bytes.fromhex("fd000009" + 23 * "0" + "2"),
+        payload=bytes(1452),
+    ),
+]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("packet", TAGGED, ids=["ipv4", "ipv6"])
+def test_hosts_hear_of_what_is_too_big_in_their_vlan(
+    framed: TwoRouters, engine: str, packet: IpPacket
+) -> None:
+    """Not every kernel has VLAN interfaces, so the frame is put onto the host's own."""
+    config = daemon(engine)
+    link = bytes.fromhex("8100a005") + ethertype(packet.version)
+    with (
+        lans(framed, config + bridged(packet_too_big=True), config + allowing()) as lan,
+        Capture(lan.a.interface) as near,
+        Capture(lan.b.interface) as far,
+        Injector(lan.a.interface) as out,
+    ):
+        a, b, fits = lan.a.interface.mac, lan.b.interface.mac, fits_between(lan, tags=4)
+        frame = b + a + link + packet.finished()
+
+        out.send(frame)
+
+        far.wait_for(partial(is_frame, frame), what="the frame, whole")
+        answer = near.wait_for(partial(begins, a + b + link), what="what fits").data[18:]
+    ip = packet.transport_offset
+    assert answer[ip - 2 * len(packet.source) : ip] == packet.destination + packet.source
+    assert answer[ip : ip + 2] == (b"\3\4" if packet.version == 4 else b"\2\0")
+    assert answer[ip + 4 : ip + 8] == fits.to_bytes(4, "big")
+    assert answer[ip + 8 :] == packet.finished()[: len(answer) - ip - 8]
+
+
+def begins(head: bytes, packet: Packet) -> bool:
+    return packet.data.startswith(head)
+
+
+def test_hosts_hear_nothing_of_what_is_too_big_unless_they_are_to(framed: TwoRouters) -> None:
+    with lans(framed) as lan:
+        for address in FAR:
+            with sender(lan, address) as program:
+                for _ in range(3):
+                    program.send(FULL)
+                assert program.path_mtu == FULL
+        counters = lan.ends.a.counted(NAME, tx_pieced=AtLeast(6))
+        assert counters["tx_too_big_sent"] == 0
 
 
 def test_hostile_pieces_harm_neither_the_circuit_nor_the_worker(routers: TwoRouters) -> None:

@@ -278,7 +278,10 @@ def test_commands_that_cannot_be_done_say_why_and_change_nothing(routers: TwoRou
         assert refused(a, "delete", "vela0") == (
             "vela0 is in the configuration file; remove it there, and reload"
         )
-        assert refused(b, "delete", "vela0") == "vela0 was set up by 10.201.0.1; delete it there"
+        assert refused(b, "delete", "vela0") == (
+            "vela0 was set up by 10.201.0.1, and is up; delete it there. "
+            "Is that machine gone for good? velactl down vela0, then velactl delete vela0"
+        )
         assert refused(a, "add", "vela9", *to, "--id", "1") == (
             "vela9: circuits.vela9.id: 1 toward 10.201.0.2 is taken by circuits.vela0.id; "
             "another one would be right"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 
 import pytest
-from hostile import echo, forge_too_big, udp_packet
+from hostile import Forger, echo, forge_too_big, icmp_errors, udp_packet
 
 from lab.autoconfigured import asking, ends, policy, wait_until_up
 from lab.capture import Capture
@@ -149,6 +151,65 @@ def test_storm_of_forged_icmp_makes_no_fragments(
         assert flood.sent > 100
         counters = both.a.circuit(NAME)["counters"]
         assert counters["tx_fragmented"] == counters["tx_errors"] == 0
+
+
+RATE = 1000  # per second
+
+
+@pytest.mark.parametrize("engine", ["native", "python"])
+def test_storm_of_icmp_of_all_kinds_changes_nothing(
+    routers: ThreeRouters, outer: str, engine: str, figure: Callable[[str], None]
+) -> None:
+    """From the addresses of C and of the remote, about frames and control messages."""
+    config = f'[daemon]\nengine = "{engine}"\n' + asking(address(routers.b, outer))
+    a, b, c = (address(each, outer) for each in (routers.a, routers.b, routers.c))
+    with (
+        ends(routers, config, policy()) as both,
+        Forger(routers.c.namespace, a) as forger,
+    ):
+        wait_until_up(both)
+        before = both.a.circuit(NAME)
+        forged = cycle(
+            packet
+            for quoted in quotations(routers, outer)
+            for source in (c, b)
+            for packet in icmp_errors(source, a, quoted, FORGED[outer])
+        )
+        started = time.monotonic()
+        sent = 0
+
+        def send() -> int:
+            nonlocal sent
+            forger.send(next(forged))
+            sent += 1
+            time.sleep(max(0, started + sent / RATE - time.monotonic()))
+            return 1
+
+        with Flood(send) as flood:
+            mtu = 1500 - OVERHEAD[outer]
+            pings = ping(
+                *(routers.a.namespace, "172.16.16.2"),
+                count=200,
+                interval_s=0.02,
+                size=mtu,
+                dont_fragment=True,
+            )
+            copied = copy(
+                *(routers.a.namespace, routers.b.namespace, "172.16.16.2"),
+                4_000_000,
+                timeout_s=60,
+            )
+            after = both.a.circuit(NAME)
+            seconds = time.monotonic() - started
+        figure(f"{outer}, {engine}: {flood.sent} forged ICMP messages in {seconds:.1f} s")
+        assert flood.sent > RATE
+        assert pings.received == 200, pings.output
+        assert copied.received_digest == copied.sent_digest
+        for key in ("state", "reason", "mtu", "path_mtu", "transitions", "source_port"):
+            assert after[key] == before[key], key
+        assert after["state"] == "up"
+        assert after["worker"]["pid"] == before["worker"]["pid"]
+        assert after["counters"]["tx_fragmented"] == after["counters"]["tx_errors"] == 0
 
 
 @pytest.mark.usefixtures("eager")

@@ -24,6 +24,8 @@ def test_ends_with_one_mac_address_say_so_and_come_up_when_one_gets_another(
         for velad in both:
             entry = velad.wait_for_state(NAME, "failed", "rejected")
             assert f"both ends have the MAC address {MAC}" in entry["reason"]
+            codes = {"failed": "duplicate_mac", "rejected": "refused_mac"}
+            assert entry["reason_code"] == codes[entry["state"]]
         assert ping(routers.a.namespace, "172.16.16.2", count=1).received == 0
 
         velad, config = ((both.a, config_a), (both.b, config_b))[changed]

@@ -290,7 +290,8 @@ def test_initiator_that_hears_wrong_tags_says_so(routers: TwoRouters, tmp_path: 
     config_b = asking(routers.a.ipv4, addresses=None, key_file=key_file(tmp_path, OTHER_KEY))
     with ends(routers, config_a, config_b) as both:
         assert reason_of(both, "connecting") == (
-            "messages from 10.201.0.2:48621 carry a wrong tag: the keys of both ends differ"
+            "wrong key from 10.201.0.2:48621: its messages carry a wrong tag, "
+            "so the keys of both ends differ"
         )
 
 

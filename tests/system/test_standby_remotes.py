@@ -240,3 +240,35 @@ def test_list_of_velactl_add_outlives_a_restart() -> None:
         entry = a.wait_for_state(NAME, "up", timeout_s=DOUBT_S + 10)
         assert entry["remote"] == C
         assert [each["name"] for each in entry["remotes"]] == [B, C]
+
+
+def test_velad_that_is_replaced_hands_over_which_remote_is_in_use(
+    bench: Bench, tmp_path: Path
+) -> None:
+    namespace = bench.routers.a.namespace
+    bench.a.control("switch", NAME, C)
+    bench.c.wait_for_state(NAME, "up")
+    flaps = bench.c.circuit(NAME)["transitions"]
+    with pinging(namespace, tmp_path) as pings:
+        at = time.time()
+        bench.a.replace()
+        entry = bench.await_remote(C, 10)
+        pings.await_reply(time.time())
+        _, lost = pings.outage(at)
+    assert lost == 0
+    assert "as a command says" in entry["reason"]
+    assert bench.c.circuit(NAME)["transitions"] == flaps
+
+
+def test_velad_that_has_replaced_another_one_gives_the_circuit_back_to_the_primary(
+    bench: Bench,
+) -> None:
+    bench.b.kill()
+    bench.await_remote(C, 15)
+    bench.c.wait_for_state(NAME, "up")
+    flaps = bench.c.circuit(NAME)["transitions"]
+    bench.a.replace()
+    assert bench.await_remote(C, 10)["reason"].startswith(f"{C} stands in for {B}")
+    assert bench.c.circuit(NAME)["transitions"] == flaps
+    bench.b.start()
+    bench.await_remote(B, GOOD_S + 15)

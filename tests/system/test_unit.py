@@ -49,9 +49,10 @@ WITHOUT = {
     "CAP_SETGID": r"os\.(setgroups|setresgid)\(.*\n(.*\n)?PermissionError",
     "CAP_KILL": r"velad: it has no CAP_KILL: its workers, which run as others, would outlive it",
     "CAP_BPF": r"steering_programs_classic",
+    "CAP_NET_RAW": r"icmp_errors_not_read",
 }
 # What velad works without, less well.
-BETTER_WITH = {"CAP_BPF"}
+BETTER_WITH = {"CAP_BPF", "CAP_NET_RAW"}
 
 
 def work(velad: Velad) -> None:

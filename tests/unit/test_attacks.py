@@ -18,6 +18,7 @@ from vela.signaling.codec import encode, read_header
 from vela.signaling.messages import MessageType, Reject, RejectCode
 from vela.signaling.signer import LocalKey
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, PeerConfig
+from vela.supervisor.registry.takeovers import ASK_S, TIMES
 from vela.wire import DEFAULT_PORT
 
 KEY = LocalKey(b"shared by all machines of a network")
@@ -41,9 +42,10 @@ def at(address: IPAddress) -> Endpoint:
 class Attack:
     """A has a circuit toward B; both let whoever has the key set circuits up."""
 
-    def __init__(self, net: Network, folder: Path) -> None:
+    def __init__(self, net: Network, folder: Path, circuit: CircuitConfig = CIRCUIT) -> None:
         self.net, self.dice = net, net.dice
-        self.a = Machine(net, ROUTER_A, folder / "a", (CIRCUIT,), ALLOWED, KEY)
+        self.circuit = circuit
+        self.a = Machine(net, ROUTER_A, folder / "a", (circuit,), ALLOWED, KEY)
         self.b = Machine(net, ROUTER_B, folder / "b", (), ALLOWED, KEY)
         for machine in (self.a, self.b):
             machine.boot()
@@ -267,6 +269,101 @@ def test_machine_that_comes_back_with_another_address_has_its_circuit_and_no_sec
     calm.a.boot()
     calm.net.run(30)
     assert calm.a.states() == {"vela0": ("up", "")}
+
+
+def moved(attack: Attack, address: str = "192.0.2.7") -> Machine:
+    """Return a machine at another address that has all that A has."""
+    folder = attack.a.config.daemon.state_directory
+    return Machine(attack.net, ip_address(address), folder, (attack.circuit,), ALLOWED, KEY)
+
+
+def remote_of(machine: Machine) -> str:
+    attached = machine.data_paths["vela0"].attached
+    return "" if attached is None else str(attached[0].endpoint.address)
+
+
+def probes(attack: Attack) -> int:
+    """Return how many B has sent, but for those of the path, which are larger."""
+    return sum(len(data) == 128 for data in attack.overheard(MessageType.PROBE, ROUTER_B))
+
+
+def test_machine_with_another_address_need_not_wait_until_the_former_one_is_down(
+    tmp_path: Path,
+) -> None:
+    """Which takes 3.5 keepalive intervals."""
+    with network(0) as net:
+        calm = Attack(net, tmp_path, replace(CIRCUIT, keepalive=30.0))
+        net.run(3)
+        interface = calm.b.data_paths["vela0"]
+        calm.a.crash()
+        assert calm.b.states() == {"vela0": ("up", "")}
+        back = moved(calm)
+        back.boot()
+        net.run(TIMES * ASK_S + 0.5)
+
+        assert back.states() == calm.b.states() == {"vela0": ("up", "")}
+        assert calm.b.data_paths["vela0"] is interface
+        assert remote_of(calm.b) == "192.0.2.7"
+        assert probes(calm) == TIMES
+        assert net.loop.failures == []
+
+
+def test_copy_of_a_machine_gets_no_circuit_that_is_up(attack: Attack) -> None:
+    """It can say all that the machine says of itself, and is told so at once."""
+    attack.net.run(3)
+    paths, losses = downs(attack), carrier_losses(attack)
+    copy = moved(attack)
+    copy.boot()
+    attack.net.run(3)
+
+    assert [state for state, _ in copy.states().values()] == ["rejected"]
+    assert probes(attack) == 1
+    attack.net.run(57)
+    assert [state for state, _ in copy.states().values()] == ["rejected"]
+    assert attack.circuits() == [("vela0", "up"), ("vela0", "up")]
+    assert remote_of(attack.b) == str(ROUTER_A)
+    assert downs(attack) == paths
+    assert losses == []
+    assert attack.net.loop.failures == []
+
+
+def test_one_message_that_gets_lost_gives_no_circuit_away(attack: Attack) -> None:
+    attack.net.run(3)
+    copy = moved(attack)
+    copy.boot()
+    while not probes(attack):
+        attack.net.run(0.0005)
+    attack.net.silence(ROUTER_A)
+    attack.net.run(ASK_S * (TIMES - 1.5))
+    attack.net.silence(None)
+    attack.net.run(3)
+
+    assert [state for state, _ in copy.states().values()] == ["rejected"]
+    assert remote_of(attack.b) == str(ROUTER_A)
+
+
+def test_machine_that_takes_over_can_lose_the_circuit_in_the_same_way(attack: Attack) -> None:
+    attack.net.run(3)
+    for address in ("192.0.2.7", "192.0.2.8", "192.0.2.9"):
+        for machine in list(attack.net.machines.values()):
+            if machine is not attack.b:
+                machine.crash()
+        back = moved(attack, address)
+        back.boot()
+        attack.net.run(3)
+
+        assert back.states() == attack.b.states() == {"vela0": ("up", "")}
+        assert remote_of(attack.b) == address
+
+
+def test_nobody_else_lets_a_remote_be_asked(calm: Attack, tmp_path: Path) -> None:
+    calm.net.run(3)
+    other = stolen(calm, tmp_path)
+    other.boot()
+    calm.net.run(10)
+
+    assert [state for state, _ in other.states().values()] == ["rejected"]
+    assert probes(calm) == 0
 
 
 def test_machine_that_moves_and_wants_another_interface_gets_a_new_one(calm: Attack) -> None:

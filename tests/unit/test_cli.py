@@ -83,6 +83,58 @@ def test_check_warns_of_what_the_machine_does_not_have(config: Path, tmp_path: P
     assert velad("--config", str(config), "--check")[2] == ""
 
 
+def test_check_warns_of_keys_interfaces_and_addresses_that_are_not_there(
+    config: Path, tmp_path: Path
+) -> None:
+    """Friction 19. velad starts without the latter two, and not without a key."""
+    keys = {name: tmp_path / name for name in ("identity", "shared", "own")}
+    text = f'''[daemon]
+identity = "{keys["identity"]}"
+[autoconfigure]
+key_file = "{keys["shared"]}"
+interfaces = "vela*"
+[circuits.vela0]
+id = 1
+remote = "192.0.2.9"
+key_file = "{keys["own"]}"
+device = "absent0"
+[circuits.vela1]
+id = 2
+remote = "192.0.2.9"
+bind = "192.0.2.77"
+'''
+    config.write_text(text)
+
+    status, out, err = velad("--config", str(config), "--check")
+
+    assert (status, out) == (0, f"{config}: no mistakes, 2 circuits\n")
+    missing = "cannot be read: No such file or directory"
+    without = "create it; velad does not start without it"
+    assert err.splitlines() == [
+        f"{config}: warning: {line}"
+        for line in (
+            f"daemon.identity: {keys['identity']} {missing}; velad --generate-key makes it; "
+            "velad does not start without it",
+            f"autoconfigure.key_file: {keys['shared']} {missing}; {without}",
+            f"circuits.vela0.key_file: {keys['own']} {missing}; {without}",
+            "circuits.vela0.device: the interface absent0 does not exist; waiting for it",
+            "circuits.vela1.bind: 192.0.2.77 is no address of this machine; waiting for it",
+        )
+    ]
+
+
+@needs_root
+def test_key_that_is_not_there_is_a_mistake_at_the_start(config: Path, tmp_path: Path) -> None:
+    config.write_text(
+        f'[circuits.vela0]\nid = 1\nremote = "192.0.2.9"\nkey_file = "{tmp_path}/k"\n'
+    )
+
+    status, _, err = velad("--config", str(config))
+
+    assert status == 2
+    assert err.startswith(f"{config}: circuits.vela0.key_file: {tmp_path}/k cannot be read: ")
+
+
 @pytest.mark.parametrize("arguments", [("--check",), pytest.param((), marks=needs_root)])
 def test_mistakes_are_told_all_at_once_with_status_2(
     config: Path, arguments: tuple[str, ...]
@@ -114,7 +166,7 @@ def test_what_only_the_machine_can_tell_is_a_mistake_too(config: Path) -> None:
 
 
 def test_mistakes_of_the_file_and_of_the_machine_are_told_together(config: Path) -> None:
-    text = config.read_text().replace("id = 1", "id = 256\nkey_file = '/nowhere/key'")
+    text = config.read_text().replace("id = 1", "id = 256\nkey_file = '/'")
     config.write_text(text.replace("[daemon]", '[daemon]\nuser = "no-such-user"'))
 
     status, _, err = velad("--config", str(config), "--check")
@@ -182,10 +234,10 @@ def test_key_is_where_the_configuration_says(config: Path, tmp_path: Path) -> No
     of_config = ("--config", str(config))
 
     status, _, err = velad(*of_config, "--check")
-    assert status == 2
+    assert status == 0
     assert err == (
-        f"{config}: daemon.identity: {path} cannot be read: No such file or directory; "
-        "velad --generate-key makes it\n"
+        f"{config}: warning: daemon.identity: {path} cannot be read: No such file or directory; "
+        "velad --generate-key makes it; velad does not start without it\n"
     )
     status, public, _ = velad(*of_config, "--generate-key")
     assert status == 0
@@ -344,11 +396,11 @@ def test_machine_that_refuses_is_told_in_one_line_with_status_1(
         blocker = namespace.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         with blocker:
             blocker.bind(("::", 48621))
-            assert velad(*arguments, prefix=prefix) == (
-                1,
-                "",
-                "velad: cannot listen on [::]:48621: Address already in use\n",
-            )
+            status, out, err = velad(*arguments, prefix=prefix)
+            assert (status, out) == (1, "")
+            said = "velad: cannot listen on [::]:48621: Address already in use: "
+            assert err.startswith(said)
+            assert err.endswith(f", pid {os.getpid()}\n")
         namespace.run("ip", "link", "add", "vela0", "type", "bridge")
         assert velad(*arguments, prefix=prefix) == (
             1,

@@ -20,6 +20,7 @@ from vela.errors import DeviceError
 from vela.linux.choice import UnderlayChoice
 from vela.linux.steering import ControlSteering
 from vela.linux.underlay import ReceiveGroup
+from vela.supervisor import frame_ports
 from vela.supervisor.demux import STEER_INTERVAL_S, CircuitIdTaken, Claim, Demux, DropReason
 from vela.supervisor.runtime.loop import EventLoop
 
@@ -193,6 +194,34 @@ def test_circuit_that_is_restricted_to_a_port_gets_nothing_from_others(
     network.turn()
     assert network.demux.port_of(claim) is None
     assert circuit.delivered == []
+
+
+def test_circuit_whose_remote_names_another_port_gets_what_comes_from_both_for_a_while(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frame_ports, "FORMER_PORT_S", 2 * STEER_INTERVAL_S + 0.1)
+    circuit = Circuit("vela0")
+    claim = network.claim(circuit, 1, FOUR)
+    network.send(FOUR, b"\1 from any port")
+    network.demux.restrict(claim, network.port_of(FOUR))
+    network.turn()
+
+    network.demux.restrict(claim, 9)
+    # Ahead of the steering, and by it.
+    for port in (9, network.port_of(FOUR), 10):
+        early = bytearray(REBUILD_ROOM) + f"\1 from {port}".encode()
+        network.demux.dispatch(Endpoint(FOUR, port), FOUR, early, REBUILD_ROOM, len(early))
+    network.turn()
+    network.send(FOUR, b"\1 from the former one")
+    network.turn()
+    network.turn()
+    network.send(FOUR, b"\1 from it, too late")
+    network.turn()
+
+    assert queued(claim) == [b"\1 from any port", b"\1 from the former one"]
+    assert circuit.delivered == [b"\1 from 9", f"\1 from {network.port_of(FOUR)}".encode()]
+    assert network.dropped() == {DropReason.WRONG_PORT: 2}
+    assert network.demux.port_of(claim) == 9
 
 
 def test_id_that_another_circuit_has_of_one_of_the_addresses_is_refused(network: Network) -> None:

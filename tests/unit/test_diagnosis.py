@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vela.reasons import Cause, Reason
 from vela.supervisor.velactl.diagnosis import Finding, diagnose
 from vela.supervisor.velactl.doctor import lines
 from vela.supervisor.velactl.host import Host
@@ -24,6 +25,7 @@ CIRCUIT: dict[str, Any] = {
     "name": "vela0",
     "state": "up",
     "reason": "",
+    "reasons": [],
     "origin": "config",
     "remote": "router2.example.net",
     "remote_address": "192.0.2.9",
@@ -35,6 +37,7 @@ CIRCUIT: dict[str, Any] = {
 }
 STATUS: dict[str, Any] = {
     "pid": 4711,
+    "listen": ["[::]:7000"],
     "unused_features": ["rwf_nowait", "uso"],
     "receive_buffer": {"wanted_bytes": 8388608, "granted_bytes": 8388608},
 }
@@ -51,6 +54,60 @@ def found(
     status = STATUS | {"circuits": [CIRCUIT | circuit]}
     config = {"daemon": DAEMON, "circuits": {"vela0": table or {}}}
     return list(diagnose(status, config, host, lambda *_: local))
+
+
+def said(*reasons: Reason) -> dict[str, Any]:
+    """Return the keys of a circuit that has these reasons, in words that no velad uses."""
+    shown = [{"code": each.code, "text": f"words {n}"} for n, each in enumerate(reasons)]
+    return {"reason": "; ".join(each["text"] for each in shown), "reasons": shown}
+
+
+@pytest.mark.parametrize(
+    ("cause", "check"),
+    [
+        ("NO_ANSWER", "firewall"),
+        ("FRAMES_BLOCKED", "firewall"),
+        ("WRONG_KEY", "wrong_key"),
+        ("WRONG_HANDSHAKE", "wrong_key"),
+        ("ROUTE_LOOP", "route"),
+        ("ROUTE_CIRCLE", "route"),
+        ("DUPLICATE_MAC", "duplicate_mac"),
+        ("REFUSED_MAC", "duplicate_mac"),
+        ("BRIDGE_MISSING", "missing_bridge"),
+        ("NAME_UNRESOLVED", "name"),
+        ("INTERFACE_MTU", "interface"),
+        ("HOOK_FAILED", "hook"),
+        ("RATE_NOT_LIMITED", "rate"),
+        ("KEEPALIVES_MISSED", "down"),
+    ],
+)
+def test_reason_is_found_by_its_code_and_not_by_its_words(cause: str, check: str) -> None:
+    (one,) = found(state="down", **said(Reason("", Cause[cause].code)))
+
+    assert (one.check, one.seen) == (check, "down: words 0")
+
+
+def test_each_reason_of_a_circuit_that_is_up_is_found_unless_all_is_well() -> None:
+    codes = (Cause.FROM_LISTENING_PORT, Cause.BRIDGE_MISSING, Cause.HOOK_FAILED)
+
+    findings = found(**said(*(Reason("", each.code) for each in codes)))
+
+    assert [(each.check, each.seen) for each in findings] == [
+        ("missing_bridge", "up: words 1"),
+        ("hook", "up: words 2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("remote_port", "ports"),
+    [(7000, "drop UDP 7000 ("), (48621, "drop UDP 7000 (here) or 48621 (there) (")],
+)
+def test_advice_about_firewalls_names_the_ports_in_use(remote_port: int, ports: str) -> None:
+    reason = Reason("", Cause.NO_ANSWER.code)
+
+    (one,) = found(state="connecting", remote_port=remote_port, **said(reason))
+
+    assert ports in one.advice
 
 
 def test_diagnosis_of_a_well_circuit_is_empty() -> None:
@@ -130,9 +187,123 @@ def test_circuit_in_trouble_is_always_found(state: str, check: str) -> None:
     assert found(state="disabled", reason="taken down") == []
 
 
+ASKING: dict[str, Any] = {
+    "remotes": ["192.0.2.9:48621"],
+    "requests": 12,
+    "since_seconds": 35.2,
+    "last_seconds": 0.84,
+    "undelivered": None,
+}
+SILENT = {"state": "connecting", "remote_address": None, "asking": ASKING} | said(
+    Reason("", Cause.NO_ANSWER.code)
+)
+OTHER = CIRCUIT | {"name": "vela1"}
+VELAD, FIREWALL, LISTED, KEY = "does velad run", "Does a firewall", "Does [autoconf", "Is the key"
+
+
+def silence(
+    undelivered: dict[str, Any] | None = None,
+    others: tuple[dict[str, Any], ...] = (),
+    keys: dict[str, str] | None = None,
+) -> Finding:
+    """Return what is found of a remote that does not answer; keys: key files by circuit."""
+    silent = CIRCUIT | SILENT | {"asking": ASKING | {"undelivered": undelivered}}
+    status = STATUS | {"circuits": [silent, *others]}
+    tables = {name: {"key_file": key} for name, key in (keys or {}).items()}
+    config = {"daemon": DAEMON, "circuits": tables}
+    (one,) = diagnose(status, config, HOST, lambda *_: None, {"vela0"})
+    return one
+
+
+def asked_for(finding: Finding) -> list[str]:
+    return [each for each in (VELAD, FIREWALL, LISTED, KEY) if each in finding.advice]
+
+
+def test_silence_says_what_was_sent_and_that_nothing_came_back() -> None:
+    one = silence()
+
+    assert one.check == "firewall"
+    assert "12 requests to 192.0.2.9:48621 in 35 s, the last 0.8 s ago; nothing came" in one.seen
+    assert "it is not" not in one.seen
+    assert asked_for(one) == [VELAD, FIREWALL, LISTED, KEY]
+
+
+@pytest.mark.parametrize(
+    ("what", "source", "left"),
+    [
+        ("ICMP port unreachable", "192.0.2.9", [VELAD, FIREWALL]),
+        ("ICMP host unreachable", "192.0.2.1", [VELAD]),
+        ("ICMP address unreachable", "2001:db8::1", [VELAD]),
+        ("ICMP administratively prohibited", "192.0.2.1", [FIREWALL]),
+        ("Operation not permitted", None, [FIREWALL]),
+    ],
+)
+def test_what_came_back_excludes_causes(what: str, source: str | None, left: list[str]) -> None:
+    one = silence({"what": what, "source": source, "last_seconds": 1.0})
+
+    assert asked_for(one) == left
+    assert what in one.seen
+    assert "it is not: " in one.seen
+    assert one.check == "firewall"
+
+
+@pytest.mark.parametrize(
+    ("other", "keys", "left", "check"),
+    [
+        ({}, {"vela0": "/a", "vela1": "/b"}, [LISTED, KEY], "wrong_key"),
+        ({}, {"vela0": "/a", "vela1": "/a"}, [LISTED], "firewall"),
+        ({"state": "down"}, {}, [VELAD, FIREWALL, LISTED, KEY], "firewall"),
+        ({"remote_address": "192.0.2.8"}, {}, [VELAD, FIREWALL, LISTED, KEY], "firewall"),
+        ({"remote_port": 7000}, {}, [VELAD, FIREWALL, LISTED, KEY], "firewall"),
+    ],
+)
+def test_another_circuit_to_the_same_machine_excludes_causes(
+    other: dict[str, Any], keys: dict[str, str], left: list[str], check: str
+) -> None:
+    one = silence(others=(OTHER | other,), keys=keys)
+
+    assert asked_for(one) == left
+    assert ("vela1 to the same machine is up" in one.seen) == (len(left) < 4)
+    assert one.check == check
+
+
+def test_machine_that_asks_with_a_wrong_key_is_found() -> None:
+    machine = {
+        "address": "192.0.2.7",
+        "messages": 3,
+        "last_seconds": 4.2,
+        "error": "the tag is wrong: not the same key",
+    }
+    status = STATUS | {"circuits": [], "wrong_keys": [machine]}
+
+    (one,) = diagnose(status, {"daemon": DAEMON, "circuits": {}}, HOST, lambda *_: None)
+
+    assert (one.circuit, one.check) == (None, "wrong_key")
+    assert one.seen.startswith("wrong key from 192.0.2.7: 3 messages, the last 4 s ago; the tag")
+
+
+@pytest.mark.parametrize(
+    ("state", "origin", "reasons", "named"),
+    [
+        ("down", "peer", (), True),
+        ("connecting", "peer", (Cause.NO_ANSWER,), True),
+        ("down", "config", (), False),
+        ("up", "peer", (Cause.BRIDGE_MISSING,), False),
+    ],
+)
+def test_command_that_removes_a_circuit_of_a_machine_that_is_gone_is_named(
+    state: str, origin: str, reasons: tuple[Cause, ...], named: bool
+) -> None:
+    shown = said(*(Reason("", each.code) for each in reasons))
+
+    (one,) = found(state=state, origin=origin, **shown)
+
+    assert one.advice.endswith("velactl delete vela0") == named
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_screen_fits_and_has_all_that_was_found(width: int) -> None:
-    findings = found(state="connecting", reason="no answer from 192.0.2.9:48621: no velad there")
+    findings = found(state="connecting", **said(Reason("", Cause.NO_ANSWER.code)))
 
     screen = list(lines(findings, 1, width))
 

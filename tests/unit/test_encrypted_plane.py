@@ -174,6 +174,20 @@ def test_frame_above_a_datagram_leaves_in_sealed_pieces_and_comes_back(
     assert circuit.dropped() == {}
 
 
+def test_sender_hears_what_fits_with_the_seal(twin: str, stack: ExitStack) -> None:
+    """A packet of 1450 bytes that is elided makes a datagram of 1472."""
+    large = {"frame_limit": 9018, "fragmentation": Fragmentation.IN_PIECES}
+    circuit = EncryptedCircuit(stack, twin, Keys(), **large, packet_too_big=True)
+    packet = bytes.fromhex("450005ab0000400040110000c0000201c0000202").ljust(1451, b"\0")
+
+    assert len(circuit.egress(REMOTE + LOCAL + b"\x08\x00" + packet)) == 2
+
+    (frame,) = queued(circuit.host)
+    assert frame[34:36] == b"\3\4"
+    assert frame[38:42] == (1450).to_bytes(4, "big")
+    assert frame[42:] == packet[:548]
+
+
 def gso_frame(segments: int, payload: int) -> bytes:
     """What a TAP with a virtio header gives: TCP over IPv4, to be cut and completed."""
     total = 40 + segments * payload

@@ -22,6 +22,7 @@ from simulated_link import CIRCUIT, LOCAL1, ROUTER1, ROUTER2, Weather
 
 from vela.address import Endpoint
 from vela.errors import RemoteProtocolError
+from vela.reasons import Reason
 from vela.signaling import encryption
 from vela.signaling.codec import encode, transcript
 from vela.signaling.encryption import (
@@ -612,7 +613,7 @@ def test_keys_end_after_three_minutes_whatever_is_said_meanwhile(role: Role) -> 
     end = pair.ends[role]
     assert end.state is State.ENDED
     assert pair.holders[role].worker.places == {}
-    assert pair.events(role) == [Ended("the keys are 180 s old, and no new ones came")]
+    assert pair.events(role) == [Ended(Reason("the keys are 180 s old, and no new ones came"))]
     assert end.status(pair.now) is None
 
 

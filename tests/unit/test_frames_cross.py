@@ -13,10 +13,10 @@ from vela.address import Remote
 from vela.dataplane.echo import echo_request
 from vela.dataplane.frame import ECHO_REPLY
 from vela.errors import VelaError
+from vela.reasons import Cause
 from vela.signaling.messages import Capability
 from vela.signaling.signer import LocalKey
 from vela.supervisor.circuit import terms
-from vela.supervisor.circuit.frame_watch import FROM_LISTENING, NO_FRAMES
 from vela.supervisor.config.records import (
     AutoconfigureConfig,
     CircuitConfig,
@@ -30,7 +30,8 @@ from vela.wire import DEFAULT_PORT
 ALLOWED = AutoconfigureConfig(networks=(ip_network("172.16.0.0/12"),))
 KEY = LocalKey(b"shared by all machines of a network")
 UP = ("up", "")
-UP_BY_LISTENING = ("up", FROM_LISTENING)
+NO_FRAMES = Cause.FRAMES_BLOCKED.say()
+UP_BY_LISTENING = ("up", Cause.FROM_LISTENING_PORT.say())
 
 
 def circuit(**changes: object) -> CircuitConfig:

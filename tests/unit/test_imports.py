@@ -25,6 +25,7 @@ ROOMS = """
     vela.supervisor.circuit
     vela.supervisor.control_channel
     vela.supervisor.demux
+    vela.supervisor.wrong_keys vela.supervisor.undelivered
     vela.supervisor.export
     vela.supervisor.listening
     vela.supervisor.fd_store
@@ -35,13 +36,16 @@ ROOMS = """
     vela.supervisor.key_holder
     vela.supervisor.frame_key_holder
     vela.supervisor.key_requests
+    vela.supervisor.frame_ports
     vela.supervisor.runtime vela.supervisor.config
     vela.worker
     vela.dataplane vela.signaling
     vela.linux
     vela.supervisor.velactl
     vela.wire vela.log
-    vela.address vela.mac vela.rate vela.public_key vela.backoff vela.percentile vela.errors
+    vela.address vela.mac vela.rate vela.public_key vela.backoff vela.percentile
+    vela.reasons
+    vela.errors
     vela.supervisor.constants vela.supervisor.nearest vela.supervisor.states
     vela vela.supervisor
 """

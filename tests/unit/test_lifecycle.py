@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 
+from vela.reasons import Reason
 from vela.supervisor.circuit.lifecycle import (
     STATIC,
     WITH_SIGNALING,
@@ -70,7 +71,7 @@ def lifecycle_in(state: State, *, static: bool, was_up: bool) -> Lifecycle:
     lifecycle = Lifecycle(static=static)
     if was_up and not static:
         lifecycle.take(In.UP)
-    lifecycle.state, lifecycle.reason = state, "a reason from before"
+    lifecycle.state, lifecycle.reason = state, Reason("a reason from before")
     return lifecycle
 
 
@@ -211,9 +212,9 @@ def test_step_with_signaling(
     actions: tuple[Action, ...],
 ) -> None:
     lifecycle = lifecycle_in(state, static=False, was_up=was_up)
-    lifecycle.reason = "before"
+    lifecycle.reason = Reason("before")
 
-    assert lifecycle.take(happened, "r") == Step(following, reason, actions)
+    assert lifecycle.take(happened, Reason("r")) == Step(following, Reason(reason), actions)
     assert (lifecycle.state, lifecycle.reason) == (following, reason)
 
 
@@ -239,9 +240,9 @@ def test_step_of_a_static_circuit(
     state: State, happened: Input, following: State, reason: str, actions: tuple[Action, ...]
 ) -> None:
     lifecycle = lifecycle_in(state, static=True, was_up=False)
-    lifecycle.reason = "before"
+    lifecycle.reason = Reason("before")
 
-    assert lifecycle.take(happened, "r") == Step(following, reason, actions)
+    assert lifecycle.take(happened, Reason("r")) == Step(following, Reason(reason), actions)
 
 
 def test_status_word_of_a_broken_circuit_is_failed() -> None:

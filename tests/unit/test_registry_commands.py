@@ -141,7 +141,9 @@ def test_circuit_that_others_set_up_is_deleted_there_while_it_is_up(pair: Pair) 
     pair.add("vela0")
     assert pair.b.registry is not None
 
-    with pytest.raises(ConfigError, match=r"was set up by 192\.0\.2\.1; delete it there"):
+    with pytest.raises(
+        ConfigError, match=r"was set up by 192\.0\.2\.1, and is up; delete it there"
+    ):
         pair.b.registry.delete("vela0")
 
     pair.a.crash()

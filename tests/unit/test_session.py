@@ -30,6 +30,7 @@ from simulated_link import (
 from thorough import first_of
 
 from vela.address import Endpoint
+from vela.reasons import Cause
 from vela.signaling.agreement import Agreement
 from vela.signaling.candidates import Candidate
 from vela.signaling.codec import decode, encode, read_header
@@ -326,23 +327,24 @@ def test_replayed_messages_after_the_circuit_was_deleted_set_nothing_up() -> Non
 
 
 @pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("code", [RejectCode.FAILED, RejectCode.MAC])
 def test_session_suspended_takes_the_other_end_down_and_refuses_it_until_it_starts_again(
-    which: int,
+    which: int, code: RejectCode
 ) -> None:
     link = one_sided(34)
     session = up_link(link)[which]
     machine, other = link.machines[which], link.machines[1 - which]
     at = link.now
 
-    session.suspend("on the other end, br9: there is no interface of this name")
+    session.suspend("on the other end, br9: there is no interface of this name", code)
     link.collect(machine)
     link.run(at + 0.01)
     assert not other.up
     link.run(at + 60)
     assert set(other.since(at, Rejected)) == {
-        Rejected(RejectCode.FAILED, "on the other end, br9: there is no interface of this name")
+        Rejected(code, "on the other end, br9: there is no interface of this name")
     }
-    assert other.since(at, (Up, Down)) == [Down("the other end is stopping")]
+    assert other.since(at, (Up, Down)) == [Down(Cause.REMOTE_STOPPING.say())]
     assert machine.since(at, (Up, Down)) == []
 
     session.start(link.now)
@@ -411,7 +413,7 @@ def test_close_of_a_stopping_machine_is_down_at_once_and_heals_when_it_is_back()
     first.close(CloseReason.STOPPING, link.now)
     link.collect(link.machines[0])
     link.run(link.now + 0.1)
-    assert link.machines[1].since(0, Down) == [Down("the other end is stopping")]
+    assert link.machines[1].since(0, Down) == [Down(Cause.REMOTE_STOPPING.say())]
     link.run(link.now + 20)
     link.machines[0].boot(link.now)
     link.collect(link.machines[0])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from vela.reasons import Reason
 from vela.supervisor.circuit.standby import (
     DOUBT_S,
     GOOD_S,
@@ -18,7 +19,7 @@ from vela.supervisor.circuit.standby import (
 )
 
 T = 1000.0
-WHY = "no answer"
+WHY = Reason("no answer")
 
 
 def resting(count: int = 2) -> Standby:
@@ -176,7 +177,7 @@ def test_remotes_are_tried_in_turn_and_each_has_its_reason() -> None:
     standby, tried, now = trying(3), [], T
 
     for _ in range(4):
-        standby.doubt(f"{standby.current} is silent", now)
+        standby.doubt(Reason(f"{standby.current} is silent"), now)
         now = standby.next_timer()
         standby.handle_timer(now)
         tried.append((standby.current, now - T))
@@ -199,7 +200,7 @@ def test_remotes_that_refuse_are_not_tried_faster_than_one_in_a_second() -> None
     standby, moves = trying(), 0
     for tenth in range(100):
         now, before = T + tenth / 10, standby.current
-        standby.fail("refused", now)
+        standby.fail(Reason("refused"), now)
         if standby.next_timer() <= now:
             standby.handle_timer(now)
         moves += standby.current != before
@@ -226,7 +227,7 @@ def test_one_missing_answer_is_forgiven_and_two_begin_anew() -> None:
     assert standby.primary_answers
     standby.answered(T + 6)
     standby.unanswered(WHY)
-    standby.unanswered("silent")
+    standby.unanswered(Reason("silent"))
 
     assert (standby.primary_answers, standby.failures[0]) == (False, "silent")
     standby.answered(T + 20)

@@ -27,6 +27,7 @@ def test_counters_of_both_writers_stand_under_their_names() -> None:
         "tx_pieced": 1109,
         "rx_joined": 1133,
         "mss_clamped": 1108 + 1132,
+        "tx_too_big_sent": 1111,
         "tx_errors": 1104,
         "tx_dropped": {"not_ip": 1105, "no_key": 1107, "too_large": 1110},
         "rx_frames": 1116,

@@ -39,7 +39,7 @@ def rated(name: str, tx_bps: int, rx_bps: int) -> tuple[str, RateStatus]:
 
 def page_of(*circuits: CircuitStatus, history: RateHistory | None = None) -> ElementTree.Element:
     buffer = ReceiveBufferStatus(8388608, 8388608)
-    status = DaemonStatus("1.0", 7, 7300.0, ("[::]:48621",), (), (), buffer, {}, circuits)
+    status = DaemonStatus("1.0", 7, 7300.0, ("[::]:48621",), (), (), buffer, {}, (), circuits)
     text = status_page(status, (history or RateHistory()).of).decode()
     # As XML, which forgives less than HTML: what is not escaped, or not closed, is found.
     body = text[text.index("<body>") : text.index("</html>")]

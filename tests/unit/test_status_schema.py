@@ -20,6 +20,7 @@ from vela.supervisor.status import (
     DaemonStatus,
     ReceiveBufferStatus,
     WorkerStatus,
+    WrongKeyStatus,
     document,
 )
 
@@ -36,6 +37,7 @@ def check(circuits: tuple[CircuitStatus, ...]) -> None:
         ("tso",),
         ReceiveBufferStatus(8388608, 212992),
         {"empty": 0},
+        (WrongKeyStatus("192.0.2.9", 3, 0.5, "not the same key"),),
         circuits,
     )
     jsonschema.validate(json.loads(json.dumps(document(status))), strict(schema()))
@@ -80,7 +82,9 @@ def test_status_fits_the_schema_and_has_the_same_keys_in_all_states(tmp_path: Pa
     assert {each.state for each in circuits} >= {
         *("up", "rejected", "unmonitored", "resolving", "connecting", "disabled", "failed")
     }
-    assert len({json.dumps(keys(document(each))) for each in circuits}) == 1
+    # An object or null, as `worker` is.
+    assert {each.asking is None for each in circuits} == {True, False}
+    assert len({json.dumps(keys(document(each) | {"asking": None})) for each in circuits}) == 1
 
 
 def test_status_of_a_worker_and_its_counters_fits_the_schema() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 from contextlib import ExitStack, closing
@@ -106,7 +107,9 @@ def test_group_on_a_port_that_is_taken_says_so(stack: ExitStack, shares: bool) -
     with pytest.raises(DeviceError) as caught:
         ReceiveGroup(ANY, port, only_ipv6=False)
 
-    assert str(caught.value) == f"cannot listen on [::]:{port}: Address already in use"
+    said = f"cannot listen on [::]:{port}: Address already in use: "
+    assert str(caught.value).startswith(said)
+    assert str(caught.value).endswith(f", pid {os.getpid()}")
 
 
 def test_group_on_an_address_that_is_not_here_says_so() -> None:

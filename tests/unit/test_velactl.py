@@ -30,6 +30,8 @@ CIRCUIT: dict[str, Any] = {
     "description": "",
     "state": "unmonitored",
     "reason": "",
+    "reason_code": "",
+    "reasons": [],
     "since_seconds": 93784.5,
     "transitions": 1,
     "remote": "router2.example.net",
@@ -73,6 +75,8 @@ RESOLVING: dict[str, Any] = CIRCUIT | {
     "id": 255,
     "state": "resolving",
     "reason": "no name server answered",
+    "reason_code": "name_unresolved",
+    "reasons": [{"code": "name_unresolved", "text": "no name server answered"}],
     "since_seconds": 61.0,
     "transitions": 0,
     "path_mtu": None,
@@ -307,6 +311,7 @@ def test_velactl_alone_has_json_too(velad: Velad) -> None:
                 "name": "vela-long-name",
                 "state": "resolving",
                 "reason": "no name server answered",
+                "reason_code": "name_unresolved",
                 "since_seconds": 61.0,
             }
         ],
@@ -626,6 +631,7 @@ def change(state: str, reason: str = "") -> dict[str, Any]:
         "state": state,
         "was": "connecting",
         "reason": reason,
+        "reason_code": "no_answer" if reason else "",
     }
 
 
@@ -731,7 +737,11 @@ def test_add_in_json_says_what_became_of_it(velad: Velad) -> None:
     status, out, _ = velad.control(*ADD, "--json")
 
     assert status == 3
-    assert json.loads(out) == ADDED | {"state": "rejected", "reason": "wrong key"}
+    assert json.loads(out) == ADDED | {
+        "state": "rejected",
+        "reason": "wrong key",
+        "reason_code": "no_answer",
+    }
 
 
 def test_add_says_that_the_circuit_has_another_id_than_it_got_at_first(velad: Velad) -> None:

@@ -30,6 +30,7 @@ class DataPlane:
         clamp_datagram_limit: int,
         clamp_mss: int,
         fragmentation: int,
+        packet_too_big: bool,
         dscp: int,
         carry_ecn: bool,
         outer_ipv4: bool,

@@ -61,6 +61,9 @@ class Attachment:
     features: Features = ALL_FEATURES
     """What the kernel can do and the data path is to use."""
     fragmentation: Fragmentation = Fragmentation.BY_IP
+    packet_too_big: bool = False
+    """Senders of packets that are larger than a datagram, and that IP is not to cut, hear by ICMP
+    what would fit (packet_too_big.py). What becomes of the packets fragmentation says."""
     mss_clamp: MssClamp | None = None
     """How large segments may be that TCP announces here and there; None: as they are."""
     dscp: int | None = 0

@@ -31,6 +31,7 @@ class Slot(IntEnum):
     TX_MSS_CLAMPED = 8  # SYNs whose MSS was lowered
     TX_PIECED = 9  # frames that left in pieces
     TX_TOO_LARGE = 10  # frames that are not to be fragmented
+    TX_TOO_BIG_SENT = 11  # ICMP messages to senders of what is too large for a datagram
     # The ingress thread's.
     RX_FRAMES = 16
     RX_BYTES = 17  # of frames, as the TAP got them

@@ -103,6 +103,7 @@ def _make_native(attachment: Attachment) -> DataPlane:
         clamp_datagram_limit=clamp.datagram_limit or 0,
         clamp_mss=clamp.mss or 0,
         fragmentation=attachment.fragmentation,
+        packet_too_big=attachment.packet_too_big,
         dscp=-1 if attachment.dscp is None else attachment.dscp,
         carry_ecn=attachment.carry_ecn,
         outer_ipv4=attachment.outer_ipv4,

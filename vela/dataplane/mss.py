@@ -6,7 +6,7 @@ native/mss.c.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vela.dataplane.frame import is_ipv4_packet, is_ipv6_packet
@@ -100,6 +100,20 @@ def network_offset(data: bytearray, start: int, end: int) -> int | None:
     return None
 
 
+def skip_extensions(data: Sequence[int], at: int, end: int, protocol: int) -> tuple[int, int]:
+    """Return where the first header behind IPv6's extension headers begins, and what it is.
+
+    protocol: what begins at data[at]. Of extension headers that are too many, or
+    not all there before end, it is the first that is not skipped.
+    """
+    for _ in range(_MAX_EXTENSIONS):
+        if protocol not in _EXTENSIONS or at + _EXTENSION_UNIT > end:
+            break
+        protocol = data[at]
+        at += (data[at + 1] + 1) * _EXTENSION_UNIT
+    return at, protocol
+
+
 def _find_syn(data: bytearray, packet: int, end: int) -> int | None:
     """Return where an unfragmented SYN has its TCP header, which is all there; else None."""
     if is_ipv4_packet(data, packet, end):
@@ -108,14 +122,8 @@ def _find_syn(data: bytearray, packet: int, end: int) -> int | None:
         header = packet + (data[packet] & 0x0F) * 4
         behind = packet + _word(data, packet + 2)
     elif is_ipv6_packet(data, packet, end):
-        header = packet + IPV6_HEADER
-        behind = header + _word(data, packet + 4)
-        protocol = data[packet + 6]
-        for _ in range(_MAX_EXTENSIONS):
-            if protocol not in _EXTENSIONS or header + _EXTENSION_UNIT > behind:
-                break
-            protocol = data[header]
-            header += (data[header + 1] + 1) * _EXTENSION_UNIT
+        behind = packet + IPV6_HEADER + _word(data, packet + 4)
+        header, protocol = skip_extensions(data, packet + IPV6_HEADER, behind, data[packet + 6])
         if protocol != _TCP:
             return None
     else:

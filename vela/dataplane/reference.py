@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from vela.address import Family
@@ -31,7 +32,8 @@ from vela.dataplane.frame import (
     Verification,
 )
 from vela.dataplane.key_page import map_key_page
-from vela.dataplane.mss import MssClamper
+from vela.dataplane.mss import MssClamper, network_offset
+from vela.dataplane.packet_too_big import Limiter, too_big_message
 from vela.dataplane.pieces import Cutter, Fragmentation, Joiner
 from vela.linux.features import UDP_GRO, UDP_SEGMENT, Feature
 from vela.linux.underlay import route_mtu
@@ -117,6 +119,7 @@ class PythonDataPlane:
         self._fragmentation = attachment.fragmentation
         # So that frames of this worker are not taken for those of the one before it.
         self._cutter = Cutter(self._circuit_id, int.from_bytes(os.urandom(4)))
+        self._too_big_limiter = Limiter() if attachment.packet_too_big else None
         self._joiner = Joiner(self._frame_limit)
         self._clamper = None
         if attachment.mss_clamp is not None:
@@ -203,6 +206,8 @@ class PythonDataPlane:
                     if end - start + self._seal <= self._datagram_limit:
                         datagrams.append(views[taken][start:end])
                     else:
+                        if self._too_big_limiter is not None:
+                            self._tell_sender(self._too_big_limiter, frames[taken], start, end)
                         datagrams.extend(self._fragments(views[taken][start:end]))
                 except Dropped as dropped:
                     counters[dropped.slot] += 1
@@ -237,6 +242,25 @@ class PythonDataPlane:
         if pieces:
             self._counters[Slot.TX_PIECED] += 1
         return pieces or [datagram]
+
+    def _tell_sender(self, limiter: Limiter, frame: bytearray, start: int, end: int) -> None:
+        """Tell the sender of a packet that is too large what would fit, if it is to hear of it.
+
+        start: of the datagram; of an elided Ethernet header it has overwritten the last byte.
+        """
+        elided = start > HEADROOM
+        packet = HEADROOM + ETHERNET_HEADER if elided else network_offset(frame, HEADROOM, end)
+        if packet is None or not limiter.allows(time.monotonic()):
+            return
+        mtu = self._datagram_limit - self._seal - (packet - start)
+        message = too_big_message(bytes(frame[HEADROOM:packet]), frame[packet:end], mtu)
+        if message is None:
+            return
+        limiter.take()
+        # The interface may just be going down.
+        with suppress(OSError):
+            self._write(memoryview(message))
+            self._counters[Slot.TX_TOO_BIG_SENT] += 1
 
     def _clamp_egress(self, clamper: MssClamper, frame: bytearray, end: int) -> None:
         elided = self._encapsulator.can_elide(frame, HEADROOM, end)

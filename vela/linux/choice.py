@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from vela.address import Family, IPAddress, family_of
 from vela.errors import DeviceError
 from vela.linux.rtnetlink import Rtnetlink
+from vela.reasons import NO_REASON, Cause, Reason, reason_of
 
 _IP_FREEBIND = 15  # include/uapi/linux/in.h
 SO_MARK = 36  # include/uapi/asm-generic/socket.h
@@ -42,19 +43,16 @@ class UnderlayChoice:
         try:
             return socket.if_nametoindex(self.device)
         except OSError as err:
-            raise DeviceError(
-                f"the interface {self.device} does not exist; waiting for it"
-            ) from err
+            raise DeviceError(Cause.DEVICE_MISSING.say(device=self.device)) from err
 
     def source(self, family: Family) -> IPAddress | None:
         """Return the address to send from; None: none is chosen. Raises DeviceError."""
         if self.bind is not None and family_of(self.bind) is not family:
-            raise DeviceError(
-                f"{self.bind} is to be sent from, which is no {_shown(family)} address"
-            )
+            shown = _shown(family)
+            raise DeviceError(Cause.SOURCE_FAMILY.say(address=self.bind, family=shown))
         return self.bind
 
-    def presence(self) -> tuple[int | None, str]:
+    def presence(self) -> tuple[int | None, Reason]:
         """Return the device's index, and why nothing can be sent; empty: it can.
 
         Both change when the device or the address comes, goes, or is another one.
@@ -62,9 +60,9 @@ class UnderlayChoice:
         try:
             index = self.index()
         except DeviceError as err:
-            return None, str(err)
+            return None, reason_of(err)
         if self.bind is None:
-            return index, ""
+            return index, NO_REASON
         family = socket.AF_INET if self.bind.version == 4 else socket.AF_INET6
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -72,7 +70,7 @@ class UnderlayChoice:
                 bind_to(probe, self.bind, 0)
         except OSError as err:
             return index, self.explain(err)
-        return index, ""
+        return index, NO_REASON
 
     def apply(self, opened: socket.socket) -> None:
         """Let a socket that is not bound yet send so. Raises OSError."""
@@ -95,15 +93,15 @@ class UnderlayChoice:
             return []
         return [(socket.SOL_SOCKET, SO_MARK, _MARK.pack(self.mark))]
 
-    def explain(self, err: OSError) -> str:
+    def explain(self, err: OSError) -> Reason:
         """Return why there is no way, where an error is due to what was chosen; else nothing."""
         if err.errno == errno.ENODEV and self.device is not None:
-            return f"the interface {self.device} does not exist; waiting for it"
+            return Cause.DEVICE_MISSING.say(device=self.device)
         if err.errno == errno.EADDRNOTAVAIL and self.bind is not None:
-            return f"{self.bind} is no address of this machine; waiting for it"
+            return Cause.SOURCE_MISSING.say(address=self.bind)
         if err.errno == errno.EPERM:
-            return f"cannot choose the way: {os.strerror(errno.EPERM)}"
-        return ""
+            return Cause.WAY_FORBIDDEN.say(error=os.strerror(errno.EPERM))
+        return NO_REASON
 
 
 ANY_UNDERLAY = UnderlayChoice()

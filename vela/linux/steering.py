@@ -58,8 +58,8 @@ _PORT_SLOT = 15  # of BPF_MEMWORDS, 16; the others are used from 0 on
 # one remote: 781 instructions with 1, 589 with 4, 557 with 8.
 _BUCKET = 4
 
-# Values of the fields still to be compared, then the index they lead to, and from which port.
-_Row = tuple[tuple[int, ...], tuple[int, int | None]]
+# Values of the fields still to be compared, then the index they lead to, and from which ports.
+_Row = tuple[tuple[int, ...], tuple[int, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class Route:
     """The remote. An IPv4-mapped address stands for the IPv4 address; a scope is ignored."""
     circuit_id: int
     index: int
-    port: int | None = None
-    """The UDP port that they come from; those from others stay at index 0. None: from any."""
+    ports: tuple[int, ...] = ()
+    """The UDP ports that they come from; those from others stay at index 0. Empty: from any."""
 
     def __post_init__(self) -> None:
         if not MIN_CIRCUIT_ID <= self.circuit_id <= MAX_CIRCUIT_ID:
@@ -168,8 +168,8 @@ def _reject_ambiguous(routes: Iterable[Route]) -> None:
 
 
 def _assemble(routes: Iterable[Route], control: ControlSteering) -> list[tuple[int, int, int, int]]:
-    targets = {(_plain(each.source), each.circuit_id): (each.index, each.port) for each in routes}
-    targets |= {(_plain(source), CONTROL_CIRCUIT_ID): (REMOTES, None) for source in control.remotes}
+    targets = {(_plain(each.source), each.circuit_id): (each.index, each.ports) for each in routes}
+    targets |= {(_plain(source), CONTROL_CIRCUIT_ID): (REMOTES, ()) for source in control.remotes}
     rows: dict[int, list[_Row]] = {4: [], 6: []}
     for (source, circuit_id), target in targets.items():
         words = struct.unpack(f"!{len(source.packed) // 4}I", source.packed)
@@ -217,7 +217,7 @@ class _Assembler:
         for slot, load in enumerate(loads):
             self.emit(bpf.STORE, slot)
             label = self.emit(*load)
-        if any(port is not None for _, (_, port) in rows):
+        if any(ports for _, (_, ports) in rows):
             self.emit(bpf.STORE, _PORT_SLOT)
             for code, k, if_true, if_false in reversed(_PORT[version]):
                 label = self.emit(code, k, if_true, if_false)
@@ -249,11 +249,11 @@ class _Assembler:
 
     def _match(self, slots: Sequence[int], rows: Sequence[_Row]) -> int:
         if not slots:
-            ((_, (index, port)),) = rows
+            ((_, (index, ports)),) = rows
             label = self.emit(bpf.RETURN, index)
-            if port is None:
+            if not ports:
                 return label
-            self.search_linearly([(port, label)])
+            self.search_linearly([(port, label) for port in ports])
             return self.emit(bpf.RECALL, _PORT_SLOT)
 
         # Fields that divide the rows least come first, so that a value which

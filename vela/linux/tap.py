@@ -18,6 +18,7 @@ import pytun
 
 from vela.errors import DeviceError
 from vela.linux.features import ALL_FEATURES, TUN, TUNSETOFFLOAD, Feature, Features, tun_offloads
+from vela.reasons import Cause
 from vela.wire import VIRTIO_HEADER
 
 _TUNSETCARRIER = 0x400454E2  # include/uapi/linux/if_tun.h, Linux 5.0
@@ -114,7 +115,7 @@ class Tap:
             if err.errno in _NO_TUN:
                 raise DeviceError(f"{name}: {_LOAD_TUN}") from err
             if _is_interface(name):
-                raise DeviceError(f"{name}: an interface of this name exists already") from err
+                raise DeviceError(Cause.NAME_IN_USE.say(name=name)) from err
             raise DeviceError(f"{name}: cannot create a TAP: {_reason(err)}") from err
         try:
             # pytun leaves its descriptor inheritable; a copy is not.

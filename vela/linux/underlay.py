@@ -17,6 +17,7 @@ from vela.errors import DeviceError
 from vela.linux import bpf, ebpf
 from vela.linux.choice import ANY_UNDERLAY, CS6, UnderlayChoice, bind_to, set_tos
 from vela.linux.features import NETNS_COOKIE_SIZE, SO_NETNS_COOKIE, UDP_GRO, Feature, Features
+from vela.linux.port_holder import port_holder
 from vela.linux.rtnetlink import RouteLimits, Rtnetlink
 from vela.linux.steering import CONTROL_SOCKETS, STRANGERS
 from vela.wire import MAX_IP_PACKET
@@ -318,6 +319,9 @@ class ReceiveGroup:
                 opened.bind((str(self.address), self.port))
             except OSError as err:
                 why = os.strerror(err.errno or 0)
+                holder = port_holder(self.port) if err.errno == errno.EADDRINUSE else ""
+                if holder:
+                    why += f": {holder}"
                 if err.errno == errno.EAFNOSUPPORT and self.address.version == 6:
                     why = 'this kernel has no IPv6; daemon.listen = ["0.0.0.0"] would be right'
                 raise DeviceError(f"cannot listen on {self}: {why}") from err

@@ -24,6 +24,36 @@ class ProcessFacts:
     max_fds: int
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A process, as an operator knows it."""
+
+    pid: int
+    name: str
+    command: tuple[str, ...]
+    directory: str
+    """That relative paths begin at."""
+
+
+def program_with_port(port: int) -> Program | None:
+    """Return who has a UDP port in this network namespace; None: nobody, or it is hidden.
+
+    Of processes that share it, the one that the others come from.
+    """
+    try:
+        connections = psutil.net_connections("udp")
+        pids = {each.pid for each in connections if each.laddr and each.laddr.port == port}
+        for pid in sorted(each for each in pids if each is not None):
+            process = psutil.Process(pid)
+            command = process.cmdline()
+            while (parent := process.parent()) is not None and parent.cmdline() == command:
+                process = parent
+            return Program(process.pid, process.name(), tuple(command), process.cwd())
+    except (psutil.Error, OSError):
+        return None
+    return None
+
+
 def own_process() -> ProcessFacts | None:
     """Return what this process uses; None where it has no descriptor to find out."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

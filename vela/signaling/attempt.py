@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from vela.address import Endpoint
 from vela.backoff import Backoff, Jitter
+from vela.reasons import Cause, Reason
 from vela.signaling.candidates import ATTEMPT_DELAY_S
 
 # Without a session: a REQUEST each second, so that a link that comes back carries frames again
@@ -33,6 +35,17 @@ LONGEST_RENEWAL_S = 300.0
 UNANSWERED_TRIES = 3  # REQUESTs at least, before the remote is said not to answer
 INSISTING_TRIES = 3  # REQUESTs, before a remote may resume outdated settings
 RESOLVE_TRIES = 4  # REQUESTs at least, between two look-ups of the name
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was sent to a remote, in an attempt that has not led to a session. Monotonic seconds."""
+
+    remotes: tuple[Endpoint, ...]
+    requests: int
+    began_at: float
+    sent_at: float
+    """The last one."""
 
 
 class Attempt:
@@ -79,6 +92,12 @@ class Attempt:
         """Take note that the remote answers REQUESTs, or that there are other addresses."""
         self._unanswered = 0
 
+    def asked(self, remotes: tuple[Endpoint, ...]) -> Asked | None:
+        """Return what was sent; None: nothing yet. remotes: who is asked."""
+        if not self._tries:
+            return None
+        return Asked(remotes, self._tries, self._began_at, self._sent_at)
+
     # REQUESTs.
 
     def count_request(self, now: float, *, ends_round: bool = True) -> float:
@@ -116,19 +135,15 @@ class Attempt:
         """Return when the next REQUEST may be sent, if there is a reason to hurry."""
         return max(now, self._sent_at + CONFIRM_REPEAT_S)
 
-    def unanswered_reason(self, endpoints: Collection[Endpoint]) -> str:
-        """Return why none of the endpoints may answer, in a sentence for the operator."""
+    def unanswered_reason(self, endpoints: Collection[Endpoint]) -> Reason:
+        """Return why none of the endpoints may answer."""
         # Name servers change the order, and the sentence must not change with it.
         remote = str(min(endpoints, key=_by_number))
         if len(endpoints) > 1:
             others = len(endpoints) - 1
             remote += f" and {others} other {'address' if others == 1 else 'addresses'}"
-        if self.wrong_tag:
-            return f"messages from {remote} carry a wrong tag: the keys of both ends differ"
-        return (
-            f"no answer from {remote}: no velad there, a firewall between, "
-            "or its autoconfigure does not list this machine or has another key"
-        )
+        cause = Cause.WRONG_KEY if self.wrong_tag else Cause.NO_ANSWER
+        return cause.say(remote=remote)
 
     def insists(self) -> bool:
         """Tell whether this end still asks for its own settings, as a remote resumes outdated ones.

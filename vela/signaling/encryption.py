@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from vela.errors import RemoteProtocolError
+from vela.reasons import Cause, Reason
 from vela.signaling.frame_keys import Answer, KeyHolder, KeysUnavailable, Role
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.messages import HANDSHAKE, MAX_GENERATION, Suites
@@ -117,7 +118,7 @@ class Ready:
 class Ended:
     """There are no keys any more: frames are dropped, and the session is of no use."""
 
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -594,9 +595,9 @@ class Encryption:
         self._end(now, fields)
         limits = self._limits
         if self._frames >= limits.expire_frames:
-            reason = f"{limits.expire_frames} frames were sent with one key, and no new one came"
+            reason = Cause.KEY_USED_UP.say(frames=limits.expire_frames)
         else:
-            reason = f"the keys are {limits.expire_after_s:g} s old, and no new ones came"
+            reason = Cause.KEY_TOO_OLD.say(age_s=limits.expire_after_s)
         self._events.append(Ended(reason))
 
     def _end(self, now: float, fields: Fields) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vela.address import Endpoint, IPAddress
+from vela.reasons import Cause, Reason
 from vela.signaling.agreement import Agreement
-from vela.signaling.messages import Confirm, Description, Offer
+from vela.signaling.messages import Confirm, Description, Offer, RejectCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,14 @@ class Up:
 class Down:
     """The session was up and is no longer. It goes on trying."""
 
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
     """Three requests in a row or more were not answered, at any address of the remote."""
 
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,31 @@ class Rejected:
     """The remote refuses. The session tries again later."""
 
     code: int
-    reason: str
+    text: str
+    """In the remote's words; a Reason where this end refuses."""
+
+    @property
+    def reason(self) -> Reason:
+        """The text, with the code of its row in vela.reasons."""
+        if isinstance(self.text, Reason):
+            return self.text
+        known = any(self.code == each for each in RejectCode)
+        cause = Cause[f"REFUSED_{RejectCode(self.code).name}"] if known else Cause.REFUSED
+        return cause.say(text=self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The remote asked for what it may not have, and was told so."""
+
+    source: Endpoint
+    code: RejectCode
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The remote has heard what set_local() said last before await_heard()."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +144,8 @@ Event = (
     | Down
     | Unanswered
     | Rejected
+    | Heard
+    | Refused
     | ResolveWanted
     | ProbeAnswered
     | Closed

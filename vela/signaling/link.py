@@ -81,6 +81,8 @@ class Link:
     predecessor: Encryption | None = None
     """The keys of the session that this one follows, for frames until it has its own."""
     predecessor_until: float = math.inf
+    unheard: int = 0
+    """The counter of what is to be heard, and is repeated until then; 0: there is nothing."""
     heard_back: bool = False
     """The remote has heard what proves that it hears this end."""
     _agreed_on: tuple[Description, Description] | None = None

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+from vela.reasons import Cause
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.link import Link
 from vela.signaling.messages import Reject, RejectCode
@@ -25,10 +26,10 @@ LOST_TRIES = 10
 class Purpose(Enum):
     """Why another session is sought; the value is what the operator reads when it is there."""
 
-    OUTDATED = "the other end has outdated settings, and gets the present ones"
-    CHANGED = "this end has other settings, or another key"
-    LOST = "the other end lost the session"
-    KEYS = "the key holder was replaced, and new keys are made"
+    OUTDATED = Cause.SETTINGS_OUTDATED
+    CHANGED = Cause.SETTINGS_CHANGED
+    LOST = Cause.SESSION_LOST
+    KEYS = Cause.KEY_HOLDER_LOST
 
 
 # These are sought without haste, for as long as it takes; the others as soon as may be.

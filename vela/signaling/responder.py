@@ -65,6 +65,7 @@ class Responder:
         peer_circuits: Callable[[], PeerCircuits],
         deferral_reason: Callable[[Confirm], str] = lambda _: "",
         local_address: IPAddress | None = None,
+        refused: Callable[[CircuitRequested, RejectCode, str], None] = lambda *_: None,
     ) -> CircuitRequested | None:
         """Take a control message; return the request for a circuit, if it is one and is allowed.
 
@@ -73,7 +74,8 @@ class Responder:
         cannot be had at present; else an empty string. Both may be slow: they
         are called only for a remote that has proved its address.
         local_address: the address of this host that it came to; answers leave
-        from there. Raises RemoteProtocolError, to be counted.
+        from there. refused is told what the policy does not allow. Raises
+        RemoteProtocolError, to be counted.
         """
         policy = self.policy
         if policy is None:
@@ -108,10 +110,11 @@ class Responder:
                 self._outbox.put(answer, self.key, source, local_address)
             case Confirm() if self._cookies.check(message, source, local_address, _BINDING, now):
                 requested = CircuitRequested(source, message, local_address, transcript(data))
-                refused = self._judge(policy, requested, peer_circuits, deferral_reason)
-                if refused is None:
+                judged = self._judge(policy, requested, peer_circuits, deferral_reason)
+                if judged is None:
                     return requested
-                self.reject(requested, refused.code, refused.text)
+                refused(requested, judged.code, judged.text)
+                self.reject(requested, judged.code, judged.text)
             case Keepalive():
                 # The nonce of the session proves to the remote that the answer is not forged,
                 # and the endpoint that it is for the remote.

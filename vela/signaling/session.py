@@ -3,7 +3,7 @@
 docs/protocol.md, section 4. The contract, after aioquic's:
 
     in    receive_datagram(data, source, now, local_address)   handle_timer(now)
-          start, accept, suspend, close, probe, set_local, set_remotes, set_policy
+          start, accept, suspend, close, probe, set_local, await_heard, set_remotes, set_policy
     out   next_event()   datagrams_to_send()   next_timer()
 
 now is monotonic seconds. After each call in, ask the outs: next_event() first, so that nothing is
@@ -36,6 +36,7 @@ Events, in the order in which they happen:
     ResolveWanted         look the name up, and call set_remotes()
     Unanswered(reason)    after every three requests or more: for the status, until the next event
     Rejected(code, text)  for the status; the session asks again later
+    Heard                 after await_heard()
     OfferChanged(requested)  the remote that set this circuit up wants other settings, and the
                           policy allows them: replace this session as above, or reject
     ProbeAnswered(size)
@@ -58,10 +59,11 @@ from dataclasses import replace
 from vela.address import Endpoint, IPAddress
 from vela.backoff import Jitter
 from vela.errors import RemoteProtocolError
+from vela.reasons import Cause, Reason
 from vela.signaling import contention, events
 from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
-from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Attempt
+from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked, Attempt
 from vela.signaling.candidates import Candidate, Candidates
 from vela.signaling.codec import (
     MALFORMED,
@@ -142,12 +144,6 @@ RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
 ANSWER_RATE, ANSWER_BURST = 300.0, 300.0
 
 
-WRONG_KEYS_TEXT = (
-    "answers, but not the handshake: the keys of both ends do not fit, "
-    "or its autoconfigure.peers does not list this machine"
-)
-NO_ENCRYPTION_TEXT = "this end requires encryption, and the other end does not encrypt"
-
 UNKNOWN_SESSION, WRONG_PORT = "session", "port"
 """The reason words of RemoteProtocolError: a message of another session than the circuit has;
 without a key, one from another UDP port than the remote's."""
@@ -217,7 +213,7 @@ class Session:
         self._due: dict[Input, float] = {}
         self._close_reason = CloseReason.STOPPING
         # Why it is suspended, and how the remote described itself then.
-        self._obstacle = ""
+        self._obstacle, self._obstacle_code = "", RejectCode.FAILED
         self._suspended_for: Description | None = None
         self._outbox = Outbox()
         self._events: deque[Event] = deque()
@@ -251,6 +247,13 @@ class Session:
     def agreement(self) -> Agreement | None:
         """What both ends agreed on in this session."""
         return None if self._link is None else self._link.agreement
+
+    @property
+    def asked(self) -> Asked | None:
+        """What was sent to a remote, to have a session; None: there is one, or nothing was."""
+        if self._state not in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
+            return None
+        return self._attempt.asked(self._candidates.endpoints)
 
     def encryption_status(self, now: float) -> EncryptionStatus | None:
         """Return how frames are encrypted; None: they are not, or there are no keys at present."""
@@ -332,14 +335,14 @@ class Session:
         self._close_reason = reason
         self._step(Input.CLOSE_WANTED, Received(now))
 
-    def suspend(self, obstacle: str) -> None:
+    def suspend(self, obstacle: str, code: RejectCode = RejectCode.FAILED) -> None:
         """Carry nothing until start(): the remote goes down, and is refused with the obstacle.
 
         Datagrams and events that were not handed over yet are forgotten.
         """
         if self._state in (State.IDLE, State.CLOSING, State.CLOSED):
             return
-        self._obstacle = obstacle
+        self._obstacle, self._obstacle_code = obstacle, code
         if self._state is State.SUSPENDED:
             return
         self._outbox.clear()
@@ -370,6 +373,20 @@ class Session:
         if self._state in (State.LINKED, State.UP):
             self._settle()
             self._send_keepalive(now)
+
+    def await_heard(self, now: float) -> None:
+        """Repeat what set_local() said last until the remote has heard it; Heard follows.
+
+        Not where the session is not up: then nothing follows.
+        """
+        if self._link is not None and self._state is State.UP:
+            self._link.unheard = self._link.sent
+            self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
+
+    def give_up(self, reason: Reason, now: float) -> None:
+        """End the session as if the remote were silent, and seek the remote anew."""
+        if self._state in (State.LINKED, State.UP):
+            self._on_loss(reason, Received(now))
 
     def set_offer(self, offer: Offer, now: float) -> None:
         """Say what the remote's end is to be like. The session goes on until another one says so.
@@ -586,7 +603,7 @@ class Session:
         link = self._the_link()
         if link.encryption is not None:
             # The remote answers REQUESTs, and says nothing where a handshake is wrong.
-            self._events.append(events.Unanswered(f"{link.endpoint} {WRONG_KEYS_TEXT}"))
+            self._events.append(events.Unanswered(Cause.WRONG_HANDSHAKE.say(remote=link.endpoint)))
             self._attempt.note_answer()
         self._seek(received)
 
@@ -784,6 +801,7 @@ class Session:
         )
         if refused is not None:
             self._refuse(received, refused.code, refused.text)
+            self._events.append(events.Refused(received.source, refused.code, refused.text))
             return
         if self._passive and not message.resuming and message.offer != self._offer:
             # The cookie stays valid, so that each repetition is answered.
@@ -793,7 +811,7 @@ class Session:
             self._events.append(events.OfferChanged(requested))
             return
         if self._state is State.SUSPENDED and self._suspended_for in (None, message.description):
-            self._refuse(received, RejectCode.FAILED, self._obstacle)
+            self._refuse(received, self._obstacle_code, self._obstacle)
             return
         if self._cipher is not None:
             # Raises where message 1 is wrong, and then nothing has changed.
@@ -807,7 +825,7 @@ class Session:
             and message.follows == self._the_link().local_nonce
         )
         if not follows:
-            self._tell_down("the other end began a new session")
+            self._tell_down(Cause.NEW_SESSION.say())
         self._adopt(received, follows=follows)
 
     def _adopt(self, received: Received, *, follows: bool = False) -> None:
@@ -872,6 +890,7 @@ class Session:
 
     def _on_keepalive(self, received: Received) -> None:
         now, message, link = received.now, received.message_of(Keepalive), self._the_link()
+        before = link.remote_description
         rtt_s = link.take_keepalive(message, now)
         self.rtt_s = self.rtt_s if rtt_s is None else rtt_s
         self._settle()
@@ -880,12 +899,21 @@ class Session:
             self._send_keepalive(now)
         if self._state is State.UP:
             self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
+            if before is not None and before.frame_port not in (
+                None,
+                message.description.frame_port,
+            ):
+                # Its frames leave from there as soon as it knows that this end knows.
+                self._send_keepalive(now)
+        if link.unheard and message.heard >= link.unheard:
+            link.unheard = 0
+            self._events.append(events.Heard())
         if self._renewal is not None and self._renewal.is_refuted_by_the_session:
             self._end_renewal(now)
         if message.up:
             link.remote_was_up = True
         elif link.remote_was_up:
-            self._on_loss("the other end no longer hears this one", received)
+            self._on_loss(Cause.NOT_HEARD.say(), received)
             return
         if link.encryption is not None:
             said = Fields(message.noise_1, message.noise_2, message.generation)
@@ -917,7 +945,8 @@ class Session:
             self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
             return
         self._send(link.keepalive(self._local, now, up=up), link)
-        delay_s = self._keepalive_jitter.apply(link.keepalive_s) if up else LINKED_REPEAT_S
+        rests = up and not link.unheard
+        delay_s = self._keepalive_jitter.apply(link.keepalive_s) if rests else LINKED_REPEAT_S
         self._due[Input.SEND_DUE] = now + delay_s
 
     def _answer_probe(self, received: Received) -> None:
@@ -988,7 +1017,7 @@ class Session:
         renewal = self._the_renewal()
         follows = renewal.purpose in SEAMLESS and self._state is State.UP
         if not follows:
-            self._tell_down(renewal.purpose.value)
+            self._tell_down(renewal.purpose.value.say())
         self._attempt.begin(received.now)
         previous, self._link, self._renewal = self._link, renewal.link, None
         if previous is not None:
@@ -1010,7 +1039,7 @@ class Session:
         if self._the_renewal().purpose is Purpose.LOST:
             self._end_renewal(received.now)
             return
-        self._tell_down(Purpose.OUTDATED.value)
+        self._tell_down(Purpose.OUTDATED.value.say())
         self._on_reject(received)
 
     # Keys of frames.
@@ -1040,7 +1069,7 @@ class Session:
         if link is not self._link:
             self._end_renewal(now)
             return
-        self._events.append(events.Rejected(RejectCode.ENCRYPTION, NO_ENCRYPTION_TEXT))
+        self._events.append(events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say()))
         self._drop_link()
         self._state = State.REJECTED
         self._attempt.refused = True
@@ -1093,19 +1122,19 @@ class Session:
         """Tell the remote that three keepalives are missing: one direction may still work."""
         interval_s = self._the_link().keepalive_s
         self._send_keepalive(received.now, farewell=True)
-        self._on_loss(f"three keepalives missed in a row, {interval_s:g} s apart or less", received)
+        self._on_loss(Cause.KEEPALIVES_MISSED.say(interval_s=interval_s), received)
 
     def _on_link_timeout(self, received: Received) -> None:
         """Seek the remote anew: it may not know of the session."""
-        self._tell_down("the other end did not follow to new keys")
+        self._tell_down(Cause.KEYS_NOT_FOLLOWED.say())
         self._begin(received)
 
-    def _on_loss(self, reason: str, received: Received) -> None:
+    def _on_loss(self, reason: Reason, received: Received) -> None:
         self._tell_down(reason)
         self._events.append(events.ResolveWanted())
         self._begin(received)
 
-    def _tell_down(self, reason: str) -> None:
+    def _tell_down(self, reason: Reason) -> None:
         if self._told_up:
             self._told_up = False
             self._events.append(events.Down(reason))
@@ -1128,7 +1157,7 @@ class Session:
             self._end(by_remote=True)
             return
         self._admission.leave()
-        self._tell_down("the other end is stopping")
+        self._tell_down(Cause.REMOTE_STOPPING.say())
         self._begin(received)
         self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
 

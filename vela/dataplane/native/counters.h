@@ -14,6 +14,7 @@ enum slot {
 	TX_MSS_CLAMPED = 8,
 	TX_PIECED = 9,
 	TX_TOO_LARGE = 10,
+	TX_TOO_BIG_SENT = 11,
 	RX_FRAMES = 16,
 	RX_BYTES = 17,
 	RX_ELIDED = 18,

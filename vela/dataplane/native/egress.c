@@ -37,6 +37,8 @@ bool egress_init(struct egress *self)
 		egress_free(self);
 		return false;
 	}
+	self->watches_size = self->fragmentation != FRAGMENT_BY_IP || self->packet_too_big;
+	limiter_init(&self->limiter);
 	set_limits(self, self->route_limit);
 	/* Where nothing is segmented, no refusal tells that the route has become narrower. */
 	self->refused_until = self->segment ? 0 : 1;
@@ -223,12 +225,17 @@ static void send_singly(struct egress *self, struct outgoing *outgoing)
 	}
 }
 
-static time_t now_s(const struct egress *self)
+static uint64_t now_ms(const struct egress *self)
 {
 	struct timespec now;
 
 	self->io->clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-	return now.tv_sec;
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static time_t now_s(const struct egress *self)
+{
+	return (time_t)(now_ms(self) / 1000);
 }
 
 /* Return the largest datagram that the route takes in one piece, as the kernel knows it by now; 0 where
@@ -358,10 +365,10 @@ static void settle(struct egress *self)
 		egress_flush(self);
 }
 
-/* Tell whether a datagram of this length is not sent as it is. */
+/* Tell whether a datagram of this length is not just sent as it is. */
 static bool is_too_large(const struct egress *self, size_t length)
 {
-	return self->fragmentation != FRAGMENT_BY_IP &&
+	return self->watches_size &&
 	       length + (self->sealer.page ? SEAL : 0) > self->datagram_limit;
 }
 
@@ -397,6 +404,30 @@ static void append_pieces(struct egress *self, const struct iovec *parts, const 
 	self->counters[TX_PIECED]++;
 }
 
+/* Tell the sender of a packet that is_too_large() what would fit, if it is to hear of it. link: of the frame;
+ * parts: the datagram, with its IP header at network. */
+static void tell_sender(struct egress *self, const uint8_t *link, size_t link_length, const struct iovec *parts,
+			size_t network)
+{
+	uint8_t packet[QUOTED_MAX], message[sizeof(struct virtio_header) + TOO_BIG_MAX];
+	size_t length = parts[0].iov_len + parts[1].iov_len - network;
+	size_t around = network + (self->sealer.page ? SEAL : 0);
+
+	if (!self->packet_too_big || link_length == 0 || around > self->datagram_limit ||
+	    !limiter_allows(&self->limiter, now_ms(self)))
+		return;
+	copy_parts(parts, network, packet, sizeof(packet));
+	memset(message, 0, self->virtio_header);
+	size_t written = write_too_big(link, link_length, packet, length, self->datagram_limit - around,
+				       message + self->virtio_header);
+	if (written == 0)
+		return;
+	limiter_take(&self->limiter);
+	struct iovec whole = {message, self->virtio_header + written};
+	if (self->io->writev(self->tap_fd, &whole, 1) >= 0)
+		self->counters[TX_TOO_BIG_SENT]++;
+}
+
 /* Send a datagram that is_too_large(), which lies in one or two parts. Returns whether it is sent. */
 static bool append_large(struct egress *self, const struct iovec *parts)
 {
@@ -407,12 +438,15 @@ static bool append_large(struct egress *self, const struct iovec *parts)
 	size_t length = parts[0].iov_len + parts[1].iov_len;
 	size_t around = PIECE_HEADER + (self->sealer.page ? SEAL : 0);
 	size_t room = self->datagram_limit > around ? self->datagram_limit - around : 0;
-	struct cut cut = cut_evenly(length - CIRCUIT_ID, room);
+	struct cut cut = {0, 0};
+	if (self->fragmentation == FRAGMENT_IN_PIECES)
+		cut = cut_evenly(length - CIRCUIT_ID, room);
 	if (cut.count) {
 		append_pieces(self, parts, &cut, length - CIRCUIT_ID);
 		return true;
 	}
-	/* The path is so narrow that there would be too many: IP cuts it. A segment's head is not kept. */
+	/* IP cuts it, where it is to, or the path is so narrow that there would be too many. A segment's head is
+	 * not kept. */
 	struct datagram *whole = append(self, length);
 	memcpy(whole->pieces, parts, sizeof(whole->pieces));
 	if (parts[0].iov_len <= SEGMENT_HEAD_MAX) {
@@ -425,10 +459,12 @@ static bool append_large(struct egress *self, const struct iovec *parts)
 
 /* As append_segments(), where some are too large for a datagram. What is not sent is subtracted from what was
  * counted. */
-static void append_large_segments(struct egress *self, struct segmentation *segmentation, size_t head_length,
-				  bool elided)
+static void append_large_segments(struct egress *self, struct segmentation *segmentation, const uint8_t *link,
+				  size_t head_length, bool elided)
 {
+	size_t link_length = head_length - (segmentation->head_length - segmentation->network);
 	uint8_t head[SEGMENT_HEAD_MAX];
+	bool told = false;
 
 	for (size_t left = segmentation_left(segmentation); left > 0; left--) {
 		const uint8_t *payload;
@@ -440,7 +476,13 @@ static void append_large_segments(struct egress *self, struct segmentation *segm
 			memcpy(parts[0].iov_base, head, segmentation->head_length);
 			memcpy(datagram->pieces, parts, sizeof(parts));
 			settle(self);
-		} else if (!append_large(self, parts)) {
+			continue;
+		}
+		/* All of them have one sender. */
+		if (!told)
+			tell_sender(self, link, link_length, parts, segmentation->network);
+		told = true;
+		if (!append_large(self, parts)) {
 			self->counters[TX_FRAMES]--;
 			self->counters[TX_BYTES] -= head_length + length;
 			self->counters[TX_ELIDED] -= elided;
@@ -550,6 +592,8 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 	if (!super) {
 		const struct iovec parts[2] = {{datagram, octets}, {NULL, 0}};
 		if (is_too_large(self, octets)) {
+			size_t link = how == ELIDED ? ETHERNET_HEADER : network_offset(frame, length);
+			tell_sender(self, frame, link, parts, link + (size_t)shift);
 			if (!append_large(self, parts))
 				return;
 		} else {
@@ -579,7 +623,7 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 	counters[TX_BYTES] += count * head + segmentation.payload_length;
 	counters[TX_ELIDED] += how == ELIDED ? count : 0;
 	if (is_too_large(self, segmentation.head_length + segmentation_size(&segmentation)))
-		append_large_segments(self, &segmentation, head, how == ELIDED);
+		append_large_segments(self, &segmentation, frame, head, how == ELIDED);
 	else
 		append_segments(self, &segmentation);
 }

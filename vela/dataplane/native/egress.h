@@ -14,6 +14,7 @@
 #include "frame.h"
 #include "io.h"
 #include "mss.h"
+#include "packet_too_big.h"
 #include "pieces.h"
 #include "segmentation.h"
 #include "source_address.h"
@@ -60,6 +61,9 @@ struct egress {
 	bool segment; /* UDP_SEGMENT works */
 	struct mss_clamp mss_clamp;
 	enum fragmentation fragmentation;
+	bool packet_too_big;   /* senders hear of packets that are too large for a datagram */
+	struct limiter limiter;
+	bool watches_size;     /* something else is done about datagrams that are too large than to send them */
 	uint32_t frame_number; /* of the next frame that is cut into pieces */
 	size_t route_limit;    /* the largest datagram that the route takes in one piece, as it was */
 	size_t datagram_limit; /* as it was last seen to be */

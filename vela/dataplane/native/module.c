@@ -108,13 +108,13 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 				"remote_mac",  "elision",     "frame_limit",    "datagram_limit",
 				"virtio_header", "partial_checksums", "nowait", "segment", "gro",
 				"coalesce_tcp", "coalesce_udp", "clamp_datagram_limit", "clamp_mss",
-				"fragmentation", "dscp", "carry_ecn", "outer_ipv4", "counters", "key_page", NULL};
+				"fragmentation", "packet_too_big", "dscp", "carry_ecn", "outer_ipv4", "counters", "key_page", NULL};
 	DataPlane *self = (DataPlane *)object;
 	struct egress *egress = &self->egress;
 	struct ingress *ingress = &self->ingress;
 	int circuit_id, tap_fd, receive_fd, send_fd, divert_fd, elision, virtio_header, partial_checksums;
 	int nowait, segment, gro, coalesce_tcp, coalesce_udp, clamp_mss, fragmentation;
-	int dscp, carry_ecn, outer_ipv4;
+	int packet_too_big, dscp, carry_ecn, outer_ipv4;
 	PyObject *destination, *source_address, *key_page;
 	Py_buffer local_mac = {0}, remote_mac = {0}, counters = {0};
 	Py_ssize_t frame_limit, datagram_limit, clamp_datagram_limit;
@@ -124,13 +124,13 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_RuntimeError, "a data plane is set up once");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppniiippw*O", names, &circuit_id,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppniipippw*O", names, &circuit_id,
 					 &tap_fd, &receive_fd, &send_fd, &divert_fd, &destination, &source_address,
 					 &local_mac, &remote_mac, &elision, &frame_limit,
 					 &datagram_limit, &virtio_header, &partial_checksums, &nowait, &segment,
 					 &gro, &coalesce_tcp, &coalesce_udp, &clamp_datagram_limit,
-					 &clamp_mss, &fragmentation, &dscp, &carry_ecn, &outer_ipv4, &counters,
-					 &key_page))
+					 &clamp_mss, &fragmentation, &packet_too_big, &dscp, &carry_ecn,
+					 &outer_ipv4, &counters, &key_page))
 		return -1;
 	if (circuit_id < 1 || circuit_id > 255 || elision < ELISION_NEVER || elision > ELISION_ALWAYS ||
 	    local_mac.len != 6 || remote_mac.len != 6 || frame_limit < ETHERNET_HEADER ||
@@ -188,6 +188,7 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	if (key_page != Py_None && take_key_page(self, key_page, (uint8_t)circuit_id) < 0)
 		goto exit;
 	egress->fragmentation = (enum fragmentation)fragmentation;
+	egress->packet_too_big = packet_too_big;
 	/* So that frames of this worker are not taken for those of the one before it. */
 	if (getrandom(&egress->frame_number, sizeof(egress->frame_number), 0) !=
 	    sizeof(egress->frame_number)) {
@@ -336,8 +337,8 @@ PyDoc_STRVAR(DataPlane_doc,
 	     "DataPlane(*, circuit_id, tap_fd, receive_fd, send_fd, divert_fd, destination, source_address,\n"
 	     "          local_mac, remote_mac, elision, frame_limit, datagram_limit, virtio_header,\n"
 	     "          partial_checksums, nowait, segment, gro, coalesce_tcp, coalesce_udp,\n"
-	     "          clamp_datagram_limit, clamp_mss, fragmentation, dscp, carry_ecn, outer_ipv4,\n"
-	     "          counters, key_page)\n"
+	     "          clamp_datagram_limit, clamp_mss, fragmentation, packet_too_big, dscp, carry_ecn,\n"
+	     "          outer_ipv4, counters, key_page)\n"
 	     "--\n\n"
 	     "Forwards one circuit's frames. Arguments as in vela.dataplane.Attachment, sockets by their\n"
 	     "descriptors, and features one by one: nowait is RWF_NOWAIT, segment UDP_SEGMENT, gro\n"

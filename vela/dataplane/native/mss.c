@@ -10,12 +10,6 @@ enum {
 	OPTION_MSS = 2,
 	OPTION_MSS_LENGTH = 4,
 	OPTION_AO = 29, /* RFC 5925, section 2.2 */
-	/* RFC 8200, section 4. Others, such as those of IPsec, sign or hide what comes behind them. */
-	HOP_BY_HOP = 0,
-	ROUTING = 43,
-	DESTINATION_OPTIONS = 60,
-	EXTENSION_UNIT = 8,
-	EXTENSIONS_MAX = 8,
 	/* Linux sends no smaller segments (TCP_MIN_MSS), and few others accept it. */
 	MSS_MIN = 88,
 };
@@ -41,14 +35,10 @@ bool find_syn(uint8_t *packet, size_t length, struct syn *found)
 		at = IPV6_HEADER;
 		end = IPV6_HEADER + (size_t)get16(packet + IPV6_PAYLOAD_LENGTH);
 		protocol = packet[IPV6_NEXT_HEADER];
-		for (int i = 0; protocol != PROTOCOL_TCP; i++) {
-			if (i == EXTENSIONS_MAX || at + EXTENSION_UNIT > end ||
-			    (protocol != HOP_BY_HOP && protocol != ROUTING &&
-			     protocol != DESTINATION_OPTIONS))
-				return false;
-			protocol = packet[at];
-			at += ((size_t)packet[at + 1] + 1) * EXTENSION_UNIT;
-		}
+		if (protocol != PROTOCOL_TCP)
+			at = skip_extensions(packet, at, end, &protocol);
+		if (protocol != PROTOCOL_TCP)
+			return false;
 	}
 	if (at + TCP_HEADER > end || !(packet[at + TCP_FLAGS] & TCP_SYN))
 		return false;

@@ -38,6 +38,15 @@ size_t network_offset(const uint8_t *frame, size_t length)
 	return 0;
 }
 
+size_t skip_extensions(const uint8_t *packet, size_t at, size_t end, uint8_t *protocol)
+{
+	for (int i = 0; i < EXTENSIONS_MAX && is_extension(*protocol) && at + EXTENSION_UNIT <= end; i++) {
+		*protocol = packet[at];
+		at += ((size_t)packet[at + 1] + 1) * EXTENSION_UNIT;
+	}
+	return at;
+}
+
 bool find_transport(const uint8_t *packet, size_t length, struct transport *found)
 {
 	uint8_t protocol;

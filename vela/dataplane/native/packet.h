@@ -18,7 +18,7 @@ enum {
 };
 
 enum { ETHERTYPE_IPV4 = 0x0800, ETHERTYPE_IPV6 = 0x86dd };
-enum { PROTOCOL_TCP = 6, PROTOCOL_UDP = 17 };
+enum { PROTOCOL_ICMP = 1, PROTOCOL_TCP = 6, PROTOCOL_UDP = 17, PROTOCOL_ICMPV6 = 58 };
 
 /* Offsets of fields in their headers. */
 enum {
@@ -28,9 +28,11 @@ enum {
 	IPV4_PROTOCOL = 9,
 	IPV4_CHECKSUM = 10,
 	IPV4_SOURCE = 12,
+	IPV4_DESTINATION = 16,
 	IPV6_PAYLOAD_LENGTH = 4,
 	IPV6_NEXT_HEADER = 6,
 	IPV6_SOURCE = 8,
+	IPV6_DESTINATION = 24,
 	TCP_SEQUENCE = 4,
 	TCP_DATA_OFFSET = 12,
 	TCP_FLAGS = 13,
@@ -38,6 +40,10 @@ enum {
 	UDP_LENGTH = 4,
 	UDP_CHECKSUM = 6,
 };
+
+/* IPv6 extension headers that are skipped. RFC 8200, section 4. Others, such as those of IPsec, sign or hide
+ * what comes behind them. */
+enum { HOP_BY_HOP = 0, ROUTING = 43, DESTINATION_OPTIONS = 60, EXTENSION_UNIT = 8, EXTENSIONS_MAX = 8 };
 
 /* RFC 9293, section 3.1; RFC 3168, section 6.1. */
 enum { TCP_FIN = 0x01, TCP_PSH = 0x08, TCP_ACK = 0x10, TCP_ECE = 0x40, TCP_CWR = 0x80 };
@@ -72,6 +78,16 @@ bool is_ipv6_packet(const uint8_t *packet, size_t length);
 
 /* Return where the IP header of a frame begins, behind any VLAN tags; 0 where there is none. */
 size_t network_offset(const uint8_t *frame, size_t length);
+
+static inline bool is_extension(uint8_t protocol)
+{
+	return protocol == HOP_BY_HOP || protocol == ROUTING || protocol == DESTINATION_OPTIONS;
+}
+
+/* Return where the first header behind IPv6's extension headers begins; protocol, which says what begins at
+ * packet + at, then says what it is. Of extension headers that are too many, or not all there before end, it is
+ * the first that is not skipped. */
+size_t skip_extensions(const uint8_t *packet, size_t at, size_t end, uint8_t *protocol);
 
 /* An unfragmented TCP or UDP packet that ends with its payload: no padding, no extension headers. */
 struct transport {

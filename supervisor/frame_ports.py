@@ -1,0 +1,55 @@
+"""From which UDP ports of remotes frames are taken. docs/protocol.md, 3.4."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from .runtime.loop import Callback, EventLoop, Timer
+
+FORMER_PORT_S = 3.0
+"""How long a remote's former port is right beside the one that it has named: it sends from there
+until it knows that it was heard, and what it sent then is still on its way. The remote holds that
+port for longer (circuit/send_sockets.py), so that nobody else has it meanwhile."""
+
+
+class FramePorts:
+    """The ports of each claim; for a while after a change, there are two."""
+
+    def __init__(self, loop: EventLoop, on_changed: Callback) -> None:
+        """on_changed: what of() returns has changed."""
+        self._loop = loop
+        self._on_changed = on_changed
+        self._ports: dict[Hashable, tuple[int, ...]] = {}
+        self._ends: dict[Hashable, Timer] = {}
+
+    def expect(self, claim: Hashable, port: int | None) -> None:
+        """Take what comes from this port, and for FORMER_PORT_S from the one before it.
+
+        None: from any.
+        """
+        before = self._ports.get(claim, ())
+        if port == next(iter(before), None):
+            return
+        self.forget(claim)
+        if port is not None:
+            self._ports[claim] = (port, *before[:1])
+            if before:
+                end = self._loop.call_later(FORMER_PORT_S, lambda: self._end_change(claim))
+                self._ends[claim] = end
+        self._on_changed()
+
+    def of(self, claim: Hashable) -> tuple[int, ...]:
+        """Return the ports that a claim's datagrams may come from, the newest first; none: any."""
+        return self._ports.get(claim, ())
+
+    def forget(self, claim: Hashable) -> None:
+        """Forget a claim that is no more."""
+        self._ports.pop(claim, None)
+        end = self._ends.pop(claim, None)
+        if end is not None:
+            end.cancel()
+
+    def _end_change(self, claim: Hashable) -> None:
+        del self._ends[claim]
+        self._ports[claim] = self._ports[claim][:1]
+        self._on_changed()
