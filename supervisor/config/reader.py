@@ -348,6 +348,7 @@ def _read_autoconfigure(table: Table) -> AutoconfigureConfig:
             default.max_circuits_per_remote if max_circuits is None else max_circuits,
         ),
         accept_ra=table.read("accept_ra", boolean, default.accept_ra),
+        packet_too_big=table.read("packet_too_big", boolean, default.packet_too_big),
         per_source=_read_per_source(table),
     )
     table.finish()

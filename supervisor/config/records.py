@@ -162,6 +162,8 @@ class AutoconfigureConfig:
     max_circuits_per_remote: int = 16
     accept_ra: bool = False
     """Of all circuits that remotes set up here."""
+    packet_too_big: bool = False
+    """Likewise."""
     per_source: tuple[SourceRules, ...] = ()
     """The [autoconfigure.sources."..."] tables."""
 

@@ -37,7 +37,7 @@ from .ciphers import Answered, Ciphers
 from .facts import NO_FACTS, HostFacts
 from .maker import CircuitMaker
 from .pending import PendingCircuits
-from .requests import Refuse, SetUp, Situation
+from .requests import HostRules, Refuse, SetUp, Situation
 from .store import CircuitStore, StoredCircuit, record_of
 from .takeovers import Takeovers
 
@@ -269,14 +269,17 @@ class PeerRequests:
             policy=policy,
             port=self._port,
             pending_makers=self._pending.makers(),
-            accept_ra=self.accept_ra,
+            rules=self.rules,
             silent=self._takeovers.are_silent(),
         )
 
     @property
-    def accept_ra(self) -> bool:
+    def rules(self) -> HostRules:
+        """What holds for circuits that others set up here."""
         autoconfigure = self._home.autoconfigure
-        return autoconfigure is not None and autoconfigure.accept_ra
+        if autoconfigure is None:
+            return HostRules()
+        return HostRules(autoconfigure.accept_ra, autoconfigure.packet_too_big)
 
     def _admit(
         self,

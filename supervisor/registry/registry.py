@@ -614,8 +614,7 @@ class Registry:
             remote = config.remote.address
             if remote is not None:
                 self._lines.assign(config.name, remote)
-            accept_ra = self._peers.accept_ra and config.bridge is None
-            stored = replace(stored, config=replace(config, accept_ra=accept_ra))
+            stored = replace(stored, config=self._peers.rules.applied_to(config))
         circuit = self._maker.make(stored)
         if stored.origin is Origin.PEER:
             circuit.tenure = Tenure(self._loop.now(), proven=stored.proven)

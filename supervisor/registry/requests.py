@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from vela.address import Endpoint, IPAddress, IPInterface, IPNetwork, Remote
@@ -81,6 +81,20 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
+class HostRules:
+    """What this machine's operator says of all circuits that others set up here."""
+
+    accept_ra: bool = False
+    packet_too_big: bool = False
+
+    def applied_to(self, config: CircuitConfig) -> CircuitConfig:
+        """Return such a circuit as it is on this machine."""
+        # The bridge's own switch decides about what comes in by a port.
+        accept_ra = self.accept_ra and config.bridge is None
+        return replace(config, accept_ra=accept_ra, packet_too_big=self.packet_too_big)
+
+
+@dataclass(frozen=True, slots=True)
 class Situation:
     """What a decision depends on beside the request."""
 
@@ -93,8 +107,7 @@ class Situation:
     """The local listening one."""
     pending_makers: Mapping[str, bytes | None]
     """By name, which machines set up what is pending."""
-    accept_ra: bool = False
-    """Their circuits may take router advertisements."""
+    rules: HostRules = HostRules()
     silent: Container[str] = ()
     """Circuits that are up, and whose remotes do not answer any more."""
 
@@ -107,7 +120,7 @@ def decide(requested: CircuitRequested, now: Situation) -> SetUp | Refuse:
         wanted = requested.offer.interface
         before = None if moved is None else moved.config.name
         name = wanted or before or _free_name(requested, now)
-        config = config_for(requested, name, now.port, accept_ra=now.accept_ra)
+        config = config_for(requested, name, now.port, now.rules)
         if _is_pending_for_another(config, maker, now):
             return Refuse(RejectCode.CONFLICT, from_here(f"there is a circuit {name} already"))
         if moved is not None and moved.disabled:
@@ -140,7 +153,7 @@ def decide_change(
             name = before
         elif name is None:
             name = _free_name(requested, now)
-        config = config_for(requested, name, now.port, accept_ra=now.accept_ra)
+        config = config_for(requested, name, now.port, now.rules)
     except VelaError as err:
         return Refuse(RejectCode.CONFLICT, from_here(err))
     return SetUp(config, requested.offer.interface is not None, before)
@@ -305,11 +318,11 @@ def _contains(outer: IPNetwork, inner: IPNetwork) -> bool:
 
 
 def config_for(
-    requested: CircuitRequested, name: str, port: int, *, accept_ra: bool = False
+    requested: CircuitRequested, name: str, port: int, rules: HostRules
 ) -> CircuitConfig:
     """Return the circuit that a remote asks for; port is the local listening one."""
     offer, description = requested.offer, requested.description
-    return CircuitConfig(
+    config = CircuitConfig(
         name=name,
         id=requested.circuit_id,
         remote=_remote_of(requested.source, description.port, port),
@@ -317,9 +330,8 @@ def config_for(
         bridge=offer.bridge,
         mac=offer.mac,
         keepalive=description.keepalive_ms / 1000,
-        # The bridge's own switch decides about what comes in by a port.
-        accept_ra=accept_ra and offer.bridge is None,
     )
+    return rules.applied_to(config)
 
 
 def offer_of(config: CircuitConfig, origin: Origin, named_by_peer: bool) -> Offer:

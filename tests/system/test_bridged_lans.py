@@ -32,6 +32,7 @@ BRIDGE = "br0"
 LAN_A = ("192.168.9.1/24", "fd00:9::1/64")
 LAN_B = ("192.168.9.2/24", "fd00:9::2/64")
 FAR = ("192.168.9.2", "fd00:9::2")
+NEAR = "192.168.9.1"
 FULL = 1500
 ENGINES = ("python", "native")
 
@@ -399,6 +400,28 @@ def test_hosts_that_are_to_hear_of_what_is_too_big_send_what_fits(
             assert after["tx_too_big_sent"] == before["tx_too_big_sent"]
         assert after["tx_too_big_sent"] == len(FAR)
         assert lan.ends.b.circuit(NAME)["counters"]["tx_too_big_sent"] == 0
+
+
+def test_end_that_another_machine_set_up_tells_its_hosts_where_its_operator_says_so(
+    framed: TwoRouters,
+) -> None:
+    with lans(framed, bridged(), allowing(packet_too_big=True)) as lan:
+        told, silent = lan.ends.b, lan.ends.a
+        with (
+            lan.a.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiving,
+            lan.b.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending,
+        ):
+            receiving.settimeout(10)
+            receiving.bind((NEAR, 0))
+            level, discover, _ = PATH_MTU[socket.AF_INET]
+            sending.setsockopt(level, discover, DO_NOT_FRAGMENT)
+            sending.connect(receiving.getsockname())
+            program = Sender(sending, receiving)
+            program.send(FULL)
+
+            eventually(lambda: program.path_mtu < FULL, 5, "the MTU to fall")
+        assert told.circuit(NAME)["counters"]["tx_too_big_sent"] == 1
+        assert silent.circuit(NAME)["counters"]["tx_too_big_sent"] == 0
 
 
 def fits_between(lan: Lans, tags: int = 0) -> int:

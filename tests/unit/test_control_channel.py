@@ -51,6 +51,7 @@ def test_policy_has_every_rule_of_the_table() -> None:
     rules = {each.name for each in fields(AutoconfigureConfig)} - {
         "key_file",
         "accept_ra",
+        "packet_too_big",
         "peers",
         "encryption",
     }

@@ -19,6 +19,7 @@ from vela.supervisor.circuit.setup import Origin
 from vela.supervisor.config.records import CircuitConfig
 from vela.supervisor.registry.facts import HostFacts, KnownAddress, KnownRoute
 from vela.supervisor.registry.requests import (
+    HostRules,
     Refuse,
     SetUp,
     Situation,
@@ -130,10 +131,21 @@ def test_circuit_takes_router_advertisements_where_the_operator_says_so_and_in_n
     offer = replace(OFFER, bridge=bridge, addresses=() if bridge else OFFER.addresses)
     policy = replace(POLICY, bridges=("br-lan",))
 
-    decision = decide(request(offer), replace(situation(), policy=policy, accept_ra=accept_ra))
+    rules = HostRules(accept_ra=accept_ra)
+    decision = decide(request(offer), replace(situation(), policy=policy, rules=rules))
 
     assert isinstance(decision, SetUp)
     assert decision.config.accept_ra == (accept_ra and bridge is None)
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_circuit_tells_hosts_of_packets_too_big_where_the_operator_says_so(said: bool) -> None:
+    rules = HostRules(packet_too_big=said)
+
+    decision = decide(request(), replace(situation(), rules=rules))
+
+    assert isinstance(decision, SetUp)
+    assert decision.config.packet_too_big == said
 
 
 def test_request_without_a_name_gets_a_free_one() -> None:
