@@ -65,19 +65,28 @@ class RateStatus:
 
 @dataclass(frozen=True, slots=True)
 class LossStatus:
-    """Frames lost between the ends. Null: not measured."""
+    """Echo requests and answers lost between the ends, in the last five minutes.
+
+    Null: not measured.
+    """
 
     tx_percent: float | None
+    """On the way to the remote; this and the next one need a remote that says what reached it."""
     rx_percent: float | None
+    """On the way back."""
+    round_trip_percent: float | None
+    """One of both."""
 
 
 @dataclass(frozen=True, slots=True)
 class DelayStatus:
-    """Round trips between the workers of both ends. Null: not measured."""
+    """Round trips between the workers of both ends, in milliseconds. Null: not measured."""
 
     p50: float | None
+    """This and the next one are of the last 300 round trips."""
     p99: float | None
     jitter: float | None
+    """Of RFC 3550, section 6.4.1, of round trips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +147,13 @@ class MinuteStatus:
     tx_bps: int
     rx_bps: int
     asked: int
-    """Echo requests; the next three are of their answers."""
+    """Echo requests whose answers are due; the others are of their answers."""
     answered: int
+    tx_loss_percent: float | None
+    rx_loss_percent: float | None
     p50_ms: float | None
     p99_ms: float | None
+    jitter_ms: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +185,7 @@ class CipherStatus:
         )
 
 
-NOT_MEASURED = LossStatus(None, None), DelayStatus(None, None, None)
+NOT_MEASURED = LossStatus(None, None, None), DelayStatus(None, None, None)
 
 _SUITES = {Suite.AES_256_GCM: "AES-256-GCM", Suite.CHACHA20_POLY1305: "ChaCha20-Poly1305"}
 _PATTERNS = {HandshakePattern.IK_PSK2: "IKpsk2", HandshakePattern.NN_PSK0: "NNpsk0"}

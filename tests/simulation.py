@@ -40,7 +40,7 @@ from vela.supervisor.runtime.lines import LineLimiter
 from vela.supervisor.runtime.loop import Callback, EventLoop, Ready
 from vela.supervisor.runtime.names import AnswerCallback, DelayCallback
 from vela.supervisor.runtime.resolver import Answer
-from vela.supervisor.status import CounterStatus, WorkerStatus
+from vela.supervisor.status import CircuitStatus, CounterStatus, WorkerStatus
 from vela.wire import DEFAULT_PORT
 
 ROUTER_A, ROUTER_B = ip_address("192.0.2.1"), ip_address("192.0.2.2")
@@ -114,6 +114,8 @@ class RecordingDataPath:
     """Frames do not cross."""
     send: Callable[[bytes], None] = lambda _: None
     """Takes echo requests."""
+    arrived: int = 0
+    """Echo requests that were answered."""
 
     def attach(self, path: UnderlayPath, profile: Profile, key_page: int | None = None) -> None:
         assert not self.closed
@@ -173,6 +175,9 @@ class RecordingDataPath:
 
     def send_echo(self, request: bytes) -> None:
         self.send(request)
+
+    def echoes_arrived(self) -> int:
+        return self.arrived
 
     def find_loop(self, remote: Endpoint, route: Route) -> Reason:
         return self.loop
@@ -392,13 +397,16 @@ class Machine:
 
     def states(self) -> dict[str, tuple[str, str]]:
         """Return state and reason of each circuit."""
+        return {each.name: (each.state, each.reason) for each in self.statuses()}
+
+    def statuses(self) -> tuple[CircuitStatus, ...]:
         assert self.registry is not None
         status = self.registry.status()
         for each in status:
             assert each.reason == "; ".join(reason.text for reason in each.reasons)
             assert each.reason_code == (each.reasons[0].code if each.reasons else "")
             assert all(reason.code for reason in each.reasons), each.reason
-        return {each.name: (each.state, each.reason) for each in status}
+        return status
 
     def try_command(self, command: Any) -> None:
         """Run an operator's command; a refusal is an answer."""
@@ -418,6 +426,7 @@ class Network:
     loop: StrictLoop = field(default_factory=StrictLoop)
     carried: int = 0
     echo_loss: float = 0.0
+    answer_loss: float = 0.0
     echoes: int = 0
     """Requests sent."""
     new_paths: Mapping[str, bool] = field(default_factory=dict)
@@ -460,6 +469,9 @@ class Network:
                 ends = path.attached is not None and path.attached[0].endpoint.address
                 if (path.config.id, ends) == (sender.config.id, machine.address):
                     if path.passes_frames:
+                        path.arrived += 1
+                        if self.dice.random() < self.answer_loss:
+                            return
                         reply = bytearray(request)
                         reply[2] = ECHO_REPLY
                         sender.on_echo(memoryview(reply))

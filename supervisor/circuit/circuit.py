@@ -33,6 +33,7 @@ from vela.signaling.events import (
     Closed,
     Datagram,
     Down,
+    EchoesArrived,
     Event,
     Heard,
     OfferChanged,
@@ -58,7 +59,6 @@ from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
 from ..states import WELL
 from ..status import (
-    NOT_MEASURED,
     CircuitStatus,
     RateStatus,
     ReasonStatus,
@@ -856,7 +856,7 @@ class Circuit:
             else self._asking.status(session, now),
             rtt_ms=milliseconds(None if session is None else session.rtt_s),
             last_heard_seconds=None if heard_at is None else round(now - heard_at, 3),
-            loss=NOT_MEASURED[0],
+            loss=self._frames.loss(),
             delay_ms=self._frames.delays.status(),
             rates=self.rates(),
             worker=self._data_path.worker_status(),
@@ -973,6 +973,8 @@ class Circuit:
                 self._log.warning("circuit_refused", by=str(source), code=code.name, reason=text)
             case ProbeAnswered(size):
                 self._prober.answered(size)
+            case EchoesArrived(number):
+                self._frames.reported(number)
             case ResolveWanted():
                 self._remote.resolve()
             case OfferChanged(requested):
@@ -1182,6 +1184,7 @@ class Circuit:
             machine=self._machine,
             maker=self.maker,
             frame_keys=self._frame_keys,
+            echoes_arrived=self._data_path.echoes_arrived,
         )
         signaling = SignalingChannel(
             session, self._loop, channel, self._on_event, self.config.underlay

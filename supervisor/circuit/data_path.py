@@ -117,6 +117,9 @@ class DataPath(Protocol):
     def send_echo(self, request: bytes) -> None:
         """Send an echo request from where frames leave, if it carries any."""
 
+    def echoes_arrived(self) -> int:
+        """Return how many echo requests of the remote's the workers have answered."""
+
     def set_route_handler(self, handler: Callback) -> None:
         """Set the callback for routes to the remote that may have changed."""
 

@@ -12,12 +12,15 @@ from vela.dataplane.echo import IDENTIFIER, answered_request, echo_request
 from vela.signaling.crossing import Crossing
 
 from ..runtime.loop import Callback, EventLoop, Timer
+from ..status import NOT_MEASURED, LossStatus
 from .delays import DelayMeter
 from .history import History
+from .losses import LossMeter, Probe
 
 JITTER = 0.1
-# Requests without an answer that are remembered: an interval's, and those of pings.
-MOST_OUTSTANDING = 256
+# Requests without an answer that are remembered: those of pings for as long as they may be answered
+# (losses.LATE_S, pings.RATE).
+MOST_OUTSTANDING = 1024
 
 Answered = Callable[[float], None]
 """Takes the round trip, in seconds."""
@@ -46,9 +49,10 @@ class Echoes:
         self._history = history
         self._crossing = Crossing(Jitter(random.Random(), shorter=JITTER))
         self._delays = DelayMeter()
+        self._losses = LossMeter(history.take_step)
         self._path: Hashable = None
-        self._circuit_id = 0
-        self._outstanding: dict[bytes, tuple[float, Answered]] = {}
+        self._circuit_id, self._interval_s = 0, 0.0
+        self._outstanding: dict[bytes, tuple[Probe, Answered]] = {}
         self._timer: Timer | None = None
 
     @property
@@ -70,6 +74,9 @@ class Echoes:
     def delays(self) -> DelayMeter:
         return self._delays
 
+    def loss(self) -> LossStatus:
+        return self._losses.status(self._loop.now()) if self.running else NOT_MEASURED[0]
+
     def watch(
         self,
         path: Hashable,
@@ -78,24 +85,26 @@ class Echoes:
         *,
         crosses: bool,
         delay_s: float = 0.0,
+        rarely: bool = False,
     ) -> None:
-        """Ask at this interval from now on, if that is not what is done already.
+        """Ask from now on, if that is not what is done already.
 
-        path: all that tells it from others. crosses: assume that frames cross until answers are
-        missing. delay_s: before the first request.
+        path: all that tells it from others. The others: see Crossing.start.
         """
         if self._crossing.running and self._path == (path, interval_s):
             return
-        self._path, self._circuit_id = (path, interval_s), circuit_id
-        self._outstanding.clear()
-        self._delays.clear()
-        self._crossing.start(interval_s, self._loop.now(), crosses=crosses, delay_s=delay_s)
+        self._path, self._circuit_id, self._interval_s = (path, interval_s), circuit_id, interval_s
+        self._forget()
+        now = self._loop.now()
+        self._crossing.start(interval_s, now, crosses=crosses, delay_s=delay_s, rarely=rarely)
         self._set_timer()
 
     def stop(self) -> None:
         """Ask no more by itself."""
+        if not self.running:
+            return
         self._crossing.stop()
-        self._delays.clear()
+        self._forget()
         self._path = None
         self._set_timer()
 
@@ -107,7 +116,7 @@ class Echoes:
         now, identifier = self._loop.now(), os.urandom(IDENTIFIER)
         while len(self._outstanding) >= MOST_OUTSTANDING:
             del self._outstanding[next(iter(self._outstanding))]
-        self._outstanding[identifier] = now, answered
+        self._outstanding[identifier] = self._losses.asked(now), answered
         self._send(echo_request(circuit_id, identifier, now, size))
 
     def take(self, datagram: memoryview) -> bool:
@@ -116,9 +125,20 @@ class Echoes:
         found = None if identifier is None else self._outstanding.pop(identifier, None)
         if found is None:
             return False
-        asked_at, answered = found
-        answered(self._loop.now() - asked_at)
+        now, (probe, answered) = self._loop.now(), found
+        self._losses.answered(probe, now)
+        answered(now - probe.asked_at)
         return True
+
+    def reported(self, arrived: int) -> None:
+        """Take how many requests have reached the remote's worker, by what it says."""
+        self._losses.reported(arrived, self._interval_s, self._loop.now())
+
+    def _forget(self) -> None:
+        """Forget what was measured: the path is another one."""
+        self._outstanding.clear()
+        self._delays.clear()
+        self._losses.clear(self._loop.now())
 
     def _take_own(self, rtt_s: float) -> None:
         now, before = self._loop.now(), self._state()
@@ -131,7 +151,6 @@ class Echoes:
         self._timer = None
         before = self._state()
         if self._crossing.handle_timer(self._loop.now(), carries=self._carries()):
-            self._history.asked()
             self.ask(self._circuit_id, self._take_own)
         self._after(before)
 

@@ -14,6 +14,7 @@ from vela.wire import CIRCUIT_ID, SEAL, datagram_limit
 
 from ..config.records import CircuitConfig, Encapsulation
 from ..runtime.loop import EventLoop
+from ..status import LossStatus
 from .data_path import DataPath
 from .delays import DelayMeter
 from .echoes import Answered, Echoes
@@ -24,6 +25,9 @@ from .lifecycle import Input, State
 FALLBACK_S = 3.0
 # For the other end to be told that it may seal answers.
 KEYS_S = 0.05
+
+# Before a static circuit asks: nothing waits for the answer.
+STATIC_S = 1.0
 
 
 class Watched(Protocol):
@@ -46,7 +50,10 @@ class Watched(Protocol):
 
 
 class FrameWatch:
-    """Asks the remote's worker, where that answers, as long as there is a session with it."""
+    """Asks the remote's worker, where that answers, as long as there is a session with it.
+
+    A static circuit has no session. Its remote is asked, too, but only to measure.
+    """
 
     def __init__(
         self,
@@ -69,6 +76,13 @@ class FrameWatch:
     @property
     def delays(self) -> DelayMeter:
         return self._echoes.delays
+
+    def loss(self) -> LossStatus:
+        return self._echoes.loss()
+
+    def reported(self, arrived: int) -> None:
+        """Take how many requests have reached the remote's worker, by what it says."""
+        self._echoes.reported(arrived)
 
     @property
     def wants_listening(self) -> bool:
@@ -107,6 +121,17 @@ class FrameWatch:
         """Ask, or ask no more; to be called when anything of the circuit may have changed."""
         circuit, attached = self._circuit, self._data_path.attached
         session, agreement = circuit.session, circuit.agreement
+        if session is None and attached is not None and self._is_measurable:
+            path, profile = attached
+            self._echoes.watch(
+                (path.endpoint, path.route.source, profile.source_port),
+                circuit.config.id,
+                circuit.config.keepalive,
+                crosses=False,
+                delay_s=STATIC_S,
+                rarely=True,
+            )
+            return
         if (
             session is None
             or attached is None
@@ -173,6 +198,14 @@ class FrameWatch:
         self._echoes.ask(config.id, answered, CIRCUIT_ID + size)
 
     @property
+    def _is_measurable(self) -> bool:
+        """Whether a static circuit's remote may answer. One that takes only IP packets does not."""
+        circuit = self._circuit
+        takes_frames = circuit.config.encapsulation is not Encapsulation.IP
+        asks = takes_frames and not self._data_path.has_former
+        return asks and circuit.state is State.UNMONITORED
+
+    @property
     def _falls_back(self) -> bool:
         agreement = self._circuit.agreement
         return agreement is not None and agreement.from_listening and not agreement.nat
@@ -184,7 +217,7 @@ class FrameWatch:
     def _carries(self) -> bool:
         """Whether this end, at least, can carry frames."""
         session = self._circuit.session
-        return session is not None and self._has_keys(session) and self._data_path.carries
+        return self._data_path.carries and (session is None or self._has_keys(session))
 
     def _want_listening(self, since: float | None) -> None:
         """Say that both ends are to send frames from their listening ports; None: that not.

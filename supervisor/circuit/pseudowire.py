@@ -97,6 +97,9 @@ class PseudowireFactory:
     identity: tuple[str, ...]
     """What tells this machine from others, for addresses that are derived."""
     descriptors: DescriptorBudget = field(default_factory=lambda: DescriptorBudget(DESCRIPTORS))
+    diverted: bytearray = field(default_factory=lambda: bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD))
+    """What a worker passes on is read into this. One for all: each circuit has an answer a second,
+    which is no reason to fill 64 KiB with zeros."""
     inheritance: Inheritance = field(default_factory=Inheritance)
     shared: bool = False
     """The service manager keeps copies of the interfaces' descriptors."""
@@ -254,6 +257,10 @@ class Pseudowire:
         """Send an echo request from where frames leave, if it carries any."""
         if self._attachment is not None:
             send_echo(self._attachment, self._divert_reader, request)
+
+    def echoes_arrived(self) -> int:
+        """Return how many echo requests of the remote's the workers have answered."""
+        return self._counters.total(Slot.RX_VERIFICATIONS)
 
     def set_route_handler(self, handler: Callback) -> None:
         """Let handler be called when the route to the remote may have changed."""
@@ -731,7 +738,7 @@ class Pseudowire:
 
     def _on_diverted(self) -> None:
         """Pass on what UDP GRO joined to this circuit's datagrams: same remote, other circuit."""
-        data = bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD)
+        data = self._parts.diverted
         view = memoryview(data)[REBUILD_ROOM:]
         for _ in range(DATAGRAMS_AT_ONCE):
             try:
@@ -742,7 +749,8 @@ class Pseudowire:
                 # An answer to an echo request; the worker passes nothing else of its circuit on.
                 if not self._on_echo(view[:length]):
                     self._counters.supervisor[Slot.RX_RESERVED] += 1
-            elif self._attached is not None:
+                return  # mostly there is one; if not, the loop calls again
+            if self._attached is not None:
                 path, _ = self._attached
                 # UDP GRO joins what comes from one port.
                 demux, claim = self._parts.demux, self._claim

@@ -77,6 +77,7 @@ class _Metrics:
         add["vela_circuit_silence_seconds"](circuit.last_heard_seconds, own)
         add["vela_circuit_loss_ratio"](_ratio(circuit.loss.tx_percent), tx)
         add["vela_circuit_loss_ratio"](_ratio(circuit.loss.rx_percent), rx)
+        add["vela_circuit_round_trip_loss_ratio"](_ratio(circuit.loss.round_trip_percent), own)
         delay = circuit.delay_ms
         add["vela_circuit_delay_seconds"](_seconds(delay.p50), f'{begin},quantile="0.5"}}')
         add["vela_circuit_delay_seconds"](_seconds(delay.p99), f'{begin},quantile="0.99"}}')
@@ -189,9 +190,26 @@ _FAMILIES = (
         "gauge",
         "Time since the last control message of the remote.",
     ),
-    ("vela_circuit_loss_ratio", "gauge", "Frames lost between the ends, 0 to 1, by direction."),
-    ("vela_circuit_delay_seconds", "gauge", "Round trip between the workers of both ends."),
-    ("vela_circuit_jitter_seconds", "gauge", "Jitter of the round trip between the workers."),
+    (
+        "vela_circuit_loss_ratio",
+        "gauge",
+        "Probes lost between the ends in the last five minutes, 0 to 1, by direction.",
+    ),
+    (
+        "vela_circuit_round_trip_loss_ratio",
+        "gauge",
+        "Probes lost on their way out or back in the last five minutes, 0 to 1.",
+    ),
+    (
+        "vela_circuit_delay_seconds",
+        "gauge",
+        "Round trip between the workers of both ends, of the last 300 probes.",
+    ),
+    (
+        "vela_circuit_jitter_seconds",
+        "gauge",
+        "Jitter of the round trip between the workers, by RFC 3550, section 6.4.1.",
+    ),
     ("vela_circuit_frames_total", "counter", "Frames read from the TAP (tx), written to it (rx)."),
     ("vela_circuit_bytes_total", "counter", "Bytes of these frames."),
     (

@@ -9,7 +9,10 @@ from . import output
 from .client import Document, ask
 from .text import Row, milliseconds, rate, table
 
-_HEADER = ("MINUTE", ">UP", ">TX", ">RX", ">LOST", ">P50", ">P99")
+_HEADER = (
+    *("MINUTE", ">UP", ">TX", ">RX"),
+    *(">LOST", ">OUT", ">BACK", ">P50", ">P99", ">JITTER"),
+)
 
 
 def history(arguments: Namespace) -> None:
@@ -33,8 +36,15 @@ def _row(minute: Document) -> Row:
             f"{minute['up_percent']:g}%",
             rate(minute["tx_bps"]),
             rate(minute["rx_bps"]),
-            f"{100 * lost / asked:.3g}%" if asked else "-",
+            _percent(100 * lost / asked if asked else None),
+            _percent(minute.get("tx_loss_percent")),
+            _percent(minute.get("rx_loss_percent")),
             milliseconds(minute["p50_ms"]),
             milliseconds(minute["p99_ms"]),
+            milliseconds(minute.get("jitter_ms")),
         ]
     )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}%"

@@ -154,7 +154,7 @@ def summary(status: Document, circuits: Sequence[Document], width: int) -> list[
 def circuit_table(circuits: Sequence[Document], width: int) -> list[str]:
     """Return a header and a line for each circuit, in this order."""
     wide = width >= _WIDE
-    # Until probes measure it, there is nothing to show.
+    # Where no remote answers echo requests, there is nothing to show.
     lossy = any(_loss(each) is not None for each in circuits)
     header = ["CIRCUIT", ">ID", "STATE", ">FOR", ">FLAPS", ">TX", ">RX", ">RTT"]
     header += [">LOSS"] if lossy else []
@@ -218,9 +218,17 @@ def drops(circuit: Document) -> int:
 
 
 def _loss(circuit: Document) -> float | None:
-    """Return the loss of the worse direction, in percent; None: unknown."""
-    known = [each for each in (circuit.get("loss") or {}).values() if each is not None]
-    return max(known, default=None)
+    """Return the loss of the worse direction, in percent, or that of both; None: unknown."""
+    loss = circuit.get("loss") or {}
+    known = [loss[way] for way in ("tx_percent", "rx_percent") if loss.get(way) is not None]
+    return max(known, default=loss.get("round_trip_percent"))
+
+
+def _loss_by_direction(loss: Document) -> str:
+    both = f"round trips {_percent(loss.get('round_trip_percent'))}"
+    if loss["tx_percent"] is None and loss["rx_percent"] is None:
+        return f"{both}; the other end does not say which way"
+    return f"sent {_percent(loss['tx_percent'])}, received {_percent(loss['rx_percent'])}; {both}"
 
 
 def details(circuit: Document) -> list[str]:
@@ -266,11 +274,7 @@ def _facts(circuit: Document) -> Iterator[tuple[str, str]]:
             "; ".join(_rate(rates, *each) for each in (("tx", "sent"), ("rx", "received"))),
         )
     if _loss(circuit) is not None:
-        loss = circuit["loss"]
-        yield (
-            "loss",
-            f"sent {_percent(loss['tx_percent'])}, received {_percent(loss['rx_percent'])}",
-        )
+        yield "loss", _loss_by_direction(circuit["loss"])
     delay = circuit.get("delay_ms") or {}
     if delay.get("p50") is not None:
         yield (

@@ -38,6 +38,10 @@ def test_history_shows_when_the_circuit_was_up_and_what_it_carried(routers: TwoR
             lambda: [each for each in minutes() if each["tx_bps"] and each["answered"]], 20, "pings"
         )
         assert all(0 < each["p50_ms"] <= each["p99_ms"] for each in carried)
+        assert all(each["jitter_ms"] > 0 for each in carried)
+        eventually(
+            lambda: [each for each in minutes() if each["tx_loss_percent"] == 0], 20, "loss, none"
+        )
         b.stop()
         a.wait_for_state(NAME, "down", "connecting")
         eventually(lambda: minutes()[-1]["up_percent"] == 0, 20, "a minute without the remote")
@@ -45,7 +49,9 @@ def test_history_shows_when_the_circuit_was_up_and_what_it_carried(routers: TwoR
         lines = a.control("history", NAME, "--minutes", "2").stdout.splitlines()
         missing = a.control("history", "vela7", check=False)
 
-    assert lines[0].split() == ["MINUTE", "UP", "TX", "RX", "LOST", "P50", "P99"]
+    assert lines[0].split() == (
+        ["MINUTE", "UP", "TX", "RX", "LOST", "OUT", "BACK", "P50", "P99", "JITTER"]
+    )
     assert len(lines) == 3
     assert " 0%" in lines[-1]
     assert missing.returncode == 1

@@ -214,13 +214,18 @@ def test_each_expression_of_the_alert_rules_and_the_dashboard_has_its_metrics(
     expressions += [
         target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())
     ]
-    with ends(routers, asking(routers.b.ipv4) + METRICS, policy()) as both:
+    with ends(routers, asking(routers.b.ipv4, keepalive=1) + METRICS, policy()) as both:
         wait_until_up(both)
         both.a.wait_for(
-            lambda status: status["circuits"][0]["delay_ms"]["p50"] is not None, 20, "an echo"
+            lambda status: status["circuits"][0]["loss"]["tx_percent"] is not None, 30, "probes"
         )
         # Measured since a second before, at least.
         samples = eventually(partial(with_cpu_use, routers.a.namespace), 20, "a worker's CPU use")
+        measured: Any = both.a.circuit(NAME)
+    for direction in ("tx", "rx"):
+        lost = value(samples, "vela_circuit_loss_ratio", circuit=NAME, direction=direction)
+        assert lost == measured["loss"][f"{direction}_percent"] == 0
+    assert value(samples, "vela_circuit_round_trip_loss_ratio", circuit=NAME) == 0
     labels_of: dict[str, set[str]] = {}
     for name, labels in samples:
         labels_of.setdefault(name, set()).update(label for label, _ in labels)

@@ -44,17 +44,41 @@ class Path:
             crossed = crossed and self.crossing.crosses
 
 
-def test_first_answer_shows_that_frames_cross_and_the_next_request_follows_after_the_interval() -> (
-    None
-):
-    path = Path()
-
-    path.run(60)
-
+@pytest.mark.parametrize(
+    ("interval_s", "pace_s"),
+    [(0.1, 0.1), (1.0, 0.25), (4.0, 1.0), (5.0, 1.0), (3600.0, 1.0)],
+)
+@pytest.mark.parametrize("loss", [0.0, 0.3])
+def test_requests_go_on_at_one_pace_lost_or_not(
+    interval_s: float, pace_s: float, loss: float
+) -> None:
+    path = Path(interval_s)
+    path.run(0.05)
     assert path.crossing.crosses
     assert not path.crossing.blocked
-    assert path.asked[0] == BEGIN
-    assert 12 <= len(path.asked) <= 60 / 4.5 + 1
+    assert path.asked == [BEGIN]
+
+    path.loss = loss
+    path.run(600 * pace_s)
+
+    # Each up to a tenth early.
+    assert 600 <= len(path.asked) <= 600 / 0.9 + 10
+
+
+@pytest.mark.parametrize(("rarely", "least", "most"), [(False, 3600, 3610), (True, 120, 140)])
+def test_remote_that_may_never_answer_is_asked_rarely(rarely: bool, least: int, most: int) -> None:
+    path = Path()
+    path.crossing.start(5.0, path.now, crosses=False, rarely=rarely)
+    path.loss = 1.0
+    path.run(3600)
+    assert least <= len(path.asked) <= most
+
+    path.loss = 0.0
+    path.run(31)
+    assert path.crossing.crosses
+    begun = len(path.asked)
+    path.run(100)
+    assert 100 <= len(path.asked) - begun <= 112
 
 
 def test_requests_without_answers_are_repeated_soon_and_then_more_slowly() -> None:

@@ -63,7 +63,7 @@ try:
         source_address=None, local_mac=bytes(6), remote_mac=bytes(6), elision=0, frame_limit=1500,
         datagram_limit=1472, virtio_header=False, partial_checksums=False, nowait=True,
         segment=True, gro=True, coalesce_tcp=False, coalesce_udp=False,
-        clamp_datagram_limit=0, clamp_mss=0, fragmentation=0,
+        clamp_datagram_limit=0, clamp_mss=0, fragmentation=0, packet_too_big=False,
         dscp=0, carry_ecn=False, outer_ipv4=True,
         counters=memoryview(bytearray(4096)), key_page=map_key_page(create()),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -15,6 +16,7 @@ from vela.dataplane.frame import ECHO_REPLY
 from vela.errors import VelaError
 from vela.reasons import Cause
 from vela.signaling.messages import Capability
+from vela.signaling.session import Session
 from vela.signaling.signer import LocalKey
 from vela.supervisor.circuit import terms
 from vela.supervisor.config.records import (
@@ -25,6 +27,7 @@ from vela.supervisor.config.records import (
 )
 from vela.supervisor.control_socket import Reply
 from vela.supervisor.registry.pings import BURST, WAIT_S, Pings
+from vela.supervisor.status import LossStatus
 from vela.wire import DEFAULT_PORT
 
 ALLOWED = AutoconfigureConfig(networks=(ip_network("172.16.0.0/12"),))
@@ -204,6 +207,7 @@ def test_older_neighbour_is_up_by_control_messages_alone(
 
     assert ends.states() == [UP, UP]
     assert ends.ports() == [None, None]
+    assert [each.loss.round_trip_percent for each in ends.a.statuses()] == [None]
 
 
 def test_lost_echoes_take_no_circuit_down(ends: Ends) -> None:
@@ -214,6 +218,62 @@ def test_lost_echoes_take_no_circuit_down(ends: Ends) -> None:
     for _ in range(600):
         ends.net.run(1)
         assert [state for state, _ in ends.states()] == ["up", "up"]
+
+
+@pytest.mark.parametrize(
+    ("echo_loss", "answer_loss"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.1), (0.2, 0.1)]
+)
+def test_loss_is_told_apart_by_direction(ends: Ends, echo_loss: float, answer_loss: float) -> None:
+    """The loss is put into requests and answers of both ends; A asks four times a second.
+
+    The bounds are four standard deviations: of 1200 requests, of 0.2 at most.
+    """
+    ends.boot()
+    ends.net.run(5)
+    ends.net.echo_loss, ends.net.answer_loss = echo_loss, answer_loss
+    ends.net.run(310)
+
+    for machine in (ends.a, ends.b):
+        (circuit,) = machine.statuses()
+        loss = circuit.loss
+        bound = 100 * 4 * math.sqrt(0.2 * 0.8 / 1200) if echo_loss or answer_loss else 0.0
+        assert loss.tx_percent == pytest.approx(100 * echo_loss, abs=bound)
+        assert loss.rx_percent == pytest.approx(100 * answer_loss, abs=bound)
+        both = 1 - (1 - echo_loss) * (1 - answer_loss)
+        assert loss.round_trip_percent == pytest.approx(100 * both, abs=bound)
+        if not echo_loss:
+            assert loss.tx_percent is not None
+            assert loss.tx_percent < 0.3  # one request at each edge of the window
+        assert circuit.delay_ms.p50 == pytest.approx(1.0)
+
+
+def test_older_neighbour_that_does_not_say_what_reached_it_leaves_the_direction_open(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_before(*args: object, **named: object) -> Session:
+        return Session(*args, **{**named, "echoes_arrived": None})  # type: ignore[arg-type]
+
+    monkeypatch.setattr("vela.supervisor.circuit.circuit.Session", as_before)
+    ends.boot()
+    ends.net.run(5)
+    ends.net.echo_loss = 0.5
+    ends.net.run(60)
+
+    (circuit,) = ends.a.statuses()
+    assert (circuit.loss.tx_percent, circuit.loss.rx_percent) == (None, None)
+    assert circuit.loss.round_trip_percent == pytest.approx(50, abs=15)
+
+
+def test_loss_is_of_the_session_that_there_is(ends: Ends) -> None:
+    ends.boot()
+    ends.net.run(20)
+    (before,) = ends.a.statuses()
+    ends.b.crash()
+    ends.net.run(10)
+    (after,) = ends.a.statuses()
+
+    assert before.loss == LossStatus(0.0, 0.0, 0.0)
+    assert after.loss == LossStatus(None, None, None)
 
 
 def test_circuit_that_is_taken_down_or_removed_asks_no_more(ends: Ends) -> None:

@@ -19,6 +19,7 @@ from vela.supervisor.config.records import (
     PeerConfig,
     SourcePort,
 )
+from vela.supervisor.status import LossStatus
 
 REMOTE_MAC = bytes.fromhex("02005e100002")
 STATIC = CircuitConfig(
@@ -95,6 +96,48 @@ def test_static_circuit_follows_its_remote_and_stays_while_the_name_server_is_aw
     assert made.attached is not None
     assert made.attached[0].endpoint.address == ip_address("192.0.2.3")
     assert made.attachments == 2
+
+
+def test_static_circuit_asks_a_remote_that_answers_every_second_and_measures(
+    link: Network, tmp_path: Path
+) -> None:
+    machine = machine_with(link, tmp_path / "a", STATIC)
+    there = replace(STATIC, remote=Remote(str(ROUTER_A)))
+    other = Machine(link, ROUTER_B, tmp_path / "b", (there,))
+    other.boot()
+    link.run(40)
+    link.answer_loss = 0.2
+    link.run(300)
+
+    for each in (machine, other):
+        assert each.states() == {"vela0": ("unmonitored", "")}
+        (circuit,) = each.statuses()
+        # Nobody says what reached it. Four standard deviations of 300 requests.
+        assert (circuit.loss.tx_percent, circuit.loss.rx_percent) == (None, None)
+        assert circuit.loss.round_trip_percent == pytest.approx(20, abs=9.3)
+        assert circuit.delay_ms.p50 == pytest.approx(1.0)
+
+    # What no longer answers takes nothing down.
+    other.crash()
+    link.run(400)
+    assert machine.states() == {"vela0": ("unmonitored", "")}
+    assert machine.data_paths["vela0"].carrier
+    (circuit,) = machine.statuses()
+    assert circuit.loss.round_trip_percent == 100
+
+
+@pytest.mark.parametrize(("changes", "most"), [({}, 14), ({"encapsulation": Encapsulation.IP}, 0)])
+def test_static_circuit_whose_remote_never_answers_asks_rarely_and_says_nothing_of_loss(
+    link: Network, tmp_path: Path, changes: dict[str, object], most: int
+) -> None:
+    machine = machine_with(link, tmp_path, replace(STATIC, **changes))  # type: ignore[arg-type]
+    link.run(120)
+
+    assert machine.states() == {"vela0": ("unmonitored", "")}
+    assert min(most, 1) <= link.echoes <= most
+    (circuit,) = machine.statuses()
+    assert circuit.loss == LossStatus(None, None, None)
+    assert circuit.delay_ms.p50 is None
 
 
 def test_static_circuit_without_a_route_is_down_and_comes_back(

@@ -46,7 +46,7 @@ CIRCUIT: dict[str, Any] = {
     "cipher": None,
     "rtt_ms": None,
     "last_heard_seconds": None,
-    "loss": {"tx_percent": None, "rx_percent": None},
+    "loss": {"tx_percent": None, "rx_percent": None, "round_trip_percent": None},
     "delay_ms": {"p50": None, "p99": None, "jitter": None},
     "rates": {"tx_bps": 12345678, "rx_bps": 950, "tx_pps": 1029, "rx_pps": 0},
     "worker": {
@@ -238,7 +238,10 @@ def test_status_never_exceeds_80_columns(velad: Velad, count: int) -> None:
 
 
 def test_status_with_measured_loss_shows_that_of_the_worse_direction(velad: Velad) -> None:
-    lossy = {"loss": {"tx_percent": 1.04, "rx_percent": 0.2}, "rtt_ms": 12.345}
+    lossy = {
+        "loss": {"tx_percent": 1.04, "rx_percent": 0.2, "round_trip_percent": 1.24},
+        "rtt_ms": 12.345,
+    }
     velad.answer = STATUS | {"circuits": [CIRCUIT | lossy, CIRCUIT | {"name": "vela1"}]}
 
     _, out, _ = velad.control("status")
@@ -248,6 +251,74 @@ def test_status_with_measured_loss_shows_that_of_the_worse_direction(velad: Vela
         "vela0    1 unmonitored  1d     1 12M 950 12.3 1.0% 192.0.2.9",
         "vela1    1 unmonitored  1d     1 12M 950    -    - 192.0.2.9",
     ]
+
+
+@pytest.mark.parametrize(
+    ("loss", "in_table", "in_full"),
+    [
+        ((1.04, 0.2, 1.24), "1.0%", "sent 1.04 %, received 0.20 %; round trips 1.24 %"),
+        ((0.0, 0.0, 0.0), "0.0%", "sent 0.00 %, received 0.00 %; round trips 0.00 %"),
+        (
+            (None, None, 12.5),
+            "12.5%",
+            "round trips 12.50 %; the other end does not say which way",
+        ),
+        # All that left got lost, and of the way back nothing is known.
+        ((100.0, None, 100.0), "100.0%", "sent 100.00 %, received unknown; round trips 100.00 %"),
+        ((None, None, None), None, None),
+    ],
+)
+def test_loss_is_shown_as_far_as_it_is_known(
+    velad: Velad,
+    loss: tuple[float | None, ...],
+    in_table: str | None,
+    in_full: str | None,
+) -> None:
+    keys = ("tx_percent", "rx_percent", "round_trip_percent")
+    circuit = CIRCUIT | {"loss": dict(zip(keys, loss, strict=True))}
+    velad.answer = STATUS | {"circuits": [circuit]}
+
+    _, table, _ = velad.control("status")
+    _, full, _ = velad.control("status", CIRCUIT["name"])
+
+    assert (" LOSS " in table, f" {in_table} " in table) == (in_table is not None,) * 2
+    shown = [line.split(maxsplit=1)[1] for line in full.splitlines() if line.startswith("loss ")]
+    assert shown == ([] if in_full is None else [in_full])
+
+
+def test_history_shows_loss_by_direction_and_jitter(velad: Velad) -> None:
+    minute = {
+        "time": 1_000_000,
+        "up_percent": 100.0,
+        "tx_bps": 12_000_000,
+        "rx_bps": 950,
+        "asked": 60,
+        "answered": 51,
+        "tx_loss_percent": 10.0,
+        "rx_loss_percent": 5.56,
+        "p50_ms": 20.1,
+        "p99_ms": 24.9,
+        "jitter_ms": 3.3,
+    }
+    unknown = {"tx_loss_percent": None, "rx_loss_percent": None, "answered": 60}
+    idle = unknown | {"asked": 0, "answered": 0} | dict.fromkeys(("p50_ms", "p99_ms", "jitter_ms"))
+    # A velad from before an update says less.
+    older = {
+        key: each for key, each in minute.items() if key in {*minute} - {*unknown} | {"answered"}
+    }
+    velad.answer = {"minutes": [minute, minute | unknown, minute | idle, older]}
+
+    _, out, _ = velad.control("history", "vela0")
+
+    shown = [line.split()[2:] for line in out.splitlines()[1:]]
+    assert out.split()[4:10] == ["LOST", "OUT", "BACK", "P50", "P99", "JITTER"]
+    assert [each[3:] for each in shown] == [
+        ["15%", "10%", "5.56%", "20.1", "24.9", "3.30"],
+        ["0%", "-", "-", "20.1", "24.9", "3.30"],
+        ["-", "-", "-", "-", "-", "-"],
+        ["15%", "-", "-", "20.1", "24.9", "3.30"],
+    ]
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def named(*states: str) -> dict[str, Any]:

@@ -131,6 +131,13 @@ class ProbeAnswered:
 
 
 @dataclass(frozen=True, slots=True)
+class EchoesArrived:
+    """So many echo requests of this end have reached the remote's worker, from any moment on."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The session is over: close() was called, or the remote deleted the circuit."""
 
@@ -148,5 +155,6 @@ Event = (
     | Refused
     | ResolveWanted
     | ProbeAnswered
+    | EchoesArrived
     | Closed
 )

@@ -319,7 +319,9 @@ class Link:
             self._first_confirm = replace(blank, noise_1=noise_1)
         return replace(self._first_confirm, counter=confirm.counter)
 
-    def keepalive(self, local: Description, now: float, *, up: bool) -> Keepalive:
+    def keepalive(
+        self, local: Description, now: float, *, up: bool, arrived: int | None = None
+    ) -> Keepalive:
         echo = None
         if self._clock is not None:
             echo = (self._clock + _microseconds(now - self._clock_at)) & _U64_MASK
@@ -334,6 +336,7 @@ class Link:
             said.noise_1,
             said.noise_2,
             said.generation,
+            arrived,
         )
 
     @property

@@ -113,6 +113,7 @@ class Tlv(Enum):
     MTU_IN_PIECES = 31, Kind.U32, MIN_TAP_MTU, MAX_TAP_MTU
     RATE = 32, Kind.U32, MIN_RATE // STEP, MAX_RATE // STEP
     FROM_LISTENING = 33, Kind.FLAG
+    ARRIVED = 34, Kind.U64
 
     def __init__(
         self,
@@ -438,6 +439,8 @@ class Keepalive(Message):
     """Of the responder: answers the last message 1."""
     generation: Annotated[int | None, Tlv.GENERATION, OPTIONAL] = None
     """Of keys: the one that the sender can receive, or that a responder asks for."""
+    arrived: Annotated[int | None, Tlv.ARRIVED, OPTIONAL] = None
+    """Echo requests of the circuit that have reached the sender's worker, from any moment on."""
 
 
 @_message(MessageType.REJECT)

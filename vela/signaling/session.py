@@ -40,6 +40,7 @@ Events, in the order in which they happen:
     OfferChanged(requested)  the remote that set this circuit up wants other settings, and the
                           policy allows them: replace this session as above, or reject
     ProbeAnswered(size)
+    EchoesArrived(number) with each KEEPALIVE of a remote that counts them
     Closed(by_remote)     the session is over, and its last datagrams are still to be sent.
                           by_remote: the remote deleted the circuit; delete it here too if the
                           remote set it up. start() begins again
@@ -167,6 +168,7 @@ class Session:
         machine: bytes | None = None,
         maker: bytes | None = None,
         frame_keys: FrameKeys | None = None,
+        echoes_arrived: Callable[[], int] | None = None,
     ) -> None:
         """Prepare a circuit of the configuration, or with a policy one that the remote set up.
 
@@ -177,6 +179,8 @@ class Session:
         sets the circuit up. maker: with a policy, which machine set it up, by
         identity.maker_of; None: not known. Nonces come from randomness: in production it is a
         random.SystemRandom. frame_keys: of an encrypted circuit; None: it is not encrypted.
+        echoes_arrived: how many echo requests have reached this end's worker, modulo 2**64; None:
+        the remote is not told.
         """
         self.circuit_id = circuit_id
         self.ignored = 0
@@ -199,6 +203,7 @@ class Session:
         self._cipher = None if frame_keys is None else SessionCipher(frame_keys)
         # Of a CONFIRM that is about to begin a session.
         self._answered: Encryption | None = None
+        self._echoes_arrived = echoes_arrived
         self._cookies = cookies
         self._randomness = randomness
         self._keepalive_jitter = Jitter(randomness, shorter=KEEPALIVE_JITTER)
@@ -894,6 +899,8 @@ class Session:
         rtt_s = link.take_keepalive(message, now)
         self.rtt_s = self.rtt_s if rtt_s is None else rtt_s
         self._settle()
+        if message.arrived is not None:
+            self._events.append(events.EchoesArrived(message.arrived))
         link.heard_back = link.heard_back or message.heard >= link.proof
         if not self._go_up(now) and not message.up and not link.remote_was_up:
             self._send_keepalive(now)
@@ -944,7 +951,8 @@ class Session:
         if link.keys_lost or (link.encryption is not None and link.encryption.silent):
             self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
             return
-        self._send(link.keepalive(self._local, now, up=up), link)
+        arrived = None if self._echoes_arrived is None else self._echoes_arrived()
+        self._send(link.keepalive(self._local, now, up=up, arrived=arrived), link)
         rests = up and not link.unheard
         delay_s = self._keepalive_jitter.apply(link.keepalive_s) if rests else LINKED_REPEAT_S
         self._due[Input.SEND_DUE] = now + delay_s
