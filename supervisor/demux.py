@@ -130,6 +130,7 @@ class Demux:
     ) -> None:
         """is_apart: see underlay. inheritance: what another velad has left, to go on with."""
         self._inheritance = inheritance or Inheritance()
+        self._frozen = False
         self._loop = loop
         self._groups = tuple(groups)
         self._is_apart = is_apart
@@ -180,6 +181,7 @@ class Demux:
 
     def freeze(self) -> None:
         """Receive nothing until thaw(): another velad does. Steering stays as it is."""
+        self._frozen = True
         self._loop.unwatch(self._monitor.fileno())
         if self._steering is not None:
             self._steering.cancel()
@@ -188,6 +190,7 @@ class Demux:
                 self._loop.unwatch(control_socket.fileno())
 
     def thaw(self) -> None:
+        self._frozen = False
         self._steering = None
         self._steer_soon()
         self._loop.watch(self._monitor.fileno(), self._on_route_changes)
@@ -408,7 +411,7 @@ class Demux:
 
     def _steer_soon(self) -> None:
         # One program for all that changes in a burst; meanwhile dispatch() delivers.
-        if self._steering is None:
+        if self._steering is None and not self._frozen:
             self._steering = self._steerings.add(self._steer)
 
     def _steer(self) -> None:

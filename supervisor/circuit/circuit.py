@@ -360,6 +360,7 @@ class Circuit:
         """Do nothing until thaw() but carry frames: another velad is about to take over."""
         self._frozen = self._remote.paused = True
         self._remotes.freeze()
+        self._ports.stop()
         self._prober.stop()
         self._frames.stop()
         if self._signaling is not None:
@@ -703,6 +704,8 @@ class Circuit:
 
     def apply_terms(self) -> None:
         """Tell the remote what this end offers now, and carry frames by it."""
+        if self._frozen:
+            return
         try:
             in_use = self._path if self._signaling is None else self._path_in_use() or self._path
             if self._signaling is not None and in_use is not None:

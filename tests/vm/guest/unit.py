@@ -191,23 +191,6 @@ def test_restart_keeps_interfaces_and_what_is_on_them(remote: Velad, record_prop
     _run("ip", "address", "delete", "10.77.0.1/24", "dev", "vela0")
 
 
-def test_velad_that_replaces_the_unit_is_its_main_process_then(
-    remote: Velad, record_property: Note
-) -> None:
-    before, pid = {name: _index(name) for name in BRIDGES}, _show("MainPID")
-
-    # As somebody at a shell does: in another control group.
-    _run("systemd-run", "--unit=by-hand", "/opt/vela/bin/velad", "--replace")
-    eventually(lambda: _show("MainPID") not in (pid, "0"), 30, "another main process")
-
-    eventually(lambda: set(_states().values()) == {"up"}, 30, "all circuits to be up")
-    assert _show("ActiveState") == "active"
-    assert {name: _index(name) for name in BRIDGES} == before
-    _run("systemctl", "restart", UNIT)
-    eventually(lambda: set(_states().values()) == {"up"}, 30, "all circuits to be up")
-    assert {name: _index(name) for name in BRIDGES} == before
-
-
 def test_supervisor_that_is_killed_under_a_ping_is_started_again(
     remote: Velad, record_property: Note
 ) -> None:
