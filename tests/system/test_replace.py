@@ -544,7 +544,7 @@ def test_circuit_that_a_standby_remote_carries_stays_there(routers: TwoRouters) 
     with ends(routers, config, policy(interfaces="vela*")) as both:
         both.a.wait_for_state("vela0", "up", timeout_s=30.0)
         before = both.a.circuit("vela0")
-        flaps = both.b.circuit("vela0")["transitions"]
+        flaps = both.b.wait_for_state("vela0", "up")["transitions"]
 
         both.a.replace()
 
