@@ -325,7 +325,7 @@ def test_no_worker_starts_before_the_former_one_has_ended(
             # The new one answers, and has no worker: the former one's carry frames.
             both.a.wait_for(lambda status: status["pid"] != former.pid, 20.0, "the new velad")
             # For longer than echo requests may stay unanswered.
-            pings.await_answers(600)
+            pings.await_answers(400)
             assert [both.a.circuit(each)["worker"]["pid"] for each in NAMES] == [None] * 3
             assert [both.a.circuit(each)["state"] for each in NAMES] == ["up"] * 3
             for worker in workers:
