@@ -193,10 +193,14 @@ class Velad(Resource):
             raise self._error(f"does not answer: {err}") from err
 
     def _ask_status(self) -> dict[str, Any]:
+        return self.ask({"command": "status"})
+
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a command. Raises OSError or ValueError."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
             asking.settimeout(VELACTL_TIMEOUT_S)
             asking.connect(str(self.control_socket))
-            asking.sendall(b'{"command": "status"}\n')
+            asking.sendall(json.dumps(command).encode() + b"\n")
             with asking.makefile() as answers:
                 answer: dict[str, Any] = json.loads(answers.readline())
         return answer

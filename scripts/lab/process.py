@@ -77,3 +77,10 @@ def session_members(session: int) -> list[int]:
                 if os.getsid(int(entry.name)) == session:
                     found.append(int(entry.name))
     return found
+
+
+def resident_kb(pid: int) -> int:
+    """Return how much of a process is in memory, in kB. Raises OSError if there is none."""
+    text = Path("/proc", str(pid), "status").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1])

@@ -26,8 +26,9 @@ FALLBACK_S = 3.0
 # For the other end to be told that it may seal answers.
 KEYS_S = 0.05
 
-# Before a static circuit asks: nothing waits for the answer.
-STATIC_S = 1.0
+# Before a static circuit asks: nothing waits for the answer, and a remote that is stopped or an
+# older one is left alone at first.
+STATIC_S = 10.0
 
 
 class Watched(Protocol):

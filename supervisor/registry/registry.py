@@ -89,6 +89,8 @@ class Registry:
         self._chosen_ids: dict[str, tuple[int, ...]] = {}
         self._leaving: dict[str, Circuit] = {}
         """Those that were removed, and whose interfaces wait for hooks."""
+        self.removed = 0
+        """How many circuits, so far."""
         self._hooks = HookRunner(loop)
         self._on_change: ChangeHandler | None = None
         self._pending = PendingCircuits(loop, self._port, self._create_pending)
@@ -626,6 +628,7 @@ class Registry:
 
     def remove(self, circuit: Circuit, reason: CloseReason | None) -> None:
         """Remove a circuit. Its remote is told the reason, unless that is None."""
+        self.removed += 1
         del self._circuits[circuit.name]
         self._chosen_ids.pop(circuit.name, None)
         self._leaving[circuit.name] = circuit

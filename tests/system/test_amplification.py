@@ -21,6 +21,7 @@ from lab.daemon import Velad
 from lab.datagrams import VELA_PORT, udp_socket
 from lab.flood import Flood
 from lab.load import kernel_counts, ping
+from lab.process import resident_kb
 from lab.topology import TwoRouters
 from lab.waiting import eventually
 from vela.signaling.limiter import TOTAL_BURST, TOTAL_RATE
@@ -156,13 +157,6 @@ def test_unauthenticated_source_gets_no_more_bytes_than_it_sent_for_each_message
     assert circuits == 1
     assert circuit["state"] == "up"
     assert "state=down" not in log
-
-
-def resident_kb(pid: int) -> int:
-    for line in Path("/proc", str(pid), "status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    raise AssertionError("no VmRSS")
 
 
 def test_flood_of_requests_from_forged_sources_leaves_memory_flat_and_circuits_undisturbed(

@@ -6,6 +6,7 @@ Little is copied in each case unless more is asked for: the whole gigabyte by
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -133,6 +134,7 @@ def copy_over_a_bad_underlay(
         ) as circuit,
     ):
         a, b = underlay.routers.a.namespace, underlay.routers.b.namespace
+        began = time.monotonic()
         before = ways(underlay, circuit)
 
         for address in addresses[1]:
@@ -145,7 +147,9 @@ def copy_over_a_bad_underlay(
         )
         for way in (there, back):
             # Each frame was one datagram, and all that is missing, or too much, is the underlay's.
-            assert way.sent - way.hits.spilled <= way.hits.datagrams <= way.sent
+            # Both ends may ask once a second, and are answered.
+            echoes = 2 * (time.monotonic() - began)
+            assert way.sent - way.hits.spilled <= way.hits.datagrams <= way.sent + echoes
             missing = way.hits.dropped + way.hits.spilled
             assert way.received == way.sent - missing + way.hits.duplicated
             assert way.hits.dropped == pytest.approx(way.sent / every.drop, abs=1)
@@ -201,7 +205,8 @@ def test_file_copied_while_the_route_becomes_narrower_arrives_whole_in_fragments
         # The other half, in segments of 1419 bytes at most, of which few are much smaller; but
         # velad looks at the route each minute, and a long copy then goes on without fragments.
         fragmented = circuit.a.counters["tx_fragmented"]
-        assert fragmented > 0.9 * min(copy_bytes, 20_000_000) / 2 / 1419
+        # A part of it has crossed when the route is narrower.
+        assert fragmented > 0.6 * min(copy_bytes, 20_000_000) / 2 / 1419
         assert circuit.a.counters["tx_errors"] == 0
         # Each of them crossed in two pieces, as did a few that went alone before the first refusal.
         pieces = there.hits.datagrams - there.sent
