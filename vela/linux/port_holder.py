@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vela.address import IPAddress
 from vela.linux.usage import Program, program_with_port
 
 DEFAULT_CONFIG = Path("/etc/vela.toml")
 
 
-def port_holder(port: int) -> str:
-    """Return who has it: "velad, pid 4711, with /etc/vela.toml". Empty: nobody, or it is hidden."""
-    found = program_with_port(port)
+def port_holder(port: int, address: IPAddress) -> str:
+    """Return who has it: "velad, pid 4711, with /etc/vela.toml".
+
+    address: of this machine; the unspecified one stands for all. Empty: nobody, or it is hidden.
+    """
+    found = program_with_port(port, address)
     if found is None:
         return ""
     if not any(Path(word).name == "velad" for word in found.command[:2]):

@@ -319,8 +319,9 @@ class ReceiveGroup:
                 opened.bind((str(self.address), self.port))
             except OSError as err:
                 why = os.strerror(err.errno or 0)
-                holder = port_holder(self.port) if err.errno == errno.EADDRINUSE else ""
-                if holder:
+                if err.errno == errno.EADDRINUSE and (
+                    holder := port_holder(self.port, self.address)
+                ):
                     why += f": {holder}"
                 if err.errno == errno.EAFNOSUPPORT and self.address.version == 6:
                     why = 'this kernel has no IPv6; daemon.listen = ["0.0.0.0"] would be right'

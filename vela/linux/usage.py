@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import resource
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import psutil
+
+from vela.address import IPAddress
 
 # Asked more often, it gives the result of before: the kernel counts CPU time in steps of 10 ms.
 LEAST_PERIOD_S = 1.0
@@ -35,15 +38,21 @@ class Program:
     """That relative paths begin at."""
 
 
-def program_with_port(port: int) -> Program | None:
-    """Return who has a UDP port in this network namespace; None: nobody, or it is hidden.
+def program_with_port(port: int, address: IPAddress) -> Program | None:
+    """Return which other process has a UDP port of an address in this network namespace.
 
-    Of processes that share it, the one that the others come from.
+    Of processes that share it, the one that the others come from. None: nobody, or it is hidden.
     """
     try:
-        connections = psutil.net_connections("udp")
-        pids = {each.pid for each in connections if each.laddr and each.laddr.port == port}
-        for pid in sorted(each for each in pids if each is not None):
+        pids = {
+            each.pid
+            for each in psutil.net_connections("udp")
+            if each.laddr
+            and each.laddr.port == port
+            and _overlap(ip_address(each.laddr.ip.partition("%")[0]), address)
+        }
+        # This process may have the port of other addresses, or of this one in another group.
+        for pid in sorted(each for each in pids if each not in (None, os.getpid())):
             process = psutil.Process(pid)
             command = process.cmdline()
             while (parent := process.parent()) is not None and parent.cmdline() == command:
@@ -52,6 +61,14 @@ def program_with_port(port: int) -> Program | None:
     except (psutil.Error, OSError):
         return None
     return None
+
+
+def _overlap(bound: IPAddress, wanted: IPAddress) -> bool:
+    """Whether a socket bound to one address may receive what is sent to the other."""
+    if bound.version == wanted.version:
+        return bound == wanted or bound.is_unspecified or wanted.is_unspecified
+    # An unspecified IPv6 address takes in IPv4, unless its socket is for IPv6 only: not shown.
+    return (bound if bound.version == 6 else wanted).is_unspecified
 
 
 def own_process() -> ProcessFacts | None:
