@@ -106,6 +106,8 @@ class CounterStatus:
     """SYNs whose MSS was lowered, in both directions."""
     tx_too_big_sent: int
     """ICMP messages to senders of what was too large for a datagram."""
+    tx_marked: int
+    """Frames marked as congested, so that a queue that stands becomes shorter."""
     tx_errors: int
     tx_dropped: Mapping[str, int]
     rx_dropped: Mapping[str, int]
@@ -113,7 +115,7 @@ class CounterStatus:
     @classmethod
     def zero(cls) -> CounterStatus:
         no_tx, no_rx = dict.fromkeys(TX_DROPPED, 0), dict.fromkeys(RX_DROPPED, 0)
-        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, tx_dropped=no_tx, rx_dropped=no_rx)
+        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, tx_dropped=no_tx, rx_dropped=no_rx)
 
     @classmethod
     def of(cls, counters: Counters) -> CounterStatus:
@@ -130,6 +132,7 @@ class CounterStatus:
             rx_joined=total(Slot.RX_JOINED),
             mss_clamped=total(Slot.TX_MSS_CLAMPED, Slot.RX_MSS_CLAMPED),
             tx_too_big_sent=total(Slot.TX_TOO_BIG_SENT),
+            tx_marked=total(Slot.TX_MARKED),
             tx_errors=total(Slot.TX_ERRORS),
             tx_dropped={reason: total(slot) for reason, slot in TX_DROPPED.items()},
             rx_dropped={reason: total(slot) for reason, slot in RX_DROPPED.items()},

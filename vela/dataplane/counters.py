@@ -32,6 +32,8 @@ class Slot(IntEnum):
     TX_PIECED = 9  # frames that left in pieces
     TX_TOO_LARGE = 10  # frames that are not to be fragmented
     TX_TOO_BIG_SENT = 11  # ICMP messages to senders of what is too large for a datagram
+    TX_BACKLOG = 12  # frames lost so that a queue that stands becomes shorter
+    TX_MARKED = 13  # frames marked for that
     # The ingress thread's.
     RX_FRAMES = 16
     RX_BYTES = 17  # of frames, as the TAP got them
@@ -81,6 +83,7 @@ TX_DROPPED = {
     "not_ip": Slot.TX_NOT_IP,
     "no_key": Slot.TX_NO_KEY,
     "too_large": Slot.TX_TOO_LARGE,
+    "backlog": Slot.TX_BACKLOG,
 }
 
 

@@ -9,6 +9,7 @@
 #include <sys/uio.h>
 #include <time.h>
 
+#include "backlog.h"
 #include "cipher.h"
 #include "ecn.h"
 #include "frame.h"
@@ -59,6 +60,7 @@ struct egress {
 	bool partial_checksums; /* the remote completes inner checksums; docs/protocol.md, 3.5 */
 	bool nowait;  /* the TAP's descriptor blocks, and RWF_NOWAIT works on it; else it does not block */
 	bool segment; /* UDP_SEGMENT works */
+	struct backlog backlog; /* of what the TAP has to give */
 	struct mss_clamp mss_clamp;
 	enum fragmentation fragmentation;
 	bool packet_too_big;   /* senders hear of packets that are too large for a datagram */
