@@ -185,6 +185,7 @@ def test_queue_that_ran_empty_in_between_loses_nothing(engine: str, stack: ExitS
 def test_frame_after_a_full_batch_and_a_pause_is_not_lost(name: str, stack: ExitStack) -> None:
     """A batch that ends with the last frame there is has not seen that it was the last."""
     circuit = Circuit(stack, name)
+    circuit.tap.setblocking(True)
     stop = bytearray(1)
     worker = threading.Thread(target=circuit.plane.egress_until, args=(memoryview(stop),))
     for mark in range(BATCH):
