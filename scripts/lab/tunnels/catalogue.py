@@ -13,6 +13,7 @@ from lab.tunnels.tunnel import Tunnel
 from lab.tunnels.vela import vela
 
 VXLAN = "kernel vxlan"
+NATIVE, NATIVE_APART = "vela native", "vela apart"
 FASTD = "fastd null"
 ENGINES = ("native", "python")
 ENCRYPTED = "vela encrypted"
@@ -22,6 +23,7 @@ OPENVPN_ENCRYPTED = "openvpn AES-256-GCM"
 TUNNELS: dict[str, Tunnel] = {
     "no tunnel": direct,
     **{f"vela {engine}": vela(engine) for engine in ENGINES},
+    NATIVE_APART: vela("native", apart=True),
     VXLAN: vxlan,
     "kernel gretap": gretap,
     FASTD: fastd,
@@ -34,7 +36,6 @@ TUNNELS: dict[str, Tunnel] = {
 }
 """By the names that tables show, in their order."""
 
-NATIVE = "vela native"
 FEATURES = ("rwf_nowait", "tso", "udp_gro", "udp_segment", "uso")
 LACKING: dict[str, Tunnel] = {
     NATIVE: TUNNELS[NATIVE],
