@@ -29,6 +29,7 @@ from vela.signaling.messages import (
     RejectCode,
     Request,
 )
+from vela.signaling.nonces import Nonces
 from vela.signaling.signer import Key, SessionContext, Signer
 
 # A REQUEST and a CONFIRM have at least this size, so that every answer fits: bytes.
@@ -380,6 +381,15 @@ class Link:
         """Return the first fields of the next message: circuit id, both nonces, counter."""
         self.sent += 1
         return self.circuit_id, self.local_nonce, self.remote_nonce, self.sent
+
+
+def open_link(
+    circuit_id: int, nonces: Nonces, endpoint: Endpoint, local_address: IPAddress | None
+) -> Link:
+    """Return what asks for a session, with a fresh nonce."""
+    link = Link(circuit_id, nonces.draw(), 0, endpoint, local_address)
+    nonces.hold(link.local_nonce, link)
+    return link
 
 
 def own_endpoint(local_address: IPAddress | None, port: int) -> Endpoint | None:

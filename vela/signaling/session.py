@@ -55,7 +55,6 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from vela.address import Endpoint, IPAddress
 from vela.backoff import Jitter
@@ -86,19 +85,17 @@ from vela.signaling.encryption import (
     SessionWanted,
 )
 from vela.signaling.events import CircuitRequested, Datagram, Event
-from vela.signaling.frame_keys import FrameKeys, KeysUnavailable
+from vela.signaling.frame_keys import FrameKeys
 from vela.signaling.inputs import HANDSHAKE_TYPES, AnyInput, Input, Received, State, classify
 from vela.signaling.limiter import TokenBucket
-from vela.signaling.link import Link, offer_session_keys, own_endpoint
+from vela.signaling.link import Link, open_link
+from vela.signaling.local_end import LocalEnd
 from vela.signaling.messages import (
     SESSION_TYPES,
-    Acknowledge,
-    CipherOffer,
     Close,
     CloseReason,
     Confirm,
     Description,
-    Header,
     Keepalive,
     Message,
     MessageType,
@@ -108,21 +105,12 @@ from vela.signaling.messages import (
     Reject,
     RejectCode,
     Request,
-    type_of,
 )
-from vela.signaling.outbox import Outbox
 from vela.signaling.policy import Policy
-from vela.signaling.renewal import (
-    LOST_REPEAT_S,
-    LOST_TRIES,
-    PATIENT,
-    SEAMLESS,
-    Purpose,
-    Renewal,
-    hint_bucket,
-)
+from vela.signaling.renewal import SEAMLESS, Purpose
+from vela.signaling.renewer import Renewer
 from vela.signaling.session_cipher import SessionCipher, awaits_handshake, finish_handshake
-from vela.signaling.signer import Key, PackedContext, Signer
+from vela.signaling.signer import Key, PackedContext
 
 # The keys of a session that another one follows, after this end has changed to that one's.
 KEEP_PREDECESSOR_S = 10.0
@@ -145,9 +133,9 @@ RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
 ANSWER_RATE, ANSWER_BURST = 300.0, 300.0
 
 
-UNKNOWN_SESSION, WRONG_PORT = "session", "port"
-"""The reason words of RemoteProtocolError: a message of another session than the circuit has;
-without a key, one from another UDP port than the remote's."""
+WRONG_PORT = "port"
+"""The reason word of RemoteProtocolError: without a key, a message from another UDP port than the
+remote's."""
 
 
 class Session:
@@ -188,19 +176,22 @@ class Session:
         self.rtt_s: float | None = None
         self.last_heard_at: float | None = None
         self._admission = Admission(policy, maker)
-        self._machine = machine
         # Whether the remote's port is translated on the way; None: there was no session yet.
         self._translated: bool | None = None
         # The owner was told Up, and not Down since.
         self._told_up = False
-        self._local = local
-        self._passive = policy is not None
-        self._offer = Offer() if offer is None else offer
+        self._cipher = None if frame_keys is None else SessionCipher(frame_keys)
+        self._local = LocalEnd(
+            local,
+            Offer() if offer is None else offer,
+            passive=policy is not None,
+            machine=machine,
+            key=key,
+            cipher=self._cipher,
+        )
         self._candidates = Candidates()
         if remote is not None:
             self._candidates.replace(Candidate(remote, local_address))
-        self._key = key
-        self._cipher = None if frame_keys is None else SessionCipher(frame_keys)
         # Of a CONFIRM that is about to begin a session.
         self._answered: Encryption | None = None
         self._echoes_arrived = echoes_arrived
@@ -210,17 +201,15 @@ class Session:
         self._attempt = Attempt(randomness)
         self._state = State.IDLE
         self._link: Link | None = None
-        self._renewal: Renewal | None = None
         # A part of every cookie: with each new session, those issued before are void.
         self._binding = randomness.getrandbits(64)
         self._answers = TokenBucket(ANSWER_RATE, ANSWER_BURST)
-        self._hints = hint_bucket()
         self._due: dict[Input, float] = {}
+        self._renewer = Renewer(self._local, cookies.nonces, self._due, randomness)
         self._close_reason = CloseReason.STOPPING
         # Why it is suspended, and how the remote described itself then.
         self._obstacle, self._obstacle_code = "", RejectCode.FAILED
         self._suspended_for: Description | None = None
-        self._outbox = Outbox()
         self._events: deque[Event] = deque()
 
     @property
@@ -317,9 +306,9 @@ class Session:
         if self._cipher is not None:
             link.keys_lost = True
             self._cipher.phase = former.phase
-        elif former.context is not None and self._key is not None:
+        elif former.context is not None and self._local.key is not None:
             context = PackedContext(bytes.fromhex(former.context))
-            link.signer = self._key.derive(context, initiator=former.initiator)
+            link.signer = self._local.key.derive(context, initiator=former.initiator)
             link.derived = context.packed, former.initiator
         self._admission.start(now)
         self._link = link
@@ -329,11 +318,11 @@ class Session:
         self.last_heard_at, self.rtt_s = former.heard_at, former.rtt_s
         self._settle()
         self._translated = former.translated
-        self._end_renewal(now)
+        self._renewer.end(link, now)
         self._due[Input.SEND_DUE] = now
         self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
         if self._cipher is not None:
-            self._seek_beside(Purpose.KEYS, now)
+            self._renewer.seek(Purpose.KEYS, link, now)
 
     def close(self, reason: CloseReason, now: float) -> None:
         """Say goodbye. Closed follows within 1 s; nobody has to wait for it."""
@@ -350,13 +339,13 @@ class Session:
         self._obstacle, self._obstacle_code = obstacle, code
         if self._state is State.SUSPENDED:
             return
-        self._outbox.clear()
+        self._local.outbox.clear()
         self._events.clear()
         self._told_up = False
         link = self._link
         self._suspended_for = None if link is None else link.remote_description
         if link is not None and link.remote_nonce:
-            self._send(link.close(CloseReason.STOPPING), link)
+            self._local.send(link.close(CloseReason.STOPPING), link)
         self._drop_link()
         self._state = State.SUSPENDED
 
@@ -372,9 +361,9 @@ class Session:
 
     def set_local(self, local: Description, now: float) -> None:
         """Say what changed at this end, such as the MTU; the remote is told at once."""
-        if local == self._local:
+        if local == self._local.description:
             return
-        self._local = local
+        self._local.description = local
         if self._state in (State.LINKED, State.UP):
             self._settle()
             self._send_keepalive(now)
@@ -398,9 +387,9 @@ class Session:
 
         Not for a circuit that the remote set up.
         """
-        if offer == self._offer:
+        if offer == self._local.offer:
             return
-        self._offer = offer
+        self._local.offer = offer
         self._ask_anew(now)
 
     def set_key(self, key: Key | None, now: float) -> bool:
@@ -411,17 +400,18 @@ class Session:
         links = (self._link,) if self._state in (State.LINKED, State.UP) else ()
         if key is None or any(link is None or link.signer is None for link in links):
             return False
-        self._key = key
+        self._local.key = key
         self._ask_anew(now)
         return True
 
     def _ask_anew(self, now: float) -> None:
         """Let what this end asks for, or by which key, be another one from now on."""
         if self._state in (State.LINKED, State.UP):
-            self._drop_renewal()
-            self._the_link().outdated = True
-            self._attempt.end_renewals()
-            self._seek_beside(Purpose.CHANGED, now)
+            link = self._the_link()
+            link.outdated = True
+            self._renewer.drop()
+            self._renewer.settle()
+            self._renewer.seek(Purpose.CHANGED, link, now)
         elif self._state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
             self._attempt.refused = False
             self._begin(Received(now))
@@ -435,7 +425,7 @@ class Session:
         link = self._link
         if link is None or self._state is not State.UP:
             return False
-        self._send(link.probe(size), link, dont_fragment=True)
+        self._local.send(link.probe(size), link, dont_fragment=True)
         return True
 
     # Keys of frames. Each call is for the encryption that there is; others change nothing.
@@ -489,7 +479,7 @@ class Session:
         """
         header = read_header(data)
         try:
-            message = decode(data, self._signer_of(header))
+            message = decode(data, self._local.verifier(header, self._links()))
         except RemoteProtocolError as err:
             # The tag of a session would say nothing of the key.
             if err.reason == WRONG_TAG and header.type not in SESSION_TYPES:
@@ -498,7 +488,7 @@ class Session:
         if message.circuit_id != self.circuit_id:
             raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
         self._cookies.nonces.reject_reflected(message)
-        if self._key is None and not self._may_come_from(source, header.type):
+        if self._local.key is None and not self._may_come_from(source, header.type):
             raise RemoteProtocolError(WRONG_PORT, f"from port {source.port}")
         if isinstance(message, Keepalive) and not self._finish_handshake(message, data, now):
             return
@@ -515,13 +505,15 @@ class Session:
     ) -> None:
         """Take a message whose tag is right. said: codec.transcript() of a CONFIRM."""
         received = Received(now, message, source, local_address, said)
-        found = classify(received, self._state, self._link, self._renewal, self._has_valid_cookie)
+        found = classify(
+            received, self._state, self._link, self._renewer.renewal, self._has_valid_cookie
+        )
         if found is None:
             self.ignored += 1
             return
         link = self._link
-        if found is Input.RENEWED and self._renewal is not None:
-            link = self._renewal.link
+        if found is Input.RENEWED:
+            link = self._renewer.link
         if link is not None and found not in HANDSHAKE_TYPES | {Input.RENEWAL_REFUSED}:
             link.hear(message.counter)
             self.last_heard_at = now
@@ -540,7 +532,7 @@ class Session:
 
     def datagrams_to_send(self) -> list[Datagram]:
         """Hand over what is to be sent; each is handed over once."""
-        return self._outbox.take_all()
+        return self._local.outbox.take_all()
 
     def next_event(self) -> Event | None:
         """Hand over the oldest event."""
@@ -577,16 +569,6 @@ class Session:
             return True
         return self._translated is not False and self._state not in (State.LINKED, State.UP)
 
-    def _signer_of(self, header: Header) -> Signer | None:
-        """Return what verifies a message with this header."""
-        if header.type not in SESSION_TYPES or (self._key is None and self._cipher is None):
-            return self._key
-        for link in self._links():
-            if link.has(header) and not link.keys_lost:
-                return link.signer or self._key
-        # No tag has to be computed for it.
-        raise RemoteProtocolError(UNKNOWN_SESSION, "of a session that is not this one")
-
     def _ignore(self, received: Received) -> None:
         pass
 
@@ -621,7 +603,12 @@ class Session:
             return
         candidate = candidates.next()
         if self._link is None:
-            self._link = self._new_link(candidate.endpoint, candidate.local_address)
+            self._link = open_link(
+                self.circuit_id,
+                self._cookies.nonces,
+                candidate.endpoint,
+                candidate.local_address,
+            )
         link = self._link
         link.endpoint, link.local_address = candidate.endpoint, candidate.local_address
         delay_s = attempt.count_request(received.now, ends_round=candidates.round_is_over)
@@ -631,26 +618,14 @@ class Session:
             self._events.append(events.Unanswered(reason))
         if attempt.wants_lookup:
             self._events.append(events.ResolveWanted())
-        self._send_request_of(link)
-
-    def _send_request_of(self, link: Link) -> None:
-        # Those of an encrypted session come from its handshake.
-        has_key = self._key is not None and self._cipher is None
-        request = link.request(
-            self._local,
-            self._offer,
-            self._passive,
-            session_keys=has_key,
-            ciphers=self._ciphers,
-        )
-        self._send(request, link)
+        self._local.send(self._local.request(link), link)
 
     def _take_acknowledge(self, received: Received) -> None:
         link = self._the_link()
         answers = self._candidates.at(received.source)
         if answers is not None:  # it may have been asked before others
             link.endpoint, link.local_address = answers.endpoint, answers.local_address
-        if not self._acknowledged(link, received):
+        if not self._local.take_acknowledge(link, received):
             # The next REQUEST has another nonce, and perhaps a key holder to go on with.
             self._link = None
             return
@@ -659,38 +634,9 @@ class Session:
         self._attempt.begin_confirming()
         self._send_confirm(received)
 
-    def _acknowledged(self, link: Link, received: Received) -> bool:
-        """Take an ACKNOWLEDGE. False: the circuit is encrypted, and no keys can be had."""
-        link.acknowledge(
-            received.message_of(Acknowledge),
-            received.source,
-            received.local_address,
-            self._local,
-            self._key,
-        )
-        if self._cipher is None:
-            return True
-        try:
-            self._cipher.initiate(link)
-            self._build_confirm(link, received.now)
-        except KeysUnavailable:
-            return False
-        return True
-
-    def _build_confirm(self, link: Link, now: float) -> Confirm:
-        """Return the next CONFIRM. Raises KeysUnavailable before the first of an encrypted one."""
-        confirm = link.confirm(self._local, self._offer, self._passive, self._machine)
-        ciphers = self._ciphers
-        if ciphers is None:
-            return confirm
-        renewal, present = self._renewal, self._link
-        if renewal is not None and renewal.link is link and renewal.purpose is Purpose.KEYS:
-            confirm = replace(confirm, follows=None if present is None else present.remote_nonce)
-        return link.confirm_encrypted(confirm, ciphers, now)
-
     def _send_confirm(self, received: Received) -> None:
         link = self._the_link()
-        self._send(self._build_confirm(link, received.now), link)
+        self._local.send(self._local.confirm(link, received.now), link)
         self._due[Input.SEND_DUE] = received.now + self._attempt.confirm_delay_s()
 
     def _on_reject(self, received: Received) -> None:
@@ -728,12 +674,10 @@ class Session:
         answer = self._cookies.acknowledge(
             message, source, local_address, self._binding, received.now
         )
-        if self._key is not None or self._cipher is not None:
-            own = own_endpoint(local_address, self._local.port)
-            linked = self._link is not None and self._state in (State.LINKED, State.UP)
-            present = self._the_link().local_nonce if linked else None
-            answer = offer_session_keys(answer, message, own, source, present)
-        self._answer(answer, received)
+        linked = self._link is not None and self._state in (State.LINKED, State.UP)
+        present = self._the_link().local_nonce if linked else None
+        answer = self._local.offer_keys(answer, message, source, local_address, present)
+        self._local.answer(answer, received)
 
     def _on_request_while_requesting(self, received: Received) -> None:
         if self._insists(received.message_of(Request)):
@@ -745,20 +689,21 @@ class Session:
         message = received.message_of(Confirm)
         decision = contention.on_confirm_while_requesting(
             insists=self._insists(message),
-            outdated=self._is_outdated(message),
+            outdated=self._local.is_outdated(message),
             refused=self._attempt.refused,
         )
         self._carry_out(decision, received)
 
     def _resolve_collision(self, received: Received) -> None:
         """Decide between the CONFIRM that came and the one that this end sent."""
-        link = self._the_link() if self._renewal is None else self._renewal.link
-        ours = Claim(not self._passive, self._local.mac, link.local_nonce)
+        link = self._renewer.link or self._the_link()
         theirs = Claim.of(received.message_of(Confirm))
-        self._carry_out(contention.on_confirm_while_confirming(ours, theirs), received)
+        decision = contention.on_confirm_while_confirming(self._local.claim(link), theirs)
+        self._carry_out(decision, received)
 
     def _on_confirm_in_session(self, received: Received) -> None:
-        if self._renewal is not None and self._renewal.confirming:
+        renewal = self._renewer.renewal
+        if renewal is not None and renewal.confirming:
             self._resolve_collision(received)
         else:
             self._take_confirm(received)
@@ -766,9 +711,9 @@ class Session:
     def _on_confirm_while_rejected(self, received: Received) -> None:
         message = received.message_of(Confirm)
         decision = contention.on_confirm_while_rejected(
-            outdated=self._is_outdated(message),
+            outdated=self._local.is_outdated(message),
             refused=self._attempt.refused,
-            resumes_ours=message.resuming and not self._passive,
+            resumes_ours=message.resuming and not self._local.passive,
         )
         self._carry_out(decision, received)
 
@@ -786,12 +731,9 @@ class Session:
 
     def _insists(self, message: Request | Confirm) -> bool:
         """Tell whether the remote resumes, and should hear this end's settings instead."""
-        if not self._is_outdated(message) or not self._candidates:
+        if not self._local.is_outdated(message) or not self._candidates:
             return False
         return self._attempt.insists()
-
-    def _is_outdated(self, message: Request | Confirm) -> bool:
-        return not self._passive and contention.is_outdated(message, self._offer)
 
     def _take_confirm(self, received: Received) -> None:
         """Begin the session that a CONFIRM with a valid cookie asks for; it replaces any other."""
@@ -799,7 +741,7 @@ class Session:
         refused = self._admission.judge(
             message,
             received.source.address,
-            self._ciphers,
+            self._local.ciphers,
             linked=self._state in (State.LINKED, State.UP),
             heard_at=self.last_heard_at,
             now=received.now,
@@ -808,7 +750,7 @@ class Session:
             self._refuse(received, refused.code, refused.text)
             self._events.append(events.Refused(received.source, refused.code, refused.text))
             return
-        if self._passive and not message.resuming and message.offer != self._offer:
+        if self._local.passive and not message.resuming and message.offer != self._local.offer:
             # The cookie stays valid, so that each repetition is answered.
             requested = CircuitRequested(
                 received.source, message, received.local_address, received.transcript
@@ -839,31 +781,29 @@ class Session:
         follows: the frames of the present one go on meanwhile.
         """
         message = received.message_of(Confirm)
-        if self._passive:
+        if self._local.passive:
             self._candidates.replace(Candidate(received.source, received.local_address))
             if not message.resuming:
-                self._offer = message.offer
+                self._local.offer = message.offer
         self._admission.admit(message)
         self._cookies.spend(message, received.now)
         previous, answered, self._answered = self._link, self._answered, None
-        self._link = Link.accept(
-            message, received.source, received.local_address, self._local.port, self._key
+        self._link = self._local.take_confirm(
+            message, received.source, received.local_address, answered
         )
-        if answered is not None:
-            self._link.encryption, self._link.signer = answered, answered.signer
-        self._drop_renewal()
+        self._renewer.drop()
         if previous is not None:
             self._succeed(previous, follows=follows)
         self._cookies.nonces.hold(self._link.local_nonce, self._link)
         self.last_heard_at = received.now
         self._enter_link(received.now)
-        self._link.outdated = self._is_outdated(message)
-        self._end_renewal(received.now)
+        self._link.outdated = self._local.is_outdated(message)
+        self._renewer.end(self._link, received.now)
         self._send_keepalive(received.now)
 
     def _refuse(self, received: Received, code: RejectCode, text: str) -> None:
         message = received.message_of(Confirm)
-        self._answer(rejection(message, message.size, code, text), received)
+        self._local.answer(rejection(message, message.size, code, text), received)
 
     # Having a session.
 
@@ -871,7 +811,7 @@ class Session:
         self._state = State.LINKED
         self._binding = self._randomness.getrandbits(64)
         self._attempt.succeed()
-        self._drop_renewal()
+        self._renewer.drop()
         self._due.pop(Input.KEYS_DUE, None)
         self._due[Input.EXPIRED] = now + LINKED_TIMEOUT_S
         self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
@@ -880,7 +820,7 @@ class Session:
     def _settle(self) -> None:
         """Agree with the remote, and tell if anything changed."""
         link = self._the_link()
-        agreement = link.settle(self._local)
+        agreement = link.settle(self._local.description)
         if agreement is not None:
             self._translated = agreement.nat or link.endpoint.port != agreement.remote_port
             self._events.append(events.Agreed(agreement))
@@ -889,7 +829,7 @@ class Session:
         """Enter the session: the KEEPALIVE shows that the responder has it."""
         link = self._the_link()
         link.remote_description = received.message_of(Keepalive).description
-        self._attempt.end_renewals()
+        self._renewer.settle()
         self._enter_link(received.now)
         self._on_keepalive(received)
 
@@ -915,8 +855,9 @@ class Session:
         if link.unheard and message.heard >= link.unheard:
             link.unheard = 0
             self._events.append(events.Heard())
-        if self._renewal is not None and self._renewal.is_refuted_by_the_session:
-            self._end_renewal(now)
+        renewal = self._renewer.renewal
+        if renewal is not None and renewal.is_refuted_by_the_session:
+            self._renewer.end(link, now)
         if message.up:
             link.remote_was_up = True
         elif link.remote_was_up:
@@ -952,14 +893,15 @@ class Session:
             self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
             return
         arrived = None if self._echoes_arrived is None else self._echoes_arrived()
-        self._send(link.keepalive(self._local, now, up=up, arrived=arrived), link)
+        said = link.keepalive(self._local.description, now, up=up, arrived=arrived)
+        self._local.send(said, link)
         rests = up and not link.unheard
         delay_s = self._keepalive_jitter.apply(link.keepalive_s) if rests else LINKED_REPEAT_S
         self._due[Input.SEND_DUE] = now + delay_s
 
     def _answer_probe(self, received: Received) -> None:
         link = self._the_link()
-        self._send(link.probe_reply(received.message_of(Probe).size), link)
+        self._local.send(link.probe_reply(received.message_of(Probe).size), link)
 
     def _on_probe_reply(self, received: Received) -> None:
         self._events.append(events.ProbeAnswered(received.message_of(ProbeReply).size))
@@ -967,67 +909,19 @@ class Session:
     # Another session beside it.
 
     def _renew(self, received: Received) -> None:
-        """Ask for a session with this end's settings, or go on with what is asked for already.
-
-        The present session goes on meanwhile: if no answer ever comes, the circuit would go up
-        and down for ever.
-        """
-        now, renewal = received.now, self._renewal
-        if renewal is None:
-            self._seek_beside(Purpose.OUTDATED, now)
-        elif renewal.confirming and renewal.given_up_at > now:
-            self._confirm_renewal(now)
-        elif renewal.confirming:
-            self._end_renewal(now)
-        elif renewal.purpose in PATIENT:
-            self._seek_beside(renewal.purpose, now)
-        else:
-            self._ask_beside(renewal, now)
-
-    def _seek_beside(self, purpose: Purpose, now: float) -> None:
-        present = self._the_link()
-        link = self._new_link(present.endpoint, present.local_address)
-        self._renewal = Renewal(link, purpose)
-        self._ask_beside(self._renewal, now)
-
-    def _ask_beside(self, renewal: Renewal, now: float) -> None:
-        if renewal.tries == LOST_TRIES:
-            self._end_renewal(now)
-            return
-        renewal.tries += 1
-        self._send_request_of(renewal.link)
-        in_a_hurry = renewal.purpose not in PATIENT
-        delay_s = LOST_REPEAT_S if in_a_hurry else self._attempt.renewal_delay_s()
-        self._due[Input.RENEWAL_DUE] = now + delay_s
+        self._renewer.handle_timer(self._the_link(), received.now)
 
     def _on_renewal_acknowledged(self, received: Received) -> None:
-        renewal = self._the_renewal()
-        if (
-            renewal.purpose is Purpose.LOST
-            and received.message_of(Acknowledge).session == self._the_link().remote_nonce
-        ):
-            self._end_renewal(received.now)  # the remote has the session after all
-            return
-        if not self._acknowledged(renewal.link, received):
-            renewal.link = self._new_link(renewal.link.endpoint, renewal.link.local_address)
-            return
-        renewal.given_up_at = received.now + CONFIRM_TIMEOUT_S
-        self._attempt.begin_confirming()
-        self._confirm_renewal(received.now)
-
-    def _confirm_renewal(self, now: float) -> None:
-        link = self._the_renewal().link
-        self._send(self._build_confirm(link, now), link)
-        self._due[Input.RENEWAL_DUE] = now + self._attempt.confirm_delay_s()
+        self._renewer.take_acknowledge(self._the_link(), received)
 
     def _on_renewed(self, received: Received) -> None:
         """Give the session up for the new one, which both ends have now."""
-        renewal = self._the_renewal()
+        renewal = self._renewer.take_over()
         follows = renewal.purpose in SEAMLESS and self._state is State.UP
         if not follows:
             self._tell_down(renewal.purpose.value.say())
         self._attempt.begin(received.now)
-        previous, self._link, self._renewal = self._link, renewal.link, None
+        previous, self._link = self._link, renewal.link
         if previous is not None:
             self._succeed(previous, follows=follows)
         self._on_first_keepalive(received)
@@ -1040,22 +934,11 @@ class Session:
             previous.wipe_keys()
 
     def _on_renewal_refused(self, received: Received) -> None:
-        """Give the session up if the present settings are refused: else nobody would see it.
-
-        Not if the session seems to be lost: what refuses may be another machine with the key.
-        """
-        if self._the_renewal().purpose is Purpose.LOST:
-            self._end_renewal(received.now)
-            return
-        self._tell_down(Purpose.OUTDATED.value.say())
-        self._on_reject(received)
+        if self._renewer.take_refusal(self._the_link(), received.now):
+            self._tell_down(Purpose.OUTDATED.value.say())
+            self._on_reject(received)
 
     # Keys of frames.
-
-    @property
-    def _ciphers(self) -> CipherOffer | None:
-        """What this end requires; None: it does not encrypt."""
-        return None if self._cipher is None else self._cipher.offer
 
     def _finish_handshake(self, message: Keepalive, data: bytes, now: float) -> bool:
         """Take message 2 of a first KEEPALIVE, whose own keys are needed to verify the rest of it.
@@ -1073,9 +956,9 @@ class Session:
 
     def _on_no_encryption(self, link: Link, now: float) -> None:
         """Close the session of a remote that is older, or was talked out of encryption."""
-        self._send(link.close(CloseReason.STOPPING), link)
+        self._local.send(link.close(CloseReason.STOPPING), link)
         if link is not self._link:
-            self._end_renewal(now)
+            self._renewer.end(self._the_link(), now)
             return
         self._events.append(events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say()))
         self._drop_link()
@@ -1107,8 +990,8 @@ class Session:
                 case Ended(reason):
                     self._on_loss(reason, Received(now))
                     return
-                case SessionWanted() if self._renewal is None:
-                    self._seek_beside(Purpose.KEYS, now)
+                case SessionWanted() if self._renewer.renewal is None:
+                    self._renewer.seek(Purpose.KEYS, link, now)
                 case _:
                     pass
         if self._cipher is not None and encryption.phase is not None:
@@ -1153,14 +1036,13 @@ class Session:
         Nobody takes a session down with such a message, wherever it was had: it goes when another
         one is there, or when its keepalives are missed.
         """
-        if self._renewal is None and self._hints.take(received.now):
-            self._seek_beside(Purpose.LOST, received.now)
+        self._renewer.seek_lost(self._the_link(), received.now)
 
     def _on_close(self, received: Received) -> None:
         """Answer with the same, once, so that the remote need not repeat it."""
         message, link = received.message_of(Close), self._the_link()
         deleted = message.reason == CloseReason.DELETED
-        self._send(link.close(CloseReason.DELETED if deleted else CloseReason.STOPPING), link)
+        self._local.send(link.close(CloseReason.DELETED if deleted else CloseReason.STOPPING), link)
         if deleted:
             self._end(by_remote=True)
             return
@@ -1171,14 +1053,14 @@ class Session:
 
     def _leave(self, received: Received) -> None:
         self._state = State.CLOSING
-        self._drop_renewal()
+        self._renewer.drop()
         self._due.pop(Input.KEYS_DUE, None)
         self._due[Input.EXPIRED] = received.now + CLOSE_TIMEOUT_S
         self._send_close(received)
 
     def _send_close(self, received: Received) -> None:
         link = self._the_link()
-        self._send(link.close(self._close_reason), link)
+        self._local.send(link.close(self._close_reason), link)
         self._due[Input.SEND_DUE] = received.now + CLOSE_REPEAT_S
 
     def _finish(self, received: Received) -> None:
@@ -1192,23 +1074,11 @@ class Session:
 
     def _drop_link(self) -> None:
         """Forget the session, and all that was to be done in it."""
-        self._drop_renewal()
+        self._renewer.drop()
         if self._link is not None:
             self._link.wipe_keys()
         self._link = None
         self._due.clear()
-
-    def _drop_renewal(self) -> None:
-        if self._renewal is not None:
-            self._renewal.link.wipe_keys()
-        self._renewal = None
-        self._due.pop(Input.RENEWAL_DUE, None)
-
-    def _end_renewal(self, now: float) -> None:
-        """Seek no other session for the present; later, if this one has outdated settings."""
-        self._drop_renewal()
-        if self._the_link().outdated:
-            self._due[Input.RENEWAL_DUE] = now + self._attempt.renewal_delay_s()
 
     # Parts of the above.
 
@@ -1219,33 +1089,10 @@ class Session:
 
     def _links(self) -> tuple[Link, ...]:
         """Return the session, and the one that is sought beside it, as far as there are any."""
-        beside = None if self._renewal is None else self._renewal.link
-        return tuple(link for link in (self._link, beside) if link is not None)
+        return tuple(link for link in (self._link, self._renewer.link) if link is not None)
 
     def _encryptions(self) -> tuple[Encryption, ...]:
         return tuple(link.encryption for link in self._links() if link.encryption is not None)
-
-    def _the_renewal(self) -> Renewal:
-        if self._renewal is None:
-            raise RuntimeError(f"circuit {self.circuit_id}: no session is sought beside this one")
-        return self._renewal
-
-    def _new_link(self, endpoint: Endpoint, local_address: IPAddress | None) -> Link:
-        """Return what asks for a session, with a fresh nonce."""
-        nonces = self._cookies.nonces
-        link = Link(self.circuit_id, nonces.draw(), 0, endpoint, local_address)
-        nonces.hold(link.local_nonce, link)
-        return link
-
-    def _send(self, message: Message, link: Link, *, dont_fragment: bool = False) -> None:
-        in_session = type_of(message) in SESSION_TYPES
-        signer = (link.signer if in_session else None) or self._key
-        self._outbox.put(
-            message, signer, link.endpoint, link.local_address, dont_fragment=dont_fragment
-        )
-
-    def _answer(self, message: Message, received: Received) -> None:
-        self._outbox.put(message, self._key, received.source, received.local_address)
 
 
 # All that can happen, and what is done. A pair that is not here is a bug of the caller's or of
