@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from vela.address import Endpoint, IPAddress
 from vela.errors import RemoteProtocolError
 from vela.signaling import contention
 from vela.signaling.contention import Claim
@@ -103,18 +102,14 @@ class LocalEnd:
         return link.confirm_encrypted(replace(confirm, follows=follows), ciphers, now)
 
     def offer_keys(
-        self,
-        answer: Acknowledge,
-        request: Request,
-        source: Endpoint,
-        local_address: IPAddress | None,
-        session: int | None,
+        self, answer: Acknowledge, received: Received, session: int | None
     ) -> Acknowledge:
         """Return the answer to a REQUEST: see link.offer_session_keys()."""
         if self.key is None and self.cipher is None:
             return answer
-        own = own_endpoint(local_address, self.description.port)
-        return offer_session_keys(answer, request, own, source, session)
+        own = own_endpoint(received.local_address, self.description.port)
+        request = received.message_of(Request)
+        return offer_session_keys(answer, request, own, received.source, session)
 
     # What it takes.
 
@@ -135,15 +130,15 @@ class LocalEnd:
             return False
         return True
 
-    def take_confirm(
-        self,
-        message: Confirm,
-        source: Endpoint,
-        local_address: IPAddress | None,
-        encryption: Encryption | None,
-    ) -> Link:
+    def take_confirm(self, received: Received, encryption: Encryption | None) -> Link:
         """Return the session of a CONFIRM. encryption: with its keys, on an encrypted circuit."""
-        link = Link.accept(message, source, local_address, self.description.port, self.key)
+        link = Link.accept(
+            received.message_of(Confirm),
+            received.source,
+            received.local_address,
+            self.description.port,
+            self.key,
+        )
         if encryption is not None:
             link.encryption, link.signer = encryption, encryption.signer
         return link

@@ -53,7 +53,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Iterable
 
 from vela.address import Endpoint, IPAddress
@@ -63,6 +62,7 @@ from vela.reasons import Cause, Reason
 from vela.signaling import contention, events
 from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
+from vela.signaling.answers import Answers
 from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked, Attempt
 from vela.signaling.candidates import Candidate, Candidates
 from vela.signaling.codec import (
@@ -79,15 +79,12 @@ from vela.signaling.cookie import Cookies
 from vela.signaling.encryption import (
     Encryption,
     EncryptionStatus,
-    Ended,
     Fields,
-    Ready,
-    SessionWanted,
 )
+from vela.signaling.event_queue import EventQueue
 from vela.signaling.events import CircuitRequested, Datagram, Event
 from vela.signaling.frame_keys import FrameKeys
 from vela.signaling.inputs import HANDSHAKE_TYPES, AnyInput, Input, Received, State, classify
-from vela.signaling.limiter import TokenBucket
 from vela.signaling.link import Link, open_link
 from vela.signaling.local_end import LocalEnd
 from vela.signaling.messages import (
@@ -106,14 +103,17 @@ from vela.signaling.messages import (
     RejectCode,
     Request,
 )
-from vela.signaling.policy import Policy
+from vela.signaling.policy import Policy, Rejection
+from vela.signaling.remote_port import WRONG_PORT, RemotePort
 from vela.signaling.renewal import SEAMLESS, Purpose
 from vela.signaling.renewer import Renewer
-from vela.signaling.session_cipher import SessionCipher, awaits_handshake, finish_handshake
+from vela.signaling.session_cipher import (
+    SessionCipher,
+    awaits_handshake,
+    finish_handshake,
+    settle_keys,
+)
 from vela.signaling.signer import Key, PackedContext
-
-# The keys of a session that another one follows, after this end has changed to that one's.
-KEEP_PREDECESSOR_S = 10.0
 
 # A session that only one end may know of.
 LINKED_REPEAT_S = 0.5
@@ -127,15 +127,6 @@ KEEPALIVE_JITTER = 0.1
 CLOSE_REPEAT_S = 0.2
 CLOSE_TIMEOUT_S = 1.0
 RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
-
-# Answers to REQUESTs. An honest remote sends one each second, but without a key anybody can forge
-# them: fewer answers would let a few hundred forgeries a second keep a remote out.
-ANSWER_RATE, ANSWER_BURST = 300.0, 300.0
-
-
-WRONG_PORT = "port"
-"""The reason word of RemoteProtocolError: without a key, a message from another UDP port than the
-remote's."""
 
 
 class Session:
@@ -176,10 +167,7 @@ class Session:
         self.rtt_s: float | None = None
         self.last_heard_at: float | None = None
         self._admission = Admission(policy, maker)
-        # Whether the remote's port is translated on the way; None: there was no session yet.
-        self._translated: bool | None = None
-        # The owner was told Up, and not Down since.
-        self._told_up = False
+        self._remote_port = RemotePort()
         self._cipher = None if frame_keys is None else SessionCipher(frame_keys)
         self._local = LocalEnd(
             local,
@@ -195,22 +183,16 @@ class Session:
         # Of a CONFIRM that is about to begin a session.
         self._answered: Encryption | None = None
         self._echoes_arrived = echoes_arrived
-        self._cookies = cookies
-        self._randomness = randomness
+        self._nonces = cookies.nonces
         self._keepalive_jitter = Jitter(randomness, shorter=KEEPALIVE_JITTER)
         self._attempt = Attempt(randomness)
         self._state = State.IDLE
         self._link: Link | None = None
-        # A part of every cookie: with each new session, those issued before are void.
-        self._binding = randomness.getrandbits(64)
-        self._answers = TokenBucket(ANSWER_RATE, ANSWER_BURST)
+        self._answers = Answers(cookies, randomness)
         self._due: dict[Input, float] = {}
         self._renewer = Renewer(self._local, cookies.nonces, self._due, randomness)
         self._close_reason = CloseReason.STOPPING
-        # Why it is suspended, and how the remote described itself then.
-        self._obstacle, self._obstacle_code = "", RejectCode.FAILED
-        self._suspended_for: Description | None = None
-        self._events: deque[Event] = deque()
+        self._events = EventQueue()
 
     @property
     def state(self) -> State:
@@ -292,7 +274,7 @@ class Session:
             link,
             heard_at=self.last_heard_at,
             rtt_s=self.rtt_s,
-            translated=self._translated,
+            translated=self._remote_port.translated,
             phase=None if self._cipher is None else self._cipher.phase,
         )
 
@@ -312,12 +294,13 @@ class Session:
             link.derived = context.packed, former.initiator
         self._admission.start(now)
         self._link = link
-        self._cookies.nonces.hold(link.local_nonce, link)
+        self._nonces.hold(link.local_nonce, link)
         self._candidates.replace(Candidate(link.endpoint, link.local_address))
-        self._state, self._told_up = State.UP, True
+        self._state = State.UP
+        self._events.note(up=True)
         self.last_heard_at, self.rtt_s = former.heard_at, former.rtt_s
         self._settle()
-        self._translated = former.translated
+        self._remote_port.translated = former.translated
         self._renewer.end(link, now)
         self._due[Input.SEND_DUE] = now
         self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
@@ -336,14 +319,14 @@ class Session:
         """
         if self._state in (State.IDLE, State.CLOSING, State.CLOSED):
             return
-        self._obstacle, self._obstacle_code = obstacle, code
+        rejection = Rejection(code, obstacle)
         if self._state is State.SUSPENDED:
+            self._admission.change_obstacle(rejection)
             return
         self._local.outbox.clear()
-        self._events.clear()
-        self._told_up = False
+        self._events.forget()
         link = self._link
-        self._suspended_for = None if link is None else link.remote_description
+        self._admission.suspend(rejection, None if link is None else link.remote_description)
         if link is not None and link.remote_nonce:
             self._local.send(link.close(CloseReason.STOPPING), link)
         self._drop_link()
@@ -364,7 +347,7 @@ class Session:
         if local == self._local.description:
             return
         self._local.description = local
-        if self._state in (State.LINKED, State.UP):
+        if self._in_session:
             self._settle()
             self._send_keepalive(now)
 
@@ -379,7 +362,7 @@ class Session:
 
     def give_up(self, reason: Reason, now: float) -> None:
         """End the session as if the remote were silent, and seek the remote anew."""
-        if self._state in (State.LINKED, State.UP):
+        if self._in_session:
             self._on_loss(reason, Received(now))
 
     def set_offer(self, offer: Offer, now: float) -> None:
@@ -397,7 +380,7 @@ class Session:
 
         False: it has no keys of its own, and cannot go on; close it, and begin anew.
         """
-        links = (self._link,) if self._state in (State.LINKED, State.UP) else ()
+        links = (self._link,) if self._in_session else ()
         if key is None or any(link is None or link.signer is None for link in links):
             return False
         self._local.key = key
@@ -406,7 +389,7 @@ class Session:
 
     def _ask_anew(self, now: float) -> None:
         """Let what this end asks for, or by which key, be another one from now on."""
-        if self._state in (State.LINKED, State.UP):
+        if self._in_session:
             link = self._the_link()
             link.outdated = True
             self._renewer.drop()
@@ -487,7 +470,7 @@ class Session:
             raise
         if message.circuit_id != self.circuit_id:
             raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
-        self._cookies.nonces.reject_reflected(message)
+        self._nonces.reject_reflected(message)
         if self._local.key is None and not self._may_come_from(source, header.type):
             raise RemoteProtocolError(WRONG_PORT, f"from port {source.port}")
         if isinstance(message, Keepalive) and not self._finish_handshake(message, data, now):
@@ -506,7 +489,7 @@ class Session:
         """Take a message whose tag is right. said: codec.transcript() of a CONFIRM."""
         received = Received(now, message, source, local_address, said)
         found = classify(
-            received, self._state, self._link, self._renewer.renewal, self._has_valid_cookie
+            received, self._state, self._link, self._renewer.renewal, self._answers.comes_back_in
         )
         if found is None:
             self.ignored += 1
@@ -536,7 +519,7 @@ class Session:
 
     def next_event(self) -> Event | None:
         """Hand over the oldest event."""
-        return self._events.popleft() if self._events else None
+        return self._events.next()
 
     # Dispatch.
 
@@ -546,28 +529,16 @@ class Session:
             raise RuntimeError(f"circuit {self.circuit_id}: {happened.name} in {self._state.name}")
         action(self, received)
 
-    def _has_valid_cookie(self, received: Received) -> bool:
-        message = received.message_of(Confirm)
-        return self._cookies.check(
-            message, received.source, received.local_address, self._binding, received.now
-        )
-
     def _may_come_from(self, source: Endpoint, kind: MessageType) -> bool:
-        """Tell whether a message that has no tag can be the remote's, by its UDP port.
-
-        Any user of the remote's machine can send from its address, but velad has its port. Where
-        the machine that set the circuit up is known, that is checked in place of the port.
-        """
-        remote = self.remote
-        if remote is None or source.port == remote.port:
-            return True
-        if self._state is State.REQUESTING and source in self._candidates.endpoints:
-            return True
-        if kind not in (MessageType.REQUEST, MessageType.CONFIRM):
-            return self._translated is True
-        if self._admission.maker is not None:
-            return True
-        return self._translated is not False and self._state not in (State.LINKED, State.UP)
+        """Tell whether a message that has no tag can be the remote's."""
+        return self._remote_port.may_send(
+            kind,
+            source,
+            self.remote,
+            asked=self._candidates.endpoints if self._state is State.REQUESTING else (),
+            maker_is_known=self._admission.maker is not None,
+            in_session=self._in_session,
+        )
 
     def _ignore(self, received: Received) -> None:
         pass
@@ -590,7 +561,7 @@ class Session:
         link = self._the_link()
         if link.encryption is not None:
             # The remote answers REQUESTs, and says nothing where a handshake is wrong.
-            self._events.append(events.Unanswered(Cause.WRONG_HANDSHAKE.say(remote=link.endpoint)))
+            self._events.put(events.Unanswered(Cause.WRONG_HANDSHAKE.say(remote=link.endpoint)))
             self._attempt.note_answer()
         self._seek(received)
 
@@ -605,7 +576,7 @@ class Session:
         if self._link is None:
             self._link = open_link(
                 self.circuit_id,
-                self._cookies.nonces,
+                self._nonces,
                 candidate.endpoint,
                 candidate.local_address,
             )
@@ -615,9 +586,9 @@ class Session:
         self._due[Input.SEND_DUE] = received.now + delay_s
         if attempt.is_unanswered:
             reason = attempt.unanswered_reason(candidates.endpoints)
-            self._events.append(events.Unanswered(reason))
+            self._events.put(events.Unanswered(reason))
         if attempt.wants_lookup:
-            self._events.append(events.ResolveWanted())
+            self._events.put(events.ResolveWanted())
         self._local.send(self._local.request(link), link)
 
     def _take_acknowledge(self, received: Received) -> None:
@@ -651,7 +622,7 @@ class Session:
         self._be_rejected(refusal, received.now)
 
     def _be_rejected(self, refusal: events.Rejected, now: float) -> None:
-        self._events.append(refusal)
+        self._events.put(refusal)
         self._drop_link()
         self._state = State.REJECTED
         # A disabled circuit says nothing about the settings.
@@ -667,17 +638,11 @@ class Session:
 
     def _acknowledge(self, received: Received) -> None:
         """Answer a REQUEST, and store nothing before a CONFIRM brings the cookie back."""
-        message = received.message_of(Request)
-        if not self._answers.take(received.now):
+        answer = self._answers.acknowledge(received)
+        if answer is None:
             return
-        source, local_address = received.source, received.local_address
-        answer = self._cookies.acknowledge(
-            message, source, local_address, self._binding, received.now
-        )
-        linked = self._link is not None and self._state in (State.LINKED, State.UP)
-        present = self._the_link().local_nonce if linked else None
-        answer = self._local.offer_keys(answer, message, source, local_address, present)
-        self._local.answer(answer, received)
+        present = self._the_link().local_nonce if self._in_session else None
+        self._local.answer(self._local.offer_keys(answer, received, present), received)
 
     def _on_request_while_requesting(self, received: Received) -> None:
         if self._insists(received.message_of(Request)):
@@ -725,7 +690,7 @@ class Session:
                 self._refuse(received, RejectCode.OUTDATED, contention.OUTDATED_TEXT)
             case Decision.DECLINE | Decision.ASK:
                 # A copy that comes later must not begin a session.
-                self._cookies.spend(received.message_of(Confirm), received.now)
+                self._answers.spend(received)
                 if decision is Decision.ASK:
                     self._send_soon(received.now)
 
@@ -742,23 +707,24 @@ class Session:
             message,
             received.source.address,
             self._local.ciphers,
-            linked=self._state in (State.LINKED, State.UP),
+            linked=self._in_session,
             heard_at=self.last_heard_at,
             now=received.now,
         )
         if refused is not None:
             self._refuse(received, refused.code, refused.text)
-            self._events.append(events.Refused(received.source, refused.code, refused.text))
+            self._events.put(events.Refused(received.source, refused.code, refused.text))
             return
         if self._local.passive and not message.resuming and message.offer != self._local.offer:
             # The cookie stays valid, so that each repetition is answered.
             requested = CircuitRequested(
                 received.source, message, received.local_address, received.transcript
             )
-            self._events.append(events.OfferChanged(requested))
+            self._events.put(events.OfferChanged(requested))
             return
-        if self._state is State.SUSPENDED and self._suspended_for in (None, message.description):
-            self._refuse(received, self._obstacle_code, self._obstacle)
+        obstacle = self._admission.obstacle(message) if self._state is State.SUSPENDED else None
+        if obstacle is not None:
+            self._refuse(received, obstacle.code, obstacle.text)
             return
         if self._cipher is not None:
             # Raises where message 1 is wrong, and then nothing has changed.
@@ -772,7 +738,7 @@ class Session:
             and message.follows == self._the_link().local_nonce
         )
         if not follows:
-            self._tell_down(Cause.NEW_SESSION.say())
+            self._events.down(Cause.NEW_SESSION.say())
         self._adopt(received, follows=follows)
 
     def _adopt(self, received: Received, *, follows: bool = False) -> None:
@@ -786,15 +752,13 @@ class Session:
             if not message.resuming:
                 self._local.offer = message.offer
         self._admission.admit(message)
-        self._cookies.spend(message, received.now)
+        self._answers.spend(received)
         previous, answered, self._answered = self._link, self._answered, None
-        self._link = self._local.take_confirm(
-            message, received.source, received.local_address, answered
-        )
+        self._link = self._local.take_confirm(received, answered)
         self._renewer.drop()
         if previous is not None:
             self._succeed(previous, follows=follows)
-        self._cookies.nonces.hold(self._link.local_nonce, self._link)
+        self._nonces.hold(self._link.local_nonce, self._link)
         self.last_heard_at = received.now
         self._enter_link(received.now)
         self._link.outdated = self._local.is_outdated(message)
@@ -809,7 +773,7 @@ class Session:
 
     def _enter_link(self, now: float) -> None:
         self._state = State.LINKED
-        self._binding = self._randomness.getrandbits(64)
+        self._answers.void()
         self._attempt.succeed()
         self._renewer.drop()
         self._due.pop(Input.KEYS_DUE, None)
@@ -822,8 +786,8 @@ class Session:
         link = self._the_link()
         agreement = link.settle(self._local.description)
         if agreement is not None:
-            self._translated = agreement.nat or link.endpoint.port != agreement.remote_port
-            self._events.append(events.Agreed(agreement))
+            self._remote_port.agreed(agreement, link.endpoint)
+            self._events.put(events.Agreed(agreement))
 
     def _on_first_keepalive(self, received: Received) -> None:
         """Enter the session: the KEEPALIVE shows that the responder has it."""
@@ -840,7 +804,7 @@ class Session:
         self.rtt_s = self.rtt_s if rtt_s is None else rtt_s
         self._settle()
         if message.arrived is not None:
-            self._events.append(events.EchoesArrived(message.arrived))
+            self._events.put(events.EchoesArrived(message.arrived))
         link.heard_back = link.heard_back or message.heard >= link.proof
         if not self._go_up(now) and not message.up and not link.remote_was_up:
             self._send_keepalive(now)
@@ -854,7 +818,7 @@ class Session:
                 self._send_keepalive(now)
         if link.unheard and message.heard >= link.unheard:
             link.unheard = 0
-            self._events.append(events.Heard())
+            self._events.put(events.Heard())
         renewal = self._renewer.renewal
         if renewal is not None and renewal.is_refuted_by_the_session:
             self._renewer.end(link, now)
@@ -876,9 +840,7 @@ class Session:
         if self._state is not State.LINKED or not (link.heard_back and link.sends_frames):
             return False
         self._state = State.UP
-        if not self._told_up:
-            self._told_up = True
-            self._events.append(events.Up())
+        self._events.up()
         self._send_keepalive(now)
         self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
         return True
@@ -904,7 +866,7 @@ class Session:
         self._local.send(link.probe_reply(received.message_of(Probe).size), link)
 
     def _on_probe_reply(self, received: Received) -> None:
-        self._events.append(events.ProbeAnswered(received.message_of(ProbeReply).size))
+        self._events.put(events.ProbeAnswered(received.message_of(ProbeReply).size))
 
     # Another session beside it.
 
@@ -919,7 +881,7 @@ class Session:
         renewal = self._renewer.take_over()
         follows = renewal.purpose in SEAMLESS and self._state is State.UP
         if not follows:
-            self._tell_down(renewal.purpose.value.say())
+            self._events.down(renewal.purpose.value.say())
         self._attempt.begin(received.now)
         previous, self._link = self._link, renewal.link
         if previous is not None:
@@ -935,7 +897,7 @@ class Session:
 
     def _on_renewal_refused(self, received: Received) -> None:
         if self._renewer.take_refusal(self._the_link(), received.now):
-            self._tell_down(Purpose.OUTDATED.value.say())
+            self._events.down(Purpose.OUTDATED.value.say())
             self._on_reject(received)
 
     # Keys of frames.
@@ -960,7 +922,7 @@ class Session:
         if link is not self._link:
             self._renewer.end(self._the_link(), now)
             return
-        self._events.append(events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say()))
+        self._events.put(events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say()))
         self._drop_link()
         self._state = State.REJECTED
         self._attempt.refused = True
@@ -977,31 +939,20 @@ class Session:
         link = self._link
         if link is None or link.encryption is None:
             return
-        encryption = link.encryption
-        if link.predecessor_until <= now:
-            link.wipe_predecessor()
-        while (event := encryption.next_event()) is not None:
-            if isinstance(event, Ready) and link.predecessor is not None:
-                # What is under way, and what the remote sends until it follows.
-                link.predecessor_until = now + KEEP_PREDECESSOR_S
-            if self._state not in (State.LINKED, State.UP):
-                continue
-            match event:
-                case Ended(reason):
-                    self._on_loss(reason, Received(now))
-                    return
-                case SessionWanted() if self._renewer.renewal is None:
-                    self._renewer.seek(Purpose.KEYS, link, now)
-                case _:
-                    pass
-        if self._cipher is not None and encryption.phase is not None:
-            self._cipher.phase = encryption.phase
-        if self._state not in (State.LINKED, State.UP):
+        outcome = settle_keys(link, now, in_session=self._in_session)
+        if outcome.session_wanted and self._renewer.renewal is None:
+            self._renewer.seek(Purpose.KEYS, link, now)
+        if outcome.ended is not None:
+            self._on_loss(outcome.ended, Received(now))
             return
-        wanted = encryption.take_keepalive_wanted()
+        if self._cipher is not None and link.encryption.phase is not None:
+            self._cipher.phase = link.encryption.phase
+        if not self._in_session:
+            return
+        wanted = link.encryption.take_keepalive_wanted()
         if not self._go_up(now) and wanted:
             self._send_keepalive(now)
-        due = min(encryption.next_timer() or math.inf, link.predecessor_until)
+        due = min(link.encryption.next_timer() or math.inf, link.predecessor_until)
         if due == math.inf:
             self._due.pop(Input.KEYS_DUE, None)
         else:
@@ -1017,18 +968,13 @@ class Session:
 
     def _on_link_timeout(self, received: Received) -> None:
         """Seek the remote anew: it may not know of the session."""
-        self._tell_down(Cause.KEYS_NOT_FOLLOWED.say())
+        self._events.down(Cause.KEYS_NOT_FOLLOWED.say())
         self._begin(received)
 
     def _on_loss(self, reason: Reason, received: Received) -> None:
-        self._tell_down(reason)
-        self._events.append(events.ResolveWanted())
+        self._events.down(reason)
+        self._events.put(events.ResolveWanted())
         self._begin(received)
-
-    def _tell_down(self, reason: Reason) -> None:
-        if self._told_up:
-            self._told_up = False
-            self._events.append(events.Down(reason))
 
     def _on_unknown_session(self, received: Received) -> None:
         """Ask for another session, as the remote may have restarted and lost this one.
@@ -1047,7 +993,7 @@ class Session:
             self._end(by_remote=True)
             return
         self._admission.leave()
-        self._tell_down(Cause.REMOTE_STOPPING.say())
+        self._events.down(Cause.REMOTE_STOPPING.say())
         self._begin(received)
         self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
 
@@ -1068,9 +1014,9 @@ class Session:
 
     def _end(self, *, by_remote: bool) -> None:
         self._drop_link()
-        self._told_up = False
+        self._events.note(up=False)
         self._state = State.CLOSED
-        self._events.append(events.Closed(by_remote))
+        self._events.put(events.Closed(by_remote))
 
     def _drop_link(self) -> None:
         """Forget the session, and all that was to be done in it."""
@@ -1081,6 +1027,11 @@ class Session:
         self._due.clear()
 
     # Parts of the above.
+
+    @property
+    def _in_session(self) -> bool:
+        """Whether both ends have the session."""
+        return self._state in (State.LINKED, State.UP)
 
     def _the_link(self) -> Link:
         if self._link is None:
@@ -1129,39 +1080,12 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.REJECTED, _M.REQUEST): Session._acknowledge,
     (_S.REJECTED, _M.CONFIRM): Session._on_confirm_while_rejected,
     #
-    (_S.LINKED, _I.CLOSE_WANTED): Session._leave,
-    (_S.LINKED, _I.SEND_DUE): Session._keep_alive,
     (_S.LINKED, _I.EXPIRED): Session._on_link_timeout,
-    (_S.LINKED, _M.REQUEST): Session._acknowledge,
-    (_S.LINKED, _I.RENEWAL_DUE): Session._renew,
-    (_S.LINKED, _I.KEYS_DUE): Session._on_keys_due,
-    (_S.LINKED, _I.RENEWED): Session._on_renewed,
-    (_S.LINKED, _I.RENEWAL_REFUSED): Session._on_renewal_refused,
-    (_S.LINKED, _M.ACKNOWLEDGE): Session._on_renewal_acknowledged,
-    (_S.LINKED, _M.CONFIRM): Session._on_confirm_in_session,
-    (_S.LINKED, _I.CONFIRM_AGAIN): Session._keep_alive,
-    (_S.LINKED, _M.KEEPALIVE): Session._on_keepalive,
-    (_S.LINKED, _M.CLOSE): Session._on_close,
-    (_S.LINKED, _M.REJECT): Session._on_unknown_session,
-    (_S.LINKED, _M.PROBE): Session._answer_probe,
     (_S.LINKED, _M.PROBE_REPLY): Session._ignore,
     #
-    (_S.UP, _I.CLOSE_WANTED): Session._leave,
-    (_S.UP, _I.SEND_DUE): Session._keep_alive,
     (_S.UP, _I.EXPIRED): Session._on_timeout,
-    (_S.UP, _I.RENEWAL_DUE): Session._renew,
-    (_S.UP, _I.KEYS_DUE): Session._on_keys_due,
-    (_S.UP, _M.REQUEST): Session._acknowledge,
-    (_S.UP, _I.RENEWED): Session._on_renewed,
-    (_S.UP, _I.RENEWAL_REFUSED): Session._on_renewal_refused,
-    (_S.UP, _M.ACKNOWLEDGE): Session._on_renewal_acknowledged,
-    (_S.UP, _M.CONFIRM): Session._on_confirm_in_session,
-    (_S.UP, _I.CONFIRM_AGAIN): Session._keep_alive,
-    (_S.UP, _M.KEEPALIVE): Session._on_keepalive,
-    (_S.UP, _M.CLOSE): Session._on_close,
-    (_S.UP, _M.REJECT): Session._on_unknown_session,
-    (_S.UP, _M.PROBE): Session._answer_probe,
     (_S.UP, _M.PROBE_REPLY): Session._on_probe_reply,
+    # What is the same in these two is added below.
     #
     (_S.SUSPENDED, _I.START): Session._begin,
     (_S.SUSPENDED, _I.CLOSE_WANTED): Session._finish,
@@ -1186,3 +1110,20 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.CLOSED, _M.REQUEST): Session._ignore,
     (_S.CLOSED, _M.CONFIRM): Session._ignore,
 }
+for _state in (_S.LINKED, _S.UP):
+    _TABLE |= {
+        (_state, _I.CLOSE_WANTED): Session._leave,
+        (_state, _I.SEND_DUE): Session._keep_alive,
+        (_state, _I.RENEWAL_DUE): Session._renew,
+        (_state, _I.KEYS_DUE): Session._on_keys_due,
+        (_state, _I.RENEWED): Session._on_renewed,
+        (_state, _I.RENEWAL_REFUSED): Session._on_renewal_refused,
+        (_state, _I.CONFIRM_AGAIN): Session._keep_alive,
+        (_state, _M.REQUEST): Session._acknowledge,
+        (_state, _M.ACKNOWLEDGE): Session._on_renewal_acknowledged,
+        (_state, _M.CONFIRM): Session._on_confirm_in_session,
+        (_state, _M.KEEPALIVE): Session._on_keepalive,
+        (_state, _M.CLOSE): Session._on_close,
+        (_state, _M.REJECT): Session._on_unknown_session,
+        (_state, _M.PROBE): Session._answer_probe,
+    }
