@@ -66,13 +66,12 @@ from ..status import (
     RemoteStatus,
     milliseconds,
 )
-from .asking import Asking
 from .data_path import DataPath
+from .dialogue import Dialogue, Mark
 from .echoes import Answered
 from .frame_watch import FrameWatch
 from .history import History
 from .hooks import CircuitHooks
-from .key_watch import KeyWatch
 from .lifecycle import Action, Input, State
 from .path_prober import PathProber
 from .paths import Paths
@@ -84,7 +83,7 @@ from .remotes import Remotes
 from .routes import MachineRoutes, RouteLoop
 from .setup import Origin, Setup
 from .signaling import SignalingChannel
-from .standing import KEY_PROOF, Standing
+from .standing import Standing
 from .stepper import Stepper
 from .tenure import Tenure
 from .terms import (
@@ -101,7 +100,6 @@ KEY_GRACE_S = 5.0
 # For a session to come up that takes the place of another one.
 CHANGE_GRACE_S = 3.0
 NO_ANSWER = Cause.NO_ANSWER.code
-_SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
 
 class Owner(Protocol):
@@ -144,7 +142,6 @@ class Circuit:
         port: the listening port, and the port of a remote that names none.
         maker: see Session.
         """
-        self._setup = setup
         self.origin = origin
         self.disabled = False
         self.tenure: Tenure | None = None
@@ -155,10 +152,15 @@ class Circuit:
         self._loop = loop
         self._owner = owner
         self._port = port
-        self._asking = None if setup.control_channel is None else Asking(setup.control_channel)
-        self._maker = maker
-        self._key_watch = self._watch_keys()
-        self._signaling: SignalingChannel | None = None
+        self._dialogue = Dialogue(
+            setup,
+            loop,
+            passive=origin is Origin.PEER,
+            maker=maker,
+            describe=lambda: self._description(None),
+            echoes_arrived=data_path.echoes_arrived,
+            on_event=self._on_event,
+        )
         self._log = self._bound_log()
         self._started = self._moving = self._handed_over = False
         self._steps = Stepper(self._carry_out, self._on_step, static=self.static)
@@ -169,14 +171,13 @@ class Circuit:
         self._obstacle = NO_REASON
         self._bridge_mtu = data_path.bridge_mtu
         self._path: UnderlayPath | None = None
-        self._agreement: Agreement | None = None
         self._prober = PathProber(loop, self._on_path_mtu)
         self._ports = PortSwitch(data_path, loop, self.apply_terms)
         self._frames = FrameWatch(self, data_path, loop, self._steps.take, self.history)
         self._paths = Paths(self.config, port, loop, names, routes, data_path, self._prober)
         self._remotes = Remotes(self.config.remote, self.name, self, loop)
         self._remote = self._search()
-        self._signaling = self._open_signaling()
+        self._dialogue.open()
         data_path.set_failure_handler(self.check)
         data_path.set_route_handler(self._on_route_changed)
 
@@ -184,12 +185,12 @@ class Circuit:
 
     @property
     def config(self) -> CircuitConfig:
-        return self._setup.config
+        return self._dialogue.setup.config
 
     @property
     def offer(self) -> Offer:
         """See Setup."""
-        return self._setup.offer
+        return self._dialogue.setup.offer
 
     @property
     def name(self) -> str:
@@ -227,10 +228,7 @@ class Circuit:
 
     def _why_no_answer(self) -> Reason:
         """Return what shows why the remote does not answer; empty: nothing, or it answers."""
-        asking, session = self._asking, self.session
-        if asking is None or session is None or self._steps.reason.code != NO_ANSWER:
-            return NO_REASON
-        return asking.reason(session)
+        return self._dialogue.why_no_answer() if self._steps.reason.code == NO_ANSWER else NO_REASON
 
     @property
     def reason(self) -> Reason:
@@ -240,16 +238,16 @@ class Circuit:
     @property
     def session(self) -> Session | None:
         """None: it is static."""
-        return None if self._signaling is None else self._signaling.session
+        return self._dialogue.session
 
     @property
     def agreement(self) -> Agreement | None:
-        return self._agreement
+        return self._dialogue.agreement
 
     @property
     def static(self) -> bool:
         """Whether it has no signalling."""
-        return self._setup.control_channel is None
+        return self._dialogue.setup.control_channel is None
 
     @property
     def idle(self) -> bool:
@@ -259,7 +257,7 @@ class Circuit:
     @property
     def frame_keys(self) -> CircuitKeys | None:
         """Of an encrypted circuit."""
-        return self._setup.frame_keys
+        return self._dialogue.setup.frame_keys
 
     @property
     def taken_down(self) -> bool:
@@ -297,7 +295,7 @@ class Circuit:
         """The remote addresses toward which it uses its id at present."""
         attached = self._data_path.attached
         in_use = () if attached is None else attached[0].sources
-        sought = () if self._path is None or self._signaling is None else self._path.sources
+        sought = () if self._path is None or self.static else self._path.sources
         return in_use + sought
 
     @property
@@ -308,7 +306,7 @@ class Circuit:
     @property
     def maker(self) -> bytes | None:
         """Which machine set it up, by identity.maker_of; None: this one, or it did not say."""
-        return self._maker if self._signaling is None else self._signaling.session.maker
+        return self._dialogue.maker
 
     def check_remote(self) -> None:
         """Raise ConfigError if a remote is an address of this machine; names are looked up."""
@@ -335,16 +333,11 @@ class Circuit:
         self, requested: CircuitRequested, encryption: SessionEncryption | None = None
     ) -> None:
         """Begin with the session that a remote asked for. Raises VelaError."""
-        signaling = self._require_signaling()
         self._started = True
-        signaling.hold()
+        self._dialogue.hold()
         # The path must be known before the first message, so that both ends agree at once.
         self._path = self._remote.path_to(requested.source.address, requested.local_address)
-        signaling.session.set_local(self._description(self._path), self._loop.now())
-        signaling.session.accept(requested, self._loop.now(), encryption)
-        if encryption is not None and self._key_watch is not None:
-            self._key_watch.expect()
-        self._agreement = signaling.session.agreement
+        self._dialogue.accept(requested, self._description(self._path), encryption)
         self._carry()
         self._remote.resolve_later()
 
@@ -355,15 +348,13 @@ class Circuit:
         self._ports.stop()
         self._prober.stop()
         self._frames.stop()
-        if self._signaling is not None:
-            self._signaling.hold()
+        self._dialogue.hold()
 
     def thaw(self) -> None:
         """Undo freeze(). The session goes on where it was."""
         self._steps.paused, self._remote.paused = False, self.disabled
         self._remotes.thaw()
-        if self._signaling is not None:
-            self._signaling.release()
+        self._dialogue.release()
         self._probe_path()
 
     def standing(self) -> Standing | None:
@@ -371,14 +362,14 @@ class Circuit:
         attached, member = self._data_path.attached, self._data_path.member
         if attached is None or member is None or self.state not in (State.UP, State.UNMONITORED):
             return None
-        session = None if self.session is None else self.session.continuation()
+        session = self._dialogue.continuation()
         if session is None and not self.static:
             return None
         return Standing.of(
             attached[0],
             member,
             session,
-            self._key_proof(),
+            self._dialogue.key_proof,
             self._remotes.standing,
             listening=self._frames.wants_listening,
             hooked=self.hooks is not None and self.hooks.up,
@@ -404,8 +395,7 @@ class Circuit:
             self._go_on(former)
         except (VelaError, ValueError, TypeError) as err:
             self._log.warning("circuit_not_resumed", error=str(err))
-            if self._signaling is not None:
-                self._signaling.forget()
+            self._dialogue.forget()
             self._session_anew()
             return False
         self._started = True
@@ -413,35 +403,27 @@ class Circuit:
         if former.hooked and self.hooks is not None:
             self.hooks.resume()
         self._steps.take(Input.RESUME)
-        if self._signaling is not None:
-            self._signaling.release()
+        self._dialogue.release()
         # The session knows the one address that it is with.
         self._remote.resolve()
         return True
 
     def _go_on(self, former: Standing) -> None:
         """Take over what a circuit did. Raises VelaError, ValueError or TypeError."""
-        session, signaling = former.continuation(), self._signaling
-        if (session is None) != (signaling is None) or former.key != self._key_proof():
+        session = former.continuation()
+        if (session is None) != self.static or former.key != self._dialogue.key_proof:
             raise ConfigError("it has other keys than before, or has signalling, or has no longer")
         if self._remotes.resume(former.used, former.held, former.failures):
             self._search_anew()
         source = ip_address(former.source)
         path = self._remote.path_to(ip_address(former.remote), source)
         self._path = path = self._prober.resume(path, former.probed_mtu)
-        if session is None or signaling is None:
+        if session is None:
             return
-        signaling.hold()
+        self._dialogue.hold()
         if former.listening:
             self._frames.resume_listening()
-        signaling.session.set_local(self._description(path), self._loop.now())
-        signaling.session.resume(session, self._loop.now())
-        self._agreement = signaling.session.agreement
-
-    def _key_proof(self) -> str | None:
-        """Return what shows that another velad has the same key, and does not tell it."""
-        key = self._setup.key
-        return None if key is None else key.sign(KEY_PROOF).hex()
+        self._dialogue.resume(session, self._description(path))
 
     def accept_change(self, setup: Setup, requested: CircuitRequested) -> None:
         """Become what the remote that set the circuit up asks for, in a session of its own.
@@ -449,17 +431,17 @@ class Circuit:
         The name and the interface stay. answer() must follow. Raises VelaError; the
         circuit is then to be closed.
         """
-        signaling = self._require_signaling()
-        signaling.forget()
-        self._setup = replace(self._setup, config=setup.config, offer=setup.offer)
+        self._dialogue.forget()
+        self._dialogue.setup = replace(self._dialogue.setup, config=setup.config, offer=setup.offer)
         self._log = self._bound_log()
         self._data_path.change(self.config, self.cpu)
         self._remotes.change(self.config.remote)
         self._search_anew()
-        begun = self._signaling = self._open_signaling()
+        self._dialogue.open()
         if self.state is State.UP:
             # Frames go on meanwhile, as both ends are about to have the session.
             self._begin_with(requested)
+            begun = self._dialogue.channel
             self._loop.call_later(CHANGE_GRACE_S, lambda: self._miss_session(begun))
         else:
             self._steps.begin_anew(static=False)
@@ -467,14 +449,14 @@ class Circuit:
 
     def _miss_session(self, begun: SignalingChannel | None) -> None:
         """Go down if the session that accept_change() began is not up by now."""
-        if begun is None or self._signaling is not begun or self._steps.stopped:
+        if begun is None or self._dialogue.channel is not begun or self._steps.stopped:
             return
         if self.state is State.UP and begun.session.state is not SessionState.UP:
             self._steps.take(Input.DOWN, Cause.NOT_FOLLOWED.say())
 
     def answer(self) -> None:
         """Tell the remote that it was accepted."""
-        self._require_signaling().release()
+        self._dialogue.release()
 
     def close(
         self,
@@ -490,8 +472,8 @@ class Circuit:
         """
         if reason is not None:
             self.say_goodbye(reason)
-        elif self._signaling is not None:
-            self._signaling.forget()
+        else:
+            self._dialogue.forget()
         self._steps.stop()
         self._remotes.stop()
         self._remote.stop()
@@ -506,7 +488,7 @@ class Circuit:
             self._data_path.leave()
         elif not self._handed_over:
             self._data_path.close()
-        self._close_keys()
+        self._dialogue.close_keys()
         if due and self.hooks is not None:
             self.hooks.finish("the circuit is removed", lambda: self._go_at_last(gone))
         else:
@@ -522,10 +504,6 @@ class Circuit:
             self._log.info("circuit_closed")
         gone()
 
-    def _close_keys(self) -> None:
-        if self._key_watch is not None:
-            self._key_watch.close()
-
     def hand_over(self) -> DataPath:
         """Leave the interface to another circuit, which gets it. close() is to follow."""
         self._handed_over = True
@@ -535,8 +513,8 @@ class Circuit:
 
     def say_goodbye(self, reason: CloseReason) -> None:
         """Tell the remote the reason, before close()."""
-        if self._signaling is not None and not self.disabled:
-            self._signaling.leave(reason)
+        if not self.disabled:
+            self._dialogue.leave(reason)
 
     def kill_worker(self) -> None:
         """Kill the worker, before close() in the same turn of the loop."""
@@ -555,7 +533,7 @@ class Circuit:
         """Undo disable(), and start."""
         self.disabled = self._remote.paused = False
         self._started = True
-        self._signaling = self._open_signaling()
+        self._dialogue.open()
         self._steps.take(Input.ENABLE)
 
     def restart(self) -> None:
@@ -569,16 +547,16 @@ class Circuit:
         The worker stays if nothing changes that it was told. new_session: the present
         session cannot go on with it. Raises VelaError; the circuit is then to be closed.
         """
-        before = self._setup
-        self._setup = replace(before, config=setup.config)
+        before = self._dialogue.setup
+        self._dialogue.setup = replace(before, config=setup.config)
         self._log = self._bound_log()
         if new_session:
             self._begin_anew(setup, cpu)
             return
         self._data_path.change(self.config, cpu)
-        self._setup = replace(self._setup, machine=setup.machine, offer=setup.offer)
-        if self.offer != before.offer and self._signaling is not None:
-            self._signaling.session.set_offer(self.offer, self._loop.now())
+        self._dialogue.change(
+            replace(self._dialogue.setup, machine=setup.machine, offer=setup.offer)
+        )
         self.set_key(setup.key)
         if self._remotes.change(self.config.remote) or self.config.family != before.config.family:
             self._look_elsewhere()
@@ -598,19 +576,16 @@ class Circuit:
         disabled, started = self.disabled or not self.config.enabled, self._started
         if not self.disabled:
             self.disable()
-        self._close_keys()
-        self._setup = setup
-        self._key_watch = self._watch_keys()
+        self._dialogue.begin_anew(setup)
         self._remote.stop()
         self._data_path.change(self.config, cpu)
-        self._asking = None if setup.control_channel is None else Asking(setup.control_channel)
         self._steps.begin_anew(static=self.static)
-        self._path = self._agreement = None
+        self._path = None
         self._moving = self.disabled = False
         self._remotes.change(self.config.remote)
         self._paths.begin_anew(self.config)
         self._remote = self._search()
-        self._signaling = self._open_signaling()
+        self._dialogue.open()
         if disabled:
             self.disable()
         elif started:
@@ -637,7 +612,7 @@ class Circuit:
 
     def use_remote(self, why: str) -> None:
         """Leave the remote that was in use for the one that is to be used now."""
-        self._require_signaling().leave(CloseReason.STOPPING)
+        self._dialogue.leave(CloseReason.STOPPING)
         self._moving = False
         self._frames.begin_anew()
         self._search_anew()
@@ -650,7 +625,7 @@ class Circuit:
         self, primary: Remote, on_answer: Callback, on_silence: Callable[[Reason], None]
     ) -> PrimaryWatch:
         """Ask the primary at intervals, while another remote is in use."""
-        channel = self._setup.control_channel
+        channel = self._dialogue.setup.control_channel
         if channel is None:
             raise RuntimeError(f"{self.name} is static")
 
@@ -658,7 +633,7 @@ class Circuit:
             return self._paths.search(self.config, primary, listener)
 
         def ask(enquiry: Enquiry, paths: tuple[UnderlayPath, ...]) -> list[Datagram]:
-            setup, local = self._setup, self._description(None)
+            setup, local = self._dialogue.setup, self._description(None)
             ciphers = None if setup.frame_keys is None else setup.frame_keys.offer
             return enquiry.ask(self._candidates(paths), local, setup.offer, setup.key, ciphers)
 
@@ -678,23 +653,20 @@ class Circuit:
         if self._steps.paused:
             return
         try:
-            in_use = self._path if self._signaling is None else self._path_in_use() or self._path
-            if self._signaling is not None and in_use is not None:
-                description = self._description(in_use)
-                self._signaling.session.set_local(description, self._loop.now())
+            in_use = self._path_in_use() or self._path
+            if in_use is not None and not self.static:
+                self._dialogue.set_local(self._description(in_use))
             if self._data_path.attached is not None:
                 self._carry()
         except VelaError as err:
             self._steps.take(Input.FAILED, reason_of(err))
-        if self._signaling is not None:
-            self._signaling.pump()
+        self._dialogue.pump()
         if self.state is State.FAILED:
             self._remote.resolve()
 
     def set_policy(self, policy: Policy) -> None:
         """Apply this policy to later requests of the remote."""
-        if self._signaling is not None:
-            self._signaling.session.set_policy(policy)
+        self._dialogue.set_policy(policy)
 
     def set_key(self, key: Key | None) -> None:
         """Use this key from now on.
@@ -702,26 +674,26 @@ class Circuit:
         The session goes on until both ends have begun another one under the changed key;
         one that the remote set up no longer than KEY_GRACE_S.
         """
-        if key == self._setup.key:
+        if key == self._dialogue.setup.key:
             return
-        self._setup = replace(self._setup, key=key)
+        self._dialogue.setup = replace(self._dialogue.setup, key=key)
         if self.frame_keys is not None:
             self.frame_keys.set_psk(key)
-        if self._signaling is None or self.disabled:
+        if self.static or self.disabled:
             return
-        if not self._signaling.session.set_key(key, self._loop.now()):
+        if not self._dialogue.follow_key():
             self.restart()
             return
-        self._signaling.pump()
         if self.origin is Origin.PEER:
             # Who has only the key before is no longer allowed here.
-            former = self._signaling, self._signaling.session.local_nonces[:1]
-            self._loop.call_later(KEY_GRACE_S, lambda: self._end_session(*former))
+            former = self._dialogue.mark()
+            self._loop.call_later(KEY_GRACE_S, lambda: self._end_session(former))
 
-    def _end_session(self, signaling: SignalingChannel, nonces: tuple[int, ...]) -> None:
-        """Begin anew if there is still the session with this nonce."""
-        is_former = self._signaling is signaling and signaling.session.local_nonces[:1] == nonces
-        if is_former and nonces and not (self._steps.stopped or self.disabled):
+    def _end_session(self, former: Mark) -> None:
+        """Begin anew if there is still this session."""
+        _, nonces = former
+        is_there = self._dialogue.mark() == former
+        if is_there and nonces and not (self._steps.stopped or self.disabled):
             self.restart()
 
     def check(self) -> None:
@@ -747,9 +719,8 @@ class Circuit:
             self._look_at_bridge()
         self._look_at_underlay()
         self._frames.check()
-        if self._key_watch is not None:
-            worker = self._data_path.worker_status()
-            self._key_watch.check(None if worker is None else worker.restarts)
+        worker = self._data_path.worker_status() if self.frame_keys is not None else None
+        self._dialogue.check_keys(None if worker is None else worker.restarts)
 
     def _look_at_bridge(self) -> None:
         """Offer another MTU if the interface joined its bridge, or lost it."""
@@ -764,8 +735,7 @@ class Circuit:
         except VelaError as err:
             self._steps.take(Input.FAILED, reason_of(err))
             return
-        if self._signaling is not None:
-            self._signaling.pump()
+        self._dialogue.pump()
 
     def _look_at_underlay(self) -> None:
         """Follow the chosen device and source address as they come and go."""
@@ -779,8 +749,7 @@ class Circuit:
 
     def ask_remote(self, size: int) -> None:
         """Let the remote's supervisor answer, if it has the session, by a probe of this size."""
-        if self._signaling is not None and self._signaling.session.probe(size):
-            self._signaling.pump()
+        self._dialogue.probe(size)
 
     def ping(self, size: int, answered: Answered) -> None:
         """Ask the remote's worker once. See FrameWatch.ping. Raises VelaError."""
@@ -817,10 +786,8 @@ class Circuit:
             encapsulation=config.encapsulation.value,
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
             encryption=config.encryption.value,
-            cipher=None if self._key_watch is None else self._key_watch.status(),
-            asking=None
-            if session is None or self._asking is None
-            else self._asking.status(session, now),
+            cipher=self._dialogue.cipher_status(),
+            asking=self._dialogue.asking_status(),
             rtt_ms=milliseconds(None if session is None else session.rtt_s),
             last_heard_seconds=None if heard_at is None else round(now - heard_at, 3),
             loss=self._frames.loss(),
@@ -848,8 +815,7 @@ class Circuit:
             self._steps.take(Input.FAILED, reason_of(err))
             return
         self._steps.take(Input.ROUTED)
-        if self._signaling is not None:
-            self._signaling.pump()
+        self._dialogue.pump()
 
     def _on_route_changed(self) -> None:
         """Stop sending at once where the route now leads into this circuit, or look again."""
@@ -874,32 +840,28 @@ class Circuit:
 
         Not where the remote set the circuit up: it knows this end by that address, and seeks it.
         """
-        if self._signaling is None or self.origin is Origin.PEER:
+        if self.static or self.origin is Origin.PEER:
             return
         try:
             self._paths.to(path.endpoint, None)
         except DeviceError:
             return
-        reason = Cause.SOURCE_LOST.say(address=path.route.source)
-        self._signaling.session.give_up(reason, self._loop.now())
-        self._signaling.pump()
+        self._dialogue.give_up(Cause.SOURCE_LOST.say(address=path.route.source))
 
     def _leave_former_remote(self, path: UnderlayPath) -> None:
         """End the session with a machine that the remote's new name does not lead to."""
-        if self._signaling is None:
-            return
-        session = self._signaling.session
-        remote, port = session.remote, path.endpoint.port
+        remote, port = self._dialogue.remote, path.endpoint.port
         if remote is None or (remote.address in path.sources and self._reaches(remote, port)):
             return
-        self._signaling.leave(CloseReason.DELETED)
+        self._dialogue.leave(CloseReason.DELETED)
         self._data_path.detach()
         self._session_anew()
         self._steps.take(Input.SWITCHED, Cause.REMOTE_CHANGED.say())
 
     def _reaches(self, remote: Endpoint, port: int) -> bool:
         """Tell whether a remote is the one at this port; behind a NAT it shows another one."""
-        return port in (remote.port, self._agreement.remote_port if self._agreement else None)
+        agreement = self.agreement
+        return port in (remote.port, agreement.remote_port if agreement else None)
 
     # From signalling.
 
@@ -909,10 +871,10 @@ class Circuit:
             self._steps.take(Input.DOWN, Cause.NOT_FOLLOWED.say())
         match event:
             case Agreed(agreement):
-                self._agreement = agreement
+                self._dialogue.agreement = agreement
                 self._steps.take(Input.AGREED)
             case Up():
-                remote = self._require_signaling().session.remote
+                remote = self._dialogue.remote
                 if remote is not None:
                     self._remote.use(remote.address)
                 if self._frames.awaited:
@@ -999,35 +961,32 @@ class Circuit:
             self.on_routed((self._path,))
 
     def _seek(self) -> None:
-        signaling = self._require_signaling()
-        if signaling.session.state in _SESSION_AT_REST:
-            signaling.session.start(self._loop.now())
-        signaling.pump()
+        self._dialogue.seek()
 
     def _suspend(self) -> None:
-        signaling = self._require_signaling()
+        channel = self._dialogue.require()
         reason = self._steps.reason
         # Only one end may have noticed.
         is_mac = reason.code == Cause.DUPLICATE_MAC.code
         code = RejectCode.MAC if is_mac else RejectCode.FAILED
-        signaling.session.suspend(f"on the other end, {reason}", code)
-        signaling.pump()
+        channel.session.suspend(f"on the other end, {reason}", code)
+        channel.pump()
 
     def _leave(self) -> None:
-        self._require_signaling().leave(CloseReason.STOPPING)
-        self._agreement = None
+        self._dialogue.leave(CloseReason.STOPPING)
+        self._dialogue.agreement = None
         # Another circuit may use the id toward this address while this one is disabled.
         self._path = None
 
     def _carry(self) -> None:
         """Attach sockets and worker by agreement or configuration. Raises VelaError."""
-        if self._signaling is None:
+        session, agreement = self.session, self.agreement
+        if session is None:
             if self._path is not None:
                 profile = static_profile(self.config, self._path, self._data_path.bridge_mtu)
                 self._data_path.attach(self._path, profile)
                 self._data_path.limit(self.config.rate)
             return
-        session, agreement = self._signaling.session, self._agreement
         if agreement is None or session.remote is None:
             return
         # By the present one: the agreement may be of a session that failed for it.
@@ -1038,7 +997,7 @@ class Circuit:
         port = session.remote.port if agreement.nat else agreement.remote_port
         path = self._path_to(Endpoint(session.remote.address, port))
         # The session may be with another address than the one that was asked.
-        session.set_local(self._description(path), self._loop.now())
+        self._dialogue.set_local(self._description(path))
         profile = agreed_profile(self.config, agreement, path, self._data_path.bridge_mtu)
         profile = self._ports.until_heard(path, profile, up=self.state is State.UP)
         self._data_path.attach(path, profile, self.key_page)
@@ -1046,7 +1005,7 @@ class Circuit:
         self._data_path.limit(None if rate_kbit is None else rate_kbit * STEP)
         self._data_path.expect_frames_from(agreement.frame_port)
         # The remote is told which port they leave from, now that it is known.
-        session.set_local(self._description(path), self._loop.now())
+        self._dialogue.set_local(self._description(path))
         if self._ports.begun():
             session.await_heard(self._loop.now())
 
@@ -1087,10 +1046,6 @@ class Circuit:
         log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         return log.bind(description=config.description) if config.description else log
 
-    def _watch_keys(self) -> KeyWatch | None:
-        keys = self.frame_keys
-        return None if keys is None else KeyWatch(keys, self._loop)
-
     # Signalling, and the paths to the remote.
 
     def _search(self) -> RemoteSearch:
@@ -1103,49 +1058,25 @@ class Circuit:
 
     def _session_anew(self) -> None:
         """Forget what was agreed on, and with whom; the session was left."""
-        self._path = self._agreement = None
-        self._signaling = self._open_signaling()
-
-    def _open_signaling(self) -> SignalingChannel | None:
-        channel = self._setup.control_channel
-        if channel is None:
-            return None
-        session = self._setup.make_session(
-            channel,
-            self._description(None),
-            passive=self.origin is Origin.PEER,
-            maker=self.maker,
-            echoes_arrived=self._data_path.echoes_arrived,
-        )
-        signaling = SignalingChannel(
-            session, self._loop, channel, self._on_event, self.config.underlay
-        )
-        if self._key_watch is not None:
-            self._key_watch.follow(signaling)
-        return signaling
-
-    def _require_signaling(self) -> SignalingChannel:
-        if self._signaling is None:
-            raise RuntimeError(f"{self.name} is static")
-        return self._signaling
+        self._path = self._dialogue.agreement = None
+        self._dialogue.open()
 
     def _aim(self, paths: tuple[UnderlayPath, ...]) -> None:
         """Let the session look for the remote there, the best path first. Raises VelaError."""
-        signaling, path = self._signaling, paths[0]
+        channel, path = self._dialogue.channel, paths[0]
         self._paths.check_path(path)
-        if signaling is not None:
-            # Before the first message: the remote would take both circuits for one.
-            self._owner.check_id(self, path.sources)
-        self._path = path
-        if signaling is None:
+        if channel is None:
+            self._path = path
             self._remote.use(path.endpoint.address)
             return
-        now = self._loop.now()
-        signaling.expect_from(path.sources)
+        # Before the first message: the remote would take both circuits for one.
+        self._owner.check_id(self, path.sources)
+        self._path = path
+        channel.expect_from(path.sources)
         in_use = self._path_in_use() if self.state is State.UP else path
         if in_use is not None:
-            signaling.session.set_local(self._description(in_use), now)
-        signaling.session.set_remotes(self._candidates(paths), now)
+            self._dialogue.set_local(self._description(in_use))
+        channel.session.set_remotes(self._candidates(paths), self._loop.now())
 
     def _description(self, path: UnderlayPath | None) -> Description:
         """Return the description of this end. Raises ConfigError if the path is too narrow."""
@@ -1163,11 +1094,9 @@ class Circuit:
 
     def _local_address(self) -> IPAddress | None:
         """Return the local address that the remote uses; None: any."""
-        if self._signaling is None:
-            return None
         # A remote that set the circuit up knows this end by the address that it asked.
         if self.state is State.UP or self.origin is Origin.PEER:
-            return self._signaling.session.local_address
+            return self._dialogue.local_address
         return None
 
     def _candidates(self, paths: tuple[UnderlayPath, ...]) -> tuple[Candidate, ...]:
@@ -1176,7 +1105,7 @@ class Circuit:
 
     def _path_in_use(self) -> UnderlayPath | None:
         """Return the path to the remote of the session; None: there is none at present."""
-        remote = self._require_signaling().session.remote
+        remote = self._dialogue.remote
         try:
             return None if remote is None else self._path_to(remote)
         except DeviceError:
@@ -1184,13 +1113,13 @@ class Circuit:
 
     def _path_to(self, endpoint: Endpoint) -> UnderlayPath:
         """Return the path from the session's local address to an endpoint. Raises DeviceError."""
-        return self._paths.to(endpoint, self._require_signaling().session.local_address)
+        return self._paths.to(endpoint, self._dialogue.local_address)
 
     def _probe_path(self) -> None:
         """Find out how large packets to the remote may be, while the session is up."""
-        attached, signaling = self._data_path.attached, self._signaling
-        if attached is not None and signaling is not None and self.state is State.UP:
-            self._prober.start(attached[0], signaling)
+        attached, channel = self._data_path.attached, self._dialogue.channel
+        if attached is not None and channel is not None and self.state is State.UP:
+            self._prober.start(attached[0], channel)
         else:
             self._prober.stop()
 
