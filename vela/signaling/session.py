@@ -78,12 +78,12 @@ from vela.signaling.continuation import Continuation, continuation_of
 from vela.signaling.cookie import Cookies
 from vela.signaling.encryption import (
     Encryption,
-    EncryptionStatus,
     Fields,
 )
 from vela.signaling.event_queue import EventQueue
 from vela.signaling.events import CircuitRequested, Datagram, Event
 from vela.signaling.frame_keys import FrameKeys
+from vela.signaling.generations import EncryptionStatus
 from vela.signaling.inputs import HANDSHAKE_TYPES, AnyInput, Input, Received, State, classify
 from vela.signaling.link import Link, open_link
 from vela.signaling.local_end import LocalEnd
