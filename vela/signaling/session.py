@@ -63,8 +63,8 @@ from vela.signaling import contention, events
 from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
 from vela.signaling.answers import Answers
-from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked, Attempt
-from vela.signaling.candidates import Candidate, Candidates
+from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked
+from vela.signaling.candidates import Candidate
 from vela.signaling.codec import (
     MALFORMED,
     WRONG_TAG,
@@ -85,7 +85,7 @@ from vela.signaling.events import CircuitRequested, Datagram, Event
 from vela.signaling.frame_keys import FrameKeys
 from vela.signaling.generations import EncryptionStatus
 from vela.signaling.inputs import HANDSHAKE_TYPES, AnyInput, Input, Received, State, classify
-from vela.signaling.link import Link, open_link
+from vela.signaling.link import Link
 from vela.signaling.local_end import LocalEnd
 from vela.signaling.messages import (
     SESSION_TYPES,
@@ -107,6 +107,7 @@ from vela.signaling.policy import Policy, Rejection
 from vela.signaling.remote_port import WRONG_PORT, RemotePort
 from vela.signaling.renewal import SEAMLESS, Purpose
 from vela.signaling.renewer import Renewer
+from vela.signaling.seeker import Seeker
 from vela.signaling.session_cipher import (
     SessionCipher,
     awaits_handshake,
@@ -177,22 +178,21 @@ class Session:
             key=key,
             cipher=self._cipher,
         )
-        self._candidates = Candidates()
+        self._events = EventQueue()
+        self._seeker = Seeker(circuit_id, self._local, cookies.nonces, self._events, randomness)
         if remote is not None:
-            self._candidates.replace(Candidate(remote, local_address))
+            self._seeker.stay_with(Candidate(remote, local_address))
         # Of a CONFIRM that is about to begin a session.
         self._answered: Encryption | None = None
         self._echoes_arrived = echoes_arrived
         self._nonces = cookies.nonces
         self._keepalive_jitter = Jitter(randomness, shorter=KEEPALIVE_JITTER)
-        self._attempt = Attempt(randomness)
         self._state = State.IDLE
         self._link: Link | None = None
         self._answers = Answers(cookies, randomness)
         self._due: dict[Input, float] = {}
         self._renewer = Renewer(self._local, cookies.nonces, self._due, randomness)
         self._close_reason = CloseReason.STOPPING
-        self._events = EventQueue()
 
     @property
     def state(self) -> State:
@@ -203,7 +203,7 @@ class Session:
         """Where messages go: the endpoint of the session, or the one that is asked."""
         if self._link is not None:
             return self._link.endpoint
-        first = self._candidates.first
+        first = self._seeker.first
         return None if first is None else first.endpoint
 
     @property
@@ -211,7 +211,7 @@ class Session:
         """The address of this host that messages leave from; None: the kernel chooses."""
         if self._link is not None:
             return self._link.local_address
-        first = self._candidates.first
+        first = self._seeker.first
         return None if first is None else first.local_address
 
     @property
@@ -229,7 +229,7 @@ class Session:
         """What was sent to a remote, to have a session; None: there is one, or nothing was."""
         if self._state not in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
             return None
-        return self._attempt.asked(self._candidates.endpoints)
+        return self._seeker.asked
 
     def encryption_status(self, now: float) -> EncryptionStatus | None:
         """Return how frames are encrypted; None: they are not, or there are no keys at present."""
@@ -295,7 +295,7 @@ class Session:
         self._admission.start(now)
         self._link = link
         self._nonces.hold(link.local_nonce, link)
-        self._candidates.replace(Candidate(link.endpoint, link.local_address))
+        self._seeker.stay_with(Candidate(link.endpoint, link.local_address))
         self._state = State.UP
         self._events.note(up=True)
         self.last_heard_at, self.rtt_s = former.heard_at, former.rtt_s
@@ -337,10 +337,8 @@ class Session:
 
         A session that is up stays where it is until it fails.
         """
-        if self._candidates.replace(*candidates):
-            self._attempt.note_answer()
-            if self._state is State.REQUESTING:
-                self._send_soon(now)
+        if self._seeker.look_at(candidates) and self._state is State.REQUESTING:
+            self._send_soon(now)
 
     def set_local(self, local: Description, now: float) -> None:
         """Say what changed at this end, such as the MTU; the remote is told at once."""
@@ -396,7 +394,7 @@ class Session:
             self._renewer.settle()
             self._renewer.seek(Purpose.CHANGED, link, now)
         elif self._state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
-            self._attempt.refused = False
+            self._seeker.change()
             self._begin(Received(now))
 
     def set_policy(self, policy: Policy) -> None:
@@ -466,7 +464,7 @@ class Session:
         except RemoteProtocolError as err:
             # The tag of a session would say nothing of the key.
             if err.reason == WRONG_TAG and header.type not in SESSION_TYPES:
-                self._attempt.wrong_tag = True
+                self._seeker.note_wrong_tag()
             raise
         if message.circuit_id != self.circuit_id:
             raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
@@ -535,7 +533,7 @@ class Session:
             kind,
             source,
             self.remote,
-            asked=self._candidates.endpoints if self._state is State.REQUESTING else (),
+            asked=self._seeker.endpoints if self._state is State.REQUESTING else (),
             maker_is_known=self._admission.maker is not None,
             in_session=self._in_session,
         )
@@ -547,8 +545,7 @@ class Session:
 
     def _begin(self, received: Received) -> None:
         """Seek the remote, with a fresh nonce, from now on."""
-        self._attempt.begin(received.now)
-        self._candidates.begin()
+        self._seeker.begin(received.now)
         self._seek(received)
 
     def _seek(self, received: Received) -> None:
@@ -560,78 +557,48 @@ class Session:
     def _on_confirm_unanswered(self, received: Received) -> None:
         link = self._the_link()
         if link.encryption is not None:
-            # The remote answers REQUESTs, and says nothing where a handshake is wrong.
-            self._events.put(events.Unanswered(Cause.WRONG_HANDSHAKE.say(remote=link.endpoint)))
-            self._attempt.note_answer()
+            self._seeker.note_wrong_handshake(link)
         self._seek(received)
 
     def _send_request(self, received: Received) -> None:
-        attempt, candidates = self._attempt, self._candidates
-        if not candidates:
-            return  # set_remotes goes on
-        if candidates.round_is_over and candidates.refusal is not None:
-            self._be_rejected(candidates.refusal, received.now)
+        refusal = self._seeker.refusal
+        if refusal is not None:
+            self._be_rejected(refusal, received.now)
             return
-        candidate = candidates.next()
-        if self._link is None:
-            self._link = open_link(
-                self.circuit_id,
-                self._nonces,
-                candidate.endpoint,
-                candidate.local_address,
-            )
-        link = self._link
-        link.endpoint, link.local_address = candidate.endpoint, candidate.local_address
-        delay_s = attempt.count_request(received.now, ends_round=candidates.round_is_over)
-        self._due[Input.SEND_DUE] = received.now + delay_s
-        if attempt.is_unanswered:
-            reason = attempt.unanswered_reason(candidates.endpoints)
-            self._events.put(events.Unanswered(reason))
-        if attempt.wants_lookup:
-            self._events.put(events.ResolveWanted())
-        self._local.send(self._local.request(link), link)
+        requested = self._seeker.request(self._link, received.now)
+        if requested is not None:  # else set_remotes goes on
+            self._link, self._due[Input.SEND_DUE] = requested
 
     def _take_acknowledge(self, received: Received) -> None:
-        link = self._the_link()
-        answers = self._candidates.at(received.source)
-        if answers is not None:  # it may have been asked before others
-            link.endpoint, link.local_address = answers.endpoint, answers.local_address
-        if not self._local.take_acknowledge(link, received):
+        if not self._seeker.take_acknowledge(self._the_link(), received):
             # The next REQUEST has another nonce, and perhaps a key holder to go on with.
             self._link = None
             return
         self._state = State.CONFIRMING
         self._due[Input.EXPIRED] = received.now + CONFIRM_TIMEOUT_S
-        self._attempt.begin_confirming()
         self._send_confirm(received)
 
     def _send_confirm(self, received: Received) -> None:
-        link = self._the_link()
-        self._local.send(self._local.confirm(link, received.now), link)
-        self._due[Input.SEND_DUE] = received.now + self._attempt.confirm_delay_s()
+        self._due[Input.SEND_DUE] = self._seeker.confirm(self._the_link(), received.now)
 
     def _on_reject(self, received: Received) -> None:
         message = received.message_of(Reject)
         refusal = events.Rejected(message.code, message.text or f"refused, code {message.code}")
         seeks = self._state in (State.REQUESTING, State.CONFIRMING)
-        if seeks and not self._candidates.round_is_over:
-            # Another address may be another machine's.
-            self._candidates.refusal = refusal
+        if seeks and self._seeker.goes_on_after(refusal):
             self._seek(received)
-            return
-        self._be_rejected(refusal, received.now)
+        else:
+            self._be_rejected(refusal, received.now)
 
     def _be_rejected(self, refusal: events.Rejected, now: float) -> None:
         self._events.put(refusal)
         self._drop_link()
         self._state = State.REJECTED
-        # A disabled circuit says nothing about the settings.
-        self._attempt.refused = refusal.code != RejectCode.DISABLED
-        self._due[Input.SEND_DUE] = now + self._attempt.rejected_delay_s()
+        self._due[Input.SEND_DUE] = self._seeker.be_refused(refusal.code, now)
 
     def _send_soon(self, now: float) -> None:
         """Send the next REQUEST now, or as soon after the last one as is allowed."""
-        at = self._attempt.earliest_request(now)
+        at = self._seeker.earliest_request(now)
         self._due[Input.SEND_DUE] = min(self._due.get(Input.SEND_DUE, at), at)
 
     # Answering a remote that seeks this end.
@@ -645,7 +612,7 @@ class Session:
         self._local.answer(self._local.offer_keys(answer, received, present), received)
 
     def _on_request_while_requesting(self, received: Received) -> None:
-        if self._insists(received.message_of(Request)):
+        if self._seeker.insists(received.message_of(Request)):
             self._send_soon(received.now)
         else:
             self._acknowledge(received)
@@ -653,9 +620,9 @@ class Session:
     def _on_confirm_while_requesting(self, received: Received) -> None:
         message = received.message_of(Confirm)
         decision = contention.on_confirm_while_requesting(
-            insists=self._insists(message),
+            insists=self._seeker.insists(message),
             outdated=self._local.is_outdated(message),
-            refused=self._attempt.refused,
+            refused=self._seeker.refused,
         )
         self._carry_out(decision, received)
 
@@ -677,7 +644,7 @@ class Session:
         message = received.message_of(Confirm)
         decision = contention.on_confirm_while_rejected(
             outdated=self._local.is_outdated(message),
-            refused=self._attempt.refused,
+            refused=self._seeker.refused,
             resumes_ours=message.resuming and not self._local.passive,
         )
         self._carry_out(decision, received)
@@ -693,12 +660,6 @@ class Session:
                 self._answers.spend(received)
                 if decision is Decision.ASK:
                     self._send_soon(received.now)
-
-    def _insists(self, message: Request | Confirm) -> bool:
-        """Tell whether the remote resumes, and should hear this end's settings instead."""
-        if not self._local.is_outdated(message) or not self._candidates:
-            return False
-        return self._attempt.insists()
 
     def _take_confirm(self, received: Received) -> None:
         """Begin the session that a CONFIRM with a valid cookie asks for; it replaces any other."""
@@ -748,7 +709,7 @@ class Session:
         """
         message = received.message_of(Confirm)
         if self._local.passive:
-            self._candidates.replace(Candidate(received.source, received.local_address))
+            self._seeker.stay_with(Candidate(received.source, received.local_address))
             if not message.resuming:
                 self._local.offer = message.offer
         self._admission.admit(message)
@@ -774,7 +735,7 @@ class Session:
     def _enter_link(self, now: float) -> None:
         self._state = State.LINKED
         self._answers.void()
-        self._attempt.succeed()
+        self._seeker.succeed()
         self._renewer.drop()
         self._due.pop(Input.KEYS_DUE, None)
         self._due[Input.EXPIRED] = now + LINKED_TIMEOUT_S
@@ -882,7 +843,7 @@ class Session:
         follows = renewal.purpose in SEAMLESS and self._state is State.UP
         if not follows:
             self._events.down(renewal.purpose.value.say())
-        self._attempt.begin(received.now)
+        self._seeker.begin(received.now)
         previous, self._link = self._link, renewal.link
         if previous is not None:
             self._succeed(previous, follows=follows)
@@ -922,11 +883,8 @@ class Session:
         if link is not self._link:
             self._renewer.end(self._the_link(), now)
             return
-        self._events.put(events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say()))
-        self._drop_link()
-        self._state = State.REJECTED
-        self._attempt.refused = True
-        self._due[Input.SEND_DUE] = now + self._attempt.rejected_delay_s()
+        refusal = events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say())
+        self._be_rejected(refusal, now)
 
     def _on_keys_due(self, received: Received) -> None:
         link = self._the_link()
