@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
-from vela.address import Endpoint
+from vela.address import Endpoint, IPAddress
 from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import Counters, Slot
 from vela.dataplane.echo import send_echo
@@ -16,9 +17,19 @@ from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Ver
 from vela.errors import DeviceError
 from vela.linux.underlay import UnderlayPath, set_send_buffer
 
-from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim, Demux
+from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim
 from ..runtime.loop import EventLoop
 from .data_path import EchoHandler
+
+
+class Dispatcher(Protocol):
+    """Knows whose a datagram is: demux.Demux."""
+
+    def port_of(self, claim: Claim) -> int | None: ...
+
+    def dispatch(
+        self, source: Endpoint, here: IPAddress, data: bytearray, start: int, end: int
+    ) -> None: ...
 
 
 class Diversion:
@@ -29,7 +40,7 @@ class Diversion:
         name: str,
         circuit_id: int,
         loop: EventLoop,
-        demux: Demux,
+        demux: Dispatcher,
         counters: Counters,
         buffer: bytearray,
         write: Callable[[memoryview], object],
