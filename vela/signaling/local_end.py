@@ -12,6 +12,7 @@ from dataclasses import replace
 from vela.errors import RemoteProtocolError
 from vela.signaling import contention
 from vela.signaling.contention import Claim
+from vela.signaling.continuation import Continuation
 from vela.signaling.encryption import Encryption
 from vela.signaling.frame_keys import KeysUnavailable
 from vela.signaling.inputs import Received
@@ -30,7 +31,7 @@ from vela.signaling.messages import (
 )
 from vela.signaling.outbox import Outbox
 from vela.signaling.session_cipher import SessionCipher
-from vela.signaling.signer import Key, Signer
+from vela.signaling.signer import Key, PackedContext, Signer
 
 UNKNOWN_SESSION = "session"
 """The reason word of RemoteProtocolError: a message of another session than the circuit has."""
@@ -142,6 +143,16 @@ class LocalEnd:
         if encryption is not None:
             link.encryption, link.signer = encryption, encryption.signer
         return link
+
+    def resume(self, link: Link, former: Continuation) -> None:
+        """Give a session of another process its keys again, as far as they can be had here."""
+        if self.cipher is not None:
+            link.keys_lost = True
+            self.cipher.phase = former.phase
+        elif former.context is not None and self.key is not None:
+            context = PackedContext(bytes.fromhex(former.context))
+            link.signer = self.key.derive(context, initiator=former.initiator)
+            link.derived = context.packed, former.initiator
 
     # What decides between it and the remote.
 

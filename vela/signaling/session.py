@@ -65,21 +65,11 @@ from vela.signaling.agreement import Agreement
 from vela.signaling.answers import Answers
 from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked
 from vela.signaling.candidates import Candidate
-from vela.signaling.codec import (
-    MALFORMED,
-    WRONG_TAG,
-    decode,
-    read_header,
-    rejection,
-    transcript,
-)
+from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, read_header, rejection, transcript
 from vela.signaling.contention import Claim, Decision
 from vela.signaling.continuation import Continuation, continuation_of
 from vela.signaling.cookie import Cookies
-from vela.signaling.encryption import (
-    Encryption,
-    Fields,
-)
+from vela.signaling.encryption import Encryption, Fields
 from vela.signaling.event_queue import EventQueue
 from vela.signaling.events import CircuitRequested, Datagram, Event
 from vela.signaling.frame_keys import FrameKeys
@@ -114,7 +104,7 @@ from vela.signaling.session_cipher import (
     finish_handshake,
     settle_keys,
 )
-from vela.signaling.signer import Key, PackedContext
+from vela.signaling.signer import Key
 
 # A session that only one end may know of.
 LINKED_REPEAT_S = 0.5
@@ -169,14 +159,13 @@ class Session:
         self.last_heard_at: float | None = None
         self._admission = Admission(policy, maker)
         self._remote_port = RemotePort()
-        self._cipher = None if frame_keys is None else SessionCipher(frame_keys)
         self._local = LocalEnd(
             local,
             Offer() if offer is None else offer,
             passive=policy is not None,
             machine=machine,
             key=key,
-            cipher=self._cipher,
+            cipher=None if frame_keys is None else SessionCipher(frame_keys),
         )
         self._events = EventQueue()
         self._seeker = Seeker(circuit_id, self._local, cookies.nonces, self._events, randomness)
@@ -275,7 +264,7 @@ class Session:
             heard_at=self.last_heard_at,
             rtt_s=self.rtt_s,
             translated=self._remote_port.translated,
-            phase=None if self._cipher is None else self._cipher.phase,
+            phase=None if self._local.cipher is None else self._local.cipher.phase,
         )
 
     def resume(self, former: Continuation, now: float) -> None:
@@ -285,13 +274,7 @@ class Session:
         at once, and frames go on with the keys that the worker has. Raises ValueError.
         """
         link = former.link(self.circuit_id)
-        if self._cipher is not None:
-            link.keys_lost = True
-            self._cipher.phase = former.phase
-        elif former.context is not None and self._local.key is not None:
-            context = PackedContext(bytes.fromhex(former.context))
-            link.signer = self._local.key.derive(context, initiator=former.initiator)
-            link.derived = context.packed, former.initiator
+        self._local.resume(link, former)
         self._admission.start(now)
         self._link = link
         self._nonces.hold(link.local_nonce, link)
@@ -304,7 +287,7 @@ class Session:
         self._renewer.end(link, now)
         self._due[Input.SEND_DUE] = now
         self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
-        if self._cipher is not None:
+        if self._local.cipher is not None:
             self._renewer.seek(Purpose.KEYS, link, now)
 
     def close(self, reason: CloseReason, now: float) -> None:
@@ -687,9 +670,9 @@ class Session:
         if obstacle is not None:
             self._refuse(received, obstacle.code, obstacle.text)
             return
-        if self._cipher is not None:
+        if self._local.cipher is not None:
             # Raises where message 1 is wrong, and then nothing has changed.
-            self._answered = self._cipher.answer(message, received.transcript, received.now)
+            self._answered = self._local.cipher.answer(message, received.transcript, received.now)
             if self._answered is None:
                 return
         # Where only the keys are lost, nobody has to notice. The handshake says who wrote it.
@@ -903,8 +886,8 @@ class Session:
         if outcome.ended is not None:
             self._on_loss(outcome.ended, Received(now))
             return
-        if self._cipher is not None and link.encryption.phase is not None:
-            self._cipher.phase = link.encryption.phase
+        if self._local.cipher is not None and link.encryption.phase is not None:
+            self._local.cipher.phase = link.encryption.phase
         if not self._in_session:
             return
         wanted = link.encryption.take_keepalive_wanted()
