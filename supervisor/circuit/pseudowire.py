@@ -22,6 +22,7 @@ from vela.dataplane.ecn import DSCP_SHIFT
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Verification
 from vela.errors import DeviceError, VelaError
+from vela.linux.arrival import ARRIVAL_SPACE, age_s, show_arrival
 from vela.linux.choice import UnderlayChoice, set_tos
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
@@ -73,6 +74,7 @@ FORK_INTERVAL_S = 0.15
 
 # Ports tried from the derived one on, where others have it.
 SOURCE_PORT_TRIES = 64
+TRAFFIC = (Slot.TX_FRAMES, Slot.TX_BYTES, Slot.RX_FRAMES, Slot.RX_BYTES)
 # TAP, two sockets, two ends of the diversion, the worker's pidfd, a key page.
 DESCRIPTORS = 7
 
@@ -141,7 +143,7 @@ class Pseudowire:
         """
         self._on_failure: Callback | None = None
         self._on_route: Callback | None = None
-        self._on_echo: EchoHandler = lambda _: False
+        self._on_echo: EchoHandler = lambda _, _age_s: False
         self._config = config
         self._parts = parts
         self._cpu = cpu
@@ -485,7 +487,7 @@ class Pseudowire:
             return
         except Verification:
             # A request asks for the worker; an answer from here would show nothing.
-            if not self._on_echo(memoryview(data)[start:end]):
+            if not self._on_echo(memoryview(data)[start:end], 0.0):
                 counters[Slot.RX_RESERVED] += 1
             return
         except Piece:
@@ -529,13 +531,7 @@ class Pseudowire:
 
     def traffic(self) -> Traffic:
         """Return what it has carried, at less cost than counter_status()."""
-        total = self._counters.total
-        return Traffic(
-            total(Slot.TX_FRAMES),
-            total(Slot.TX_BYTES),
-            total(Slot.RX_FRAMES),
-            total(Slot.RX_BYTES),
-        )
+        return Traffic(*self._counters.totals(*TRAFFIC))
 
     def counter_status(self) -> CounterStatus:
         return CounterStatus.of(self._counters)
@@ -742,12 +738,12 @@ class Pseudowire:
         view = memoryview(data)[REBUILD_ROOM:]
         for _ in range(DATAGRAMS_AT_ONCE):
             try:
-                length = self._divert_reader.recv_into(view)
+                length, ancillary, _, _ = self._divert_reader.recvmsg_into([view], ARRIVAL_SPACE)
             except BlockingIOError:
                 return
             if length and data[REBUILD_ROOM] == self._config.id:
                 # An answer to an echo request; the worker passes nothing else of its circuit on.
-                if not self._on_echo(view[:length]):
+                if not self._on_echo(view[:length], age_s(ancillary)):
                     self._counters.supervisor[Slot.RX_RESERVED] += 1
                 return  # mostly there is one; if not, the loop calls again
             if self._attached is not None:
@@ -770,6 +766,8 @@ def _receives_alike(old: UnderlayPath, new: UnderlayPath) -> bool:
 
 def _socket_pair(circuit: str) -> tuple[socket.socket, socket.socket]:
     try:
-        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        show_arrival(pair[0])
+        return pair
     except OSError as err:
         raise DeviceError(f"{circuit}: cannot make a socket pair: {err.strerror}") from err
