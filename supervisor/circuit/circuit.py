@@ -57,7 +57,6 @@ from vela.signaling.signer import Key
 from ..frame_keys import CircuitKeys
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
-from ..states import WELL
 from ..status import (
     CircuitStatus,
     RateStatus,
@@ -176,6 +175,8 @@ class Circuit:
         self._obstacle = NO_REASON
         self._bridge_mtu = data_path.bridge_mtu
         self._path: UnderlayPath | None = None
+        # Paths that were found in this turn of the loop, to all addresses of the remote.
+        self._found: tuple[UnderlayPath, ...] = ()
         self._agreement: Agreement | None = None
         self._prober = PathProber(loop, self._on_path_mtu)
         self._ports = PortSwitch(data_path, loop, self.apply_terms)
@@ -759,7 +760,7 @@ class Circuit:
         traffic = self._data_path.traffic()
         now = self._loop.now()
         self._rates.sample(traffic, now)
-        self.history.look(now, traffic, up=self.state.word in WELL)
+        self.history.look(now, traffic, up=self.state in (State.UP, State.UNMONITORED))
         self._prober.note_traffic(traffic.tx_frames)
         try:
             self._data_path.check()
@@ -827,16 +828,17 @@ class Circuit:
         endpoint = attached[0].endpoint if attached else None
         session = self.session
         heard_at = None if session is None else session.last_heard_at
-        now = self._loop.now()
+        now, reasons = self._loop.now(), self.reasons
+        reason = joined(reasons)
         return CircuitStatus(
             name=config.name,
             id=config.id,
             origin=self.origin.value,
             description=config.description,
             state=self.state.word,
-            reason=str(self.reason),
-            reason_code=self.reason.code,
-            reasons=ReasonStatus.of(self.reasons),
+            reason=str(reason),
+            reason_code=reason.code,
+            reasons=ReasonStatus.of(reasons),
             since_seconds=round(self._transitions.since_s(now), 3),
             transitions=self._transitions.count(now),
             remote=str(self.remote),
@@ -875,6 +877,13 @@ class Circuit:
         if self._moving:
             self._moving = False
             self._leave_former_remote(paths[0])
+        self._found = paths
+        try:
+            self._take_paths(paths)
+        finally:
+            self._found = ()
+
+    def _take_paths(self, paths: tuple[UnderlayPath, ...]) -> None:
         try:
             self._aim(paths)
         except VelaError as err:
@@ -1259,6 +1268,11 @@ class Circuit:
     def _path_to(self, endpoint: Endpoint) -> UnderlayPath:
         """Return the path from the session's local address to an endpoint. Raises DeviceError."""
         source = self._require_signaling().session.local_address
+        # A look at a route is a dozen system calls, and each circuit looks once a minute.
+        for found in self._found:
+            if found.endpoint == endpoint and source in (None, found.route.source):
+                path = UnderlayPath(endpoint, (endpoint.address,), found.route, found.group)
+                return self._prober.narrow(path)
         if source is None:
             group, route = self._routes.way_to(endpoint)
         else:
