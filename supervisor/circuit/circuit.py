@@ -58,7 +58,6 @@ from ..config.records import CircuitConfig
 from ..frame_keys import CircuitKeys
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
-from ..states import WELL
 from ..status import (
     CircuitStatus,
     RateStatus,
@@ -702,7 +701,7 @@ class Circuit:
         traffic = self._data_path.traffic()
         now = self._loop.now()
         self._rates.sample(traffic, now)
-        self.history.look(now, traffic, up=self.state.word in WELL)
+        self.history.look(now, traffic, up=self.state in (State.UP, State.UNMONITORED))
         self._prober.note_traffic(traffic.tx_frames)
         try:
             self._data_path.check()
@@ -763,16 +762,17 @@ class Circuit:
         endpoint = attached[0].endpoint if attached else None
         session = self.session
         heard_at = None if session is None else session.last_heard_at
-        now = self._loop.now()
+        now, reasons = self._loop.now(), self.reasons
+        reason = joined(reasons)
         return CircuitStatus(
             name=config.name,
             id=config.id,
             origin=self.origin.value,
             description=config.description,
             state=self.state.word,
-            reason=str(self.reason),
-            reason_code=self.reason.code,
-            reasons=ReasonStatus.of(self.reasons),
+            reason=str(reason),
+            reason_code=reason.code,
+            reasons=ReasonStatus.of(reasons),
             since_seconds=round(self._transitions.since_s(now), 3),
             transitions=self._transitions.count(now),
             remote=str(self.remote),
@@ -809,6 +809,10 @@ class Circuit:
         if self._moving:
             self._moving = False
             self._leave_former_remote(paths[0])
+        with self._paths.found(paths):
+            self._take_paths(paths)
+
+    def _take_paths(self, paths: tuple[UnderlayPath, ...]) -> None:
         try:
             self._aim(paths)
         except VelaError as err:

@@ -15,6 +15,7 @@ from vela.dataplane.counters import Counters, Slot
 from vela.dataplane.echo import send_echo
 from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Verification
 from vela.errors import DeviceError
+from vela.linux.arrival import ARRIVAL_SPACE, age_s, show_arrival
 from vela.linux.underlay import UnderlayPath, set_send_buffer
 
 from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim
@@ -53,6 +54,7 @@ class Diversion:
             self._own, self.worker_end = socket.socketpair(
                 socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
             )
+            show_arrival(self._own)
         except OSError as err:
             raise DeviceError(f"{name}: cannot make a socket pair: {err.strerror}") from err
         set_send_buffer(self.worker_end)
@@ -62,7 +64,7 @@ class Diversion:
         self._counters = counters
         self._buffer = buffer
         self._write = write
-        self._on_echo: EchoHandler = lambda _: False
+        self._on_echo: EchoHandler = lambda _, _age_s: False
         self._attachment: Attachment | None = None
         self._origin: tuple[UnderlayPath, Claim] | None = None
         self._decapsulator: Decapsulator | None = None
@@ -118,7 +120,7 @@ class Diversion:
             return
         except Verification:
             # A request asks for the worker; an answer from here would show nothing.
-            if not self._on_echo(memoryview(data)[start:end]):
+            if not self._on_echo(memoryview(data)[start:end], 0.0):
                 counters[Slot.RX_RESERVED] += 1
             return
         except Piece:
@@ -140,12 +142,12 @@ class Diversion:
         view = memoryview(data)[REBUILD_ROOM:]
         for _ in range(DATAGRAMS_AT_ONCE):
             try:
-                length = self._own.recv_into(view)
+                length, ancillary, _, _ = self._own.recvmsg_into([view], ARRIVAL_SPACE)
             except BlockingIOError:
                 return
             if length and data[REBUILD_ROOM] == self._circuit_id:
                 # An answer to an echo request; the worker passes nothing else of its circuit on.
-                if not self._on_echo(view[:length]):
+                if not self._on_echo(view[:length], age_s(ancillary)):
                     self._counters.supervisor[Slot.RX_RESERVED] += 1
                 return  # mostly there is one; if not, the loop calls again
             if self._origin is not None:

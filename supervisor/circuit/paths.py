@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from vela.address import Endpoint, IPAddress, Remote, family_of
 from vela.errors import ConfigError, DeviceError
@@ -39,6 +40,7 @@ class Paths:
         self._prober = prober
         self._machine_routes = routes
         self._loops = loops
+        self._found: tuple[UnderlayPath, ...] = ()
         self._choose(config)
 
     def begin_anew(self, config: CircuitConfig) -> None:
@@ -70,8 +72,22 @@ class Paths:
             local_address=local_address,
         )
 
+    @contextmanager
+    def found(self, paths: tuple[UnderlayPath, ...]) -> Iterator[None]:
+        """Within the block, know these, which were found in this turn of the loop."""
+        self._found = paths
+        try:
+            yield
+        finally:
+            self._found = ()
+
     def to(self, endpoint: Endpoint, source: IPAddress | None) -> UnderlayPath:
         """Return the path to an endpoint. source: None: any. Raises DeviceError."""
+        # A look at a route is a dozen system calls, and each circuit looks once a minute.
+        for found in self._found:
+            if found.endpoint == endpoint and source in (None, found.route.source):
+                path = UnderlayPath(endpoint, (endpoint.address,), found.route, found.group)
+                return self._prober.narrow(path)
         if source is None:
             group, route = self._routes.way_to(endpoint)
         else:

@@ -332,12 +332,12 @@ def test_late_answer_to_a_ping_changes_nothing(ends: Ends) -> None:
     ends.net.run(WAIT_S + 1)
 
     for request in requests:
-        path.on_echo(memoryview(bytes((*request[:2], ECHO_REPLY, *request[3:]))))
+        path.on_echo(memoryview(bytes((*request[:2], ECHO_REPLY, *request[3:]))), 0.0)
 
     assert replies == [{"rtt_ms": None}]
     # Each answer counts once.
     assert not any(
-        path.on_echo(memoryview(bytes((*request[:2], ECHO_REPLY, *request[3:]))))
+        path.on_echo(memoryview(bytes((*request[:2], ECHO_REPLY, *request[3:]))), 0.0)
         for request in requests
     )
 
@@ -350,8 +350,8 @@ def test_answers_that_nobody_asked_for_change_nothing(ends: Ends) -> None:
     for identifier in (bytes(8), b"\xff" * 8):
         answer = bytearray(echo_request(1, identifier, 1.0))
         answer[2] = ECHO_REPLY
-        assert not path.on_echo(memoryview(answer))
-        assert not path.on_echo(memoryview(answer)[:18])
+        assert not path.on_echo(memoryview(answer), 0.0)
+        assert not path.on_echo(memoryview(answer)[:18], 0.0)
     ends.net.run(1)
 
     assert ends.states() == [("connecting", "")] * 2
