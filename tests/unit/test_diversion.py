@@ -80,7 +80,8 @@ class Bench:
             raise OSError
         self.written.append(bytes(frame))
 
-    def _on_echo(self, message: memoryview) -> bool:
+    def _on_echo(self, message: memoryview, age_s: float) -> bool:
+        assert 0 <= age_s < 10
         self.echoes.append(bytes(message))
         return bytes(message[3:11]) == b"identity"
 
