@@ -50,6 +50,10 @@ UNEXPECTED_RATE, UNEXPECTED_BURST = 300.0, 600.0
 EXPECTED_RATE, EXPECTED_BURST = 100.0, 300.0
 
 
+# Addresses of remotes that circuits had: what a machine needs that was away while one was deleted.
+FORMER_REMOTES = 1024
+
+
 class ControlTransport(Protocol):
     """What carries control messages: demux.Demux."""
 
@@ -124,6 +128,8 @@ class ControlChannel:
         icmp_errors: returns those about messages from there that have come since the last call.
         """
         self._icmp_errors = icmp_errors
+        self._remotes: frozenset[IPAddress] = frozenset()
+        self._former_remotes: dict[IPAddress, None] = {}
         self._undelivered = UndeliveredDatagrams()
         self._loop = loop
         self._transport = transport
@@ -201,13 +207,17 @@ class ControlChannel:
         """Know a participant's messages, so that no flood of others holds them up."""
         if expected == self._expected.get(participant, NOTHING_EXPECTED):
             return
+        before = self._expected.get(participant, NOTHING_EXPECTED)
+        self._former_remotes.update(dict.fromkeys(before.addresses))
+        while len(self._former_remotes) > FORMER_REMOTES:
+            del self._former_remotes[next(iter(self._former_remotes))]
         self._expected[participant] = expected
         if expected == NOTHING_EXPECTED:
             del self._expected[participant]
         known = self._expected.values()
-        remotes = frozenset(address for each in known for address in each.addresses)
+        self._remotes = frozenset(address for each in known for address in each.addresses)
         nonces = frozenset(nonce for each in known for nonce in each.nonces)
-        self._transport.expect_control(ControlSteering(remotes, nonces))
+        self._transport.expect_control(ControlSteering(self._remotes, nonces))
 
     def send(self, datagrams: Iterable[Datagram], choice: UnderlayChoice = ANY_UNDERLAY) -> None:
         """Send from the listening port. What cannot be sent is lost, as on any network."""
@@ -330,12 +340,17 @@ class ControlChannel:
                 deferral_reason=lambda confirm: self._deferral_reason(confirm, source.address),
                 local_address=local_address,
                 refused=self._log_refusal,
+                is_remote=self._is_remote,
             )
         except RemoteProtocolError as err:
             # The tag of a session would say nothing of the key.
             if err.reason == WRONG_TAG and header.type not in SESSION_TYPES:
                 self._wrong_keys.note(source, err, self._loop.now())
             raise
+
+    def _is_remote(self, address: IPAddress) -> bool:
+        """Tell whether a circuit has its remote there, or had it since this velad began."""
+        return address in self._remotes or address in self._former_remotes
 
     def _peer_circuits(self, address: IPAddress) -> PeerCircuits:
         return PeerCircuits(0, 0) if self._handler is None else self._handler.peer_circuits(address)

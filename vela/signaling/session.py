@@ -206,6 +206,8 @@ class Session:
     @property
     def local_nonces(self) -> tuple[int, ...]:
         """What the remote puts into its messages, except to ask: the nonces of this end."""
+        if self._renewal is None:  # mostly; this is asked for at every message
+            return () if self._link is None else (self._link.local_nonce,)
         return tuple(link.local_nonce for link in self._links())
 
     @property
