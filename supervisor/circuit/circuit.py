@@ -24,6 +24,7 @@ from vela.mac import format_mac
 from vela.rate import STEP
 from vela.reasons import NO_REASON, Cause, Reason, joined, reason_of
 from vela.signaling.agreement import Agreement
+from vela.signaling.caller import Caller
 from vela.signaling.candidates import Candidate
 from vela.signaling.encryption import Encryption as SessionEncryption
 from vela.signaling.enquiry import Enquiry
@@ -36,6 +37,7 @@ from vela.signaling.events import (
     EchoesArrived,
     Event,
     Heard,
+    Moved,
     OfferChanged,
     ProbeAnswered,
     Refused,
@@ -66,6 +68,7 @@ from ..status import (
     milliseconds,
 )
 from .asking import Asking
+from .caller_wait import CallerWait
 from .data_path import DataPath
 from .echoes import Answered
 from .frame_watch import FrameWatch
@@ -279,6 +282,11 @@ class Circuit:
         return self._remote.addresses
 
     @property
+    def remote_endpoint(self) -> Endpoint | None:
+        """Where the remote of the session is, or the one that is asked; None: not known."""
+        return None if self._signaling is None else self._signaling.session.remote
+
+    @property
     def idle_addresses(self) -> tuple[IPAddress, ...]:
         """The known addresses of its other remotes."""
         known = self._remotes.known_addresses().values()
@@ -398,6 +406,7 @@ class Circuit:
             held=held,
             failures=failures,
             hooked=self.hooks is not None and self.hooks.up,
+            maker=None if self.maker is None else self.maker.hex(),
         )
 
     def retire_worker(self, done: Callback) -> None:
@@ -449,6 +458,9 @@ class Circuit:
         self._path = path = self._prober.resume(path, former.probed_mtu)
         if session is None or signaling is None:
             return
+        if self.remote.is_any:
+            self._maker = None if former.maker is None else bytes.fromhex(former.maker)
+            self._take_calls(signaling)
         signaling.hold()
         if former.listening:
             self._frames.resume_listening()
@@ -654,6 +666,11 @@ class Circuit:
         self._remote = self._search()
         self._remote.paused = self.disabled
         self._moving = not self.disabled
+        if self.remote.is_any and self._signaling is not None and not self.disabled:
+            self._moving = False
+            self._take_calls(self._signaling)
+            if self.state is not State.UP:
+                self._take(Input.SWITCHED)
         if self._started or self.disabled:
             self._remote.resolve()
 
@@ -810,6 +827,11 @@ class Circuit:
         else:
             self._remote.resolve()
 
+    def announce(self) -> None:
+        if self._signaling is not None:
+            self._signaling.session.announce(self._loop.now())
+            self._signaling.pump()
+
     def ask_remote(self, size: int) -> None:
         """Let the remote's supervisor answer, if it has the session, by a probe of this size."""
         if self._signaling is not None and self._signaling.session.probe(size):
@@ -842,7 +864,7 @@ class Circuit:
             remote=str(self.remote),
             remotes=self.remotes(),
             remote_address=str(endpoint.address) if endpoint else None,
-            remote_port=endpoint.port if endpoint else self.remote.port or self._port,
+            remote_port=self._remote_port(endpoint),
             family=endpoint.family.value if endpoint else None,
             mtu=self._data_path.mtu,
             path_mtu=attached[0].mtu if attached else None,
@@ -862,6 +884,11 @@ class Circuit:
             worker=self._data_path.worker_status(),
             counters=self._data_path.counter_status(),
         )
+
+    def _remote_port(self, endpoint: Endpoint | None) -> int | None:
+        if endpoint is not None:
+            return endpoint.port
+        return None if self.remote.is_any else self.remote.port or self._port
 
     # From the search for the remote.
 
@@ -921,6 +948,8 @@ class Circuit:
         """End the session with a machine that the remote's new name does not lead to."""
         if self._signaling is None:
             return
+        self._signaling.take_calls(None)
+        self._signaling.session.set_caller(None, self._loop.now())
         session = self._signaling.session
         remote, port = session.remote, path.endpoint.port
         if remote is None or (remote.address in path.sources and self._reaches(remote, port)):
@@ -934,6 +963,11 @@ class Circuit:
     def _reaches(self, remote: Endpoint, port: int) -> bool:
         """Tell whether a remote is the one at this port; behind a NAT it shows another one."""
         return port in (remote.port, self._agreement.remote_port if self._agreement else None)
+
+    def on_awaits(self) -> None:
+        self._take(Input.AWAITS)
+        if self._signaling is not None:
+            self._signaling.pump()
 
     # From signalling.
 
@@ -967,6 +1001,8 @@ class Circuit:
                 pass
             case Heard():
                 self._ports.heard()
+            case Moved(remote):
+                self._log.info("remote_moved", remote=str(remote))
             case Rejected():
                 self._take(Input.REJECTED, event.reason)
             case Refused(source, code, text):
@@ -1092,6 +1128,8 @@ class Circuit:
         # Behind a NAT only the translated port leads back.
         port = session.remote.port if agreement.nat else agreement.remote_port
         path = self._path_to(Endpoint(session.remote.address, port))
+        if self.remote.is_any:
+            self._path = path
         # The session may be with another address than the one that was asked.
         session.set_local(self._description(path), self._loop.now())
         page = None if self._frame_keys is None else self._frame_keys.page_fd
@@ -1152,7 +1190,11 @@ class Circuit:
     def _circuit_routes(self) -> CircuitRoutes:
         return CircuitRoutes(self._machine_routes, self.config.underlay, self._data_path)
 
-    def _search(self) -> RemoteSearch:
+    def _search(self) -> RemoteSearch | CallerWait:
+        if self.remote.is_any:
+            config = self.config
+            family, bind = config.family, config.bind
+            return CallerWait(family, bind, self._port, self._loop, self._routes, self)
         return self._search_for(self.remote, self)
 
     def _search_for(self, remote: Remote, listener: Listener) -> RemoteSearch:
@@ -1191,7 +1233,24 @@ class Circuit:
         )
         if self._key_watch is not None:
             self._key_watch.follow(signaling)
+        if self.remote.is_any:
+            self._take_calls(signaling)
         return signaling
+
+    def _take_calls(self, signaling: SignalingChannel) -> None:
+        """Let whoever has the key be the remote from now on; the one that there is stays."""
+        wait, channel = self._remote, self._control_channel
+        if channel is None or not isinstance(wait, CallerWait):
+            raise RuntimeError(f"{self.name} names a remote")
+        caller = Caller(self._describe_to, channel.randomness, self._maker)
+        signaling.session.set_caller(caller, self._loop.now())
+        signaling.take_calls(wait.hears)
+
+    def _describe_to(self, source: Endpoint, local_address: IPAddress | None) -> Description:
+        """Return the description of this end for a remote that calls. Raises VelaError."""
+        path = self._remote.path_to(source.address, local_address)
+        self._owner.check_id(self, path.sources)
+        return self._description(path)
 
     def _require_signaling(self) -> SignalingChannel:
         if self._signaling is None:

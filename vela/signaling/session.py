@@ -37,6 +37,7 @@ Events, in the order in which they happen:
     Unanswered(reason)    after every three requests or more: for the status, until the next event
     Rejected(code, text)  for the status; the session asks again later
     Heard                 after await_heard()
+    Moved(remote)         the remote that called is elsewhere now; Agreed follows
     OfferChanged(requested)  the remote that set this circuit up wants other settings, and the
                           policy allows them: replace this session as above, or reject
     ProbeAnswered(size)
@@ -59,12 +60,19 @@ from dataclasses import replace
 
 from vela.address import Endpoint, IPAddress
 from vela.backoff import Jitter
-from vela.errors import RemoteProtocolError
+from vela.errors import RemoteProtocolError, VelaError
 from vela.reasons import Cause, Reason
 from vela.signaling import contention, events
 from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
 from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked, Attempt
+from vela.signaling.caller import (
+    ELSEWHERE,
+    PROBES_AT_ONCE,
+    SMALLEST_QUESTION,
+    Caller,
+    Situation,
+)
 from vela.signaling.candidates import Candidate, Candidates
 from vela.signaling.codec import (
     MALFORMED,
@@ -98,6 +106,7 @@ from vela.signaling.messages import (
     CloseReason,
     Confirm,
     Description,
+    HandshakePattern,
     Header,
     Keepalive,
     Message,
@@ -167,6 +176,7 @@ class Session:
         policy: Policy | None = None,
         machine: bytes | None = None,
         maker: bytes | None = None,
+        caller: Caller | None = None,
         frame_keys: FrameKeys | None = None,
         echoes_arrived: Callable[[], int] | None = None,
     ) -> None:
@@ -177,7 +187,8 @@ class Session:
         remote's end; with a policy, those that the remote last wanted here, if
         they were kept. machine: what tells this machine from others, where it
         sets the circuit up. maker: with a policy, which machine set it up, by
-        identity.maker_of; None: not known. Nonces come from randomness: in production it is a
+        identity.maker_of; None: not known. caller: of a circuit that names no remote, which asks
+        nobody. Nonces come from randomness: in production it is a
         random.SystemRandom. frame_keys: of an encrypted circuit; None: it is not encrypted.
         echoes_arrived: how many echo requests have reached this end's worker, modulo 2**64; None:
         the remote is not told.
@@ -188,6 +199,7 @@ class Session:
         self.rtt_s: float | None = None
         self.last_heard_at: float | None = None
         self._admission = Admission(policy, maker)
+        self._caller = caller
         self._machine = machine
         # Whether the remote's port is translated on the way; None: there was no session yet.
         self._translated: bool | None = None
@@ -267,8 +279,8 @@ class Session:
 
     @property
     def maker(self) -> bytes | None:
-        """Which machine set the circuit up; None: not known, or this one."""
-        return self._admission.maker
+        """Which machine set the circuit up, or has called; None: not known, or this one."""
+        return self._admission.maker if self._caller is None else self._caller.maker
 
     @property
     def remote_static(self) -> bytes | None:
@@ -324,7 +336,8 @@ class Session:
         self._admission.start(now)
         self._link = link
         self._cookies.nonces.hold(link.local_nonce, link)
-        self._candidates.replace(Candidate(link.endpoint, link.local_address))
+        if self._caller is None:
+            self._candidates.replace(Candidate(link.endpoint, link.local_address))
         self._state, self._told_up = State.UP, True
         self.last_heard_at, self.rtt_s = former.heard_at, former.rtt_s
         self._settle()
@@ -370,6 +383,18 @@ class Session:
             if self._state is State.REQUESTING:
                 self._send_soon(now)
 
+    def set_caller(self, caller: Caller | None, now: float) -> None:
+        """Ask nobody from now on, and let the remote call; None: set_remotes() says whom to ask.
+
+        A session goes on.
+        """
+        self._caller = caller
+        if caller is None:
+            return
+        self._candidates.replace()
+        if self._state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
+            self._begin(Received(now))
+
     def set_local(self, local: Description, now: float) -> None:
         """Say what changed at this end, such as the MTU; the remote is told at once."""
         if local == self._local:
@@ -387,6 +412,11 @@ class Session:
         if self._link is not None and self._state is State.UP:
             self._link.unheard = self._link.sent
             self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
+
+    def announce(self, now: float) -> None:
+        """Send a KEEPALIVE beside those that are due, if the session is up."""
+        if self._state is State.UP:
+            self._send_keepalive(now)
 
     def give_up(self, reason: Reason, now: float) -> None:
         """End the session as if the remote were silent, and seek the remote anew."""
@@ -494,6 +524,8 @@ class Session:
             # The tag of a session would say nothing of the key.
             if err.reason == WRONG_TAG and header.type not in SESSION_TYPES:
                 self._attempt.wrong_tag = True
+            if self._caller is not None and err.reason == UNKNOWN_SESSION:
+                self._deny_session(data, header, Received(now, None, source, local_address))
             raise
         if message.circuit_id != self.circuit_id:
             raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
@@ -525,6 +557,8 @@ class Session:
         if link is not None and found not in HANDSHAKE_TYPES | {Input.RENEWAL_REFUSED}:
             link.hear(message.counter)
             self.last_heard_at = now
+            if self._caller is not None and link is self._link and source != link.endpoint:
+                self._follow(self._caller, received)
         self._step(found, received)
 
     def handle_timer(self, now: float) -> None:
@@ -567,7 +601,8 @@ class Session:
         the machine that set the circuit up is known, that is checked in place of the port.
         """
         remote = self.remote
-        if remote is None or source.port == remote.port:
+        # Whoever calls proves its identity in the handshake, and tags what follows.
+        if remote is None or source.port == remote.port or self._caller is not None:
             return True
         if self._state is State.REQUESTING and source in self._candidates.endpoints:
             return True
@@ -730,8 +765,11 @@ class Session:
         )
         if self._key is not None or self._cipher is not None:
             own = own_endpoint(local_address, self._local.port)
-            linked = self._link is not None and self._state in (State.LINKED, State.UP)
-            present = self._the_link().local_nonce if linked else None
+            link = self._linked()
+            # Where no key says who asks, a stranger must not learn it.
+            if link is not None and self._key is None and source != link.endpoint:
+                link = None
+            present = None if link is None else link.local_nonce
             answer = offer_session_keys(answer, message, own, source, present)
         self._answer(answer, received)
 
@@ -805,8 +843,7 @@ class Session:
             now=received.now,
         )
         if refused is not None:
-            self._refuse(received, refused.code, refused.text)
-            self._events.append(events.Refused(received.source, refused.code, refused.text))
+            self._turn_away(received, refused.code, refused.text)
             return
         if self._passive and not message.resuming and message.offer != self._offer:
             # The cookie stays valid, so that each repetition is answered.
@@ -818,11 +855,16 @@ class Session:
         if self._state is State.SUSPENDED and self._suspended_for in (None, message.description):
             self._refuse(received, self._obstacle_code, self._obstacle)
             return
+        if self._caller is not None and not self._lets_in(self._caller, received):
+            return
         if self._cipher is not None:
             # Raises where message 1 is wrong, and then nothing has changed.
             self._answered = self._cipher.answer(message, received.transcript, received.now)
             if self._answered is None:
                 return
+        # Only now: who calls has proved the key, or its identity.
+        if self._caller is not None and not self._describes_itself(self._caller, received):
+            return
         # Where only the keys are lost, nobody has to notice. The handshake says who wrote it.
         follows = (
             self._answered is not None
@@ -844,6 +886,8 @@ class Session:
             if not message.resuming:
                 self._offer = message.offer
         self._admission.admit(message)
+        if self._caller is not None:
+            self._caller.admit(message)
         self._cookies.spend(message, received.now)
         previous, answered, self._answered = self._link, self._answered, None
         self._link = Link.accept(
@@ -864,6 +908,80 @@ class Session:
     def _refuse(self, received: Received, code: RejectCode, text: str) -> None:
         message = received.message_of(Confirm)
         self._answer(rejection(message, message.size, code, text), received)
+
+    # Where no remote is named: see caller.
+
+    def _lets_in(self, caller: Caller, received: Received) -> bool:
+        """Tell whether who calls may be the remote; if not, it is told why, as far as is known."""
+        link, cipher = self._linked(), self._cipher
+        known = Situation(
+            None if link is None else link.endpoint,
+            self.last_heard_at,
+            proves_itself=cipher is not None and cipher.offer.pattern == HandshakePattern.IK_PSK2,
+        )
+        text = caller.obstacle(received.message_of(Confirm), received.source, known, received.now)
+        if text:
+            self._turn_away(received, RejectCode.ID_TAKEN, text)
+        elif text is None and link is not None:
+            # Is the remote still where it was? The CONFIRM is repeated.
+            for _ in range(PROBES_AT_ONCE):
+                self._send(link.probe(SMALLEST_QUESTION), link)
+        return text == ""
+
+    def _describes_itself(self, caller: Caller, received: Received) -> bool:
+        """Tell whether this end can have its remote there, and describe it accordingly."""
+        try:
+            self._local = caller.describe(received.source, received.local_address)
+        except VelaError as err:
+            if self._answered is not None:
+                self._answered.wipe()
+                self._answered = None
+            self._turn_away(received, RejectCode.FAILED, ELSEWHERE + str(err).splitlines()[0])
+            return False
+        return True
+
+    def _turn_away(self, received: Received, code: RejectCode, text: str) -> None:
+        self._refuse(received, code, text)
+        self._events.append(events.Refused(received.source, code, text))
+
+    def _deny_session(self, data: bytes, header: Header, received: Received) -> None:
+        """Answer a remote that goes on with a session of before a restart: it then calls anew.
+
+        Raises RemoteProtocolError.
+        """
+        if header.type is not MessageType.KEEPALIVE or self._state is not State.REQUESTING:
+            return
+        message = decode(data, self._key)
+        self._cookies.nonces.reject_reflected(message)
+        if self._answers.take(received.now):
+            answer = rejection(message, len(data), RejectCode.NO_SUCH_SESSION)
+            self._answer(replace(answer, seen=received.source), received)
+
+    def _follow(self, caller: Caller, received: Received) -> None:
+        """Send to where the remote is heard from now, once it has answered there.
+
+        A message alone may be a copy, which somebody else sends before it arrives.
+        """
+        link, message, source = self._the_link(), received.message, received.source
+        if isinstance(message, ProbeReply) and caller.is_answered(source, message.size):
+            self._move(caller, received)
+            return
+        size = caller.question(source, received.now)
+        if size is not None:
+            signer = link.signer or self._key
+            self._outbox.put(link.probe(size), signer, source, received.local_address)
+
+    def _move(self, caller: Caller, received: Received) -> None:
+        caller.forget_questions()
+        try:
+            self._local = caller.describe(received.source, received.local_address)
+        except VelaError:
+            return  # the session ends by itself, and the remote is told why when it calls anew
+        for link in self._links():
+            link.move(received.source, received.local_address)
+        self._events.append(events.Moved(received.source))
+        self._settle()
+        self._send_keepalive(received.now)
 
     # Having a session.
 
@@ -1165,6 +1283,8 @@ class Session:
             self._end(by_remote=True)
             return
         self._admission.leave()
+        if self._caller is not None:
+            self._caller.leave()
         self._tell_down(Cause.REMOTE_STOPPING.say())
         self._begin(received)
         self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
@@ -1216,6 +1336,10 @@ class Session:
         if self._link is None:
             raise RuntimeError(f"circuit {self.circuit_id}: {self._state.name} without a link")
         return self._link
+
+    def _linked(self) -> Link | None:
+        """Return the session, if both ends have it."""
+        return self._link if self._state in (State.LINKED, State.UP) else None
 
     def _links(self) -> tuple[Link, ...]:
         """Return the session, and the one that is sought beside it, as far as there are any."""
