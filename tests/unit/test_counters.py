@@ -8,7 +8,7 @@ from vela.dataplane.counters import RX_DROPPED, TX_DROPPED, Counters, CounterSla
 from vela.supervisor.runtime.process import fork
 
 
-@pytest.mark.alone
+@pytest.mark.forks
 def test_counters_of_a_forked_child_are_seen_here_and_outlive_it() -> None:
     counters = Counters()
     counters.worker[Slot.TX_FRAMES] = 1
