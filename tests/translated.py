@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from lab.link import Interface, bridge, veth
 from lab.namespace import Namespace
 
-HUB = "10.201.0.2"
+HUB, HUB6 = "10.201.0.2", "fd00:201::2"
 OUTSIDE, OUTSIDE_TOO = "10.201.0.1", "10.201.0.9"
 """The translator's addresses, as the hub sees it."""
-STRANGER = "10.201.0.5"
+STRANGER, STRANGER6 = "10.201.0.5", "fd00:201::5"
 
 
 @dataclass
@@ -71,16 +71,16 @@ def translated() -> Iterator[Translated]:
         outside, ports = [], []
         for number, (namespace, name, addresses) in enumerate(
             (
-                (hub, "eth0", (HUB,)),
-                (stranger, "eth0", (STRANGER,)),
-                (nat, "wan0", (OUTSIDE, OUTSIDE_TOO)),
+                (hub, "eth0", (f"{HUB}/24", f"{HUB6}/64")),
+                (stranger, "eth0", (f"{STRANGER}/24", f"{STRANGER6}/64")),
+                (nat, "wan0", (f"{OUTSIDE}/24", f"{OUTSIDE_TOO}/24")),
             )
         ):
             end, port = veth(namespace, name, switch, f"port{number}")
             outside.append(end)
             ports.append(port)
             for address in addresses:
-                end.add_address(f"{address}/24")
+                end.add_address(address)
         bridge(switch, "br0", *ports)
         inside = []
         for number, branch in enumerate((one, two)):

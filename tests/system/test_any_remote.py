@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from translated import HUB, OUTSIDE, OUTSIDE_TOO, STRANGER, Translated, translated
+from translated import (
+    HUB,
+    HUB6,
+    OUTSIDE,
+    OUTSIDE_TOO,
+    STRANGER,
+    STRANGER6,
+    Translated,
+    translated,
+)
 
 from lab.autoconfigured import policy
 from lab.capture import Capture, Packet
@@ -273,6 +282,34 @@ def test_hub_follows_a_branch_that_is_renumbered(
         assert net.hub.run("cat", f"/sys/class/net/{NAME}/ifindex").stdout == index
 
 
+def test_hub_is_called_over_ipv6_and_by_another_family_later(
+    net: Translated, tmp_path: Path
+) -> None:
+    configs = Configs(tmp_path, CLEAR)
+    with (
+        Velad(net.hub, configs.hub(), name="hub") as hub,
+        Velad(net.stranger, configs.branch(remote=HUB6), name="branch") as branch,
+    ):
+        for velad in (hub, branch):
+            velad.wait_for_state(NAME, "up")
+        circuit = hub.circuit(NAME)
+        assert (circuit["remote_address"], circuit["mtu"]) == (STRANGER6, 1451)
+        # No translator is between: frames come from a port of their own, and leave from one.
+        assert circuit["source_port"] != VELA_PORT
+        assert ping(net.hub, THERE, size=1451, dont_fragment=True).lost == 0
+        index = net.hub.run("cat", f"/sys/class/net/{NAME}/ifindex").stdout
+
+        branch.configure(configs.branch(remote=HUB))
+        branch.control("reload")
+
+        hub.wait_for(lambda status: status["circuits"][0]["remote_address"] == STRANGER, 10)
+        for velad in (hub, branch):
+            velad.wait_for_state(NAME, "up")
+        assert hub.circuit(NAME)["mtu"] == 1471
+        assert ping(net.stranger, HERE, size=1471, dont_fragment=True).lost == 0
+        assert net.hub.run("cat", f"/sys/class/net/{NAME}/ifindex").stdout == index
+
+
 @pytest.mark.parametrize("end", ["branch", "hub"])
 def test_end_that_is_killed_and_started_again_is_up_again(
     bench: Bench, tmp_path: Path, figure: Callable[[str], None], end: str
@@ -362,6 +399,19 @@ def test_second_branch_behind_the_translator_is_told_and_the_first_stays(clear: 
         clear.branch.stop()
         second.wait_for_state(NAME, "up", timeout_s=20)
         assert clear.seen_at() != before
+
+
+def test_replaced_hub_still_knows_whose_the_circuit_is(clear: Bench) -> None:
+    before = clear.seen_at()
+    clear.hub.replace()
+
+    config = clear.configs.branch(addresses=["172.16.17.1/30"])
+    with Velad(clear.net.branches[1], config, name="second") as second:
+        refused = second.wait_for_state(NAME, "rejected")
+
+    assert "another machine has this circuit on the other end" in refused["reason"]
+    assert clear.seen_at() == before
+    clear.worked()
 
 
 def test_second_branch_that_takes_any_id_gets_another_where_the_hub_lets_it(

@@ -605,3 +605,144 @@ def test_configured_mtu_is_that_of_both_ends(bench: Bench) -> None:
 
     assert bench.data_path.mtu == 1300
     assert bench.b.data_paths[NAME].mtu == 1300
+
+
+def test_circuit_that_was_taken_down_is_not_set_up_anew_for_who_calls(bench: Bench) -> None:
+    bench.a = bench.machine(ROUTER_A, circuit())
+    bench.a.config = replace(bench.a.config, autoconfigure=ALLOWED)
+    bench.a.boot()
+    assert bench.a.registry is not None
+    bench.a.registry.disable(NAME)
+    bench.b = bench.machine(ROUTER_B, calling())
+    bench.b.boot()
+
+    bench.link.run(5)
+
+    assert [each.name for each in bench.a.statuses()] == [NAME]
+    assert bench.b.states()[NAME] == ("down", f"{NAME} was taken down on the other end")
+
+
+def test_machine_with_another_key_may_set_up_the_id_that_waits_for_its_caller(
+    bench: Bench, tmp_path: Path
+) -> None:
+    (tmp_path / "one").write_bytes(KEY.key)
+    bench.a = bench.machine(ROUTER_A, circuit(key_file=tmp_path / "one"), key=OTHER_KEY)
+    bench.a.config = replace(bench.a.config, autoconfigure=ALLOWED)
+    bench.a.boot()
+    second = bench.machine(ROUTER_C, calling(name="vela3"), key=OTHER_KEY)
+    second.boot()
+    bench.b = bench.machine(ROUTER_B, calling())
+    bench.b.boot()
+
+    bench.link.run(5)
+
+    assert second.states()["vela3"] == ("up", "")
+    assert bench.b.states()[NAME] == ("up", "")
+    assert sorted(each.origin for each in bench.a.statuses()) == ["config", "peer"]
+
+
+def test_flood_of_requests_without_the_key_does_not_end_the_session(bench: Bench) -> None:
+    bench.begin()
+    request = next(
+        data
+        for data, _, to in bench.link.overheard
+        if to.address == ROUTER_A and read_header(data).type is MessageType.REQUEST
+    )
+    forged = request[:-1] + bytes([request[-1] ^ 1])
+    transitions = bench.status.transitions
+
+    for _ in range(20):
+        for _ in range(200):
+            bench.link.forge(forged, Endpoint(ROUTER_C, 48621), Endpoint(ROUTER_A, 48621))
+        bench.link.run(0.5)
+
+    assert (bench.status.state, bench.status.transitions) == ("up", transitions)
+    assert bench.a.channel.dropped()["control_too_fast"] > 0
+
+
+def test_remote_moves_while_another_session_is_sought_beside_it(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """As after a reload with another key."""
+    keys = [tmp_path / "one", tmp_path / "two"]
+    for path, key in zip(keys, (KEY, OTHER_KEY), strict=True):
+        path.write_bytes(key.key)
+    bench.begin(circuit(key_file=keys[0]))
+    bench.a.reload(replace(bench.a.config, circuits=(circuit(key_file=keys[1]),)))
+
+    bench.link.nat[ROUTER_B] = Endpoint(NAT2, 40007)
+    bench.link.run(3)
+    assert bench.aim == Endpoint(NAT2, 40007)
+    bench.b.reload(replace(bench.b.config, circuits=(calling(key_file=keys[1]),)))
+    bench.link.run(30)
+
+    for machine in (bench.a, bench.b):
+        assert machine.states()[NAME] == ("up", "")
+    bench.link.nat[ROUTER_B] = Endpoint(NAT1, 40008)
+    bench.link.run(3)
+    assert bench.aim == Endpoint(NAT1, 40008)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_circuit_comes_up_again_after_any_storm(tmp_path: Path, seed: int) -> None:
+    """Loss, delay, copies, restarts of both ends, and a translator that maps anew."""
+    with network(seed) as link:
+        bench = Bench(link, tmp_path)
+        bench.begin()
+        dice, port = link.dice, 40001
+        for _ in range(8):
+            link.loss, link.duplication = dice.uniform(0, 0.4), 0.3
+            link.longest_delay_s = dice.choice((0.002, 0.3, 1.0))
+            machine = dice.choice((bench.a, bench.b))
+            match dice.randrange(4):
+                case 0:
+                    machine.crash()
+                    machine.boot()
+                case 1:
+                    machine.stop()
+                    machine.boot()
+                case _:
+                    port += 1
+                    link.nat[ROUTER_B] = Endpoint(dice.choice((NAT1, NAT2)), port)
+            link.run(dice.uniform(0, 6))
+        link.loss, link.duplication, link.longest_delay_s = 0.0, 0.0, 0.002
+
+        for each in (bench.a, bench.b):
+            bench.until_up(each, 35)
+        link.run(10)
+
+        assert bench.a.states()[NAME] == bench.b.states()[NAME] == ("up", "")
+        assert bench.aim == link.nat[ROUTER_B]
+        assert bench.data_path.carrier
+        assert bench.sent(MessageType.REQUEST) == 0
+        assert link.loop.failures == []
+
+
+def test_circuit_that_cannot_be_carried_says_so_to_who_calls_and_is_tried_again(
+    bench: Bench,
+) -> None:
+    bench.a = bench.machine(ROUTER_A, circuit())
+    bench.a.refusals[NAME] = "no room"
+    bench.a.boot()
+    bench.b = bench.machine(ROUTER_B, calling())
+    bench.b.boot()
+
+    bench.link.run(5)
+
+    assert bench.a.states()[NAME] == ("failed", "no room")
+    assert bench.b.states()[NAME] == ("rejected", "on the other end, no room")
+    bench.data_path.refusal = ""
+    assert bench.until_up(bench.a, 65) < 61
+
+
+def test_remote_that_names_this_machine_otherwise_calls_anew_at_once(bench: Bench) -> None:
+    """It deletes the circuit with the former name, and has another token with the other one."""
+    bench.begin()
+    bench.b.names = {"hub": (ROUTER_A,)}
+
+    bench.b.reload(replace(bench.b.config, circuits=(circuit(Remote("192.0.2.99")),)))
+    bench.link.run(2)
+    assert bench.status.state == "down"
+    bench.b.reload(replace(bench.b.config, circuits=(circuit(Remote("hub")),)))
+
+    assert bench.until_up(bench.a, 5) < 4

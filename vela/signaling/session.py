@@ -1279,12 +1279,12 @@ class Session:
         message, link = received.message_of(Close), self._the_link()
         deleted = message.reason == CloseReason.DELETED
         self._send(link.close(CloseReason.DELETED if deleted else CloseReason.STOPPING), link)
+        if self._caller is not None:
+            self._caller.leave()
         if deleted:
             self._end(by_remote=True)
             return
         self._admission.leave()
-        if self._caller is not None:
-            self._caller.leave()
         self._tell_down(Cause.REMOTE_STOPPING.say())
         self._begin(received)
         self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
