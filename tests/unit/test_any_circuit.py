@@ -246,7 +246,8 @@ def test_end_behind_a_translator_shows_where_it_is_before_its_next_keepalive(
     bench.a.boot()
     bench.b = bench.machine(ROUTER_B, calling(keepalive=slow))
     bench.b.boot()
-    bench.link.run(5)
+    # The search for the path's MTU is over: its probes would show it, too.
+    bench.link.run(40)
 
     bench.link.nat[ROUTER_B] = Endpoint(NAT1, 40002)
     bench.link.run(3)
@@ -537,9 +538,10 @@ def test_id_that_another_circuit_has_toward_the_caller_is_refused_with_the_reaso
 
 
 def test_circuit_does_not_move_to_where_another_one_has_the_id(bench: Bench) -> None:
+    """A static one, which no control message is for. The remote hears why when it calls anew."""
     bench.link.nat.clear()
-    named = circuit(Remote(str(NAT1)), name="vela5")
-    bench.a = bench.machine(ROUTER_A, circuit(), named)
+    static = circuit(Remote(str(NAT1)), name="vela5", autoconfigure=False)
+    bench.a = bench.machine(ROUTER_A, circuit(), static)
     bench.a.boot()
     bench.b = bench.machine(ROUTER_B, calling())
     bench.b.boot()
@@ -551,6 +553,10 @@ def test_circuit_does_not_move_to_where_another_one_has_the_id(bench: Bench) -> 
 
     assert bench.aim is not None
     assert bench.aim.address == ROUTER_B
+    bench.link.run(LOST_S + 5)
+    assert bench.b.states()[NAME][0] == "rejected"
+    assert f"vela5 already uses circuit id 1 toward {NAT1}" in bench.b.states()[NAME][1]
+    assert bench.a.states()["vela5"][0] == "unmonitored"
 
 
 def test_stored_circuit_without_a_key_any_more_is_kept_and_not_open(bench: Bench) -> None:
