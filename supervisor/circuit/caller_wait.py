@@ -71,12 +71,6 @@ class CallerWait:
             return local_address == self._bind
         return self._family in (None, source.family)
 
-    def is_this_machine(self, path: UnderlayPath) -> bool:
-        """See RemoteSearch."""
-        endpoint = path.endpoint
-        is_local = endpoint.address.is_loopback or path.route.source == endpoint.address
-        return is_local and endpoint.port == self._own_port
-
     def path_to(self, address: IPAddress, local_address: IPAddress | None = None) -> UnderlayPath:
         """Return the path to an address. Raises DeviceError if it has no route.
 

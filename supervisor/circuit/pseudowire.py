@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
-import zlib
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from ipaddress import ip_address
 
 import structlog
 
 from vela.address import Endpoint
 from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
-from vela.dataplane.echo import send_echo
 from vela.dataplane.ecn import DSCP_SHIFT
 from vela.dataplane.engine import LoadedEngine
-from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Verification
+from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError, VelaError
 from vela.linux.choice import UnderlayChoice, set_tos
 from vela.linux.features import Features
@@ -31,31 +26,28 @@ from vela.linux.underlay import (
     Route,
     UnderlayPath,
     find_route,
-    open_send_socket,
     pktinfo,
     restore_send_socket,
     set_narrowed,
-    set_send_buffer,
 )
 from vela.mac import derive_mac
-from vela.reasons import Cause, Reason
+from vela.reasons import Reason
 from vela.wire import (
-    MAX_SOURCE_PORT,
     MAX_UDP_PAYLOAD,
-    MIN_SOURCE_PORT,
     datagram_limit,
     frame_limit,
 )
 from vela.worker import WorkerTask
 
 from ..config.records import CircuitConfig
-from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim, Demux
+from ..demux import Claim, Demux
 from ..inheritance import Inheritance, member_name, sending_name, tap_name
 from ..runtime.burst import Burst
 from ..runtime.descriptors import DescriptorBudget
 from ..runtime.loop import Callback, EventLoop, Timer
 from ..status import CounterStatus, WorkerStatus
 from .data_path import EchoHandler
+from .diversion import Diversion
 from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
 from .links import Links
@@ -63,6 +55,7 @@ from .loops import Aim, Carriers
 from .rates import Traffic
 from .send_sockets import SendSockets
 from .shaper import Shaper
+from .source_ports import SourcePorts, derived_ports
 from .terms import Profile, is_encrypted, provisional_mtu
 
 # Workers that start are forked in a row, this often: what the supervisor writes to
@@ -71,8 +64,7 @@ from .terms import Profile, is_encrypted, provisional_mtu
 FORK_INTERVAL_S = 0.15
 
 
-# Ports tried from the derived one on, where others have it.
-SOURCE_PORT_TRIES = 64
+TRAFFIC = (Slot.TX_FRAMES, Slot.TX_BYTES, Slot.RX_FRAMES, Slot.RX_BYTES)
 # TAP, two sockets, two ends of the diversion, the worker's pidfd, a key page.
 DESCRIPTORS = 7
 
@@ -141,13 +133,11 @@ class Pseudowire:
         """
         self._on_failure: Callback | None = None
         self._on_route: Callback | None = None
-        self._on_echo: EchoHandler = lambda _: False
         self._config = config
         self._parts = parts
         self._cpu = cpu
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._attached: tuple[UnderlayPath, Profile] | None = None
-        self._attachment: Attachment | None = None
         self._key_page: int | None = None
         self._frame_port: int | None = None
         self._carrier = self._narrowed = False
@@ -155,7 +145,7 @@ class Pseudowire:
         self._claim: Claim | None = None
         self._send_sockets = SendSockets(parts.loop, self._open_send_socket)
         self._starting: Timer | None = None
-        self._inherited = parts.inheritance.take(sending_name(config.name))
+        self._source_ports = SourcePorts(parts.inheritance.take(sending_name(config.name)))
 
         self.local_mac = config.mac or self._derive_mac()
         self._made_up_mac = self._derive_mac("remote")
@@ -170,9 +160,16 @@ class Pseudowire:
         )
         with ExitStack() as undo:
             undo.callback(parts.counters.give_back, self._counters)
-            self._divert_reader, self._divert_writer = _socket_pair(config.name)
-            undo.callback(self._divert_reader.close)
-            undo.callback(self._divert_writer.close)
+            self._diversion = Diversion(
+                config.name,
+                config.id,
+                parts.loop,
+                parts.demux,
+                self._counters,
+                parts.diverted,
+                lambda frame: self._interface.write(frame),
+            )
+            undo.callback(self._diversion.close)
             adopted = parts.inheritance.take(tap_name(config.name))
             self._interface = AttachmentCircuit(
                 config,
@@ -199,9 +196,6 @@ class Pseudowire:
             else:
                 self._keeper.follow(partial(end_worker, config.name))
         self._shaper = Shaper(config.name, parts.netlink, adopted=self._interface.adopted)
-        self._decapsulator = self._make_decapsulator(None, partial_checksums=False)
-        set_send_buffer(self._divert_writer)
-        parts.loop.watch(self._divert_reader.fileno(), self._on_diverted)
 
     @property
     def name(self) -> str:
@@ -251,12 +245,11 @@ class Pseudowire:
 
     def set_echo_handler(self, handler: EchoHandler) -> None:
         """Let handler take messages of in-circuit verification that the worker passes on."""
-        self._on_echo = handler
+        self._diversion.set_echo_handler(handler)
 
     def send_echo(self, request: bytes) -> None:
         """Send an echo request from where frames leave, if it carries any."""
-        if self._attachment is not None:
-            send_echo(self._attachment, self._divert_reader, request)
+        self._diversion.send_echo(request)
 
     def echoes_arrived(self) -> int:
         """Return how many echo requests of the remote's the workers have answered."""
@@ -355,12 +348,8 @@ class Pseudowire:
 
     def _take_down(self) -> None:
         self.detach()
-        if self._inherited is not None:
-            os.close(self._inherited)
-            self._inherited = None
-        self._parts.loop.unwatch(self._divert_reader.fileno())
-        self._divert_reader.close()
-        self._divert_writer.close()
+        self._source_ports.close()
+        self._diversion.close()
         self._parts.demux.watch_route(self, None)
         self._parts.carriers.forget(self._interface.index)
         self._parts.counters.give_back(self._counters)
@@ -426,7 +415,8 @@ class Pseudowire:
         self._keeper.forget()
 
     def _release(self) -> None:
-        self._attached = self._attachment = self._frame_port = self._key_page = None
+        self._attached = self._frame_port = self._key_page = None
+        self._diversion.rest()
         self._stop_worker()
         self._send_sockets.close()
         if self._claim is not None:
@@ -466,40 +456,8 @@ class Pseudowire:
             raise DeviceError(self._keeper.failure)
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
-        """Take a datagram that came past the worker. See demux.Receiver.
-
-        Those of an encrypted circuit are the worker's, whatever they are: it
-        has the keys, and none may reach the TAP without them.
-        """
-        counters = self._counters.supervisor
-        if self._key_page is not None:
-            try:
-                self._divert_reader.send(memoryview(data)[start:end])
-            except OSError:  # its queue is full, or the datagram larger than that
-                counters[Slot.RX_CONGESTED] += 1
-            return
-        try:
-            frame, elided = self._decapsulator.decapsulate(data, start, end)
-        except Dropped as dropped:
-            counters[dropped.slot] += 1
-            return
-        except Verification:
-            # A request asks for the worker; an answer from here would show nothing.
-            if not self._on_echo(memoryview(data)[start:end]):
-                counters[Slot.RX_RESERVED] += 1
-            return
-        except Piece:
-            # The worker has the others.
-            counters[Slot.RX_INCOMPLETE] += 1
-            return
-        try:
-            self._interface.write(memoryview(data)[frame:end])
-        except OSError:
-            counters[Slot.RX_INTERFACE_DOWN] += 1
-            return
-        counters[Slot.RX_FRAMES] += 1
-        counters[Slot.RX_BYTES] += end - frame
-        counters[Slot.RX_ELIDED] += elided
+        """Take a datagram that came past the worker. See demux.Receiver."""
+        self._diversion.deliver(data, start, end)
 
     def find_loop(self, remote: Endpoint, route: Route) -> Reason:
         """Return why the circuit cannot send to a remote by this route; empty: it can.
@@ -529,13 +487,7 @@ class Pseudowire:
 
     def traffic(self) -> Traffic:
         """Return what it has carried, at less cost than counter_status()."""
-        total = self._counters.total
-        return Traffic(
-            total(Slot.TX_FRAMES),
-            total(Slot.TX_BYTES),
-            total(Slot.RX_FRAMES),
-            total(Slot.RX_BYTES),
-        )
+        return Traffic(*self._counters.totals(*TRAFFIC))
 
     def counter_status(self) -> CounterStatus:
         return CounterStatus.of(self._counters)
@@ -611,25 +563,12 @@ class Pseudowire:
         self._shaper.check()
         self.set_carrier(self._carrier)
 
-    def _make_decapsulator(
-        self, remote_mac: bytes | None, *, partial_checksums: bool
-    ) -> Decapsulator:
-        return Decapsulator(
-            self.local_mac,
-            remote_mac or self._made_up_mac,
-            frame_limit(self._interface.mtu),
-            partial_checksums=partial_checksums,
-        )
-
     def _attach(self, path: UnderlayPath, profile: Profile, key_page: int | None) -> None:
         if profile.encrypted != (key_page is not None):
             raise DeviceError("an encrypted circuit, and no other, needs a key page")
         family = path.endpoint.family
         self._narrowed = path.route.narrowed
         self._interface.set_mtu(profile.mtu, encrypted=profile.encrypted)
-        self._decapsulator = self._make_decapsulator(
-            profile.remote_mac, partial_checksums=profile.partial_checksums
-        )
         claim = self._claim
         if claim is None:
             claim = self._claim = self._parts.demux.claim(
@@ -649,14 +588,14 @@ class Pseudowire:
             send_socket = self._send_sockets.take(path, profile.source_port)
             set_narrowed(send_socket, self._narrowed)
             set_tos(send_socket, self._tos)
-        attachment = self._attachment = Attachment(
+        attachment = Attachment(
             circuit_id=self._config.id,
             tap_fd=self._interface.fd,
             receive_socket=claim.socket,
             send_socket=send_socket,
             destination=destination,
             source_address=source_address,
-            divert_socket=self._divert_writer,
+            divert_socket=self._diversion.worker_end,
             local_mac=self.local_mac,
             remote_mac=profile.remote_mac or self._made_up_mac,
             elision=profile.elision,
@@ -688,76 +627,20 @@ class Pseudowire:
         self._starting = self._parts.forks.add(lambda: self._keeper.replace(task))
         self._attached, self._key_page, self._changed = (path, profile), key_page, False
         self._frame_port = send_socket.getsockname()[1]
+        self._diversion.follow(attachment, path, claim)
 
     def _open_send_socket(self, path: UnderlayPath, wanted: int | None) -> socket.socket:
-        if wanted is not None:
-            ports = [wanted]
-        else:
-            identity = f"{self._config.name} {self._config.id} {self._config.remote}"
-            span = MAX_SOURCE_PORT - MIN_SOURCE_PORT + 1
-            first = zlib.crc32(identity.encode())
-            ports = [MIN_SOURCE_PORT + (first + i) % span for i in range(SOURCE_PORT_TRIES)]
-        inherited = self._take_inherited(path, ports)
-        if inherited is not None:
-            return inherited
-        for port in ports:
-            self._send_sockets.free(port)
-            try:
-                return open_send_socket(
-                    path.route.source,
-                    port,
-                    path.endpoint,
-                    narrowed=self._narrowed,
-                    tos=self._tos,
-                    choice=self._choice,
-                )
-            except OSError as err:
-                if err.errno != errno.EADDRINUSE:
-                    raise DeviceError(
-                        f"cannot send to {path.endpoint}: {os.strerror(err.errno or 0)}"
-                    ) from err
-        taken = str(ports[0]) if len(ports) == 1 else f"{ports[0]} and {len(ports) - 1} more"
-        raise DeviceError(Cause.PORT_IN_USE.say(port=taken))
-
-    def _take_inherited(self, path: UnderlayPath, ports: Sequence[int]) -> socket.socket | None:
-        """Return the socket that another velad sends from, once, if it is the right one."""
-        fd, self._inherited = self._inherited, None
-        if fd is None:
-            return None
-        inherited = socket.socket(fileno=fd)
-        endpoint = path.endpoint
-        with suppress(OSError):
-            address, port = inherited.getpeername()[:2]
-            source = inherited.getsockname()
-            same = (ip_address(address), port) == (endpoint.address, endpoint.port)
-            if same and source[1] in ports and ip_address(source[0]) == path.route.source:
-                self._choice.mark_socket(inherited)
-                return inherited
-        inherited.close()
-        return None
-
-    def _on_diverted(self) -> None:
-        """Pass on what UDP GRO joined to this circuit's datagrams: same remote, other circuit."""
-        data = self._parts.diverted
-        view = memoryview(data)[REBUILD_ROOM:]
-        for _ in range(DATAGRAMS_AT_ONCE):
-            try:
-                length = self._divert_reader.recv_into(view)
-            except BlockingIOError:
-                return
-            if length and data[REBUILD_ROOM] == self._config.id:
-                # An answer to an echo request; the worker passes nothing else of its circuit on.
-                if not self._on_echo(view[:length]):
-                    self._counters.supervisor[Slot.RX_RESERVED] += 1
-                return  # mostly there is one; if not, the loop calls again
-            if self._attached is not None:
-                path, _ = self._attached
-                # UDP GRO joins what comes from one port.
-                demux, claim = self._parts.demux, self._claim
-                port = None if claim is None else demux.port_of(claim)
-                source = Endpoint(path.endpoint.address, UNKNOWN_PORT if port is None else port)
-                end = REBUILD_ROOM + length
-                demux.dispatch(source, path.route.source, data, REBUILD_ROOM, end)
+        config = self._config
+        identity = f"{config.name} {config.id} {config.remote}"
+        ports = derived_ports(identity) if wanted is None else [wanted]
+        return self._source_ports.open(
+            path,
+            ports,
+            self._choice,
+            self._send_sockets.free,
+            narrowed=self._narrowed,
+            tos=self._tos,
+        )
 
 
 def _receives_alike(old: UnderlayPath, new: UnderlayPath) -> bool:
@@ -766,10 +649,3 @@ def _receives_alike(old: UnderlayPath, new: UnderlayPath) -> bool:
         *(new.endpoint, new.sources, new.group),
         new.route.source,
     )
-
-
-def _socket_pair(circuit: str) -> tuple[socket.socket, socket.socket]:
-    try:
-        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    except OSError as err:
-        raise DeviceError(f"{circuit}: cannot make a socket pair: {err.strerror}") from err

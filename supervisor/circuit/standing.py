@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
+from vela.linux.underlay import UnderlayPath
 from vela.signaling.continuation import Continuation
 
 
@@ -38,6 +39,38 @@ class Standing:
     """The up hook has run."""
     maker: str | None = None
     """Which machine has called, by identity.maker_of, in hexadecimal; None: not known."""
+
+    @classmethod
+    def of(
+        cls,
+        path: UnderlayPath,
+        member: tuple[str, int],
+        session: Continuation | None,
+        key: str | None,
+        remotes: tuple[int, bool, list[tuple[str, str]]],
+        *,
+        listening: bool,
+        hooked: bool,
+        maker: bytes | None,
+    ) -> Self:
+        """path: where frames go. remotes: Remotes.standing. All else: as below."""
+        used, held, failures = remotes
+        name, index = member
+        return cls(
+            remote=str(path.endpoint.address),
+            source=str(path.route.source),
+            member=name,
+            index=index,
+            session=None if session is None else session.format(),
+            key=key,
+            listening=listening,
+            probed_mtu=path.probed_mtu,
+            used=used,
+            held=held,
+            failures=failures,
+            hooked=hooked,
+            maker=None if maker is None else maker.hex(),
+        )
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> Self:

@@ -87,7 +87,8 @@ TX_DROPPED = {
 _EXIT_MESSAGE_START = BLOCK_SLOTS * SLOT_SIZE
 _EXIT_MESSAGE_SIZE = 128
 _HANDOVER_START = _EXIT_MESSAGE_START + _EXIT_MESSAGE_SIZE
-_MODULUS = 2**64  # as a worker's slots wrap around
+MODULUS = 2**64
+"""As a worker's slots wrap around."""
 
 
 class Counters:
@@ -108,7 +109,17 @@ class Counters:
 
     def total(self, *slots: Slot) -> int:
         """Return what all writers of these slots have counted together."""
-        return sum(self.worker[slot] + self.supervisor[slot] for slot in slots) % _MODULUS
+        return sum(self.totals(*slots)) % MODULUS
+
+    def totals(self, *slots: Slot) -> list[int]:
+        """Return what all writers of each of these slots have counted."""
+        worker, supervisor = self.worker, self.supervisor
+        return [(worker[slot] + supervisor[slot]) % MODULUS for slot in slots]
+
+    def all_totals(self) -> list[int]:
+        """Return what all writers of each slot have counted, by its number, at least cost."""
+        pairs = zip(self.worker.tolist(), self.supervisor, strict=True)
+        return [(worker + supervisor) % MODULUS for worker, supervisor in pairs]
 
     def progress(self) -> tuple[int, int]:
         """Return two numbers that move as long as the worker's (egress, ingress) loops do."""
