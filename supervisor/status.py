@@ -261,7 +261,7 @@ class CircuitStatus:
     """The one in use."""
     remotes: tuple[RemoteStatus, ...]
     remote_address: str | None
-    remote_port: int
+    remote_port: int | None
     family: str | None
     mtu: int
     path_mtu: int | None

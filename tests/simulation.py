@@ -431,6 +431,9 @@ class Network:
     """Requests sent."""
     new_paths: Mapping[str, bool] = field(default_factory=dict)
     """What data paths are like that are made from now on."""
+    nat: dict[IPAddress, Endpoint] = field(default_factory=dict)
+    """Machines behind a translator, and where others see the one port of each. Its mappings never
+    end, and what goes to other ports of its address gets nowhere."""
     overheard: list[tuple[bytes, Endpoint, Endpoint]] = field(default_factory=list)
     """What was sent, from where and to where, as somebody on the path sees it."""
 
@@ -444,6 +447,7 @@ class Network:
     def carry(self, data: bytes, source: Endpoint, to: Endpoint) -> None:
         if source.address == self._silent:
             return
+        source = self.nat.get(source.address, source)
         self.overheard.append((data, source, to))
         for _ in range(1 + (self.dice.random() < self.duplication)):
             if self.dice.random() < self.loss:
@@ -452,10 +456,17 @@ class Network:
             self.loop.call_later(delay_s, lambda: self._deliver(data, source, to))
 
     def _deliver(self, data: bytes, source: Endpoint, to: Endpoint) -> None:
-        machine = self.machines.get(to.address)
+        machine = self._machine_at(to)
         if machine is not None and machine.handler is not None:
             self.carried += 1
-            machine.handler(data, source, to.address)
+            machine.handler(data, source, machine.address)
+
+    def _machine_at(self, endpoint: Endpoint) -> Machine | None:
+        """Return the machine that gets what is sent there."""
+        for inside, outside in self.nat.items():
+            if outside == endpoint:
+                return self.machines.get(inside)
+        return None if endpoint.address in self.nat else self.machines.get(endpoint.address)
 
     def echo(self, machine: Machine, sender: RecordingDataPath, request: bytes) -> None:
         """Let the remote's worker answer, if both ends carry frames."""
@@ -463,11 +474,11 @@ class Network:
         def answer() -> None:
             if not sender.passes_frames or sender.attached is None:
                 return
-            remote = self.machines.get(sender.attached[0].endpoint.address)
+            remote = self._machine_at(sender.attached[0].endpoint)
             paths = () if remote is None else tuple(remote.data_paths.values())
             for path in paths:
-                ends = path.attached is not None and path.attached[0].endpoint.address
-                if (path.config.id, ends) == (sender.config.id, machine.address):
+                ends = path.attached and self._machine_at(path.attached[0].endpoint)
+                if path.config.id == sender.config.id and ends is machine:
                     if path.passes_frames:
                         path.arrived += 1
                         if self.dice.random() < self.answer_loss:

@@ -35,6 +35,7 @@ from vela.signaling.events import (
     EchoesArrived,
     Event,
     Heard,
+    Moved,
     OfferChanged,
     ProbeAnswered,
     Refused,
@@ -65,6 +66,7 @@ from ..status import (
     RemoteStatus,
     milliseconds,
 )
+from .caller_wait import CallerWait
 from .data_path import DataPath
 from .dialogue import Dialogue, Mark
 from .echoes import Answered
@@ -278,6 +280,11 @@ class Circuit:
         return self._remote.addresses
 
     @property
+    def remote_endpoint(self) -> Endpoint | None:
+        """Where the remote of the session is, or the one that is asked; None: not known."""
+        return self._dialogue.remote
+
+    @property
     def idle_addresses(self) -> tuple[IPAddress, ...]:
         """The known addresses of its other remotes."""
         known = self._remotes.known_addresses().values()
@@ -372,6 +379,7 @@ class Circuit:
             self._remotes.standing,
             listening=self._frames.wants_listening,
             hooked=self.hooks is not None and self.hooks.up,
+            maker=self.maker,
         )
 
     def retire_worker(self, done: Callback) -> None:
@@ -422,7 +430,8 @@ class Circuit:
         self._dialogue.hold()
         if former.listening:
             self._frames.resume_listening()
-        self._dialogue.resume(session, self._description(path))
+        maker = None if former.maker is None else bytes.fromhex(former.maker)
+        self._dialogue.resume(session, self._description(path), maker)
 
     def accept_change(self, setup: Setup, requested: CircuitRequested) -> None:
         """Become what the remote that set the circuit up asks for, in a session of its own.
@@ -601,7 +610,9 @@ class Circuit:
         """Look for the remote by another name. The session goes on until its address is known."""
         self._search_anew()
         self._remote.paused = self.disabled
-        self._moving = not self.disabled
+        self._moving = not (self.disabled or self.remote.is_any)
+        if self.remote.is_any and self.state not in (State.UP, State.DISABLED):
+            self._steps.take(Input.SWITCHED)
         if self._started or self.disabled:
             self._remote.resolve()
 
@@ -746,6 +757,9 @@ class Circuit:
         elif obstacle is not None:
             self._remote.resolve()
 
+    def announce(self) -> None:
+        self._dialogue.announce()
+
     def ask_remote(self, size: int) -> None:
         """Let the remote's supervisor answer, if it has the session, by a probe of this size."""
         self._dialogue.probe(size)
@@ -778,7 +792,7 @@ class Circuit:
             remote=str(self.remote),
             remotes=self.remotes(),
             remote_address=str(endpoint.address) if endpoint else None,
-            remote_port=endpoint.port if endpoint else self.remote.port or self._port,
+            remote_port=self._remote_port(endpoint),
             family=endpoint.family.value if endpoint else None,
             mtu=self._data_path.mtu,
             path_mtu=attached[0].mtu if attached else None,
@@ -797,7 +811,16 @@ class Circuit:
             counters=self._data_path.counter_status(),
         )
 
+    def _remote_port(self, endpoint: Endpoint | None) -> int | None:
+        if endpoint is not None:
+            return endpoint.port
+        return None if self.remote.is_any else self.remote.port or self._port
+
     # From the search for the remote.
+
+    def on_awaits(self) -> None:
+        self._steps.take(Input.AWAITS)
+        self._dialogue.pump()
 
     def on_unresolved(self, reason: Reason) -> None:
         self._steps.take(Input.UNRESOLVED, reason)
@@ -899,6 +922,8 @@ class Circuit:
                 pass
             case Heard():
                 self._ports.heard()
+            case Moved(remote):
+                self._log.info("remote_moved", remote=str(remote))
             case Rejected():
                 self._steps.take(Input.REJECTED, event.reason)
             case Refused(source, code, text):
@@ -1000,6 +1025,8 @@ class Circuit:
         # Behind a NAT only the translated port leads back.
         port = session.remote.port if agreement.nat else agreement.remote_port
         path = self._path_to(Endpoint(session.remote.address, port))
+        if self.remote.is_any:
+            self._path = path
         # The session may be with another address than the one that was asked.
         self._dialogue.set_local(self._description(path))
         profile = agreed_profile(self.config, agreement, path, self._data_path.bridge_mtu)
@@ -1052,7 +1079,12 @@ class Circuit:
 
     # Signalling, and the paths to the remote.
 
-    def _search(self) -> RemoteSearch:
+    def _search(self) -> RemoteSearch | CallerWait:
+        if self.remote.is_any:
+            wait = self._paths.wait(self.config, self)
+            self._dialogue.take_calls(self._describe_to, wait.hears)
+            return wait
+        self._dialogue.take_no_calls()
         return self._paths.search(self.config, self.remote, self, self._local_address)
 
     def _search_anew(self) -> None:
@@ -1081,6 +1113,12 @@ class Circuit:
         if in_use is not None:
             self._dialogue.set_local(self._description(in_use))
         channel.session.set_remotes(self._candidates(paths), self._loop.now())
+
+    def _describe_to(self, source: Endpoint, local_address: IPAddress | None) -> Description:
+        """Return the description of this end for a remote that calls. Raises VelaError."""
+        path = self._paths.to(source, local_address)
+        self._owner.check_id(self, path.sources)
+        return self._description(path)
 
     def _description(self, path: UnderlayPath | None) -> Description:
         """Return the description of this end. Raises ConfigError if the path is too narrow."""

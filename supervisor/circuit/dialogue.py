@@ -10,6 +10,7 @@ from collections.abc import Callable
 from vela.address import Endpoint, IPAddress
 from vela.reasons import NO_REASON, Reason
 from vela.signaling.agreement import Agreement
+from vela.signaling.caller import Caller, Describe
 from vela.signaling.continuation import Continuation
 from vela.signaling.encryption import Encryption
 from vela.signaling.events import CircuitRequested
@@ -18,6 +19,7 @@ from vela.signaling.messages import CloseReason, Description
 from vela.signaling.policy import Policy
 from vela.signaling.session import Session
 
+from ..control_channel import ControlChannel, Hears
 from ..runtime.loop import EventLoop
 from ..status import AskingStatus, CipherStatus
 from .asking import Asking
@@ -58,6 +60,7 @@ class Dialogue:
         self._echoes_arrived = echoes_arrived
         self._on_event = on_event
         self._channel: SignalingChannel | None = None
+        self._calls: tuple[Describe, Hears] | None = None
         self._take(setup)
 
     def _take(self, setup: Setup) -> None:
@@ -103,6 +106,11 @@ class Dialogue:
             raise RuntimeError(f"{self.setup.config.name} is static")
         return self._channel
 
+    def require_control(self) -> ControlChannel:
+        if self.setup.control_channel is None:
+            raise RuntimeError(f"{self.setup.config.name} is static")
+        return self.setup.control_channel
+
     # One session after the other.
 
     def open(self) -> None:
@@ -123,6 +131,34 @@ class Dialogue:
         )
         if self._key_watch is not None:
             self._key_watch.follow(self._channel)
+        self._hear_calls()
+
+    def take_calls(self, describe: Describe, hears: Hears) -> None:
+        """Ask nobody from now on, and let whoever has the key be the remote.
+
+        A session that there is goes on. describe: see Caller. hears: see ControlChannel.
+        """
+        self._calls = describe, hears
+        self._hear_calls()
+
+    def take_no_calls(self) -> None:
+        """Let the owner say whom to ask; a session that there is goes on."""
+        if self._calls is None:
+            return
+        self._calls = None
+        if self._channel is not None:
+            self._channel.take_calls(None)
+            self._channel.session.set_caller(None, self._loop.now())
+
+    def _hear_calls(self, maker: bytes | None = None) -> None:
+        """maker: which machine has the circuit, if that is known."""
+        channel = self._channel
+        if self._calls is None or channel is None:
+            return
+        describe, hears = self._calls
+        caller = Caller(describe, self.require_control().randomness, maker)
+        channel.session.set_caller(caller, self._loop.now())
+        channel.take_calls(hears)
 
     def begin_anew(self, setup: Setup) -> None:
         """Take another setup, whose keys may be others; open() follows."""
@@ -148,9 +184,10 @@ class Dialogue:
             self._key_watch.expect()
         self.agreement = session.agreement
 
-    def resume(self, former: Continuation, local: Description) -> None:
-        """Go on with a session of another velad. Raises ValueError."""
+    def resume(self, former: Continuation, local: Description, maker: bytes | None) -> None:
+        """Go on with a session of another velad. maker: of who has called. Raises ValueError."""
         session, now = self.require().session, self._loop.now()
+        self._hear_calls(maker)
         session.set_local(local, now)
         session.resume(former, now)
         self.agreement = session.agreement
@@ -217,6 +254,12 @@ class Dialogue:
     def set_policy(self, policy: Policy) -> None:
         if self._channel is not None:
             self._channel.session.set_policy(policy)
+
+    def announce(self) -> None:
+        """Show the remote where this end is now."""
+        if self._channel is not None:
+            self._channel.session.announce(self._loop.now())
+            self._channel.pump()
 
     def probe(self, size: int) -> None:
         """Let the remote's supervisor answer, if it has the session."""

@@ -15,6 +15,8 @@ from vela.signaling.candidates import Candidate
 from ..config.records import CircuitConfig
 from ..runtime.loop import EventLoop
 from ..runtime.names import NameSource
+from .caller_wait import CallerWait
+from .caller_wait import Listener as CallerListener
 from .path_prober import PathProber
 from .remote import Listener, RemoteSearch, leads_here
 from .routes import CircuitRoutes, LoopFinder, MachineRoutes
@@ -70,6 +72,12 @@ class Paths:
             self._routes,
             listener,
             local_address=local_address,
+        )
+
+    def wait(self, config: CircuitConfig, listener: CallerListener) -> CallerWait:
+        """Return what there is instead of a search where the other end calls."""
+        return CallerWait(
+            config.family, config.bind, self._port, self._loop, self._routes, listener
         )
 
     @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 from vela.linux.underlay import UnderlayPath
@@ -37,6 +37,8 @@ class Standing:
     """Text and code of a vela.reasons.Reason for each remote."""
     hooked: bool
     """The up hook has run."""
+    maker: str | None = None
+    """Which machine has called, by identity.maker_of, in hexadecimal; None: not known."""
 
     @classmethod
     def of(
@@ -49,6 +51,7 @@ class Standing:
         *,
         listening: bool,
         hooked: bool,
+        maker: bytes | None,
     ) -> Self:
         """path: where frames go. remotes: Remotes.standing. All else: as below."""
         used, held, failures = remotes
@@ -66,12 +69,17 @@ class Standing:
             held=held,
             failures=failures,
             hooked=hooked,
+            maker=None if maker is None else maker.hex(),
         )
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> Self:
-        """Return what format() wrote. Raises TypeError or KeyError for another shape."""
-        return cls(**{each.name: document[each.name] for each in fields(cls)})
+        """Return what format() wrote. Raises TypeError or KeyError for another shape.
+
+        An older velad does not write what has a default.
+        """
+        known = (each for each in fields(cls) if each.default is MISSING or each.name in document)
+        return cls(**{each.name: document[each.name] for each in known})
 
     def format(self) -> dict[str, Any]:
         return asdict(self)

@@ -173,11 +173,12 @@ def _source_address(value: str) -> IPAddress:
 
 
 def _listed_remote(value: str) -> Remote:
-    if value == "any":
+    remote = parse_remote(value)
+    if remote.is_any:
         raise ValueError(
             f"{value!r} has no place in a list; a host's name or address would be right"
         )
-    return parse_remote(value)
+    return remote
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from vela.errors import ConfigError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
+from vela.reasons import Cause
 from vela.signaling.signer import Key
 
 from ..circuit.circuit import Circuit, Owner
@@ -134,6 +135,8 @@ class CircuitMaker:
         if not config.autoconfigure or config.encapsulation is Encapsulation.IP:
             return Setup(config, None, offer)
         key = self._key_for(config, origin)
+        if config.remote.is_any and key is None and config.peer_key is None:
+            raise ConfigError(Cause.NO_KEY.say())
         if frame_keys is None and config.encryption is Encryption.REQUIRED:
             if self._ciphers is None:
                 raise ConfigError(f"{config.name}: encryption is required, and cannot be had")

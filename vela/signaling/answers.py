@@ -27,9 +27,13 @@ class Answers:
         self._binding = randomness.getrandbits(64)
         self._bucket = TokenBucket(ANSWER_RATE, ANSWER_BURST)
 
+    def take(self, now: float) -> bool:
+        """Tell whether to answer one more."""
+        return self._bucket.take(now)
+
     def acknowledge(self, received: Received) -> Acknowledge | None:
         """Return the answer to a REQUEST; None: there are too many."""
-        if not self._bucket.take(received.now):
+        if not self.take(received.now):
             return None
         return self._cookies.acknowledge(
             received.message_of(Request),

@@ -240,6 +240,12 @@ class Link:
         description = self.remote_description
         return description is None or description.seen in (None, endpoint)
 
+    def move(self, endpoint: Endpoint, local_address: IPAddress | None) -> None:
+        """Send there from now on; both ends have to agree anew."""
+        self.endpoint = endpoint
+        self.local_address = local_address or self.local_address
+        self.agreement = self._agreed_on = None
+
     def take_keepalive(self, message: Keepalive, now: float) -> float | None:
         """Take what a KEEPALIVE says; return the round trip, in seconds, if it says that."""
         self.remote_description = message.description

@@ -76,6 +76,11 @@ class LocalEnd:
             message, signer, link.endpoint, link.local_address, dont_fragment=dont_fragment
         )
 
+    def send_beside(self, message: Message, link: Link, received: Received) -> None:
+        """Send a message of a session to where another one came from; the remote may be there."""
+        signer = link.signer or self.key
+        self.outbox.put(message, signer, received.source, received.local_address)
+
     def answer(self, message: Message, received: Received) -> None:
         """Send a message to where another one came from."""
         self.outbox.put(message, self.key, received.source, received.local_address)

@@ -37,6 +37,7 @@ Events, in the order in which they happen:
     Unanswered(reason)    after every three requests or more: for the status, until the next event
     Rejected(code, text)  for the status; the session asks again later
     Heard                 after await_heard()
+    Moved(remote)         the remote that called is elsewhere now; Agreed follows
     OfferChanged(requested)  the remote that set this circuit up wants other settings, and the
                           policy allows them: replace this session as above, or reject
     ProbeAnswered(size)
@@ -54,16 +55,24 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from vela.address import Endpoint, IPAddress
 from vela.backoff import Jitter
-from vela.errors import RemoteProtocolError
+from vela.errors import RemoteProtocolError, VelaError
 from vela.reasons import Cause, Reason
 from vela.signaling import contention, events
 from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
 from vela.signaling.answers import Answers
 from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked
+from vela.signaling.caller import (
+    ELSEWHERE,
+    PROBES_AT_ONCE,
+    SMALLEST_QUESTION,
+    Caller,
+    Situation,
+)
 from vela.signaling.candidates import Candidate
 from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, read_header, rejection, transcript
 from vela.signaling.contention import Claim, Decision
@@ -76,13 +85,15 @@ from vela.signaling.frame_keys import FrameKeys
 from vela.signaling.generations import EncryptionStatus
 from vela.signaling.inputs import HANDSHAKE_TYPES, AnyInput, Input, Received, State, classify
 from vela.signaling.link import Link
-from vela.signaling.local_end import LocalEnd
+from vela.signaling.local_end import UNKNOWN_SESSION, LocalEnd
 from vela.signaling.messages import (
     SESSION_TYPES,
     Close,
     CloseReason,
     Confirm,
     Description,
+    HandshakePattern,
+    Header,
     Keepalive,
     Message,
     MessageType,
@@ -158,6 +169,7 @@ class Session:
         self.rtt_s: float | None = None
         self.last_heard_at: float | None = None
         self._admission = Admission(policy, maker)
+        self._caller: Caller | None = None
         self._remote_port = RemotePort()
         self._local = LocalEnd(
             local,
@@ -206,7 +218,7 @@ class Session:
     @property
     def local_nonces(self) -> tuple[int, ...]:
         """What the remote puts into its messages, except to ask: the nonces of this end."""
-        if self._renewal is None:  # mostly; this is asked for at every message
+        if self._renewer.renewal is None:  # mostly; this is asked for at every message
             return () if self._link is None else (self._link.local_nonce,)
         return tuple(link.local_nonce for link in self._links())
 
@@ -229,8 +241,8 @@ class Session:
 
     @property
     def maker(self) -> bytes | None:
-        """Which machine set the circuit up; None: not known, or this one."""
-        return self._admission.maker
+        """Which machine set the circuit up, or has called; None: not known, or this one."""
+        return self._admission.maker if self._caller is None else self._caller.maker
 
     @property
     def remote_static(self) -> bytes | None:
@@ -280,7 +292,8 @@ class Session:
         self._admission.start(now)
         self._link = link
         self._nonces.hold(link.local_nonce, link)
-        self._seeker.stay_with(Candidate(link.endpoint, link.local_address))
+        if self._caller is None:
+            self._seeker.stay_with(Candidate(link.endpoint, link.local_address))
         self._state = State.UP
         self._events.note(up=True)
         self.last_heard_at, self.rtt_s = former.heard_at, former.rtt_s
@@ -325,6 +338,18 @@ class Session:
         if self._seeker.look_at(candidates) and self._state is State.REQUESTING:
             self._send_soon(now)
 
+    def set_caller(self, caller: Caller | None, now: float) -> None:
+        """Ask nobody from now on, and let the remote call; None: set_remotes() says whom to ask.
+
+        A session goes on.
+        """
+        self._caller = caller
+        if caller is None:
+            return
+        self._seeker.look_at(())
+        if self._state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
+            self._begin(Received(now))
+
     def set_local(self, local: Description, now: float) -> None:
         """Say what changed at this end, such as the MTU; the remote is told at once."""
         if local == self._local.description:
@@ -342,6 +367,11 @@ class Session:
         if self._link is not None and self._state is State.UP:
             self._link.unheard = self._link.sent
             self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
+
+    def announce(self, now: float) -> None:
+        """Send a KEEPALIVE beside those that are due, if the session is up."""
+        if self._state is State.UP:
+            self._send_keepalive(now)
 
     def give_up(self, reason: Reason, now: float) -> None:
         """End the session as if the remote were silent, and seek the remote anew."""
@@ -450,6 +480,8 @@ class Session:
             # The tag of a session would say nothing of the key.
             if err.reason == WRONG_TAG and header.type not in SESSION_TYPES:
                 self._seeker.note_wrong_tag()
+            if self._caller is not None and err.reason == UNKNOWN_SESSION:
+                self._deny_session(data, header, Received(now, None, source, local_address))
             raise
         if message.circuit_id != self.circuit_id:
             raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
@@ -483,6 +515,8 @@ class Session:
         if link is not None and found not in HANDSHAKE_TYPES | {Input.RENEWAL_REFUSED}:
             link.hear(message.counter)
             self.last_heard_at = now
+            if self._caller is not None and link is self._link and source != link.endpoint:
+                self._follow(self._caller, received)
         self._step(found, received)
 
     def handle_timer(self, now: float) -> None:
@@ -514,6 +548,8 @@ class Session:
 
     def _may_come_from(self, source: Endpoint, kind: MessageType) -> bool:
         """Tell whether a message that has no tag can be the remote's."""
+        if self._caller is not None:
+            return True  # it proves its identity in the handshake, and tags what follows
         return self._remote_port.may_send(
             kind,
             source,
@@ -593,7 +629,11 @@ class Session:
         answer = self._answers.acknowledge(received)
         if answer is None:
             return
-        present = self._the_link().local_nonce if self._in_session else None
+        link = self._link if self._in_session else None
+        # Where no key says who asks, a stranger must not learn it.
+        if link is not None and self._local.key is None and received.source != link.endpoint:
+            link = None
+        present = None if link is None else link.local_nonce
         self._local.answer(self._local.offer_keys(answer, received, present), received)
 
     def _on_request_while_requesting(self, received: Received) -> None:
@@ -658,8 +698,7 @@ class Session:
             now=received.now,
         )
         if refused is not None:
-            self._refuse(received, refused.code, refused.text)
-            self._events.put(events.Refused(received.source, refused.code, refused.text))
+            self._turn_away(received, refused)
             return
         if self._local.passive and not message.resuming and message.offer != self._local.offer:
             # The cookie stays valid, so that each repetition is answered.
@@ -672,11 +711,16 @@ class Session:
         if obstacle is not None:
             self._refuse(received, obstacle.code, obstacle.text)
             return
+        if self._caller is not None and not self._lets_in(self._caller, received):
+            return
         if self._local.cipher is not None:
             # Raises where message 1 is wrong, and then nothing has changed.
             self._answered = self._local.cipher.answer(message, received.transcript, received.now)
             if self._answered is None:
                 return
+        # Only now: who calls has proved the key, or its identity.
+        if self._caller is not None and not self._describes_itself(self._caller, received):
+            return
         # Where only the keys are lost, nobody has to notice. The handshake says who wrote it.
         follows = (
             self._answered is not None
@@ -698,6 +742,8 @@ class Session:
             if not message.resuming:
                 self._local.offer = message.offer
         self._admission.admit(message)
+        if self._caller is not None:
+            self._caller.admit(message)
         self._answers.spend(received)
         previous, answered, self._answered = self._link, self._answered, None
         self._link = self._local.take_confirm(received, answered)
@@ -714,6 +760,81 @@ class Session:
     def _refuse(self, received: Received, code: RejectCode, text: str) -> None:
         message = received.message_of(Confirm)
         self._local.answer(rejection(message, message.size, code, text), received)
+
+    def _turn_away(self, received: Received, why: Rejection) -> None:
+        """Refuse a CONFIRM, and let the operator of this end know, too."""
+        self._refuse(received, why.code, why.text)
+        self._events.put(events.Refused(received.source, why.code, why.text))
+
+    # Where no remote is named: see caller.
+
+    def _lets_in(self, caller: Caller, received: Received) -> bool:
+        """Tell whether who calls may be the remote; if not, it is told why, as far as is known."""
+        link, cipher = self._link if self._in_session else None, self._local.cipher
+        known = Situation(
+            None if link is None else link.endpoint,
+            self.last_heard_at,
+            proves_itself=cipher is not None and cipher.offer.pattern == HandshakePattern.IK_PSK2,
+        )
+        text = caller.obstacle(received.message_of(Confirm), received.source, known, received.now)
+        if text:
+            self._turn_away(received, Rejection(RejectCode.ID_TAKEN, text))
+        elif text is None and link is not None:
+            # Is the remote still where it was? The CONFIRM is repeated.
+            for _ in range(PROBES_AT_ONCE):
+                self._local.send(link.probe(SMALLEST_QUESTION), link)
+        return text == ""
+
+    def _describes_itself(self, caller: Caller, received: Received) -> bool:
+        """Tell whether this end can have its remote there, and describe it accordingly."""
+        try:
+            self._local.description = caller.describe(received.source, received.local_address)
+        except VelaError as err:
+            if self._answered is not None:
+                self._answered.wipe()
+                self._answered = None
+            text = ELSEWHERE + str(err).splitlines()[0]
+            self._turn_away(received, Rejection(RejectCode.FAILED, text))
+            return False
+        return True
+
+    def _deny_session(self, data: bytes, header: Header, received: Received) -> None:
+        """Answer a remote that goes on with a session of before a restart: it then calls anew.
+
+        Raises RemoteProtocolError.
+        """
+        if header.type is not MessageType.KEEPALIVE or self._state is not State.REQUESTING:
+            return
+        message = decode(data, self._local.key)
+        self._nonces.reject_reflected(message)
+        if self._answers.take(received.now):
+            answer = rejection(message, len(data), RejectCode.NO_SUCH_SESSION)
+            self._local.answer(replace(answer, seen=received.source), received)
+
+    def _follow(self, caller: Caller, received: Received) -> None:
+        """Send to where the remote is heard from now, once it has answered there.
+
+        A message alone may be a copy, which somebody else sends before it arrives.
+        """
+        message, source = received.message, received.source
+        if isinstance(message, ProbeReply) and caller.is_answered(source, message.size):
+            self._move(caller, received)
+            return
+        size = caller.question(source, received.now)
+        if size is not None:
+            self._local.send_beside(self._the_link().probe(size), self._the_link(), received)
+
+    def _move(self, caller: Caller, received: Received) -> None:
+        caller.forget_questions()
+        try:
+            self._local.description = caller.describe(received.source, received.local_address)
+        except VelaError:
+            return  # the session ends by itself, and the remote is told why when it calls anew
+        for link in self._links():
+            link.move(received.source, received.local_address)
+        self._events.put(events.Moved(received.source))
+        self._settle()
+        self._send_keepalive(received.now)
 
     # Having a session.
 
@@ -932,6 +1053,8 @@ class Session:
         message, link = received.message_of(Close), self._the_link()
         deleted = message.reason == CloseReason.DELETED
         self._local.send(link.close(CloseReason.DELETED if deleted else CloseReason.STOPPING), link)
+        if self._caller is not None:
+            self._caller.leave()
         if deleted:
             self._end(by_remote=True)
             return
