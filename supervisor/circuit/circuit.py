@@ -198,9 +198,9 @@ class Circuit:
         return self._data_path.cpu
 
     @property
-    def tap(self) -> tuple[int, int]:
-        """The descriptor of its interface, and the index of that."""
-        return self._data_path.tap
+    def taps(self) -> tuple[tuple[int, ...], int]:
+        """The descriptors of its interface, one for each queue, and the index of that."""
+        return self._data_path.taps
 
     @property
     def state(self) -> State:
@@ -398,6 +398,7 @@ class Circuit:
             held=held,
             failures=failures,
             hooked=self.hooks is not None and self.hooks.up,
+            further=list(self._data_path.further_members),
         )
 
     def retire_worker(self, done: Callback) -> None:
@@ -405,8 +406,8 @@ class Circuit:
         self._data_path.retire_worker(done)
 
     @property
-    def sending(self) -> int | None:
-        """The descriptor of the socket of its own that it sends from, if there is one."""
+    def sending(self) -> tuple[int, ...]:
+        """The descriptors of the sockets of its own that it sends from, if there are any."""
         return self._data_path.sending
 
     @property
@@ -1100,7 +1101,7 @@ class Circuit:
         self._data_path.attach(path, profile, page)
         rate_kbit = agreement.rate_kbit
         self._data_path.limit(None if rate_kbit is None else rate_kbit * STEP)
-        self._data_path.expect_frames_from(agreement.frame_port)
+        self._data_path.expect_frames_from(agreement.frame_port, agreement.frame_ports)
         # The remote is told which port they leave from, now that it is known.
         session.set_local(self._description(path), self._loop.now())
         if self._ports.begun():
@@ -1229,6 +1230,7 @@ class Circuit:
             self._port,
             data_path.abilities,
             frame_port=self._ports.port,
+            frame_ports=self._ports.count,
             bridge_mtu=data_path.bridge_mtu,
             from_listening=self._frames.wants_listening,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
 from vela.signaling.continuation import Continuation
@@ -36,11 +36,16 @@ class Standing:
     """Text and code of a vela.reasons.Reason for each remote."""
     hooked: bool
     """The up hook has run."""
+    further: list[int] = field(default_factory=list)
+    """The indices of the further sockets that it receives on, in the same group."""
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> Self:
         """Return what format() wrote. Raises TypeError or KeyError for another shape."""
-        return cls(**{each.name: document[each.name] for each in fields(cls)})
+        needed = [each.name for each in fields(cls) if each.default_factory is MISSING]
+        # Of a velad that has one queue for each circuit.
+        further = list(document.get("further", ()))
+        return cls(**{name: document[name] for name in needed}, further=further)
 
     def format(self) -> dict[str, Any]:
         return asdict(self)
