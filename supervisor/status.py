@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, cast
 
-from vela.dataplane.counters import RX_DROPPED, TX_DROPPED, Counters, Slot
+from vela.dataplane.counters import MODULUS, RX_DROPPED, TX_DROPPED, Counters, Slot
 from vela.public_key import fingerprint
 from vela.reasons import Reason
-from vela.signaling.encryption import EncryptionStatus
+from vela.signaling.generations import EncryptionStatus
 from vela.signaling.messages import HandshakePattern
 from vela.wire import Suite
 
@@ -119,22 +119,22 @@ class CounterStatus:
 
     @classmethod
     def of(cls, counters: Counters) -> CounterStatus:
-        total = counters.total
+        total = counters.all_totals()
         return cls(
-            tx_frames=total(Slot.TX_FRAMES),
-            tx_bytes=total(Slot.TX_BYTES),
-            rx_frames=total(Slot.RX_FRAMES),
-            rx_bytes=total(Slot.RX_BYTES),
-            tx_elided=total(Slot.TX_ELIDED),
-            rx_elided=total(Slot.RX_ELIDED),
-            tx_fragmented=total(Slot.TX_FRAGMENTED),
-            tx_pieced=total(Slot.TX_PIECED),
-            rx_joined=total(Slot.RX_JOINED),
-            mss_clamped=total(Slot.TX_MSS_CLAMPED, Slot.RX_MSS_CLAMPED),
-            tx_too_big_sent=total(Slot.TX_TOO_BIG_SENT),
-            tx_errors=total(Slot.TX_ERRORS),
-            tx_dropped={reason: total(slot) for reason, slot in TX_DROPPED.items()},
-            rx_dropped={reason: total(slot) for reason, slot in RX_DROPPED.items()},
+            tx_frames=total[Slot.TX_FRAMES],
+            tx_bytes=total[Slot.TX_BYTES],
+            rx_frames=total[Slot.RX_FRAMES],
+            rx_bytes=total[Slot.RX_BYTES],
+            tx_elided=total[Slot.TX_ELIDED],
+            rx_elided=total[Slot.RX_ELIDED],
+            tx_fragmented=total[Slot.TX_FRAGMENTED],
+            tx_pieced=total[Slot.TX_PIECED],
+            rx_joined=total[Slot.RX_JOINED],
+            mss_clamped=(total[Slot.TX_MSS_CLAMPED] + total[Slot.RX_MSS_CLAMPED]) % MODULUS,
+            tx_too_big_sent=total[Slot.TX_TOO_BIG_SENT],
+            tx_errors=total[Slot.TX_ERRORS],
+            tx_dropped={reason: total[slot] for reason, slot in TX_DROPPED.items()},
+            rx_dropped={reason: total[slot] for reason, slot in RX_DROPPED.items()},
         )
 
 

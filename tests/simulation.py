@@ -478,7 +478,7 @@ class Network:
                             return
                         reply = bytearray(request)
                         reply[2] = ECHO_REPLY
-                        sender.on_echo(memoryview(reply))
+                        sender.on_echo(memoryview(reply), 0.0)
                     return
 
         self.echoes += 1

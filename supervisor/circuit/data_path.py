@@ -18,8 +18,8 @@ from ..status import CounterStatus, WorkerStatus
 from .rates import Traffic
 from .terms import Profile
 
-EchoHandler = Callable[[memoryview], bool]
-"""Takes a message; False: it answers nothing that was asked."""
+EchoHandler = Callable[[memoryview, float], bool]
+"""Takes a message, and how many seconds ago it came; False: it answers nothing that was asked."""
 
 
 class DataPath(Protocol):

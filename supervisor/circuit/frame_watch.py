@@ -34,7 +34,8 @@ STATIC_S = 10.0
 class Watched(Protocol):
     """A circuit."""
 
-    config: CircuitConfig
+    @property
+    def config(self) -> CircuitConfig: ...
 
     @property
     def state(self) -> State: ...

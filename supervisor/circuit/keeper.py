@@ -316,24 +316,26 @@ class _ProgressWatch:
     """Compares the progress of a worker's queue with what waits for it, look by look."""
 
     def __init__(self, attachment: Attachment) -> None:
-        self._attachment = attachment
+        """attachment: of the queue."""
         self._progress = (-1, -1)  # of no worker
         self._stalls = [0, 0]
+        self._tap, self._receiver = attachment.tap_fd, attachment.receive_socket.fileno()
+        self._sender = attachment.send_socket
+        self._waiting = select.poll()
+        for fd in (self._tap, self._receiver):
+            self._waiting.register(fd, select.POLLIN)
 
     def look(self, progress: tuple[int, int]) -> str | None:
         """Return the direction that hangs, if one does."""
-        attachment = self._attachment
-        waiting = select.poll()
-        waiting.register(attachment.tap_fd, select.POLLIN)
-        waiting.register(attachment.receive_socket.fileno(), select.POLLIN)
-        readable = {fd for fd, events in waiting.poll(0) if events & select.POLLIN}
-        # Full output queues are the underlay's doing: a worker may wait for it.
-        unsent = _INT.unpack(
-            ioctl(attachment.send_socket.fileno(), termios.TIOCOUTQ, _INT.pack(0))
-        )[0]
+        readable = [fd for fd, events in self._waiting.poll(0) if events & select.POLLIN]
+        if not readable:
+            self._stalls[:] = 0, 0
+            self._progress = progress
+            return None
         idle = (
-            attachment.tap_fd not in readable or unsent > 0,
-            attachment.receive_socket.fileno() not in readable,
+            # Full output queues are the underlay's doing: a worker may wait for it.
+            self._tap not in readable or self._unsent() > 0,
+            self._receiver not in readable,
         )
         for direction in range(2):
             if idle[direction] or progress[direction] != self._progress[direction]:
@@ -345,3 +347,8 @@ class _ProgressWatch:
             if self._stalls[direction] >= HANG_AFTER_CHECKS:
                 return name
         return None
+
+    def _unsent(self) -> int:
+        """Return how many bytes the sending socket has that have not left."""
+        answer = ioctl(self._sender.fileno(), termios.TIOCOUTQ, _INT.pack(0))
+        return int(_INT.unpack(answer)[0])

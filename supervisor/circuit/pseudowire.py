@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
-import zlib
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from ipaddress import ip_address
 
 import structlog
 
 from vela.address import Endpoint
 from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
-from vela.dataplane.echo import send_echo
 from vela.dataplane.ecn import DSCP_SHIFT
 from vela.dataplane.engine import LoadedEngine
-from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Verification
+from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError, VelaError
 from vela.linux.choice import UnderlayChoice, set_tos
 from vela.linux.features import Features
@@ -31,31 +25,28 @@ from vela.linux.underlay import (
     Route,
     UnderlayPath,
     find_route,
-    open_send_socket,
     pktinfo,
     restore_send_socket,
     set_narrowed,
-    set_send_buffer,
 )
 from vela.mac import derive_mac
-from vela.reasons import NO_REASON, Cause, Reason
+from vela.reasons import NO_REASON, Reason
 from vela.wire import (
-    MAX_SOURCE_PORT,
     MAX_UDP_PAYLOAD,
-    MIN_SOURCE_PORT,
     datagram_limit,
     frame_limit,
 )
 from vela.worker import Queue, WorkerTask
 
 from ..config.records import CircuitConfig
-from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim, Demux
+from ..demux import Claim, Demux
 from ..inheritance import Inheritance, member_name, sending_name, tap_name
 from ..runtime.burst import Burst
 from ..runtime.descriptors import DescriptorBudget
 from ..runtime.loop import Callback, EventLoop, Timer
 from ..status import CounterStatus, WorkerStatus
 from .data_path import EchoHandler
+from .diversion import Diversion
 from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
 from .links import Links
@@ -64,6 +55,7 @@ from .queues import frame_numbers, queues_in_use, tap_queues
 from .rates import Traffic
 from .send_sockets import SendSockets, Sockets
 from .shaper import Shaper
+from .source_ports import SourcePorts, derived_ports
 from .terms import Profile, is_encrypted, provisional_mtu
 
 # Workers that start are forked in a row, this often: what the supervisor writes to
@@ -72,8 +64,7 @@ from .terms import Profile, is_encrypted, provisional_mtu
 FORK_INTERVAL_S = 0.15
 
 
-# Ports tried from the derived one on, where others have it.
-SOURCE_PORT_TRIES = 64
+TRAFFIC = (Slot.TX_FRAMES, Slot.TX_BYTES, Slot.RX_FRAMES, Slot.RX_BYTES)
 # TAP, two sockets, two ends of the diversion, the worker's pidfd, a key page.
 DESCRIPTORS = 7
 # Of each further queue: TAP, two sockets.
@@ -145,13 +136,11 @@ class Pseudowire:
         """
         self._on_failure: Callback | None = None
         self._on_route: Callback | None = None
-        self._on_echo: EchoHandler = lambda _: False
         self._config = config
         self._parts = parts
         self._cpu = cpu
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._attached: tuple[UnderlayPath, Profile] | None = None
-        self._attachment: Attachment | None = None
         self._key_page: int | None = None
         self._frame_port: int | None = None
         self._carrier = self._narrowed = False
@@ -160,12 +149,12 @@ class Pseudowire:
         self._send_sockets = SendSockets(parts.loop, self._open_send_sockets)
         self._queues = 1
         self._queue_obstacle = NO_REASON
-        self._asked_by = 0
         self._reserved = QUEUE_DESCRIPTORS * (tap_queues(config) - 1)
-        self._further: tuple[Attachment, ...] = ()
         self._starting: Timer | None = None
-        self._inherited = parts.inheritance.take(sending_name(config.name))
-        self._also_inherited = parts.inheritance.take_queues(sending_name, config.name)
+        self._source_ports = SourcePorts(
+            parts.inheritance.take(sending_name(config.name)),
+            parts.inheritance.take_queues(sending_name, config.name),
+        )
 
         self.local_mac = config.mac or self._derive_mac()
         self._made_up_mac = self._derive_mac("remote")
@@ -180,9 +169,16 @@ class Pseudowire:
         )
         with ExitStack() as undo:
             undo.callback(parts.counters.give_back, self._counters)
-            self._divert_reader, self._divert_writer = _socket_pair(config.name)
-            undo.callback(self._divert_reader.close)
-            undo.callback(self._divert_writer.close)
+            self._diversion = Diversion(
+                config.name,
+                config.id,
+                parts.loop,
+                parts.demux,
+                self._counters,
+                parts.diverted,
+                lambda frame: self._interface.write(frame),
+            )
+            undo.callback(self._diversion.close)
             adopted = parts.inheritance.take(tap_name(config.name))
             self._interface = AttachmentCircuit(
                 config,
@@ -210,9 +206,6 @@ class Pseudowire:
             else:
                 self._keeper.follow(partial(end_worker, config.name))
         self._shaper = Shaper(config.name, parts.netlink, adopted=self._interface.adopted)
-        self._decapsulator = self._make_decapsulator(None, partial_checksums=False)
-        set_send_buffer(self._divert_writer)
-        parts.loop.watch(self._divert_reader.fileno(), self._on_diverted)
 
     @property
     def name(self) -> str:
@@ -262,16 +255,11 @@ class Pseudowire:
 
     def set_echo_handler(self, handler: EchoHandler) -> None:
         """Let handler take messages of in-circuit verification that the worker passes on."""
-        self._on_echo = handler
+        self._diversion.set_echo_handler(handler)
 
     def send_echo(self, request: bytes) -> None:
         """Send an echo request from where frames leave, if it carries any."""
-        if self._attachment is None:
-            return
-        # From each of its ports in turn: the path of one may be broken.
-        asking = (self._attachment, *self._further)
-        self._asked_by = (self._asked_by + 1) % len(asking)
-        send_echo(asking[self._asked_by], self._divert_reader, request)
+        self._diversion.send_echo(request)
 
     def echoes_arrived(self) -> int:
         """Return how many echo requests of the remote's the workers have answered."""
@@ -377,13 +365,8 @@ class Pseudowire:
 
     def _take_down(self) -> None:
         self.detach()
-        for fd in (self._inherited, *self._also_inherited):
-            if fd is not None:
-                os.close(fd)
-        self._inherited, self._also_inherited = None, ()
-        self._parts.loop.unwatch(self._divert_reader.fileno())
-        self._divert_reader.close()
-        self._divert_writer.close()
+        self._source_ports.close()
+        self._diversion.close()
         self._parts.demux.watch_route(self, None)
         self._parts.carriers.forget(self._interface.index)
         self._parts.counters.give_back(self._counters)
@@ -460,8 +443,8 @@ class Pseudowire:
         self._keeper.forget()
 
     def _release(self) -> None:
-        self._attached = self._attachment = self._frame_port = self._key_page = None
-        self._further = ()
+        self._attached = self._frame_port = self._key_page = None
+        self._diversion.rest()
         self._stop_worker()
         self._send_sockets.close()
         if self._claim is not None:
@@ -501,40 +484,8 @@ class Pseudowire:
             raise DeviceError(self._keeper.failure)
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
-        """Take a datagram that came past the worker. See demux.Receiver.
-
-        Those of an encrypted circuit are the worker's, whatever they are: it
-        has the keys, and none may reach the TAP without them.
-        """
-        counters = self._counters.supervisor
-        if self._key_page is not None:
-            try:
-                self._divert_reader.send(memoryview(data)[start:end])
-            except OSError:  # its queue is full, or the datagram larger than that
-                counters[Slot.RX_CONGESTED] += 1
-            return
-        try:
-            frame, elided = self._decapsulator.decapsulate(data, start, end)
-        except Dropped as dropped:
-            counters[dropped.slot] += 1
-            return
-        except Verification:
-            # A request asks for the worker; an answer from here would show nothing.
-            if not self._on_echo(memoryview(data)[start:end]):
-                counters[Slot.RX_RESERVED] += 1
-            return
-        except Piece:
-            # The worker has the others.
-            counters[Slot.RX_INCOMPLETE] += 1
-            return
-        try:
-            self._interface.write(memoryview(data)[frame:end])
-        except OSError:
-            counters[Slot.RX_INTERFACE_DOWN] += 1
-            return
-        counters[Slot.RX_FRAMES] += 1
-        counters[Slot.RX_BYTES] += end - frame
-        counters[Slot.RX_ELIDED] += elided
+        """Take a datagram that came past the worker. See demux.Receiver."""
+        self._diversion.deliver(data, start, end)
 
     def find_loop(self, remote: Endpoint, route: Route) -> Reason:
         """Return why the circuit cannot send to a remote by this route; empty: it can.
@@ -565,13 +516,7 @@ class Pseudowire:
 
     def traffic(self) -> Traffic:
         """Return what it has carried, at less cost than counter_status()."""
-        total = self._counters.total
-        return Traffic(
-            total(Slot.TX_FRAMES),
-            total(Slot.TX_BYTES),
-            total(Slot.RX_FRAMES),
-            total(Slot.RX_BYTES),
-        )
+        return Traffic(*self._counters.totals(*TRAFFIC))
 
     def counter_status(self) -> CounterStatus:
         return CounterStatus.of(self._counters)
@@ -648,25 +593,12 @@ class Pseudowire:
         self._shaper.check()
         self.set_carrier(self._carrier)
 
-    def _make_decapsulator(
-        self, remote_mac: bytes | None, *, partial_checksums: bool
-    ) -> Decapsulator:
-        return Decapsulator(
-            self.local_mac,
-            remote_mac or self._made_up_mac,
-            frame_limit(self._interface.mtu),
-            partial_checksums=partial_checksums,
-        )
-
     def _attach(self, path: UnderlayPath, profile: Profile, key_page: int | None) -> None:
         if profile.encrypted != (key_page is not None):
             raise DeviceError("an encrypted circuit, and no other, needs a key page")
         family = path.endpoint.family
         self._narrowed = path.route.narrowed
         self._interface.set_mtu(profile.mtu, encrypted=profile.encrypted)
-        self._decapsulator = self._make_decapsulator(
-            profile.remote_mac, partial_checksums=profile.partial_checksums
-        )
         claim = self._claim
         if claim is None:
             claim = self._claim = self._parts.demux.claim(
@@ -700,14 +632,14 @@ class Pseudowire:
         self._counters.make_room(queues)
         self._interface.spread(queues)
         self._parts.demux.spread(claim, queues)
-        attachment = self._attachment = Attachment(
+        attachment = Attachment(
             circuit_id=self._config.id,
             tap_fd=self._interface.fd,
             receive_socket=claim.socket,
             send_socket=sending[0],
             destination=destination,
             source_address=source_address,
-            divert_socket=self._divert_writer,
+            divert_socket=self._diversion.worker_end,
             local_mac=self.local_mac,
             remote_mac=profile.remote_mac or self._made_up_mac,
             elision=profile.elision,
@@ -726,7 +658,7 @@ class Pseudowire:
             key_page=key_page,
         )
         fds = self._interface.fds
-        self._further = tuple(
+        further = tuple(
             replace(
                 attachment,
                 tap_fd=fds[queue],
@@ -737,7 +669,7 @@ class Pseudowire:
             )
             for queue in range(1, queues)
         )
-        all_calls = map(self._parts.engine.calls, (attachment, *self._further))
+        all_calls = map(self._parts.engine.calls, (attachment, *further))
         task = WorkerTask(
             circuit=self._config.name,
             engine=self._parts.engine,
@@ -749,105 +681,26 @@ class Pseudowire:
             user=self._parts.user,
             supervisor_pid=os.getpid(),
             filter=worker_filter(rule for calls in all_calls for rule in calls),
-            further=tuple(map(Queue, self._further, self._config.cpus[1:])),
+            further=tuple(map(Queue, further, self._config.cpus[1:])),
         )
         self._starting = self._parts.forks.add(lambda: self._keeper.replace(task))
         self._attached, self._key_page, self._changed = (path, profile), key_page, False
         self._frame_port = sending[0].getsockname()[1]
+        self._diversion.follow(attachment, further, path, claim)
 
     def _open_send_sockets(self, path: UnderlayPath, wanted: int | None, count: int) -> Sockets:
-        if wanted is not None:
-            ports = [wanted]
-        else:
-            identity = f"{self._config.name} {self._config.id} {self._config.remote}"
-            span = MAX_SOURCE_PORT - MIN_SOURCE_PORT + 1
-            first = zlib.crc32(identity.encode())
-            ports = [MIN_SOURCE_PORT + (first + i) % span for i in range(SOURCE_PORT_TRIES)]
-        inherited = self._take_inherited(path, ports)
-        if inherited:
-            return inherited
-        if count > 1:
-            # A remote that has as many queues then receives by those that are sent by.
-            for start in dict.fromkeys(port - port % count for port in ports):
-                row = range(start, start + count)
-                with suppress(OSError):
-                    if start >= MIN_SOURCE_PORT and row[-1] <= MAX_SOURCE_PORT:
-                        return self._open_row(path, row)
-        for port in ports:
-            try:
-                return self._open_row(path, range(port, port + 1))
-            except OSError as err:
-                if err.errno != errno.EADDRINUSE:
-                    raise DeviceError(
-                        f"cannot send to {path.endpoint}: {os.strerror(err.errno or 0)}"
-                    ) from err
-        taken = str(ports[0]) if len(ports) == 1 else f"{ports[0]} and {len(ports) - 1} more"
-        raise DeviceError(Cause.PORT_IN_USE.say(port=taken))
-
-    def _open_row(self, path: UnderlayPath, ports: range) -> Sockets:
-        """Return a sending socket for each of these ports. Raises OSError."""
-        with ExitStack() as undo:
-            opened = []
-            for port in ports:
-                self._send_sockets.free(port)
-                each = open_send_socket(
-                    path.route.source,
-                    port,
-                    path.endpoint,
-                    narrowed=self._narrowed,
-                    tos=self._tos,
-                    choice=self._choice,
-                )
-                undo.callback(each.close)
-                opened.append(each)
-            undo.pop_all()
-        return tuple(opened)
-
-    def _take_inherited(self, path: UnderlayPath, ports: Sequence[int]) -> Sockets:
-        """Return the sockets that another velad sends from, once, if they are the right ones."""
-        fds = (self._inherited, *self._also_inherited)
-        self._inherited, self._also_inherited = None, ()
-        inherited = [socket.socket(fileno=fd) for fd in fds if fd is not None]
-        right: list[socket.socket] = []
-        endpoint = path.endpoint
-        with suppress(OSError):
-            for each in inherited:
-                address, port = each.getpeername()[:2]
-                source = each.getsockname()
-                same = (ip_address(address), port) == (endpoint.address, endpoint.port)
-                expected = ports if not right else (right[-1].getsockname()[1] + 1,)
-                if not (
-                    same and source[1] in expected and ip_address(source[0]) == path.route.source
-                ):
-                    break
-                self._choice.mark_socket(each)
-                right.append(each)
-        for each in inherited[len(right) :]:
-            each.close()
-        return tuple(right)
-
-    def _on_diverted(self) -> None:
-        """Pass on what UDP GRO joined to this circuit's datagrams: same remote, other circuit."""
-        data = self._parts.diverted
-        view = memoryview(data)[REBUILD_ROOM:]
-        for _ in range(DATAGRAMS_AT_ONCE):
-            try:
-                length = self._divert_reader.recv_into(view)
-            except BlockingIOError:
-                return
-            if length and data[REBUILD_ROOM] == self._config.id:
-                # An answer to an echo request; the worker passes nothing else of its circuit on.
-                if not self._on_echo(view[:length]):
-                    self._counters.supervisor[Slot.RX_RESERVED] += 1
-                return  # mostly there is one; if not, the loop calls again
-            if self._attached is not None:
-                path, _ = self._attached
-                # UDP GRO joins what comes from one port.
-                demux, claim = self._parts.demux, self._claim
-                port = None if claim is None else demux.port_of(claim)
-                source = Endpoint(path.endpoint.address, UNKNOWN_PORT if port is None else port)
-                end = REBUILD_ROOM + length
-                demux.dispatch(source, path.route.source, data, REBUILD_ROOM, end)
+        config = self._config
+        identity = f"{config.name} {config.id} {config.remote}"
+        ports = derived_ports(identity) if wanted is None else [wanted]
+        return self._source_ports.open(
+            path,
+            ports,
+            count,
+            self._choice,
+            self._send_sockets.free,
+            narrowed=self._narrowed,
+            tos=self._tos,
+        )
 
 
 def _receives_alike(old: UnderlayPath, new: UnderlayPath) -> bool:
@@ -856,10 +709,3 @@ def _receives_alike(old: UnderlayPath, new: UnderlayPath) -> bool:
         *(new.endpoint, new.sources, new.group),
         new.route.source,
     )
-
-
-def _socket_pair(circuit: str) -> tuple[socket.socket, socket.socket]:
-    try:
-        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    except OSError as err:
-        raise DeviceError(f"{circuit}: cannot make a socket pair: {err.strerror}") from err

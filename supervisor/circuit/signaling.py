@@ -40,6 +40,8 @@ class SignalingChannel:
         self._left = self._ended = self._held = False
         self._pumping = self._pump_again = False
         self._alarm: Timer | None = None
+        # What the control channel was last told to expect, before it is put into its words.
+        self._expected: object = None
         self._not_before = 0.0
         control_channel.add(session.circuit_id, self)
 
@@ -101,10 +103,13 @@ class SignalingChannel:
     def _expect(self) -> None:
         if self._ended:
             return
-        remote = self.session.remote
+        remote, nonces = self.session.remote, self.session.local_nonces
+        known = remote, self._sources, nonces
+        if known == self._expected:
+            return
+        self._expected = known
         addresses = self._sources if remote is None else (remote.address, *self._sources)
-        expected = Expected(tuple(dict.fromkeys(addresses)), self.session.local_nonces)
-        self._control_channel.expect(self, expected)
+        self._control_channel.expect(self, Expected(tuple(dict.fromkeys(addresses)), nonces))
 
     def _do_what_is_due(self) -> None:
         if self._ended or self._held:

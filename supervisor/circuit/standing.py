@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
+from vela.linux.underlay import UnderlayPath
 from vela.signaling.continuation import Continuation
 
 
@@ -38,6 +39,38 @@ class Standing:
     """The up hook has run."""
     further: list[int] = field(default_factory=list)
     """The indices of the further sockets that it receives on, in the same group."""
+
+    @classmethod
+    def of(
+        cls,
+        path: UnderlayPath,
+        member: tuple[str, int],
+        session: Continuation | None,
+        key: str | None,
+        remotes: tuple[int, bool, list[tuple[str, str]]],
+        *,
+        listening: bool,
+        hooked: bool,
+        further: Sequence[int],
+    ) -> Self:
+        """path: where frames go. remotes: Remotes.standing. All else: as below."""
+        used, held, failures = remotes
+        name, index = member
+        return cls(
+            remote=str(path.endpoint.address),
+            source=str(path.route.source),
+            member=name,
+            index=index,
+            session=None if session is None else session.format(),
+            key=key,
+            listening=listening,
+            probed_mtu=path.probed_mtu,
+            used=used,
+            held=held,
+            failures=failures,
+            hooked=hooked,
+            further=list(further),
+        )
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> Self:

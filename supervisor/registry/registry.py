@@ -381,7 +381,8 @@ class Registry:
             raise
         if chosen:
             self._chosen_ids[name] = ()
-        circuit.start()
+        if not circuit.disabled:  # by a default, such as of [defaults]
+            circuit.start()
         return circuit
 
     def takes_another_id(self, circuit: Circuit) -> bool:

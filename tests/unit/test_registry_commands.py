@@ -64,6 +64,14 @@ def test_added_circuit_is_up_on_both_machines_with_the_next_free_id(pair: Pair) 
     assert set(pair.words(pair.b).values()) == {"up"}
 
 
+def test_added_circuit_that_is_not_enabled_stays_down_until_it_is(pair: Pair) -> None:
+    """As where [defaults] says so."""
+    pair.add("vela0", enabled=False)
+
+    assert pair.words(pair.a) == {"vela0": "disabled"}
+    assert pair.words(pair.b) == {}
+
+
 @pytest.mark.parametrize("number", [None, 1])
 def test_circuit_whose_id_another_machine_has_there_gets_the_next_one_unless_it_was_chosen(
     pair: Pair, tmp_path: Path, number: int | None

@@ -94,7 +94,8 @@ _BLOCK_SIZE = BLOCK_SLOTS * SLOT_SIZE
 _FURTHER_START = 512
 assert _HANDOVER_START + _HANDOVER_SIZE <= _FURTHER_START
 assert _FURTHER_START + (MAX_QUEUES - 1) * _BLOCK_SIZE <= PAGE_SIZE
-_MODULUS = 2**64  # as a worker's slots wrap around
+MODULUS = 2**64
+"""As a worker's slots wrap around."""
 
 
 class Counters:
@@ -123,10 +124,20 @@ class Counters:
 
     def total(self, *slots: Slot) -> int:
         """Return what all writers of these slots have counted together."""
-        counted = sum(self.worker[slot] + self.supervisor[slot] for slot in slots)
-        for further in self.workers[1:]:
-            counted += sum(further[slot] for slot in slots)
-        return counted % _MODULUS
+        return sum(self.totals(*slots)) % MODULUS
+
+    def totals(self, *slots: Slot) -> list[int]:
+        """Return what all writers of each of these slots have counted."""
+        if len(self.workers) > 1:
+            found = self.all_totals()
+            return [found[slot] for slot in slots]
+        worker, supervisor = self.worker, self.supervisor
+        return [(worker[slot] + supervisor[slot]) % MODULUS for slot in slots]
+
+    def all_totals(self) -> list[int]:
+        """Return what all writers of each slot have counted, by its number, at least cost."""
+        blocks = [worker.tolist() for worker in self.workers]
+        return [sum(counts) % MODULUS for counts in zip(self.supervisor, *blocks, strict=True)]
 
     def progress(self, queue: int = 0) -> tuple[int, int]:
         """Return two numbers that move as long as a queue's (egress, ingress) loops do."""
