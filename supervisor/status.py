@@ -47,6 +47,8 @@ class WorkerStatus:
     """Of one CPU, since the last status, or since it started."""
     memory_bytes: int | None
     """Resident; it shares most of it with the supervisor."""
+    queues: int = 1
+    """Of its circuit; two threads for each, on a CPU of its own. cpu is that of the first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,10 @@ class RecordingDataPath:
             return False
         return not self.blocked or profile.source_port == path.group.port
 
-    def expect_frames_from(self, port: int | None) -> None:
+    def ports_from(self, port: int) -> int:
+        return 1
+
+    def expect_frames_from(self, port: int | None, count: int = 1) -> None:
         self.frames_from = port
 
     def limit(self, rate: int | None) -> None:
@@ -202,15 +205,16 @@ class RecordingDataPath:
         self.close()
 
     member: tuple[str, int] | None = None
-    sending: int | None = None
+    further_members: tuple[int, ...] = ()
+    sending: tuple[int, ...] = ()
     has_former: bool = False
 
     def retire_worker(self, done: Callback) -> None:
         done()
 
     @property
-    def tap(self) -> tuple[int, int]:
-        return 0, 0
+    def taps(self) -> tuple[tuple[int, ...], int]:
+        return (0,), 0
 
     def traffic(self) -> Traffic:
         return Traffic(0, 0, 0, 0)

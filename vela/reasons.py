@@ -409,6 +409,11 @@ class Cause(Enum):
         "the circuit's `rate` does not hold",
         "the rate is not limited: {error}",
     )
+    ONE_QUEUE = (
+        "one_queue",
+        "the circuit's `cpu` names several CPUs, and it uses the first of them alone",
+        "it uses CPU {cpu} alone: {why}",
+    )
     HOOK_FAILED = (
         "hook_failed",
         "a hook of the circuit cannot be run, failed, or was killed",

@@ -202,9 +202,9 @@ class Circuit:
         return self._data_path.cpu
 
     @property
-    def tap(self) -> tuple[int, int]:
-        """The descriptor of its interface, and the index of that."""
-        return self._data_path.tap
+    def taps(self) -> tuple[tuple[int, ...], int]:
+        """The descriptors of its interface, one for each queue, and the index of that."""
+        return self._data_path.taps
 
     @property
     def state(self) -> State:
@@ -380,6 +380,7 @@ class Circuit:
             listening=self._frames.wants_listening,
             hooked=self.hooks is not None and self.hooks.up,
             maker=self.maker,
+            further=self._data_path.further_members,
         )
 
     def retire_worker(self, done: Callback) -> None:
@@ -387,8 +388,8 @@ class Circuit:
         self._data_path.retire_worker(done)
 
     @property
-    def sending(self) -> int | None:
-        """The descriptor of the socket of its own that it sends from, if there is one."""
+    def sending(self) -> tuple[int, ...]:
+        """The descriptors of the sockets of its own that it sends from, if there are any."""
         return self._data_path.sending
 
     @property
@@ -1034,7 +1035,7 @@ class Circuit:
         self._data_path.attach(path, profile, self.key_page)
         rate_kbit = agreement.rate_kbit
         self._data_path.limit(None if rate_kbit is None else rate_kbit * STEP)
-        self._data_path.expect_frames_from(agreement.frame_port)
+        self._data_path.expect_frames_from(agreement.frame_port, agreement.frame_ports)
         # The remote is told which port they leave from, now that it is known.
         self._dialogue.set_local(self._description(path))
         if self._ports.begun():
@@ -1130,6 +1131,7 @@ class Circuit:
             self._port,
             data_path.abilities,
             frame_port=self._ports.port,
+            frame_ports=self._ports.count,
             bridge_mtu=data_path.bridge_mtu,
             from_listening=self._frames.wants_listening,
         )

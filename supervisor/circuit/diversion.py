@@ -6,7 +6,7 @@ docs/architecture.md, "The walk of a frame" and "Whether frames cross".
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from vela.address import Endpoint, IPAddress
@@ -66,6 +66,8 @@ class Diversion:
         self._write = write
         self._on_echo: EchoHandler = lambda _, _age_s: False
         self._attachment: Attachment | None = None
+        self._asking: tuple[Attachment, ...] = ()
+        self._asked = 0
         self._origin: tuple[UnderlayPath, Claim] | None = None
         self._decapsulator: Decapsulator | None = None
         loop.watch(self._own.fileno(), self._on_readable)
@@ -74,8 +76,15 @@ class Diversion:
         """Let handler take messages of in-circuit verification that the worker passes on."""
         self._on_echo = handler
 
-    def follow(self, attachment: Attachment, path: UnderlayPath, claim: Claim) -> None:
-        """Go by what the worker is told from now on."""
+    def follow(
+        self,
+        attachment: Attachment,
+        further: Sequence[Attachment],
+        path: UnderlayPath,
+        claim: Claim,
+    ) -> None:
+        """Go by what the worker is told from now on. further: of its queues behind the first."""
+        self._asking = attachment, *further
         self._attachment, self._origin = attachment, (path, claim)
         self._decapsulator = Decapsulator(
             attachment.local_mac,
@@ -95,8 +104,11 @@ class Diversion:
 
     def send_echo(self, request: bytes) -> None:
         """Send an echo request from where frames leave, if any do."""
-        if self._attachment is not None:
-            send_echo(self._attachment, self._own, request)
+        if self._attachment is None:
+            return
+        # By each queue in turn: they leave from several ports, and the path of one may be broken.
+        self._asked = (self._asked + 1) % len(self._asking)
+        send_echo(self._asking[self._asked], self._own, request)
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
         """Take a datagram that came past the worker. See demux.Receiver.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,13 +30,13 @@ from vela.linux.underlay import (
     set_narrowed,
 )
 from vela.mac import derive_mac
-from vela.reasons import Reason
+from vela.reasons import NO_REASON, Reason
 from vela.wire import (
     MAX_UDP_PAYLOAD,
     datagram_limit,
     frame_limit,
 )
-from vela.worker import WorkerTask
+from vela.worker import Queue, WorkerTask
 
 from ..config.records import CircuitConfig
 from ..demux import Claim, Demux
@@ -52,8 +51,9 @@ from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
 from .links import Links
 from .loops import Aim, Carriers
+from .queues import frame_numbers, queues_in_use, tap_queues
 from .rates import Traffic
-from .send_sockets import SendSockets
+from .send_sockets import SendSockets, Sockets
 from .shaper import Shaper
 from .source_ports import SourcePorts, derived_ports
 from .terms import Profile, is_encrypted, provisional_mtu
@@ -67,6 +67,8 @@ FORK_INTERVAL_S = 0.15
 TRAFFIC = (Slot.TX_FRAMES, Slot.TX_BYTES, Slot.RX_FRAMES, Slot.RX_BYTES)
 # TAP, two sockets, two ends of the diversion, the worker's pidfd, a key page.
 DESCRIPTORS = 7
+# Of each further queue: TAP, two sockets.
+QUEUE_DESCRIPTORS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +105,12 @@ class PseudowireFactory:
 
         Raises NoRoomError too, before the limit of open files leaves none to go on with.
         """
-        self.descriptors.take()
+        further = QUEUE_DESCRIPTORS * (tap_queues(config) - 1)
+        self.descriptors.take(further)
         try:
             return Pseudowire(config, self, cpu, await_bridge=await_bridge, shielded=shielded)
         except VelaError:
-            self.descriptors.give_back()
+            self.descriptors.give_back(further)
             raise
 
 
@@ -143,9 +146,15 @@ class Pseudowire:
         self._carrier = self._narrowed = False
         self._interface_lost = self._changed = False
         self._claim: Claim | None = None
-        self._send_sockets = SendSockets(parts.loop, self._open_send_socket)
+        self._send_sockets = SendSockets(parts.loop, self._open_send_sockets)
+        self._queues = 1
+        self._queue_obstacle = NO_REASON
+        self._reserved = QUEUE_DESCRIPTORS * (tap_queues(config) - 1)
         self._starting: Timer | None = None
-        self._source_ports = SourcePorts(parts.inheritance.take(sending_name(config.name)))
+        self._source_ports = SourcePorts(
+            parts.inheritance.take(sending_name(config.name)),
+            parts.inheritance.take_queues(sending_name, config.name),
+        )
 
         self.local_mac = config.mac or self._derive_mac()
         self._made_up_mac = self._derive_mac("remote")
@@ -185,6 +194,7 @@ class Pseudowire:
                 adopted=adopted,
                 former=parts.inheritance.former(config.name),
                 shared=parts.shared,
+                queues=parts.inheritance.take_queues(tap_name, config.name),
             )
             undo.pop_all()
         if self._interface.adopted:
@@ -232,7 +242,7 @@ class Pseudowire:
     @property
     def obstacles(self) -> tuple[Reason, ...]:
         """What the interface still waits for; empty: nothing."""
-        return *self._interface.obstacles, self._shaper.obstacle
+        return *self._interface.obstacles, self._shaper.obstacle, self._queue_obstacle
 
     def set_failure_handler(self, handler: Callback) -> None:
         """Let handler be called when workers fail again and again, and when one lives again."""
@@ -269,8 +279,11 @@ class Pseudowire:
             mac = config.mac or self._derive_mac()
         self._interface.change(config, mac)
         self._changed = self._changed or (
-            (mac, cpu, config.dscp, config.packet_too_big)
-            != (self.local_mac, self._cpu, self._config.dscp, self._config.packet_too_big)
+            (mac, cpu, config.cpus, config.dscp, config.packet_too_big)
+            != (
+                *(self.local_mac, self._cpu, self._config.cpus),
+                *(self._config.dscp, self._config.packet_too_big),
+            )
         )
         if self._attached is None and config.mtu is not None and config.mtu != self._config.mtu:
             self._interface.set_mtu(config.mtu, encrypted=is_encrypted(config))
@@ -325,10 +338,14 @@ class Pseudowire:
         return None if claim is None else (member_name(claim.group, claim.index), claim.index)
 
     @property
-    def sending(self) -> int | None:
-        """The descriptor of the socket of its own that it sends from, if there is one."""
-        present = self._send_sockets.present
-        return None if present is None else present.fileno()
+    def further_members(self) -> tuple[int, ...]:
+        """The indices of further sockets that it receives on."""
+        return () if self._claim is None else self._claim.further
+
+    @property
+    def sending(self) -> tuple[int, ...]:
+        """The descriptors of the sockets of its own that it sends from, if there are any."""
+        return tuple(each.fileno() for each in self._send_sockets.all_present)
 
     @property
     def has_former(self) -> bool:
@@ -342,9 +359,9 @@ class Pseudowire:
         self._keeper.retire(done)
 
     @property
-    def tap(self) -> tuple[int, int]:
-        """The descriptor of the interface, and the number that the kernel knows that by."""
-        return self._interface.fd, self._interface.index
+    def taps(self) -> tuple[tuple[int, ...], int]:
+        """The descriptors of the interface, and the number that the kernel knows that by."""
+        return self._interface.fds, self._interface.index
 
     def _take_down(self) -> None:
         self.detach()
@@ -353,7 +370,7 @@ class Pseudowire:
         self._parts.demux.watch_route(self, None)
         self._parts.carriers.forget(self._interface.index)
         self._parts.counters.give_back(self._counters)
-        self._parts.descriptors.give_back()
+        self._parts.descriptors.give_back(self._reserved)
 
     def attach(self, path: UnderlayPath, profile: Profile, key_page: int | None = None) -> None:
         """Carry frames to and from this remote from now on.
@@ -375,7 +392,10 @@ class Pseudowire:
         else:
             if self._starting is not None:
                 self._starting.cancel()
-            if before is not None and before[1].source_port != profile.source_port:
+            if before is not None and (
+                before[1].source_port != profile.source_port
+                or 0 < len(self._send_sockets.all_present) < self._ports_for(profile)
+            ):
                 self._send_sockets.retire()
         try:
             self._attach(path, profile, key_page)
@@ -402,12 +422,20 @@ class Pseudowire:
         """
         if profile.source_port == path.group.port:
             return path.group.port
-        return self._send_sockets.prepare(path, profile.source_port)
+        return self._send_sockets.prepare(path, profile.source_port, self._ports_for(profile))
 
-    def expect_frames_from(self, port: int | None) -> None:
-        """Take only frames that come from this UDP port of the remote's; None: from any."""
+    def _ports_for(self, profile: Profile) -> int:
+        there = len(self._interface.fds)
+        return queues_in_use(self._config, profile, self.abilities, there)[0]
+
+    def ports_from(self, port: int) -> int:
+        """Return how many UDP ports in a row are this circuit's to send from, from this one on."""
+        return self._send_sockets.count_from(port)
+
+    def expect_frames_from(self, port: int | None, count: int = 1) -> None:
+        """Take only frames of so many UDP ports of the remote's, from this one on; None: of any."""
         if self._claim is not None:
-            self._parts.demux.restrict(self._claim, port)
+            self._parts.demux.restrict(self._claim, port, count)
 
     def detach(self) -> None:
         """Stop carrying frames; those that come meanwhile wait in the interface's queue."""
@@ -483,7 +511,8 @@ class Pseudowire:
         path, _ = self._attached
         with suppress(OSError):  # without a route nothing is sent
             self._narrowed = find_route(path.route.source, path.endpoint, self._choice).narrowed
-            set_narrowed(self._send_sockets.present or self._claim.socket, self._narrowed)
+            for each in self._send_sockets.all_present or (self._claim.socket,):
+                set_narrowed(each, self._narrowed)
 
     def traffic(self) -> Traffic:
         """Return what it has carried, at less cost than counter_status()."""
@@ -500,6 +529,7 @@ class Pseudowire:
         return WorkerStatus(
             pid=self._keeper.pid,
             cpu=self._cpu,
+            queues=self._queues,
             engine=self._parts.engine.name,
             restarts=self._keeper.restarts,
             cpu_percent=cpu_percent,
@@ -538,10 +568,10 @@ class Pseudowire:
                 self._claim.restore()
                 set_narrowed(self._claim.socket, self._narrowed)
                 set_tos(self._claim.socket, self._tos)
-            present = self._send_sockets.present
-            if present is not None and self._attached is not None:
+            if self._attached is not None:
                 endpoint = self._attached[0].endpoint
-                restore_send_socket(present, endpoint, narrowed=self._narrowed, tos=self._tos)
+                for each in self._send_sockets.all_present:
+                    restore_send_socket(each, endpoint, narrowed=self._narrowed, tos=self._tos)
         except (OSError, DeviceError) as err:
             # The worker finds out, if it matters; a TAP may just have been removed.
             self._log.warning("descriptors_not_restored", error=str(err))
@@ -572,27 +602,41 @@ class Pseudowire:
         claim = self._claim
         if claim is None:
             claim = self._claim = self._parts.demux.claim(
-                self, self._config.id, path.sources, path.group, path.route.source
+                self,
+                self._config.id,
+                path.sources,
+                path.group,
+                path.route.source,
+                len(self._interface.fds),
             )
+        there = min(len(self._interface.fds), len(claim.indices))
+        queues, self._queue_obstacle = queues_in_use(self._config, profile, self.abilities, there)
+        sending: Sockets
         destination = source_address = None
         if profile.source_port == path.group.port:
-            send_socket = claim.socket
-            set_narrowed(send_socket, self._narrowed)
-            set_tos(send_socket, self._tos)
-            self._choice.mark_socket(send_socket)
+            sending = (claim.socket,)
+            set_narrowed(claim.socket, self._narrowed)
+            set_tos(claim.socket, self._tos)
+            self._choice.mark_socket(claim.socket)
             destination = path.group.sockaddr(path.endpoint)
             if path.group.address.is_unspecified or path.route.device is not None:
                 source_address = pktinfo(path.route.source, path.route.device or 0)
         else:
             # It may have been there, with other numbers.
-            send_socket = self._send_sockets.take(path, profile.source_port)
-            set_narrowed(send_socket, self._narrowed)
-            set_tos(send_socket, self._tos)
+            sending = self._send_sockets.take(path, profile.source_port, queues)
+            for each in sending:
+                set_narrowed(each, self._narrowed)
+                set_tos(each, self._tos)
+        # There may be no row of free ports.
+        queues = self._queues = min(queues, len(sending))
+        self._counters.make_room(queues)
+        self._interface.spread(queues)
+        self._parts.demux.spread(claim, queues)
         attachment = Attachment(
             circuit_id=self._config.id,
             tap_fd=self._interface.fd,
             receive_socket=claim.socket,
-            send_socket=send_socket,
+            send_socket=sending[0],
             destination=destination,
             source_address=source_address,
             divert_socket=self._diversion.worker_end,
@@ -606,12 +650,26 @@ class Pseudowire:
             partial_checksums=profile.partial_checksums,
             fragmentation=profile.fragmentation,
             packet_too_big=self._config.packet_too_big,
+            frame_numbers=frame_numbers(0, queues),
             mss_clamp=profile.mss_clamp,
             dscp=self._config.dscp,
             carry_ecn=profile.carry_ecn,
             features=self._parts.features,
             key_page=key_page,
         )
+        fds = self._interface.fds
+        further = tuple(
+            replace(
+                attachment,
+                tap_fd=fds[queue],
+                receive_socket=claim.group.member(claim.indices[queue]),
+                send_socket=sending[queue],
+                counters=self._counters.workers[queue],
+                frame_numbers=frame_numbers(queue, queues),
+            )
+            for queue in range(1, queues)
+        )
+        all_calls = map(self._parts.engine.calls, (attachment, *further))
         task = WorkerTask(
             circuit=self._config.name,
             engine=self._parts.engine,
@@ -622,20 +680,22 @@ class Pseudowire:
             cpu=self._cpu,
             user=self._parts.user,
             supervisor_pid=os.getpid(),
-            filter=worker_filter(self._parts.engine.calls(attachment)),
+            filter=worker_filter(rule for calls in all_calls for rule in calls),
+            further=tuple(map(Queue, further, self._config.cpus[1:])),
         )
         self._starting = self._parts.forks.add(lambda: self._keeper.replace(task))
         self._attached, self._key_page, self._changed = (path, profile), key_page, False
-        self._frame_port = send_socket.getsockname()[1]
-        self._diversion.follow(attachment, path, claim)
+        self._frame_port = sending[0].getsockname()[1]
+        self._diversion.follow(attachment, further, path, claim)
 
-    def _open_send_socket(self, path: UnderlayPath, wanted: int | None) -> socket.socket:
+    def _open_send_sockets(self, path: UnderlayPath, wanted: int | None, count: int) -> Sockets:
         config = self._config
         identity = f"{config.name} {config.id} {config.remote}"
         ports = derived_ports(identity) if wanted is None else [wanted]
         return self._source_ports.open(
             path,
             ports,
+            count,
             self._choice,
             self._send_sockets.free,
             narrowed=self._narrowed,

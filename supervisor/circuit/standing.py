@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
 from vela.linux.underlay import UnderlayPath
@@ -39,6 +39,8 @@ class Standing:
     """The up hook has run."""
     maker: str | None = None
     """Which machine has called, by identity.maker_of, in hexadecimal; None: not known."""
+    further: list[int] = field(default_factory=list)
+    """The indices of the further sockets that it receives on, in the same group."""
 
     @classmethod
     def of(
@@ -52,6 +54,7 @@ class Standing:
         listening: bool,
         hooked: bool,
         maker: bytes | None,
+        further: Sequence[int],
     ) -> Self:
         """path: where frames go. remotes: Remotes.standing. All else: as below."""
         used, held, failures = remotes
@@ -70,6 +73,7 @@ class Standing:
             failures=failures,
             hooked=hooked,
             maker=None if maker is None else maker.hex(),
+            further=list(further),
         )
 
     @classmethod
@@ -78,8 +82,13 @@ class Standing:
 
         An older velad does not write what has a default.
         """
-        known = (each for each in fields(cls) if each.default is MISSING or each.name in document)
-        return cls(**{each.name: document[each.name] for each in known})
+        return cls(
+            **{
+                each.name: document[each.name]
+                for each in fields(cls)
+                if each.name in document or each.default is each.default_factory is MISSING
+            }
+        )
 
     def format(self) -> dict[str, Any]:
         return asdict(self)

@@ -145,9 +145,9 @@ class CircuitMaker:
         return Setup(config, self._control_channel, offer, key, machine, frame_keys)
 
     def cpu_for(self, config: CircuitConfig, changed: str | None = None) -> int:
-        """Return the CPU of a circuit's worker; changed: its name, if the circuit exists."""
-        if config.cpu is not None:
-            return config.cpu
+        """Return the first CPU of a circuit's worker; changed: its name, if the circuit exists."""
+        if config.cpus:
+            return config.cpus[0]
         own = [each.cpu for name, each in self._circuits.items() if name != changed]
         return least_loaded(allowed_cpus(), own)
 

@@ -520,9 +520,9 @@ class Registry:
         """Return all circuits that there are."""
         return tuple(self._circuits.values())
 
-    def taps(self) -> dict[str, tuple[int, int]]:
-        """Return the descriptor of each circuit's interface, and its index."""
-        return {name: circuit.tap for name, circuit in self._circuits.items()}
+    def taps(self) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Return the descriptors of each circuit's interface, and its index."""
+        return {name: circuit.taps for name, circuit in self._circuits.items()}
 
     def configurations(self) -> dict[str, tuple[CircuitConfig, Origin]]:
         """Return what is in effect for each circuit, and who asked for it."""

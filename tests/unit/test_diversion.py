@@ -52,7 +52,7 @@ class Bench:
 
     def follow(self, *, key_page: int | None = None) -> None:
         attachment = replace(self.plane.attachment, key_page=key_page)
-        self.diversion.follow(attachment, self.path, CLAIM)
+        self.diversion.follow(attachment, (), self.path, CLAIM)
 
     def deliver(self, datagram: bytes) -> None:
         data = bytearray(REBUILD_ROOM) + datagram
