@@ -527,7 +527,7 @@ def test_table_in_markdown_aligns_numbers_to_the_right() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--rounds", "0"], "rounds and seconds are at least 1"),
+        (["--rounds", "0"], "rounds, seconds and streams are at least 1"),
         (["--tunnel", "hyperspace"], "invalid choice: 'hyperspace'"),
         (["--regime", "vacuum"], "invalid choice: 'vacuum'"),
     ],
