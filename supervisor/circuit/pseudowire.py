@@ -74,7 +74,7 @@ FORK_INTERVAL_S = 0.15
 
 # Ports tried from the derived one on, where others have it.
 SOURCE_PORT_TRIES = 64
-TRAFFIC = (Slot.TX_FRAMES, Slot.TX_BYTES, Slot.RX_FRAMES, Slot.RX_BYTES)
+TRAFFIC = tuple(map(int, (Slot.TX_FRAMES, Slot.TX_BYTES, Slot.RX_FRAMES, Slot.RX_BYTES)))
 # TAP, two sockets, two ends of the diversion, the worker's pidfd, a key page.
 DESCRIPTORS = 7
 

@@ -275,6 +275,8 @@ class Rtnetlink:
     def route_mtu(self, local: IPAddress, remote: IPAddress, limits: RouteLimits) -> RouteMtu:
         """Return what limits packets from an address of this host to a remote."""
         current = self._look_up(local, remote, 0, limits)
+        if current.mtu is None:  # mostly: nothing was configured, and nothing learned
+            return RouteMtu(index=current.index or 0, configured=None, learned=None)
         route = self._look_up(local, remote, _RTM_F_FIB_MATCH, limits)
         return RouteMtu(index=current.index or 0, configured=route.mtu, learned=current.mtu)
 
