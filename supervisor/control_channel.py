@@ -27,6 +27,7 @@ from vela.signaling.messages import (
     CipherOffer,
     Confirm,
     Header,
+    MessageType,
     RejectCode,
 )
 from vela.signaling.policy import PeerCircuits, Policy, SourceLimits
@@ -42,6 +43,8 @@ from .status import WrongKeyStatus
 from .undelivered import Undelivered, UndeliveredDatagrams
 from .wrong_keys import WrongKeys
 
+# What an end says that this one may not know, or not at that address.
+_CALLS = frozenset({MessageType.REQUEST, MessageType.CONFIRM, MessageType.KEEPALIVE})
 # Messages for one circuit, of its remote or in its name, that no session expects: requests, and the
 # answers that begin a session. An honest remote sends some ten in its first second.
 UNEXPECTED_RATE, UNEXPECTED_BURST = 300.0, 600.0
@@ -85,6 +88,10 @@ class RequestHandler(Protocol):
 
     def deferral_reason(self, confirm: Confirm, address: IPAddress) -> str:
         """Return why a circuit that may be here is not to be had now; empty: there is none."""
+
+
+Hears = Callable[[Endpoint, IPAddress], bool]
+"""Tells whether a circuit takes calls from there, at this address of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +144,8 @@ class ControlChannel:
         self._handler: RequestHandler | None = None
         self._participants: dict[int, list[Participant]] = {}
         self._expected: dict[Participant, Expected] = {}
+        self._callees: dict[Participant, Hears] = {}
+        """Those whose remote is any."""
         self._unexpected = RateLimiter()
         self._buckets: dict[Participant, tuple[TokenBucket, TokenBucket]] = {}
         self._log = structlog.get_logger()
@@ -202,6 +211,14 @@ class ControlChannel:
         self._participants[circuit_id].remove(participant)
         del self._buckets[participant]
         self.expect(participant, NOTHING_EXPECTED)
+        self._callees.pop(participant, None)
+
+    def take_calls(self, participant: Participant, hears: Hears | None) -> None:
+        """Let a participant have what comes from anybody with its key; None: no longer."""
+        if hears is None:
+            self._callees.pop(participant, None)
+        else:
+            self._callees[participant] = hears
 
     def expect(self, participant: Participant, expected: Expected) -> None:
         """Know a participant's messages, so that no flood of others holds them up."""
@@ -310,15 +327,11 @@ class ControlChannel:
     def _receive(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
         try:
             header = read_header(data)
-            # The latest first: an earlier one may still be saying goodbye.
-            for participant in reversed(self._participants.get(header.circuit_id, [])):
-                if participant.converses_with(source.address, header):
-                    # Before any work is spent on what anybody could have sent.
-                    if self._may_be_read(participant, header, source.address):
-                        participant.receive_control(data, source, local_address)
-                    else:
-                        self._dropped[Silence.TOO_FAST.value] += 1
-                    return
+            participant = self._participant_for(header, source, local_address)
+            if participant is not None and self._is_taken(
+                participant, data, header, source, local_address
+            ):
+                return
             requested = self._ask_responder(data, header, source, local_address)
         except RemoteProtocolError as err:
             self.count_dropped(err, source)
@@ -326,6 +339,52 @@ class ControlChannel:
         self.send(self._responder.datagrams_to_send())
         if requested is not None and self._handler is not None:
             self._handler.handle_request(requested)
+
+    def _participant_for(
+        self, header: Header, source: Endpoint, local_address: IPAddress
+    ) -> Participant | None:
+        """Return which circuit a message is for, by what can be told before it is read."""
+        # The latest first: an earlier one may still be saying goodbye.
+        those = tuple(reversed(self._participants.get(header.circuit_id, [])))
+        for participant in those:
+            if participant.converses_with(source.address, header):
+                return participant
+        if header.type not in _CALLS:
+            return None
+        for participant in those:
+            hears = self._callees.get(participant)
+            if hears is not None and hears(source, local_address):
+                return participant
+        return None
+
+    def _is_taken(
+        self,
+        participant: Participant,
+        data: bytes,
+        header: Header,
+        source: Endpoint,
+        local_address: IPAddress,
+    ) -> bool:
+        """Give a message to a circuit. False: it is one for another key, which the responder has.
+
+        Raises RemoteProtocolError.
+        """
+        # Before any work is spent on what anybody could have sent.
+        if not self._may_be_read(participant, header, source.address):
+            self._dropped[Silence.TOO_FAST.value] += 1
+            return True
+        try:
+            participant.receive_control(data, source, local_address)
+        except RemoteProtocolError as err:
+            calls = participant in self._callees and header.type in _CALLS
+            if err.reason != WRONG_TAG or not calls:
+                raise
+            if self._responder.policy is not None:
+                return False
+            if header.type not in SESSION_TYPES:
+                self._wrong_keys.note(source, err, self._loop.now())
+            raise
+        return True
 
     def _ask_responder(
         self, data: bytes, header: Header, source: Endpoint, local_address: IPAddress

@@ -488,10 +488,11 @@ def find_mistakes(config: Config, *, awaits_keys: bool = False) -> list[str]:
     mistakes.extend(_find_key_mistakes(config, obstacle, awaits_keys=awaits_keys))
     allowed = allowed_cpus()
     mistakes.extend(
-        f"circuits.{circuit.name}.cpu: velad may not use CPU {circuit.cpu}; "
+        f"circuits.{circuit.name}.cpu: velad may not use CPU {cpu}; "
         f"it may use {', '.join(map(str, allowed))}"
         for circuit in config.circuits
-        if circuit.cpu is not None and circuit.cpu not in allowed
+        for cpu in circuit.cpus
+        if cpu not in allowed
     )
     return mistakes
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 from vela.dataplane.counters import MODULUS, RX_DROPPED, TX_DROPPED, Counters, Slot
 from vela.public_key import fingerprint
 from vela.reasons import Reason
-from vela.signaling.encryption import EncryptionStatus
+from vela.signaling.generations import EncryptionStatus
 from vela.signaling.messages import HandshakePattern
 from vela.wire import Suite
 
@@ -47,6 +47,8 @@ class WorkerStatus:
     """Of one CPU, since the last status, or since it started."""
     memory_bytes: int | None
     """Resident; it shares most of it with the supervisor."""
+    queues: int = 1
+    """Of its circuit; two threads for each, on a CPU of its own. cpu is that of the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +263,7 @@ class CircuitStatus:
     """The one in use."""
     remotes: tuple[RemoteStatus, ...]
     remote_address: str | None
-    remote_port: int
+    remote_port: int | None
     family: str | None
     mtu: int
     path_mtu: int | None

@@ -108,6 +108,16 @@ class Cause(Enum):
     )
 
     # Signalling.
+    AWAITING_CALL = (
+        "awaiting_call",
+        "the circuit's `remote` is any, and the other end has not called",
+        "waiting for the other end to call",
+    )
+    NO_KEY = (
+        "no_key",
+        "the circuit's `remote` is any, and it has no key any more",
+        "there is no key that the other end could call with; key_file would be right",
+    )
     NO_ANSWER = (
         "no_answer",
         "the remote did not answer three requests or more",
@@ -409,6 +419,11 @@ class Cause(Enum):
         "rate_not_limited",
         "the circuit's `rate` does not hold",
         "the rate is not limited: {error}",
+    )
+    ONE_QUEUE = (
+        "one_queue",
+        "the circuit's `cpu` names several CPUs, and it uses the first of them alone",
+        "it uses CPU {cpu} alone: {why}",
     )
     HOOK_FAILED = (
         "hook_failed",

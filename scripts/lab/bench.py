@@ -37,6 +37,7 @@ from lab.tunnels.catalogue import (
     FASTD_ENCRYPTED,
     LACKING,
     NATIVE,
+    QUEUES,
     TUNNELS,
     UNFILTERED,
     VXLAN,
@@ -369,6 +370,15 @@ def parse(argv: list[str]) -> Plan:
         help="encrypted VELA beside clear VELA and other tunnels that encrypt; measures as "
         "--features does, and round trips",
     )
+    parser.add_argument(
+        "--queues",
+        action="store_true",
+        help="instead of other tunnels: VELA with one queue, with a queue on each of two CPUs, and "
+        "kernel VXLAN; one TCP stream, several at once, and round trips",
+    )
+    parser.add_argument(
+        "--streams", type=int, help=f"of several at once, how many ({Scale(1).streams})"
+    )
     parser.add_argument("--rounds", type=int, help=f"of each measurement ({ROUNDS})")
     parser.add_argument(
         "--seconds", type=int, help=f"of each TCP run ({SECONDS}; gigabit: three times that)"
@@ -386,12 +396,19 @@ def parse(argv: list[str]) -> Plan:
     )
     given = parser.parse_args(argv)
     scale = QUICK if given.quick else Scale(seconds=SECONDS)
+    if given.streams is not None:
+        scale = replace(scale, streams=given.streams)
     if given.seconds is not None:
         scale = replace(scale, seconds=given.seconds)
     rounds = given.rounds if given.rounds is not None else 1 if given.quick else ROUNDS
-    if rounds < 1 or scale.seconds < 1:
-        parser.error("rounds and seconds are at least 1")
-    sets = {"features": LACKING, "sandbox": UNFILTERED, "encrypted": ENCRYPTING}
+    if rounds < 1 or scale.seconds < 1 or scale.streams < 1:
+        parser.error("rounds, seconds and streams are at least 1")
+    sets = {
+        "features": LACKING,
+        "sandbox": UNFILTERED,
+        "encrypted": ENCRYPTING,
+        "queues": QUEUES,
+    }
     wanted = [name for name in sets if getattr(given, name)]
     alone = sets[wanted[0]] if wanted else None
     chosen = [Regime(value) for value in given.regime or ()]
@@ -400,12 +417,17 @@ def parse(argv: list[str]) -> Plan:
     references: tuple[str, ...] = REFERENCES
     if alone:
         if given.tunnel or len(wanted) > 1:
-            parser.error("--features, --sandbox and --encrypted choose tunnels: only one of them")
+            parser.error(
+                "--features, --sandbox, --encrypted and --queues choose tunnels: only one of them"
+            )
         tunnels, references = alone, (NATIVE,)
         measurements = dict.fromkeys(Regime, FEATURES_MEASUREMENTS)
         if given.encrypted:
             references = (FASTD_ENCRYPTED,)
             measurements = dict.fromkeys(Regime, (*FEATURES_MEASUREMENTS, "rtt"))
+        if given.queues:
+            references = (VXLAN,)
+            measurements = dict.fromkeys(Regime, (TCP, STREAMS, RTT))
     elif given.quick:
         tunnels = {name: TUNNELS[name] for name in QUICK_TUNNELS}
         measurements = dict.fromkeys(Regime, QUICK_MEASUREMENTS)

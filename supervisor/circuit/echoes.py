@@ -36,17 +36,20 @@ class Echoes:
         send: Callable[[bytes], None],
         carries: Callable[[], bool],
         on_changed: Callback,
+        on_missing: Callback,
         history: History,
     ) -> None:
         """Ask nothing yet.
 
         send: sends a request from where frames leave. carries: tells whether this end can carry
-        frames. on_changed: crosses or blocked changed. history: notes what is asked and answered.
+        frames. on_changed: crosses or blocked changed. on_missing: the one before the request that
+        was just sent had no answer. history: notes what is asked and answered.
         """
         self._loop = loop
         self._send = send
         self._carries = carries
         self._on_changed = on_changed
+        self._on_missing = on_missing
         self._history = history
         self._crossing = Crossing(Jitter(random.Random(), shorter=JITTER))
         self._delays = DelayMeter()
@@ -172,6 +175,8 @@ class Echoes:
         before = self.crosses, self.blocked
         if self._crossing.handle_timer(self._loop.now(), carries=self._carries()):
             self.ask(self._circuit_id, self._take_own)
+            if self._crossing.unanswered >= 2:
+                self._on_missing()
         self._set_timer()
         if (self.crosses, self.blocked) != before:
             self._on_changed()

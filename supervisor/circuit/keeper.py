@@ -14,6 +14,7 @@ from functools import partial
 import structlog
 
 from vela import worker
+from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import Counters
 from vela.dataplane.exit_message import ExitMessage, describe
 from vela.dataplane.handover import Handover
@@ -74,7 +75,7 @@ class WorkerKeeper:
         self._retry: Timer | None = None
         self._proof: Timer | None = None
         self._leaving: Timer | None = None
-        self._watch: _ProgressWatch | None = None
+        self._watches: tuple[_ProgressWatch, ...] = ()
         self._stuck: str | None = None
         self._failure = NO_REASON
         self._usage: ProcessUsage | None = None
@@ -211,9 +212,12 @@ class WorkerKeeper:
 
     def check(self) -> None:
         """Replace a worker that does nothing while frames wait; to be called at each interval."""
-        if self._child is None or self._task is None or self._watch is None:
+        if self._child is None or self._task is None:
             return
-        stuck = self._watch.look(self._counters.progress())
+        found = [
+            watch.look(self._counters.progress(queue)) for queue, watch in enumerate(self._watches)
+        ]
+        stuck = next(filter(None, found), None)
         if stuck is not None:
             self._stuck = stuck
             self._log.error("worker_hung", direction=stuck, pid=self._child.pid)
@@ -224,10 +228,10 @@ class WorkerKeeper:
         if task is None:
             return
         self._retry = None
-        self._watch = _ProgressWatch(task)
+        self._watches = tuple(_ProgressWatch(each.attachment) for each in task.queues)
         self._stuck = None
         self.exit_message.clear()
-        self.handover.clear()
+        self.handover.clear(len(task.queues))
         if self._used:
             self._restore()
         self._used = True
@@ -309,13 +313,12 @@ class WorkerKeeper:
 
 
 class _ProgressWatch:
-    """Compares a worker's progress with what waits for it, look by look."""
+    """Compares the progress of a worker's queue with what waits for it, look by look."""
 
-    def __init__(self, task: WorkerTask) -> None:
-        """task: of the worker."""
+    def __init__(self, attachment: Attachment) -> None:
+        """attachment: of the queue."""
         self._progress = (-1, -1)  # of no worker
         self._stalls = [0, 0]
-        attachment = task.attachment
         self._tap, self._receiver = attachment.tap_fd, attachment.receive_socket.fileno()
         self._sender = attachment.send_socket
         self._waiting = select.poll()

@@ -11,7 +11,7 @@ from vela.signaling.inputs import State
 from vela.signaling.messages import CloseReason, Header
 from vela.signaling.session import Session
 
-from ..control_channel import ControlChannel, Expected
+from ..control_channel import ControlChannel, Expected, Hears
 from ..runtime.loop import SLACK_S, EventLoop, Timer
 
 # What is due later than this is a matter of keepalives, to which some slack does not matter.
@@ -39,7 +39,7 @@ class SignalingChannel:
         self._control_channel = control_channel
         self._on_event = on_event
         self._sources: tuple[IPAddress, ...] = ()
-        self._left = self._ended = self._held = False
+        self._left = self._ended = self._held = self._takes_calls = False
         self._pumping = self._pump_again = False
         self._alarm: Timer | None = None
         # What the control channel was last told to expect, before it is put into its words.
@@ -52,9 +52,22 @@ class SignalingChannel:
         self._sources = sources
         self._expect()
 
+    def take_calls(self, hears: Hears | None) -> None:
+        """Let anybody begin a session who has the key, as the remote is any; None: no longer.
+
+        hears: whether from there, at that address of this machine.
+        """
+        if self._left or self._ended:
+            hears = None
+        self._takes_calls = hears is not None
+        self._control_channel.take_calls(self, hears)
+
     def converses_with(self, address: IPAddress, header: Header) -> bool:
         remote = self.session.remote
-        return (remote is not None and remote.address == address) or address in self._sources
+        if (remote is not None and remote.address == address) or address in self._sources:
+            return True
+        # It may have moved: who knows the nonce has heard of the session.
+        return self._takes_calls and header.receiver_nonce in self.session.local_nonces
 
     def receive_control(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
         try:
@@ -65,6 +78,7 @@ class SignalingChannel:
     def leave(self, reason: CloseReason) -> None:
         """Say goodbye. It is repeated until it was heard, or 1 s is over; no event follows."""
         self._left, self._held = True, False
+        self.take_calls(None)
         self.session.close(reason, self._loop.now())
         self.pump()
 

@@ -29,7 +29,9 @@ class Asker:
         self.loop = loop
         self.sent: list[tuple[float, bytes]] = []
         self.answers = True
-        self.echoes = Echoes(loop, self._send, lambda: True, lambda: None, History(loop.now()))
+        self.echoes = Echoes(
+            loop, self._send, lambda: True, lambda: None, lambda: None, History(loop.now())
+        )
         self.echoes.watch("path", 7, 4.0, crosses=False)
 
     def _send(self, request: bytes) -> None:

@@ -253,7 +253,7 @@ def test_older_neighbour_that_does_not_say_what_reached_it_leaves_the_direction_
     def as_before(*args: object, **named: object) -> Session:
         return Session(*args, **{**named, "echoes_arrived": None})  # type: ignore[arg-type]
 
-    monkeypatch.setattr("vela.supervisor.circuit.circuit.Session", as_before)
+    monkeypatch.setattr("vela.supervisor.circuit.setup.Session", as_before)
     ends.boot()
     ends.net.run(5)
     ends.net.echo_loss = 0.5

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from vela.dataplane.counters import Counters, Slot
-from vela.signaling.encryption import EncryptionStatus
+from vela.signaling.generations import EncryptionStatus
 from vela.signaling.messages import HandshakePattern
 from vela.supervisor.status import CipherStatus, CounterStatus
 from vela.wire import Suite

@@ -118,7 +118,8 @@ class PythonDataPlane:
         self._seal = 0 if attachment.key_page is None else SEAL
         self._fragmentation = attachment.fragmentation
         # So that frames of this worker are not taken for those of the one before it.
-        self._cutter = Cutter(self._circuit_id, int.from_bytes(os.urandom(4)))
+        first = int.from_bytes(os.urandom(4))
+        self._cutter = Cutter(self._circuit_id, first, attachment.frame_numbers)
         self._too_big_limiter = Limiter() if attachment.packet_too_big else None
         self._joiner = Joiner(self._frame_limit)
         self._clamper = None

@@ -29,6 +29,7 @@ from vela.signaling.messages import (
     RejectCode,
     Request,
 )
+from vela.signaling.nonces import Nonces
 from vela.signaling.signer import Key, SessionContext, Signer
 
 # A REQUEST and a CONFIRM have at least this size, so that every answer fits: bytes.
@@ -239,6 +240,12 @@ class Link:
         description = self.remote_description
         return description is None or description.seen in (None, endpoint)
 
+    def move(self, endpoint: Endpoint, local_address: IPAddress | None) -> None:
+        """Send there from now on; both ends have to agree anew."""
+        self.endpoint = endpoint
+        self.local_address = local_address or self.local_address
+        self.agreement = self._agreed_on = None
+
     def take_keepalive(self, message: Keepalive, now: float) -> float | None:
         """Take what a KEEPALIVE says; return the round trip, in seconds, if it says that."""
         self.remote_description = message.description
@@ -392,6 +399,15 @@ class Link:
         """Return the first fields of the next message: circuit id, both nonces, counter."""
         self.sent += 1
         return self.circuit_id, self.local_nonce, self.remote_nonce, self.sent
+
+
+def open_link(
+    circuit_id: int, nonces: Nonces, endpoint: Endpoint, local_address: IPAddress | None
+) -> Link:
+    """Return what asks for a session, with a fresh nonce."""
+    link = Link(circuit_id, nonces.draw(), 0, endpoint, local_address)
+    nonces.hold(link.local_nonce, link)
+    return link
 
 
 def own_endpoint(local_address: IPAddress | None, port: int) -> Endpoint | None:

@@ -59,6 +59,13 @@ ENCRYPTING: dict[str, Tunnel] = {
 }
 """VELA as it comes, and tunnels that encrypt."""
 
+QUEUES: dict[str, Tunnel] = {
+    NATIVE: TUNNELS[NATIVE],
+    "a queue on each CPU": vela("native", spread=True),
+    VXLAN: vxlan,
+}
+"""VELA as it comes, and with a queue on each of two CPUs."""
+
 APART: dict[str, Tunnel] = {f"vela {engine}": vela(engine, apart=True) for engine in ENGINES}
 """Those that choose a CPU for themselves, with one for each end. Others run where there is room."""
 

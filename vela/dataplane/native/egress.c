@@ -389,7 +389,7 @@ static void copy_parts(const struct iovec *parts, size_t start, uint8_t *to, siz
 
 static void append_pieces(struct egress *self, const struct iovec *parts, const struct cut *cut, size_t length)
 {
-	uint32_t number = self->frame_number++;
+	uint32_t number = self->frame_number;
 
 	for (size_t i = 0; i < cut->count; i++) {
 		struct datagram *datagram = append(self, PIECE_HEADER + cut->size);
@@ -401,6 +401,7 @@ static void append_pieces(struct egress *self, const struct iovec *parts, const 
 		self->pieces_used += PIECE_HEADER + cut->size;
 		settle(self);
 	}
+	self->frame_number += 1 + self->skipped_numbers;
 	self->counters[TX_PIECED]++;
 }
 

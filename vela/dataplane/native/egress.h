@@ -65,6 +65,7 @@ struct egress {
 	struct limiter limiter;
 	bool watches_size;     /* something else is done about datagrams that are too large than to send them */
 	uint32_t frame_number; /* of the next frame that is cut into pieces */
+	uint32_t skipped_numbers; /* behind each: those of other queues */
 	size_t route_limit;    /* the largest datagram that the route takes in one piece, as it was */
 	size_t datagram_limit; /* as it was last seen to be */
 	size_t segment_limit;  /* larger datagrams are sent one by one */
