@@ -64,7 +64,7 @@ from .terms import Profile, is_encrypted, provisional_mtu
 FORK_INTERVAL_S = 0.15
 
 
-TRAFFIC = (Slot.TX_FRAMES, Slot.TX_BYTES, Slot.RX_FRAMES, Slot.RX_BYTES)
+TRAFFIC = tuple(map(int, (Slot.TX_FRAMES, Slot.TX_BYTES, Slot.RX_FRAMES, Slot.RX_BYTES)))
 # TAP, two sockets, two ends of the diversion, the worker's pidfd, a key page.
 DESCRIPTORS = 7
 # Of each further queue: TAP, two sockets.
