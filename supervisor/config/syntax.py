@@ -23,7 +23,11 @@ _TOML_MESSAGES = (
     ),
 )
 # tomllib takes time by the square of a dotted key's parts: minutes for one of 100 kB.
-_DEEP_KEY = re.compile(r"(?<![\w\-\"'])(?:[\w\-\"']++[ \t]*+\.[ \t]*+){64}")
+# Where a key may stand, and not in a value such as a host's name.
+_DEEP_KEY = re.compile(
+    r"""(?:^|[\[{,])[ \t]*+(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""",
+    re.MULTILINE,
+)
 _TOO_DEEP = "is nested too deeply"
 # The end of tomllib's messages, at least up to Python 3.13.
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
