@@ -261,7 +261,8 @@ class Daemon:
             circuits=len(self._registry),
         )
         loop.run()
-        self._keep()
+        if self._predecessor is None:
+            self._keep()
         self._undo.close()
         self._log.info("daemon_stopped")
 
@@ -422,6 +423,8 @@ class Daemon:
         if due or self._checks % CHECKS_BETWEEN_COLLECTIONS == 0:
             self._collected_at = removed
             gc.collect()
+        if self._predecessor is not None:
+            return  # that one feeds the manager, which hears nobody else yet
         self._keep()
         self._manager.show(total(self._registry.states()))
         # Here, and by no timer of its own: a loop that turns without getting here is stuck.

@@ -399,6 +399,17 @@ class Cause(Enum):
         "somebody made the circuit's interface a port of another bridge, bond or VRF",
         "its interface was moved to {master} from the bridge {bridge}",
     )
+    INTERFACE_PORT = (
+        "interface_port",
+        "somebody made the circuit's interface, which has addresses, a port of a bridge or bond",
+        "its interface was made a port of {master}, where its own addresses do not answer",
+    )
+    INTERFACE_QUEUE = (
+        "interface_queue",
+        "somebody took the queue from the circuit's interface",
+        "its interface was left without a queue, so no frame leaves; ip link set {name} txqueuelen "
+        "1000",
+    )
     INTERFACE_ELSEWHERE = (
         "interface_elsewhere",
         "somebody moved the circuit's interface to another network namespace",

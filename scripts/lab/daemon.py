@@ -197,13 +197,7 @@ class Velad(Resource):
 
     def ask(self, command: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a command. Raises OSError or ValueError."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-            asking.settimeout(VELACTL_TIMEOUT_S)
-            asking.connect(str(self.control_socket))
-            asking.sendall(json.dumps(command).encode() + b"\n")
-            with asking.makefile() as answers:
-                answer: dict[str, Any] = json.loads(answers.readline())
-        return answer
+        return ask(self.control_socket, command)
 
     def circuit(self, name: str) -> dict[str, Any]:
         """Return one circuit's entry of the status."""
@@ -415,6 +409,17 @@ def with_files(config: str, directory: Path, more: str = "") -> str:
     if header is None:
         return f"[daemon]\n{added}\n\n{config}"
     return f"{config[: header.end()]}\n{added}{config[header.end() :]}"
+
+
+def ask(control_socket: Path, command: dict[str, Any]) -> dict[str, Any]:
+    """Return velad's answer to a command, without velactl. Raises OSError or ValueError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(VELACTL_TIMEOUT_S)
+        asking.connect(str(control_socket))
+        asking.sendall(json.dumps(command).encode() + b"\n")
+        with asking.makefile() as answers:
+            answer: dict[str, Any] = json.loads(answers.readline())
+    return answer
 
 
 def velactl(control_socket: Path, *argv: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import os
 import select
 import socket
@@ -10,13 +11,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from struct import Struct
 
-from lab.daemon import READY_TIMEOUT_S, Velad
+from lab.daemon import READY_TIMEOUT_S, Velad, entry_point
 from lab.namespace import Namespace
 from lab.resource import Resource
 
 _MOST = 16  # descriptors in one message
 _SIZE = 4096
+_CREDENTIALS = Struct("@iII")  # struct ucred, unix(7)
+_INT = array.array("i")
 
 # In the process that becomes velad: what systemd does between fork and exec. Descriptors are above
 # those that it hands over until all are there.
@@ -53,8 +57,11 @@ class FdStore(Resource):
         self.kept: list[tuple[str, int]] = []
         """Names and descriptors, the oldest first."""
         self.said: list[str] = []
+        self._main: int | None = None
+        """Who is listened to (NotifyAccess=main), and names another one; None: who speaks first."""
         self._heard = threading.Condition()
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._notify.bind(str(self.path))
         self._hands = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._hands.bind(str(self._handing))
@@ -98,6 +105,11 @@ class FdStore(Resource):
                 lambda: any(word in each.split("\n") for each in self.said[after:]), timeout_s
             )
 
+    def expect_start(self) -> None:
+        """Take whoever speaks next for the main process: the former one has ended."""
+        with self._heard:
+            self._main = None
+
     def _serve(self) -> None:
         poll = select.poll()
         for fd in (self._notify.fileno(), self._hands.fileno(), self._end):
@@ -112,12 +124,23 @@ class FdStore(Resource):
                 self._hand_over()
 
     def _hear(self) -> None:
-        data, fds, _, _ = socket.recv_fds(self._notify, _SIZE, _MOST)
+        space = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(_MOST * _INT.itemsize)
+        data, ancillary, _, _ = self._notify.recvmsg(_SIZE, space)
+        said = {kind: content for _, kind, content in ancillary}
+        pid, _, _ = _CREDENTIALS.unpack(said[socket.SCM_CREDENTIALS])
+        fds = list(array.array("i", said.get(socket.SCM_RIGHTS, b"")))
         message = data.decode()
         fields = dict(line.partition("=")[::2] for line in message.split("\n"))
         name = fields.get("FDNAME", "stored")
         with self._heard:
-            if fields.get("FDSTORE") == "1":
+            if self._main is None:
+                self._main = pid
+            if pid != self._main:
+                # systemd: "reception only permitted for main PID". What is not stored is closed.
+                message = ""
+            elif "MAINPID" in fields:
+                self._main = int(fields["MAINPID"])
+            elif fields.get("FDSTORE") == "1":
                 self.kept += [(name, fd) for fd in fds]
                 fds = []
             elif fields.get("FDSTOREREMOVE") == "1":
@@ -143,6 +166,26 @@ class StoredVelad(Velad):
         super().__init__(namespace, config, before=store.before)
         self._store = store
         self._after = 0
+
+    def start(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        self._store.expect_start()
+        super().start(timeout_s)
+
+    def replace_by_hand(self) -> None:
+        """Let another velad take over that systemd did not start, and wait until it has."""
+        former, self._after = self.process, len(self._store.said)
+        command, env = entry_point("velad", "vela.supervisor.cli")
+        env.pop("NOTIFY_SOCKET", None)
+        with self.log_path.open("ab") as log:
+            self.process = self.namespace.popen(
+                *(*command, "--config", str(self.config_path), "--replace"),
+                stdout=log,
+                stderr=log,
+                env=env,
+            )
+        self.await_ready()
+        assert former is not None
+        assert former.wait(READY_TIMEOUT_S) == 0
 
     def _await_notices(self) -> Path:
         self._after = len(self._store.said)

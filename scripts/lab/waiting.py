@@ -14,6 +14,7 @@ T = TypeVar("T")
 INTERVAL_S = 0.02
 SLOWNESS_VARIABLE = "VELA_LAB_SLOWNESS"
 """Set in the environment of an emulated machine: how many times slower than others it is."""
+EMULATED = SLOWNESS_VARIABLE in os.environ
 PATIENCE = 3.0 * float(os.environ.get(SLOWNESS_VARIABLE, "1"))
 """How many times as long a wait may take where others keep the machine busy.
 

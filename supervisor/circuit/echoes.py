@@ -11,16 +11,13 @@ from vela.backoff import Jitter
 from vela.dataplane.echo import IDENTIFIER, answered_request, echo_request
 from vela.signaling.crossing import Crossing
 
-from ..runtime.loop import Callback, EventLoop, Timer
+from ..runtime.loop import SLACK_S, Callback, EventLoop, Timer
 from ..status import NOT_MEASURED, LossStatus
 from .delays import DelayMeter
 from .history import History
 from .losses import LossMeter, Probe
 
 JITTER = 0.1
-# All circuits that ask at about the same time do it in one wake-up of velad, and so are most of the
-# answers read. Measured with 255 circuits on idle hosts: see docs/performance.md.
-SLACK_S = 0.02
 # Requests without an answer that are remembered: those of pings for as long as they may be answered
 # (losses.LATE_S, pings.RATE). A path that loses some must not fill memory with them.
 MOST_OUTSTANDING = 1024

@@ -290,8 +290,10 @@ class AttachmentCircuit:
 
     def set_gso_max_size(self) -> None:
         """Set the GSO size to the present best value. Raises DeviceError."""
+        if not self._tap.virtio_header:
+            return
         size = self._best_gso_max_size(self._tap.mtu)
-        if self._tap.virtio_header and size != self._gso_max_size:
+        if size != self._gso_max_size:
             self._netlink.set_gso_max_size(self._name, size)
             self._gso_max_size = size
 

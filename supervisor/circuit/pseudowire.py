@@ -51,7 +51,7 @@ from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
 from .links import Links
 from .loops import Aim, Carriers
-from .queues import frame_numbers, queues_in_use, tap_queues
+from .queues import frame_numbers, queues_in_use, tap_queues, without_ports
 from .rates import Traffic
 from .send_sockets import SendSockets, Sockets
 from .shaper import Shaper
@@ -64,7 +64,7 @@ from .terms import Profile, is_encrypted, provisional_mtu
 FORK_INTERVAL_S = 0.15
 
 
-TRAFFIC = (Slot.TX_FRAMES, Slot.TX_BYTES, Slot.RX_FRAMES, Slot.RX_BYTES)
+TRAFFIC = tuple(map(int, (Slot.TX_FRAMES, Slot.TX_BYTES, Slot.RX_FRAMES, Slot.RX_BYTES)))
 # TAP, two sockets, two ends of the diversion, the worker's pidfd, a key page.
 DESCRIPTORS = 7
 # Of each further queue: TAP, two sockets.
@@ -627,7 +627,8 @@ class Pseudowire:
             for each in sending:
                 set_narrowed(each, self._narrowed)
                 set_tos(each, self._tos)
-        # There may be no row of free ports.
+        if len(sending) < queues:
+            self._queue_obstacle = without_ports(self._config, queues)
         queues = self._queues = min(queues, len(sending))
         self._counters.make_room(queues)
         self._interface.spread(queues)

@@ -40,6 +40,12 @@ def queues_in_use(
     return min(wanted, there), NO_REASON
 
 
+def without_ports(config: CircuitConfig, queues: int) -> Reason:
+    """Return why there is one queue where other programs have the ports of so many."""
+    why = f"there are no {queues} free ports in a row to send from"
+    return Cause.ONE_QUEUE.say(cpu=config.cpus[0], why=why)
+
+
 def frame_numbers(queue: int, queues: int) -> tuple[int, int]:
     """Return Attachment.frame_numbers of a queue."""
     return queue, 1 << (queues - 1).bit_length()

@@ -12,8 +12,10 @@ from vela.signaling.messages import CloseReason, Header
 from vela.signaling.session import Session
 
 from ..control_channel import ControlChannel, Expected, Hears
-from ..runtime.loop import EventLoop, Timer
+from ..runtime.loop import SLACK_S, EventLoop, Timer
 
+# What is due later than this is a matter of keepalives, to which some slack does not matter.
+FAR_S = 0.5
 # A session whose timer fails, which is a bug, is tried again this much later.
 AFTER_FAILURE_S = 1.0
 
@@ -42,7 +44,7 @@ class SignalingChannel:
         self._alarm: Timer | None = None
         # What the control channel was last told to expect, before it is put into its words.
         self._expected: object = None
-        self._not_before = 0.0
+        self._alarm_at = self._not_before = 0.0
         control_channel.add(session.circuit_id, self)
 
     def expect_from(self, sources: tuple[IPAddress, ...]) -> None:
@@ -143,12 +145,14 @@ class SignalingChannel:
         if at is None:
             self._cancel_alarm()
             return
-        at = max(at, self._loop.now(), self._not_before)
+        now = self._loop.now()
+        at = max(at, now, self._not_before)
         # One that comes too early finds nothing to do, and is set again: cheaper than
         # setting it anew at each of a flood of datagrams.
-        if self._alarm is None or self._alarm.when > at:
+        if self._alarm is None or self._alarm_at > at:
             self._cancel_alarm()
-            self._alarm = self._loop.call_at(at, self._on_alarm)
+            slack_s = SLACK_S if at - now > FAR_S else 0.0
+            self._alarm, self._alarm_at = self._loop.call_at(at, self._on_alarm, slack_s), at
 
     def _cancel_alarm(self) -> None:
         if self._alarm is not None:

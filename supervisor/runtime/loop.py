@@ -28,6 +28,10 @@ LONGEST_REST_S = 30.0
 # flood of datagrams, each of which resets a timer, must not fill memory.
 TIMERS_BEFORE_SWEEP = 1024
 
+SLACK_S = 0.05
+"""Of what each of many circuits does every second or so: all that is due does it in one wake-up of
+velad, and so most of the answers are read. Measured with 255 circuits: docs/performance.md."""
+
 Callback = Callable[[], object]
 """Its result is ignored."""
 

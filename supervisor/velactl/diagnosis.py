@@ -232,6 +232,8 @@ _REASONS: dict[str, tuple[str, str]] = {
     Cause.INTERFACE_MTU.code: ("interface", _BY_HAND),
     Cause.INTERFACE_OUT_OF_BRIDGE.code: ("interface", _BY_HAND),
     Cause.INTERFACE_MOVED.code: ("interface", _BY_HAND),
+    Cause.INTERFACE_PORT.code: ("interface", _BY_HAND),
+    Cause.INTERFACE_QUEUE.code: ("interface", _BY_HAND),
     Cause.INTERFACE_ELSEWHERE.code: ("interface", _BY_HAND),
     Cause.HOOK_FAILED.code: (
         "hook",

@@ -31,7 +31,7 @@ from lab.headers import datagram
 from lab.link import Interface
 from lab.load import ping
 from lab.namespace import Namespace
-from lab.pinging import pinging
+from lab.running_ping import pinging
 from lab.waiting import eventually
 from vela.public_key import format_public_key
 from vela.signaling.codec import read_header

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab.autoconfigured import Ends, addresses, asking, interfaces, master, policy, wait_until_up
-from lab.circuit import ADDRESSES_B, NAME
+from lab.circuit import ADDRESSES_A, ADDRESSES_B, NAME
 from lab.daemon import Velad
 from lab.fd_store import FdStore, StoredVelad, fd_store
 from lab.namespace import Namespace
@@ -32,14 +33,21 @@ def store() -> Iterator[FdStore]:
         yield kept
 
 
+@dataclass(frozen=True)
+class Kept(Ends):
+    """Ends of which A has such a manager."""
+
+    a: StoredVelad
+
+
 @pytest.fixture
-def kept(routers: TwoRouters, store: FdStore) -> Iterator[Ends]:
+def kept(routers: TwoRouters, store: FdStore) -> Iterator[Kept]:
     """A circuit whose end at A has such a manager, up, with its descriptors in the store."""
     with (
         Velad(routers.b.namespace, policy()) as b,
         StoredVelad(routers.a.namespace, asking(routers.b.ipv4), store) as a,
     ):
-        both = Ends(a, b)
+        both = Kept(a, b)
         wait_until_up(both)
         wait_until_stored(store)
         yield both
@@ -78,7 +86,7 @@ def wait_until_it_answers(namespace: Namespace) -> None:
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_restart_keeps_the_interface_and_all_that_is_on_it(
-    kept: Ends, figure: Callable[[str], None], end: str
+    kept: Kept, figure: Callable[[str], None], end: str
 ) -> None:
     a = kept.a
     furnish(a.namespace)
@@ -99,7 +107,7 @@ def test_restart_keeps_the_interface_and_all_that_is_on_it(
     wait_until_it_answers(a.namespace)
 
 
-def test_restart_twice_keeps_the_interface(kept: Ends, store: FdStore) -> None:
+def test_restart_twice_keeps_the_interface(kept: Kept, store: FdStore) -> None:
     # Those that listen, and the circuit's own, which is the last to come.
     eventually(lambda: sum(name.startswith("udp-") for name in store.names) == 4, 10.0, "sockets")
     before, names = link(kept.a.namespace)["ifindex"], store.names
@@ -114,7 +122,7 @@ def test_restart_twice_keeps_the_interface(kept: Ends, store: FdStore) -> None:
     eventually(lambda: store.names == names, 10.0, "the same names in the store")
 
 
-def test_stop_of_the_unit_removes_the_interface(kept: Ends, store: FdStore) -> None:
+def test_stop_of_the_unit_removes_the_interface(kept: Kept, store: FdStore) -> None:
     kept.a.stop()
 
     store.discard()
@@ -122,7 +130,7 @@ def test_stop_of_the_unit_removes_the_interface(kept: Ends, store: FdStore) -> N
     assert NAME not in interfaces(kept.a.namespace)
 
 
-def test_circuit_that_is_deleted_while_it_is_kept_goes_at_once(kept: Ends, store: FdStore) -> None:
+def test_circuit_that_is_deleted_while_it_is_kept_goes_at_once(kept: Kept, store: FdStore) -> None:
     kept.a.configure("")
     kept.a.control("reload", "--allow-empty")
 
@@ -130,7 +138,7 @@ def test_circuit_that_is_deleted_while_it_is_kept_goes_at_once(kept: Ends, store
     eventually(lambda: f"tap-{NAME}" not in store.names, 10.0, "the store to forget it")
 
 
-def test_circuit_that_the_file_lacks_at_the_restart_goes(kept: Ends, store: FdStore) -> None:
+def test_circuit_that_the_file_lacks_at_the_restart_goes(kept: Kept, store: FdStore) -> None:
     kept.a.stop()
     kept.a.configure("")
     kept.a.start()
@@ -140,7 +148,7 @@ def test_circuit_that_the_file_lacks_at_the_restart_goes(kept: Ends, store: FdSt
 
 
 def test_restart_makes_of_the_interface_what_the_file_says_now(
-    kept: Ends, routers: TwoRouters
+    kept: Kept, routers: TwoRouters
 ) -> None:
     namespace = kept.a.namespace
     namespace.run("ip", "link", "add", "br0", "type", "bridge")
@@ -163,7 +171,7 @@ def test_restart_makes_of_the_interface_what_the_file_says_now(
     assert addresses(namespace, NAME) == {"172.16.16.9/29", "10.99.0.1/24"}
 
 
-def test_interface_that_was_removed_meanwhile_is_made_anew(kept: Ends) -> None:
+def test_interface_that_was_removed_meanwhile_is_made_anew(kept: Kept) -> None:
     kept.a.stop()
     kept.a.namespace.run("ip", "link", "delete", NAME)
     kept.a.start()
@@ -174,7 +182,7 @@ def test_interface_that_was_removed_meanwhile_is_made_anew(kept: Ends) -> None:
 
 
 def test_other_listening_addresses_can_be_had_at_the_restart(
-    kept: Ends, routers: TwoRouters, store: FdStore
+    kept: Kept, routers: TwoRouters, store: FdStore
 ) -> None:
     before = link(kept.a.namespace)["ifindex"]
 
@@ -187,7 +195,7 @@ def test_other_listening_addresses_can_be_had_at_the_restart(
     wait_until_it_answers(kept.a.namespace)
 
 
-def test_start_that_fails_leaves_what_is_kept(kept: Ends, routers: TwoRouters) -> None:
+def test_start_that_fails_leaves_what_is_kept(kept: Kept, routers: TwoRouters) -> None:
     namespace, good = kept.a.namespace, asking(routers.b.ipv4)
     before = link(namespace)["ifindex"]
     kept.a.stop()
@@ -209,11 +217,11 @@ def test_start_that_fails_leaves_what_is_kept(kept: Ends, routers: TwoRouters) -
 
 
 def test_velad_that_was_replaced_and_is_restarted_keeps_the_interface(
-    kept: Ends, store: FdStore
+    kept: Kept, store: FdStore
 ) -> None:
     before, names = link(kept.a.namespace)["ifindex"], set(store.names)
 
-    kept.a.replace()
+    kept.a.replace_by_hand()
     kept.a.wait_for_state(NAME, "up")
     # What was stored by the velad before is stored once.
     eventually(
@@ -227,6 +235,27 @@ def test_velad_that_was_replaced_and_is_restarted_keeps_the_interface(
     kept.a.wait_for_state(NAME, "up")
     assert link(kept.a.namespace)["ifindex"] == before
     wait_until_it_answers(kept.a.namespace)
+
+
+def test_velad_that_replaced_another_by_hand_goes_on_with_the_store(
+    kept: Kept, routers: TwoRouters, store: FdStore
+) -> None:
+    """The manager hears it from when the former one has named it as its successor."""
+    namespace = kept.a.namespace
+    before = link(namespace)["ifindex"]
+
+    kept.a.replace_by_hand()
+    kept.a.configure(asking(routers.b.ipv4, addresses=["172.16.16.9/29"]))
+    kept.a.control("reload")
+    assert addresses(namespace, NAME) == {"172.16.16.9/29"}
+    kept.a.stop()
+    kept.a.configure(asking(routers.b.ipv4))
+    kept.a.start()
+
+    kept.a.wait_for_state(NAME, "up")
+    assert link(namespace)["ifindex"] == before
+    assert addresses(namespace, NAME) == set(ADDRESSES_A)
+    wait_until_it_answers(namespace)
 
 
 def test_descriptors_for_another_process_are_left_alone(tmp_path: Path) -> None:

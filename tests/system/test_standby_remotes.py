@@ -17,7 +17,7 @@ from lab.daemon import Velad, waits_from_now
 from lab.link import Interface
 from lab.load import ping
 from lab.namespace import Namespace
-from lab.pinging import pinging
+from lab.running_ping import pinging
 from lab.topology import ThreeRouters, three_routers
 from lab.waiting import eventually
 from vela.supervisor.circuit.standby import DOUBT_S, GOOD_S

@@ -1,4 +1,4 @@
-"""What a guest finds at boot if it runs the unit's scenario: the unit enabled, the network late.
+"""What a guest finds at boot if it runs a scenario of the unit: the unit enabled, the network late.
 
 networkd makes the bridge of vela0 and ifupdown that of vela1, seconds after its service began.
 The scenario makes the bridge of vela2, and the way to the remote. Nothing of this is active unless
@@ -14,7 +14,7 @@ from vm.images import command
 
 ARGUMENT = "vela.unit"
 """Of the kernel's command line."""
-SCENARIO = "unit"
+SCENARIOS = frozenset({"unit", "fleet"})
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = "vela.service"

@@ -137,7 +137,7 @@ def boot(
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         )
-        stack.callback(_end, qemu)
+        stack.callback(end, qemu)
         theirs.close()
         _follow(qemu, ours, run, began + timeout_s, on_report)
         run.seconds = time.monotonic() - began
@@ -173,13 +173,14 @@ def _follow(
                     *lines, rest = (partial + chunk).split(b"\n")
                     partial[:] = rest
                     for text in lines:
-                        _take(bytes(text), run, on_report)
+                        take(bytes(text), run, on_report)
                 else:
                     console += chunk
     run.console = console.decode(errors="replace")
 
 
-def _take(line: bytes, run: Run, on_report: Callable[[Report], None]) -> None:
+def take(line: bytes, run: Run, on_report: Callable[[Report], None]) -> None:
+    """Take note of a line that a guest reports."""
     if not line.strip():
         return
     try:
@@ -190,13 +191,14 @@ def _take(line: bytes, run: Run, on_report: Callable[[Report], None]) -> None:
     on_report(report)
 
 
-def _end(qemu: subprocess.Popen[bytes]) -> None:
-    if qemu.poll() is None:
-        qemu.send_signal(signal.SIGTERM)
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a guest that has not ended by itself, and reap it."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
         try:
-            qemu.wait(KILL_AFTER_S)
+            process.wait(KILL_AFTER_S)
         except subprocess.TimeoutExpired:
-            qemu.kill()
-    qemu.wait()
-    if qemu.stdout is not None:
-        qemu.stdout.close()
+            process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()

@@ -168,23 +168,23 @@ class Tap:
             raise DeviceError(f"{self.name}: cannot go on with it: {_reason(err)}") from err
 
     def _open_queues(self, queues: int) -> None:
-        """Have so many, the first included. Raises OSError, also DeviceError."""
+        """Have so many, the first included. Raises DeviceError."""
         self._close_queues(queues - 1)
         name = self.present_name()
         flags = pytun.IFF_TAP | pytun.IFF_NO_PI | _IFF_MULTI_QUEUE
         if self.virtio_header:
             flags |= _IFF_VNET_HDR
-        while len(self.further) < queues - 1:
-            # Until one is there, no frame goes through it.
-            self._spread_over(1)
-            try:
+        try:
+            while len(self.further) < queues - 1:
+                # No frame goes through it before spread().
+                self._spread_over(1)
                 device = pytun.TunTapDevice(name, flags)
-            except pytun.Error as err:
-                raise DeviceError(f"{name}: cannot add a queue: {_reason(err)}") from err
-            try:
-                self.further.append(os.dup(device.fileno()))
-            finally:
-                device.close()
+                try:
+                    self.further.append(os.dup(device.fileno()))
+                finally:
+                    device.close()
+        except OSError as err:
+            raise DeviceError(f"{name}: cannot add a queue: {_reason(err)}") from err
 
     def _close_queues(self, left: int) -> None:
         while len(self.further) > left:

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from lab.autoconfigured import asking, policy
-from lab.circuit import ADDRESSES_B
+from lab.autoconfigured import asking, asking_back, policy
 from lab.copying import copy
 from lab.daemon import Velad, started_together
 from lab.link import veth
@@ -36,9 +35,7 @@ def test_circuit_with_the_vrf_as_device_works_and_needs_nothing_else(
         _enslave(router)
     choice: dict[str, Any] = {"device": device, "source_port": source_port}
     left = Velad(routers.a.namespace, asking(routers.b.ipv4, **choice))
-    right = Velad(
-        routers.b.namespace, asking(routers.a.ipv4, addresses=list(ADDRESSES_B), **choice)
-    )
+    right = Velad(routers.b.namespace, asking_back(routers.a.ipv4, **choice))
 
     _check(left, right)
 

@@ -18,7 +18,7 @@ _REPLY = re.compile(r"^\[([0-9.]+)\] .* icmp_seq=(\d+) ")
 
 
 @dataclass
-class Pings:
+class RunningPing:
     """The replies, as they come."""
 
     output: Path
@@ -45,7 +45,7 @@ class Pings:
 @contextmanager
 def pinging(
     namespace: Namespace, address: str, folder: Path, *, limit_s: int = 200
-) -> Iterator[Pings]:
+) -> Iterator[RunningPing]:
     """A request each 10 ms inside, for limit_s at most; output goes into folder."""
     output = folder / "pings"
     with output.open("w") as file:
@@ -54,7 +54,7 @@ def pinging(
             stdout=file,
         )
         try:
-            pings = Pings(output, process)
+            pings = RunningPing(output, process)
             pings.await_reply(0.0)
             yield pings
         finally:
