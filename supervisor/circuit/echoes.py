@@ -134,9 +134,10 @@ class Echoes:
         if found is None:
             return False
         probe, answered = found
-        now = max(probe.asked_at, self._loop.now() - age_s)
+        now = self._loop.now()
+        # KEEPALIVEs say what arrived, and are read as late as this was.
         self._losses.answered(probe, now)
-        answered(now - probe.asked_at)
+        answered(max(0.0, now - age_s - probe.asked_at))
         return True
 
     def reported(self, arrived: int) -> None:

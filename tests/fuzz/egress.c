@@ -62,7 +62,7 @@ static void sum_up(void)
 	fprintf(stderr,
 		"reached: frames %llu, cut %llu, sent segmented %llu, checksums left %llu, "
 		"limits renewed %llu, sent singly %llu, TAP polled %llu, pieces %llu, marked %llu, told %llu, "
-		"lost for the queue's sake %llu, marked for that %llu\n",
+		"lost early %llu, marked early %llu\n",
 		(unsigned long long)total.frames, (unsigned long long)total.cut,
 		(unsigned long long)total.segmented, (unsigned long long)total.left,
 		(unsigned long long)total.renewed, (unsigned long long)total.singly,

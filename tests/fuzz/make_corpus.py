@@ -192,6 +192,17 @@ def egress() -> dict[str, bytes]:
         whole = super_frame(1388, shape(4000, ipv6=ipv6), marked)
         single = unfinished(shape(900, ipv6=ipv6), marked)
         seeds[name] = bytes([LEAVE, 1, settings]) + whole + single + finished(shape(800)) * 2
+    # A queue that stands: of what follows the first frame, something is lost, or marked (ECT(0)).
+    for settings, ipv6, ecn in product((LEAVE, FRAMES | LEAVE), (False, True), (False, True)):
+        patches = word(VIRTIO_HEADER + 14 + 1) + (b"\x20" if ipv6 else b"\x02") if ecn else b""
+        name = f"stands-{settings}-{'ipv6' if ipv6 else 'ipv4'}-{'ecn' if ecn else 'lost'}"
+        seeds[name] = (
+            bytes([settings, 1, 32])
+            + finished(shape(800, ipv6=ipv6)) * 2
+            + super_frame(1388, shape(4000, ipv6=ipv6), patches)
+            + super_frame(1388, shape(1000, ipv6=ipv6), patches)
+            + unfinished(shape(900, ipv6=ipv6), patches)
+        )
     return seeds
 
 

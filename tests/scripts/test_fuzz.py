@@ -82,6 +82,7 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subp
             {
                 *("frames", "cut", "checksums left", "sent segmented", "limits renewed"),
                 *("sent singly", "TAP polled", "pieces", "marked", "told"),
+                *("lost early", "marked early"),
             },
         ),
         ("ingress", {"frames", "joined", "joined UDP", "checksums left", "in pieces"}),
