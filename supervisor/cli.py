@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     # First: another user may be unable to read the file.
     if runs and os.geteuid() != 0:
         return _refuse("must run as root, to create interfaces; workers run without privileges")
+    if runs:
+        # There is nothing to reload yet: the file is read after this.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         if arguments.generate_key is not None:
             return _generate_key(_identity_path(arguments.generate_key, arguments.config))

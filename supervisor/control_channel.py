@@ -27,6 +27,7 @@ from vela.signaling.messages import (
     CipherOffer,
     Confirm,
     Header,
+    MessageType,
     RejectCode,
 )
 from vela.signaling.policy import PeerCircuits, Policy, SourceLimits
@@ -42,12 +43,18 @@ from .status import WrongKeyStatus
 from .undelivered import Undelivered, UndeliveredDatagrams
 from .wrong_keys import WrongKeys
 
+# What an end says that this one may not know, or not at that address.
+_CALLS = frozenset({MessageType.REQUEST, MessageType.CONFIRM, MessageType.KEEPALIVE})
 # Messages for one circuit, of its remote or in its name, that no session expects: requests, and the
 # answers that begin a session. An honest remote sends some ten in its first second.
 UNEXPECTED_RATE, UNEXPECTED_BURST = 300.0, 600.0
 # Messages of a session. The shortest interval between keepalives is 0.1 s; a remote without manners
 # must not hold up the sessions of others.
 EXPECTED_RATE, EXPECTED_BURST = 100.0, 300.0
+
+
+# Addresses of remotes that circuits had: what a machine needs that was away while one was deleted.
+FORMER_REMOTES = 1024
 
 
 class ControlTransport(Protocol):
@@ -81,6 +88,10 @@ class RequestHandler(Protocol):
 
     def deferral_reason(self, confirm: Confirm, address: IPAddress) -> str:
         """Return why a circuit that may be here is not to be had now; empty: there is none."""
+
+
+Hears = Callable[[Endpoint, IPAddress], bool]
+"""Tells whether a circuit takes calls from there, at this address of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +135,8 @@ class ControlChannel:
         icmp_errors: returns those about messages from there that have come since the last call.
         """
         self._icmp_errors = icmp_errors
+        self._remotes: frozenset[IPAddress] = frozenset()
+        self._former_remotes: dict[IPAddress, None] = {}
         self._undelivered = UndeliveredDatagrams()
         self._loop = loop
         self._transport = transport
@@ -131,6 +144,8 @@ class ControlChannel:
         self._handler: RequestHandler | None = None
         self._participants: dict[int, list[Participant]] = {}
         self._expected: dict[Participant, Expected] = {}
+        self._callees: dict[Participant, Hears] = {}
+        """Those whose remote is any."""
         self._unexpected = RateLimiter()
         self._buckets: dict[Participant, tuple[TokenBucket, TokenBucket]] = {}
         self._log = structlog.get_logger()
@@ -196,18 +211,30 @@ class ControlChannel:
         self._participants[circuit_id].remove(participant)
         del self._buckets[participant]
         self.expect(participant, NOTHING_EXPECTED)
+        self._callees.pop(participant, None)
+
+    def take_calls(self, participant: Participant, hears: Hears | None) -> None:
+        """Let a participant have what comes from anybody with its key; None: no longer."""
+        if hears is None:
+            self._callees.pop(participant, None)
+        else:
+            self._callees[participant] = hears
 
     def expect(self, participant: Participant, expected: Expected) -> None:
         """Know a participant's messages, so that no flood of others holds them up."""
         if expected == self._expected.get(participant, NOTHING_EXPECTED):
             return
+        before = self._expected.get(participant, NOTHING_EXPECTED)
+        self._former_remotes.update(dict.fromkeys(before.addresses))
+        while len(self._former_remotes) > FORMER_REMOTES:
+            del self._former_remotes[next(iter(self._former_remotes))]
         self._expected[participant] = expected
         if expected == NOTHING_EXPECTED:
             del self._expected[participant]
         known = self._expected.values()
-        remotes = frozenset(address for each in known for address in each.addresses)
+        self._remotes = frozenset(address for each in known for address in each.addresses)
         nonces = frozenset(nonce for each in known for nonce in each.nonces)
-        self._transport.expect_control(ControlSteering(remotes, nonces))
+        self._transport.expect_control(ControlSteering(self._remotes, nonces))
 
     def send(self, datagrams: Iterable[Datagram], choice: UnderlayChoice = ANY_UNDERLAY) -> None:
         """Send from the listening port. What cannot be sent is lost, as on any network."""
@@ -300,15 +327,11 @@ class ControlChannel:
     def _receive(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
         try:
             header = read_header(data)
-            # The latest first: an earlier one may still be saying goodbye.
-            for participant in reversed(self._participants.get(header.circuit_id, [])):
-                if participant.converses_with(source.address, header):
-                    # Before any work is spent on what anybody could have sent.
-                    if self._may_be_read(participant, header, source.address):
-                        participant.receive_control(data, source, local_address)
-                    else:
-                        self._dropped[Silence.TOO_FAST.value] += 1
-                    return
+            participant = self._participant_for(header, source, local_address)
+            if participant is not None and self._is_taken(
+                participant, data, header, source, local_address
+            ):
+                return
             requested = self._ask_responder(data, header, source, local_address)
         except RemoteProtocolError as err:
             self.count_dropped(err, source)
@@ -316,6 +339,52 @@ class ControlChannel:
         self.send(self._responder.datagrams_to_send())
         if requested is not None and self._handler is not None:
             self._handler.handle_request(requested)
+
+    def _participant_for(
+        self, header: Header, source: Endpoint, local_address: IPAddress
+    ) -> Participant | None:
+        """Return which circuit a message is for, by what can be told before it is read."""
+        # The latest first: an earlier one may still be saying goodbye.
+        those = tuple(reversed(self._participants.get(header.circuit_id, [])))
+        for participant in those:
+            if participant.converses_with(source.address, header):
+                return participant
+        if header.type not in _CALLS:
+            return None
+        for participant in those:
+            hears = self._callees.get(participant)
+            if hears is not None and hears(source, local_address):
+                return participant
+        return None
+
+    def _is_taken(
+        self,
+        participant: Participant,
+        data: bytes,
+        header: Header,
+        source: Endpoint,
+        local_address: IPAddress,
+    ) -> bool:
+        """Give a message to a circuit. False: it is one for another key, which the responder has.
+
+        Raises RemoteProtocolError.
+        """
+        # Before any work is spent on what anybody could have sent.
+        if not self._may_be_read(participant, header, source.address):
+            self._dropped[Silence.TOO_FAST.value] += 1
+            return True
+        try:
+            participant.receive_control(data, source, local_address)
+        except RemoteProtocolError as err:
+            calls = participant in self._callees and header.type in _CALLS
+            if err.reason != WRONG_TAG or not calls:
+                raise
+            if self._responder.policy is not None:
+                return False
+            if header.type not in SESSION_TYPES:
+                self._wrong_keys.note(source, err, self._loop.now())
+            raise
+        return True
 
     def _ask_responder(
         self, data: bytes, header: Header, source: Endpoint, local_address: IPAddress
@@ -330,12 +399,17 @@ class ControlChannel:
                 deferral_reason=lambda confirm: self._deferral_reason(confirm, source.address),
                 local_address=local_address,
                 refused=self._log_refusal,
+                is_remote=self._is_remote,
             )
         except RemoteProtocolError as err:
             # The tag of a session would say nothing of the key.
             if err.reason == WRONG_TAG and header.type not in SESSION_TYPES:
                 self._wrong_keys.note(source, err, self._loop.now())
             raise
+
+    def _is_remote(self, address: IPAddress) -> bool:
+        """Tell whether a circuit has its remote there, or had it since this velad began."""
+        return address in self._remotes or address in self._former_remotes
 
     def _peer_circuits(self, address: IPAddress) -> PeerCircuits:
         return PeerCircuits(0, 0) if self._handler is None else self._handler.peer_circuits(address)

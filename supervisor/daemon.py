@@ -103,6 +103,11 @@ class Daemon:
         self._stopping = False
         _raise_descriptor_limit()
         self._loop = EventLoop()
+        # Hundreds of circuits take seconds to create. What is asked meanwhile is done afterwards:
+        # a signal without a handler would end velad.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.on_signal(number, self._on_stop)
+        self._loop.on_signal(signal.SIGHUP, self._on_hangup)
         self._started = self._loop.now()
         self._lines = LineLimiter(self._loop.now)
         limit(self._lines.admits)
@@ -243,9 +248,6 @@ class Daemon:
             disabled=list(words(self._config.daemon.disable_features)),
             missing=list(words(self._missing_features)),
         )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.on_signal(number, self._on_stop)
-        loop.on_signal(signal.SIGHUP, self._on_hangup)
         if self._predecessor is None:
             self._registry.start()
             self._check()
@@ -489,10 +491,11 @@ def find_mistakes(config: Config, *, awaits_keys: bool = False) -> list[str]:
     mistakes.extend(_find_key_mistakes(config, obstacle, awaits_keys=awaits_keys))
     allowed = allowed_cpus()
     mistakes.extend(
-        f"circuits.{circuit.name}.cpu: velad may not use CPU {circuit.cpu}; "
+        f"circuits.{circuit.name}.cpu: velad may not use CPU {cpu}; "
         f"it may use {', '.join(map(str, allowed))}"
         for circuit in config.circuits
-        if circuit.cpu is not None and circuit.cpu not in allowed
+        for cpu in circuit.cpus
+        if cpu not in allowed
     )
     return mistakes
 

@@ -108,6 +108,12 @@ class Claim:
     index: int
     here: IPAddress | None = None
     """The address of this machine that it sends from."""
+    further: tuple[int, ...] = ()
+    """The indices of further sockets, of a circuit that has several queues."""
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        return self.index, *self.further
 
     @property
     def socket(self) -> socket.socket:
@@ -115,7 +121,8 @@ class Claim:
 
     def restore(self) -> None:
         """Set what a worker may have changed by its copy of the socket. Raises OSError."""
-        self.group.restore(self.index)
+        for index in self.indices:
+            self.group.restore(index)
 
 
 class Demux:
@@ -139,6 +146,8 @@ class Demux:
         self._kinds: dict[int, tuple[bool, float]] = {}
         self._claims: dict[tuple[IPAddress, int], Claim] = {}
         self._ports = FramePorts(loop, self._steer_soon)
+        self._spread: dict[Claim, int] = {}
+        """How many of its sockets a claim's datagrams come to, where they come to several."""
         self._withdrawn: list[Claim] = []
         self._steerings = Burst(loop, STEER_INTERVAL_S)
         self._steering: Timer | None = None
@@ -297,8 +306,11 @@ class Demux:
         sources: tuple[IPAddress, ...],
         group: ReceiveGroup,
         here: IPAddress | None = None,
+        sockets: int = 1,
     ) -> Claim:
         """Let a circuit have what comes from sources with its id. here: where it sends from.
+
+        It comes to the first of the sockets until spread().
 
         Raises CircuitIdTaken, or DeviceError if no more sockets are to be had.
         """
@@ -311,18 +323,46 @@ class Demux:
                     f"{other.receiver.name} already uses circuit id {circuit_id} toward {source}"
                 )
         own = None if here is None else _plain(here)
-        adopted = self._inheritance.index_of(receiver.name, group)
-        claim = Claim(receiver, circuit_id, sources, group, group.acquire(adopted), own)
+        index, *further = self._acquire(receiver, group, sockets)
+        claim = Claim(receiver, circuit_id, sources, group, index, own, tuple(further))
         for source in sources:
             self._claims[source, circuit_id] = claim
         self._steer_soon()
         return claim
+
+    def _acquire(self, receiver: Receiver, group: ReceiveGroup, sockets: int) -> list[int]:
+        """Return the indices of so many sockets, or of more that another velad has left."""
+        adopted = self._inheritance.indices_of(receiver.name, group)
+        indices = [group.acquire(each) for each in adopted]
+        try:
+            while len(indices) < sockets:
+                indices.append(group.acquire())
+        except BaseException:
+            for index in indices:
+                group.release(index)
+            raise
+        return indices
+
+    def spread(self, claim: Claim, sockets: int) -> None:
+        """Let a circuit's datagrams come to so many of its sockets, by their source ports.
+
+        Where that is less than before, it is so when this returns.
+        """
+        before = self._spread.get(claim, 1)
+        self._spread[claim] = sockets
+        if sockets > before:
+            self._steer_soon()
+        elif sockets < before and not self._frozen:
+            if self._steering is not None:
+                self._steering.cancel()
+            self._steer()
 
     def withdraw(self, claim: Claim) -> None:
         """Give up a claim; its socket goes back when nothing is steered to it any more."""
         for source in claim.sources:
             del self._claims[source, claim.circuit_id]
         self._ports.forget(claim)
+        self._spread.pop(claim, None)
         self._withdrawn.append(claim)
         self._steer_soon()
 
@@ -342,12 +382,12 @@ class Demux:
             self._control = control
             self._steer_soon()
 
-    def restrict(self, claim: Claim, port: int | None) -> None:
-        """Let a circuit have only what comes from this UDP port; None: from any.
+    def restrict(self, claim: Claim, port: int | None, count: int = 1) -> None:
+        """Let a circuit have only what comes from so many UDP ports, from this one on; None: any.
 
         See FramePorts.expect.
         """
-        self._ports.expect(claim, port)
+        self._ports.expect(claim, port, count)
 
     def port_of(self, claim: Claim) -> int | None:
         """Return the port that a circuit's datagrams must come from; None: any."""
@@ -418,7 +458,13 @@ class Demux:
         self._steering = None
         for group in self.all_groups:
             routes = [
-                Route(source, circuit_id, claim.index, self._ports.of(claim))
+                Route(
+                    source,
+                    circuit_id,
+                    claim.index,
+                    self._ports.of(claim),
+                    claim.indices[1 : self._spread.get(claim, 1)],
+                )
                 for (source, circuit_id), claim in self._claims.items()
                 if claim.group is group
             ]
@@ -432,7 +478,8 @@ class Demux:
                     advice="raise net.core.optmem_max",
                 )
         for claim in self._withdrawn:
-            claim.group.release(claim.index)
+            for index in claim.indices:
+                claim.group.release(index)
         self._withdrawn.clear()
 
     def _on_route_changes(self) -> None:

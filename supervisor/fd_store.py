@@ -45,7 +45,7 @@ class FdStore:
 
     def update(
         self,
-        taps: Mapping[str, tuple[int, int]],
+        taps: Mapping[str, tuple[tuple[int, ...], int]],
         groups: tuple[ReceiveGroup, ...],
         configs: Mapping[str, CircuitConfig],
     ) -> None:
@@ -55,7 +55,11 @@ class FdStore:
         """
         if not self._manager.told:
             return
-        wanted = {tap_name(name): tap for name, tap in taps.items()}
+        wanted = {
+            tap_name(name, queue): (fd, interface)
+            for name, (fds, interface) in taps.items()
+            for queue, fd in enumerate(fds)
+        }
         for group in groups:
             for index, member in enumerate(group.sockets):
                 # No two have one number, and a group has the same sockets until it is closed.

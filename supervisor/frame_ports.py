@@ -19,20 +19,21 @@ class FramePorts:
         """on_changed: what of() returns has changed."""
         self._loop = loop
         self._on_changed = on_changed
-        self._ports: dict[Hashable, tuple[int, ...]] = {}
+        self._ports: dict[Hashable, tuple[range, ...]] = {}
         self._ends: dict[Hashable, Timer] = {}
 
-    def expect(self, claim: Hashable, port: int | None) -> None:
-        """Take what comes from this port, and for FORMER_PORT_S from the one before it.
+    def expect(self, claim: Hashable, port: int | None, count: int = 1) -> None:
+        """Take what comes from so many ports in a row, from this one on.
 
-        None: from any.
+        And for FORMER_PORT_S from those before them. None: from any.
         """
         before = self._ports.get(claim, ())
-        if port == next(iter(before), None):
+        ports = None if port is None else range(port, port + count)
+        if ports == next(iter(before), None):
             return
         self.forget(claim)
-        if port is not None:
-            self._ports[claim] = (port, *before[:1])
+        if ports is not None:
+            self._ports[claim] = (ports, *before[:1])
             if before:
                 end = self._loop.call_later(FORMER_PORT_S, lambda: self._end_change(claim))
                 self._ends[claim] = end
@@ -40,7 +41,7 @@ class FramePorts:
 
     def of(self, claim: Hashable) -> tuple[int, ...]:
         """Return the ports that a claim's datagrams may come from, the newest first; none: any."""
-        return self._ports.get(claim, ())
+        return tuple(dict.fromkeys(port for each in self._ports.get(claim, ()) for port in each))
 
     def forget(self, claim: Hashable) -> None:
         """Forget a claim that is no more."""

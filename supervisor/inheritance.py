@@ -16,6 +16,7 @@ import structlog
 from vela.address import IPAddress
 from vela.linux.steering import CONTROL_SOCKETS
 from vela.linux.underlay import ReceiveGroup
+from vela.wire import MAX_QUEUES
 
 from .config.records import CircuitConfig
 
@@ -26,14 +27,15 @@ EndWorker = Callable[[str, Callable[[], object]], None]
 """Given a circuit, and what to call when its worker is gone."""
 
 _TAP, _MEMBER = "tap-", "udp-"
+_FURTHER_TAPS = tuple(f"tap{queue}-" for queue in range(1, MAX_QUEUES))
 
 
-def tap_name(circuit: str) -> str:
-    return f"{_TAP}{circuit}"
+def tap_name(circuit: str, queue: int = 0) -> str:
+    return f"{(_TAP, *_FURTHER_TAPS)[queue]}{circuit}"
 
 
-def sending_name(circuit: str) -> str:
-    return f"send-{circuit}"
+def sending_name(circuit: str, queue: int = 0) -> str:
+    return f"send{queue or ''}-{circuit}"
 
 
 def keys_name(circuit: str) -> str:
@@ -61,7 +63,7 @@ class Inheritance:
         """former: what the velad before made of each circuit's interface, as far as it is known."""
         self._descriptors = dict(descriptors or {})
         self._former = dict(former or {})
-        self._members: dict[str, tuple[str, int]] = {}
+        self._members: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.end_worker: EndWorker | None = None
         """Ends the worker of a circuit in a velad that still runs; None: there is none."""
 
@@ -92,7 +94,7 @@ class Inheritance:
 
     def storable(self) -> frozenset[str]:
         """Return those that a service manager may have, from a velad that had the same."""
-        kinds = (_TAP, _MEMBER, RECORD)
+        kinds = (_TAP, *_FURTHER_TAPS, _MEMBER, RECORD)
         return frozenset(name for name in self._descriptors if name.startswith(kinds))
 
     def circuits(self) -> Iterator[str]:
@@ -106,29 +108,46 @@ class Inheritance:
     def former(self, circuit: str) -> CircuitConfig | None:
         return self._former.get(circuit)
 
-    def receives_on(self, circuit: str, member: str, index: int) -> None:
-        """Say which socket of a group a circuit receives on, as it still does."""
-        self._members[circuit] = member, index
+    def receives_on(self, circuit: str, member: str, *indices: int) -> None:
+        """Say which sockets of a group a circuit receives on, as it still does.
 
-    def index_of(self, circuit: str, group: ReceiveGroup) -> int | None:
-        """Return the index of the socket that a circuit receives on, once; None: it has none."""
-        name, index = self._members.get(circuit, ("", 0))
-        if name != member_name(group, index):
-            return None
+        member: the name of the first.
+        """
+        self._members[circuit] = member, indices
+
+    def indices_of(self, circuit: str, group: ReceiveGroup) -> tuple[int, ...]:
+        """Return the indices of the sockets that a circuit receives on, once; none: it has none."""
+        name, indices = self._members.get(circuit, ("", (0,)))
+        if name != member_name(group, indices[0]):
+            return ()
         del self._members[circuit]
-        return index
+        return indices
 
     def in_use(self, address: IPAddress, port: int, device: str | None = None) -> frozenset[int]:
         """Return the indices of the sockets in a group that circuits receive on."""
         return frozenset(
             index
-            for name, index in self._members.values()
-            if name == _member_name(address, port, device, index)
+            for name, indices in self._members.values()
+            if name == _member_name(address, port, device, indices[0])
+            for index in indices
         )
 
     def take(self, name: str) -> int | None:
         """Return a descriptor, which is the caller's from now on; None: there is none."""
         return self._descriptors.pop(name, None)
+
+    def take_queues(self, name: Callable[[str, int], str], circuit: str) -> tuple[int, ...]:
+        """Return the descriptors of a circuit's queues behind the first, until one is missing.
+
+        name: tap_name or sending_name.
+        """
+        found: list[int] = []
+        for queue in range(1, MAX_QUEUES):
+            fd = self.take(name(circuit, queue))
+            if fd is None:
+                break
+            found.append(fd)
+        return tuple(found)
 
     def take_group(
         self, address: IPAddress, port: int, device: str | None = None

@@ -130,7 +130,7 @@ class Predecessor:
         if metrics != (None if config.daemon.metrics is None else str(config.daemon.metrics)):
             self.inheritance.drop(METRICS)
         for name, standing in self.standings.items():
-            self.inheritance.receives_on(name, standing.member, standing.index)
+            self.inheritance.receives_on(name, standing.member, standing.index, *standing.further)
         self.inheritance.end_worker = self.end_worker
         of_file = tuple(each for each, origin in circuits.values() if origin is Origin.CONFIG)
         return replace(config, circuits=of_file)

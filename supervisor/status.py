@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, cast
 
-from vela.dataplane.counters import RX_DROPPED, TX_DROPPED, Counters, Slot
+from vela.dataplane.counters import MODULUS, RX_DROPPED, TX_DROPPED, Counters, Slot
 from vela.public_key import fingerprint
 from vela.reasons import Reason
-from vela.signaling.encryption import EncryptionStatus
+from vela.signaling.generations import EncryptionStatus
 from vela.signaling.messages import HandshakePattern
 from vela.wire import Suite
 
@@ -47,6 +47,8 @@ class WorkerStatus:
     """Of one CPU, since the last status, or since it started."""
     memory_bytes: int | None
     """Resident; it shares most of it with the supervisor."""
+    queues: int = 1
+    """Of its circuit; two threads for each, on a CPU of its own. cpu is that of the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class CounterStatus:
     """SYNs whose MSS was lowered, in both directions."""
     tx_too_big_sent: int
     """ICMP messages to senders of what was too large for a datagram."""
+    tx_marked: int
+    """Frames marked as congested, so that a queue that stands becomes shorter."""
     tx_errors: int
     tx_dropped: Mapping[str, int]
     rx_dropped: Mapping[str, int]
@@ -113,26 +117,27 @@ class CounterStatus:
     @classmethod
     def zero(cls) -> CounterStatus:
         no_tx, no_rx = dict.fromkeys(TX_DROPPED, 0), dict.fromkeys(RX_DROPPED, 0)
-        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, tx_dropped=no_tx, rx_dropped=no_rx)
+        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, tx_dropped=no_tx, rx_dropped=no_rx)
 
     @classmethod
     def of(cls, counters: Counters) -> CounterStatus:
-        total = counters.total
+        total = counters.all_totals()
         return cls(
-            tx_frames=total(Slot.TX_FRAMES),
-            tx_bytes=total(Slot.TX_BYTES),
-            rx_frames=total(Slot.RX_FRAMES),
-            rx_bytes=total(Slot.RX_BYTES),
-            tx_elided=total(Slot.TX_ELIDED),
-            rx_elided=total(Slot.RX_ELIDED),
-            tx_fragmented=total(Slot.TX_FRAGMENTED),
-            tx_pieced=total(Slot.TX_PIECED),
-            rx_joined=total(Slot.RX_JOINED),
-            mss_clamped=total(Slot.TX_MSS_CLAMPED, Slot.RX_MSS_CLAMPED),
-            tx_too_big_sent=total(Slot.TX_TOO_BIG_SENT),
-            tx_errors=total(Slot.TX_ERRORS),
-            tx_dropped={reason: total(slot) for reason, slot in TX_DROPPED.items()},
-            rx_dropped={reason: total(slot) for reason, slot in RX_DROPPED.items()},
+            tx_frames=total[Slot.TX_FRAMES],
+            tx_bytes=total[Slot.TX_BYTES],
+            rx_frames=total[Slot.RX_FRAMES],
+            rx_bytes=total[Slot.RX_BYTES],
+            tx_elided=total[Slot.TX_ELIDED],
+            rx_elided=total[Slot.RX_ELIDED],
+            tx_fragmented=total[Slot.TX_FRAGMENTED],
+            tx_pieced=total[Slot.TX_PIECED],
+            rx_joined=total[Slot.RX_JOINED],
+            mss_clamped=(total[Slot.TX_MSS_CLAMPED] + total[Slot.RX_MSS_CLAMPED]) % MODULUS,
+            tx_too_big_sent=total[Slot.TX_TOO_BIG_SENT],
+            tx_marked=total[Slot.TX_MARKED],
+            tx_errors=total[Slot.TX_ERRORS],
+            tx_dropped={reason: total[slot] for reason, slot in TX_DROPPED.items()},
+            rx_dropped={reason: total[slot] for reason, slot in RX_DROPPED.items()},
         )
 
 
@@ -261,7 +266,7 @@ class CircuitStatus:
     """The one in use."""
     remotes: tuple[RemoteStatus, ...]
     remote_address: str | None
-    remote_port: int
+    remote_port: int | None
     family: str | None
     mtu: int
     path_mtu: int | None

@@ -216,9 +216,10 @@ class Succession:
             for index, member in enumerate(group.sockets):
                 found[member_name(group, index)] = member.fileno()
         for circuit in self._registry.each():
-            found[tap_name(circuit.name)] = circuit.tap[0]
-            if circuit.sending is not None:
-                found[sending_name(circuit.name)] = circuit.sending
+            for queue, fd in enumerate(circuit.taps[0]):
+                found[tap_name(circuit.name, queue)] = fd
+            for queue, fd in enumerate(circuit.sending):
+                found[sending_name(circuit.name, queue)] = fd
             if circuit.key_page is not None:
                 found[keys_name(circuit.name)] = circuit.key_page
         return found

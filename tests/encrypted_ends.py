@@ -17,9 +17,10 @@ from simulated_link import CIRCUIT, LOCAL1, LOCAL2, ROUTER1, ROUTER2, Link
 from vela.address import Endpoint
 from vela.errors import RemoteProtocolError
 from vela.signaling.codec import decode, encode, transcript
-from vela.signaling.encryption import Encryption, Event, Fields, Limits
+from vela.signaling.encryption import Encryption, Event, Fields
 from vela.signaling.events import Datagram
 from vela.signaling.frame_keys import Answer, KeysUnavailable, Role
+from vela.signaling.generations import Limits
 from vela.signaling.messages import (
     CipherOffer,
     Confirm,

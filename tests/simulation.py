@@ -143,7 +143,10 @@ class RecordingDataPath:
             return False
         return not self.blocked or profile.source_port == path.group.port
 
-    def expect_frames_from(self, port: int | None) -> None:
+    def ports_from(self, port: int) -> int:
+        return 1
+
+    def expect_frames_from(self, port: int | None, count: int = 1) -> None:
         self.frames_from = port
 
     def limit(self, rate: int | None) -> None:
@@ -202,15 +205,16 @@ class RecordingDataPath:
         self.close()
 
     member: tuple[str, int] | None = None
-    sending: int | None = None
+    further_members: tuple[int, ...] = ()
+    sending: tuple[int, ...] = ()
     has_former: bool = False
 
     def retire_worker(self, done: Callback) -> None:
         done()
 
     @property
-    def tap(self) -> tuple[int, int]:
-        return 0, 0
+    def taps(self) -> tuple[tuple[int, ...], int]:
+        return (0,), 0
 
     def traffic(self) -> Traffic:
         return Traffic(0, 0, 0, 0)
@@ -431,6 +435,9 @@ class Network:
     """Requests sent."""
     new_paths: Mapping[str, bool] = field(default_factory=dict)
     """What data paths are like that are made from now on."""
+    nat: dict[IPAddress, Endpoint] = field(default_factory=dict)
+    """Machines behind a translator, and where others see the one port of each. Its mappings never
+    end, and what goes to other ports of its address gets nowhere."""
     overheard: list[tuple[bytes, Endpoint, Endpoint]] = field(default_factory=list)
     """What was sent, from where and to where, as somebody on the path sees it."""
 
@@ -444,6 +451,7 @@ class Network:
     def carry(self, data: bytes, source: Endpoint, to: Endpoint) -> None:
         if source.address == self._silent:
             return
+        source = self.nat.get(source.address, source)
         self.overheard.append((data, source, to))
         for _ in range(1 + (self.dice.random() < self.duplication)):
             if self.dice.random() < self.loss:
@@ -452,10 +460,17 @@ class Network:
             self.loop.call_later(delay_s, lambda: self._deliver(data, source, to))
 
     def _deliver(self, data: bytes, source: Endpoint, to: Endpoint) -> None:
-        machine = self.machines.get(to.address)
+        machine = self._machine_at(to)
         if machine is not None and machine.handler is not None:
             self.carried += 1
-            machine.handler(data, source, to.address)
+            machine.handler(data, source, machine.address)
+
+    def _machine_at(self, endpoint: Endpoint) -> Machine | None:
+        """Return the machine that gets what is sent there."""
+        for inside, outside in self.nat.items():
+            if outside == endpoint:
+                return self.machines.get(inside)
+        return None if endpoint.address in self.nat else self.machines.get(endpoint.address)
 
     def echo(self, machine: Machine, sender: RecordingDataPath, request: bytes) -> None:
         """Let the remote's worker answer, if both ends carry frames."""
@@ -463,18 +478,18 @@ class Network:
         def answer() -> None:
             if not sender.passes_frames or sender.attached is None:
                 return
-            remote = self.machines.get(sender.attached[0].endpoint.address)
+            remote = self._machine_at(sender.attached[0].endpoint)
             paths = () if remote is None else tuple(remote.data_paths.values())
             for path in paths:
-                ends = path.attached is not None and path.attached[0].endpoint.address
-                if (path.config.id, ends) == (sender.config.id, machine.address):
+                ends = path.attached and self._machine_at(path.attached[0].endpoint)
+                if path.config.id == sender.config.id and ends is machine:
                     if path.passes_frames:
                         path.arrived += 1
                         if self.dice.random() < self.answer_loss:
                             return
                         reply = bytearray(request)
                         reply[2] = ECHO_REPLY
-                        sender.on_echo(memoryview(reply))
+                        sender.on_echo(memoryview(reply), 0.0)
                     return
 
         self.echoes += 1

@@ -26,6 +26,7 @@ MAX_PORT = 65535
 MAX_INTERFACE_NAME = 15  # IFNAMSIZ is 16 with the final NUL (linux/if.h)
 MAX_HOST_NAME = 253  # RFC 1035, section 2.3.4: 255 octets on the wire
 SHOWN_LENGTH = 60  # characters of a wrong value that are shown in a message
+ANY_HOST = "any"  # in place of a remote's host: whoever proves the key
 
 # RFC 1123, section 2.1, and the underscore that real zones hold.
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -86,8 +87,13 @@ class Remote:
         return self.host.lower().removesuffix(".")
 
     @property
+    def is_any(self) -> bool:
+        """Whether it names no host: the other end calls, and shows where it is."""
+        return self.host == ANY_HOST
+
+    @property
     def address(self) -> IPAddress | None:
-        """The address of the host; None: the host is a name."""
+        """The address of the host; None: the host is a name, or any."""
         return _address_of(self.host)
 
     def __str__(self) -> str:
@@ -275,10 +281,20 @@ def parse_host_name(text: str) -> str:
 
 
 def parse_remote(text: str) -> Remote:
-    """Return a remote from a name or address, with or without ":port"; IPv6 as "[v6]:port"."""
+    """Return a remote from a name or address, with or without ":port"; IPv6 as "[v6]:port".
+
+    "any" is one that names no host.
+    """
     if not text:
         raise ValueError("is empty; a host's name or address would be right")
     host, port = _split_port(text)
+    if host.lower() == ANY_HOST:
+        if port is not None:
+            raise ValueError(
+                f"{shown(text)} has a port, and 'any' takes whichever the other end calls from; "
+                f"'{ANY_HOST}' would be right"
+            )
+        return Remote(ANY_HOST)
     if ":" in host or _ends_in_number(host):
         return Remote(str(parse_host_address(host)), port)
     return Remote(parse_host_name(host), port)

@@ -108,6 +108,16 @@ class Cause(Enum):
     )
 
     # Signalling.
+    AWAITING_CALL = (
+        "awaiting_call",
+        "the circuit's `remote` is any, and the other end has not called",
+        "waiting for the other end to call",
+    )
+    NO_KEY = (
+        "no_key",
+        "the circuit's `remote` is any, and it has no key any more",
+        "there is no key that the other end could call with; key_file would be right",
+    )
     NO_ANSWER = (
         "no_answer",
         "the remote did not answer three requests or more",
@@ -389,6 +399,17 @@ class Cause(Enum):
         "somebody made the circuit's interface a port of another bridge, bond or VRF",
         "its interface was moved to {master} from the bridge {bridge}",
     )
+    INTERFACE_PORT = (
+        "interface_port",
+        "somebody made the circuit's interface, which has addresses, a port of a bridge or bond",
+        "its interface was made a port of {master}, where its own addresses do not answer",
+    )
+    INTERFACE_QUEUE = (
+        "interface_queue",
+        "somebody took the queue from the circuit's interface",
+        "its interface was left without a queue, so no frame leaves; ip link set {name} txqueuelen "
+        "1000",
+    )
     INTERFACE_ELSEWHERE = (
         "interface_elsewhere",
         "somebody moved the circuit's interface to another network namespace",
@@ -398,6 +419,11 @@ class Cause(Enum):
         "rate_not_limited",
         "the circuit's `rate` does not hold",
         "the rate is not limited: {error}",
+    )
+    ONE_QUEUE = (
+        "one_queue",
+        "the circuit's `cpu` names several CPUs, and it uses the first of them alone",
+        "it uses CPU {cpu} alone: {why}",
     )
     HOOK_FAILED = (
         "hook_failed",

@@ -9,6 +9,7 @@ from vela.errors import ConfigError
 
 DEFAULT_PORT = 48621
 MIN_CIRCUIT_ID, MAX_CIRCUIT_ID = 1, 255
+MAX_QUEUES = 8  # of a circuit: docs/protocol.md, 3.4
 CONTROL_CIRCUIT_ID = 0  # docs/protocol.md, section 2
 # docs/protocol.md, 3.4: where circuits send from (RFC 6335, section 6: dynamic ports).
 MIN_SOURCE_PORT, MAX_SOURCE_PORT = 49152, 65535

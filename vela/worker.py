@@ -1,8 +1,10 @@
-"""The process that carries one circuit: confined, pinned, two blocking loops, until it is killed.
+"""The process that carries one circuit: confined, pinned, blocking loops, until it is killed.
+
+Two loops carry a queue, one for each direction, on one CPU.
 
 In goes a WorkerTask; out come an exit status, the counters, an exit message, and log lines. It
 opens nothing and has nothing to clean up, so SIGTERM keeps its default action. It reads nothing
-from the network before both threads can make only the system calls that carrying frames takes.
+from the network before all threads can make only the system calls that carrying frames takes.
 """
 
 from __future__ import annotations
@@ -41,6 +43,14 @@ SWITCH_INTERVAL_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """What two threads of a worker carry, and the CPU that they run on."""
+
+    attachment: Attachment
+    cpu: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerTask:
     """All that a worker knows."""
 
@@ -56,6 +66,13 @@ class WorkerTask:
     supervisor_pid: int
     filter: Filter | None
     """Of its system calls: vela.linux.sandbox.worker_filter."""
+    further: tuple[Queue, ...] = ()
+    """Queues beside that of the attachment. Of that they have the same numbers, the same way to
+    the supervisor, and no keys."""
+
+    @property
+    def queues(self) -> tuple[Queue, ...]:
+        return Queue(self.attachment, self.cpu), *self.further
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -63,12 +80,19 @@ class WorkerTask:
         attachment = self.attachment
         key_page = () if attachment.key_page is None else (attachment.key_page,)
         return (
-            attachment.tap_fd,
-            attachment.receive_socket.fileno(),
-            attachment.send_socket.fileno(),
+            *_descriptors(attachment),
             attachment.divert_socket.fileno(),
             *key_page,
+            *(fd for each in self.further for fd in _descriptors(each.attachment)),
         )
+
+
+def _descriptors(attachment: Attachment) -> tuple[int, int, int]:
+    return (
+        attachment.tap_fd,
+        attachment.receive_socket.fileno(),
+        attachment.send_socket.fileno(),
+    )
 
 
 def run(task: WorkerTask) -> NoReturn:
@@ -78,10 +102,12 @@ def run(task: WorkerTask) -> NoReturn:
     log = structlog.get_logger()
     about = {"circuit": task.circuit, "pid": os.getpid()}
 
-    def forward(until: Callable[[memoryview], None], direction: Direction) -> NoReturn:
+    def forward(
+        until: Callable[[memoryview], None], direction: Direction, queue: int = 0
+    ) -> NoReturn:
         try:
             until(handover.asked)
-            handover.stop(direction)
+            handover.stop(direction, queue)
             # Until it is killed: nobody releases it.
             while True:
                 never.acquire()
@@ -102,26 +128,44 @@ def run(task: WorkerTask) -> NoReturn:
     started.acquire()
     sealed.acquire()
 
-    def begin_ingress() -> NoReturn:
-        started.release()
-        sealed.acquire()
-        forward(plane.ingress_until, Direction.INGRESS)
-
-    try:
+    def pin_to(cpu: int) -> None:
         try:
-            pin(task.cpu)
+            pin(cpu)
         except OSError as err:
             # It was there when the supervisor looked; slower, but frames go on.
-            log.warning("cpu_not_pinned", cpu=task.cpu, error=str(err), **about)
+            log.warning("cpu_not_pinned", cpu=cpu, error=str(err), **about)
+
+    def begin(
+        until: Callable[[memoryview], None], direction: Direction, queue: int, cpu: int
+    ) -> NoReturn:
+        if queue:
+            pin_to(cpu)
+        started.release()
+        sealed.acquire()
+        # For the next one.
+        sealed.release()
+        forward(until, direction, queue)
+
+    def start(
+        until: Callable[[memoryview], None], direction: Direction, queue: int, cpu: int
+    ) -> None:
+        # What threading.Thread keeps account of, nobody here asks for.
+        _thread.start_new_thread(begin, (until, direction, queue, cpu))
+        started.acquire()
+
+    try:
+        pin_to(task.cpu)
         confine(task.user, task.supervisor_pid)
         task.page.unmap_others()
         gc.disable()  # the loops make no cycles
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         plane = task.engine.make(task.attachment)
-        # What threading.Thread keeps account of, nobody here asks for.
-        _thread.start_new_thread(begin_ingress, ())
-        started.acquire()
-        # Neither thread has to be able to start one any more.
+        start(plane.ingress_until, Direction.INGRESS, 0, task.cpu)
+        for number, queue in enumerate(task.further, start=1):
+            another = task.engine.make(queue.attachment)
+            start(another.ingress_until, Direction.INGRESS, number, queue.cpu)
+            start(another.egress_until, Direction.EGRESS, number, queue.cpu)
+        # No thread has to be able to start one any more.
         seal(task.filter)
         sealed.release()
     except BaseException as err:

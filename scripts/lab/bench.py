@@ -37,6 +37,8 @@ from lab.tunnels.catalogue import (
     FASTD_ENCRYPTED,
     LACKING,
     NATIVE,
+    NATIVE_APART,
+    QUEUES,
     TUNNELS,
     UNFILTERED,
     VXLAN,
@@ -44,13 +46,13 @@ from lab.tunnels.catalogue import (
 from lab.tunnels.tunnel import Segment, Tunnel, UnavailableError, fragments_made
 
 TCP, STREAMS, UDP, OVERLOAD = "tcp", "streams", "udp", "overload"
-RTT, BUSY, MANY = "rtt", "busy", "circuits"
-MEASUREMENTS = (TCP, STREAMS, UDP, OVERLOAD, RTT, BUSY, MANY)
-# Single frames and pings are the same whatever the cable does with buffers.
+RTT, LOADED, BUSY, MANY = "rtt", "loaded", "busy", "circuits"
+MEASUREMENTS = (TCP, STREAMS, UDP, OVERLOAD, RTT, LOADED, BUSY, MANY)
+# Single frames and pings alone are the same whatever the cable does with buffers.
 DEFAULT_MEASUREMENTS = {
     Regime.WIRE: MEASUREMENTS,
-    Regime.OFFLOAD: (TCP,),
-    Regime.GIGABIT: (TCP,),
+    Regime.OFFLOAD: (TCP, STREAMS),
+    Regime.GIGABIT: (TCP, LOADED),
 }
 REFERENCES = (VXLAN, FASTD)
 FEATURES_MEASUREMENTS = (TCP, UDP)
@@ -67,10 +69,12 @@ QUICK = Scale(
     seconds=1,
     pings=50,
     effort=Effort(trial_s=0.1, confirmation_s=0.2, tolerance=0.25),
+    streams=(2, 8),
     circuits=(1, 2),
 )
-QUICK_MEASUREMENTS = (TCP, UDP, OVERLOAD, RTT, BUSY, MANY)
-QUICK_TUNNELS = ("vela native", "vela python", VXLAN, FASTD)
+QUICK_MEASUREMENTS = (TCP, STREAMS, UDP, OVERLOAD, RTT, LOADED, BUSY, MANY)
+QUICK_TUNNELS = (NATIVE, NATIVE_APART, VXLAN)
+QUICK_ROUNDS = 2
 # Above this share of the CPUs, something else is at work and will be measured too.
 DISTURBING = 0.25
 
@@ -216,6 +220,7 @@ def _measure(
         UDP: bench.udp,
         OVERLOAD: bench.overload,
         RTT: bench.rtt,
+        LOADED: bench.loaded,
         BUSY: bench.busy,
     }
     for turn in range(plan.rounds):
@@ -228,7 +233,7 @@ def _measure(
                     segment = apart.get(name, segment)
                 with _recorded(results, progress, regime, turn, measurement, name) as figures:
                     figures.update(methods[measurement](segment))
-                results.add(regime, name, segment.mtu, figures)
+                results.add(regime, name, segment.mtu, figures, turn)
 
 
 def _measure_circuits(
@@ -243,7 +248,7 @@ def _measure_circuits(
         for name in _rotated(list(sets), turn):
             with _recorded(results, progress, regime, turn, MANY, name) as figures:
                 figures.update(bench.circuits(sets[name]))
-            results.add(regime, name, sets[name][0].mtu, figures)
+            results.add(regime, name, sets[name][0].mtu, figures, turn)
 
 
 def _rotated(names: list[str], turn: int) -> list[str]:
@@ -274,6 +279,7 @@ _BRIEF = {
     UDP: ("frames_per_s", "{:.0f}", "frames/s"),
     OVERLOAD: ("frames_per_s", "{:.0f}", "frames/s"),
     RTT: ("us", "{:.0f}", "µs"),
+    LOADED: ("us", "{:.0f}", "µs"),
     BUSY: ("us", "{:.0f}", "µs"),
     MANY: ("mbit_per_s", "{:.0f}", "Mbit/s"),
 }
@@ -320,10 +326,13 @@ def parse(argv: list[str]) -> Plan:
         prog="scripts/bench",
         description="Measure VELA beside other tunnels between two routers on this machine: TCP, "
         "the highest rate of frames with less than 1 % loss, what arrives of more than that, the "
-        "round trip, idle and on busy hosts, CPU time, and many circuits at once. All are "
-        "up at the same time and measured in turn. Tables go to the "
-        "terminal; tables, a plot and all figures as JSON to a folder.",
-        epilog="Measured by default: in the regime wire everything, in the others one TCP stream.",
+        "round trip, idle, under load and on busy hosts, CPU time, and many circuits at once. All "
+        "are up at the same time and measured in turn. Tables go to the terminal, ratios to kernel "
+        "VXLAN first; tables, a plot and all figures as JSON to a folder.",
+        epilog="Measured by default: in the regime wire everything, in offload TCP, in gigabit one "
+        "stream and the round trip under it. Examples: scripts/bench --quick; "
+        "scripts/bench --tunnel 'vela native' --tunnel 'kernel vxlan' --measurement loaded "
+        "--measurement overload --rounds 7; scripts/bench --regime gigabit.",
     )
     parser.add_argument(
         "--tunnel",
@@ -337,8 +346,9 @@ def parse(argv: list[str]) -> Plan:
         action="append",
         choices=MEASUREMENTS,
         help="only this one, in every regime; may be repeated. tcp: one stream; streams: "
-        "several at once; udp: frames of 64 and 512 bytes, their frame check included, and of "
+        "two to eight at once; udp: frames of 64 and 512 bytes, their frame check included, and of "
         "the tunnel's MTU; overload: frames of 64 bytes from a sender without limit; rtt: pings; "
+        "loaded: pings while one TCP stream runs; "
         "busy: pings while a program on each CPU computes without end, VELA's ends on different "
         "CPUs; "
         "circuits: a stream on each of many circuits",
@@ -369,14 +379,27 @@ def parse(argv: list[str]) -> Plan:
         help="encrypted VELA beside clear VELA and other tunnels that encrypt; measures as "
         "--features does, and round trips",
     )
-    parser.add_argument("--rounds", type=int, help=f"of each measurement ({ROUNDS})")
+    parser.add_argument(
+        "--queues",
+        action="store_true",
+        help="instead of other tunnels: VELA with one queue, with a queue on each of two CPUs, and "
+        "kernel VXLAN; one TCP stream, several at once, and round trips",
+    )
+    parser.add_argument(
+        "--streams",
+        type=int,
+        help=f"of several at once, how many ({', '.join(map(str, Scale(1).streams))})",
+    )
+    parser.add_argument(
+        "--rounds", type=int, help=f"of each measurement ({ROUNDS}; quick: {QUICK_ROUNDS})"
+    )
     parser.add_argument(
         "--seconds", type=int, help=f"of each TCP run ({SECONDS}; gigabit: three times that)"
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="does it work at all: one short round in the regime wire, of few tunnels",
+        help=f"two minutes: {QUICK_ROUNDS} short rounds in the regime wire, of few tunnels",
     )
     parser.add_argument(
         "--output",
@@ -386,12 +409,21 @@ def parse(argv: list[str]) -> Plan:
     )
     given = parser.parse_args(argv)
     scale = QUICK if given.quick else Scale(seconds=SECONDS)
+    if given.streams is not None:
+        scale = replace(scale, streams=(given.streams,))
     if given.seconds is not None:
         scale = replace(scale, seconds=given.seconds)
-    rounds = given.rounds if given.rounds is not None else 1 if given.quick else ROUNDS
-    if rounds < 1 or scale.seconds < 1:
-        parser.error("rounds and seconds are at least 1")
-    sets = {"features": LACKING, "sandbox": UNFILTERED, "encrypted": ENCRYPTING}
+    rounds = QUICK_ROUNDS if given.quick else ROUNDS
+    if given.rounds is not None:
+        rounds = given.rounds
+    if rounds < 1 or scale.seconds < 1 or min(scale.streams) < 1:
+        parser.error("rounds, seconds and streams are at least 1")
+    sets = {
+        "features": LACKING,
+        "sandbox": UNFILTERED,
+        "encrypted": ENCRYPTING,
+        "queues": QUEUES,
+    }
     wanted = [name for name in sets if getattr(given, name)]
     alone = sets[wanted[0]] if wanted else None
     chosen = [Regime(value) for value in given.regime or ()]
@@ -400,12 +432,17 @@ def parse(argv: list[str]) -> Plan:
     references: tuple[str, ...] = REFERENCES
     if alone:
         if given.tunnel or len(wanted) > 1:
-            parser.error("--features, --sandbox and --encrypted choose tunnels: only one of them")
+            parser.error(
+                "--features, --sandbox, --encrypted and --queues choose tunnels: only one of them"
+            )
         tunnels, references = alone, (NATIVE,)
         measurements = dict.fromkeys(Regime, FEATURES_MEASUREMENTS)
         if given.encrypted:
             references = (FASTD_ENCRYPTED,)
             measurements = dict.fromkeys(Regime, (*FEATURES_MEASUREMENTS, "rtt"))
+        if given.queues:
+            references = (VXLAN,)
+            measurements = dict.fromkeys(Regime, (TCP, STREAMS, RTT))
     elif given.quick:
         tunnels = {name: TUNNELS[name] for name in QUICK_TUNNELS}
         measurements = dict.fromkeys(Regime, QUICK_MEASUREMENTS)

@@ -22,7 +22,7 @@ MAC_B = "02:00:5e:10:00:02"
 ADDRESSES_A = ("172.16.16.1/30", "fd00:16::1/64")
 ADDRESSES_B = ("172.16.16.2/30", "fd00:16::2/64")
 
-Value = str | int | bool | list[str]
+Value = str | int | bool | list[str] | list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def circuit_table(remote: str, *, mac: str, peer_mac: str | None, **settings: Va
         "autoconfigure": False,
         **settings,
     }
-    # What JSON and TOML write alike: strings, integers, booleans, lists of strings.
+    # What JSON and TOML write alike: strings, integers, booleans, lists of them.
     lines = [f"[circuits.{NAME}]"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     if peer_mac is not None:

@@ -8,7 +8,6 @@ from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 
 ETHERTYPE_IPV4 = 0x0800
-ETHERTYPE_ARP = 0x0806
 ETHERTYPE_VLAN = 0x8100
 ETHERTYPE_IPV6 = 0x86DD
 

@@ -95,6 +95,13 @@ def tx_dropped(namespace: Namespace) -> dict[str, int]:
     return {link["ifname"]: link["stats64"]["tx"]["dropped"] for link in shown}
 
 
+def rx_bytes(namespace: Namespace, name: str) -> int:
+    """Return how many bytes an interface has received."""
+    shown = json.loads(namespace.run("ip", "-j", "-s", "link", "show", "dev", name).stdout)
+    count: int = shown[0]["stats64"]["rx"]["bytes"]
+    return count
+
+
 def veth(
     a: Namespace, a_name: str, b: Namespace, b_name: str, mtu: int = ETHERNET_MTU
 ) -> tuple[Interface, Interface]:

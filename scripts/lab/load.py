@@ -17,6 +17,7 @@ from typing import Any
 from lab.echo_replies import EchoReplies
 from lab.errors import LabError
 from lab.namespace import Namespace
+from lab.resource import Resource
 from lab.waiting import PATIENCE
 
 IPERF3_PORT = 5201
@@ -129,6 +130,44 @@ def iperf3_at_once(
     return [_throughput(output, udp=False) for output in outputs]
 
 
+class BackgroundStream(Resource):
+    """A TCP stream from client to an address of server, as fast as it goes, for limit_s at most.
+
+    A context: it has carried something when it begins.
+    """
+
+    def __init__(
+        self, server: Namespace, client: Namespace, address: str, limit_s: int = 120
+    ) -> None:
+        self._server, self._client, self._address = server, client, address
+        self._limit_s = limit_s
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def start(self) -> None:
+        self._processes.append(_serve(self._server, IPERF3_PORT))
+        self._processes.append(
+            self._client.popen(
+                *("iperf3", "--client", self._address, "--port", str(IPERF3_PORT)),
+                *("--time", str(self._limit_s), "--congestion", CONGESTION_CONTROL),
+                *("--interval", "0.1", "--forceflush"),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
+        _await_line(self._processes[-1], b"bits/sec", "carries nothing")
+
+    def check(self) -> None:
+        """Raise LabError if it has ended: what was measured then was without load."""
+        for process in self._processes:
+            if process.poll() is not None:
+                raise LabError(f"not done before the load ended, with status {process.returncode}")
+
+    def close(self) -> None:
+        for process in reversed(self._processes):
+            _end(process)
+        self._processes.clear()
+
+
 def ping(
     namespace: Namespace,
     address: str,
@@ -192,18 +231,26 @@ def _serve(namespace: Namespace, port: int) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+    try:
+        _await_line(process, b"listening", "does not listen")
+    except LabError:
+        _end(process)
+        raise
+    return process
+
+
+def _await_line(process: subprocess.Popen[str], word: bytes, failure: str) -> None:
+    """Wait until iperf3 has said a word. Raises LabError, with what it said instead."""
     said = b""
     deadline = time.monotonic() + _LISTEN_TIMEOUT_S
     assert process.stdout is not None
     pipe = process.stdout.buffer  # type: ignore[attr-defined]  # not in typeshed's IO[str]
-    while b"listening" not in said:
+    while word not in said:
         left_s = max(0.0, deadline - time.monotonic())
         chunk = pipe.read1(4096) if select.select([pipe], [], [], left_s)[0] else b""
         if not chunk:
-            _end(process)
-            raise LabError(f"iperf3 does not listen: {said.decode(errors='replace')}")
+            raise LabError(f"iperf3 {failure}: {said.decode(errors='replace')}")
         said += chunk
-    return process
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -1,4 +1,4 @@
-"""What is measured of a tunnel: TCP, frames, the round trip, many circuits, a busy host, overload.
+"""What is measured of a tunnel: TCP, frames, round trips, many circuits, a busy host, overload.
 
 Figures are known by keys whose endings say the unit; A to B is "ab".
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from dataclasses import dataclass, field
 from statistics import mean
 
@@ -14,7 +15,8 @@ from lab.blast import ETHERNET_HEADER, UNLIMITED, blast_across
 from lab.busy_loops import BusyLoops
 from lab.cpu import cpu_used
 from lab.errors import LabError
-from lab.load import CONGESTION_CONTROL, iperf3, ping
+from lab.link import rx_bytes
+from lab.load import CONGESTION_CONTROL, BackgroundStream, iperf3, ping
 from lab.program import Program
 from lab.rate_search import GROWTH, Effort, highest_rate
 from lab.streams import concurrent_streams
@@ -34,6 +36,8 @@ PINGING_CPUS = 4
 """At most."""
 
 BUSY_LIMIT_S = 120
+# Before it counts: TCP is then past its start, and the queue where it stays.
+SETTLING_S = 0.7
 
 FIRST_RATE_PER_S = 20000.0
 # The last round's rate is a good guess for this one's.
@@ -47,8 +51,8 @@ class Scale:
 
     seconds: int
     """Of each TCP run."""
-    streams: int = 4
-    """At once, in the run of several."""
+    streams: tuple[int, ...] = (2, 4, 8)
+    """At once, in the runs of several."""
     pings: int = 300
     """From each CPU."""
     ping_interval_s: float = 0.003
@@ -68,34 +72,37 @@ class Bench:
 
     def tcp(self, segment: Segment) -> Figures:
         """One stream, first from A to B, then from B to A."""
-        return self._tcp(segment, 1)
+        return self._tcp(segment, 1) | self._tcp(segment, 1, reverse=True)
 
     def tcp_streams(self, segment: Segment) -> Figures:
-        """Several streams at once, first from A to B, then from B to A."""
-        return self._tcp(segment, self.scale.streams)
-
-    def _tcp(self, segment: Segment, streams: int) -> Figures:
+        """Several streams at once in the one tunnel, from A to B."""
         figures: Figures = {}
-        for direction, reverse in (("ab", False), ("ba", True)):
-            with cpu_used(segment.forwarders) as cpu:
-                run = iperf3(
-                    segment.b.namespace,
-                    segment.a.namespace,
-                    segment.b.address,
-                    seconds=self.scale.seconds,
-                    streams=streams,
-                    reverse=reverse,
-                    congestion_control=CONGESTION_CONTROL,
-                )
-            gigabytes = run.received_bits_per_s * run.seconds / 8e9
-            key = f"tcp_{streams}_{direction}"
-            figures[f"{key}_mbit_per_s"] = run.received_bits_per_s / 1e6
-            figures[f"{key}_retransmits"] = float(run.retransmits)
-            if gigabytes:
-                figures[f"{key}_machine_s_per_gb"] = cpu.machine_s / gigabytes
-            if gigabytes and segment.forwarders:
-                figures[f"{key}_forwarders_s_per_gb"] = cpu.processes_s / gigabytes
-                figures[f"{key}_forwarder_cores"] = cpu.processes_s / run.seconds / 2
+        for count in self.scale.streams:
+            figures |= self._tcp(segment, count)
+        return figures
+
+    def _tcp(self, segment: Segment, streams: int, *, reverse: bool = False) -> Figures:
+        with cpu_used(segment.forwarders) as cpu:
+            run = iperf3(
+                segment.b.namespace,
+                segment.a.namespace,
+                segment.b.address,
+                seconds=self.scale.seconds,
+                streams=streams,
+                reverse=reverse,
+                congestion_control=CONGESTION_CONTROL,
+            )
+        gigabytes = run.received_bits_per_s * run.seconds / 8e9
+        key = f"tcp_{streams}_{'ba' if reverse else 'ab'}"
+        figures = {
+            f"{key}_mbit_per_s": run.received_bits_per_s / 1e6,
+            f"{key}_retransmits": float(run.retransmits),
+        }
+        if gigabytes:
+            figures[f"{key}_machine_s_per_gb"] = cpu.machine_s / gigabytes
+        if gigabytes and segment.forwarders:
+            figures[f"{key}_forwarders_s_per_gb"] = cpu.processes_s / gigabytes
+            figures[f"{key}_forwarder_cores"] = cpu.processes_s / run.seconds / 2
         return figures
 
     def udp(self, segment: Segment) -> Figures:
@@ -135,6 +142,17 @@ class Bench:
         sleeps takes long to wake.
         """
         return self._round_trip(segment, "rtt")
+
+    def loaded(self, segment: Segment) -> Figures:
+        """The round trip while one TCP stream fills the tunnel, from A to B; else as rtt."""
+        with BackgroundStream(segment.b.namespace, segment.a.namespace, segment.b.address) as load:
+            time.sleep(SETTLING_S)
+            began, before = time.monotonic(), rx_bytes(segment.b.namespace, segment.b.interface)
+            figures = self._round_trip(segment, "loaded")
+            load.check()
+            octets = rx_bytes(segment.b.namespace, segment.b.interface) - before
+            figures["loaded_mbit_per_s"] = 8e-6 * octets / (time.monotonic() - began)
+        return figures
 
     def busy(self, segment: Segment) -> Figures:
         """The round trip while each CPU has a program that never sleeps; else as rtt."""

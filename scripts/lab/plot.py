@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
+from lab.quantities import Quantity, quantities
 from lab.regimes import Regime
 from lab.results import Results
 from lab.tables import TITLES
@@ -23,14 +24,6 @@ FONT = "font-family='sans-serif' font-size='12'"
 OWN_COLOUR = "#1565c0"
 OTHER_COLOUR = "#90a4ae"
 SPREAD_COLOUR = "#263238"
-
-
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    title: str
-    key: str
-    factor: float = 1.0
-    form: str = "{:.0f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,33 +68,10 @@ def plot(results: Results) -> str:
     )
 
 
-def _quantities(results: Results) -> list[Quantity]:
-    streams = results.settings["streams"]
-    most_circuits = max(results.settings["circuits"])
-    return [
-        Quantity("one TCP stream, Mbit/s", "tcp_1_ab_mbit_per_s"),
-        Quantity(f"{streams} TCP streams, Mbit/s", f"tcp_{streams}_ab_mbit_per_s"),
-        Quantity("CPU seconds a gigabyte", "tcp_1_ab_machine_s_per_gb", 1.0, "{:.2f}"),
-        Quantity("64-byte frames, thousand/s", "udp_64_frames_per_s", 1e-3, "{:.1f}"),
-        Quantity("512-byte frames, thousand/s", "udp_512_frames_per_s", 1e-3, "{:.1f}"),
-        Quantity("full frames, thousand/s", "udp_full_frames_per_s", 1e-3, "{:.1f}"),
-        Quantity("round trip p50, µs", "rtt_p50_us"),
-        Quantity("round trip p99, µs", "rtt_p99_us"),
-        Quantity("round trip p50 on busy hosts, µs", "busy_p50_us"),
-        Quantity("round trip p99 on busy hosts, µs", "busy_p99_us"),
-        Quantity(
-            "64-byte frames delivered under overload, thousand/s", "overload_frames_per_s", 1e-3
-        ),
-        Quantity(
-            f"{most_circuits} circuits at once, Mbit/s", f"circuits_{most_circuits}_mbit_per_s"
-        ),
-    ]
-
-
 def _panels(results: Results) -> list[Panel]:
     panels = []
     for regime in results.series:
-        for quantity in _quantities(results):
+        for quantity in quantities(results.settings):
             bars = _bars(results, regime, quantity)
             if bars:
                 panels.append(Panel(f"{TITLES[regime]}: {quantity.title}", quantity.form, bars))

@@ -17,10 +17,16 @@ class Series:
 
     mtu: int
     rounds: dict[str, list[float]] = field(default_factory=dict)
+    turns: dict[str, list[int]] = field(default_factory=dict)
+    """Of which round each value is: some may have failed."""
 
-    def add(self, figures: Mapping[str, float]) -> None:
+    def add(self, figures: Mapping[str, float], turn: int) -> None:
         for key, value in figures.items():
             self.rounds.setdefault(key, []).append(value)
+            self.turns.setdefault(key, []).append(turn)
+
+    def by_turn(self, key: str) -> dict[int, float]:
+        return dict(zip(self.turns.get(key, ()), self.rounds.get(key, ()), strict=True))
 
     def median(self, key: str) -> float | None:
         values = self.rounds.get(key)
@@ -44,8 +50,11 @@ class Results:
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    def add(self, regime: Regime, tunnel: str, mtu: int, figures: Mapping[str, float]) -> None:
-        self.series.setdefault(regime, {}).setdefault(tunnel, Series(mtu)).add(figures)
+    def add(
+        self, regime: Regime, tunnel: str, mtu: int, figures: Mapping[str, float], turn: int
+    ) -> None:
+        """Take what one round found."""
+        self.series.setdefault(regime, {}).setdefault(tunnel, Series(mtu)).add(figures, turn)
 
     def ratio(self, regime: Regime, tunnel: str, reference: str, key: str) -> float | None:
         """Return how many times the reference's median the tunnel's is."""
@@ -53,6 +62,13 @@ class Results:
         other = of.median(key) if of else None
         own = self.series[regime][tunnel].median(key)
         return own / other if own is not None and other else None
+
+    def ratios(self, regime: Regime, tunnel: str, reference: str, key: str) -> list[float]:
+        """Return, of each round that has both, how many times the reference's figure it is."""
+        of = self.series[regime].get(reference)
+        others = of.by_turn(key) if of else {}
+        own = self.series[regime][tunnel].by_turn(key)
+        return [value / others[turn] for turn, value in own.items() if others.get(turn)]
 
     def share_of_ceiling(self, tunnel: str, key: str) -> float | None:
         """Return how much of what a gigabit wire allows with that MTU the tunnel carried."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import median
 
 from lab.load import CONGESTION_CONTROL
+from lab.quantities import quantities
 from lab.regimes import Regime
 from lab.results import Results
 
 ABSENT = "-"
+LARGE_RATIO = 20
 
 TITLES = {
     Regime.WIRE: "Frames as on a wire",
@@ -96,12 +99,14 @@ def _columns(results: Results) -> dict[str, list[Column]]:
             _median("forwarders' s/GB", "tcp_1_ab_forwarders_s_per_gb", "{:.2f}"),
             _median("cores an end", "tcp_1_ab_forwarder_cores", "{:.2f}"),
         ],
-        f"{streams} TCP streams": [
-            _median("A→B Mbit/s", f"tcp_{streams}_ab_mbit_per_s"),
-            *ratios(f"tcp_{streams}_ab_mbit_per_s"),
-            _median("B→A Mbit/s", f"tcp_{streams}_ba_mbit_per_s"),
-            _median("CPU s/GB", f"tcp_{streams}_ab_machine_s_per_gb", "{:.2f}"),
-            _median("forwarders' s/GB", f"tcp_{streams}_ab_forwarders_s_per_gb", "{:.2f}"),
+        "Several TCP streams": [
+            column
+            for count in streams
+            for column in (
+                _median(f"{count}: Mbit/s", f"tcp_{count}_ab_mbit_per_s"),
+                *ratios(f"tcp_{count}_ab_mbit_per_s"),
+                _median("CPU s/GB", f"tcp_{count}_ab_machine_s_per_gb", "{:.2f}"),
+            )
         ],
         "UDP with less than 1 % loss, thousand frames/s": [
             _median("64 bytes", "udp_64_frames_per_s", "{:.1f}", 1e-3),
@@ -121,6 +126,13 @@ def _columns(results: Results) -> dict[str, list[Column]]:
             *ratios("rtt_p50_us"),
             _median("p99", "rtt_p99_us"),
         ],
+        "Round trip under one TCP stream, µs": [
+            _median("p50", "loaded_p50_us"),
+            *ratios("loaded_p50_us"),
+            _median("p99", "loaded_p99_us"),
+            *ratios("loaded_p99_us"),
+            _median("Mbit/s meanwhile", "loaded_mbit_per_s"),
+        ],
         "Round trip on busy hosts, µs": [
             _median("p50", "busy_p50_us"),
             *ratios("busy_p50_us"),
@@ -136,8 +148,11 @@ def _columns(results: Results) -> dict[str, list[Column]]:
 
 
 def tables(results: Results) -> list[Table]:
-    """Return those in which there is a figure, without columns and rows that have none."""
-    made = []
+    """Return those in which there is a figure, without columns and rows that have none.
+
+    First the ratios to the first reference, where anything was measured beside it.
+    """
+    made = list(_ratios(results))
     for regime, tunnels in results.series.items():
         for title, columns in _columns(results).items():
             cells = {
@@ -163,6 +178,40 @@ def tables(results: Results) -> list[Table]:
                 )
             )
     return made
+
+
+def _ratios(results: Results) -> Iterator[Table]:
+    """Yield the table on top: rows are quantities, columns tunnels, VELA's own where there are."""
+    if not results.references:
+        return
+    reference = results.references[0]
+    others = [name for name in _mtus(results) if name != reference]
+    own = [name for name in others if name.startswith("vela")] or others
+    rows = []
+    for regime in results.series:
+        for quantity in quantities(results.settings):
+            found = {
+                name: results.ratios(regime, name, reference, quantity.key)
+                for name in own
+                if name in results.series[regime]
+            }
+            if any(found.values()):
+                title = f"{regime.value}: {quantity.title.partition(',')[0]}"
+                cells = (_spread(found.get(name, [])) for name in own)
+                rows.append((f"{title}{' (less is better)' * quantity.is_cost}", *cells))
+    if rows:
+        title = f"Ratio to {reference} in the same round: median (least to most)"
+        yield Table(title, ("quantity", *own), tuple(rows))
+
+
+def _spread(ratios: list[float]) -> str:
+    if not ratios:
+        return ABSENT
+    middle, least, most = (
+        f"{ratio:.2f}" if ratio < LARGE_RATIO else f"{ratio:.0f}"
+        for ratio in (median(ratios), min(ratios), max(ratios))
+    )
+    return f"{middle} ({least} to {most})" if len(ratios) > 1 else middle
 
 
 def _written(form: str, value: float | None) -> str:
@@ -191,6 +240,8 @@ def legend(results: Results) -> list[str]:
             "On busy hosts each CPU has a program that never sleeps, and the two ends of VELA have "
             "a CPU each."
         )
+    if "vela apart" in _mtus(results):
+        said.append("vela apart is vela native whose two ends have a CPU each.")
     if "vela python" in _mtus(results):
         said.append(
             "The two ends of vela python have a CPU each, as the scheduler lets other programs "

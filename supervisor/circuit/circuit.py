@@ -6,18 +6,17 @@ A static circuit has no signalling channel, and its lifecycle has another table.
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Protocol
 
 import structlog
 
-from vela.address import Endpoint, IPAddress, Remote, family_of
+from vela.address import Endpoint, IPAddress, Remote
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.frame import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
-from vela.linux.choice import ANY_UNDERLAY
 from vela.linux.features import Features
 from vela.linux.underlay import UnderlayPath
 from vela.mac import format_mac
@@ -36,6 +35,7 @@ from vela.signaling.events import (
     EchoesArrived,
     Event,
     Heard,
+    Moved,
     OfferChanged,
     ProbeAnswered,
     Refused,
@@ -48,16 +48,17 @@ from vela.signaling.inputs import State as SessionState
 from vela.signaling.messages import (
     CloseReason,
     Description,
+    Offer,
     RejectCode,
 )
 from vela.signaling.policy import Policy
 from vela.signaling.session import Session
 from vela.signaling.signer import Key
 
+from ..config.records import CircuitConfig
 from ..frame_keys import CircuitKeys
 from ..runtime.loop import Callback, EventLoop
 from ..runtime.names import NameSource
-from ..states import WELL
 from ..status import (
     CircuitStatus,
     RateStatus,
@@ -65,24 +66,26 @@ from ..status import (
     RemoteStatus,
     milliseconds,
 )
-from .asking import Asking
+from .caller_wait import CallerWait
 from .data_path import DataPath
+from .dialogue import Dialogue, Mark
 from .echoes import Answered
 from .frame_watch import FrameWatch
 from .history import History
 from .hooks import CircuitHooks
-from .key_watch import KeyWatch
-from .lifecycle import Action, Input, Lifecycle, State
+from .lifecycle import Action, Input, State
 from .path_prober import PathProber
+from .paths import Paths
 from .port_switch import PortSwitch
 from .primary_watch import PrimaryWatch
 from .rates import RateMeter
 from .remote import Listener, RemoteSearch
 from .remotes import Remotes
-from .routes import CircuitRoutes, MachineRoutes, RouteLoop
+from .routes import MachineRoutes, RouteLoop
 from .setup import Origin, Setup
 from .signaling import SignalingChannel
-from .standing import KEY_PROOF, Standing
+from .standing import Standing
+from .stepper import Stepper
 from .tenure import Tenure
 from .terms import (
     agreed_profile,
@@ -98,7 +101,6 @@ KEY_GRACE_S = 5.0
 # For a session to come up that takes the place of another one.
 CHANGE_GRACE_S = 3.0
 NO_ANSWER = Cause.NO_ANSWER.code
-_SESSION_AT_REST = frozenset({SessionState.IDLE, SessionState.SUSPENDED, SessionState.CLOSED})
 
 
 class Owner(Protocol):
@@ -141,9 +143,7 @@ class Circuit:
         port: the listening port, and the port of a remote that names none.
         maker: see Session.
         """
-        self.config = setup.config
         self.origin = origin
-        self.offer = setup.offer
         self.disabled = False
         self.tenure: Tenure | None = None
         """Of one that the remote set up: how long it is kept."""
@@ -151,24 +151,20 @@ class Circuit:
         """Of one of the configuration file."""
         self._data_path = data_path
         self._loop = loop
-        self._names = names
-        self._machine_routes = routes
-        self._routes = self._circuit_routes()
         self._owner = owner
         self._port = port
-        self._control_channel = setup.control_channel
-        self._asking = None if setup.control_channel is None else Asking(setup.control_channel)
-        self._key = setup.key
-        self._machine = setup.machine
-        self._maker = maker
-        self._frame_keys = setup.frame_keys
-        self._key_watch = self._watch_keys()
-        self._signaling: SignalingChannel | None = None
+        self._dialogue = Dialogue(
+            setup,
+            loop,
+            passive=origin is Origin.PEER,
+            maker=maker,
+            describe=lambda: self._description(None),
+            echoes_arrived=data_path.echoes_arrived,
+            on_event=self._on_event,
+        )
         self._log = self._bound_log()
-        self._started = self._closed = self._moving = self._handed_over = self._frozen = False
-        self._lifecycle = Lifecycle(static=self.static)
-        self._inputs: deque[tuple[Input, Reason]] = deque()
-        self._stepping = False
+        self._started = self._moving = self._handed_over = False
+        self._steps = Stepper(self._carry_out, self._on_step, static=self.static)
         self._logged = (State.RESOLVING, NO_REASON)
         self._transitions = Transitions(State.RESOLVING, loop.now())
         self._rates = RateMeter()
@@ -176,18 +172,26 @@ class Circuit:
         self._obstacle = NO_REASON
         self._bridge_mtu = data_path.bridge_mtu
         self._path: UnderlayPath | None = None
-        self._agreement: Agreement | None = None
         self._prober = PathProber(loop, self._on_path_mtu)
         self._ports = PortSwitch(data_path, loop, self.apply_terms)
-        self._frames = FrameWatch(self, data_path, loop, self._take, self.history)
-        self._presence = self.config.underlay.presence()
+        self._frames = FrameWatch(self, data_path, loop, self._steps.take, self.history)
+        self._paths = Paths(self.config, port, loop, names, routes, data_path, self._prober)
         self._remotes = Remotes(self.config.remote, self.name, self, loop)
         self._remote = self._search()
-        self._signaling = self._open_signaling()
+        self._dialogue.open()
         data_path.set_failure_handler(self.check)
         data_path.set_route_handler(self._on_route_changed)
 
     # For the registry.
+
+    @property
+    def config(self) -> CircuitConfig:
+        return self._dialogue.setup.config
+
+    @property
+    def offer(self) -> Offer:
+        """See Setup."""
+        return self._dialogue.setup.offer
 
     @property
     def name(self) -> str:
@@ -198,20 +202,20 @@ class Circuit:
         return self._data_path.cpu
 
     @property
-    def tap(self) -> tuple[int, int]:
-        """The descriptor of its interface, and the index of that."""
-        return self._data_path.tap
+    def taps(self) -> tuple[tuple[int, ...], int]:
+        """The descriptors of its interface, one for each queue, and the index of that."""
+        return self._data_path.taps
 
     @property
     def state(self) -> State:
-        return self._lifecycle.state
+        return self._steps.state
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
         """Why it has its state, and what it still waits for; empty: there is nothing to say."""
         # While it is up, the name does not matter.
         seeks = self.state in (State.RESOLVING, State.CONNECTING, State.DOWN, State.REJECTED)
-        whys = self._remotes.explain(self.state, self._lifecycle.reason)
+        whys = self._remotes.explain(self.state, self._steps.reason)
         trouble = self._remote.trouble if seeks else NO_REASON
         said = (
             *whys,
@@ -225,10 +229,7 @@ class Circuit:
 
     def _why_no_answer(self) -> Reason:
         """Return what shows why the remote does not answer; empty: nothing, or it answers."""
-        asking, session = self._asking, self.session
-        if asking is None or session is None or self._lifecycle.reason.code != NO_ANSWER:
-            return NO_REASON
-        return asking.reason(session)
+        return self._dialogue.why_no_answer() if self._steps.reason.code == NO_ANSWER else NO_REASON
 
     @property
     def reason(self) -> Reason:
@@ -238,26 +239,26 @@ class Circuit:
     @property
     def session(self) -> Session | None:
         """None: it is static."""
-        return None if self._signaling is None else self._signaling.session
+        return self._dialogue.session
 
     @property
     def agreement(self) -> Agreement | None:
-        return self._agreement
+        return self._dialogue.agreement
 
     @property
     def static(self) -> bool:
         """Whether it has no signalling."""
-        return self._control_channel is None
+        return self._dialogue.setup.control_channel is None
 
     @property
     def idle(self) -> bool:
         """Whether it was neither started, disabled nor closed."""
-        return not (self._started or self.disabled or self._closed)
+        return not (self._started or self.disabled or self._steps.stopped)
 
     @property
     def frame_keys(self) -> CircuitKeys | None:
         """Of an encrypted circuit."""
-        return self._frame_keys
+        return self._dialogue.setup.frame_keys
 
     @property
     def taken_down(self) -> bool:
@@ -271,12 +272,17 @@ class Circuit:
 
     def remotes(self) -> tuple[RemoteStatus, ...]:
         """Return what each of its remotes does."""
-        return self._remotes.status(self.state, self._lifecycle.reason)
+        return self._remotes.status(self.state, self._steps.reason)
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
         """The known addresses of the remote in use."""
         return self._remote.addresses
+
+    @property
+    def remote_endpoint(self) -> Endpoint | None:
+        """Where the remote of the session is, or the one that is asked; None: not known."""
+        return self._dialogue.remote
 
     @property
     def idle_addresses(self) -> tuple[IPAddress, ...]:
@@ -295,7 +301,7 @@ class Circuit:
         """The remote addresses toward which it uses its id at present."""
         attached = self._data_path.attached
         in_use = () if attached is None else attached[0].sources
-        sought = () if self._path is None or self._signaling is None else self._path.sources
+        sought = () if self._path is None or self.static else self._path.sources
         return in_use + sought
 
     @property
@@ -306,27 +312,17 @@ class Circuit:
     @property
     def maker(self) -> bytes | None:
         """Which machine set it up, by identity.maker_of; None: this one, or it did not say."""
-        return self._maker if self._signaling is None else self._signaling.session.maker
+        return self._dialogue.maker
 
     def check_remote(self) -> None:
         """Raise ConfigError if a remote is an address of this machine; names are looked up."""
-        for remote in self.config.remote.all:
-            if remote.address is None:
-                continue
-            endpoint = Endpoint(remote.address, remote.port or self._port)
-            try:
-                group, route = self._routes.way_to(endpoint)
-            except DeviceError:
-                continue  # there may be a route later
-            if self._remote.is_this_machine(UnderlayPath(endpoint, (), route, group)):
-                own = Cause.OWN_ADDRESS.say(address=remote.address)
-                raise ConfigError(f"{self.name}: {own}")
+        self._paths.check_remote(self.config)
 
     def start(self) -> None:
         """Look for the remote, and carry frames as soon as possible."""
         self._started = True
         self._log.debug("circuit_started", remote=str(self.remote))
-        self._take(Input.START)
+        self._steps.take(Input.START)
 
     def accept(
         self, requested: CircuitRequested, encryption: SessionEncryption | None = None
@@ -337,41 +333,34 @@ class Circuit:
         answer() must follow. Raises VelaError.
         """
         self._begin_with(requested, encryption)
-        self._take(Input.ACCEPT)
+        self._steps.take(Input.ACCEPT)
 
     def _begin_with(
         self, requested: CircuitRequested, encryption: SessionEncryption | None = None
     ) -> None:
         """Begin with the session that a remote asked for. Raises VelaError."""
-        signaling = self._require_signaling()
         self._started = True
-        signaling.hold()
+        self._dialogue.hold()
         # The path must be known before the first message, so that both ends agree at once.
         self._path = self._remote.path_to(requested.source.address, requested.local_address)
-        signaling.session.set_local(self._description(self._path), self._loop.now())
-        signaling.session.accept(requested, self._loop.now(), encryption)
-        if encryption is not None and self._key_watch is not None:
-            self._key_watch.expect()
-        self._agreement = signaling.session.agreement
+        self._dialogue.accept(requested, self._description(self._path), encryption)
         self._carry()
         self._remote.resolve_later()
 
     def freeze(self) -> None:
         """Do nothing until thaw() but carry frames: another velad is about to take over."""
-        self._frozen = self._remote.paused = True
+        self._steps.paused = self._remote.paused = True
         self._remotes.freeze()
         self._ports.stop()
         self._prober.stop()
         self._frames.stop()
-        if self._signaling is not None:
-            self._signaling.hold()
+        self._dialogue.hold()
 
     def thaw(self) -> None:
         """Undo freeze(). The session goes on where it was."""
-        self._frozen, self._remote.paused = False, self.disabled
+        self._steps.paused, self._remote.paused = False, self.disabled
         self._remotes.thaw()
-        if self._signaling is not None:
-            self._signaling.release()
+        self._dialogue.release()
         self._probe_path()
 
     def standing(self) -> Standing | None:
@@ -379,25 +368,19 @@ class Circuit:
         attached, member = self._data_path.attached, self._data_path.member
         if attached is None or member is None or self.state not in (State.UP, State.UNMONITORED):
             return None
-        session = None if self.session is None else self.session.continuation()
+        session = self._dialogue.continuation()
         if session is None and not self.static:
             return None
-        path, _ = attached
-        name, index = member
-        used, held, failures = self._remotes.standing
-        return Standing(
-            remote=str(path.endpoint.address),
-            source=str(path.route.source),
-            member=name,
-            index=index,
-            session=None if session is None else session.format(),
-            key=self._key_proof(),
+        return Standing.of(
+            attached[0],
+            member,
+            session,
+            self._dialogue.key_proof,
+            self._remotes.standing,
             listening=self._frames.wants_listening,
-            probed_mtu=path.probed_mtu,
-            used=used,
-            held=held,
-            failures=failures,
             hooked=self.hooks is not None and self.hooks.up,
+            maker=self.maker,
+            further=self._data_path.further_members,
         )
 
     def retire_worker(self, done: Callback) -> None:
@@ -405,14 +388,14 @@ class Circuit:
         self._data_path.retire_worker(done)
 
     @property
-    def sending(self) -> int | None:
-        """The descriptor of the socket of its own that it sends from, if there is one."""
+    def sending(self) -> tuple[int, ...]:
+        """The descriptors of the sockets of its own that it sends from, if there are any."""
         return self._data_path.sending
 
     @property
     def key_page(self) -> int | None:
         """The descriptor of an encrypted circuit's key page."""
-        return None if self._frame_keys is None else self._frame_keys.page_fd
+        return None if self.frame_keys is None else self.frame_keys.page_fd
 
     def resume(self, former: Standing) -> bool:
         """Go on as another velad's circuit did, instead of start(). False: that cannot be."""
@@ -420,45 +403,36 @@ class Circuit:
             self._go_on(former)
         except (VelaError, ValueError, TypeError) as err:
             self._log.warning("circuit_not_resumed", error=str(err))
-            if self._signaling is not None:
-                self._signaling.forget()
-            self._path = self._agreement = None
-            self._signaling = self._open_signaling()
+            self._dialogue.forget()
+            self._session_anew()
             return False
         self._started = True
         self._log.debug("circuit_resumed", remote=former.remote)
         if former.hooked and self.hooks is not None:
             self.hooks.resume()
-        self._take(Input.RESUME)
-        if self._signaling is not None:
-            self._signaling.release()
+        self._steps.take(Input.RESUME)
+        self._dialogue.release()
         # The session knows the one address that it is with.
         self._remote.resolve()
         return True
 
     def _go_on(self, former: Standing) -> None:
         """Take over what a circuit did. Raises VelaError, ValueError or TypeError."""
-        session, signaling = former.continuation(), self._signaling
-        if (session is None) != (signaling is None) or former.key != self._key_proof():
+        session = former.continuation()
+        if (session is None) != self.static or former.key != self._dialogue.key_proof:
             raise ConfigError("it has other keys than before, or has signalling, or has no longer")
         if self._remotes.resume(former.used, former.held, former.failures):
-            self._remote.stop()
-            self._remote = self._search()
+            self._search_anew()
         source = ip_address(former.source)
         path = self._remote.path_to(ip_address(former.remote), source)
         self._path = path = self._prober.resume(path, former.probed_mtu)
-        if session is None or signaling is None:
+        if session is None:
             return
-        signaling.hold()
+        self._dialogue.hold()
         if former.listening:
             self._frames.resume_listening()
-        signaling.session.set_local(self._description(path), self._loop.now())
-        signaling.session.resume(session, self._loop.now())
-        self._agreement = signaling.session.agreement
-
-    def _key_proof(self) -> str | None:
-        """Return what shows that another velad has the same key, and does not tell it."""
-        return None if self._key is None else self._key.sign(KEY_PROOF).hex()
+        maker = None if former.maker is None else bytes.fromhex(former.maker)
+        self._dialogue.resume(session, self._description(path), maker)
 
     def accept_change(self, setup: Setup, requested: CircuitRequested) -> None:
         """Become what the remote that set the circuit up asks for, in a session of its own.
@@ -466,33 +440,32 @@ class Circuit:
         The name and the interface stay. answer() must follow. Raises VelaError; the
         circuit is then to be closed.
         """
-        signaling = self._require_signaling()
-        signaling.forget()
-        self.config, self.offer = setup.config, setup.offer
+        self._dialogue.forget()
+        self._dialogue.setup = replace(self._dialogue.setup, config=setup.config, offer=setup.offer)
         self._log = self._bound_log()
         self._data_path.change(self.config, self.cpu)
         self._remotes.change(self.config.remote)
-        self._remote.stop()
-        self._remote = self._search()
-        begun = self._signaling = self._open_signaling()
+        self._search_anew()
+        self._dialogue.open()
         if self.state is State.UP:
             # Frames go on meanwhile, as both ends are about to have the session.
             self._begin_with(requested)
+            begun = self._dialogue.channel
             self._loop.call_later(CHANGE_GRACE_S, lambda: self._miss_session(begun))
         else:
-            self._lifecycle = Lifecycle(static=False)
+            self._steps.begin_anew(static=False)
             self.accept(requested)
 
     def _miss_session(self, begun: SignalingChannel | None) -> None:
         """Go down if the session that accept_change() began is not up by now."""
-        if begun is None or self._signaling is not begun or self._closed:
+        if begun is None or self._dialogue.channel is not begun or self._steps.stopped:
             return
         if self.state is State.UP and begun.session.state is not SessionState.UP:
-            self._take(Input.DOWN, Cause.NOT_FOLLOWED.say())
+            self._steps.take(Input.DOWN, Cause.NOT_FOLLOWED.say())
 
     def answer(self) -> None:
         """Tell the remote that it was accepted."""
-        self._require_signaling().release()
+        self._dialogue.release()
 
     def close(
         self,
@@ -508,9 +481,9 @@ class Circuit:
         """
         if reason is not None:
             self.say_goodbye(reason)
-        elif self._signaling is not None:
-            self._signaling.forget()
-        self._closed = True
+        else:
+            self._dialogue.forget()
+        self._steps.stop()
         self._remotes.stop()
         self._remote.stop()
         self._prober.stop()
@@ -524,7 +497,7 @@ class Circuit:
             self._data_path.leave()
         elif not self._handed_over:
             self._data_path.close()
-        self._close_keys()
+        self._dialogue.close_keys()
         if due and self.hooks is not None:
             self.hooks.finish("the circuit is removed", lambda: self._go_at_last(gone))
         else:
@@ -540,12 +513,6 @@ class Circuit:
             self._log.info("circuit_closed")
         gone()
 
-    def _close_keys(self) -> None:
-        if self._key_watch is not None:
-            self._key_watch.close()
-        if self._frame_keys is not None:
-            self._frame_keys.close()
-
     def hand_over(self) -> DataPath:
         """Leave the interface to another circuit, which gets it. close() is to follow."""
         self._handed_over = True
@@ -555,8 +522,8 @@ class Circuit:
 
     def say_goodbye(self, reason: CloseReason) -> None:
         """Tell the remote the reason, before close()."""
-        if self._signaling is not None and not self.disabled:
-            self._signaling.leave(reason)
+        if not self.disabled:
+            self._dialogue.leave(reason)
 
     def kill_worker(self) -> None:
         """Kill the worker, before close() in the same turn of the loop."""
@@ -565,19 +532,18 @@ class Circuit:
     def disable(self) -> None:
         """Take the circuit down until enable(). The interface stays, without carrier."""
         if self._remotes.begin_anew():
-            self._remote.stop()
-            self._remote = self._search()
+            self._search_anew()
         self.disabled = self._remote.paused = True
         self._frames.begin_anew()
         self._obstacle = NO_REASON  # check() looks again
-        self._take(Input.DISABLE)
+        self._steps.take(Input.DISABLE)
 
     def enable(self) -> None:
         """Undo disable(), and start."""
         self.disabled = self._remote.paused = False
         self._started = True
-        self._signaling = self._open_signaling()
-        self._take(Input.ENABLE)
+        self._dialogue.open()
+        self._steps.take(Input.ENABLE)
 
     def restart(self) -> None:
         """Begin anew: search, session and worker. The interface stays."""
@@ -590,21 +556,20 @@ class Circuit:
         The worker stays if nothing changes that it was told. new_session: the present
         session cannot go on with it. Raises VelaError; the circuit is then to be closed.
         """
-        before, self.config = self.config, setup.config
+        before = self._dialogue.setup
+        self._dialogue.setup = replace(before, config=setup.config)
         self._log = self._bound_log()
         if new_session:
             self._begin_anew(setup, cpu)
             return
         self._data_path.change(self.config, cpu)
-        self._machine = setup.machine
-        if setup.offer != self.offer:
-            self.offer = setup.offer
-            if self._signaling is not None:
-                self._signaling.session.set_offer(self.offer, self._loop.now())
+        self._dialogue.change(
+            replace(self._dialogue.setup, machine=setup.machine, offer=setup.offer)
+        )
         self.set_key(setup.key)
-        if self._remotes.change(self.config.remote) or self.config.family != before.family:
+        if self._remotes.change(self.config.remote) or self.config.family != before.config.family:
             self._look_elsewhere()
-        if self.config.enabled != before.enabled:
+        if self.config.enabled != before.config.enabled:
             self._follow_file()
         elif self._started and not self.disabled:
             self.apply_terms()
@@ -620,22 +585,16 @@ class Circuit:
         disabled, started = self.disabled or not self.config.enabled, self._started
         if not self.disabled:
             self.disable()
-        self._close_keys()
-        self._frame_keys = setup.frame_keys
-        self._key_watch = self._watch_keys()
+        self._dialogue.begin_anew(setup)
         self._remote.stop()
         self._data_path.change(self.config, cpu)
-        self._control_channel, self.offer = setup.control_channel, setup.offer
-        self._asking = None if setup.control_channel is None else Asking(setup.control_channel)
-        self._key, self._machine = setup.key, setup.machine
-        self._lifecycle = Lifecycle(static=self.static)
-        self._path = self._agreement = None
+        self._steps.begin_anew(static=self.static)
+        self._path = None
         self._moving = self.disabled = False
         self._remotes.change(self.config.remote)
-        self._routes = self._circuit_routes()
-        self._presence = self.config.underlay.presence()
+        self._paths.begin_anew(self.config)
         self._remote = self._search()
-        self._signaling = self._open_signaling()
+        self._dialogue.open()
         if disabled:
             self.disable()
         elif started:
@@ -650,10 +609,11 @@ class Circuit:
 
     def _look_elsewhere(self) -> None:
         """Look for the remote by another name. The session goes on until its address is known."""
-        self._remote.stop()
-        self._remote = self._search()
+        self._search_anew()
         self._remote.paused = self.disabled
-        self._moving = not self.disabled
+        self._moving = not (self.disabled or self.remote.is_any)
+        if self.remote.is_any and self.state not in (State.UP, State.DISABLED):
+            self._steps.take(Input.SWITCHED)
         if self._started or self.disabled:
             self._remote.resolve()
 
@@ -663,33 +623,30 @@ class Circuit:
 
     def use_remote(self, why: str) -> None:
         """Leave the remote that was in use for the one that is to be used now."""
-        self._require_signaling().leave(CloseReason.STOPPING)
-        self._path = self._agreement = None
+        self._dialogue.leave(CloseReason.STOPPING)
         self._moving = False
         self._frames.begin_anew()
-        self._remote.stop()
-        self._remote = self._search()
-        self._signaling = self._open_signaling()
+        self._search_anew()
+        self._session_anew()
         self._log.info("remote_switched", remote=str(self.remote), reason=str(why))
-        self._take(Input.SWITCHED)
+        self._steps.take(Input.SWITCHED)
         self._remote.resolve()
 
     def watch_primary(
         self, primary: Remote, on_answer: Callback, on_silence: Callable[[Reason], None]
     ) -> PrimaryWatch:
         """Ask the primary at intervals, while another remote is in use."""
-        channel = self._control_channel
+        channel = self._dialogue.setup.control_channel
         if channel is None:
             raise RuntimeError(f"{self.name} is static")
 
         def search(listener: Listener) -> RemoteSearch:
-            return self._search_for(primary, listener)
+            return self._paths.search(self.config, primary, listener)
 
         def ask(enquiry: Enquiry, paths: tuple[UnderlayPath, ...]) -> list[Datagram]:
-            candidates = [Candidate(each.endpoint, self._source_of(each)) for each in paths]
-            keys = self._frame_keys
-            ciphers = None if keys is None else keys.offer
-            return enquiry.ask(candidates, self._description(None), self.offer, self._key, ciphers)
+            setup, local = self._dialogue.setup, self._description(None)
+            ciphers = None if setup.frame_keys is None else setup.frame_keys.offer
+            return enquiry.ask(self._candidates(paths), local, setup.offer, setup.key, ciphers)
 
         return PrimaryWatch(
             self.config.id,
@@ -704,26 +661,23 @@ class Circuit:
 
     def apply_terms(self) -> None:
         """Tell the remote what this end offers now, and carry frames by it."""
-        if self._frozen:
+        if self._steps.paused:
             return
         try:
-            in_use = self._path if self._signaling is None else self._path_in_use() or self._path
-            if self._signaling is not None and in_use is not None:
-                description = self._description(in_use)
-                self._signaling.session.set_local(description, self._loop.now())
+            in_use = self._path_in_use() or self._path
+            if in_use is not None and not self.static:
+                self._dialogue.set_local(self._description(in_use))
             if self._data_path.attached is not None:
                 self._carry()
         except VelaError as err:
-            self._take(Input.FAILED, reason_of(err))
-        if self._signaling is not None:
-            self._signaling.pump()
+            self._steps.take(Input.FAILED, reason_of(err))
+        self._dialogue.pump()
         if self.state is State.FAILED:
             self._remote.resolve()
 
     def set_policy(self, policy: Policy) -> None:
         """Apply this policy to later requests of the remote."""
-        if self._signaling is not None:
-            self._signaling.session.set_policy(policy)
+        self._dialogue.set_policy(policy)
 
     def set_key(self, key: Key | None) -> None:
         """Use this key from now on.
@@ -731,26 +685,26 @@ class Circuit:
         The session goes on until both ends have begun another one under the changed key;
         one that the remote set up no longer than KEY_GRACE_S.
         """
-        if key == self._key:
+        if key == self._dialogue.setup.key:
             return
-        self._key = key
-        if self._frame_keys is not None:
-            self._frame_keys.set_psk(key)
-        if self._signaling is None or self.disabled:
+        self._dialogue.setup = replace(self._dialogue.setup, key=key)
+        if self.frame_keys is not None:
+            self.frame_keys.set_psk(key)
+        if self.static or self.disabled:
             return
-        if not self._signaling.session.set_key(key, self._loop.now()):
+        if not self._dialogue.follow_key():
             self.restart()
             return
-        self._signaling.pump()
         if self.origin is Origin.PEER:
             # Who has only the key before is no longer allowed here.
-            former = self._signaling, self._signaling.session.local_nonces[:1]
-            self._loop.call_later(KEY_GRACE_S, lambda: self._end_session(*former))
+            former = self._dialogue.mark()
+            self._loop.call_later(KEY_GRACE_S, lambda: self._end_session(former))
 
-    def _end_session(self, signaling: SignalingChannel, nonces: tuple[int, ...]) -> None:
-        """Begin anew if there is still the session with this nonce."""
-        is_former = self._signaling is signaling and signaling.session.local_nonces[:1] == nonces
-        if is_former and nonces and not (self._closed or self.disabled):
+    def _end_session(self, former: Mark) -> None:
+        """Begin anew if there is still this session."""
+        _, nonces = former
+        is_there = self._dialogue.mark() == former
+        if is_there and nonces and not (self._steps.stopped or self.disabled):
             self.restart()
 
     def check(self) -> None:
@@ -759,7 +713,7 @@ class Circuit:
         traffic = self._data_path.traffic()
         now = self._loop.now()
         self._rates.sample(traffic, now)
-        self.history.look(now, traffic, up=self.state.word in WELL)
+        self.history.look(now, traffic, up=self.state in (State.UP, State.UNMONITORED))
         self._prober.note_traffic(traffic.tx_frames)
         try:
             self._data_path.check()
@@ -767,18 +721,17 @@ class Circuit:
             self._obstacle = reason_of(err)
             if self._obstacle != before:
                 self._log.error("circuit_broken", error=str(self._obstacle))
-            self._take(Input.BROKEN, self._obstacle)
+            self._steps.take(Input.BROKEN, self._obstacle)
         else:
             self._obstacle = NO_REASON
             if before:
                 self._log.info("circuit_mended")
-                self._take(Input.MENDED)
+                self._steps.take(Input.MENDED)
             self._look_at_bridge()
         self._look_at_underlay()
         self._frames.check()
-        if self._key_watch is not None:
-            worker = self._data_path.worker_status()
-            self._key_watch.check(None if worker is None else worker.restarts)
+        worker = self._data_path.worker_status() if self.frame_keys is not None else None
+        self._dialogue.check_keys(None if worker is None else worker.restarts)
 
     def _look_at_bridge(self) -> None:
         """Offer another MTU if the interface joined its bridge, or lost it."""
@@ -791,29 +744,26 @@ class Circuit:
         try:
             self._carry()
         except VelaError as err:
-            self._take(Input.FAILED, reason_of(err))
+            self._steps.take(Input.FAILED, reason_of(err))
             return
-        if self._signaling is not None:
-            self._signaling.pump()
+        self._dialogue.pump()
 
     def _look_at_underlay(self) -> None:
         """Follow the chosen device and source address as they come and go."""
-        if self.config.underlay == ANY_UNDERLAY or self.disabled or not self._started:
+        if self.disabled or not self._started:
             return
-        presence = self.config.underlay.presence()
-        if presence == self._presence:
-            return
-        self._presence = presence
-        _, obstacle = presence
+        obstacle = self._paths.change_of_underlay()
         if obstacle and self._data_path.attached is not None:
-            self._take(Input.CUT_OFF, obstacle)
-        else:
+            self._steps.take(Input.CUT_OFF, obstacle)
+        elif obstacle is not None:
             self._remote.resolve()
+
+    def announce(self) -> None:
+        self._dialogue.announce()
 
     def ask_remote(self, size: int) -> None:
         """Let the remote's supervisor answer, if it has the session, by a probe of this size."""
-        if self._signaling is not None and self._signaling.session.probe(size):
-            self._signaling.pump()
+        self._dialogue.probe(size)
 
     def ping(self, size: int, answered: Answered) -> None:
         """Ask the remote's worker once. See FrameWatch.ping. Raises VelaError."""
@@ -827,22 +777,23 @@ class Circuit:
         endpoint = attached[0].endpoint if attached else None
         session = self.session
         heard_at = None if session is None else session.last_heard_at
-        now = self._loop.now()
+        now, reasons = self._loop.now(), self.reasons
+        reason = joined(reasons)
         return CircuitStatus(
             name=config.name,
             id=config.id,
             origin=self.origin.value,
             description=config.description,
             state=self.state.word,
-            reason=str(self.reason),
-            reason_code=self.reason.code,
-            reasons=ReasonStatus.of(self.reasons),
+            reason=str(reason),
+            reason_code=reason.code,
+            reasons=ReasonStatus.of(reasons),
             since_seconds=round(self._transitions.since_s(now), 3),
             transitions=self._transitions.count(now),
             remote=str(self.remote),
             remotes=self.remotes(),
             remote_address=str(endpoint.address) if endpoint else None,
-            remote_port=endpoint.port if endpoint else self.remote.port or self._port,
+            remote_port=self._remote_port(endpoint),
             family=endpoint.family.value if endpoint else None,
             mtu=self._data_path.mtu,
             path_mtu=attached[0].mtu if attached else None,
@@ -850,10 +801,8 @@ class Circuit:
             encapsulation=config.encapsulation.value,
             elision=attached is not None and attached[1].elision is not Elision.NEVER,
             encryption=config.encryption.value,
-            cipher=None if self._key_watch is None else self._key_watch.status(),
-            asking=None
-            if session is None or self._asking is None
-            else self._asking.status(session, now),
+            cipher=self._dialogue.cipher_status(),
+            asking=self._dialogue.asking_status(),
             rtt_ms=milliseconds(None if session is None else session.rtt_s),
             last_heard_seconds=None if heard_at is None else round(now - heard_at, 3),
             loss=self._frames.loss(),
@@ -863,39 +812,51 @@ class Circuit:
             counters=self._data_path.counter_status(),
         )
 
+    def _remote_port(self, endpoint: Endpoint | None) -> int | None:
+        if endpoint is not None:
+            return endpoint.port
+        return None if self.remote.is_any else self.remote.port or self._port
+
     # From the search for the remote.
 
+    def on_awaits(self) -> None:
+        self._steps.take(Input.AWAITS)
+        self._dialogue.pump()
+
     def on_unresolved(self, reason: Reason) -> None:
-        self._take(Input.UNRESOLVED, reason)
+        self._steps.take(Input.UNRESOLVED, reason)
 
     def on_no_route(self, reason: Reason) -> None:
-        self._take(Input.NO_ROUTE, reason)
+        self._steps.take(Input.NO_ROUTE, reason)
 
     def on_routed(self, paths: tuple[UnderlayPath, ...]) -> None:
         if self._moving:
             self._moving = False
             self._leave_former_remote(paths[0])
+        with self._paths.found(paths):
+            self._take_paths(paths)
+
+    def _take_paths(self, paths: tuple[UnderlayPath, ...]) -> None:
         try:
             self._aim(paths)
         except VelaError as err:
-            self._take(Input.FAILED, reason_of(err))
+            self._steps.take(Input.FAILED, reason_of(err))
             return
-        self._take(Input.ROUTED)
-        if self._signaling is not None:
-            self._signaling.pump()
+        self._steps.take(Input.ROUTED)
+        self._dialogue.pump()
 
     def _on_route_changed(self) -> None:
         """Stop sending at once where the route now leads into this circuit, or look again."""
-        if self.disabled or self._closed:
+        if self.disabled or self._steps.stopped:
             return
         attached = self._data_path.attached
         if attached is None:
             self._remote.resolve()
             return
         try:
-            self._routes.way_from(attached[0].route.source, attached[0].endpoint)
+            self._paths.to(attached[0].endpoint, attached[0].route.source)
         except RouteLoop as err:
-            self._take(Input.CUT_OFF, reason_of(err))
+            self._steps.take(Input.CUT_OFF, reason_of(err))
         except DeviceError as err:
             cause = err.__cause__
             # If there is just no route now, and it stays so, the session goes down by itself.
@@ -907,68 +868,65 @@ class Circuit:
 
         Not where the remote set the circuit up: it knows this end by that address, and seeks it.
         """
-        if self._signaling is None or self.origin is Origin.PEER:
+        if self.static or self.origin is Origin.PEER:
             return
         try:
-            self._routes.way_to(path.endpoint)
+            self._paths.to(path.endpoint, None)
         except DeviceError:
             return
-        reason = Cause.SOURCE_LOST.say(address=path.route.source)
-        self._signaling.session.give_up(reason, self._loop.now())
-        self._signaling.pump()
+        self._dialogue.give_up(Cause.SOURCE_LOST.say(address=path.route.source))
 
     def _leave_former_remote(self, path: UnderlayPath) -> None:
         """End the session with a machine that the remote's new name does not lead to."""
-        if self._signaling is None:
-            return
-        session = self._signaling.session
-        remote, port = session.remote, path.endpoint.port
+        remote, port = self._dialogue.remote, path.endpoint.port
         if remote is None or (remote.address in path.sources and self._reaches(remote, port)):
             return
-        self._signaling.leave(CloseReason.DELETED)
+        self._dialogue.leave(CloseReason.DELETED)
         self._data_path.detach()
-        self._path = self._agreement = None
-        self._signaling = self._open_signaling()
-        self._take(Input.SWITCHED, Cause.REMOTE_CHANGED.say())
+        self._session_anew()
+        self._steps.take(Input.SWITCHED, Cause.REMOTE_CHANGED.say())
 
     def _reaches(self, remote: Endpoint, port: int) -> bool:
         """Tell whether a remote is the one at this port; behind a NAT it shows another one."""
-        return port in (remote.port, self._agreement.remote_port if self._agreement else None)
+        agreement = self.agreement
+        return port in (remote.port, agreement.remote_port if agreement else None)
 
     # From signalling.
 
     def _on_event(self, event: Event) -> None:
         if self.state is State.UP and isinstance(event, Unanswered | Rejected):
             # Of a session that took the place of another one, and was never up itself.
-            self._take(Input.DOWN, Cause.NOT_FOLLOWED.say())
+            self._steps.take(Input.DOWN, Cause.NOT_FOLLOWED.say())
         match event:
             case Agreed(agreement):
-                self._agreement = agreement
-                self._take(Input.AGREED)
+                self._dialogue.agreement = agreement
+                self._steps.take(Input.AGREED)
             case Up():
-                remote = self._require_signaling().session.remote
+                remote = self._dialogue.remote
                 if remote is not None:
                     self._remote.use(remote.address)
                 if self._frames.awaited:
                     self._frames.follow()
                 else:
-                    self._take(Input.UP)
+                    self._steps.take(Input.UP)
             case Down(reason):
                 self._frames.session_lost()
-                self._take(Input.DOWN, reason)
+                self._steps.take(Input.DOWN, reason)
             case Unanswered(reason):
-                self._take(Input.UNANSWERED, reason)
+                self._steps.take(Input.UNANSWERED, reason)
             case Rejected(RejectCode.DISABLED):
-                self._take(Input.REMOTE_DISABLED, event.reason)
+                self._steps.take(Input.REMOTE_DISABLED, event.reason)
             case Rejected(RejectCode.NO_SUCH_CIRCUIT) if self.origin is Origin.PEER:
                 # The remote deleted it, and its message was lost.
-                self._take(Input.DELETED)
+                self._steps.take(Input.DELETED)
             case Rejected(RejectCode.ID_TAKEN) if self._owner.takes_another_id(self):
                 pass
             case Heard():
                 self._ports.heard()
+            case Moved(remote):
+                self._log.info("remote_moved", remote=str(remote))
             case Rejected():
-                self._take(Input.REJECTED, event.reason)
+                self._steps.take(Input.REJECTED, event.reason)
             case Refused(source, code, text):
                 self._log.warning("circuit_refused", by=str(source), code=code.name, reason=text)
             case ProbeAnswered(size):
@@ -980,47 +938,26 @@ class Circuit:
             case OfferChanged(requested):
                 self._owner.on_offer_changed(self, requested)
             case Closed() if self.origin is Origin.PEER:
-                self._take(Input.DELETED)
+                self._steps.take(Input.DELETED)
             case Closed(by_remote):
                 cause = Cause.REMOTE_DELETED if by_remote else Cause.CLOSED
-                self._take(Input.CLOSED, cause.say())
+                self._steps.take(Input.CLOSED, cause.say())
             case _:
                 pass
 
     # Steps of the lifecycle.
 
-    def _take(self, happened: Input, reason: Reason = NO_REASON) -> None:
-        """Take an input and carry out its actions. Inputs that arrive meanwhile wait."""
-        if self._frozen:
-            return
-        self._inputs.append((happened, reason))
-        if self._stepping:
-            return
-        self._stepping = True
-        try:
-            while self._inputs and not self._closed:
-                self._step(*self._inputs.popleft())
-        finally:
-            self._inputs.clear()
-            self._stepping = False
+    def _carry_out(self, action: Action) -> None:
+        """Raises VelaError."""
+        _DO[action](self)
 
-    def _step(self, happened: Input, reason: Reason) -> None:
-        step = self._lifecycle.take(happened, reason)
-        try:
-            for action in step.actions:
-                _DO[action](self)
-                if self._closed:
-                    return
-        except VelaError as err:
-            # Before the inputs that wait: they assume a circuit that carries frames.
-            self._inputs.appendleft((Input.FAILED, reason_of(err)))
-            return
+    def _on_step(self, happened: Input, reason: Reason) -> None:
         self._frames.follow()
         self._remotes.note(happened, self.state, reason)
         self._log_change()
 
     def _log_change(self) -> None:
-        state, reason = now = (self.state, self._lifecycle.reason)
+        state, reason = now = (self.state, self._steps.reason)
         if now == self._logged:
             return
         before, self._logged = self._logged[0], now
@@ -1054,35 +991,32 @@ class Circuit:
             self.on_routed((self._path,))
 
     def _seek(self) -> None:
-        signaling = self._require_signaling()
-        if signaling.session.state in _SESSION_AT_REST:
-            signaling.session.start(self._loop.now())
-        signaling.pump()
+        self._dialogue.seek()
 
     def _suspend(self) -> None:
-        signaling = self._require_signaling()
-        reason = self._lifecycle.reason
+        channel = self._dialogue.require()
+        reason = self._steps.reason
         # Only one end may have noticed.
         is_mac = reason.code == Cause.DUPLICATE_MAC.code
         code = RejectCode.MAC if is_mac else RejectCode.FAILED
-        signaling.session.suspend(f"on the other end, {reason}", code)
-        signaling.pump()
+        channel.session.suspend(f"on the other end, {reason}", code)
+        channel.pump()
 
     def _leave(self) -> None:
-        self._require_signaling().leave(CloseReason.STOPPING)
-        self._agreement = None
+        self._dialogue.leave(CloseReason.STOPPING)
+        self._dialogue.agreement = None
         # Another circuit may use the id toward this address while this one is disabled.
         self._path = None
 
     def _carry(self) -> None:
         """Attach sockets and worker by agreement or configuration. Raises VelaError."""
-        if self._signaling is None:
+        session, agreement = self.session, self.agreement
+        if session is None:
             if self._path is not None:
                 profile = static_profile(self.config, self._path, self._data_path.bridge_mtu)
                 self._data_path.attach(self._path, profile)
                 self._data_path.limit(self.config.rate)
             return
-        session, agreement = self._signaling.session, self._agreement
         if agreement is None or session.remote is None:
             return
         # By the present one: the agreement may be of a session that failed for it.
@@ -1092,17 +1026,18 @@ class Circuit:
         # Behind a NAT only the translated port leads back.
         port = session.remote.port if agreement.nat else agreement.remote_port
         path = self._path_to(Endpoint(session.remote.address, port))
+        if self.remote.is_any:
+            self._path = path
         # The session may be with another address than the one that was asked.
-        session.set_local(self._description(path), self._loop.now())
-        page = None if self._frame_keys is None else self._frame_keys.page_fd
+        self._dialogue.set_local(self._description(path))
         profile = agreed_profile(self.config, agreement, path, self._data_path.bridge_mtu)
         profile = self._ports.until_heard(path, profile, up=self.state is State.UP)
-        self._data_path.attach(path, profile, page)
+        self._data_path.attach(path, profile, self.key_page)
         rate_kbit = agreement.rate_kbit
         self._data_path.limit(None if rate_kbit is None else rate_kbit * STEP)
-        self._data_path.expect_frames_from(agreement.frame_port)
+        self._data_path.expect_frames_from(agreement.frame_port, agreement.frame_ports)
         # The remote is told which port they leave from, now that it is known.
-        session.set_local(self._description(path), self._loop.now())
+        self._dialogue.set_local(self._description(path))
         if self._ports.begun():
             session.await_heard(self._loop.now())
 
@@ -1143,81 +1078,48 @@ class Circuit:
         log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         return log.bind(description=config.description) if config.description else log
 
-    def _watch_keys(self) -> KeyWatch | None:
-        keys = self._frame_keys
-        return None if keys is None else KeyWatch(keys, self._loop)
-
     # Signalling, and the paths to the remote.
 
-    def _circuit_routes(self) -> CircuitRoutes:
-        return CircuitRoutes(self._machine_routes, self.config.underlay, self._data_path)
+    def _search(self) -> RemoteSearch | CallerWait:
+        if self.remote.is_any:
+            wait = self._paths.wait(self.config, self)
+            self._dialogue.take_calls(self._describe_to, wait.hears)
+            return wait
+        self._dialogue.take_no_calls()
+        return self._paths.search(self.config, self.remote, self, self._local_address)
 
-    def _search(self) -> RemoteSearch:
-        return self._search_for(self.remote, self)
+    def _search_anew(self) -> None:
+        """Look for the remote that is in use now, from now on."""
+        self._remote.stop()
+        self._remote = self._search()
 
-    def _search_for(self, remote: Remote, listener: Listener) -> RemoteSearch:
-        bind = self.config.bind
-        return RemoteSearch(
-            remote,
-            self.config.family or (None if bind is None else family_of(bind)),
-            self._port,
-            self._loop,
-            self._names,
-            self._routes,
-            listener,
-            local_address=self._local_address if listener is self else lambda: None,
-        )
-
-    def _open_signaling(self) -> SignalingChannel | None:
-        channel = self._control_channel
-        if channel is None:
-            return None
-        session = Session(
-            self.config.id,
-            self._description(None),
-            remote=None,
-            key=self._key,
-            cookies=channel.cookies,
-            randomness=channel.randomness,
-            offer=self.offer,
-            policy=channel.policy if self.origin is Origin.PEER else None,
-            machine=self._machine,
-            maker=self.maker,
-            frame_keys=self._frame_keys,
-            echoes_arrived=self._data_path.echoes_arrived,
-        )
-        signaling = SignalingChannel(
-            session, self._loop, channel, self._on_event, self.config.underlay
-        )
-        if self._key_watch is not None:
-            self._key_watch.follow(signaling)
-        return signaling
-
-    def _require_signaling(self) -> SignalingChannel:
-        if self._signaling is None:
-            raise RuntimeError(f"{self.name} is static")
-        return self._signaling
+    def _session_anew(self) -> None:
+        """Forget what was agreed on, and with whom; the session was left."""
+        self._path = self._dialogue.agreement = None
+        self._dialogue.open()
 
     def _aim(self, paths: tuple[UnderlayPath, ...]) -> None:
         """Let the session look for the remote there, the best path first. Raises VelaError."""
-        signaling, path = self._signaling, paths[0]
-        # A loopback address in the configuration is no mistake: another velad may listen there.
-        if not path.endpoint.address.is_loopback and self._remote.is_this_machine(path):
-            raise ConfigError(Cause.OWN_ADDRESS.say(address=path.endpoint.address))
-        if signaling is not None:
-            # Before the first message: the remote would take both circuits for one.
-            self._owner.check_id(self, path.sources)
-        self._path = path
-        if signaling is None:
+        channel, path = self._dialogue.channel, paths[0]
+        self._paths.check_path(path)
+        if channel is None:
+            self._path = path
             self._remote.use(path.endpoint.address)
             return
-        now = self._loop.now()
-        signaling.expect_from(path.sources)
+        # Before the first message: the remote would take both circuits for one.
+        self._owner.check_id(self, path.sources)
+        self._path = path
+        channel.expect_from(path.sources)
         in_use = self._path_in_use() if self.state is State.UP else path
         if in_use is not None:
-            signaling.session.set_local(self._description(in_use), now)
-        candidates = [Candidate(each.endpoint, self._source_of(each)) for each in paths]
-        signaling.session.set_remotes(candidates, now)
+            self._dialogue.set_local(self._description(in_use))
+        channel.session.set_remotes(self._candidates(paths), self._loop.now())
+
+    def _describe_to(self, source: Endpoint, local_address: IPAddress | None) -> Description:
+        """Return the description of this end for a remote that calls. Raises VelaError."""
+        path = self._paths.to(source, local_address)
+        self._owner.check_id(self, path.sources)
+        return self._description(path)
 
     def _description(self, path: UnderlayPath | None) -> Description:
         """Return the description of this end. Raises ConfigError if the path is too narrow."""
@@ -1229,28 +1131,25 @@ class Circuit:
             self._port,
             data_path.abilities,
             frame_port=self._ports.port,
+            frame_ports=self._ports.count,
             bridge_mtu=data_path.bridge_mtu,
             from_listening=self._frames.wants_listening,
         )
 
     def _local_address(self) -> IPAddress | None:
         """Return the local address that the remote uses; None: any."""
-        if self._signaling is None:
-            return None
         # A remote that set the circuit up knows this end by the address that it asked.
         if self.state is State.UP or self.origin is Origin.PEER:
-            return self._signaling.session.local_address
+            return self._dialogue.local_address
         return None
 
-    def _source_of(self, path: UnderlayPath) -> IPAddress | None:
-        """Return the local address to ask from; None: the kernel chooses."""
-        if path.route.source in (self._local_address(), self.config.bind):
-            return path.route.source
-        return None if path.group.address.is_unspecified else path.group.address
+    def _candidates(self, paths: tuple[UnderlayPath, ...]) -> tuple[Candidate, ...]:
+        """Return where to ask for the remote by these paths."""
+        return self._paths.candidates(paths, self._local_address(), self.config.bind)
 
     def _path_in_use(self) -> UnderlayPath | None:
         """Return the path to the remote of the session; None: there is none at present."""
-        remote = self._require_signaling().session.remote
+        remote = self._dialogue.remote
         try:
             return None if remote is None else self._path_to(remote)
         except DeviceError:
@@ -1258,18 +1157,13 @@ class Circuit:
 
     def _path_to(self, endpoint: Endpoint) -> UnderlayPath:
         """Return the path from the session's local address to an endpoint. Raises DeviceError."""
-        source = self._require_signaling().session.local_address
-        if source is None:
-            group, route = self._routes.way_to(endpoint)
-        else:
-            group, route = self._routes.way_from(source, endpoint)
-        return self._prober.narrow(UnderlayPath(endpoint, (endpoint.address,), route, group))
+        return self._paths.to(endpoint, self._dialogue.local_address)
 
     def _probe_path(self) -> None:
         """Find out how large packets to the remote may be, while the session is up."""
-        attached, signaling = self._data_path.attached, self._signaling
-        if attached is not None and signaling is not None and self.state is State.UP:
-            self._prober.start(attached[0], signaling)
+        attached, channel = self._data_path.attached, self._dialogue.channel
+        if attached is not None and channel is not None and self.state is State.UP:
+            self._prober.start(attached[0], channel)
         else:
             self._prober.stop()
 

@@ -18,8 +18,8 @@ from ..status import CounterStatus, WorkerStatus
 from .rates import Traffic
 from .terms import Profile
 
-EchoHandler = Callable[[memoryview], bool]
-"""Takes a message; False: it answers nothing that was asked."""
+EchoHandler = Callable[[memoryview, float], bool]
+"""Takes a message, and how many seconds ago it came; False: it answers nothing that was asked."""
 
 
 class DataPath(Protocol):
@@ -54,8 +54,11 @@ class DataPath(Protocol):
         It is this circuit's from now on. Raises VelaError.
         """
 
-    def expect_frames_from(self, port: int | None) -> None:
-        """Take only frames that come from this UDP port of the remote's; None: from any."""
+    def ports_from(self, port: int) -> int:
+        """Return how many UDP ports in a row are this circuit's to send from, from this one on."""
+
+    def expect_frames_from(self, port: int | None, count: int = 1) -> None:
+        """Take only frames of so many UDP ports of the remote's, from this one on; None: of any."""
 
     def attach(self, path: UnderlayPath, profile: Profile, key_page: int | None = None) -> None: ...
 
@@ -86,8 +89,12 @@ class DataPath(Protocol):
         """The name of the socket that it receives on, and its index; None: it carries nothing."""
 
     @property
-    def sending(self) -> int | None:
-        """The descriptor of the socket of its own that it sends from, if there is one."""
+    def further_members(self) -> tuple[int, ...]:
+        """The indices of further sockets that it receives on."""
+
+    @property
+    def sending(self) -> tuple[int, ...]:
+        """The descriptors of the sockets of its own that it sends from, if there are any."""
 
     @property
     def has_former(self) -> bool:
@@ -97,8 +104,8 @@ class DataPath(Protocol):
         """End the worker after what it has in hand, and start no other; then call done."""
 
     @property
-    def tap(self) -> tuple[int, int]:
-        """The descriptor of the interface, and its index."""
+    def taps(self) -> tuple[tuple[int, ...], int]:
+        """The descriptors of the interface, one for each queue, and its index."""
 
     @property
     def obstacles(self) -> tuple[Reason, ...]:

@@ -34,7 +34,8 @@ STATIC_S = 10.0
 class Watched(Protocol):
     """A circuit."""
 
-    config: CircuitConfig
+    @property
+    def config(self) -> CircuitConfig: ...
 
     @property
     def state(self) -> State: ...
@@ -48,6 +49,9 @@ class Watched(Protocol):
 
     def apply_terms(self) -> None:
         """Tell the remote what this end offers now."""
+
+    def announce(self) -> None:
+        """Show the remote where this end is now, by a KEEPALIVE."""
 
 
 class FrameWatch:
@@ -69,7 +73,9 @@ class FrameWatch:
         self._data_path = data_path
         self._loop = loop
         self._take = take
-        self._echoes = Echoes(loop, data_path.send_echo, self._carries, self.look, history)
+        self._echoes = Echoes(
+            loop, data_path.send_echo, self._carries, self.look, self._on_missing, history
+        )
         # Since when both ends are to send from the listening ports, as frames do not cross.
         self._wanted_at: float | None = None
         data_path.set_echo_handler(self._echoes.take)
@@ -178,6 +184,12 @@ class FrameWatch:
             self._want_listening(self._loop.now())
         elif echoes.blocked and self._loop.now() >= (self._wanted_at or 0) + FALLBACK_S:
             self._take(Input.UNANSWERED, Cause.FRAMES_BLOCKED.say())
+
+    def _on_missing(self) -> None:
+        """Let a remote that follows this end know at once, if a NAT has given it another port."""
+        agreement = self._circuit.agreement
+        if agreement is not None and agreement.nat and self._circuit.state is State.UP:
+            self._circuit.announce()
 
     def ping(self, size: int, answered: Answered) -> None:
         """Ask once; answered is called when the answer comes, if it does.

@@ -231,7 +231,7 @@ def facts(circuit: Subject) -> dict[str, str]:
         "REASON": status.reason,
         "REMOTE": status.remote,
         "REMOTE_ADDRESS": status.remote_address or "",
-        "REMOTE_PORT": status.remote_port,
+        "REMOTE_PORT": status.remote_port or "",
         "MTU": status.mtu,
         "ADDRESSES": " ".join(map(str, config.addresses)),
         "BRIDGE": config.bridge or "",

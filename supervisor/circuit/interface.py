@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
@@ -20,6 +21,7 @@ from vela.wire import gso_max_size
 
 from ..config.records import CircuitConfig, Encapsulation
 from .links import Links
+from .queues import tap_queues
 from .surroundings import Wanted, departures, missing_addresses
 
 # Of the log, about an interface that somebody changes again and again: one a minute.
@@ -45,6 +47,7 @@ class AttachmentCircuit:
         adopted: int | None = None,
         former: CircuitConfig | None = None,
         shared: bool = False,
+        queues: Sequence[int] = (),
     ) -> None:
         """Create the interface, up, with addresses, without carrier. mtu: in bytes.
 
@@ -55,6 +58,7 @@ class AttachmentCircuit:
         adopted: the descriptor of the interface that another velad has made by former; only
         what config wants otherwise is changed, and mtu does not count. shared: the service
         manager has a copy of the descriptor, and close() removes the interface all the same.
+        queues: the descriptors of further queues of the adopted one.
         """
         self.mac = mac
         self._config = config
@@ -80,7 +84,9 @@ class AttachmentCircuit:
         """Whether it goes on with another velad's interface."""
         if adopted is not None:
             try:
-                self._tap = self._adopt(adopted, mac, mtu, config if former is None else former)
+                self._tap = self._adopt(
+                    adopted, mac, mtu, config if former is None else former, queues
+                )
                 self.adopted = True
             except DeviceError as err:
                 # Removed by somebody, for instance.
@@ -95,6 +101,16 @@ class AttachmentCircuit:
     def fd(self) -> int:
         """The descriptor that frames are read from and written to."""
         return self._tap.fd
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """Those of all its queues."""
+        return self._tap.fd, *self._tap.further
+
+    def spread(self, queues: int) -> None:
+        """Let flows go through the first queues. Raises DeviceError."""
+        if len(self._tap.further):
+            self._tap.spread(queues)
 
     @property
     def _name(self) -> str:
@@ -274,8 +290,10 @@ class AttachmentCircuit:
 
     def set_gso_max_size(self) -> None:
         """Set the GSO size to the present best value. Raises DeviceError."""
+        if not self._tap.virtio_header:
+            return
         size = self._best_gso_max_size(self._tap.mtu)
-        if self._tap.virtio_header and size != self._gso_max_size:
+        if size != self._gso_max_size:
             self._netlink.set_gso_max_size(self._name, size)
             self._gso_max_size = size
 
@@ -318,7 +336,9 @@ class AttachmentCircuit:
                 self.set_carrier(False)
         self._tap.close()
 
-    def _adopt(self, fd: int, mac: bytes, mtu: int, former: CircuitConfig) -> Tap:
+    def _adopt(
+        self, fd: int, mac: bytes, mtu: int, former: CircuitConfig, queues: Sequence[int]
+    ) -> Tap:
         """Go on with an interface that another velad has made by former. Raises DeviceError."""
         config, self._config = self._config, former
         tap = self._tap = Tap(
@@ -328,6 +348,8 @@ class AttachmentCircuit:
             virtio_header=self._virtio_header,
             features=self._features,
             adopted=fd,
+            queues=tap_queues(config),
+            further=queues,
         )
         self.mac = tap.mac
         try:
@@ -350,7 +372,12 @@ class AttachmentCircuit:
         config = self._config
         size = self._best_gso_max_size(mtu)
         tap = Tap(
-            config.name, self.mac, mtu, virtio_header=self._virtio_header, features=self._features
+            config.name,
+            self.mac,
+            mtu,
+            virtio_header=self._virtio_header,
+            features=self._features,
+            queues=tap_queues(config),
         )
         try:
             self._shield(config.name)

@@ -14,6 +14,7 @@ from functools import partial
 import structlog
 
 from vela import worker
+from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import Counters
 from vela.dataplane.exit_message import ExitMessage, describe
 from vela.dataplane.handover import Handover
@@ -74,7 +75,7 @@ class WorkerKeeper:
         self._retry: Timer | None = None
         self._proof: Timer | None = None
         self._leaving: Timer | None = None
-        self._watch = _ProgressWatch()
+        self._watches: tuple[_ProgressWatch, ...] = ()
         self._stuck: str | None = None
         self._failure = NO_REASON
         self._usage: ProcessUsage | None = None
@@ -213,7 +214,10 @@ class WorkerKeeper:
         """Replace a worker that does nothing while frames wait; to be called at each interval."""
         if self._child is None or self._task is None:
             return
-        stuck = self._watch.look(self._task, self._counters.progress())
+        found = [
+            watch.look(self._counters.progress(queue)) for queue, watch in enumerate(self._watches)
+        ]
+        stuck = next(filter(None, found), None)
         if stuck is not None:
             self._stuck = stuck
             self._log.error("worker_hung", direction=stuck, pid=self._child.pid)
@@ -224,10 +228,10 @@ class WorkerKeeper:
         if task is None:
             return
         self._retry = None
-        self._watch = _ProgressWatch()
+        self._watches = tuple(_ProgressWatch(each.attachment) for each in task.queues)
         self._stuck = None
         self.exit_message.clear()
-        self.handover.clear()
+        self.handover.clear(len(task.queues))
         if self._used:
             self._restore()
         self._used = True
@@ -309,26 +313,29 @@ class WorkerKeeper:
 
 
 class _ProgressWatch:
-    """Compares a worker's progress with what waits for it, look by look."""
+    """Compares the progress of a worker's queue with what waits for it, look by look."""
 
-    def __init__(self) -> None:
+    def __init__(self, attachment: Attachment) -> None:
+        """attachment: of the queue."""
         self._progress = (-1, -1)  # of no worker
         self._stalls = [0, 0]
+        self._tap, self._receiver = attachment.tap_fd, attachment.receive_socket.fileno()
+        self._sender = attachment.send_socket
+        self._waiting = select.poll()
+        for fd in (self._tap, self._receiver):
+            self._waiting.register(fd, select.POLLIN)
 
-    def look(self, task: WorkerTask, progress: tuple[int, int]) -> str | None:
+    def look(self, progress: tuple[int, int]) -> str | None:
         """Return the direction that hangs, if one does."""
-        attachment = task.attachment
-        waiting = select.poll()
-        waiting.register(attachment.tap_fd, select.POLLIN)
-        waiting.register(attachment.receive_socket.fileno(), select.POLLIN)
-        readable = {fd for fd, events in waiting.poll(0) if events & select.POLLIN}
-        # Full output queues are the underlay's doing: a worker may wait for it.
-        unsent = _INT.unpack(
-            ioctl(attachment.send_socket.fileno(), termios.TIOCOUTQ, _INT.pack(0))
-        )[0]
+        readable = [fd for fd, events in self._waiting.poll(0) if events & select.POLLIN]
+        if not readable:
+            self._stalls[:] = 0, 0
+            self._progress = progress
+            return None
         idle = (
-            attachment.tap_fd not in readable or unsent > 0,
-            attachment.receive_socket.fileno() not in readable,
+            # Full output queues are the underlay's doing: a worker may wait for it.
+            self._tap not in readable or self._unsent() > 0,
+            self._receiver not in readable,
         )
         for direction in range(2):
             if idle[direction] or progress[direction] != self._progress[direction]:
@@ -340,3 +347,8 @@ class _ProgressWatch:
             if self._stalls[direction] >= HANG_AFTER_CHECKS:
                 return name
         return None
+
+    def _unsent(self) -> int:
+        """Return how many bytes the sending socket has that have not left."""
+        answer = ioctl(self._sender.fileno(), termios.TIOCOUTQ, _INT.pack(0))
+        return int(_INT.unpack(answer)[0])

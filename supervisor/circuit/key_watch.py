@@ -35,10 +35,11 @@ class KeyWatch:
         self._signaling = signaling
 
     def close(self) -> None:
-        """Report nothing more. The keys are the circuit's to close."""
+        """Report nothing more, and close the keys."""
         self._closed = True
         if self._look is not None:
             self._look.cancel()
+        self._keys.close()
 
     def status(self) -> CipherStatus | None:
         """Return how frames are encrypted; None: there are no keys at present."""

@@ -45,6 +45,7 @@ class Input(Enum):
     UNRESOLVED = auto()  # (reason)
     NO_ROUTE = auto()  # (reason)
     ROUTED = auto()
+    AWAITS = auto()  # (reason) the other end calls; nobody is looked for
     SWITCHED = auto()  # (reason) another remote is looked for from now on
     CUT_OFF = auto()  # (reason) there is nothing that may be sent by: no device, a loop
     # From signalling.
@@ -162,6 +163,12 @@ WITH_SIGNALING: Table = {
     (_S.RESOLVING, _I.RESUME): Transition(_S.UP, (_A.CARRY, _A.CARRIER_ON)),
     (_S.RESOLVING, _I.UNRESOLVED): Transition(_S.RESOLVING),
     (_S.RESOLVING, _I.ROUTED): Transition(_SEEKING),
+    (_S.RESOLVING, _I.AWAITS): Transition(_SEEKING),
+    (_S.CONNECTING, _I.AWAITS): Transition(_STAY),
+    # Why it is down says more.
+    (_S.DOWN, _I.AWAITS): Transition(_STAY, (_A.SEEK,)),
+    (_S.REJECTED, _I.AWAITS): Transition(_STAY),
+    (_S.UP, _I.AWAITS): Transition(_STAY, (_A.FOLLOW_ROUTE,)),
     # The last address stays in use while the name does not resolve.
     (_S.CONNECTING, _I.UNRESOLVED): Transition(_ByHistory(_S.RESOLVING, _STAY)),
     (_S.CONNECTING, _I.ROUTED): Transition(_STAY),
@@ -193,6 +200,7 @@ WITH_SIGNALING: Table = {
     (_S.FAILED, _I.UNRESOLVED): Transition(_STAY),
     (_S.FAILED, _I.NO_ROUTE): Transition(_S.DOWN, (_A.SEEK,)),
     (_S.FAILED, _I.ROUTED): Transition(_SEEKING, (_A.CARRY, _A.SEEK)),
+    (_S.FAILED, _I.AWAITS): Transition(_SEEKING, (_A.SEEK,)),
     # A suspended session accepts a request that differs from the one that failed.
     (_S.FAILED, _I.AGREED): Transition(_SEEKING, (_A.CARRY,)),
     (_S.FAILED, _I.FAILED): Transition(_S.FAILED, (_A.SUSPEND, _A.RESOLVE_SOON)),
@@ -210,6 +218,7 @@ WITH_SIGNALING: Table = {
                 _I.UNRESOLVED,
                 _I.NO_ROUTE,
                 _I.ROUTED,
+                _I.AWAITS,
                 _I.CUT_OFF,
                 _I.DOWN,
                 _I.UNANSWERED,

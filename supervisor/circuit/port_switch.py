@@ -47,6 +47,12 @@ class PortSwitch:
         present = self._data_path.frame_port
         return present if present is None or self._next is None else self._next
 
+    @property
+    def count(self) -> int:
+        """How many ports in a row there are from that one on."""
+        port = self.port
+        return 1 if port is None else self._data_path.ports_from(port)
+
     def until_heard(self, path: UnderlayPath, profile: Profile, *, up: bool) -> Profile:
         """Return how frames are carried for now: by profile, but from the present port.
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
-import zlib
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from ipaddress import ip_address
 
 import structlog
 
 from vela.address import Endpoint
 from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
-from vela.dataplane.echo import send_echo
 from vela.dataplane.ecn import DSCP_SHIFT
 from vela.dataplane.engine import LoadedEngine
-from vela.dataplane.frame import REBUILD_ROOM, Decapsulator, Dropped, Piece, Verification
+from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError, VelaError
 from vela.linux.choice import UnderlayChoice, set_tos
 from vela.linux.features import Features
@@ -31,38 +25,37 @@ from vela.linux.underlay import (
     Route,
     UnderlayPath,
     find_route,
-    open_send_socket,
     pktinfo,
     restore_send_socket,
     set_narrowed,
-    set_send_buffer,
 )
 from vela.mac import derive_mac
-from vela.reasons import Cause, Reason
+from vela.reasons import NO_REASON, Reason
 from vela.wire import (
-    MAX_SOURCE_PORT,
     MAX_UDP_PAYLOAD,
-    MIN_SOURCE_PORT,
     datagram_limit,
     frame_limit,
 )
-from vela.worker import WorkerTask
+from vela.worker import Queue, WorkerTask
 
 from ..config.records import CircuitConfig
-from ..demux import DATAGRAMS_AT_ONCE, UNKNOWN_PORT, Claim, Demux
+from ..demux import Claim, Demux
 from ..inheritance import Inheritance, member_name, sending_name, tap_name
 from ..runtime.burst import Burst
 from ..runtime.descriptors import DescriptorBudget
 from ..runtime.loop import Callback, EventLoop, Timer
 from ..status import CounterStatus, WorkerStatus
 from .data_path import EchoHandler
+from .diversion import Diversion
 from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
 from .links import Links
 from .loops import Aim, Carriers
+from .queues import frame_numbers, queues_in_use, tap_queues, without_ports
 from .rates import Traffic
-from .send_sockets import SendSockets
+from .send_sockets import SendSockets, Sockets
 from .shaper import Shaper
+from .source_ports import SourcePorts, derived_ports
 from .terms import Profile, is_encrypted, provisional_mtu
 
 # Workers that start are forked in a row, this often: what the supervisor writes to
@@ -71,10 +64,11 @@ from .terms import Profile, is_encrypted, provisional_mtu
 FORK_INTERVAL_S = 0.15
 
 
-# Ports tried from the derived one on, where others have it.
-SOURCE_PORT_TRIES = 64
+TRAFFIC = tuple(map(int, (Slot.TX_FRAMES, Slot.TX_BYTES, Slot.RX_FRAMES, Slot.RX_BYTES)))
 # TAP, two sockets, two ends of the diversion, the worker's pidfd, a key page.
 DESCRIPTORS = 7
+# Of each further queue: TAP, two sockets.
+QUEUE_DESCRIPTORS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +105,12 @@ class PseudowireFactory:
 
         Raises NoRoomError too, before the limit of open files leaves none to go on with.
         """
-        self.descriptors.take()
+        further = QUEUE_DESCRIPTORS * (tap_queues(config) - 1)
+        self.descriptors.take(further)
         try:
             return Pseudowire(config, self, cpu, await_bridge=await_bridge, shielded=shielded)
         except VelaError:
-            self.descriptors.give_back()
+            self.descriptors.give_back(further)
             raise
 
 
@@ -141,21 +136,25 @@ class Pseudowire:
         """
         self._on_failure: Callback | None = None
         self._on_route: Callback | None = None
-        self._on_echo: EchoHandler = lambda _: False
         self._config = config
         self._parts = parts
         self._cpu = cpu
         self._log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         self._attached: tuple[UnderlayPath, Profile] | None = None
-        self._attachment: Attachment | None = None
         self._key_page: int | None = None
         self._frame_port: int | None = None
         self._carrier = self._narrowed = False
         self._interface_lost = self._changed = False
         self._claim: Claim | None = None
-        self._send_sockets = SendSockets(parts.loop, self._open_send_socket)
+        self._send_sockets = SendSockets(parts.loop, self._open_send_sockets)
+        self._queues = 1
+        self._queue_obstacle = NO_REASON
+        self._reserved = QUEUE_DESCRIPTORS * (tap_queues(config) - 1)
         self._starting: Timer | None = None
-        self._inherited = parts.inheritance.take(sending_name(config.name))
+        self._source_ports = SourcePorts(
+            parts.inheritance.take(sending_name(config.name)),
+            parts.inheritance.take_queues(sending_name, config.name),
+        )
 
         self.local_mac = config.mac or self._derive_mac()
         self._made_up_mac = self._derive_mac("remote")
@@ -170,9 +169,16 @@ class Pseudowire:
         )
         with ExitStack() as undo:
             undo.callback(parts.counters.give_back, self._counters)
-            self._divert_reader, self._divert_writer = _socket_pair(config.name)
-            undo.callback(self._divert_reader.close)
-            undo.callback(self._divert_writer.close)
+            self._diversion = Diversion(
+                config.name,
+                config.id,
+                parts.loop,
+                parts.demux,
+                self._counters,
+                parts.diverted,
+                lambda frame: self._interface.write(frame),
+            )
+            undo.callback(self._diversion.close)
             adopted = parts.inheritance.take(tap_name(config.name))
             self._interface = AttachmentCircuit(
                 config,
@@ -188,6 +194,7 @@ class Pseudowire:
                 adopted=adopted,
                 former=parts.inheritance.former(config.name),
                 shared=parts.shared,
+                queues=parts.inheritance.take_queues(tap_name, config.name),
             )
             undo.pop_all()
         if self._interface.adopted:
@@ -199,9 +206,6 @@ class Pseudowire:
             else:
                 self._keeper.follow(partial(end_worker, config.name))
         self._shaper = Shaper(config.name, parts.netlink, adopted=self._interface.adopted)
-        self._decapsulator = self._make_decapsulator(None, partial_checksums=False)
-        set_send_buffer(self._divert_writer)
-        parts.loop.watch(self._divert_reader.fileno(), self._on_diverted)
 
     @property
     def name(self) -> str:
@@ -238,7 +242,7 @@ class Pseudowire:
     @property
     def obstacles(self) -> tuple[Reason, ...]:
         """What the interface still waits for; empty: nothing."""
-        return *self._interface.obstacles, self._shaper.obstacle
+        return *self._interface.obstacles, self._shaper.obstacle, self._queue_obstacle
 
     def set_failure_handler(self, handler: Callback) -> None:
         """Let handler be called when workers fail again and again, and when one lives again."""
@@ -251,12 +255,11 @@ class Pseudowire:
 
     def set_echo_handler(self, handler: EchoHandler) -> None:
         """Let handler take messages of in-circuit verification that the worker passes on."""
-        self._on_echo = handler
+        self._diversion.set_echo_handler(handler)
 
     def send_echo(self, request: bytes) -> None:
         """Send an echo request from where frames leave, if it carries any."""
-        if self._attachment is not None:
-            send_echo(self._attachment, self._divert_reader, request)
+        self._diversion.send_echo(request)
 
     def echoes_arrived(self) -> int:
         """Return how many echo requests of the remote's the workers have answered."""
@@ -276,8 +279,11 @@ class Pseudowire:
             mac = config.mac or self._derive_mac()
         self._interface.change(config, mac)
         self._changed = self._changed or (
-            (mac, cpu, config.dscp, config.packet_too_big)
-            != (self.local_mac, self._cpu, self._config.dscp, self._config.packet_too_big)
+            (mac, cpu, config.cpus, config.dscp, config.packet_too_big)
+            != (
+                *(self.local_mac, self._cpu, self._config.cpus),
+                *(self._config.dscp, self._config.packet_too_big),
+            )
         )
         if self._attached is None and config.mtu is not None and config.mtu != self._config.mtu:
             self._interface.set_mtu(config.mtu, encrypted=is_encrypted(config))
@@ -332,10 +338,14 @@ class Pseudowire:
         return None if claim is None else (member_name(claim.group, claim.index), claim.index)
 
     @property
-    def sending(self) -> int | None:
-        """The descriptor of the socket of its own that it sends from, if there is one."""
-        present = self._send_sockets.present
-        return None if present is None else present.fileno()
+    def further_members(self) -> tuple[int, ...]:
+        """The indices of further sockets that it receives on."""
+        return () if self._claim is None else self._claim.further
+
+    @property
+    def sending(self) -> tuple[int, ...]:
+        """The descriptors of the sockets of its own that it sends from, if there are any."""
+        return tuple(each.fileno() for each in self._send_sockets.all_present)
 
     @property
     def has_former(self) -> bool:
@@ -349,22 +359,18 @@ class Pseudowire:
         self._keeper.retire(done)
 
     @property
-    def tap(self) -> tuple[int, int]:
-        """The descriptor of the interface, and the number that the kernel knows that by."""
-        return self._interface.fd, self._interface.index
+    def taps(self) -> tuple[tuple[int, ...], int]:
+        """The descriptors of the interface, and the number that the kernel knows that by."""
+        return self._interface.fds, self._interface.index
 
     def _take_down(self) -> None:
         self.detach()
-        if self._inherited is not None:
-            os.close(self._inherited)
-            self._inherited = None
-        self._parts.loop.unwatch(self._divert_reader.fileno())
-        self._divert_reader.close()
-        self._divert_writer.close()
+        self._source_ports.close()
+        self._diversion.close()
         self._parts.demux.watch_route(self, None)
         self._parts.carriers.forget(self._interface.index)
         self._parts.counters.give_back(self._counters)
-        self._parts.descriptors.give_back()
+        self._parts.descriptors.give_back(self._reserved)
 
     def attach(self, path: UnderlayPath, profile: Profile, key_page: int | None = None) -> None:
         """Carry frames to and from this remote from now on.
@@ -386,7 +392,10 @@ class Pseudowire:
         else:
             if self._starting is not None:
                 self._starting.cancel()
-            if before is not None and before[1].source_port != profile.source_port:
+            if before is not None and (
+                before[1].source_port != profile.source_port
+                or 0 < len(self._send_sockets.all_present) < self._ports_for(profile)
+            ):
                 self._send_sockets.retire()
         try:
             self._attach(path, profile, key_page)
@@ -413,12 +422,20 @@ class Pseudowire:
         """
         if profile.source_port == path.group.port:
             return path.group.port
-        return self._send_sockets.prepare(path, profile.source_port)
+        return self._send_sockets.prepare(path, profile.source_port, self._ports_for(profile))
 
-    def expect_frames_from(self, port: int | None) -> None:
-        """Take only frames that come from this UDP port of the remote's; None: from any."""
+    def _ports_for(self, profile: Profile) -> int:
+        there = len(self._interface.fds)
+        return queues_in_use(self._config, profile, self.abilities, there)[0]
+
+    def ports_from(self, port: int) -> int:
+        """Return how many UDP ports in a row are this circuit's to send from, from this one on."""
+        return self._send_sockets.count_from(port)
+
+    def expect_frames_from(self, port: int | None, count: int = 1) -> None:
+        """Take only frames of so many UDP ports of the remote's, from this one on; None: of any."""
         if self._claim is not None:
-            self._parts.demux.restrict(self._claim, port)
+            self._parts.demux.restrict(self._claim, port, count)
 
     def detach(self) -> None:
         """Stop carrying frames; those that come meanwhile wait in the interface's queue."""
@@ -426,7 +443,8 @@ class Pseudowire:
         self._keeper.forget()
 
     def _release(self) -> None:
-        self._attached = self._attachment = self._frame_port = self._key_page = None
+        self._attached = self._frame_port = self._key_page = None
+        self._diversion.rest()
         self._stop_worker()
         self._send_sockets.close()
         if self._claim is not None:
@@ -466,40 +484,8 @@ class Pseudowire:
             raise DeviceError(self._keeper.failure)
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
-        """Take a datagram that came past the worker. See demux.Receiver.
-
-        Those of an encrypted circuit are the worker's, whatever they are: it
-        has the keys, and none may reach the TAP without them.
-        """
-        counters = self._counters.supervisor
-        if self._key_page is not None:
-            try:
-                self._divert_reader.send(memoryview(data)[start:end])
-            except OSError:  # its queue is full, or the datagram larger than that
-                counters[Slot.RX_CONGESTED] += 1
-            return
-        try:
-            frame, elided = self._decapsulator.decapsulate(data, start, end)
-        except Dropped as dropped:
-            counters[dropped.slot] += 1
-            return
-        except Verification:
-            # A request asks for the worker; an answer from here would show nothing.
-            if not self._on_echo(memoryview(data)[start:end]):
-                counters[Slot.RX_RESERVED] += 1
-            return
-        except Piece:
-            # The worker has the others.
-            counters[Slot.RX_INCOMPLETE] += 1
-            return
-        try:
-            self._interface.write(memoryview(data)[frame:end])
-        except OSError:
-            counters[Slot.RX_INTERFACE_DOWN] += 1
-            return
-        counters[Slot.RX_FRAMES] += 1
-        counters[Slot.RX_BYTES] += end - frame
-        counters[Slot.RX_ELIDED] += elided
+        """Take a datagram that came past the worker. See demux.Receiver."""
+        self._diversion.deliver(data, start, end)
 
     def find_loop(self, remote: Endpoint, route: Route) -> Reason:
         """Return why the circuit cannot send to a remote by this route; empty: it can.
@@ -525,17 +511,12 @@ class Pseudowire:
         path, _ = self._attached
         with suppress(OSError):  # without a route nothing is sent
             self._narrowed = find_route(path.route.source, path.endpoint, self._choice).narrowed
-            set_narrowed(self._send_sockets.present or self._claim.socket, self._narrowed)
+            for each in self._send_sockets.all_present or (self._claim.socket,):
+                set_narrowed(each, self._narrowed)
 
     def traffic(self) -> Traffic:
         """Return what it has carried, at less cost than counter_status()."""
-        total = self._counters.total
-        return Traffic(
-            total(Slot.TX_FRAMES),
-            total(Slot.TX_BYTES),
-            total(Slot.RX_FRAMES),
-            total(Slot.RX_BYTES),
-        )
+        return Traffic(*self._counters.totals(*TRAFFIC))
 
     def counter_status(self) -> CounterStatus:
         return CounterStatus.of(self._counters)
@@ -548,6 +529,7 @@ class Pseudowire:
         return WorkerStatus(
             pid=self._keeper.pid,
             cpu=self._cpu,
+            queues=self._queues,
             engine=self._parts.engine.name,
             restarts=self._keeper.restarts,
             cpu_percent=cpu_percent,
@@ -586,10 +568,10 @@ class Pseudowire:
                 self._claim.restore()
                 set_narrowed(self._claim.socket, self._narrowed)
                 set_tos(self._claim.socket, self._tos)
-            present = self._send_sockets.present
-            if present is not None and self._attached is not None:
+            if self._attached is not None:
                 endpoint = self._attached[0].endpoint
-                restore_send_socket(present, endpoint, narrowed=self._narrowed, tos=self._tos)
+                for each in self._send_sockets.all_present:
+                    restore_send_socket(each, endpoint, narrowed=self._narrowed, tos=self._tos)
         except (OSError, DeviceError) as err:
             # The worker finds out, if it matters; a TAP may just have been removed.
             self._log.warning("descriptors_not_restored", error=str(err))
@@ -611,52 +593,54 @@ class Pseudowire:
         self._shaper.check()
         self.set_carrier(self._carrier)
 
-    def _make_decapsulator(
-        self, remote_mac: bytes | None, *, partial_checksums: bool
-    ) -> Decapsulator:
-        return Decapsulator(
-            self.local_mac,
-            remote_mac or self._made_up_mac,
-            frame_limit(self._interface.mtu),
-            partial_checksums=partial_checksums,
-        )
-
     def _attach(self, path: UnderlayPath, profile: Profile, key_page: int | None) -> None:
         if profile.encrypted != (key_page is not None):
             raise DeviceError("an encrypted circuit, and no other, needs a key page")
         family = path.endpoint.family
         self._narrowed = path.route.narrowed
         self._interface.set_mtu(profile.mtu, encrypted=profile.encrypted)
-        self._decapsulator = self._make_decapsulator(
-            profile.remote_mac, partial_checksums=profile.partial_checksums
-        )
         claim = self._claim
         if claim is None:
             claim = self._claim = self._parts.demux.claim(
-                self, self._config.id, path.sources, path.group, path.route.source
+                self,
+                self._config.id,
+                path.sources,
+                path.group,
+                path.route.source,
+                len(self._interface.fds),
             )
+        there = min(len(self._interface.fds), len(claim.indices))
+        queues, self._queue_obstacle = queues_in_use(self._config, profile, self.abilities, there)
+        sending: Sockets
         destination = source_address = None
         if profile.source_port == path.group.port:
-            send_socket = claim.socket
-            set_narrowed(send_socket, self._narrowed)
-            set_tos(send_socket, self._tos)
-            self._choice.mark_socket(send_socket)
+            sending = (claim.socket,)
+            set_narrowed(claim.socket, self._narrowed)
+            set_tos(claim.socket, self._tos)
+            self._choice.mark_socket(claim.socket)
             destination = path.group.sockaddr(path.endpoint)
             if path.group.address.is_unspecified or path.route.device is not None:
                 source_address = pktinfo(path.route.source, path.route.device or 0)
         else:
             # It may have been there, with other numbers.
-            send_socket = self._send_sockets.take(path, profile.source_port)
-            set_narrowed(send_socket, self._narrowed)
-            set_tos(send_socket, self._tos)
-        attachment = self._attachment = Attachment(
+            sending = self._send_sockets.take(path, profile.source_port, queues)
+            for each in sending:
+                set_narrowed(each, self._narrowed)
+                set_tos(each, self._tos)
+        if len(sending) < queues:
+            self._queue_obstacle = without_ports(self._config, queues)
+        queues = self._queues = min(queues, len(sending))
+        self._counters.make_room(queues)
+        self._interface.spread(queues)
+        self._parts.demux.spread(claim, queues)
+        attachment = Attachment(
             circuit_id=self._config.id,
             tap_fd=self._interface.fd,
             receive_socket=claim.socket,
-            send_socket=send_socket,
+            send_socket=sending[0],
             destination=destination,
             source_address=source_address,
-            divert_socket=self._divert_writer,
+            divert_socket=self._diversion.worker_end,
             local_mac=self.local_mac,
             remote_mac=profile.remote_mac or self._made_up_mac,
             elision=profile.elision,
@@ -667,12 +651,26 @@ class Pseudowire:
             partial_checksums=profile.partial_checksums,
             fragmentation=profile.fragmentation,
             packet_too_big=self._config.packet_too_big,
+            frame_numbers=frame_numbers(0, queues),
             mss_clamp=profile.mss_clamp,
             dscp=self._config.dscp,
             carry_ecn=profile.carry_ecn,
             features=self._parts.features,
             key_page=key_page,
         )
+        fds = self._interface.fds
+        further = tuple(
+            replace(
+                attachment,
+                tap_fd=fds[queue],
+                receive_socket=claim.group.member(claim.indices[queue]),
+                send_socket=sending[queue],
+                counters=self._counters.workers[queue],
+                frame_numbers=frame_numbers(queue, queues),
+            )
+            for queue in range(1, queues)
+        )
+        all_calls = map(self._parts.engine.calls, (attachment, *further))
         task = WorkerTask(
             circuit=self._config.name,
             engine=self._parts.engine,
@@ -683,81 +681,27 @@ class Pseudowire:
             cpu=self._cpu,
             user=self._parts.user,
             supervisor_pid=os.getpid(),
-            filter=worker_filter(self._parts.engine.calls(attachment)),
+            filter=worker_filter(rule for calls in all_calls for rule in calls),
+            further=tuple(map(Queue, further, self._config.cpus[1:])),
         )
         self._starting = self._parts.forks.add(lambda: self._keeper.replace(task))
         self._attached, self._key_page, self._changed = (path, profile), key_page, False
-        self._frame_port = send_socket.getsockname()[1]
+        self._frame_port = sending[0].getsockname()[1]
+        self._diversion.follow(attachment, further, path, claim)
 
-    def _open_send_socket(self, path: UnderlayPath, wanted: int | None) -> socket.socket:
-        if wanted is not None:
-            ports = [wanted]
-        else:
-            identity = f"{self._config.name} {self._config.id} {self._config.remote}"
-            span = MAX_SOURCE_PORT - MIN_SOURCE_PORT + 1
-            first = zlib.crc32(identity.encode())
-            ports = [MIN_SOURCE_PORT + (first + i) % span for i in range(SOURCE_PORT_TRIES)]
-        inherited = self._take_inherited(path, ports)
-        if inherited is not None:
-            return inherited
-        for port in ports:
-            self._send_sockets.free(port)
-            try:
-                return open_send_socket(
-                    path.route.source,
-                    port,
-                    path.endpoint,
-                    narrowed=self._narrowed,
-                    tos=self._tos,
-                    choice=self._choice,
-                )
-            except OSError as err:
-                if err.errno != errno.EADDRINUSE:
-                    raise DeviceError(
-                        f"cannot send to {path.endpoint}: {os.strerror(err.errno or 0)}"
-                    ) from err
-        taken = str(ports[0]) if len(ports) == 1 else f"{ports[0]} and {len(ports) - 1} more"
-        raise DeviceError(Cause.PORT_IN_USE.say(port=taken))
-
-    def _take_inherited(self, path: UnderlayPath, ports: Sequence[int]) -> socket.socket | None:
-        """Return the socket that another velad sends from, once, if it is the right one."""
-        fd, self._inherited = self._inherited, None
-        if fd is None:
-            return None
-        inherited = socket.socket(fileno=fd)
-        endpoint = path.endpoint
-        with suppress(OSError):
-            address, port = inherited.getpeername()[:2]
-            source = inherited.getsockname()
-            same = (ip_address(address), port) == (endpoint.address, endpoint.port)
-            if same and source[1] in ports and ip_address(source[0]) == path.route.source:
-                self._choice.mark_socket(inherited)
-                return inherited
-        inherited.close()
-        return None
-
-    def _on_diverted(self) -> None:
-        """Pass on what UDP GRO joined to this circuit's datagrams: same remote, other circuit."""
-        data = self._parts.diverted
-        view = memoryview(data)[REBUILD_ROOM:]
-        for _ in range(DATAGRAMS_AT_ONCE):
-            try:
-                length = self._divert_reader.recv_into(view)
-            except BlockingIOError:
-                return
-            if length and data[REBUILD_ROOM] == self._config.id:
-                # An answer to an echo request; the worker passes nothing else of its circuit on.
-                if not self._on_echo(view[:length]):
-                    self._counters.supervisor[Slot.RX_RESERVED] += 1
-                return  # mostly there is one; if not, the loop calls again
-            if self._attached is not None:
-                path, _ = self._attached
-                # UDP GRO joins what comes from one port.
-                demux, claim = self._parts.demux, self._claim
-                port = None if claim is None else demux.port_of(claim)
-                source = Endpoint(path.endpoint.address, UNKNOWN_PORT if port is None else port)
-                end = REBUILD_ROOM + length
-                demux.dispatch(source, path.route.source, data, REBUILD_ROOM, end)
+    def _open_send_sockets(self, path: UnderlayPath, wanted: int | None, count: int) -> Sockets:
+        config = self._config
+        identity = f"{config.name} {config.id} {config.remote}"
+        ports = derived_ports(identity) if wanted is None else [wanted]
+        return self._source_ports.open(
+            path,
+            ports,
+            count,
+            self._choice,
+            self._send_sockets.free,
+            narrowed=self._narrowed,
+            tos=self._tos,
+        )
 
 
 def _receives_alike(old: UnderlayPath, new: UnderlayPath) -> bool:
@@ -766,10 +710,3 @@ def _receives_alike(old: UnderlayPath, new: UnderlayPath) -> bool:
         *(new.endpoint, new.sources, new.group),
         new.route.source,
     )
-
-
-def _socket_pair(circuit: str) -> tuple[socket.socket, socket.socket]:
-    try:
-        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    except OSError as err:
-        raise DeviceError(f"{circuit}: cannot make a socket pair: {err.strerror}") from err

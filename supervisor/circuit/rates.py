@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..status import RateStatus
 
 PERIOD_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What a circuit has carried in all."""
+class Traffic(NamedTuple):
+    """What a circuit has carried in all.
+
+    A tuple: each circuit makes one a second.
+    """
 
     tx_frames: int
     tx_bytes: int

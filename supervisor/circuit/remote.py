@@ -79,12 +79,6 @@ class RemoteSearch:
         """Whether the look-up of the name failed, and no address is known."""
         return not self.addresses and self._watch.failed
 
-    def is_this_machine(self, path: UnderlayPath) -> bool:
-        """Tell whether a path leads to the daemon that asks: a local address, and its own port."""
-        address = path.endpoint.address
-        is_local = address.is_loopback or path.route.source == address
-        return is_local and path.endpoint.port == self._own_port
-
     def resolve(self) -> None:
         """Look up the remote and its route now."""
         self._watch.look()
@@ -134,7 +128,7 @@ class RemoteSearch:
         if not paths:
             raise DeviceError(joined(obstacles))
         # A name may have an address of this machine among others, as anycast has.
-        elsewhere = tuple(each for each in paths if not self.is_this_machine(each))
+        elsewhere = tuple(each for each in paths if not leads_here(each, self._own_port))
         return elsewhere or tuple(paths)
 
     def _on_delay(self, why: str) -> None:
@@ -168,3 +162,10 @@ class RemoteSearch:
             except DeviceError:
                 pass  # this machine may have lost the address
         return self._routes.way_to(endpoint)
+
+
+def leads_here(path: UnderlayPath, own_port: int) -> bool:
+    """Tell whether a path leads to the daemon that asks: a local address, and its own port."""
+    address = path.endpoint.address
+    is_local = address.is_loopback or path.route.source == address
+    return is_local and path.endpoint.port == own_port

@@ -11,9 +11,11 @@ from vela.signaling.inputs import State
 from vela.signaling.messages import CloseReason, Header
 from vela.signaling.session import Session
 
-from ..control_channel import ControlChannel, Expected
-from ..runtime.loop import EventLoop, Timer
+from ..control_channel import ControlChannel, Expected, Hears
+from ..runtime.loop import SLACK_S, EventLoop, Timer
 
+# What is due later than this is a matter of keepalives, to which some slack does not matter.
+FAR_S = 0.5
 # A session whose timer fails, which is a bug, is tried again this much later.
 AFTER_FAILURE_S = 1.0
 
@@ -37,10 +39,12 @@ class SignalingChannel:
         self._control_channel = control_channel
         self._on_event = on_event
         self._sources: tuple[IPAddress, ...] = ()
-        self._left = self._ended = self._held = False
+        self._left = self._ended = self._held = self._takes_calls = False
         self._pumping = self._pump_again = False
         self._alarm: Timer | None = None
-        self._not_before = 0.0
+        # What the control channel was last told to expect, before it is put into its words.
+        self._expected: object = None
+        self._alarm_at = self._not_before = 0.0
         control_channel.add(session.circuit_id, self)
 
     def expect_from(self, sources: tuple[IPAddress, ...]) -> None:
@@ -48,9 +52,22 @@ class SignalingChannel:
         self._sources = sources
         self._expect()
 
+    def take_calls(self, hears: Hears | None) -> None:
+        """Let anybody begin a session who has the key, as the remote is any; None: no longer.
+
+        hears: whether from there, at that address of this machine.
+        """
+        if self._left or self._ended:
+            hears = None
+        self._takes_calls = hears is not None
+        self._control_channel.take_calls(self, hears)
+
     def converses_with(self, address: IPAddress, header: Header) -> bool:
         remote = self.session.remote
-        return (remote is not None and remote.address == address) or address in self._sources
+        if (remote is not None and remote.address == address) or address in self._sources:
+            return True
+        # It may have moved: who knows the nonce has heard of the session.
+        return self._takes_calls and header.receiver_nonce in self.session.local_nonces
 
     def receive_control(self, data: bytes, source: Endpoint, local_address: IPAddress) -> None:
         try:
@@ -61,6 +78,7 @@ class SignalingChannel:
     def leave(self, reason: CloseReason) -> None:
         """Say goodbye. It is repeated until it was heard, or 1 s is over; no event follows."""
         self._left, self._held = True, False
+        self.take_calls(None)
         self.session.close(reason, self._loop.now())
         self.pump()
 
@@ -101,10 +119,13 @@ class SignalingChannel:
     def _expect(self) -> None:
         if self._ended:
             return
-        remote = self.session.remote
+        remote, nonces = self.session.remote, self.session.local_nonces
+        known = remote, self._sources, nonces
+        if known == self._expected:
+            return
+        self._expected = known
         addresses = self._sources if remote is None else (remote.address, *self._sources)
-        expected = Expected(tuple(dict.fromkeys(addresses)), self.session.local_nonces)
-        self._control_channel.expect(self, expected)
+        self._control_channel.expect(self, Expected(tuple(dict.fromkeys(addresses)), nonces))
 
     def _do_what_is_due(self) -> None:
         if self._ended or self._held:
@@ -124,12 +145,14 @@ class SignalingChannel:
         if at is None:
             self._cancel_alarm()
             return
-        at = max(at, self._loop.now(), self._not_before)
+        now = self._loop.now()
+        at = max(at, now, self._not_before)
         # One that comes too early finds nothing to do, and is set again: cheaper than
         # setting it anew at each of a flood of datagrams.
-        if self._alarm is None or self._alarm.when > at:
+        if self._alarm is None or self._alarm_at > at:
             self._cancel_alarm()
-            self._alarm = self._loop.call_at(at, self._on_alarm)
+            slack_s = SLACK_S if at - now > FAR_S else 0.0
+            self._alarm, self._alarm_at = self._loop.call_at(at, self._on_alarm, slack_s), at
 
     def _cancel_alarm(self) -> None:
         if self._alarm is not None:

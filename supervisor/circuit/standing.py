@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
+from vela.linux.underlay import UnderlayPath
 from vela.signaling.continuation import Continuation
 
 
@@ -36,11 +37,58 @@ class Standing:
     """Text and code of a vela.reasons.Reason for each remote."""
     hooked: bool
     """The up hook has run."""
+    maker: str | None = None
+    """Which machine has called, by identity.maker_of, in hexadecimal; None: not known."""
+    further: list[int] = field(default_factory=list)
+    """The indices of the further sockets that it receives on, in the same group."""
+
+    @classmethod
+    def of(
+        cls,
+        path: UnderlayPath,
+        member: tuple[str, int],
+        session: Continuation | None,
+        key: str | None,
+        remotes: tuple[int, bool, list[tuple[str, str]]],
+        *,
+        listening: bool,
+        hooked: bool,
+        maker: bytes | None,
+        further: Sequence[int],
+    ) -> Self:
+        """path: where frames go. remotes: Remotes.standing. All else: as below."""
+        used, held, failures = remotes
+        name, index = member
+        return cls(
+            remote=str(path.endpoint.address),
+            source=str(path.route.source),
+            member=name,
+            index=index,
+            session=None if session is None else session.format(),
+            key=key,
+            listening=listening,
+            probed_mtu=path.probed_mtu,
+            used=used,
+            held=held,
+            failures=failures,
+            hooked=hooked,
+            maker=None if maker is None else maker.hex(),
+            further=list(further),
+        )
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> Self:
-        """Return what format() wrote. Raises TypeError or KeyError for another shape."""
-        return cls(**{each.name: document[each.name] for each in fields(cls)})
+        """Return what format() wrote. Raises TypeError or KeyError for another shape.
+
+        An older velad does not write what has a default.
+        """
+        return cls(
+            **{
+                each.name: document[each.name]
+                for each in fields(cls)
+                if each.name in document or each.default is each.default_factory is MISSING
+            }
+        )
 
     def format(self) -> dict[str, Any]:
         return asdict(self)

@@ -55,7 +55,13 @@ def _departures(wanted: Wanted, link: TunLink, name_of: Callable[[int], str]) ->
         without = any(each.version == 6 for each in wanted.addresses) and link.mtu < MIN_IPV6_MTU
         what = ", too small for IPv6" if without else ""
         yield Cause.INTERFACE_MTU.say(mtu=link.mtu, consequence=what, wanted=wanted.mtu)
-    if wanted.bridge_index is not None and link.master != wanted.bridge_index:
+    if link.queue_length == 0:
+        yield Cause.INTERFACE_QUEUE.say(name=link.name)
+    if wanted.bridge is None:
+        # In a VRF they do answer. Without addresses there is nothing to lose.
+        if link.master is not None and wanted.addresses and link.port_of != "vrf":
+            yield Cause.INTERFACE_PORT.say(master=name_of(link.master))
+    elif wanted.bridge_index is not None and link.master != wanted.bridge_index:
         if link.master is None:
             yield Cause.INTERFACE_OUT_OF_BRIDGE.say(bridge=wanted.bridge)
         else:

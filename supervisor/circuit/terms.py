@@ -53,6 +53,8 @@ class Profile:
     mss_clamp: MssClamp | None = None
     carry_ecn: bool = False
     """The remote brings the ECN of outer headers into the inner ones."""
+    several_ports: bool = False
+    """Frames may leave from several ports of the circuit's own."""
     encrypted: bool = False
     """Frames leave sealed, and no other comes in: docs/protocol.md, 3.6."""
 
@@ -65,17 +67,19 @@ def describe(
     abilities: Abilities,
     *,
     frame_port: int | None = None,
+    frame_ports: int = 1,
     bridge_mtu: int | None = None,
     from_listening: bool = False,
 ) -> Description:
     """Return what this end says of itself; path None: it is not known yet.
 
-    port is the listening one, frame_port the one that frames leave from, where there is one;
+    port is the listening one, frame_port the one that frames leave from, where there is one, or
+    frame_ports in a row from there on;
     abilities are those of the engine; bridge_mtu that of the bridge that the TAP is a port of;
     from_listening: frames of ports of their own were seen not to cross.
     Raises ConfigError where the path is too narrow.
     """
-    capabilities = Capability.ECN | Capability.ECHO
+    capabilities = Capability.ECN | Capability.ECHO | Capability.PORTS
     if config.encapsulation is Encapsulation.AUTO:
         capabilities |= Capability.ELISION
     if abilities.native:
@@ -95,6 +99,7 @@ def describe(
         keepalive_ms=round(config.keepalive * 1000),
         own=Endpoint(path.route.source, port) if path else None,
         frame_port=frame_port,
+        frame_ports=frame_ports if frame_ports > 1 else None,
         mtu_in_pieces=in_pieces if in_pieces > mtu else None,
         rate_kbit=None if config.rate is None else config.rate // STEP,
         from_listening=from_listening,
@@ -109,12 +114,14 @@ def agreed_profile(
 ) -> Profile:
     """Return how frames are carried by what both ends agreed on."""
     shared = agreement.nat or (agreement.from_listening and config.source_port is SourcePort.AUTO)
+    port = path.group.port if shared else source_port(config, path)
     profile = Profile(
         mtu=agreement.mtu,
         elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
         remote_mac=agreement.remote_mac,
         partial_checksums=agreement.elision and agreement.checksum_offload,
-        source_port=path.group.port if shared else source_port(config, path),
+        source_port=port,
+        several_ports=port is None and agreement.several_ports,
         fragmentation=_fragmentation(config, pieces=agreement.pieces),
         carry_ecn=agreement.ecn,
         encrypted=is_encrypted(config),
@@ -135,12 +142,15 @@ def static_profile(
             elision = Elision.NEVER
     pieces = config.fragmentation is Fragment.TUNNEL
     mtu = own_mtu(config, path)
+    port = source_port(config, path)
     profile = Profile(
         mtu=mtu_in_pieces(config, mtu, bridge_mtu) if pieces else mtu,
         elision=elision,
         remote_mac=config.peer.mac,
         partial_checksums=elision is Elision.KNOWN and config.peer.checksum_offload,
-        source_port=source_port(config, path),
+        source_port=port,
+        # The remote takes frames from any: it is told of none.
+        several_ports=port is None,
         fragmentation=_fragmentation(config, pieces=pieces),
         # The original VELA does not, and an ECN-capable flow would then lose its marks.
         carry_ecn=elision is not Elision.ALWAYS,

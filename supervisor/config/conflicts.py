@@ -96,6 +96,7 @@ def find_contradictions(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterato
     yield from dict.fromkeys(chain.from_iterable(families))
     yield from _check_underlay(circuit, daemon.listen)
     yield from _check_standbys(circuit)
+    yield from _check_any(circuit)
     yield from _check_peer(circuit)
     yield from _check_encryption(circuit, daemon)
     addresses, bridges = circuit.addresses, [circuit.bridge]
@@ -156,14 +157,25 @@ def find_missing_keys(config: Config) -> Iterator[str]:
 
 
 def check_key(circuit: CircuitConfig, autoconfigure: AutoconfigureConfig | None) -> Iterator[str]:
-    """Yield it where a circuit requires encryption and has no key, not even [autoconfigure]'s."""
-    if circuit.encryption is not Encryption.REQUIRED or circuit.peer_key is not None:
+    """Yield it where a circuit needs a key and has none, not even [autoconfigure]'s.
+
+    It needs one where it requires encryption, and where nothing else says who may call.
+    """
+    encrypts = circuit.encryption is Encryption.REQUIRED
+    if not (encrypts or circuit.remote.is_any) or circuit.peer_key is not None:
         return
     shared = None if autoconfigure is None else autoconfigure.key_file
-    if circuit.key_file is None and shared is None:
+    if circuit.key_file is not None or shared is not None:
+        return
+    if encrypts:
         yield (
             f"{_path(circuit, 'encryption')}: 'required' needs a key; "
             "peer_key or key_file would be right"
+        )
+    else:
+        yield (
+            f"{_path(circuit, 'remote')}: 'any' needs a key, or anybody could call; key_file "
+            "would be right, or encryption = 'required' with peer_key"
         )
 
 
@@ -211,6 +223,27 @@ def _check_standbys(circuit: CircuitConfig) -> Iterator[str]:
         yield (
             f"{path}: a list needs the handshake that autoconfigure = false turns off; "
             "a single remote would be right, or autoconfigure = true"
+        )
+
+
+def _check_any(circuit: CircuitConfig) -> Iterator[str]:
+    if not circuit.remote.is_any:
+        return
+    path = _path(circuit, "remote")
+    if circuit.encapsulation is Encapsulation.IP:
+        yield (
+            f"{path}: 'any' needs a handshake, and encapsulation 'ip' has none; "
+            "a host's name or address would be right, or encapsulation = 'auto'"
+        )
+    elif not circuit.autoconfigure:
+        yield (
+            f"{path}: 'any' needs the handshake that autoconfigure = false turns off; "
+            "a host's name or address would be right, or autoconfigure = true"
+        )
+    if circuit.device is not None:
+        yield (
+            f"{_path(circuit, 'device')}: the other end of 'any' may call by any interface; "
+            "bind would be right, with the address that it calls"
         )
 
 
@@ -324,7 +357,8 @@ def _local_claims(circuit: CircuitConfig) -> Iterator[_Claim]:
 def _remote_claims(circuit: CircuitConfig) -> Iterator[_Claim]:
     """Yield the claims of a circuit on its remotes, of which only this host's are known."""
     for remote in circuit.remote.all:
-        if remote.host:
+        # Behind each "any" is another machine.
+        if remote.host and not remote.is_any:
             yield from _claims_on(remote.identity, circuit)
 
 

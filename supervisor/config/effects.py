@@ -116,6 +116,9 @@ def _changed_rows(before: CircuitConfig, after: CircuitConfig) -> Iterator[tuple
         # The original VELA has no handshake.
         if field.name == "encapsulation" and Encapsulation.IP in (old, new):
             row = _NEW_SESSION
+        # An interface that is made with one queue never has more.
+        if field.name == "cpu" and len(before.cpus) < 2 <= len(after.cpus):
+            row = Row(Effect.NEW_INTERFACE)
         yield field.name, row
 
 

@@ -32,7 +32,14 @@ from vela.linux.features import Feature
 from vela.mac import format_mac, parse_mac
 from vela.public_key import format_public_key, parse_public_key
 from vela.rate import format_rate, parse_rate
-from vela.wire import MAX_CIRCUIT_ID, MAX_IP_PACKET, MAX_TAP_MTU, MIN_CIRCUIT_ID, MIN_TAP_MTU
+from vela.wire import (
+    MAX_CIRCUIT_ID,
+    MAX_IP_PACKET,
+    MAX_QUEUES,
+    MAX_TAP_MTU,
+    MIN_CIRCUIT_ID,
+    MIN_TAP_MTU,
+)
 
 from ..constants import LOG_LEVELS, MAX_DESCRIPTION, MAX_KEEPALIVE_S, MIN_KEEPALIVE_S
 from .conflicts import find_missing_keys, find_mistakes
@@ -173,11 +180,12 @@ def _source_address(value: str) -> IPAddress:
 
 
 def _listed_remote(value: str) -> Remote:
-    if value == "any":
+    remote = parse_remote(value)
+    if remote.is_any:
         raise ValueError(
             f"{value!r} has no place in a list; a host's name or address would be right"
         )
-    return parse_remote(value)
+    return remote
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +221,8 @@ _MAC = text(parse_mac)
 _PUBLIC_KEY = text(parse_public_key)
 _FAMILY = word({"any": None, **{family.value: family for family in Family}})
 _MTU = word_or({"auto": None}, integer(MIN_TAP_MTU, MAX_TAP_MTU), "'auto' or a number of bytes")
-_CPU = word_or({"auto": None}, integer(0, MAX_CPU), "'auto' or a CPU's number")
+_CPU_RIGHT = "'auto', a CPU's number, or a list of them"
+_ONE_CPU = word_or({"auto": None}, integer(0, MAX_CPU), _CPU_RIGHT)
 _DSCP = word_or({"inherit": None}, integer(0, MAX_DSCP), "'inherit' or a number of 0..63")
 _SOURCE_PORT = word_or(
     {word.value: word for word in SourcePort}, _PORT, "'auto', 'listen' or a port's number"
@@ -224,6 +233,23 @@ _MSS = word_or(
     integer(MIN_MSS, MAX_IP_PACKET),
     "'auto', true, false or a number of bytes",
 )
+
+
+def _cpu(value: object) -> int | tuple[int, ...] | None:
+    if not isinstance(value, list):
+        return _ONE_CPU(value)
+    cpus = tuple(map(integer(0, MAX_CPU), value))
+    if not cpus:
+        raise ValueError(f"is empty; {_CPU_RIGHT} would be right")
+    if len(cpus) > MAX_QUEUES:
+        raise ValueError(f"has {len(cpus)} CPUs; {MAX_QUEUES} at most would be right")
+    if len(set(cpus)) < len(cpus):
+        raise ValueError("names a CPU twice; each once would be right")
+    return cpus[0] if len(cpus) == 1 else cpus
+
+
+def _write_cpu(value: int | tuple[int, ...] | None) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _clamp_mss(value: object) -> ClampMss | int:
@@ -263,7 +289,7 @@ CIRCUIT_KEYS: tuple[TableField, ...] = (
     Key("mark", integer(1, MAX_MARK)),
     Key("dscp", _DSCP),
     Key("rate", _RATE, format_rate),
-    Key("cpu", _CPU),
+    Key("cpu", _cpu, _write_cpu),
     Key("keepalive", number(MIN_KEEPALIVE_S, MAX_KEEPALIVE_S)),
     Key("autoconfigure", boolean),
     Key("key_file", _ABSOLUTE_PATH, str),

@@ -108,8 +108,9 @@ class CircuitConfig:
     """Of the outer headers of frames; None: that of each inner packet."""
     rate: int | None = None
     """How much each end sends at most, in bits per second; None: no limit."""
-    cpu: int | None = None
-    """None: the CPU with the fewest workers, of those that the daemon may use."""
+    cpu: int | tuple[int, ...] | None = None
+    """Several: a queue on each. None: the CPU with the fewest workers, of those that the daemon may
+    use."""
     keepalive: float = 5.0
     """Seconds between keepalives."""
     autoconfigure: bool = True
@@ -121,6 +122,13 @@ class CircuitConfig:
     down: Path | None = None
     """Likewise, when it no longer does, and before its interface goes."""
     peer: PeerConfig = field(default_factory=PeerConfig)
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        """The CPUs of its queues, as they are configured; none: any one."""
+        if self.cpu is None:
+            return ()
+        return self.cpu if isinstance(self.cpu, tuple) else (self.cpu,)
 
     @property
     def underlay(self) -> UnderlayChoice:

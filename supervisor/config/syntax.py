@@ -22,6 +22,9 @@ _TOML_MESSAGES = (
         "something follows a string's closing quote; perhaps a comma or quote is missing",
     ),
 )
+# tomllib takes time by the square of a dotted key's parts: minutes for one of 100 kB.
+_DEEP_KEY = re.compile(r"(?<![\w\-\"'])(?:[\w\-\"']++[ \t]*+\.[ \t]*+){64}")
+_TOO_DEEP = "is nested too deeply"
 # The end of tomllib's messages, at least up to Python 3.13.
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
@@ -39,12 +42,16 @@ def parse_toml(text: str) -> dict[str, object]:
     calls unexpected, such as a key that appears twice.
     """
     unix = text.replace("\r\n", "\n")
+    deep = _DEEP_KEY.search(unix)
+    if deep is not None:
+        line = unix.count("\n", 0, deep.start()) + 1
+        raise TomlSyntaxError(f"line {line}: {_TOO_DEEP}")
     try:
         return tomllib.loads(unix)
     except tomllib.TOMLDecodeError as err:
         raise TomlSyntaxError(_explain(unix, str(err))) from err
     except RecursionError as err:
-        raise TomlSyntaxError("is nested too deeply") from err
+        raise TomlSyntaxError(_TOO_DEEP) from err
     except ValueError as err:  # int() takes 4300 digits at most
         raise TomlSyntaxError(f"has an invalid number: {_printable(str(err))}") from err
 

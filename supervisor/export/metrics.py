@@ -93,6 +93,7 @@ class _Metrics:
         add["vela_circuit_fragmented_datagrams_total"](counters.tx_fragmented, own)
         add["vela_circuit_mss_clamped_total"](counters.mss_clamped, own)
         add["vela_circuit_too_big_sent_total"](counters.tx_too_big_sent, own)
+        add["vela_circuit_marked_frames_total"](counters.tx_marked, own)
         add["vela_circuit_send_errors_total"](counters.tx_errors, own)
         for way, dropped in ((tx, counters.tx_dropped), (rx, counters.rx_dropped)):
             for reason, count in dropped.items():
@@ -232,6 +233,11 @@ _FAMILIES = (
         "vela_circuit_too_big_sent_total",
         "counter",
         "ICMP messages to senders of packets that are too large for a datagram.",
+    ),
+    (
+        "vela_circuit_marked_frames_total",
+        "counter",
+        "Frames marked as congested (ECN), as the queue of the interface stood.",
     ),
     ("vela_circuit_send_errors_total", "counter", "Frames that the kernel refused to send."),
     ("vela_circuit_dropped_total", "counter", "Frames and datagrams dropped, by reason."),

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from vela.errors import ConfigError, VelaError
 from vela.linux.affinity import allowed_cpus, least_loaded
+from vela.reasons import Cause
 from vela.signaling.signer import Key
 
 from ..circuit.circuit import Circuit, Owner
@@ -134,6 +135,8 @@ class CircuitMaker:
         if not config.autoconfigure or config.encapsulation is Encapsulation.IP:
             return Setup(config, None, offer)
         key = self._key_for(config, origin)
+        if config.remote.is_any and key is None and config.peer_key is None:
+            raise ConfigError(Cause.NO_KEY.say())
         if frame_keys is None and config.encryption is Encryption.REQUIRED:
             if self._ciphers is None:
                 raise ConfigError(f"{config.name}: encryption is required, and cannot be had")
@@ -142,9 +145,9 @@ class CircuitMaker:
         return Setup(config, self._control_channel, offer, key, machine, frame_keys)
 
     def cpu_for(self, config: CircuitConfig, changed: str | None = None) -> int:
-        """Return the CPU of a circuit's worker; changed: its name, if the circuit exists."""
-        if config.cpu is not None:
-            return config.cpu
+        """Return the first CPU of a circuit's worker; changed: its name, if the circuit exists."""
+        if config.cpus:
+            return config.cpus[0]
         own = [each.cpu for name, each in self._circuits.items() if name != changed]
         return least_loaded(allowed_cpus(), own)
 

@@ -423,7 +423,8 @@ class PeerRequests:
             self._log.error("circuit_not_restored", circuit=before.config.name, error=str(err))
             self._store.try_save()
         else:
-            circuit.start()
+            if not circuit.disabled:
+                circuit.start()
 
     def _refuse(self, requested: CircuitRequested, refusal: Refuse) -> None:
         self._control_channel.refuse(requested, refusal.code, refusal.text)

@@ -118,7 +118,7 @@ class PendingCircuits:
                 remote=str(wanted.config.remote),
                 remotes=_remotes(wanted.config.remote, reason),
                 remote_address=None,
-                remote_port=wanted.config.remote.port or self._port,
+                remote_port=_port_of(wanted.config.remote, self._port),
                 family=None,
                 mtu=wanted.config.mtu or provisional_mtu(wanted.config),
                 path_mtu=None,
@@ -144,6 +144,10 @@ class PendingCircuits:
         self.retry()
         if self._wanted:
             self._timer = self._loop.call_later(RETRY_INTERVAL_S, self._on_timer)
+
+
+def _port_of(remote: Remote, port: int) -> int | None:
+    return None if remote.is_any else remote.port or port
 
 
 def _remotes(remote: Remote, reason: str) -> tuple[RemoteStatus, ...]:

@@ -13,6 +13,7 @@ from vela.address import IPAddress
 from vela.dataplane.engine import LoadedEngine
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.features import Features
+from vela.reasons import Cause
 from vela.signaling.events import CircuitRequested
 from vela.signaling.messages import CloseReason, Confirm
 from vela.signaling.policy import PeerCircuits, Policy
@@ -43,7 +44,7 @@ from .peer_requests import FactSource, PeerRequests
 from .pending import PendingCircuits
 from .plan import Change, Plan, Step, make_plan
 from .requests import offer_of
-from .store import Ahead, CircuitStore, StateFile, Stored, StoredCircuit
+from .store import Ahead, CircuitStore, StateFile, Stored, StoredCircuit, record_of
 
 # At start one circuit begins after the other, this far apart. A remote that creates its ends
 # on request takes about as long for each one, and must not receive a second request before it
@@ -381,7 +382,8 @@ class Registry:
             raise
         if chosen:
             self._chosen_ids[name] = ()
-        circuit.start()
+        if not circuit.disabled:  # by a default, such as of [defaults]
+            circuit.start()
         return circuit
 
     def takes_another_id(self, circuit: Circuit) -> bool:
@@ -518,9 +520,9 @@ class Registry:
         """Return all circuits that there are."""
         return tuple(self._circuits.values())
 
-    def taps(self) -> dict[str, tuple[int, int]]:
-        """Return the descriptor of each circuit's interface, and its index."""
-        return {name: circuit.tap for name, circuit in self._circuits.items()}
+    def taps(self) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Return the descriptors of each circuit's interface, and its index."""
+        return {name: circuit.taps for name, circuit in self._circuits.items()}
 
     def configurations(self) -> dict[str, tuple[CircuitConfig, Origin]]:
         """Return what is in effect for each circuit, and who asked for it."""
@@ -692,6 +694,16 @@ class Registry:
                 raise ConfigError(why)
         self._allocation.check_free(stored.config)
 
+    def _set_aside(self, circuit: Circuit) -> None:
+        """Remove a circuit that anybody could call, as its key is gone, until there is one."""
+        stored = record_of(circuit)
+        self.remove(circuit, CloseReason.STOPPING)
+        if circuit.taken_down:
+            self._store.add_disabled(circuit.name)
+        self._store.keep(stored)
+        self._pending.add(stored, ConfigError(Cause.NO_KEY.say()))
+        self._store.try_save()
+
     def _cipher_contradiction(self, config: CircuitConfig) -> str:
         """Return why a circuit of another machine's is no longer allowed to be as encrypted."""
         autoconfigure = self._config.autoconfigure
@@ -703,7 +715,11 @@ class Registry:
         if circuit.static or self._circuits.get(circuit.name) is not circuit:
             return
         if circuit.origin is not Origin.PEER:
-            if circuit.config.key_file is None:
+            if circuit.config.key_file is not None:
+                return
+            if key is None and circuit.config.remote.is_any and circuit.config.peer_key is None:
+                self._set_aside(circuit)
+            else:
                 circuit.set_key(key)
         elif (
             policy is None

@@ -20,6 +20,9 @@ from ..config.records import CircuitConfig
 from .facts import HostFacts
 
 ELSEWHERE = "on the other end, "
+ANOTHER_CALLS_TEXT = (
+    "another machine behind this address has the circuit id on the other end; take another id"
+)
 _Known = TypeVar("_Known", bound="KnownCircuit")
 
 
@@ -114,6 +117,8 @@ class Situation:
 
 def decide(requested: CircuitRequested, now: Situation) -> SetUp | Refuse:
     """Decide on a request for a circuit that this machine does not have with that address."""
+    if _is_called_from(requested, now):
+        return Refuse(RejectCode.ID_TAKEN, ANOTHER_CALLS_TEXT)
     try:
         maker = maker_of(requested.confirm)
         moved = _moved(requested, maker, now)
@@ -182,6 +187,11 @@ def _circuit_deferral(
     """
     for circuit in circuits:
         if circuit.config.id != confirm.circuit_id:
+            continue
+        if circuit.config.remote.is_any:
+            # Another key may be meant, but not where there is just one.
+            if circuit.disabled and circuit.config.key_file is None:
+                return f"{circuit.config.name} was taken down on the other end"
             continue
         if circuit.disabled and address in circuit.addresses:
             return f"{circuit.config.name} was taken down on the other end"
@@ -364,6 +374,16 @@ def _is_pending_for_another(config: CircuitConfig, maker: bytes | None, now: Sit
     wanted, origin = waiting
     made_by = now.pending_makers.get(config.name)
     return origin is not Origin.PEER or wanted.id != config.id or made_by not in (None, maker)
+
+
+def _is_called_from(requested: CircuitRequested, now: Situation) -> bool:
+    """Tell whether a circuit whose remote is any has the id, and its remote is at this address."""
+    return any(
+        circuit.config.remote.is_any
+        and circuit.config.id == requested.circuit_id
+        and requested.source.address in circuit.addresses
+        for circuit in now.circuits.values()
+    )
 
 
 def _free_name(requested: CircuitRequested, now: Situation) -> str:

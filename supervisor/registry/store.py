@@ -262,6 +262,10 @@ class CircuitStore:
         """Set the stored circuits that do not exist at present. Saves contain them unchanged."""
         self._absent = absent
 
+    def keep(self, stored: StoredCircuit) -> None:
+        """Remember a circuit that cannot be at present, until it exists again."""
+        self._absent = replace(self._absent, circuits=(*self._absent.circuits, stored))
+
     def add_disabled(self, name: str) -> None:
         """Remember that this circuit is disabled, until it exists again."""
         self._absent = replace(self._absent, disabled=self._absent.disabled | {name})

@@ -19,7 +19,7 @@ class Burst:
 
     def add(self, callback: Callback) -> Timer:
         """Call back in the next burst. The timer can be cancelled until then."""
-        pending = Timer(self._loop.now(), 0, callback)
+        pending = Timer(self._loop.now(), callback)
         self._waiting.append(pending)
         if self._due is None:
             delay_s = self._done_at + self._interval_s - self._loop.now()

@@ -24,16 +24,19 @@ class DescriptorBudget:
         self._each = each
         # Listing them takes one.
         self._others = len(os.listdir("/proc/self/fd")) - 1
-        self._holders = 0
+        self._holders = self._further = 0
 
-    def take(self) -> None:
-        """Set descriptors aside for one more holder. Raises NoRoomError."""
+    def take(self, further: int = 0) -> None:
+        """Set descriptors aside for one more holder, and further ones. Raises NoRoomError."""
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        needed = self._others + (self._holders + 1) * self._each + RESERVE
+        held = (self._holders + 1) * self._each + self._further + further
+        needed = self._others + held + RESERVE
         if limit != resource.RLIM_INFINITY and needed > limit:
             raise NoRoomError(Cause.NO_DESCRIPTORS.say(limit=limit))
         self._holders += 1
+        self._further += further
 
-    def give_back(self) -> None:
+    def give_back(self, further: int = 0) -> None:
         """Undo one take()."""
         self._holders -= 1
+        self._further -= further

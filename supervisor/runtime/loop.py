@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import os
 import selectors
 import signal
@@ -26,6 +27,10 @@ LONGEST_REST_S = 30.0
 # Cancelled timers are removed when they are as many as the others, and at least this many: a
 # flood of datagrams, each of which resets a timer, must not fill memory.
 TIMERS_BEFORE_SWEEP = 1024
+
+SLACK_S = 0.05
+"""Of what each of many circuits does every second or so: all that is due does it in one wake-up of
+velad, and so most of the answers are read. Measured with 255 circuits: docs/performance.md."""
 
 Callback = Callable[[], object]
 """Its result is ignored."""
@@ -54,14 +59,13 @@ class MonotonicClock:
         return selector.select(timeout_s)
 
 
-@dataclass(order=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Timer:
     """A callback at a given time. cancel() may be called at any time, also after the callback."""
 
     when: float
     """Monotonic seconds."""
-    _order: int
-    _callback: Callback | None = field(compare=False)
+    _callback: Callback | None
 
     def cancel(self) -> None:
         self._callback = None
@@ -117,10 +121,14 @@ class EventLoop:
         self._failures: dict[int, _Failures] = {}
         self._resting: dict[int, _Rest] = {}
         self._selector = selectors.DefaultSelector()
-        self._timers: list[Timer] = []
+        # What the selector has, without its detours.
+        self._watches: dict[int, _Watch] = {}
+        # (when, order of making, timer): tuples of numbers are compared without a call of Python.
+        self._timers: list[tuple[float, int, Timer]] = []
         self._sweep_at = TIMERS_BEFORE_SWEEP
         self._soon: deque[Timer] = deque()
         self._order = itertools.count()
+        self._began_at = self._clock.now()
         self._running = False
         self._signals: dict[int, Callback] = {}
         self._wakeup_reader, self._wakeup_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -138,14 +146,13 @@ class EventLoop:
 
         If the callback fails FAILURES_BEFORE_REST times in a row, fd is ignored for a while.
         """
-        watch = _Watch(callback, None)
-        self._selector.register(fd, watch.events, watch)
+        self._register(fd, _Watch(callback, None))
 
     def unwatch(self, fd: int) -> None:
         self._failures.pop(fd, None)
         rest = self._resting.pop(fd, None)
         if rest is None:
-            self._selector.unregister(fd)
+            self._unregister(fd)
         else:
             rest.end.cancel()
 
@@ -155,18 +162,25 @@ class EventLoop:
         rest = self._resting.get(fd)
         if rest is None:
             self._selector.modify(fd, watch.events, watch)
+            self._watches[fd] = watch
         else:
             self._resting[fd] = _Rest(watch, rest.end)
 
     def call_later(self, delay_s: float, callback: Callback) -> Timer:
         return self.call_at(self.now() + delay_s, callback)
 
-    def call_at(self, when: float, callback: Callback) -> Timer:
-        """Call back at a time, in monotonic seconds; at once if it is past."""
-        timer = Timer(when, next(self._order), callback)
-        heapq.heappush(self._timers, timer)
+    def call_at(self, when: float, callback: Callback, slack_s: float = 0.0) -> Timer:
+        """Call back at a time, in monotonic seconds; at once if it is past.
+
+        slack_s: it may be that much later. All with the same slack are called together then: each
+        time that a process wakes up costs more than most callbacks do.
+        """
+        if slack_s:
+            when = self._began_at + slack_s * math.ceil((when - self._began_at) / slack_s)
+        timer = Timer(when, callback)
+        heapq.heappush(self._timers, (when, next(self._order), timer))
         if len(self._timers) >= self._sweep_at:
-            self._timers = [each for each in self._timers if not each.over]
+            self._timers = [each for each in self._timers if not each[2].over]
             heapq.heapify(self._timers)
             self._sweep_at = max(2 * len(self._timers), TIMERS_BEFORE_SWEEP)
         return timer
@@ -176,7 +190,7 @@ class EventLoop:
 
         A call_soon() from such a callback is also served first, but not one from that.
         """
-        timer = Timer(self.now(), next(self._order), callback)
+        timer = Timer(self.now(), callback)
         self._soon.append(timer)
         return timer
 
@@ -208,31 +222,35 @@ class EventLoop:
         return True
 
     def _serve(self, fd: int, watch: _Watch, events: int) -> None:
-        well = True
-        for event, callback in (
-            (selectors.EVENT_READ, watch.readable),
-            (selectors.EVENT_WRITE, watch.writable),
-        ):
-            # An earlier callback of this round may have removed it.
-            current = self._selector.get_map().get(fd)
-            if events & event and callback and current and current.data is watch:
-                well = self.guard(callback) and well
+        well, watches = True, self._watches
+        # An earlier callback of this round may have removed it.
+        if events & selectors.EVENT_READ and watch.readable and watches.get(fd) is watch:
+            well = self.guard(watch.readable)
+        if events & selectors.EVENT_WRITE and watch.writable and watches.get(fd) is watch:
+            well = self.guard(watch.writable) and well
         if well:
             self._failures.pop(fd, None)
-        elif fd in self._selector.get_map():
+        elif fd in watches:
             failures = self._failures.setdefault(fd, _Failures())
             failures.count += 1
             if failures.count >= FAILURES_BEFORE_REST:
                 self._let_rest(fd, failures)
 
+    def _register(self, fd: int, watch: _Watch) -> None:
+        self._selector.register(fd, watch.events, watch)
+        self._watches[fd] = watch
+
+    def _unregister(self, fd: int) -> _Watch:
+        self._selector.unregister(fd)
+        return self._watches.pop(fd)
+
     def _let_rest(self, fd: int, failures: _Failures) -> None:
         """Ignore a descriptor for a while, longer each time."""
         rest_s = failures.rests.next_delay_s()
-        watch: _Watch = self._selector.unregister(fd).data
+        watch = self._unregister(fd)
 
         def resume() -> None:
-            rested = self._resting.pop(fd).watch
-            self._selector.register(fd, rested.events, rested)
+            self._register(fd, self._resting.pop(fd).watch)
 
         self._resting[fd] = _Rest(watch, self.call_later(rest_s, resume))
         self._log.error(
@@ -242,14 +260,14 @@ class EventLoop:
     def _timeout(self) -> float | None:
         if self._soon:
             return 0.0
-        return max(0.0, self._timers[0].when - self.now()) if self._timers else None
+        return max(0.0, self._timers[0][0] - self.now()) if self._timers else None
 
     def _fire_timers(self) -> None:
         now = self.now()
         # Only those due now: a timer that sets itself again must not keep the loop here.
         due = []
-        while self._timers and self._timers[0].when <= now:
-            due.append(heapq.heappop(self._timers))
+        while self._timers and self._timers[0][0] <= now:
+            due.append(heapq.heappop(self._timers)[2])
         for timer in due:
             self.guard(timer.fire)
 

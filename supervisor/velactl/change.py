@@ -5,15 +5,21 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
+from vela.reasons import Cause
+
 from ..states import WELL
 from . import output
 from .client import Document, ask
 from .wait import until_up, watched
 
+# An end that calls already does so each second.
+CALL_S = 2.0
+
 
 def add(arguments: Namespace) -> bool:
     """Create a circuit. Return whether it is up, or not to be waited for. Raises VelaError."""
     request = {"command": "add", "circuit": arguments.circuit, "settings": settings(arguments)}
+    is_called = [each.lower() for each in arguments.remote] == ["any"]
     if not arguments.wait_s:
         _show_added(ask(arguments.socket, request), arguments)
         return True
@@ -21,7 +27,12 @@ def add(arguments: Namespace) -> bool:
         added = connection.ask(request)
         if not arguments.json:
             _show_added(added, arguments)
-        last = until_up(connection, arguments.circuit, arguments.wait_s)
+        wait_s = min(arguments.wait_s, CALL_S) if is_called else arguments.wait_s
+        last = until_up(connection, arguments.circuit, wait_s)
+    if last is not None and last.get("reason_code") == Cause.AWAITING_CALL.code:
+        # It does what it is to do: the other end may not even be configured yet.
+        _show_awaits(added, last, arguments)
+        return True
     return _report(arguments, added, last, "added")
 
 
@@ -112,6 +123,26 @@ def _show_added(added: Document, arguments: Namespace) -> None:
     else:
         toward = ", ".join(arguments.remote)
         output.write([f"{added['circuit']}: id {added['id']}, toward {toward}"])
+
+
+def _show_awaits(added: Document, last: Document, arguments: Namespace) -> None:
+    if arguments.json:
+        output.write_json(
+            {
+                **added,
+                "state": last["state"],
+                "reason": last["reason"],
+                "reason_code": last["reason_code"],
+            }
+        )
+        return
+    name, number = added["circuit"], added["id"]
+    output.write(
+        [
+            f"{name} waits for the other end to call: there, `remote` is this machine, "
+            f"with id {number} and the same key"
+        ]
+    )
 
 
 def _show_reply(reply: Document, arguments: Namespace) -> None:

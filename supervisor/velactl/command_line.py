@@ -350,7 +350,9 @@ def make_parser() -> argparse.ArgumentParser:
             "  velactl add vela7 --remote router9.example.net --address 10.9.0.1/30 \\\n"
             "      --peer-address 10.9.0.2/30\n"
             "  velactl add vela8 --remote 192.0.2.9 --bridge br0 --peer-bridge br-lan --no-wait\n"
-            "  velactl add vela9 --remote 192.0.2.9 --static --id 9\n",
+            "  velactl add vela9 --remote 192.0.2.9 --static --id 9\n"
+            "  velactl add vela3 --remote any --id 3 --key-file /etc/vela/branch3.key\n"
+            "                                       the other end calls, from behind a NAT\n",
         )
     )
     _describe_changing(make)
@@ -594,7 +596,7 @@ def _describe_add(add: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="HOST[:PORT]",
-        help="the other machine; repeated: those that stand by for the first one",
+        help="the other machine; repeated: those that stand by for the first one; any: it calls",
     )
     add.add_argument(
         "--id",

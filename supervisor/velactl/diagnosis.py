@@ -214,6 +214,12 @@ _REASONS: dict[str, tuple[str, str]] = {
         "firewall",
         "let UDP pass both ways between the ports that both ends use, on both machines and between",
     ),
+    Cause.AWAITING_CALL.code: (
+        "awaiting_call",
+        "look at the other end: its `remote` is this machine, with the same id and key; and let "
+        "UDP {port} in here, on this machine and on the way to it",
+    ),
+    Cause.NO_KEY.code: ("key", "give the circuit a key_file, or [autoconfigure] its own back"),
     Cause.DUPLICATE_MAC.code: ("duplicate_mac", _MAC),
     Cause.REFUSED_MAC.code: ("duplicate_mac", _MAC),
     Cause.BRIDGE_MISSING.code: (
@@ -226,6 +232,8 @@ _REASONS: dict[str, tuple[str, str]] = {
     Cause.INTERFACE_MTU.code: ("interface", _BY_HAND),
     Cause.INTERFACE_OUT_OF_BRIDGE.code: ("interface", _BY_HAND),
     Cause.INTERFACE_MOVED.code: ("interface", _BY_HAND),
+    Cause.INTERFACE_PORT.code: ("interface", _BY_HAND),
+    Cause.INTERFACE_QUEUE.code: ("interface", _BY_HAND),
     Cause.INTERFACE_ELSEWHERE.code: ("interface", _BY_HAND),
     Cause.HOOK_FAILED.code: (
         "hook",
@@ -255,6 +263,7 @@ def _by_reason(
         if reason["code"] in _REASONS:
             found = True
             check, advice = _REASONS[reason["code"]]
+            advice = advice.replace("{port}", port)
             yield Finding(name, check, f"{state}: {reason['text']}", advice)
         elif reason["code"] == Cause.NO_ANSWER.code:
             found = True

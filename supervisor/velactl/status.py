@@ -302,7 +302,10 @@ def _worker(worker: Document | None) -> str:
     if worker is None:
         return "none"
     process = "no process" if worker["pid"] is None else f"pid {worker['pid']}"
-    text = f"{process}, CPU {worker['cpu']}, {worker['engine']}, {worker['restarts']} restarts"
+    queues = worker.get("queues", 1)
+    more = "" if queues == 1 else f" and {queues - 1} more"
+    text = f"{process}, CPU {worker['cpu']}{more}"
+    text += f", {worker['engine']}, {worker['restarts']} restarts"
     if worker.get("cpu_percent") is not None:
         text += f", {worker['cpu_percent']:.1f} % of a CPU"
     if worker.get("memory_bytes") is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from vela.reasons import Cause
+
 from ..states import WELL
 from .client import Connection, Document
 
@@ -46,6 +48,9 @@ def _is_settled(circuit: Document) -> bool:
     """Tell whether waiting is of no use: velad tries again, but an operator has to look at it."""
     if circuit["state"] in (*WELL, "disabled"):
         return True
+    # An end that calls may be about to.
+    if circuit.get("reason_code") == Cause.AWAITING_CALL.code:
+        return False
     # As long as one of its remotes was not tried, that one may carry it.
     return bool(circuit["reason"]) and all(each["reason"] for each in circuit.get("remotes", ()))
 

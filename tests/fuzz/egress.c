@@ -39,32 +39,36 @@ static struct {
 	enum failure failure;
 	unsigned calls, refused, tries;
 	size_t too_large; /* segments of this size were refused */
-	time_t refused_at, clock_s;
+	time_t refused_at, clock_s, queue_s;
+	bool stands; /* the queue, of which there is one since the first frame that counts was read */
+	bool queued;
 	bool connected; /* getsockopt() tells of the route */
 	bool ready;     /* or the TAP has to be polled first */
 	struct list frames; /* to be read from the TAP, with their virtio headers */
 	size_t next;
 	struct list sent, received, expected;
-	uint64_t fragmented, lost, elided, errors, not_ip;
+	uint64_t fragmented, lost, elided, errors, not_ip, shed, relieved;
 	uint32_t number; /* of the next frame in pieces */
 	uint64_t told;	 /* messages to senders */
 } test;
 
 /* Of all inputs, to show that what is tried does happen. */
 static struct {
-	uint64_t frames, cut, segmented, singly, left, renewed, polled, pieces, marked, told;
+	uint64_t frames, cut, segmented, singly, left, renewed, polled, pieces, marked, told, shed, relieved;
 } total;
 
 static void sum_up(void)
 {
 	fprintf(stderr,
 		"reached: frames %llu, cut %llu, sent segmented %llu, checksums left %llu, "
-		"limits renewed %llu, sent singly %llu, TAP polled %llu, pieces %llu, marked %llu, told %llu\n",
+		"limits renewed %llu, sent singly %llu, TAP polled %llu, pieces %llu, marked %llu, told %llu, "
+		"lost for the queue's sake %llu, marked for that %llu\n",
 		(unsigned long long)total.frames, (unsigned long long)total.cut,
 		(unsigned long long)total.segmented, (unsigned long long)total.left,
 		(unsigned long long)total.renewed, (unsigned long long)total.singly,
 		(unsigned long long)total.polled, (unsigned long long)total.pieces,
-		(unsigned long long)total.marked, (unsigned long long)total.told);
+		(unsigned long long)total.marked, (unsigned long long)total.told,
+		(unsigned long long)total.shed, (unsigned long long)total.relieved);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -153,6 +157,11 @@ static int fuzz_getsockopt(int fd, int level, int option, void *value, socklen_t
 /* Refusals grow old from batch to batch. */
 static int fuzz_clock_gettime(clockid_t clock, struct timespec *now)
 {
+	if (clock == CLOCK_MONOTONIC) {
+		/* By it, either no time passes, or more than a queue may last. */
+		*now = (struct timespec){.tv_sec = test.queue_s += test.stands};
+		return 0;
+	}
 	ENSURE(clock == CLOCK_MONOTONIC_COARSE);
 	*now = (struct timespec){.tv_sec = test.clock_s += REFUSED_S};
 	return 0;
@@ -391,6 +400,38 @@ static bool is_partial(const uint8_t *frame, size_t length, struct anatomy *foun
 	       read16(frame + 14 + found->field) == found->pseudo;
 }
 
+/* Mark a frame that is read while a queue stands; true: it, or one of its segments, is to be lost. */
+static bool relieve(uint8_t *frame, size_t length)
+{
+	size_t ip = length < 512 ? 0 : ip_offset(frame, length);
+	uint8_t *packet = frame + ip;
+
+	if (!ip)
+		return false;
+	bool ipv4 = ip + 20 <= length && packet[0] / 16 == 4;
+	bool ipv6 = ip + 40 <= length && packet[0] / 16 == 6;
+	unsigned tos = ipv4 ? packet[1] : ipv6 ? read16(packet) / 16 % 256 : 0;
+	if (tos / 64 == 3)
+		return false;
+	if (!test.queued || !test.stands) {
+		test.queued = true;
+		return false;
+	}
+	if ((ipv4 || ipv6) && tos % 4 == 0)
+		return true;
+	test.relieved++;
+	total.relieved++;
+	if (ipv6) {
+		write16(packet, read16(packet) | 3 << 4);
+	} else if (ipv4) {
+		/* The sum of the header stays what it was. */
+		packet[1] |= 3;
+		unsigned sum = (0xffff - read16(packet + 10)) + (3 - tos % 4);
+		write16(packet + 10, 0xffff - (sum % 0x10000 + sum / 0x10000));
+	}
+	return false;
+}
+
 static void expect(const uint8_t *frame, size_t length, const struct todo *todo)
 {
 	struct anatomy found;
@@ -404,6 +445,12 @@ static void expect(const uint8_t *frame, size_t length, const struct todo *todo)
 	}
 	uint8_t *copy = keep(length);
 	memcpy(copy, frame, length);
+	bool lose = relieve(copy, length);
+	if (lose && !super) {
+		test.shed++;
+		total.shed++;
+		return;
+	}
 	bool looks = is_partial(copy, length, &found);
 	bool leave = looks && unfinished && todo->start == 14 + found.transport &&
 		     todo->start + todo->offset == 14 + found.field;
@@ -432,6 +479,13 @@ static void expect(const uint8_t *frame, size_t length, const struct todo *todo)
 			return;
 		}
 		total.cut++;
+	}
+	if (lose) {
+		test.shed++;
+		total.shed++;
+		test.expected.count--;
+		memmove(test.expected.items + before, test.expected.items + before + 1,
+			(test.expected.count - before) * sizeof(*test.expected.items));
 	}
 	for (size_t i = before; elided && i < test.expected.count; i++) {
 		/* What the receiver puts there. */
@@ -620,6 +674,8 @@ static void ensure_counted(uint64_t elided)
 	ENSURE(test.counters[TX_FRAGMENTED] == test.fragmented);
 	ENSURE(test.counters[TX_PIECED] == test.number);
 	ENSURE(test.counters[TX_TOO_BIG_SENT] == test.told);
+	ENSURE(test.counters[TX_BACKLOG] == test.shed);
+	ENSURE(test.counters[TX_MARKED] == test.relieved);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -638,7 +694,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memset(test.counters, 0, sizeof(test.counters));
 	test.failure = (enum failure)((more >> 3 & 7) % FAILURES);
 	test.calls = test.refused = test.tries = 0;
-	test.clock_s = test.refused_at = 0;
+	test.clock_s = test.refused_at = test.queue_s = 0;
+	test.stands = again & 32;
+	test.queued = false;
+	test.shed = test.relieved = 0;
 	test.too_large = SIZE_MAX;
 	test.next = 0;
 	test.fragmented = test.lost = test.elided = test.errors = test.not_ip = test.number = 0;

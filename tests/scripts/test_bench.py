@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
 
@@ -23,7 +25,8 @@ from lab.capture import Capture
 from lab.cpu import cpu_used, ran_s
 from lab.daemon import ROOT
 from lab.errors import LabError
-from lab.load import iperf3, ping
+from lab.link import rx_bytes
+from lab.load import BackgroundStream, iperf3, ping
 from lab.machine import Machine
 from lab.measurements import percentile
 from lab.namespace import existing, prefix
@@ -88,13 +91,17 @@ def test_bench_quick_shows_writes_and_leaves_nothing_behind(
     titles = [line for line in shown.splitlines() if line.startswith("Frames as on a wire: ")]
     assert [title.partition(": ")[2] for title in titles] == [
         "One TCP stream",
+        "Several TCP streams",
         "UDP with less than 1 % loss, thousand frames/s",
         "64-byte frames from a sender without limit, thousand/s",
         "Round trip, µs",
+        "Round trip under one TCP stream, µs",
         "Round trip on busy hosts, µs",
         "A TCP stream on each of many circuits at once",
     ]
-    assert shown.count("\nvela python ") == shown.count("\nkernel vxlan ") == 6
+    assert shown.count("\nvela python ") == shown.count("\nkernel vxlan ") == 8
+    assert shown.startswith("Ratio to kernel vxlan in the same round: median (least to most)\n")
+    assert re.search(r"wire: one TCP stream +0\.\d\d \(0\.\d\d to \d\.\d\d\)\n", shown)
     found = json.loads((output / "results.json").read_text())
     assert (found["skipped"], found["failures"]) == ({}, [])
     assert found["machine"]["cpus"] == len(os.sched_getaffinity(0))
@@ -106,18 +113,21 @@ def test_bench_quick_shows_writes_and_leaves_nothing_behind(
     for entry in tunnels.values():
         for key in (
             "tcp_1_ba_mbit_per_s",
+            "tcp_8_ab_mbit_per_s",
             "udp_full_frames_per_s",
             "overload_frames_per_s",
             "rtt_p99_us",
+            "loaded_p99_us",
+            "loaded_mbit_per_s",
             "busy_p99_us",
             "circuits_2_jain",
         ):
-            assert entry["figures"][key]["rounds"] == [entry["figures"][key]["median"]]
-            assert entry["figures"][key]["median"] > 0
+            assert len(entry["figures"][key]["rounds"]) == 2
+            assert entry["figures"][key]["median"] == mean(entry["figures"][key]["rounds"]) > 0
         assert entry["figures"]["udp_64_loss"]["median"] < 0.01
     assert tunnels["kernel vxlan"]["figures"]["rtt_p50_us"]["relative_to"] == {"kernel vxlan": 1.0}
     bars = ElementTree.parse(output / "plot.svg").findall(".//{*}line")
-    assert len(bars) == 2 * 11  # no four streams in a quick run
+    assert len(bars) == 2 * 15  # of quantities.py
     assert "| vela python |" in (output / "table.md").read_text()
     assert [name for name in existing() if name.startswith(prefix(running.pid))] == []
     assert list(temporary.iterdir()) == []
@@ -240,6 +250,32 @@ def test_blast_without_limit_sends_more_than_is_taken(routers: TwoRouters) -> No
         tried = blast.trial(UNLIMITED, 0.2)
 
     assert tried.sent > 4 * tried.received > 0
+
+
+@needs_net_admin
+def test_background_stream_carries_as_long_as_it_is_there(routers: TwoRouters) -> None:
+    a, b = routers.a.namespace, routers.b.namespace
+    with BackgroundStream(b, a, "10.201.0.2") as stream:
+        before = rx_bytes(b, "eth0")
+        eventually(lambda: rx_bytes(b, "eth0") > before + 10**7, 30, "10 MB of it to arrive")
+        stream.check()
+
+    assert a.run("ss", "-Htn", "state", "established").stdout == ""
+
+
+@needs_net_admin
+def test_background_stream_that_ends_before_the_measurement_fails_it(routers: TwoRouters) -> None:
+    a, b = routers.a.namespace, routers.b.namespace
+    with BackgroundStream(b, a, "10.201.0.2", limit_s=1) as stream:
+        eventually(lambda: has_ended(stream), 30, "it to end")
+
+
+def has_ended(stream: BackgroundStream) -> bool:
+    try:
+        stream.check()
+    except LabError as err:
+        return str(err).startswith("not done before the load ended")
+    return False
 
 
 def test_busy_loops_compute_on_each_cpu_until_they_are_ended() -> None:
@@ -423,18 +459,23 @@ def results() -> Results:
     found = Results(
         MACHINE,
         started="2026-01-01T00:00:00+00:00",
-        settings={"rounds": 3, "circuits": (1,), "streams": 4},
+        settings={"rounds": 3, "circuits": (1,), "streams": (4,)},
         underlay_mtu=1500,
         references=("kernel vxlan",),
     )
-    for vela, vxlan in ((800, 400), (900, 450), (100, 460)):
-        found.add(Regime.GIGABIT, "vela native", 1471, {"tcp_1_ab_mbit_per_s": vela})
-        found.add(Regime.GIGABIT, "kernel vxlan", 1450, {"tcp_1_ab_mbit_per_s": vxlan})
+    for turn, (vela, vxlan) in enumerate(((800, 400), (900, 450), (100, 460))):
+        found.add(Regime.GIGABIT, "vela native", 1471, {"tcp_1_ab_mbit_per_s": vela}, turn)
+        found.add(Regime.GIGABIT, "kernel vxlan", 1450, {"tcp_1_ab_mbit_per_s": vxlan}, turn)
     return found
 
 
 def test_tables_show_medians_ratios_and_the_share_of_the_ceiling() -> None:
     assert tables(results()) == [
+        Table(
+            "Ratio to kernel vxlan in the same round: median (least to most)",
+            ("quantity", "vela native"),
+            (("gigabit: one TCP stream", "2.00 (0.22 to 2.00)"),),  # 800/400, 900/450, 100/460
+        ),
         Table(
             "A wire of 1 Gbit/s: One TCP stream",
             ("tunnel", "A→B Mbit/s", "/ vxlan", "of ceiling"),
@@ -442,8 +483,26 @@ def test_tables_show_medians_ratios_and_the_share_of_the_ceiling() -> None:
                 ("vela native", "800", "1.78", "86.7%"),  # of 922.6
                 ("kernel vxlan", "450", "1.00", "49.5%"),  # of 909.0
             ),
-        )
+        ),
     ]
+
+
+def test_ratios_are_of_rounds_that_both_have() -> None:
+    found = results()
+    # The reference failed once, and the other one another time.
+    found.add(Regime.WIRE, "vela native", 1471, {"rtt_p50_us": 30}, 0)
+    found.add(Regime.WIRE, "vela native", 1471, {"rtt_p50_us": 80}, 2)
+    found.add(Regime.WIRE, "kernel vxlan", 1450, {"rtt_p50_us": 10}, 1)
+    found.add(Regime.WIRE, "kernel vxlan", 1450, {"rtt_p50_us": 2}, 2)
+
+    assert found.ratios(Regime.WIRE, "vela native", "kernel vxlan", "rtt_p50_us") == [40]
+    assert tables(found)[0].rows[1] == ("wire: round trip p50 (less is better)", "40")
+
+
+def test_without_a_reference_there_are_no_ratios() -> None:
+    alone = replace(results(), references=())
+
+    assert [table.title for table in tables(alone)] == ["A wire of 1 Gbit/s: One TCP stream"]
 
 
 def test_results_as_json_have_every_round_and_the_ratio_of_medians() -> None:
@@ -468,7 +527,7 @@ def test_table_in_markdown_aligns_numbers_to_the_right() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--rounds", "0"], "rounds and seconds are at least 1"),
+        (["--rounds", "0"], "rounds, seconds and streams are at least 1"),
         (["--tunnel", "hyperspace"], "invalid choice: 'hyperspace'"),
         (["--regime", "vacuum"], "invalid choice: 'vacuum'"),
     ],

@@ -54,6 +54,34 @@ def test_interface_that_is_set_down_is_shown_and_has_all_addresses_when_it_is_up
         eventually(lambda: passes(namespace), 5, "pings")
 
 
+def test_interface_without_a_queue_is_shown_as_no_frame_leaves(routers: TwoRouters) -> None:
+    with circuit(routers) as both:
+        namespace = routers.a.namespace
+        namespace.run("ip", "link", "set", NAME, "txqueuelen", "0")
+
+        said = "its interface was left without a queue, so no frame leaves; "
+        wait_for_reason(both.a, f"{said}ip link set {NAME} txqueuelen 1000")
+        assert ping(namespace, REMOTE[0], count=2).received == 0
+
+        namespace.run("ip", "link", "set", NAME, "txqueuelen", "1000")
+        wait_for_reason(both.a, "")
+        eventually(lambda: passes(namespace), 5, "pings")
+
+
+def test_interface_with_addresses_that_becomes_a_port_is_shown(routers: TwoRouters) -> None:
+    with circuit(routers) as both:
+        namespace = routers.a.namespace
+        bridge(namespace, "br7")
+        namespace.run("ip", "link", "set", NAME, "master", "br7")
+
+        where = "its interface was made a port of br7, where its own addresses do not answer"
+        wait_for_reason(both.a, where)
+
+        namespace.run("ip", "link", "set", NAME, "nomaster")
+        wait_for_reason(both.a, "")
+        eventually(lambda: passes(namespace), 5, "pings")
+
+
 def test_address_that_is_removed_comes_back_and_foreign_ones_stay(routers: TwoRouters) -> None:
     with circuit(routers) as both:
         namespace = routers.a.namespace

@@ -31,7 +31,7 @@ from vela.supervisor.circuit.pseudowire import Pseudowire
 from vela.supervisor.circuit.terms import Profile
 from vela.supervisor.config.records import CircuitConfig
 
-pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
+pytestmark = [pytest.mark.forks, pytest.mark.needs_net_admin]
 
 TIMEOUT_S = 20.0
 PROFILE = Profile(

@@ -22,7 +22,7 @@ from vela.supervisor.registry.registry import Registry
 from vela.supervisor.runtime.lines import LineLimiter
 from vela.supervisor.runtime.process import Child, ExitStatus
 
-pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
+pytestmark = [pytest.mark.forks, pytest.mark.needs_net_admin]
 
 CIRCUITS = 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from lab.autoconfigured import asking, ends, policy, wait_until_up
 from lab.circuit import ADDRESSES_A, NAME
 from lab.daemon import Velad, entry_point
 from lab.topology import TwoRouters
+from lab.waiting import eventually
 
 pytestmark = pytest.mark.needs_net_admin
 
@@ -243,3 +245,29 @@ def test_status_is_answered_while_many_circuits_are_made_anew(
         # In one piece it would be answered once, or twice.
         figure(f"60 circuits made anew: status was answered {answers} times meanwhile")
         assert answers > 5
+
+
+@pytest.mark.parametrize("asked", [signal.SIGHUP, signal.SIGTERM])
+def test_signal_while_it_starts_is_obeyed_when_it_has_started(
+    routers: TwoRouters, asked: signal.Signals
+) -> None:
+    """Hundreds of circuits take seconds to create; a signal without a handler would end velad."""
+    count = 60
+    namespace = routers.a.namespace
+    with Velad(namespace, "".join(table(routers, number) for number in range(count))) as velad:
+        velad.stop()
+        velad.launch()
+        # One that is created before the last one, some time after the first one.
+        eventually(lambda: "vela5:" in namespace.run("ip", "-o", "link").stdout, 20, "vela5", 0.005)
+        assert "vela59:" not in namespace.run("ip", "-o", "link").stdout
+
+        assert velad.process is not None
+        velad.process.send_signal(asked)
+
+        if asked == signal.SIGTERM:
+            assert velad.process.wait(20) == 0
+            assert "daemon_stopped" in velad.log()
+        else:
+            velad.await_ready()
+            eventually(lambda: "configuration_reloaded" in velad.log(), 20, "the reload")
+            assert len(velad.status()["circuits"]) == count

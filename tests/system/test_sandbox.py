@@ -25,7 +25,7 @@ from vela.linux.seccomp import Filter
 from vela.supervisor.runtime.process import ExitStatus, fork
 
 pytestmark = [
-    pytest.mark.alone,
+    pytest.mark.forks,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
 ]
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +17,12 @@ from lab.daemon import Velad, waits_from_now
 from lab.link import Interface
 from lab.load import ping
 from lab.namespace import Namespace
+from lab.running_ping import pinging
 from lab.topology import ThreeRouters, three_routers
 from lab.waiting import eventually
 from vela.supervisor.circuit.standby import DOUBT_S, GOOD_S
 
-pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs_net_admin, pytest.mark.timeout(300)]
 
 B, C = "10.201.0.2", "10.201.0.3"
 INNER = ADDRESSES_B[0].partition("/")[0]
@@ -35,48 +32,6 @@ KEEPALIVE_S = 1.0
 SWITCHED_WITHIN_S = 3.0
 # After three keepalives that are missed.
 TAKEN_WITHIN_S = 3.5 * KEEPALIVE_S + SWITCHED_WITHIN_S
-_REPLY = re.compile(r"^\[([0-9.]+)\] .* icmp_seq=(\d+) ")
-
-
-@dataclass
-class Pings:
-    """A ping each 10 ms, and the replies, as they come."""
-
-    output: Path
-    process: subprocess.Popen[str]
-    times: dict[int, float] = field(default_factory=dict)
-    """Unix time of each reply, by the number of its request."""
-
-    def read(self) -> dict[int, float]:
-        found = (_REPLY.match(line) for line in self.output.read_text().splitlines())
-        self.times = {int(each[2]): float(each[1]) for each in found if each}
-        return self.times
-
-    def await_reply(self, since: float) -> None:
-        eventually(lambda: max(self.read().values(), default=0.0) > since, 10, "a reply")
-
-    def outage(self, since: float) -> tuple[float, int]:
-        """Return the longest time without a reply since then, in seconds, and what was lost."""
-        times = sorted((at, number) for number, at in self.read().items())
-        pairs = [(a, b) for a, b in pairwise(times) if b[0] > since]
-        longest = max(b[0] - a[0] for a, b in pairs)
-        return longest, sum(b[1] - a[1] - 1 for a, b in pairs if b[1] > a[1])
-
-
-@contextmanager
-def pinging(namespace: Namespace, folder: Path) -> Iterator[Pings]:
-    output = folder / "pings"
-    with output.open("w") as file:
-        process = namespace.popen(
-            *("stdbuf", "-oL", "ping", "-D", "-n", "-i", "0.01", "-w", "200", INNER), stdout=file
-        )
-        try:
-            pings = Pings(output, process)
-            pings.await_reply(0.0)
-            yield pings
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(20)
 
 
 @dataclass(frozen=True)
@@ -130,7 +85,7 @@ def test_standby_takes_over_from_a_primary_that_dies_and_gives_back_when_it_is_t
 ) -> None:
     namespace = bench.routers.a.namespace
     index = _index(namespace)
-    with pinging(namespace, tmp_path) as pings:
+    with pinging(namespace, INNER, tmp_path) as pings:
         killed_at, waited_s = time.time(), waits_from_now(bench.a, bench.c)
         bench.b.kill()
         entry = bench.await_remote(C, 15)
@@ -163,12 +118,13 @@ def test_standby_takes_over_from_a_primary_that_dies_and_gives_back_when_it_is_t
     ), there
 
 
+@pytest.mark.alone
 def test_switch_moves_the_circuit_at_once_and_back(
     bench: Bench, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
     namespace = bench.routers.a.namespace
     index, figures = _index(namespace), []
-    with pinging(namespace, tmp_path) as pings:
+    with pinging(namespace, INNER, tmp_path) as pings:
         for target, command in ((C, ("switch", NAME)), (B, ("switch", NAME, B))):
             at, waited_s = time.time(), waits_from_now(bench.a, bench.b, bench.c)
             bench.a.control(*command)
@@ -242,6 +198,7 @@ def test_list_of_velactl_add_outlives_a_restart() -> None:
         assert [each["name"] for each in entry["remotes"]] == [B, C]
 
 
+@pytest.mark.alone
 def test_velad_that_is_replaced_hands_over_which_remote_is_in_use(
     bench: Bench, tmp_path: Path
 ) -> None:
@@ -249,7 +206,7 @@ def test_velad_that_is_replaced_hands_over_which_remote_is_in_use(
     bench.a.control("switch", NAME, C)
     bench.c.wait_for_state(NAME, "up")
     flaps = bench.c.circuit(NAME)["transitions"]
-    with pinging(namespace, tmp_path) as pings:
+    with pinging(namespace, INNER, tmp_path) as pings:
         at = time.time()
         bench.a.replace()
         entry = bench.await_remote(C, 10)

@@ -21,7 +21,7 @@ from vela.supervisor.config.records import CircuitConfig
 from vela.supervisor.runtime import names as names_module
 from vela.supervisor.runtime.loop import EventLoop
 
-pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
+pytestmark = [pytest.mark.forks, pytest.mark.needs_net_admin]
 
 TIMEOUT_S = 20.0
 CONFIG = CircuitConfig(

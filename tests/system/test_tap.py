@@ -7,18 +7,23 @@ import os
 import re
 import select
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from bpf_machines import run
 from exhaustion import no_descriptors
 
 from lab.capture import Capture
+from lab.frames import await_operational
+from lab.injector import Injector
 from lab.link import Interface
 from lab.namespace import Namespace
 from lab.waiting import eventually
 from vela.errors import DeviceError
 from vela.linux.features import ALL_FEATURES, Feature, Features, probe
+from vela.linux.flow_steering import queue_program, why_no_queues
 from vela.linux.tap import Tap
 
 pytestmark = pytest.mark.needs_net_admin
@@ -180,3 +185,98 @@ def test_tap_that_does_not_block_takes_every_frame(
             os.read(tap.fd, 2000)
 
     assert shown["stats64"]["rx"]["packets"] == 5000
+
+
+def queued(fd: int) -> int:
+    """Return how many frames there are to be read."""
+    found = 0
+    while select.select([fd], [], [], 0)[0]:
+        os.read(fd, 2048)
+        found += 1
+    return found
+
+
+def udp_frame(port: int) -> bytes:
+    header = bytes.fromhex("4500001c00004000401100000a0000010a000002")
+    packet = header + port.to_bytes(2) + bytes.fromhex("00090008") + bytes(2)
+    return (b"\xff" * 6 + bytes.fromhex("02005e100002") + b"\x08\x00" + packet).ljust(60, b"\0")
+
+
+@pytest.mark.skipif(bool(why_no_queues()), reason="may not load extended BPF")
+@pytest.mark.parametrize("queues", [2, 8])
+def test_flows_are_spread_over_the_queues_that_are_in_use(
+    namespace: Namespace, queues: int
+) -> None:
+    with namespace.entered():
+        tap = Tap("vela0", MAC, 1471, queues=queues)
+    with closing(tap), namespace.entered():
+        namespace.run("ip", "link", "set", "vela0", "up")
+        tap.set_carrier(True)
+        await_operational(Interface(namespace, "vela0"))
+        fds = [tap.fd, *tap.further]
+        assert len(fds) == queues
+        frames = [udp_frame(port) for port in range(200)]
+        with Injector(Interface(namespace, "vela0")) as injector:
+
+            def inject() -> list[int]:
+                for each in frames:
+                    injector.send(each)
+                return [queued(fd) for fd in fds]
+
+            assert inject() == [200] + [0] * (queues - 1)
+            tap.spread(queues)
+            wanted = Counter(run(queue_program(queues), b"", each) for each in frames)
+            assert inject() == [wanted[queue] for queue in range(queues)]
+            # What a worker may have changed is set again, and this stays.
+            tap.restore()
+            assert inject() == [wanted[queue] for queue in range(queues)]
+            tap.spread(1)
+            assert inject() == [200] + [0] * (queues - 1)
+
+
+@pytest.mark.skipif(bool(why_no_queues()), reason="may not load extended BPF")
+def test_adopted_tap_goes_on_with_its_queues_and_has_those_that_are_wanted(
+    namespace: Namespace,
+) -> None:
+    with namespace.entered():
+        tap = Tap("vela0", MAC, 1471, queues=3)
+        first, *further = map(os.dup, (tap.fd, *tap.further))
+        before = [os.fstat(fd).st_ino for fd in further]
+        tap.spread(3)
+        same = Tap("vela0", b"", 0, adopted=first, queues=3, further=further)
+        assert same.further == further
+        assert [os.fstat(fd).st_ino for fd in same.further] == before
+        same.close()
+
+        fewer = Tap("vela0", b"", 0, adopted=os.dup(tap.fd), further=list(map(os.dup, tap.further)))
+        assert fewer.further == []
+        fewer.close()
+        # Those that another velad had are gone with it.
+        for fd in tap.further:
+            os.close(fd)
+        tap.further.clear()
+        more = Tap("vela0", b"", 0, adopted=os.dup(tap.fd), queues=2)
+        assert len(more.further) == 1
+        more.close()
+        tap.close()
+        # One that was made with one queue stays so.
+        single = Tap("vela0", MAC, 1471)
+        adopted = Tap("vela0", b"", 0, adopted=os.dup(single.fd), queues=2)
+        assert adopted.further == []
+        adopted.close()
+        single.close()
+
+
+def test_tap_without_descriptors_for_its_queues_leaves_nothing(namespace: Namespace) -> None:
+    with namespace.entered():
+        for spare in range(6):
+            try:
+                with no_descriptors(spare):
+                    tap = Tap("vela0", MAC, 1471, queues=2)
+            except DeviceError:
+                assert links(namespace) == {"lo"}
+            else:
+                tap.close()
+                assert spare >= 2
+                return
+    pytest.fail("too many descriptors are needed")

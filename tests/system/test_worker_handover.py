@@ -27,7 +27,7 @@ from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.process import fork
 
 pytestmark = [
-    pytest.mark.alone,
+    pytest.mark.forks,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
 ]
 

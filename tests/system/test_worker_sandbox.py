@@ -35,7 +35,7 @@ from vela.supervisor.runtime.process import ExitStatus, fork
 from vela.supervisor.status import CounterStatus, document
 
 pytestmark = [
-    pytest.mark.alone,
+    pytest.mark.forks,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
 ]
 needs_filter = pytest.mark.skipif(seccomp.why_not() != "", reason=seccomp.why_not())

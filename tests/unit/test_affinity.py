@@ -41,7 +41,7 @@ def test_allowed_cpus_take_no_descriptor() -> None:
         assert allowed_cpus() == tuple(sorted(os.sched_getaffinity(0)))
 
 
-@pytest.mark.alone
+@pytest.mark.forks
 def test_pin_in_a_child_pins_the_child_alone() -> None:
     before = os.sched_getaffinity(0)
     assert allowed_cpus() == tuple(sorted(before))

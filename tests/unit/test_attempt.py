@@ -148,18 +148,6 @@ def test_rejections_are_farther_and_farther_apart_until_there_is_a_session() -> 
     assert attempt.rejected_delay_s() == 2.0
 
 
-def test_renewals_are_farther_and_farther_apart_until_the_remote_has_the_settings() -> None:
-    attempt = begun()
-
-    delays = [attempt.renewal_delay_s() for _ in range(7)]
-
-    assert delays == [10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]
-    attempt.succeed()  # a session with outdated settings
-    assert attempt.renewal_delay_s() == 300.0
-    attempt.end_renewals()
-    assert attempt.renewal_delay_s() == 10.0
-
-
 def test_confirms_are_repeated_faster_than_a_cookie_dies() -> None:
     attempt = begun()
 

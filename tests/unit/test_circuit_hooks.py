@@ -27,7 +27,7 @@ from vela.supervisor.registry.store import StoredCircuit
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.status import CircuitStatus
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.forks
 
 
 @dataclass

@@ -431,3 +431,93 @@ def test_peer_value_twice_on_a_standby_remote_is_reported() -> None:
     text = f"{both}[circuits.vela0.peer]\n{mac}\n" + peer_with(mac, name="vela1", id=2)
 
     assert only_mistake_in(text).startswith("circuits.vela1.peer.mac: 02:00:5e:10:00:09 is taken")
+
+
+KEYED = 'key_file = "/etc/vela/key"\n'
+
+
+@pytest.mark.parametrize("text", ["any", "ANY", "Any"])
+def test_remote_that_is_any_is_read_and_written(text: str) -> None:
+    (circuit,) = parse_config(circuit_with(KEYED, remote=text), "f").circuits
+
+    assert circuit.remote == Remote("any")
+    assert circuit.remote.is_any
+    assert circuit.remote.address is None
+    assert format_circuit(circuit)["remote"] == "any"
+    assert not Remote("any.example").is_any
+
+
+def test_remote_that_is_any_needs_a_key() -> None:
+    assert only_mistake_in(circuit_with("", remote="any")) == (
+        "circuits.vela0.remote: 'any' needs a key, or anybody could call; key_file would be right, "
+        "or encryption = 'required' with peer_key"
+    )
+
+
+def test_encryption_without_a_key_is_one_mistake_also_where_the_remote_is_any() -> None:
+    text = circuit_with('encryption = "required"', remote="any")
+
+    assert only_mistake_in(text).startswith("circuits.vela0.encryption: 'required' needs a key; ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        circuit_with(KEYED, remote="any"),
+        circuit_with("", remote="any") + '[autoconfigure]\nkey_file = "/etc/vela/key"\n',
+        circuit_with(KEYED + 'encryption = "required"', remote="any"),
+        circuit_with(
+            f'encryption = "required"\npeer_key = "{"A" * 42}w="',
+            remote="any",
+        )
+        + '[daemon]\nidentity = "/etc/vela/identity.key"\n',
+        circuit_with(KEYED + 'bind = "192.0.2.1"\nmark = 7\nfamily = "ipv4"', remote="any"),
+        circuit_with(KEYED + "source_port = 50000\nmtu = 1400", remote="any"),
+        # On another machine each.
+        peer_with('interface = "vela0"\naddresses = ["172.16.16.2/30"]', remote="any").replace(
+            "id = 1\n", f"id = 1\n{KEYED}"
+        )
+        + peer_with(
+            'interface = "vela0"\naddresses = ["172.16.16.2/30"]', remote="any", name="vela1", id=2
+        ).replace("id = 2\n", f"id = 2\n{KEYED}"),
+    ],
+)
+def test_remote_that_is_any_with_a_key_is_accepted(text: str) -> None:
+    assert mistakes_in(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        (
+            circuit_with(KEYED, remote="any:48621"),
+            "vela0.remote: 'any:48621' has a port, and 'any' takes whichever the other end calls ",
+        ),
+        (
+            circuit_with(KEYED + "autoconfigure = false", remote="any"),
+            "vela0.remote: 'any' needs the handshake that autoconfigure = false turns off; ",
+        ),
+        (
+            circuit_with(KEYED + 'encapsulation = "ip"', remote="any"),
+            "vela0.remote: 'any' needs a handshake, and encapsulation 'ip' has none; ",
+        ),
+        (
+            circuit_with(KEYED + 'device = "eth1"', remote="any"),
+            "vela0.device: the other end of 'any' may call by any interface; bind would be right",
+        ),
+        (
+            circuit_with(KEYED, remote="any") + circuit_with(KEYED, remote="any", name="vela1"),
+            "vela1.id: 1 toward any is taken by circuits.vela0.id; ",
+        ),
+        (
+            circuit_with(KEYED, remote="any").replace('"any"', '["192.0.2.9", "ANY"]'),
+            "vela0.remote[1]: 'ANY' has no place in a list; ",
+        ),
+        (
+            circuit_with(KEYED, remote="any").replace('"any"', '["any", "192.0.2.9"]'),
+            "vela0.remote[0]: 'any' has no place in a list; ",
+        ),
+    ],
+)
+def test_mistake_with_a_remote_that_is_any_is_reported(text: str, start: str) -> None:
+    assert only_mistake_in(text).startswith(f"circuits.{start}")

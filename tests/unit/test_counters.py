@@ -6,9 +6,10 @@ import pytest
 
 from vela.dataplane.counters import RX_DROPPED, TX_DROPPED, Counters, CounterSlab, Slot
 from vela.supervisor.runtime.process import fork
+from vela.wire import MAX_QUEUES
 
 
-@pytest.mark.alone
+@pytest.mark.forks
 def test_counters_of_a_forked_child_are_seen_here_and_outlive_it() -> None:
     counters = Counters()
     counters.worker[Slot.TX_FRAMES] = 1
@@ -58,3 +59,23 @@ def test_slab_gives_each_circuit_its_own_zeroed_counters() -> None:
     slab.give_back(taken[7])
     again = slab.take()
     assert (again.total(Slot.TX_FRAMES), again.total(Slot.INGRESS_PROGRESS)) == (0, 0)
+
+
+def test_queues_have_slots_of_their_own_that_are_counted_together() -> None:
+    counters = Counters()
+    counters.make_room(MAX_QUEUES)
+    counters.make_room(2)
+    for queue, worker in enumerate(counters.workers):
+        for slot in Slot:
+            assert worker[slot] == 0
+            worker[slot] = queue + 1
+    counters.supervisor[Slot.TX_FRAMES] = 100
+
+    assert len(counters.workers) == MAX_QUEUES
+    assert counters.total(Slot.TX_FRAMES) == 100 + sum(range(1, MAX_QUEUES + 1))
+    assert counters.progress(2) == (3, 3)
+    assert not any(counters.exit_message)
+    assert not any(counters.handover)
+    counters.absorb()
+    assert counters.total(Slot.TX_FRAMES) == 100 + sum(range(1, MAX_QUEUES + 1))
+    assert all(worker[Slot.RX_FRAMES] == 0 for worker in counters.workers)

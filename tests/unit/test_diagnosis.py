@@ -110,6 +110,21 @@ def test_advice_about_firewalls_names_the_ports_in_use(remote_port: int, ports: 
     assert ports in one.advice
 
 
+def test_circuit_that_nobody_calls_is_found_with_where_to_look() -> None:
+    (finding,) = found(
+        state="connecting",
+        remote="any",
+        remote_address=None,
+        remote_port=None,
+        family=None,
+        **said(Cause.AWAITING_CALL.say()),
+    )
+
+    assert (finding.circuit, finding.check) == ("vela0", "awaiting_call")
+    assert "let UDP 7000 in here" in finding.advice
+    assert finding.seen.startswith("connecting: ")
+
+
 def test_diagnosis_of_a_well_circuit_is_empty() -> None:
     assert found() == []
 

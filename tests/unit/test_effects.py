@@ -88,3 +88,21 @@ def test_manual_lists_each_key_under_its_effect() -> None:
 
     rows = {**CIRCUIT_EFFECTS, **{f"peer.{key}": row for key, row in PEER_EFFECTS.items()}}
     assert listed == {key: row.effect.value for key, row in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "effect"),
+    [
+        (None, 1, Effect.NEW_WORKER),
+        (0, 1, Effect.NEW_WORKER),
+        ((0, 1), 0, Effect.NEW_WORKER),
+        ((0, 1), None, Effect.NEW_WORKER),
+        ((0, 1), (1, 0), Effect.NEW_WORKER),
+        (0, (0, 1), Effect.NEW_INTERFACE),
+        (None, (0, 1), Effect.NEW_INTERFACE),
+    ],
+)
+def test_several_cpus_instead_of_one_take_another_interface(
+    before: int | tuple[int, ...] | None, after: int | tuple[int, ...] | None, effect: Effect
+) -> None:
+    assert difference(replace(CIRCUIT, cpu=before), replace(CIRCUIT, cpu=after)).effect is effect

@@ -25,9 +25,9 @@ from thorough import first_of
 
 from vela.signaling import encryption
 from vela.signaling.codec import HEADER_LENGTH, encode, read_header
-from vela.signaling.encryption import Limits
 from vela.signaling.events import Down, Rejected, Unanswered, Up
 from vela.signaling.frame_keys import Answer, Role
+from vela.signaling.generations import Limits
 from vela.signaling.inputs import State
 from vela.signaling.messages import (
     CipherOffer,

@@ -30,12 +30,12 @@ from vela.signaling.encryption import (
     Ended,
     Fields,
     Input,
-    Limits,
     Ready,
     SessionWanted,
     State,
 )
 from vela.signaling.frame_keys import Answer, Role
+from vela.signaling.generations import Limits
 from vela.signaling.messages import (
     MAX_GENERATION,
     CipherOffer,

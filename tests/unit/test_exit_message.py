@@ -37,7 +37,7 @@ def test_error_is_told_in_one_short_line(error: BaseException, text: str) -> Non
     assert told.read() == text
 
 
-@pytest.mark.alone  # it forks
+@pytest.mark.forks  # it forks
 def test_message_of_a_forked_child_outlives_it_until_it_is_cleared() -> None:
     _, told = message()
     fork(lambda: told.write("start", PermissionError(1, os.strerror(1))), ()).reap()

@@ -82,3 +82,17 @@ def test_claim_that_is_gone_is_forgotten_for_good(ports: Ports) -> None:
     ports.loop.run_for(FORMER_PORT_S + 1)
 
     assert ports.of(CLAIM) == ()
+
+
+def test_ports_in_a_row_are_right_together_and_for_a_while_after_they_are_fewer(
+    ports: Ports,
+) -> None:
+    ports.expect(CLAIM, 50000, 3)
+    assert ports.of(CLAIM) == (50000, 50001, 50002)
+    ports.expect(CLAIM, 50000, 3)
+    assert ports.changes == 1
+    ports.expect(CLAIM, 50000)
+    assert ports.of(CLAIM) == (50000, 50001, 50002)
+
+    ports.loop.run_for(FORMER_PORT_S + 0.1)
+    assert ports.of(CLAIM) == (50000,)

@@ -253,7 +253,7 @@ def test_older_neighbour_that_does_not_say_what_reached_it_leaves_the_direction_
     def as_before(*args: object, **named: object) -> Session:
         return Session(*args, **{**named, "echoes_arrived": None})  # type: ignore[arg-type]
 
-    monkeypatch.setattr("vela.supervisor.circuit.circuit.Session", as_before)
+    monkeypatch.setattr("vela.supervisor.circuit.setup.Session", as_before)
     ends.boot()
     ends.net.run(5)
     ends.net.echo_loss = 0.5
@@ -332,12 +332,12 @@ def test_late_answer_to_a_ping_changes_nothing(ends: Ends) -> None:
     ends.net.run(WAIT_S + 1)
 
     for request in requests:
-        path.on_echo(memoryview(bytes((*request[:2], ECHO_REPLY, *request[3:]))))
+        path.on_echo(memoryview(bytes((*request[:2], ECHO_REPLY, *request[3:]))), 0.0)
 
     assert replies == [{"rtt_ms": None}]
     # Each answer counts once.
     assert not any(
-        path.on_echo(memoryview(bytes((*request[:2], ECHO_REPLY, *request[3:]))))
+        path.on_echo(memoryview(bytes((*request[:2], ECHO_REPLY, *request[3:]))), 0.0)
         for request in requests
     )
 
@@ -350,8 +350,8 @@ def test_answers_that_nobody_asked_for_change_nothing(ends: Ends) -> None:
     for identifier in (bytes(8), b"\xff" * 8):
         answer = bytearray(echo_request(1, identifier, 1.0))
         answer[2] = ECHO_REPLY
-        assert not path.on_echo(memoryview(answer))
-        assert not path.on_echo(memoryview(answer)[:18])
+        assert not path.on_echo(memoryview(answer), 0.0)
+        assert not path.on_echo(memoryview(answer)[:18], 0.0)
     ends.net.run(1)
 
     assert ends.states() == [("connecting", "")] * 2

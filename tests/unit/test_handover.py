@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vela.dataplane.counters import CounterSlab
 from vela.dataplane.handover import Direction, Handover
+from vela.wire import MAX_QUEUES
 
 
 def test_handover_is_done_when_both_threads_have_stopped() -> None:
@@ -31,3 +32,16 @@ def test_handovers_are_apart_from_each_other_and_from_what_else_is_in_the_page()
     handover.ask()
 
     assert not Handover(other.handover).asked[0]
+
+
+def test_handover_of_several_queues_is_done_when_all_their_threads_have_stopped() -> None:
+    handover = Handover(CounterSlab().take().handover)
+    handover.clear(MAX_QUEUES)
+    threads = [(direction, queue) for queue in range(MAX_QUEUES) for direction in Direction]
+    for direction, queue in threads:
+        assert not handover.done
+        handover.stop(direction, queue)
+    assert handover.done
+    assert not handover.asked[0]
+    handover.clear()
+    assert not handover.done

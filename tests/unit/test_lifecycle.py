@@ -31,7 +31,7 @@ SESSION_INPUTS = {
     In.DELETED,
     In.SWITCHED,
 }
-SEARCH_INPUTS = {In.UNRESOLVED, In.NO_ROUTE, In.ROUTED, In.CUT_OFF}
+SEARCH_INPUTS = {In.UNRESOLVED, In.NO_ROUTE, In.ROUTED, In.AWAITS, In.CUT_OFF}
 BEGINNINGS = {In.START, In.ACCEPT, In.RESUME, In.ENABLE}
 
 # What cannot happen, by state. Everything else must be in the table.
@@ -51,11 +51,11 @@ IMPOSSIBLE_WITH_SIGNALING = {
     S.UNMONITORED: set(In),
 }
 IMPOSSIBLE_FOR_STATIC = {
-    S.RESOLVING: SESSION_INPUTS | {In.ACCEPT, In.ENABLE},
-    S.DOWN: SESSION_INPUTS | BEGINNINGS,
-    S.UNMONITORED: SESSION_INPUTS | BEGINNINGS,
-    S.FAILED: SESSION_INPUTS | BEGINNINGS,
-    S.BROKEN: SESSION_INPUTS | BEGINNINGS,
+    S.RESOLVING: SESSION_INPUTS | {In.ACCEPT, In.ENABLE, In.AWAITS},
+    S.DOWN: SESSION_INPUTS | BEGINNINGS | {In.AWAITS},
+    S.UNMONITORED: SESSION_INPUTS | BEGINNINGS | {In.AWAITS},
+    S.FAILED: SESSION_INPUTS | BEGINNINGS | {In.AWAITS},
+    S.BROKEN: SESSION_INPUTS | BEGINNINGS | {In.AWAITS},
     S.DISABLED: SESSION_INPUTS
     | SEARCH_INPUTS
     | {In.START, In.ACCEPT, In.RESUME, In.FAILED, In.DISABLE},
@@ -266,3 +266,29 @@ def unpacked(
         (state, happened, was_up, (step.state, step.reason, step.actions))
         for state, happened, was_up, step in steps(static=static)
     ]
+
+
+def test_circuit_that_is_called_waits_without_a_reason_of_its_own_and_says_why_it_went_down() -> (
+    None
+):
+    lifecycle = Lifecycle(static=False)
+    lifecycle.take(In.START)
+
+    assert lifecycle.take(In.AWAITS) == Step(S.CONNECTING, Reason(""), ())
+    lifecycle.take(In.AGREED)
+    lifecycle.take(In.UP)
+    # Each minute: the route may be another one.
+    assert lifecycle.take(In.AWAITS).actions == (A.FOLLOW_ROUTE,)
+    lifecycle.take(In.DOWN, Reason("keepalives missed", "keepalives_missed"))
+
+    assert lifecycle.take(In.AWAITS) == Step(S.DOWN, Reason("keepalives missed"), (A.SEEK,))
+
+
+def test_circuit_that_is_called_and_failed_takes_calls_again_after_a_while() -> None:
+    lifecycle = Lifecycle(static=False)
+    lifecycle.take(In.START)
+    lifecycle.take(In.AWAITS)
+
+    assert A.RESOLVE_SOON in lifecycle.take(In.FAILED, Reason("no room")).actions
+
+    assert lifecycle.take(In.AWAITS) == Step(S.CONNECTING, Reason(""), (A.SEEK,))

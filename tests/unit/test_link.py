@@ -37,6 +37,19 @@ def test_link_counts_each_message_and_describes_this_end_as_the_remote_sees_it()
     assert LINK.describe(LOCAL1).own == ROUTER1
 
 
+def test_link_describes_what_has_changed_since_the_last_message() -> None:
+    link = replace(LINK)
+    first = link.describe(LOCAL1)
+    assert link.describe(LOCAL1) is first  # made once: each KEEPALIVE has it
+
+    assert link.describe(replace(LOCAL1, mtu=1280)).mtu == 1280
+    link.endpoint = ROUTER1
+    assert link.describe(LOCAL1).seen == ROUTER1
+    link.local_address = ip_address("198.51.100.2")
+    own = link.describe(LOCAL1).own
+    assert own == Endpoint(link.local_address, LOCAL1.port)
+
+
 def test_link_echoes_the_remotes_clock_and_measures_the_round_trip() -> None:
     link = replace(LINK)
     alive = Keepalive(CIRCUIT, THEIRS, OURS, 8, LOCAL2, 5, 2**64 - 500_000, 9_900_000, True)

@@ -48,6 +48,43 @@ def test_timers_fire_in_order_of_time_then_of_making(loop: EventLoop) -> None:
     assert fired == ["a", "b", "c", "early", "late"]
 
 
+def test_timers_with_slack_fire_together_and_never_early(loop: EventLoop) -> None:
+    fired: list[tuple[float, float]] = []
+    start = loop.now()
+
+    def note(when: float) -> None:
+        fired.append((when, loop.now()))
+
+    for milliseconds in range(100):
+        when = start + milliseconds / 1000
+        loop.call_at(when, partial(note, when), 0.05)
+    loop.call_at(start + 0.2, loop.stop)
+    turns: list[float] = []
+    fire = loop._fire_timers
+
+    def count() -> None:
+        before = len(fired)
+        fire()
+        if len(fired) > before:
+            turns.append(loop.now())
+
+    loop._fire_timers = count  # type: ignore[method-assign]
+    loop.run()
+
+    assert len(fired) == 100
+    assert all(at >= when for when, at in fired)
+    assert len(turns) <= 3  # 100 ms touch three spans of 50
+
+
+def test_timer_with_slack_is_late_by_no_more(loop: EventLoop) -> None:
+    start = loop.now()
+
+    timers = [loop.call_at(start + number / 777, lambda: None, 0.02) for number in range(777)]
+
+    for number, timer in enumerate(timers):
+        assert 0 <= timer.when - (start + number / 777) <= 0.02 + 1e-9
+
+
 def test_what_is_to_be_called_soon_is_called_in_order_of_asking(loop: EventLoop) -> None:
     fired: list[str] = []
     for name in "abc":

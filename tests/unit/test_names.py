@@ -22,7 +22,7 @@ from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.names import Names
 from vela.supervisor.runtime.resolver import Answer
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.forks
 
 TIMEOUT_S = 20.0
 

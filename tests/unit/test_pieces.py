@@ -172,6 +172,16 @@ def test_egress_of_pieces_numbers_frames_in_a_row(twin: str, stack: ExitStack) -
     assert numbers == [(numbers[0] + i // 2) % (1 << 32) for i in range(80)]
 
 
+@pytest.mark.parametrize("queue", range(3))
+def test_queues_of_one_circuit_share_no_number(twin: str, stack: ExitStack, queue: int) -> None:
+    circuit = Circuit(stack, twin, **LARGE, frame_numbers=(queue, 4))
+    sent = [each for _ in range(20) for each in circuit.egress(broadcast(1514))]
+
+    numbers = [Part.read(datagram).number for datagram in sent]
+    assert numbers == [(numbers[0] + 4 * (i // 2)) % (1 << 32) for i in range(40)]
+    assert numbers[0] % 4 == queue
+
+
 def test_worker_that_follows_another_begins_with_another_number(
     twin: str, stack: ExitStack
 ) -> None:

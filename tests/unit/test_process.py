@@ -18,7 +18,7 @@ import pytest
 
 from vela.supervisor.runtime.process import Child, ExitStatus, fork
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.forks
 
 TIMEOUT_S = 10.0
 

@@ -15,7 +15,7 @@ from lab.waiting import eventually
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.program import MOST_CHARACTERS, MOST_LINES, Program, printable
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.forks
 
 # Far more than a shell takes to start; nothing waits for it but what fails.
 LIMIT_S = 60.0

@@ -64,6 +64,40 @@ def test_added_circuit_is_up_on_both_machines_with_the_next_free_id(pair: Pair) 
     assert set(pair.words(pair.b).values()) == {"up"}
 
 
+@pytest.mark.parametrize("others", [True, False])
+def test_circuit_deleted_while_the_other_machine_was_away_goes_there_when_it_is_back(
+    tmp_path: Path, others: bool
+) -> None:
+    """The machine that deleted it lets nobody set up anything."""
+    with network(1) as link:
+        a = Machine(link, ROUTER_A, tmp_path / "a")
+        b = Machine(link, ROUTER_B, tmp_path / "b", autoconfigure=ALLOWED)
+        for machine in (a, b):
+            machine.boot()
+        for name in ("vela0", "vela1") if others else ("vela1",):
+            a.add(name, {"remote": str(ROUTER_B)})
+        link.run(120)
+        b.crash()
+        assert a.registry is not None
+        a.registry.delete("vela1")
+        link.run(5)
+
+        b.boot()
+        link.run(60)
+
+        ids = [[each.id for each in machine.statuses()] for machine in (a, b)]
+        assert ids == ([[1], [1]] if others else [[], []])
+        assert link.loop.failures == []
+
+
+def test_added_circuit_that_is_not_enabled_stays_down_until_it_is(pair: Pair) -> None:
+    """As where [defaults] says so."""
+    pair.add("vela0", enabled=False)
+
+    assert pair.words(pair.a) == {"vela0": "disabled"}
+    assert pair.words(pair.b) == {}
+
+
 @pytest.mark.parametrize("number", [None, 1])
 def test_circuit_whose_id_another_machine_has_there_gets_the_next_one_unless_it_was_chosen(
     pair: Pair, tmp_path: Path, number: int | None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_link import CIRCUIT, KEY, LOCAL1, OFFER, POLICY, ROUTER1
 
-from vela.address import Endpoint
+from vela.address import Endpoint, IPAddress
 from vela.errors import RemoteProtocolError
 from vela.signaling.codec import decode, encode
 from vela.signaling.cookie import Cookies
@@ -126,6 +126,45 @@ def test_request_without_autoconfigure_is_not_answered() -> None:
 
     assert ask(answering, REQUEST) == (None, [])
     assert answering.unanswered[Silence.DISABLED] == 1
+
+
+@pytest.mark.parametrize("policy", [None, POLICY])
+def test_remote_that_resumes_a_circuit_is_told_that_it_is_gone_whatever_the_policy(
+    policy: Policy | None,
+) -> None:
+    """The message that it was deleted was lost, and the machine that set it up lets nobody ask."""
+    answering = responder(policy)
+
+    def said(message: Message, remotes: tuple[IPAddress, ...], source: Endpoint) -> list[Message]:
+        requested = answering.receive_datagram(
+            encode(message, None),
+            source,
+            100.0,
+            peer_circuits=nobody,
+            is_remote=remotes.__contains__,
+        )
+        assert requested is None
+        return [decode(each.data, None) for each in answering.datagrams_to_send()]
+
+    remotes = (STRANGER.address,)
+    resumes = replace(REQUEST, resuming=True)
+    [cookie] = said(resumes, remotes, STRANGER)
+    assert isinstance(cookie, Acknowledge)
+    confirm = replace(CONFIRM, receiver_nonce=cookie.sender_nonce, resuming=True)
+    [refusal] = said(confirm, remotes, STRANGER)
+    assert isinstance(refusal, Reject)
+    assert refusal.code == RejectCode.NO_SUCH_CIRCUIT
+
+    # To nothing else, and to nobody else.
+    for message in (REQUEST, replace(confirm, resuming=False), KEEPALIVE):
+        assert said(message, remotes, STRANGER) == []
+    assert said(resumes, remotes, Endpoint(STRANGER.address, 0)) == []
+    assert said(resumes, (), STRANGER) == []
+    # The circuit had a key, and nobody knows any more which.
+    answering.key = LocalKey(b"of [autoconfigure]")
+    if policy is not None:
+        answering.policy = replace(POLICY, sources=(ip_network("203.0.113.0/24"),))
+    assert said(resumes, remotes, STRANGER) == []
 
 
 def test_request_from_an_unlisted_source_is_not_answered_with_or_without_key() -> None:

@@ -205,7 +205,7 @@ def under(rules: tuple[seccomp.Rule, ...], default: int, call: str, *arguments: 
 
 
 @needs_filter
-@pytest.mark.alone  # these fork
+@pytest.mark.forks  # these fork
 def test_kernel_does_what_the_rules_say() -> None:
     assert under((fail(errno.EXDEV, "getcwd"),), ALLOW, "getcwd", 0, 0).code == errno.EXDEV
     assert under((kill("getcwd"),), ALLOW, "getcwd", 0, 0).signal == signal.SIGSYS
@@ -215,7 +215,7 @@ def test_kernel_does_what_the_rules_say() -> None:
 
 
 @needs_filter
-@pytest.mark.alone
+@pytest.mark.forks
 def test_own_process_id_is_that_of_whoever_installs_the_filter() -> None:
     rules = (fail(errno.EXDEV, "tgkill", equals(0, OWN_PID)), fail(errno.ENOENT, "tgkill"))
     calls = Filter(program(rules, ALLOW))
@@ -236,7 +236,7 @@ def test_own_process_id_is_that_of_whoever_installs_the_filter() -> None:
 
 
 @needs_filter
-@pytest.mark.alone
+@pytest.mark.forks
 def test_filter_holds_for_threads_that_run_already() -> None:
     calls = Filter(program((kill("getcwd"),), ALLOW))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -259,7 +259,7 @@ def test_filter_holds_for_threads_that_run_already() -> None:
 
 
 @needs_filter
-@pytest.mark.alone
+@pytest.mark.forks
 def test_filter_that_the_kernel_refuses_is_an_error() -> None:
     ours, theirs = socket.socketpair()
     libc = ctypes.CDLL(None, use_errno=True)

@@ -37,7 +37,7 @@ class CountingLoop(EventLoop):
         self.demux = Demux(self, ())
         self.control_channel = ControlChannel(self, self.demux, cast(Names, None), 48621)
 
-    def call_at(self, when: float, callback: Callback) -> Timer:
+    def call_at(self, when: float, callback: Callback, slack_s: float = 0.0) -> Timer:
         self.delays_s.append(when - self.now())
         return super().call_at(when, callback)
 

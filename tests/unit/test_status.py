@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from vela.dataplane.counters import Counters, Slot
-from vela.signaling.encryption import EncryptionStatus
+from vela.signaling.generations import EncryptionStatus
 from vela.signaling.messages import HandshakePattern
 from vela.supervisor.status import CipherStatus, CounterStatus
 from vela.wire import Suite
@@ -28,8 +28,9 @@ def test_counters_of_both_writers_stand_under_their_names() -> None:
         "rx_joined": 1133,
         "mss_clamped": 1108 + 1132,
         "tx_too_big_sent": 1111,
+        "tx_marked": 1113,
         "tx_errors": 1104,
-        "tx_dropped": {"not_ip": 1105, "no_key": 1107, "too_large": 1110},
+        "tx_dropped": {"not_ip": 1105, "no_key": 1107, "too_large": 1110, "backlog": 1112},
         "rx_frames": 1116,
         "rx_bytes": 1117,
         "rx_elided": 1118,

@@ -12,10 +12,12 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import pytest
+from bpf_machines import run, run_extended
 from exhaustion import no_descriptors
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,43 +113,6 @@ def ip_header(source: IPAddress, port: int = PORT, options: int = 0) -> bytes:
     following = b"\x3c" if options else b"\x11"
     first = b"\x60" + b"\xff" * 5 + following + b"\xff" + source.packed + b"\xff" * 16
     return first + extension * options + udp
-
-
-def run(program: bytes, header: bytes, payload: bytes) -> int:
-    """Interpret as linux/Documentation/networking/filter.rst says; reject what the kernel would."""
-    steps = list(struct.iter_unpack("HBBI", program))
-    accumulator = index = 0
-    memory: dict[int, int] = {}
-    position = 0
-    while True:
-        code, if_true, if_false, k = steps[position]
-        position += 1
-        match code:
-            case 0x20 | 0x28 | 0x30 | 0x48:  # ld [k], ldh [k], ldb [k], ldh [x + k]
-                size = {0x20: 4, 0x30: 1}.get(code, 2)
-                k += index if code == 0x48 else 0
-                data, offset = (header, k - 0xFFF00000) if k >= 0xFFF00000 else (payload, k)
-                if offset + size > len(data):
-                    return 0
-                accumulator = int.from_bytes(data[offset : offset + size], "big")
-            case 0xB1:  # ldx 4 * ([k] & 0xf)
-                index = 4 * (header[k - 0xFFF00000] & 0xF)
-            case 0x60:  # ld M[k]
-                accumulator = memory[k]
-            case 0x02:  # st M[k]
-                memory[k] = accumulator
-            case 0x74:  # rsh #k
-                accumulator >>= k
-            case 0x05:  # ja
-                position += k
-            case 0x15:  # jeq #k
-                position += if_true if accumulator == k else if_false
-            case 0x35:  # jge #k
-                position += if_true if accumulator >= k else if_false
-            case 0x06:  # ret #k
-                return int(k)
-            case _:
-                raise AssertionError(f"unexpected instruction {code:#x}")
 
 
 def deliver(
@@ -252,59 +217,6 @@ def test_two_routes_of_one_source_and_circuit_id_are_refused_by_name(second: str
 def test_route_out_of_range_is_refused(circuit_id: int, index: int) -> None:
     with pytest.raises(ValueError, match="is no"):
         Route(IPv4Address("192.0.2.1"), circuit_id, index)
-
-
-def run_extended(program: bytes, header: bytes, payload: bytes) -> int:
-    """Interpret as Documentation/bpf/standardization/instruction-set.rst says."""
-    steps = list(struct.iter_unpack("=BBhI", program))
-    registers: dict[int, int] = {1: -1}  # the context, which only loads look at
-    memory: dict[int, int] = {}
-    position = 0
-    while True:
-        code, pair, offset, k = steps[position]
-        target, source = pair & 0xF, pair >> 4
-        position += 1
-        match code:
-            case 0x20 | 0x28 | 0x30 | 0x48:
-                assert registers[6] == -1
-                size = {0x20: 4, 0x30: 1}.get(code, 2)
-                k += registers[source] if code == 0x48 else 0
-                data, at = (header, k - 0xFFF00000) if k >= 0xFFF00000 else (payload, k)
-                if at + size > len(data):
-                    return 0
-                registers = {each: registers[each] for each in registers if each >= 6}
-                registers[0] = int.from_bytes(data[at : at + size], "big")
-            case 0xBF:
-                registers[target] = registers[source]
-            case 0xB4:
-                registers[target] = k
-            case 0x54:
-                registers[target] &= k
-            case 0x64:
-                registers[target] = registers[target] << k & 0xFFFFFFFF
-            case 0x74:
-                registers[target] >>= k
-            case 0x63:
-                assert (target, offset % 4) == (10, 0)
-                memory[offset] = registers[source]
-            case 0x61:
-                registers[target] = memory[offset]
-            case 0x05:
-                position += offset
-            case 0x16:
-                position += offset if registers[target] == k else 0
-            case 0x56:
-                position += offset if registers[target] != k else 0
-            case 0x36:
-                position += offset if registers[target] >= k else 0
-            case 0xA6:
-                position += offset if registers[target] < k else 0
-            case 0x46:
-                position += offset if registers[target] & k else 0
-            case 0x95:
-                return registers[0]
-            case _:
-                raise AssertionError(f"unexpected instruction {code:#x}")
 
 
 @given(
@@ -761,3 +673,39 @@ def test_kernel_steers_255_ipv6_networks(form: str) -> None:
         ]
 
     assert delivered == list(range(1, 256))
+
+
+@pytest.mark.parametrize("source", ["192.0.2.1", "2001:db8::1"])
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_ports_are_spread_over_several_sockets(source: str, count: int) -> None:
+    indices = tuple(range(40, 40 + count))
+    route = Route(ip_address(source), 7, indices[0], further=indices[1:])
+    any_port = program_of(route)
+    named = program_of(replace(route, ports=tuple(range(50000, 50008))))
+    for port in (1, 48621, *range(49999, 50010), 65535):
+        wanted = indices[port % count]
+        assert deliver(any_port, source, b"\x07", port) == wanted
+        assert deliver(any_port, source, b"\x08", port) == 0
+        assert deliver(named, source, b"\x07", port) == (wanted if 50000 <= port < 50008 else 0)
+        header = ip_header(ip_address(source), port, 0)
+        for program in (any_port, named):
+            extended = ebpf.translate(program)
+            assert run_extended(extended, header, b"\x07") == run(program, header, b"\x07")
+
+
+def test_many_circuits_with_several_sockets_each_fit() -> None:
+    routes = [
+        Route(
+            IPv4Address("192.0.2.1"),
+            circuit_id,
+            3 + 2 * circuit_id,
+            ports=(50000 + 2 * circuit_id, 50001 + 2 * circuit_id),
+            further=(4 + 2 * circuit_id,),
+        )
+        for circuit_id in range(1, 256)
+    ]
+    program = program_of(*routes)
+    for route in routes[::17]:
+        for port, index in zip(route.ports, route.indices, strict=True):
+            found = deliver(program, "192.0.2.1", bytes([route.circuit_id]), port)
+            assert found == index

@@ -57,6 +57,21 @@ def test_addresses_come_back_when_the_interface_takes_them(
         ({}, {"up": False}, ("its interface was set down; ip link set vela0 up",)),
         (
             {},
+            {"queue_length": 0},
+            (
+                "its interface was left without a queue, so no frame leaves; ip link set vela0 "
+                "txqueuelen 1000",
+            ),
+        ),
+        ({}, {"queue_length": 1}, ()),
+        (
+            {},
+            {"master": 7, "port_of": "bridge"},
+            ("its interface was made a port of br0, where its own addresses do not answer",),
+        ),
+        ({}, {"master": 7, "port_of": "vrf"}, ()),
+        (
+            {},
             {"mtu": 1400},
             ("its interface was given an MTU of 1400; the circuit's is 1471",),
         ),
@@ -83,8 +98,8 @@ def test_addresses_come_back_when_the_interface_takes_them(
         ),
         # It waits for its bridge, and its reason says so.
         ({"bridge": "br0"}, {"master": None}, ()),
-        # An operator may join it to what he likes.
-        ({}, {"master": 8}, ()),
+        # An operator may join it to what he likes, where it has no addresses.
+        ({"addresses": ()}, {"master": 8, "port_of": "bridge"}, ()),
         (
             {},
             {"name": "lan0", "up": False},

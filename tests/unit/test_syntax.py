@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from config_texts import MINIMAL, circuit_with, only_mistake_in
 
@@ -52,3 +54,12 @@ def test_toml_that_is_right_is_taken_whatever_the_toml_package_says() -> None:
 
 def test_decimal_number_of_five_thousand_digits_is_reported() -> None:
     assert only_mistake_in(f"[daemon]\nport = {'9' * 5000}\n").startswith("has an invalid number")
+
+
+@pytest.mark.parametrize("text", ["a." * 50_000 + "a = 1\n", f"[{'.'.join(['a'] * 30_000)}]\n"])
+def test_key_of_very_many_parts_is_refused_at_once(text: str) -> None:
+    """The parser would take minutes, and all circuits with it."""
+    began = time.process_time()
+
+    assert only_mistake_in("# 1\n" + text) == "line 2: is nested too deeply"
+    assert time.process_time() - began < 2.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -14,7 +15,7 @@ from vela.dataplane.mss import MssClamp
 from vela.dataplane.pieces import Fragmentation
 from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
 from vela.signaling.agreement import agree
-from vela.signaling.messages import Capability
+from vela.signaling.messages import Capability, Description
 from vela.supervisor.circuit.terms import Profile, agreed_profile, describe, static_profile
 from vela.supervisor.config.records import (
     CircuitConfig,
@@ -22,6 +23,7 @@ from vela.supervisor.config.records import (
     Encapsulation,
     Encryption,
     Fragment,
+    SourcePort,
 )
 
 MAC = bytes.fromhex("02005e100001")
@@ -49,13 +51,14 @@ def test_each_ability_is_announced_by_its_own_capability(
     abilities: Abilities, expected: Capability
 ) -> None:
     always = Capability.ELISION | Capability.PIECES | Capability.ECN | Capability.ECHO
+    always |= Capability.PORTS
     assert capabilities(abilities, Encapsulation.AUTO) == expected | always
 
 
 def test_partial_checksums_without_elision_are_not_announced() -> None:
     abilities = Abilities(partial_checksums=True)
 
-    expected = Capability.PIECES | Capability.ECN | Capability.ECHO
+    expected = Capability.PIECES | Capability.ECN | Capability.ECHO | Capability.PORTS
     assert capabilities(abilities, Encapsulation.ETHERNET) == expected
 
 
@@ -218,3 +221,82 @@ def test_static_circuit_carries_ecn_but_to_a_tun(
     )
 
     assert static_profile(config, PATH).carry_ecn is carries
+
+
+LISTENING = cast(ReceiveGroup, SimpleNamespace(port=48621))
+
+
+def described(frame_ports: int, **changes: Any) -> Description:
+    description = describe(
+        CircuitConfig("vela0", 1, parse_remote("192.0.2.2")),
+        PATH,
+        REMOTE_MAC,
+        48621,
+        Abilities(native=True),
+        frame_port=50000,
+        frame_ports=frame_ports,
+    )
+    return replace(description, own=None, seen=None, **changes)
+
+
+@pytest.mark.parametrize(
+    ("remote", "ports"),
+    [
+        (described(1), 1),
+        (described(2), 2),
+        (described(8), 8),
+        (described(200), 8),
+        (described(8, frame_port=65534), 2),
+        (described(2, frame_port=None), 1),
+    ],
+)
+def test_as_many_ports_in_a_row_are_expected_as_the_remote_says_and_there_can_be(
+    remote: Description, ports: int
+) -> None:
+    assert agree(described(1), remote, ENDPOINT).frame_ports == ports
+
+
+def test_translated_port_is_the_only_one() -> None:
+    remote = replace(described(4), own=Endpoint(ip_address("10.0.0.1"), 48621))
+    agreement = agree(described(4), remote, ENDPOINT)
+
+    assert agreement.nat
+    assert (agreement.frame_port, agreement.frame_ports) == (ENDPOINT.port, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "agreement", "several"),
+    [
+        ({}, {}, True),
+        ({"source_port": 50000}, {}, False),
+        ({"source_port": SourcePort.LISTEN}, {}, False),
+        ({}, {"several_ports": False}, False),
+        ({}, {"nat": True}, False),
+        ({}, {"from_listening": True}, False),
+    ],
+)
+def test_frames_leave_from_several_ports_only_where_all_of_them_are_taken(
+    config: dict[str, Any], agreement: dict[str, Any], several: bool
+) -> None:
+    circuit = replace(CircuitConfig("vela0", 1, parse_remote("192.0.2.2")), **config)
+    agreed_on = replace(agree(described(1), described(1), ENDPOINT), **agreement)
+    path = replace(PATH, group=LISTENING)
+
+    assert agreed_profile(circuit, agreed_on, path).several_ports is several
+
+
+def test_remote_that_knows_of_one_port_is_sent_from_one() -> None:
+    old = described(1, capabilities=described(1).capabilities & ~Capability.PORTS)
+
+    assert not agree(described(1), old, ENDPOINT).several_ports
+    assert agree(described(1), described(1), ENDPOINT).several_ports
+
+
+def test_static_circuit_sends_from_several_ports_unless_one_is_configured() -> None:
+    config = CircuitConfig("vela0", 1, parse_remote("192.0.2.2"))
+    path = replace(PATH, group=LISTENING)
+
+    assert static_profile(config, path).several_ports
+    assert not static_profile(replace(config, source_port=50000), path).several_ports
+    original = replace(config, encapsulation=Encapsulation.IP)
+    assert not static_profile(original, path).several_ports

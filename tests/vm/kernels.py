@@ -17,7 +17,9 @@ from vm import at_boot, boot, container, installation
 from vm.images import ImageError, kernel_releases, make_root, say
 from vm.systems import PACKAGES, SYSTEMS, System, kernels
 
-SCENARIOS = ("circuit", "sandbox", "unit", "fleet", "impairment", "vlans", "wireguard", "vrf")
+SCENARIOS = (
+    *("circuit", "sandbox", "unit", "fleet", "impairment", "vlans", "wireguard", "vrf", "queues"),
+)
 """All of them, in the order in which they run: files of vm/guest."""
 DEADLINE_S = 1500.0
 """Of a guest that hangs, on a busy host too. One minute is enough to boot on an idle one."""

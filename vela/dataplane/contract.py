@@ -64,6 +64,9 @@ class Attachment:
     packet_too_big: bool = False
     """Senders of packets that are larger than a datagram, and that IP is not to cut, hear by ICMP
     what would fit (packet_too_big.py). What becomes of the packets fragmentation says."""
+    frame_numbers: tuple[int, int] = (0, 1)
+    """Which numbers frames have that are cut into pieces: divided by the second number, a power of
+    two, they leave the first. Queues of one circuit share none, and no place at the receiver."""
     mss_clamp: MssClamp | None = None
     """How large segments may be that TCP announces here and there; None: as they are."""
     dscp: int | None = 0
@@ -95,6 +98,8 @@ class Abilities:
     partial_checksums: bool = False
     """It leaves inner checksums to the outer one and completes those of the remote:
     docs/protocol.md, 3.5."""
+    several_queues: bool = False
+    """Its threads run beside each other, so that more than two carry more."""
     native: bool = False
     """It tells the remote that it is native: docs/protocol.md, 4.1, capability bit 2."""
 

@@ -1,8 +1,9 @@
 """A circuit's counters, in a page that its worker and the supervisor share.
 
-Every slot has one writer, so no slot needs a lock: the worker's egress thread, its
-ingress thread, and the supervisor each write their own. The supervisor trusts nothing in the page:
-a worker that an attacker controls can write any bytes at any time.
+Every slot has one writer, so no slot needs a lock: the worker's egress thread, its ingress thread,
+and the supervisor each write their own. Threads of further queues have blocks of
+their own. The supervisor trusts nothing in the page: a worker that an attacker controls can write
+any bytes at any time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from enum import IntEnum
 
 from vela.dataplane.handover import SIZE as _HANDOVER_SIZE
-from vela.linux.pages import SharedPage, SharedPages
+from vela.linux.pages import PAGE_SIZE, SharedPage, SharedPages
+from vela.wire import MAX_QUEUES
 
 SLOT_SIZE = 8
 CACHE_LINE_SLOTS = 64 // SLOT_SIZE
@@ -32,6 +34,8 @@ class Slot(IntEnum):
     TX_PIECED = 9  # frames that left in pieces
     TX_TOO_LARGE = 10  # frames that are not to be fragmented
     TX_TOO_BIG_SENT = 11  # ICMP messages to senders of what is too large for a datagram
+    TX_BACKLOG = 12  # frames lost so that a queue that stands becomes shorter
+    TX_MARKED = 13  # frames marked for that
     # The ingress thread's.
     RX_FRAMES = 16
     RX_BYTES = 17  # of frames, as the TAP got them
@@ -57,6 +61,9 @@ class Slot(IntEnum):
     RX_ECN = 36  # marked on the way, and the sender is not ECN-capable
 
 
+# An IntEnum's members are slow to find and to use as an index.
+_EGRESS, _INGRESS = int(Slot.EGRESS_PROGRESS), int(Slot.INGRESS_PROGRESS)
+
 BLOCK_SLOTS = 5 * CACHE_LINE_SLOTS
 
 RX_DROPPED = {
@@ -81,13 +88,20 @@ TX_DROPPED = {
     "not_ip": Slot.TX_NOT_IP,
     "no_key": Slot.TX_NO_KEY,
     "too_large": Slot.TX_TOO_LARGE,
+    "backlog": Slot.TX_BACKLOG,
 }
 
 
 _EXIT_MESSAGE_START = BLOCK_SLOTS * SLOT_SIZE
 _EXIT_MESSAGE_SIZE = 128
 _HANDOVER_START = _EXIT_MESSAGE_START + _EXIT_MESSAGE_SIZE
-_MODULUS = 2**64  # as a worker's slots wrap around
+# Blocks like the first one, on lines of cache of their own.
+_BLOCK_SIZE = BLOCK_SLOTS * SLOT_SIZE
+_FURTHER_START = 512
+assert _HANDOVER_START + _HANDOVER_SIZE <= _FURTHER_START
+assert _FURTHER_START + (MAX_QUEUES - 1) * _BLOCK_SIZE <= PAGE_SIZE
+MODULUS = 2**64
+"""As a worker's slots wrap around."""
 
 
 class Counters:
@@ -98,6 +112,8 @@ class Counters:
         self.page = SharedPages(1).take() if page is None else page
         memory = self.page.memory
         self.worker = memory[:_EXIT_MESSAGE_START].cast("Q")
+        self.workers: tuple[memoryview[int], ...] = (self.worker,)
+        """Those of each of the worker's queues."""
         # Bytes, see vela.dataplane.exit_message.
         self.exit_message = memory[_EXIT_MESSAGE_START:][:_EXIT_MESSAGE_SIZE]
         # Likewise, see vela.dataplane.handover.
@@ -106,19 +122,40 @@ class Counters:
         # the page, so that no worker can write it.
         self.supervisor = [0] * BLOCK_SLOTS
 
+    def make_room(self, queues: int) -> None:
+        """Have slots for so many queues from now on."""
+        for queue in range(len(self.workers), queues):
+            start = _FURTHER_START + (queue - 1) * _BLOCK_SIZE
+            self.workers += (self.page.memory[start:][:_BLOCK_SIZE].cast("Q"),)
+
     def total(self, *slots: Slot) -> int:
         """Return what all writers of these slots have counted together."""
-        return sum(self.worker[slot] + self.supervisor[slot] for slot in slots) % _MODULUS
+        return sum(self.totals(*slots)) % MODULUS
 
-    def progress(self) -> tuple[int, int]:
-        """Return two numbers that move as long as the worker's (egress, ingress) loops do."""
-        return self.worker[Slot.EGRESS_PROGRESS], self.worker[Slot.INGRESS_PROGRESS]
+    def totals(self, *slots: int) -> list[int]:
+        """Return what all writers of each of these slots have counted."""
+        if len(self.workers) > 1:
+            found = self.all_totals()
+            return [found[slot] for slot in slots]
+        worker, supervisor = self.worker, self.supervisor
+        return [(worker[slot] + supervisor[slot]) % MODULUS for slot in slots]
+
+    def all_totals(self) -> list[int]:
+        """Return what all writers of each slot have counted, by its number, at least cost."""
+        blocks = [worker.tolist() for worker in self.workers]
+        return [sum(counts) % MODULUS for counts in zip(self.supervisor, *blocks, strict=True)]
+
+    def progress(self, queue: int = 0) -> tuple[int, int]:
+        """Return two numbers that move as long as a queue's (egress, ingress) loops do."""
+        worker = self.workers[queue]
+        return worker[_EGRESS], worker[_INGRESS]
 
     def absorb(self) -> None:
         """Take over what a worker that has ended counted; the next one finds zeros."""
-        for slot, count in enumerate(self.worker.tolist()):
-            self.supervisor[slot] += count
-            self.worker[slot] = 0
+        for worker in self.workers:
+            for slot, count in enumerate(worker.tolist()):
+                self.supervisor[slot] += count
+                worker[slot] = 0
 
 
 class CounterSlab:

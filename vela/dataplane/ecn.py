@@ -15,6 +15,8 @@ NOT_ECT, ECT1, ECT0, CE = range(4)
 ECN_MASK = 3
 DSCP_SHIFT = 2
 MAX_DSCP = 63
+# CS6, the class of routing protocols (RFC 4594, section 3.2).
+_NETWORK_CONTROL = 48 << DSCP_SHIFT
 
 _TOS, _IPV4_CHECKSUM = 1, 10
 
@@ -35,6 +37,11 @@ class Marker:
         packet = network_offset(data, start, end)
         inner = 0 if packet is None else _tos_of(data, packet, end)
         return self.default | inner & self._kept
+
+
+def is_network_control(data: bytearray, packet: int, end: int) -> bool:
+    """Tell whether the packet is of the class of routing protocols, or a higher one."""
+    return _tos_of(data, packet, end) >= _NETWORK_CONTROL
 
 
 def fold_ecn(data: bytearray, start: int, end: int, outer: int) -> None:

@@ -109,13 +109,17 @@ def _make_native(attachment: Attachment) -> DataPlane:
         outer_ipv4=attachment.outer_ipv4,
         counters=attachment.counters,
         key_page=None if attachment.key_page is None else map_key_page(attachment.key_page),
+        number_rest=attachment.frame_numbers[0],
+        number_step=attachment.frame_numbers[1],
     )
 
 
 _NATIVE = LoadedEngine(
     "native",
     _make_native,
-    Abilities(ALL_FEATURES, virtio_header=True, partial_checksums=True, native=True),
+    Abilities(
+        ALL_FEATURES, virtio_header=True, partial_checksums=True, several_queues=True, native=True
+    ),
     native_calls,
     encryption_obstacle=_native_obstacle,
 )

@@ -42,10 +42,14 @@ class Fragmentation(IntEnum):
 class Cutter:
     """Cuts datagrams into pieces of one size; zeros fill up the last one."""
 
-    def __init__(self, circuit_id: int, first: int) -> None:
-        """first: the number of the first frame; a worker after this one has another."""
+    def __init__(self, circuit_id: int, first: int, numbers: tuple[int, int] = (0, 1)) -> None:
+        """first: about the number of the first frame; a worker after this one has another.
+
+        numbers: see Attachment.frame_numbers.
+        """
+        rest, self._step = numbers
         self._circuit_id = circuit_id
-        self._number = first
+        self._number = first - first % self._step + rest
 
     def cut(self, datagram: memoryview, limit: int) -> list[memoryview]:
         """Return two or more datagrams of at most limit bytes, in place of one.
@@ -65,7 +69,7 @@ class Cutter:
             header = (self._circuit_id, PIECE_BYTE, index | last, length, self._number)
             part = bytes(content[index * size :][:size]).ljust(size, b"\0")
             pieces.append(memoryview(_HEADER.pack(*header) + part))
-        self._number = (self._number + 1) % _NUMBERS
+        self._number = (self._number + self._step) % _NUMBERS
         return pieces
 
 

@@ -13,11 +13,12 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from vela.address import Family
+from vela.dataplane.backlog import LEAST_FRAME, Backlog
 from vela.dataplane.cipher import LOOK_FIRST_S, LOOK_S, Opener, Sealed, Sealer, WorkerPage
 from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import Slot
 from vela.dataplane.echo import SEAL_ROOM, TO_BE_SENT
-from vela.dataplane.ecn import ECN_MASK, NOT_ECT, Marker, fold_ecn
+from vela.dataplane.ecn import CE, ECN_MASK, NOT_ECT, Marker, fold_ecn, is_network_control
 from vela.dataplane.frame import (
     ECHO_REPLY,
     ECHO_REQUEST,
@@ -107,6 +108,7 @@ class PythonDataPlane:
         self._tap_header = VIRTIO_HEADER if attachment.virtio_header else b""
         self._tap_poll = select.poll()
         self._tap_poll.register(self._tap_fd, select.POLLIN)
+        self._backlog = Backlog()
         self._segments = Feature.UDP_SEGMENT in attachment.features
         macs = (attachment.local_mac, attachment.remote_mac)
         leave = attachment.partial_checksums
@@ -118,7 +120,8 @@ class PythonDataPlane:
         self._seal = 0 if attachment.key_page is None else SEAL
         self._fragmentation = attachment.fragmentation
         # So that frames of this worker are not taken for those of the one before it.
-        self._cutter = Cutter(self._circuit_id, int.from_bytes(os.urandom(4)))
+        first = int.from_bytes(os.urandom(4))
+        self._cutter = Cutter(self._circuit_id, first, attachment.frame_numbers)
         self._too_big_limiter = Limiter() if attachment.packet_too_big else None
         self._joiner = Joiner(self._frame_limit)
         self._clamper = None
@@ -184,12 +187,17 @@ class PythonDataPlane:
         octets = elided = sent = 0
         taken = 0
         try:
-            if self._sealer is None:
+            if self._sealer is not None:
+                self._sealer.look()
+            # While there is a queue, whether it ends is seen first.
+            if self._sealer is None and self._backlog.empty:
                 length = os.readv(tap_fd, targets[taken])
             else:
-                self._sealer.look()
                 length = os.preadv(tap_fd, targets[taken], -1, self._nowait)
         except BlockingIOError:
+            self._backlog.ran_empty()
+            if self._sealer is None and self._nowait:
+                return
             # The descriptor does not block, or the circuit is encrypted: then its keys are looked
             # after, too. Asked for frames first: under load there are some.
             self._tap_poll.poll(None if self._sealer is None else LOOK_S * 1000)
@@ -200,8 +208,10 @@ class PythonDataPlane:
                 end = HEADROOM + length
                 if self._clamper is not None:
                     self._clamp_egress(self._clamper, frames[taken], end)
-                frame_tos = self._marker.outer_tos(frames[taken], HEADROOM, end)
                 try:
+                    if length >= LEAST_FRAME:
+                        self._relieve(frames[taken], end)
+                    frame_tos = self._marker.outer_tos(frames[taken], HEADROOM, end)
                     start, is_elided = encapsulate(frames[taken], HEADROOM, end)
                     if end - start + self._seal <= self._datagram_limit:
                         datagrams.append(views[taken][start:end])
@@ -226,11 +236,28 @@ class PythonDataPlane:
             try:
                 length = os.preadv(tap_fd, targets[taken], -1, self._nowait)
             except BlockingIOError:
+                self._backlog.ran_empty()
                 break
         counters[Slot.TX_FRAMES] += sent
         counters[Slot.TX_BYTES] += octets
         counters[Slot.TX_ELIDED] += elided
         self._send_all(self._prepare(datagrams), tos)
+
+    def _relieve(self, frame: bytearray, end: int) -> None:
+        """Let the sender of a frame that is read now know of a queue that stands, by a mark.
+
+        Raises Dropped where it would not see that.
+        """
+        packet = network_offset(frame, HEADROOM, end)
+        if packet is None or is_network_control(frame, packet, end):
+            return
+        if not self._backlog.is_due(int(time.monotonic() * 1000)):
+            return
+        try:
+            fold_ecn(frame, HEADROOM, end, CE)
+        except Dropped as dropped:
+            raise Dropped(Slot.TX_BACKLOG) from dropped
+        self._counters[Slot.TX_MARKED] += 1
 
     def _fragments(self, datagram: memoryview) -> list[memoryview]:
         """Return what is sent in place of a datagram that is too large. Raises Dropped."""

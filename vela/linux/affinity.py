@@ -31,5 +31,5 @@ def least_loaded(cpus: Iterable[int], own: Iterable[int]) -> int:
 
 
 def pin(cpu: int) -> None:
-    """Run the calling process on this CPU alone. Raises OSError if it cannot."""
+    """Run the calling thread, and those that it starts, on this CPU alone. Raises OSError."""
     os.sched_setaffinity(0, {cpu})

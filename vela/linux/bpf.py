@@ -21,11 +21,17 @@ LOAD_BYTE = 0x30  # BPF_LD | BPF_B | BPF_ABS
 RECALL = 0x60  # BPF_LD | BPF_W | BPF_MEM
 STORE = 0x02  # BPF_ST
 SHIFT_RIGHT = 0x74  # BPF_ALU | BPF_RSH | BPF_K
+MULTIPLY = 0x24  # BPF_ALU | BPF_MUL | BPF_K
+MODULO = 0x94  # BPF_ALU | BPF_MOD | BPF_K
+XOR_KEPT = 0xAC  # BPF_ALU | BPF_XOR | BPF_X
+KEEP = 0x07  # BPF_MISC | BPF_TAX: X is what is loaded
+RECALL_KEPT = 0x61  # BPF_LDX | BPF_W | BPF_MEM: likewise, of the scratch memory
 JUMP = 0x05  # BPF_JMP | BPF_JA
 IF_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 IF_AT_LEAST = 0x35  # BPF_JMP | BPF_JGE | BPF_K
 IF_ANY_BIT = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 RETURN = 0x06  # BPF_RET | BPF_K
+RETURN_LOADED = 0x16  # BPF_RET | BPF_A
 
 _INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter
 _FPROG = struct.Struct("@HP")  # struct sock_fprog

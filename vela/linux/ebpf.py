@@ -142,8 +142,16 @@ def _body(code: int, if_true: int, if_false: int, k: int) -> list[_Step]:
             return [(_STORE, _FRAME | _A << 4, _slot(k), 0)]
         case bpf.RECALL:
             return [(_RECALL, _A | _FRAME << 4, _slot(k), 0)]
-        case bpf.SHIFT_RIGHT:
+        case bpf.SHIFT_RIGHT | bpf.MULTIPLY | bpf.MODULO:
             return [(code, _A, 0, k)]
+        case bpf.XOR_KEPT:
+            return [(code, _A | _X << 4, 0, 0)]
+        case bpf.KEEP:
+            return [(_MOVE, _X | _A << 4, 0, 0)]
+        case bpf.RECALL_KEPT:
+            return [(_RECALL, _X | _FRAME << 4, _slot(k), 0)]
+        case bpf.RETURN_LOADED:
+            return [(_EXIT, 0, 0, 0)]
         case bpf.JUMP:
             return [(code, 0, k, 0)]
         case bpf.RETURN:

@@ -49,6 +49,7 @@ IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN, IFLA_IFALIAS, IFLA_GSO_MAX_SIZ
     20,
     41,
 )
+_IFLA_TXQLEN = 13
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND = 1, 2, 4
 _IFLA_TUN_OWNER, _IFLA_TUN_GROUP, _IFLA_TUN_PERSIST = 1, 2, 6
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -96,6 +97,8 @@ class TunLink:
     up: bool
     """Administratively."""
     mtu: int
+    queue_length: int | None = None
+    """In frames; None: the kernel does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +245,7 @@ class Rtnetlink:
             name=answer.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
             up=bool(flags & _IFF_UP),
             mtu=_number(answer.get(IFLA_MTU)) or 0,
+            queue_length=_number(answer.get(_IFLA_TXQLEN)),
         )
 
     def root_qdisc(self, index: int) -> Qdisc | None:
@@ -271,6 +275,8 @@ class Rtnetlink:
     def route_mtu(self, local: IPAddress, remote: IPAddress, limits: RouteLimits) -> RouteMtu:
         """Return what limits packets from an address of this host to a remote."""
         current = self._look_up(local, remote, 0, limits)
+        if current.mtu is None:  # mostly: nothing was configured, and nothing learned
+            return RouteMtu(index=current.index or 0, configured=None, learned=None)
         route = self._look_up(local, remote, _RTM_F_FIB_MATCH, limits)
         return RouteMtu(index=current.index or 0, configured=route.mtu, learned=current.mtu)
 

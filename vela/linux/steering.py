@@ -58,8 +58,8 @@ _PORT_SLOT = 15  # of BPF_MEMWORDS, 16; the others are used from 0 on
 # one remote: 781 instructions with 1, 589 with 4, 557 with 8.
 _BUCKET = 4
 
-# Values of the fields still to be compared, then the index they lead to, and from which ports.
-_Row = tuple[tuple[int, ...], tuple[int, tuple[int, ...]]]
+# Values of the fields still to be compared, then the indices they lead to, and from which ports.
+_Row = tuple[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,20 @@ class Route:
     index: int
     ports: tuple[int, ...] = ()
     """The UDP ports that they come from; those from others stay at index 0. Empty: from any."""
+    further: tuple[int, ...] = ()
+    """Likewise to these: of all of them, the first included, the source port modulo their number
+    chooses one. Ports in a row spread evenly, and what comes from one port stays in order."""
 
     def __post_init__(self) -> None:
         if not MIN_CIRCUIT_ID <= self.circuit_id <= MAX_CIRCUIT_ID:
             raise ValueError(f"{self.circuit_id} is no circuit id")
-        if not 0 <= self.index <= MAX_INDEX:
-            raise ValueError(f"{self.index} is no index of a socket")
+        for index in self.indices:
+            if not 0 <= index <= MAX_INDEX:
+                raise ValueError(f"{index} is no index of a socket")
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        return self.index, *self.further
 
 
 class AmbiguousRouteError(VelaError):
@@ -168,8 +176,12 @@ def _reject_ambiguous(routes: Iterable[Route]) -> None:
 
 
 def _assemble(routes: Iterable[Route], control: ControlSteering) -> list[tuple[int, int, int, int]]:
-    targets = {(_plain(each.source), each.circuit_id): (each.index, each.ports) for each in routes}
-    targets |= {(_plain(source), CONTROL_CIRCUIT_ID): (REMOTES, ()) for source in control.remotes}
+    targets = {
+        (_plain(each.source), each.circuit_id): (each.indices, each.ports) for each in routes
+    }
+    targets |= {
+        (_plain(source), CONTROL_CIRCUIT_ID): ((REMOTES,), ()) for source in control.remotes
+    }
     rows: dict[int, list[_Row]] = {4: [], 6: []}
     for (source, circuit_id), target in targets.items():
         words = struct.unpack(f"!{len(source.packed) // 4}I", source.packed)
@@ -217,7 +229,7 @@ class _Assembler:
         for slot, load in enumerate(loads):
             self.emit(bpf.STORE, slot)
             label = self.emit(*load)
-        if any(ports for _, (_, ports) in rows):
+        if any(ports or len(indices) > 1 for _, (indices, ports) in rows):
             self.emit(bpf.STORE, _PORT_SLOT)
             for code, k, if_true, if_false in reversed(_PORT[version]):
                 label = self.emit(code, k, if_true, if_false)
@@ -249,11 +261,17 @@ class _Assembler:
 
     def _match(self, slots: Sequence[int], rows: Sequence[_Row]) -> int:
         if not slots:
-            ((_, (index, ports)),) = rows
-            label = self.emit(bpf.RETURN, index)
-            if not ports:
-                return label
-            self.search_linearly([(port, label) for port in ports])
+            ((_, (indices, ports)),) = rows
+            if not ports and len(indices) == 1:
+                return self.emit(bpf.RETURN, indices[0])
+            count = len(indices)
+            rests = {port % count for port in ports} if ports else range(count)
+            labels = {rest: self.emit(bpf.RETURN, indices[rest]) for rest in rests}
+            if ports:
+                self.search_linearly([(port, labels[port % count]) for port in ports])
+            else:
+                self.search_linearly(list(labels.items()))
+                self.emit(bpf.MODULO, count)
             return self.emit(bpf.RECALL, _PORT_SLOT)
 
         # Fields that divide the rows least come first, so that a value which

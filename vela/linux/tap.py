@@ -1,4 +1,4 @@
-"""TAP interfaces: one descriptor each; the interface is gone when its last copy is closed.
+"""TAP interfaces: a descriptor for each queue; the interface is gone when the last copy is closed.
 
 The only importer of pytun.
 """
@@ -11,13 +11,14 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import pytun
 
 from vela.errors import DeviceError
 from vela.linux.features import ALL_FEATURES, TUN, TUNSETOFFLOAD, Feature, Features, tun_offloads
+from vela.linux.flow_steering import load_queue_program
 from vela.reasons import Cause
 from vela.wire import VIRTIO_HEADER
 
@@ -34,7 +35,8 @@ _NO_PROGRAM = -1  # drivers/net/tun.c, tun_set_ebpf
 _NO_TX_FILTER = bytes(4)  # struct tun_filter: no flags, no addresses
 _NO_FPROG = bytes(16)  # struct sock_fprog
 _SNDBUF = 0x7FFFFFFF  # drivers/net/tun.c, tun_chr_open
-_IFF_VNET_HDR = 0x4000  # pytun has no name for it
+_IFF_VNET_HDR = 0x4000  # pytun has no name for it, and for the next one in no version
+_IFF_MULTI_QUEUE = 0x0100
 
 # The file is missing, or it has no driver.
 _NO_TUN = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
@@ -75,12 +77,19 @@ class Tap:
         virtio_header: bool = False,
         features: Features = ALL_FEATURES,
         adopted: int | None = None,
+        queues: int = 1,
+        further: Sequence[int] = (),
     ) -> None:
         """Create the interface, down and without carrier; mtu in bytes.
 
         adopted: the descriptor of one that another velad has made, which is this
         object's from now on. Nothing of it changes before restore(): a worker may
         use it. mac, mtu and virtio_header are then those that it has.
+
+        queues: how many to have, where the interface was made for more than one, and
+        flow_steering says nothing against it; all frames go through the first until
+        spread(). further: the descriptors of further ones that it has, likewise
+        this object's.
 
         With virtio_header, a virtio header goes before each frame, and the
         kernel leaves checksums and segmentation to the reader as far as
@@ -96,17 +105,23 @@ class Tap:
         self.mtu = mtu
         self.fd: int
         """The descriptor that frames are read from and written to."""
+        self.further = list(further)
+        """Those of the queues behind the first."""
+        self._spread = 1
         if adopted is not None:
             self.fd = adopted
             try:
-                self._adopt()
+                self._adopt(queues)
             except BaseException:
+                self._close_queues(0)
                 os.close(adopted)
                 raise
             return
         flags = pytun.IFF_TAP | pytun.IFF_NO_PI | pytun.IFF_TUN_EXCL
         if virtio_header:
             flags |= _IFF_VNET_HDR
+        if queues > 1:
+            flags |= _IFF_MULTI_QUEUE
         try:
             # IFF_TUN_EXCL: never take over an interface of another program.
             device = pytun.TunTapDevice(name, flags)
@@ -129,12 +144,13 @@ class Tap:
             self.set_mtu(mtu)
             self.set_carrier(False)
             self.index = socket.if_nametoindex(name)
+            self._open_queues(queues)
             self.restore()
         except (OSError, DeviceError):
             self.close()
             raise
 
-    def _adopt(self) -> None:
+    def _adopt(self, queues: int) -> None:
         """Look at an interface that another velad has made. Raises DeviceError."""
         try:
             name, flags = _FLAGS.unpack(fcntl.ioctl(self.fd, _TUNGETIFF, bytes(_IFREQ_SIZE)))
@@ -146,8 +162,44 @@ class Tap:
             self.mac = _HWADDR.unpack(request)[1]
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
                 self.mtu = _MTU.unpack(fcntl.ioctl(any_socket, _SIOCGIFMTU, _MTU.pack(name, 0)))[1]
+            # Who has made it with one has opened it for one: the kernel adds none.
+            self._open_queues(queues if flags & _IFF_MULTI_QUEUE else 1)
         except OSError as err:
             raise DeviceError(f"{self.name}: cannot go on with it: {_reason(err)}") from err
+
+    def _open_queues(self, queues: int) -> None:
+        """Have so many, the first included. Raises DeviceError."""
+        self._close_queues(queues - 1)
+        name = self.present_name()
+        flags = pytun.IFF_TAP | pytun.IFF_NO_PI | _IFF_MULTI_QUEUE
+        if self.virtio_header:
+            flags |= _IFF_VNET_HDR
+        try:
+            while len(self.further) < queues - 1:
+                # No frame goes through it before spread().
+                self._spread_over(1)
+                device = pytun.TunTapDevice(name, flags)
+                try:
+                    self.further.append(os.dup(device.fileno()))
+                finally:
+                    device.close()
+        except OSError as err:
+            raise DeviceError(f"{name}: cannot add a queue: {_reason(err)}") from err
+
+    def _close_queues(self, left: int) -> None:
+        while len(self.further) > left:
+            os.close(self.further.pop())
+
+    def spread(self, queues: int) -> None:
+        """Let flows go through the first queues, from now on. Raises DeviceError."""
+        try:
+            self._spread_over(queues)
+        except OSError as err:
+            raise DeviceError(f"{self.name}: cannot spread its flows: {_reason(err)}") from err
+
+    def _spread_over(self, queues: int) -> None:
+        fcntl.ioctl(self.fd, _TUNSETSTEERINGEBPF, _INT.pack(load_queue_program(queues)))
+        self._spread = queues
 
     def set_mtu(self, mtu: int) -> None:
         """Set the interface's MTU, in bytes."""
@@ -190,7 +242,8 @@ class Tap:
                 fcntl.ioctl(self.fd, request, value)
             with suppress(OSError):  # EINVAL: built without CONFIG_TUN_VNET_CROSS_LE
                 fcntl.ioctl(self.fd, _TUNSETVNETBE, _INT.pack(0))
-            os.set_blocking(self.fd, Feature.RWF_NOWAIT in self._features)
+            for fd in (self.fd, *self.further):
+                os.set_blocking(fd, Feature.RWF_NOWAIT in self._features)
         except OSError as err:
             raise DeviceError(f"{self.name}: cannot set it up: {_reason(err)}") from err
 
@@ -207,7 +260,8 @@ class Tap:
         yield _TUNDETACHFILTER, _NO_FPROG
         yield _TUNSETTXFILTER, _NO_TX_FILTER
         yield _TUNSETFILTEREBPF, _INT.pack(_NO_PROGRAM)
-        yield _TUNSETSTEERINGEBPF, _INT.pack(_NO_PROGRAM)
+        program = load_queue_program(self._spread) if self.further else _NO_PROGRAM
+        yield _TUNSETSTEERINGEBPF, _INT.pack(program)
 
     def set_offloads(self, offloads: bool, features: Features) -> None:
         """Let the kernel leave checksums and segmentation to the reader, as far as features allow.
@@ -262,6 +316,7 @@ class Tap:
             return
         with suppress(OSError):  # removed by somebody
             self._keep_after_close(False)
+        self._close_queues(0)
         os.close(self.fd)
         self.fd = -1
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vela.address import IPAddress
 from vela.signaling.identity import maker_of
-from vela.signaling.messages import CipherOffer, Confirm, RejectCode
+from vela.signaling.messages import CipherOffer, Confirm, Description, RejectCode
 from vela.signaling.policy import Policy, Rejection
 from vela.signaling.suites import refusal
 
@@ -30,6 +30,9 @@ class Admission:
         self._quiet_since: float | None = None
         # The remote closed the last session.
         self._is_left = False
+        # Why this end carries nothing, and how the remote described itself then.
+        self._obstacle = Rejection(RejectCode.FAILED, "")
+        self._suspended_for: Description | None = None
 
     def start(self, now: float) -> None:
         """Give the machine that set the circuit up its time from now on."""
@@ -38,6 +41,22 @@ class Admission:
     def leave(self) -> None:
         """Let another machine have the circuit, as the one before said goodbye."""
         self._is_left = True
+
+    def suspend(self, obstacle: Rejection, remote: Description | None) -> None:
+        """Take note of why this end carries nothing. remote: how it described itself, if known."""
+        self._obstacle, self._suspended_for = obstacle, remote
+
+    def change_obstacle(self, obstacle: Rejection) -> None:
+        """Take note of another obstacle since suspend()."""
+        self._obstacle = obstacle
+
+    def obstacle(self, message: Confirm) -> Rejection | None:
+        """Return why a CONFIRM is refused while this end carries nothing.
+
+        None: the remote is another one than then, with which it may work.
+        """
+        is_same = self._suspended_for in (None, message.description)
+        return self._obstacle if is_same else None
 
     def admit(self, message: Confirm) -> None:
         """Take note of a CONFIRM that begins a session."""

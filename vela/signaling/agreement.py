@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vela.address import Endpoint
+from vela.address import MAX_PORT, Endpoint
 from vela.signaling.messages import Capability, Description
+from vela.wire import MAX_QUEUES
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,10 @@ class Agreement:
     """Both ends bring the ECN of outer headers into the inner ones."""
     echo: bool = False
     """The remote's worker answers echo requests: the circuit is up only if frames cross."""
+    frame_ports: int = 1
+    """How many ports in a row the remote's frames come from."""
+    several_ports: bool = False
+    """Both ends take frames from several."""
     from_listening: bool = False
     """Both ends have found that frames do not cross from ports of their own."""
 
@@ -61,7 +66,15 @@ def agree(local: Description, remote: Description, source: Endpoint) -> Agreemen
         nat=nat,
         # Through a NAT they come from where its messages do.
         frame_port=source.port if nat and remote.frame_port else remote.frame_port,
+        frame_ports=1 if nat else _ports(remote),
+        several_ports=Capability.PORTS in both,
     )
+
+
+def _ports(description: Description) -> int:
+    if description.frame_port is None or description.frame_ports is None:
+        return 1
+    return min(description.frame_ports, MAX_QUEUES, MAX_PORT - description.frame_port + 1)
 
 
 def _mtu(description: Description, *, pieces: bool) -> int:

@@ -28,10 +28,6 @@ CONFIRM_TIMEOUT_S = 2.5
 
 FIRST_REJECTED_S = 2.0
 
-# A REQUEST beside a session with outdated settings. There is no hurry, as the session works.
-FIRST_RENEWAL_S = 10.0
-LONGEST_RENEWAL_S = 300.0
-
 UNANSWERED_TRIES = 3  # REQUESTs at least, before the remote is said not to answer
 INSISTING_TRIES = 3  # REQUESTs, before a remote may resume outdated settings
 RESOLVE_TRIES = 4  # REQUESTs at least, between two look-ups of the name
@@ -56,7 +52,6 @@ class Attempt:
         self._late_repeats = Backoff(2 * REPEAT_S, LONGEST_REPEAT_S, self._jitter)
         self._confirms = Backoff(CONFIRM_REPEAT_S, CONFIRM_TIMEOUT_S)
         self._rejections = Backoff(FIRST_REJECTED_S, LONGEST_REPEAT_S, self._jitter)
-        self._renewals = Backoff(FIRST_RENEWAL_S, LONGEST_RENEWAL_S, self._jitter)
         self._began_at = 0.0
         self._sent_at = 0.0
         self._round_began_at: float | None = None
@@ -155,7 +150,7 @@ class Attempt:
             self._insisting_from = self._tries
         return self._tries - self._insisting_from <= INSISTING_TRIES
 
-    # CONFIRMs, rejections, renewals: the delay before the next, in seconds.
+    # CONFIRMs, rejections: the delay before the next, in seconds.
 
     def begin_confirming(self) -> None:
         self._confirms.reset()
@@ -165,13 +160,6 @@ class Attempt:
 
     def rejected_delay_s(self) -> float:
         return self._rejections.next_delay_s()
-
-    def renewal_delay_s(self) -> float:
-        return self._renewals.next_delay_s()
-
-    def end_renewals(self) -> None:
-        """Take note that the remote has the settings that this end wants."""
-        self._renewals.reset()
 
 
 def _by_number(endpoint: Endpoint) -> tuple[int, int, int]:

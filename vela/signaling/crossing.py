@@ -48,6 +48,11 @@ class Crossing:
         return self._ask_at < math.inf
 
     @property
+    def unanswered(self) -> int:
+        """How many requests in a row have had no answer so far, the last one included."""
+        return self._tries
+
+    @property
     def blocked(self) -> bool:
         """Whether all requests since start() were in vain, for so long that it is no chance."""
         return self._blocked_at == -math.inf

@@ -30,40 +30,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from vela.errors import RemoteProtocolError
 from vela.reasons import Cause, Reason
 from vela.signaling.frame_keys import Answer, KeyHolder, KeysUnavailable, Role
+from vela.signaling.generations import EncryptionStatus, Generation, Generations, Limits
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.messages import HANDSHAKE, MAX_GENERATION, Suites
 from vela.signaling.session_name import SessionName
 from vela.signaling.signer import Signer
 from vela.signaling.suites import choose, set_of
-from vela.wire import Suite
 
 # A handshake is answered with X25519, twice for an ephemeral and twice for a static key.
 HANDSHAKE_RATE, HANDSHAKE_BURST = 10.0, 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a key is used. The defaults are the protocol's; tests have shorter ones.
-
-    RFC 9001, section 6.6, allows AES-GCM 2^28 packets of 2^11 bytes under one key.
-    """
-
-    rekey_after_s: float = 120.0
-    rekey_frames: int = 2**27
-    rekey_bytes: int = 2**38
-    expire_after_s: float = 180.0
-    expire_frames: int = 2**28
-    repeat_s: float = 1.0
-    """Between two of the same; and between two rekeys at least."""
-    keep_old_s: float = 10.0
-    """The previous receive key, for frames that are on their way when the sender changes."""
 
 
 class State(Enum):
@@ -132,26 +113,6 @@ class SessionWanted:
 Event = Ready | Ended | SessionWanted
 
 
-@dataclass(frozen=True, slots=True)
-class EncryptionStatus:
-    """What the operator sees."""
-
-    suite: Suite
-    generation: int
-    age_s: float
-    frames_left: int
-    """That this end may send with this key."""
-
-
-@dataclass(slots=True)
-class _Generation:
-    """Keys that this end can receive with, or will in a moment."""
-
-    number: int
-    answer: Answer
-    born: float
-
-
 class Encryption:
     """The generations of keys of one session, at one end."""
 
@@ -181,13 +142,7 @@ class Encryption:
         self._table = _TABLES[role]
         self._state = State.IDLE
         self._message_1 = self._message_2 = b""
-        self._sending: _Generation | None = None
-        self._newest: _Generation | None = None
-        # Still received with, after the newest one is sent with.
-        self._old: _Generation | None = None
-        self._retire_at = 0.0
-        self._frames = 0
-        self._installation = 0
+        self._keys = Generations(holder, self._limits)
         self._rekey_wanted = self._keepalive_wanted = self._answering = False
         self._begun_at: float | None = None
         self._handshakes = TokenBucket(HANDSHAKE_RATE, HANDSHAKE_BURST)
@@ -202,7 +157,7 @@ class Encryption:
     @property
     def ready(self) -> bool:
         """Whether this end may send frames: the other one is known to receive them."""
-        return self._sending is not None and self._state is not State.ENDED
+        return self._keys.sending is not None and self._state is not State.ENDED
 
     @property
     def silent(self) -> bool:
@@ -210,7 +165,7 @@ class Encryption:
 
         The first one brings message 2; without it, it would say that this end does not encrypt.
         """
-        return self._state is State.INSTALLING and self._sending is None
+        return self._state is State.INSTALLING and self._keys.sending is None
 
     @property
     def signer(self) -> Signer | None:
@@ -220,28 +175,21 @@ class Encryption:
     @property
     def installation(self) -> int:
         """The number that installed() waits for; 0: the worker has all keys."""
-        return self._installation if self._state is State.INSTALLING else 0
+        return self._keys.installation if self._state is State.INSTALLING else 0
 
     @property
     def sending(self) -> int:
         """The generation that this end sends with; 0: none."""
-        return 0 if self._sending is None else self._sending.number
+        return 0 if self._keys.sending is None else self._keys.sending.number
 
     @property
     def phase(self) -> int | None:
         """That of the newest keys: the next session begins with the other one."""
-        return None if self._newest is None else self._newest.answer.phase
+        newest = self._keys.newest
+        return None if newest is None else newest.answer.phase
 
     def status(self, now: float) -> EncryptionStatus | None:
-        current = self._sending
-        if current is None or self._state is State.ENDED:
-            return None
-        return EncryptionStatus(
-            current.answer.suite,
-            current.number,
-            now - current.born,
-            max(0, self._limits.expire_frames - self._frames),
-        )
+        return None if self._state is State.ENDED else self._keys.status(now)
 
     # The first generation.
 
@@ -300,7 +248,7 @@ class Encryption:
                 return Input.MESSAGE_2
         if fields.generation is None:
             return None
-        newest = 0 if self._newest is None else self._newest.number
+        newest = self._keys.number
         if fields.generation == newest:
             return Input.GENERATION
         if self.role is Role.INITIATOR and fields.generation == newest + 1:
@@ -311,14 +259,14 @@ class Encryption:
 
     def installed(self, installation: int, now: float) -> None:
         """Say that the worker has the keys that KeyHolder.install() gave this number."""
-        if installation == self._installation:
+        if installation == self._keys.installation:
             self._step(Input.INSTALLED, now)
 
     def used(self, generation: int, frames: int, octets: int, now: float) -> None:
         """Say how much was sent with a key: frames, and their bytes."""
         if not self.ready or generation != self.sending:
             return
-        self._frames = frames
+        self._keys.frames = frames
         if frames >= self._limits.expire_frames:
             self._step(Input.EXPIRED, now)
         elif frames >= self._limits.rekey_frames or octets >= self._limits.rekey_bytes:
@@ -344,18 +292,18 @@ class Encryption:
         """Return when to call handle_timer; ask again after every other call."""
         if self._state in (State.IDLE, State.ENDED):
             return None
-        times = [self._expires_at(), self._repeat_at, self._rekey_at]
-        if self._old is not None:
-            times.append(self._retire_at)
+        keys = self._keys
+        times = (keys.expires_at, self._repeat_at, self._rekey_at, keys.retires_at)
         return min((at for at in times if at is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
         """Do what is due; to be called at next_timer() or later."""
-        expires_at = self._expires_at()
+        expires_at = None if self._state is State.ENDED else self._keys.expires_at
         if expires_at is not None and expires_at <= now:
             self._step(Input.EXPIRED, now)
-        if self._old is not None and self._retire_at <= now:
-            self._retire()
+        retires_at = self._keys.retires_at
+        if retires_at is not None and retires_at <= now:
+            self._keys.retire()
         if self._repeat_at is not None and self._repeat_at <= now:
             self._repeat_at = None
             self._step(Input.REPEAT_DUE, now)
@@ -363,18 +311,11 @@ class Encryption:
             self._rekey_at = None
             self._step(Input.REKEY_DUE, now)
 
-    def _expires_at(self) -> float | None:
-        """Return when frames stop: the key that is sent with, or else the first one, is too old."""
-        key = self._sending or self._newest
-        if key is None or self._state is State.ENDED:
-            return None
-        return key.born + self._limits.expire_after_s
-
     # What this end says.
 
     def fields(self) -> Fields:
         """Return what the next KEEPALIVE says."""
-        newest = 0 if self._newest is None else self._newest.number
+        newest = self._keys.number
         match self._state:
             case State.ASKING if newest:  # the first message 1 is in the CONFIRM
                 return Fields(noise_1=self._message_1)
@@ -421,7 +362,7 @@ class Encryption:
         """Begin the next generation, unless the last one was begun a moment ago."""
         if self._defers_rekey(now):
             return
-        newest = self._the_newest().number
+        newest = self._keys.the_newest().number
         if newest == MAX_GENERATION:
             return  # after 136 years at one a second; the key expires
         try:
@@ -441,11 +382,11 @@ class Encryption:
 
     def _finish(self, now: float, fields: Fields) -> None:
         """Take message 2, and let the worker receive before it sends."""
-        number = 1 if self._newest is None else self._newest.number + 1
+        number = self._keys.number + 1
         try:
             answer = self._holder.finish(number, fields.noise_2 or b"")
             self._check_answer(answer)
-            self._install(_Generation(number, answer, now))
+            self._keys.install(Generation(number, answer, now))
         except KeysUnavailable:
             self._want_session(now)
             return
@@ -453,7 +394,7 @@ class Encryption:
 
     def _check_answer(self, answer: Answer) -> None:
         """Raises RemoteProtocolError."""
-        newest = self._newest
+        newest = self._keys.newest
         if newest is None:
             if not set_of(answer.suite) & self._suites:
                 raise _refused(f"suite {answer.suite}, which was not offered")
@@ -469,8 +410,8 @@ class Encryption:
     def _settle(self, now: float, fields: Fields) -> None:
         """The responder sends with the newest generation, too."""
         self._state, self._repeat_at = State.SETTLED, None
-        self._retire_at = now + self._limits.keep_old_s
-        self._rekey_at = self._the_newest().born + self._limits.rekey_after_s
+        self._keys.settle(now)
+        self._rekey_at = self._keys.the_newest().born + self._limits.rekey_after_s
         if self._rekey_wanted:
             self._ask(now, fields)
 
@@ -483,12 +424,13 @@ class Encryption:
 
     def _answer(self, now: float, fields: Fields) -> None:
         """Answer message 1 of the generation after the one that is sent with."""
-        if self._sending is None:
+        sending = self._keys.sending
+        if sending is None:
             return  # the first one is in the CONFIRM
         if not self._handshakes.take(now):
             self.ignored += 1
             return
-        number, answer = self._sending.number + 1, self._sending.answer
+        number, answer = sending.number + 1, sending.answer
         if number > MAX_GENERATION:
             return
         answer = Answer(answer.suite, 1 - answer.phase)
@@ -506,7 +448,7 @@ class Encryption:
         self._message_1 = message
         self.remote_static = public
         self._state, self._repeat_at = State.INSTALLING, None
-        self._install(_Generation(number, answer, now))
+        self._keys.install(Generation(number, answer, now))
 
     def _can_receive(self, now: float, fields: Fields) -> None:
         self._state = State.ANSWERING
@@ -519,7 +461,7 @@ class Encryption:
         """Send with the newest generation, now that the initiator does."""
         if self._switch(now):
             self._state = State.SETTLED
-            self._retire_at = now + self._limits.keep_old_s
+            self._keys.settle(now)
             self._acknowledge(now, fields)
             if self._rekey_wanted:
                 self._want(now, fields)
@@ -553,48 +495,28 @@ class Encryption:
         """Rekey when the one that is under way has ended: it may be of before the reason."""
         self._rekey_wanted = True
 
-    def _install(self, generation: _Generation) -> None:
-        """Hand over keys of a phase. Raises KeysUnavailable."""
-        # There are two phases. What has the same one is older than what is sent with.
-        self._retire()
-        self._newest = generation
-        self._installation = self._holder.install(generation.number)
-
     def _switch(self, now: float) -> bool:
         """Send with the newest generation; False: the keys are gone."""
-        newest = self._the_newest()
         try:
-            self._holder.transmit(newest.number)
+            self._keys.switch(now)
         except KeysUnavailable:
             self._want_session(now)
             return False
-        self._old, self._sending, self._frames = self._sending, newest, 0
-        # Until the other end is known to send with the newest one: as long as the key is good.
-        self._retire_at = now + self._limits.expire_after_s
-        if self._old is not None:
-            self._retire_at = self._old.born + self._limits.expire_after_s
-        self._events.append(Ready(newest.number))
+        self._events.append(Ready(self.sending))
         return True
-
-    def _retire(self) -> None:
-        old, self._old = self._old, None
-        if old is not None:
-            # A holder that is gone wipes nothing; the worker drops keys by their age.
-            with suppress(KeysUnavailable):
-                self._holder.retire(old.number)
 
     def _want_session(self, now: float) -> None:
         """The key holder was lost. The worker goes on with the keys that it has."""
         self._events.append(SessionWanted())
-        if self._sending is not None:
-            self._newest = self._sending
+        if self._keys.sending is not None:
+            self._keys.stay()
             self._state, self._repeat_at = State.SETTLED, None
             self._rekey_at = now + self._limits.rekey_after_s
 
     def _expire(self, now: float, fields: Fields) -> None:
         self._end(now, fields)
         limits = self._limits
-        if self._frames >= limits.expire_frames:
+        if self._keys.frames >= limits.expire_frames:
             reason = Cause.KEY_USED_UP.say(frames=limits.expire_frames)
         else:
             reason = Cause.KEY_TOO_OLD.say(age_s=limits.expire_after_s)
@@ -603,16 +525,9 @@ class Encryption:
     def _end(self, now: float, fields: Fields) -> None:
         self._state = State.ENDED
         self._repeat_at = self._rekey_at = None
-        self._sending = self._old = None
         self._message_1 = self._message_2 = b""
         self._keepalive_wanted = self._answering = False
-        with suppress(KeysUnavailable):
-            self._holder.wipe()
-
-    def _the_newest(self) -> _Generation:
-        if self._newest is None:
-            raise RuntimeError(f"no keys in {self._state.name}")
-        return self._newest
+        self._keys.wipe()
 
 
 # All that can happen, and what is done. A pair that is not here is a bug: classify and the timers

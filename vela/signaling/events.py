@@ -119,6 +119,13 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """The remote has answered from another endpoint, and the session goes on there."""
+
+    remote: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
 class ResolveWanted:
     """Look up the remote's name again, and call Session.set_remotes."""
 
@@ -152,6 +159,7 @@ Event = (
     | Unanswered
     | Rejected
     | Heard
+    | Moved
     | Refused
     | ResolveWanted
     | ProbeAnswered

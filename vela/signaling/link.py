@@ -29,6 +29,7 @@ from vela.signaling.messages import (
     RejectCode,
     Request,
 )
+from vela.signaling.nonces import Nonces
 from vela.signaling.signer import Key, SessionContext, Signer
 
 # A REQUEST and a CONFIRM have at least this size, so that every answer fits: bytes.
@@ -91,6 +92,8 @@ class Link:
     to it, and nobody knows which of them arrived."""
     _first_confirm: Confirm | None = None
     """On an encrypted circuit each CONFIRM is as the first one, which the handshake is bound to."""
+    _described: tuple[Description, IPAddress | None, Endpoint, Description] | None = None
+    """What describe() has last made of what."""
     _clock: int | None = None
     """Microseconds of the remote's clock, at _clock_at of this end's."""
     _clock_at: float = 0.0
@@ -237,6 +240,12 @@ class Link:
         description = self.remote_description
         return description is None or description.seen in (None, endpoint)
 
+    def move(self, endpoint: Endpoint, local_address: IPAddress | None) -> None:
+        """Send there from now on; both ends have to agree anew."""
+        self.endpoint = endpoint
+        self.local_address = local_address or self.local_address
+        self.agreement = self._agreed_on = None
+
     def take_keepalive(self, message: Keepalive, now: float) -> float | None:
         """Take what a KEEPALIVE says; return the round trip, in seconds, if it says that."""
         self.remote_description = message.description
@@ -371,15 +380,34 @@ class Link:
 
     def describe(self, local: Description) -> Description:
         """Return what this end says about itself to the remote, which speaks to local_address."""
-        own = local.own
-        if self.local_address is not None:
-            own = Endpoint(self.local_address, local.port)
-        return replace(local, own=own, seen=self.endpoint)
+        described = self._described
+        known = described is not None and described[0] is local
+        if described is None or not known or described[1:3] != (self.local_address, self.endpoint):
+            own = local.own
+            if self.local_address is not None:
+                own = Endpoint(self.local_address, local.port)
+            described = (
+                local,
+                self.local_address,
+                self.endpoint,
+                replace(local, own=own, seen=self.endpoint),
+            )
+            self._described = described
+        return described[3]
 
     def next_header(self) -> tuple[int, int, int, int]:
         """Return the first fields of the next message: circuit id, both nonces, counter."""
         self.sent += 1
         return self.circuit_id, self.local_nonce, self.remote_nonce, self.sent
+
+
+def open_link(
+    circuit_id: int, nonces: Nonces, endpoint: Endpoint, local_address: IPAddress | None
+) -> Link:
+    """Return what asks for a session, with a fresh nonce."""
+    link = Link(circuit_id, nonces.draw(), 0, endpoint, local_address)
+    nonces.hold(link.local_nonce, link)
+    return link
 
 
 def own_endpoint(local_address: IPAddress | None, port: int) -> Endpoint | None:

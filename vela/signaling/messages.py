@@ -114,6 +114,7 @@ class Tlv(Enum):
     RATE = 32, Kind.U32, MIN_RATE // STEP, MAX_RATE // STEP
     FROM_LISTENING = 33, Kind.FLAG
     ARRIVED = 34, Kind.U64
+    FRAME_PORTS = 35, Kind.U16, 2, MAX_PORT
 
     def __init__(
         self,
@@ -160,6 +161,7 @@ class Capability(IntFlag):
     PIECES = 8
     ECN = 16
     ECHO = 32
+    PORTS = 64  # takes frames from several
 
 
 class HandshakePattern(IntEnum):
@@ -229,6 +231,8 @@ class Description:
     """The other end's address and port, as it sees them."""
     frame_port: Annotated[int | None, Tlv.FRAME_PORT, OPTIONAL] = None
     """The UDP port that its frames come from."""
+    frame_ports: Annotated[int | None, Tlv.FRAME_PORTS, OPTIONAL] = None
+    """They come from so many in a row, from that one on; None: from that one alone."""
     mtu_in_pieces: Annotated[int | None, Tlv.MTU_IN_PIECES, OPTIONAL] = None
     """The TAP MTU that it would have if frames travelled in pieces; None: no other one."""
     rate_kbit: Annotated[int | None, Tlv.RATE, OPTIONAL] = None

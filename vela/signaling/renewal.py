@@ -10,13 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from vela.reasons import Cause
-from vela.signaling.limiter import TokenBucket
 from vela.signaling.link import Link
 from vela.signaling.messages import Reject, RejectCode
-
-# Answers that the remote does not have the session make this end ask, and no more often. Who
-# can have them made by a machine with the same key gets no more than these REQUESTs.
-HINT_RATE, HINT_BURST = 0.2, 3.0
 
 # For a session that seems to be lost: bounded, as nothing else ends it but missed keepalives.
 LOST_REPEAT_S = 0.5
@@ -64,7 +59,3 @@ class Renewal:
             and message.code != RejectCode.NO_SUCH_SESSION
             and self.link.is_refused_by(message)
         )
-
-
-def hint_bucket() -> TokenBucket:
-    return TokenBucket(HINT_RATE, HINT_BURST)

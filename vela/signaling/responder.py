@@ -66,6 +66,7 @@ class Responder:
         deferral_reason: Callable[[Confirm], str] = lambda _: "",
         local_address: IPAddress | None = None,
         refused: Callable[[CircuitRequested, RejectCode, str], None] = lambda *_: None,
+        is_remote: Callable[[IPAddress], bool] = lambda _: False,
     ) -> CircuitRequested | None:
         """Take a control message; return the request for a circuit, if it is one and is allowed.
 
@@ -74,19 +75,19 @@ class Responder:
         cannot be had at present; else an empty string. Both may be slow: they
         are called only for a remote that has proved its address.
         local_address: the address of this host that it came to; answers leave
-        from there. refused is told what the policy does not allow. Raises
-        RemoteProtocolError, to be counted.
+        from there. refused is told what the policy does not allow. is_remote
+        tells whether a circuit of this machine has, or had, its remote there:
+        such a machine is told, whatever the policy, that a circuit which it
+        resumes is gone; not where there are keys, as the circuit's is gone, too.
+        Raises RemoteProtocolError, to be counted.
         """
         policy = self.policy
-        if policy is None:
-            self._be_silent(Silence.DISABLED)
-            return None
-        if not source.port:  # forged: no answer can be sent there
-            self._be_silent(Silence.STALE)
-            return None
+        silence = self._silence_toward(source)
         # Before any work is spent on strangers.
-        if not policy.knows(source.address, authenticated=self._authenticates):
-            self._be_silent(Silence.UNLISTED)
+        if silence is not None and (
+            not source.port or self.key is not None or not is_remote(source.address)
+        ):
+            self._be_silent(silence)
             return None
         # Without a key a flood is stopped before it is read; with one after the tag, or
         # forgeries would use up what their victim may ask.
@@ -97,6 +98,9 @@ class Responder:
         self._cookies.nonces.reject_reflected(message)
         if not isinstance(message, Request | Confirm | Keepalive) or not message.sender_nonce:
             self._be_silent(Silence.STALE)
+            return None
+        if silence is not None and (isinstance(message, Keepalive) or not message.resuming):
+            self._be_silent(silence)
             return None
         if self.key is not None and not self._limiter.take(source.address, now):
             self._be_silent(Silence.TOO_FAST)
@@ -141,12 +145,22 @@ class Responder:
         by_identity = ciphers is not None and ciphers.pattern == HandshakePattern.IK_PSK2
         return self.key is not None or by_identity
 
+    def _silence_toward(self, source: Endpoint) -> Silence | None:
+        """Return why whoever is there is not answered; None: it may ask."""
+        if self.policy is None:
+            return Silence.DISABLED
+        if not source.port:  # forged: no answer can be sent there
+            return Silence.STALE
+        if not self.policy.knows(source.address, authenticated=self._authenticates):
+            return Silence.UNLISTED
+        return None
+
     def _be_silent(self, reason: Silence) -> None:
         self.unanswered[reason] += 1
 
     def _judge(
         self,
-        policy: Policy,
+        policy: Policy | None,
         requested: CircuitRequested,
         peer_circuits: Callable[[], PeerCircuits],
         deferral_reason: Callable[[Confirm], str],
@@ -161,6 +175,8 @@ class Responder:
                 RejectCode.NO_SUCH_CIRCUIT,
                 "the machine that set this circuit up no longer has it",
             )
+        if policy is None:
+            raise RuntimeError("only what resumes a circuit is read without a policy")
         reason = refusal(self.ciphers, message.ciphers)
         if reason:
             return Rejection(RejectCode.ENCRYPTION, reason)

@@ -37,6 +37,7 @@ Events, in the order in which they happen:
     Unanswered(reason)    after every three requests or more: for the status, until the next event
     Rejected(code, text)  for the status; the session asks again later
     Heard                 after await_heard()
+    Moved(remote)         the remote that called is elsewhere now; Agreed follows
     OfferChanged(requested)  the remote that set this circuit up wants other settings, and the
                           policy allows them: replace this session as above, or reject
     ProbeAnswered(size)
@@ -53,51 +54,45 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from vela.address import Endpoint, IPAddress
 from vela.backoff import Jitter
-from vela.errors import RemoteProtocolError
+from vela.errors import RemoteProtocolError, VelaError
 from vela.reasons import Cause, Reason
 from vela.signaling import contention, events
 from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
-from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked, Attempt
-from vela.signaling.candidates import Candidate, Candidates
-from vela.signaling.codec import (
-    MALFORMED,
-    WRONG_TAG,
-    decode,
-    read_header,
-    rejection,
-    transcript,
+from vela.signaling.answers import Answers
+from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked
+from vela.signaling.caller import (
+    ELSEWHERE,
+    PROBES_AT_ONCE,
+    SMALLEST_QUESTION,
+    Caller,
+    Situation,
 )
+from vela.signaling.candidates import Candidate
+from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, read_header, rejection, transcript
 from vela.signaling.contention import Claim, Decision
 from vela.signaling.continuation import Continuation, continuation_of
 from vela.signaling.cookie import Cookies
-from vela.signaling.encryption import (
-    Encryption,
-    EncryptionStatus,
-    Ended,
-    Fields,
-    Ready,
-    SessionWanted,
-)
+from vela.signaling.encryption import Encryption, Fields
+from vela.signaling.event_queue import EventQueue
 from vela.signaling.events import CircuitRequested, Datagram, Event
-from vela.signaling.frame_keys import FrameKeys, KeysUnavailable
+from vela.signaling.frame_keys import FrameKeys
+from vela.signaling.generations import EncryptionStatus
 from vela.signaling.inputs import HANDSHAKE_TYPES, AnyInput, Input, Received, State, classify
-from vela.signaling.limiter import TokenBucket
-from vela.signaling.link import Link, offer_session_keys, own_endpoint
+from vela.signaling.link import Link
+from vela.signaling.local_end import UNKNOWN_SESSION, LocalEnd
 from vela.signaling.messages import (
     SESSION_TYPES,
-    Acknowledge,
-    CipherOffer,
     Close,
     CloseReason,
     Confirm,
     Description,
+    HandshakePattern,
     Header,
     Keepalive,
     Message,
@@ -108,24 +103,19 @@ from vela.signaling.messages import (
     Reject,
     RejectCode,
     Request,
-    type_of,
 )
-from vela.signaling.outbox import Outbox
-from vela.signaling.policy import Policy
-from vela.signaling.renewal import (
-    LOST_REPEAT_S,
-    LOST_TRIES,
-    PATIENT,
-    SEAMLESS,
-    Purpose,
-    Renewal,
-    hint_bucket,
+from vela.signaling.policy import Policy, Rejection
+from vela.signaling.remote_port import WRONG_PORT, RemotePort
+from vela.signaling.renewal import SEAMLESS, Purpose
+from vela.signaling.renewer import Renewer
+from vela.signaling.seeker import Seeker
+from vela.signaling.session_cipher import (
+    SessionCipher,
+    awaits_handshake,
+    finish_handshake,
+    settle_keys,
 )
-from vela.signaling.session_cipher import SessionCipher, awaits_handshake, finish_handshake
-from vela.signaling.signer import Key, PackedContext, Signer
-
-# The keys of a session that another one follows, after this end has changed to that one's.
-KEEP_PREDECESSOR_S = 10.0
+from vela.signaling.signer import Key
 
 # A session that only one end may know of.
 LINKED_REPEAT_S = 0.5
@@ -139,15 +129,6 @@ KEEPALIVE_JITTER = 0.1
 CLOSE_REPEAT_S = 0.2
 CLOSE_TIMEOUT_S = 1.0
 RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
-
-# Answers to REQUESTs. An honest remote sends one each second, but without a key anybody can forge
-# them: fewer answers would let a few hundred forgeries a second keep a remote out.
-ANSWER_RATE, ANSWER_BURST = 300.0, 300.0
-
-
-UNKNOWN_SESSION, WRONG_PORT = "session", "port"
-"""The reason words of RemoteProtocolError: a message of another session than the circuit has;
-without a key, one from another UDP port than the remote's."""
 
 
 class Session:
@@ -188,40 +169,31 @@ class Session:
         self.rtt_s: float | None = None
         self.last_heard_at: float | None = None
         self._admission = Admission(policy, maker)
-        self._machine = machine
-        # Whether the remote's port is translated on the way; None: there was no session yet.
-        self._translated: bool | None = None
-        # The owner was told Up, and not Down since.
-        self._told_up = False
-        self._local = local
-        self._passive = policy is not None
-        self._offer = Offer() if offer is None else offer
-        self._candidates = Candidates()
+        self._caller: Caller | None = None
+        self._remote_port = RemotePort()
+        self._local = LocalEnd(
+            local,
+            Offer() if offer is None else offer,
+            passive=policy is not None,
+            machine=machine,
+            key=key,
+            cipher=None if frame_keys is None else SessionCipher(frame_keys),
+        )
+        self._events = EventQueue()
+        self._seeker = Seeker(circuit_id, self._local, cookies.nonces, self._events, randomness)
         if remote is not None:
-            self._candidates.replace(Candidate(remote, local_address))
-        self._key = key
-        self._cipher = None if frame_keys is None else SessionCipher(frame_keys)
+            self._seeker.stay_with(Candidate(remote, local_address))
         # Of a CONFIRM that is about to begin a session.
         self._answered: Encryption | None = None
         self._echoes_arrived = echoes_arrived
-        self._cookies = cookies
-        self._randomness = randomness
+        self._nonces = cookies.nonces
         self._keepalive_jitter = Jitter(randomness, shorter=KEEPALIVE_JITTER)
-        self._attempt = Attempt(randomness)
         self._state = State.IDLE
         self._link: Link | None = None
-        self._renewal: Renewal | None = None
-        # A part of every cookie: with each new session, those issued before are void.
-        self._binding = randomness.getrandbits(64)
-        self._answers = TokenBucket(ANSWER_RATE, ANSWER_BURST)
-        self._hints = hint_bucket()
+        self._answers = Answers(cookies, randomness)
         self._due: dict[Input, float] = {}
+        self._renewer = Renewer(self._local, cookies.nonces, self._due, randomness)
         self._close_reason = CloseReason.STOPPING
-        # Why it is suspended, and how the remote described itself then.
-        self._obstacle, self._obstacle_code = "", RejectCode.FAILED
-        self._suspended_for: Description | None = None
-        self._outbox = Outbox()
-        self._events: deque[Event] = deque()
 
     @property
     def state(self) -> State:
@@ -232,7 +204,7 @@ class Session:
         """Where messages go: the endpoint of the session, or the one that is asked."""
         if self._link is not None:
             return self._link.endpoint
-        first = self._candidates.first
+        first = self._seeker.first
         return None if first is None else first.endpoint
 
     @property
@@ -240,12 +212,14 @@ class Session:
         """The address of this host that messages leave from; None: the kernel chooses."""
         if self._link is not None:
             return self._link.local_address
-        first = self._candidates.first
+        first = self._seeker.first
         return None if first is None else first.local_address
 
     @property
     def local_nonces(self) -> tuple[int, ...]:
         """What the remote puts into its messages, except to ask: the nonces of this end."""
+        if self._renewer.renewal is None:  # mostly; this is asked for at every message
+            return () if self._link is None else (self._link.local_nonce,)
         return tuple(link.local_nonce for link in self._links())
 
     @property
@@ -258,7 +232,7 @@ class Session:
         """What was sent to a remote, to have a session; None: there is one, or nothing was."""
         if self._state not in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
             return None
-        return self._attempt.asked(self._candidates.endpoints)
+        return self._seeker.asked
 
     def encryption_status(self, now: float) -> EncryptionStatus | None:
         """Return how frames are encrypted; None: they are not, or there are no keys at present."""
@@ -267,8 +241,8 @@ class Session:
 
     @property
     def maker(self) -> bytes | None:
-        """Which machine set the circuit up; None: not known, or this one."""
-        return self._admission.maker
+        """Which machine set the circuit up, or has called; None: not known, or this one."""
+        return self._admission.maker if self._caller is None else self._caller.maker
 
     @property
     def remote_static(self) -> bytes | None:
@@ -303,8 +277,8 @@ class Session:
             link,
             heard_at=self.last_heard_at,
             rtt_s=self.rtt_s,
-            translated=self._translated,
-            phase=None if self._cipher is None else self._cipher.phase,
+            translated=self._remote_port.translated,
+            phase=None if self._local.cipher is None else self._local.cipher.phase,
         )
 
     def resume(self, former: Continuation, now: float) -> None:
@@ -314,26 +288,22 @@ class Session:
         at once, and frames go on with the keys that the worker has. Raises ValueError.
         """
         link = former.link(self.circuit_id)
-        if self._cipher is not None:
-            link.keys_lost = True
-            self._cipher.phase = former.phase
-        elif former.context is not None and self._key is not None:
-            context = PackedContext(bytes.fromhex(former.context))
-            link.signer = self._key.derive(context, initiator=former.initiator)
-            link.derived = context.packed, former.initiator
+        self._local.resume(link, former)
         self._admission.start(now)
         self._link = link
-        self._cookies.nonces.hold(link.local_nonce, link)
-        self._candidates.replace(Candidate(link.endpoint, link.local_address))
-        self._state, self._told_up = State.UP, True
+        self._nonces.hold(link.local_nonce, link)
+        if self._caller is None:
+            self._seeker.stay_with(Candidate(link.endpoint, link.local_address))
+        self._state = State.UP
+        self._events.note(up=True)
         self.last_heard_at, self.rtt_s = former.heard_at, former.rtt_s
         self._settle()
-        self._translated = former.translated
-        self._end_renewal(now)
+        self._remote_port.translated = former.translated
+        self._renewer.end(link, now)
         self._due[Input.SEND_DUE] = now
         self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
-        if self._cipher is not None:
-            self._seek_beside(Purpose.KEYS, now)
+        if self._local.cipher is not None:
+            self._renewer.seek(Purpose.KEYS, link, now)
 
     def close(self, reason: CloseReason, now: float) -> None:
         """Say goodbye. Closed follows within 1 s; nobody has to wait for it."""
@@ -347,16 +317,16 @@ class Session:
         """
         if self._state in (State.IDLE, State.CLOSING, State.CLOSED):
             return
-        self._obstacle, self._obstacle_code = obstacle, code
+        rejection = Rejection(code, obstacle)
         if self._state is State.SUSPENDED:
+            self._admission.change_obstacle(rejection)
             return
-        self._outbox.clear()
-        self._events.clear()
-        self._told_up = False
+        self._local.outbox.clear()
+        self._events.forget()
         link = self._link
-        self._suspended_for = None if link is None else link.remote_description
+        self._admission.suspend(rejection, None if link is None else link.remote_description)
         if link is not None and link.remote_nonce:
-            self._send(link.close(CloseReason.STOPPING), link)
+            self._local.send(link.close(CloseReason.STOPPING), link)
         self._drop_link()
         self._state = State.SUSPENDED
 
@@ -365,17 +335,27 @@ class Session:
 
         A session that is up stays where it is until it fails.
         """
-        if self._candidates.replace(*candidates):
-            self._attempt.note_answer()
-            if self._state is State.REQUESTING:
-                self._send_soon(now)
+        if self._seeker.look_at(candidates) and self._state is State.REQUESTING:
+            self._send_soon(now)
+
+    def set_caller(self, caller: Caller | None, now: float) -> None:
+        """Ask nobody from now on, and let the remote call; None: set_remotes() says whom to ask.
+
+        A session goes on.
+        """
+        self._caller = caller
+        if caller is None:
+            return
+        self._seeker.look_at(())
+        if self._state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
+            self._begin(Received(now))
 
     def set_local(self, local: Description, now: float) -> None:
         """Say what changed at this end, such as the MTU; the remote is told at once."""
-        if local == self._local:
+        if local == self._local.description:
             return
-        self._local = local
-        if self._state in (State.LINKED, State.UP):
+        self._local.description = local
+        if self._in_session:
             self._settle()
             self._send_keepalive(now)
 
@@ -388,9 +368,14 @@ class Session:
             self._link.unheard = self._link.sent
             self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
 
+    def announce(self, now: float) -> None:
+        """Send a KEEPALIVE beside those that are due, if the session is up."""
+        if self._state is State.UP:
+            self._send_keepalive(now)
+
     def give_up(self, reason: Reason, now: float) -> None:
         """End the session as if the remote were silent, and seek the remote anew."""
-        if self._state in (State.LINKED, State.UP):
+        if self._in_session:
             self._on_loss(reason, Received(now))
 
     def set_offer(self, offer: Offer, now: float) -> None:
@@ -398,9 +383,9 @@ class Session:
 
         Not for a circuit that the remote set up.
         """
-        if offer == self._offer:
+        if offer == self._local.offer:
             return
-        self._offer = offer
+        self._local.offer = offer
         self._ask_anew(now)
 
     def set_key(self, key: Key | None, now: float) -> bool:
@@ -408,22 +393,23 @@ class Session:
 
         False: it has no keys of its own, and cannot go on; close it, and begin anew.
         """
-        links = (self._link,) if self._state in (State.LINKED, State.UP) else ()
+        links = (self._link,) if self._in_session else ()
         if key is None or any(link is None or link.signer is None for link in links):
             return False
-        self._key = key
+        self._local.key = key
         self._ask_anew(now)
         return True
 
     def _ask_anew(self, now: float) -> None:
         """Let what this end asks for, or by which key, be another one from now on."""
-        if self._state in (State.LINKED, State.UP):
-            self._drop_renewal()
-            self._the_link().outdated = True
-            self._attempt.end_renewals()
-            self._seek_beside(Purpose.CHANGED, now)
+        if self._in_session:
+            link = self._the_link()
+            link.outdated = True
+            self._renewer.drop()
+            self._renewer.settle()
+            self._renewer.seek(Purpose.CHANGED, link, now)
         elif self._state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
-            self._attempt.refused = False
+            self._seeker.change()
             self._begin(Received(now))
 
     def set_policy(self, policy: Policy) -> None:
@@ -435,7 +421,7 @@ class Session:
         link = self._link
         if link is None or self._state is not State.UP:
             return False
-        self._send(link.probe(size), link, dont_fragment=True)
+        self._local.send(link.probe(size), link, dont_fragment=True)
         return True
 
     # Keys of frames. Each call is for the encryption that there is; others change nothing.
@@ -489,16 +475,18 @@ class Session:
         """
         header = read_header(data)
         try:
-            message = decode(data, self._signer_of(header))
+            message = decode(data, self._local.verifier(header, self._links()))
         except RemoteProtocolError as err:
             # The tag of a session would say nothing of the key.
             if err.reason == WRONG_TAG and header.type not in SESSION_TYPES:
-                self._attempt.wrong_tag = True
+                self._seeker.note_wrong_tag()
+            if self._caller is not None and err.reason == UNKNOWN_SESSION:
+                self._deny_session(data, header, Received(now, None, source, local_address))
             raise
         if message.circuit_id != self.circuit_id:
             raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
-        self._cookies.nonces.reject_reflected(message)
-        if self._key is None and not self._may_come_from(source, header.type):
+        self._nonces.reject_reflected(message)
+        if self._local.key is None and not self._may_come_from(source, header.type):
             raise RemoteProtocolError(WRONG_PORT, f"from port {source.port}")
         if isinstance(message, Keepalive) and not self._finish_handshake(message, data, now):
             return
@@ -515,16 +503,20 @@ class Session:
     ) -> None:
         """Take a message whose tag is right. said: codec.transcript() of a CONFIRM."""
         received = Received(now, message, source, local_address, said)
-        found = classify(received, self._state, self._link, self._renewal, self._has_valid_cookie)
+        found = classify(
+            received, self._state, self._link, self._renewer.renewal, self._answers.comes_back_in
+        )
         if found is None:
             self.ignored += 1
             return
         link = self._link
-        if found is Input.RENEWED and self._renewal is not None:
-            link = self._renewal.link
+        if found is Input.RENEWED:
+            link = self._renewer.link
         if link is not None and found not in HANDSHAKE_TYPES | {Input.RENEWAL_REFUSED}:
             link.hear(message.counter)
             self.last_heard_at = now
+            if self._caller is not None and link is self._link and source != link.endpoint:
+                self._follow(self._caller, received)
         self._step(found, received)
 
     def handle_timer(self, now: float) -> None:
@@ -540,11 +532,11 @@ class Session:
 
     def datagrams_to_send(self) -> list[Datagram]:
         """Hand over what is to be sent; each is handed over once."""
-        return self._outbox.take_all()
+        return self._local.outbox.take_all()
 
     def next_event(self) -> Event | None:
         """Hand over the oldest event."""
-        return self._events.popleft() if self._events else None
+        return self._events.next()
 
     # Dispatch.
 
@@ -554,38 +546,18 @@ class Session:
             raise RuntimeError(f"circuit {self.circuit_id}: {happened.name} in {self._state.name}")
         action(self, received)
 
-    def _has_valid_cookie(self, received: Received) -> bool:
-        message = received.message_of(Confirm)
-        return self._cookies.check(
-            message, received.source, received.local_address, self._binding, received.now
-        )
-
     def _may_come_from(self, source: Endpoint, kind: MessageType) -> bool:
-        """Tell whether a message that has no tag can be the remote's, by its UDP port.
-
-        Any user of the remote's machine can send from its address, but velad has its port. Where
-        the machine that set the circuit up is known, that is checked in place of the port.
-        """
-        remote = self.remote
-        if remote is None or source.port == remote.port:
-            return True
-        if self._state is State.REQUESTING and source in self._candidates.endpoints:
-            return True
-        if kind not in (MessageType.REQUEST, MessageType.CONFIRM):
-            return self._translated is True
-        if self._admission.maker is not None:
-            return True
-        return self._translated is not False and self._state not in (State.LINKED, State.UP)
-
-    def _signer_of(self, header: Header) -> Signer | None:
-        """Return what verifies a message with this header."""
-        if header.type not in SESSION_TYPES or (self._key is None and self._cipher is None):
-            return self._key
-        for link in self._links():
-            if link.has(header) and not link.keys_lost:
-                return link.signer or self._key
-        # No tag has to be computed for it.
-        raise RemoteProtocolError(UNKNOWN_SESSION, "of a session that is not this one")
+        """Tell whether a message that has no tag can be the remote's."""
+        if self._caller is not None:
+            return True  # it proves its identity in the handshake, and tags what follows
+        return self._remote_port.may_send(
+            kind,
+            source,
+            self.remote,
+            asked=self._seeker.endpoints if self._state is State.REQUESTING else (),
+            maker_is_known=self._admission.maker is not None,
+            in_session=self._in_session,
+        )
 
     def _ignore(self, received: Received) -> None:
         pass
@@ -594,8 +566,7 @@ class Session:
 
     def _begin(self, received: Received) -> None:
         """Seek the remote, with a fresh nonce, from now on."""
-        self._attempt.begin(received.now)
-        self._candidates.begin()
+        self._seeker.begin(received.now)
         self._seek(received)
 
     def _seek(self, received: Received) -> None:
@@ -607,136 +578,66 @@ class Session:
     def _on_confirm_unanswered(self, received: Received) -> None:
         link = self._the_link()
         if link.encryption is not None:
-            # The remote answers REQUESTs, and says nothing where a handshake is wrong.
-            self._events.append(events.Unanswered(Cause.WRONG_HANDSHAKE.say(remote=link.endpoint)))
-            self._attempt.note_answer()
+            self._seeker.note_wrong_handshake(link)
         self._seek(received)
 
     def _send_request(self, received: Received) -> None:
-        attempt, candidates = self._attempt, self._candidates
-        if not candidates:
-            return  # set_remotes goes on
-        if candidates.round_is_over and candidates.refusal is not None:
-            self._be_rejected(candidates.refusal, received.now)
+        refusal = self._seeker.refusal
+        if refusal is not None:
+            self._be_rejected(refusal, received.now)
             return
-        candidate = candidates.next()
-        if self._link is None:
-            self._link = self._new_link(candidate.endpoint, candidate.local_address)
-        link = self._link
-        link.endpoint, link.local_address = candidate.endpoint, candidate.local_address
-        delay_s = attempt.count_request(received.now, ends_round=candidates.round_is_over)
-        self._due[Input.SEND_DUE] = received.now + delay_s
-        if attempt.is_unanswered:
-            reason = attempt.unanswered_reason(candidates.endpoints)
-            self._events.append(events.Unanswered(reason))
-        if attempt.wants_lookup:
-            self._events.append(events.ResolveWanted())
-        self._send_request_of(link)
-
-    def _send_request_of(self, link: Link) -> None:
-        # Those of an encrypted session come from its handshake.
-        has_key = self._key is not None and self._cipher is None
-        request = link.request(
-            self._local,
-            self._offer,
-            self._passive,
-            session_keys=has_key,
-            ciphers=self._ciphers,
-        )
-        self._send(request, link)
+        requested = self._seeker.request(self._link, received.now)
+        if requested is not None:  # else set_remotes goes on
+            self._link, self._due[Input.SEND_DUE] = requested
 
     def _take_acknowledge(self, received: Received) -> None:
-        link = self._the_link()
-        answers = self._candidates.at(received.source)
-        if answers is not None:  # it may have been asked before others
-            link.endpoint, link.local_address = answers.endpoint, answers.local_address
-        if not self._acknowledged(link, received):
+        if not self._seeker.take_acknowledge(self._the_link(), received):
             # The next REQUEST has another nonce, and perhaps a key holder to go on with.
             self._link = None
             return
         self._state = State.CONFIRMING
         self._due[Input.EXPIRED] = received.now + CONFIRM_TIMEOUT_S
-        self._attempt.begin_confirming()
         self._send_confirm(received)
 
-    def _acknowledged(self, link: Link, received: Received) -> bool:
-        """Take an ACKNOWLEDGE. False: the circuit is encrypted, and no keys can be had."""
-        link.acknowledge(
-            received.message_of(Acknowledge),
-            received.source,
-            received.local_address,
-            self._local,
-            self._key,
-        )
-        if self._cipher is None:
-            return True
-        try:
-            self._cipher.initiate(link)
-            self._build_confirm(link, received.now)
-        except KeysUnavailable:
-            return False
-        return True
-
-    def _build_confirm(self, link: Link, now: float) -> Confirm:
-        """Return the next CONFIRM. Raises KeysUnavailable before the first of an encrypted one."""
-        confirm = link.confirm(self._local, self._offer, self._passive, self._machine)
-        ciphers = self._ciphers
-        if ciphers is None:
-            return confirm
-        renewal, present = self._renewal, self._link
-        if renewal is not None and renewal.link is link and renewal.purpose is Purpose.KEYS:
-            confirm = replace(confirm, follows=None if present is None else present.remote_nonce)
-        return link.confirm_encrypted(confirm, ciphers, now)
-
     def _send_confirm(self, received: Received) -> None:
-        link = self._the_link()
-        self._send(self._build_confirm(link, received.now), link)
-        self._due[Input.SEND_DUE] = received.now + self._attempt.confirm_delay_s()
+        self._due[Input.SEND_DUE] = self._seeker.confirm(self._the_link(), received.now)
 
     def _on_reject(self, received: Received) -> None:
         message = received.message_of(Reject)
         refusal = events.Rejected(message.code, message.text or f"refused, code {message.code}")
         seeks = self._state in (State.REQUESTING, State.CONFIRMING)
-        if seeks and not self._candidates.round_is_over:
-            # Another address may be another machine's.
-            self._candidates.refusal = refusal
+        if seeks and self._seeker.goes_on_after(refusal):
             self._seek(received)
-            return
-        self._be_rejected(refusal, received.now)
+        else:
+            self._be_rejected(refusal, received.now)
 
     def _be_rejected(self, refusal: events.Rejected, now: float) -> None:
-        self._events.append(refusal)
+        self._events.put(refusal)
         self._drop_link()
         self._state = State.REJECTED
-        # A disabled circuit says nothing about the settings.
-        self._attempt.refused = refusal.code != RejectCode.DISABLED
-        self._due[Input.SEND_DUE] = now + self._attempt.rejected_delay_s()
+        self._due[Input.SEND_DUE] = self._seeker.be_refused(refusal.code, now)
 
     def _send_soon(self, now: float) -> None:
         """Send the next REQUEST now, or as soon after the last one as is allowed."""
-        at = self._attempt.earliest_request(now)
+        at = self._seeker.earliest_request(now)
         self._due[Input.SEND_DUE] = min(self._due.get(Input.SEND_DUE, at), at)
 
     # Answering a remote that seeks this end.
 
     def _acknowledge(self, received: Received) -> None:
         """Answer a REQUEST, and store nothing before a CONFIRM brings the cookie back."""
-        message = received.message_of(Request)
-        if not self._answers.take(received.now):
+        answer = self._answers.acknowledge(received)
+        if answer is None:
             return
-        source, local_address = received.source, received.local_address
-        answer = self._cookies.acknowledge(
-            message, source, local_address, self._binding, received.now
-        )
-        if self._key is not None or self._cipher is not None:
-            own = own_endpoint(local_address, self._local.port)
-            linked = self._link is not None and self._state in (State.LINKED, State.UP)
-            present = self._the_link().local_nonce if linked else None
-            answer = offer_session_keys(answer, message, own, source, present)
-        self._answer(answer, received)
+        link = self._link if self._in_session else None
+        # Where no key says who asks, a stranger must not learn it.
+        if link is not None and self._local.key is None and received.source != link.endpoint:
+            link = None
+        present = None if link is None else link.local_nonce
+        self._local.answer(self._local.offer_keys(answer, received, present), received)
 
     def _on_request_while_requesting(self, received: Received) -> None:
-        if self._insists(received.message_of(Request)):
+        if self._seeker.insists(received.message_of(Request)):
             self._send_soon(received.now)
         else:
             self._acknowledge(received)
@@ -744,21 +645,22 @@ class Session:
     def _on_confirm_while_requesting(self, received: Received) -> None:
         message = received.message_of(Confirm)
         decision = contention.on_confirm_while_requesting(
-            insists=self._insists(message),
-            outdated=self._is_outdated(message),
-            refused=self._attempt.refused,
+            insists=self._seeker.insists(message),
+            outdated=self._local.is_outdated(message),
+            refused=self._seeker.refused,
         )
         self._carry_out(decision, received)
 
     def _resolve_collision(self, received: Received) -> None:
         """Decide between the CONFIRM that came and the one that this end sent."""
-        link = self._the_link() if self._renewal is None else self._renewal.link
-        ours = Claim(not self._passive, self._local.mac, link.local_nonce)
+        link = self._renewer.link or self._the_link()
         theirs = Claim.of(received.message_of(Confirm))
-        self._carry_out(contention.on_confirm_while_confirming(ours, theirs), received)
+        decision = contention.on_confirm_while_confirming(self._local.claim(link), theirs)
+        self._carry_out(decision, received)
 
     def _on_confirm_in_session(self, received: Received) -> None:
-        if self._renewal is not None and self._renewal.confirming:
+        renewal = self._renewer.renewal
+        if renewal is not None and renewal.confirming:
             self._resolve_collision(received)
         else:
             self._take_confirm(received)
@@ -766,9 +668,9 @@ class Session:
     def _on_confirm_while_rejected(self, received: Received) -> None:
         message = received.message_of(Confirm)
         decision = contention.on_confirm_while_rejected(
-            outdated=self._is_outdated(message),
-            refused=self._attempt.refused,
-            resumes_ours=message.resuming and not self._passive,
+            outdated=self._local.is_outdated(message),
+            refused=self._seeker.refused,
+            resumes_ours=message.resuming and not self._local.passive,
         )
         self._carry_out(decision, received)
 
@@ -780,18 +682,9 @@ class Session:
                 self._refuse(received, RejectCode.OUTDATED, contention.OUTDATED_TEXT)
             case Decision.DECLINE | Decision.ASK:
                 # A copy that comes later must not begin a session.
-                self._cookies.spend(received.message_of(Confirm), received.now)
+                self._answers.spend(received)
                 if decision is Decision.ASK:
                     self._send_soon(received.now)
-
-    def _insists(self, message: Request | Confirm) -> bool:
-        """Tell whether the remote resumes, and should hear this end's settings instead."""
-        if not self._is_outdated(message) or not self._candidates:
-            return False
-        return self._attempt.insists()
-
-    def _is_outdated(self, message: Request | Confirm) -> bool:
-        return not self._passive and contention.is_outdated(message, self._offer)
 
     def _take_confirm(self, received: Received) -> None:
         """Begin the session that a CONFIRM with a valid cookie asks for; it replaces any other."""
@@ -799,30 +692,35 @@ class Session:
         refused = self._admission.judge(
             message,
             received.source.address,
-            self._ciphers,
-            linked=self._state in (State.LINKED, State.UP),
+            self._local.ciphers,
+            linked=self._in_session,
             heard_at=self.last_heard_at,
             now=received.now,
         )
         if refused is not None:
-            self._refuse(received, refused.code, refused.text)
-            self._events.append(events.Refused(received.source, refused.code, refused.text))
+            self._turn_away(received, refused)
             return
-        if self._passive and not message.resuming and message.offer != self._offer:
+        if self._local.passive and not message.resuming and message.offer != self._local.offer:
             # The cookie stays valid, so that each repetition is answered.
             requested = CircuitRequested(
                 received.source, message, received.local_address, received.transcript
             )
-            self._events.append(events.OfferChanged(requested))
+            self._events.put(events.OfferChanged(requested))
             return
-        if self._state is State.SUSPENDED and self._suspended_for in (None, message.description):
-            self._refuse(received, self._obstacle_code, self._obstacle)
+        obstacle = self._admission.obstacle(message) if self._state is State.SUSPENDED else None
+        if obstacle is not None:
+            self._refuse(received, obstacle.code, obstacle.text)
             return
-        if self._cipher is not None:
+        if self._caller is not None and not self._lets_in(self._caller, received):
+            return
+        if self._local.cipher is not None:
             # Raises where message 1 is wrong, and then nothing has changed.
-            self._answered = self._cipher.answer(message, received.transcript, received.now)
+            self._answered = self._local.cipher.answer(message, received.transcript, received.now)
             if self._answered is None:
                 return
+        # Only now: who calls has proved the key, or its identity.
+        if self._caller is not None and not self._describes_itself(self._caller, received):
+            return
         # Where only the keys are lost, nobody has to notice. The handshake says who wrote it.
         follows = (
             self._answered is not None
@@ -830,7 +728,7 @@ class Session:
             and message.follows == self._the_link().local_nonce
         )
         if not follows:
-            self._tell_down(Cause.NEW_SESSION.say())
+            self._events.down(Cause.NEW_SESSION.say())
         self._adopt(received, follows=follows)
 
     def _adopt(self, received: Received, *, follows: bool = False) -> None:
@@ -839,39 +737,112 @@ class Session:
         follows: the frames of the present one go on meanwhile.
         """
         message = received.message_of(Confirm)
-        if self._passive:
-            self._candidates.replace(Candidate(received.source, received.local_address))
+        if self._local.passive:
+            self._seeker.stay_with(Candidate(received.source, received.local_address))
             if not message.resuming:
-                self._offer = message.offer
+                self._local.offer = message.offer
         self._admission.admit(message)
-        self._cookies.spend(message, received.now)
+        if self._caller is not None:
+            self._caller.admit(message)
+        self._answers.spend(received)
         previous, answered, self._answered = self._link, self._answered, None
-        self._link = Link.accept(
-            message, received.source, received.local_address, self._local.port, self._key
-        )
-        if answered is not None:
-            self._link.encryption, self._link.signer = answered, answered.signer
-        self._drop_renewal()
+        self._link = self._local.take_confirm(received, answered)
+        self._renewer.drop()
         if previous is not None:
             self._succeed(previous, follows=follows)
-        self._cookies.nonces.hold(self._link.local_nonce, self._link)
+        self._nonces.hold(self._link.local_nonce, self._link)
         self.last_heard_at = received.now
         self._enter_link(received.now)
-        self._link.outdated = self._is_outdated(message)
-        self._end_renewal(received.now)
+        self._link.outdated = self._local.is_outdated(message)
+        self._renewer.end(self._link, received.now)
         self._send_keepalive(received.now)
 
     def _refuse(self, received: Received, code: RejectCode, text: str) -> None:
         message = received.message_of(Confirm)
-        self._answer(rejection(message, message.size, code, text), received)
+        self._local.answer(rejection(message, message.size, code, text), received)
+
+    def _turn_away(self, received: Received, why: Rejection) -> None:
+        """Refuse a CONFIRM, and let the operator of this end know, too."""
+        self._refuse(received, why.code, why.text)
+        self._events.put(events.Refused(received.source, why.code, why.text))
+
+    # Where no remote is named: see caller.
+
+    def _lets_in(self, caller: Caller, received: Received) -> bool:
+        """Tell whether who calls may be the remote; if not, it is told why, as far as is known."""
+        link, cipher = self._link if self._in_session else None, self._local.cipher
+        known = Situation(
+            None if link is None else link.endpoint,
+            self.last_heard_at,
+            proves_itself=cipher is not None and cipher.offer.pattern == HandshakePattern.IK_PSK2,
+        )
+        text = caller.obstacle(received.message_of(Confirm), received.source, known, received.now)
+        if text:
+            self._turn_away(received, Rejection(RejectCode.ID_TAKEN, text))
+        elif text is None and link is not None:
+            # Is the remote still where it was? The CONFIRM is repeated.
+            for _ in range(PROBES_AT_ONCE):
+                self._local.send(link.probe(SMALLEST_QUESTION), link)
+        return text == ""
+
+    def _describes_itself(self, caller: Caller, received: Received) -> bool:
+        """Tell whether this end can have its remote there, and describe it accordingly."""
+        try:
+            self._local.description = caller.describe(received.source, received.local_address)
+        except VelaError as err:
+            if self._answered is not None:
+                self._answered.wipe()
+                self._answered = None
+            text = ELSEWHERE + str(err).splitlines()[0]
+            self._turn_away(received, Rejection(RejectCode.FAILED, text))
+            return False
+        return True
+
+    def _deny_session(self, data: bytes, header: Header, received: Received) -> None:
+        """Answer a remote that goes on with a session of before a restart: it then calls anew.
+
+        Raises RemoteProtocolError.
+        """
+        if header.type is not MessageType.KEEPALIVE or self._state is not State.REQUESTING:
+            return
+        message = decode(data, self._local.key)
+        self._nonces.reject_reflected(message)
+        if self._answers.take(received.now):
+            answer = rejection(message, len(data), RejectCode.NO_SUCH_SESSION)
+            self._local.answer(replace(answer, seen=received.source), received)
+
+    def _follow(self, caller: Caller, received: Received) -> None:
+        """Send to where the remote is heard from now, once it has answered there.
+
+        A message alone may be a copy, which somebody else sends before it arrives.
+        """
+        message, source = received.message, received.source
+        if isinstance(message, ProbeReply) and caller.is_answered(source, message.size):
+            self._move(caller, received)
+            return
+        size = caller.question(source, received.now)
+        if size is not None:
+            self._local.send_beside(self._the_link().probe(size), self._the_link(), received)
+
+    def _move(self, caller: Caller, received: Received) -> None:
+        caller.forget_questions()
+        try:
+            self._local.description = caller.describe(received.source, received.local_address)
+        except VelaError:
+            return  # the session ends by itself, and the remote is told why when it calls anew
+        for link in self._links():
+            link.move(received.source, received.local_address)
+        self._events.put(events.Moved(received.source))
+        self._settle()
+        self._send_keepalive(received.now)
 
     # Having a session.
 
     def _enter_link(self, now: float) -> None:
         self._state = State.LINKED
-        self._binding = self._randomness.getrandbits(64)
-        self._attempt.succeed()
-        self._drop_renewal()
+        self._answers.void()
+        self._seeker.succeed()
+        self._renewer.drop()
         self._due.pop(Input.KEYS_DUE, None)
         self._due[Input.EXPIRED] = now + LINKED_TIMEOUT_S
         self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
@@ -880,16 +851,16 @@ class Session:
     def _settle(self) -> None:
         """Agree with the remote, and tell if anything changed."""
         link = self._the_link()
-        agreement = link.settle(self._local)
+        agreement = link.settle(self._local.description)
         if agreement is not None:
-            self._translated = agreement.nat or link.endpoint.port != agreement.remote_port
-            self._events.append(events.Agreed(agreement))
+            self._remote_port.agreed(agreement, link.endpoint)
+            self._events.put(events.Agreed(agreement))
 
     def _on_first_keepalive(self, received: Received) -> None:
         """Enter the session: the KEEPALIVE shows that the responder has it."""
         link = self._the_link()
         link.remote_description = received.message_of(Keepalive).description
-        self._attempt.end_renewals()
+        self._renewer.settle()
         self._enter_link(received.now)
         self._on_keepalive(received)
 
@@ -900,7 +871,7 @@ class Session:
         self.rtt_s = self.rtt_s if rtt_s is None else rtt_s
         self._settle()
         if message.arrived is not None:
-            self._events.append(events.EchoesArrived(message.arrived))
+            self._events.put(events.EchoesArrived(message.arrived))
         link.heard_back = link.heard_back or message.heard >= link.proof
         if not self._go_up(now) and not message.up and not link.remote_was_up:
             self._send_keepalive(now)
@@ -914,9 +885,10 @@ class Session:
                 self._send_keepalive(now)
         if link.unheard and message.heard >= link.unheard:
             link.unheard = 0
-            self._events.append(events.Heard())
-        if self._renewal is not None and self._renewal.is_refuted_by_the_session:
-            self._end_renewal(now)
+            self._events.put(events.Heard())
+        renewal = self._renewer.renewal
+        if renewal is not None and renewal.is_refuted_by_the_session:
+            self._renewer.end(link, now)
         if message.up:
             link.remote_was_up = True
         elif link.remote_was_up:
@@ -935,9 +907,7 @@ class Session:
         if self._state is not State.LINKED or not (link.heard_back and link.sends_frames):
             return False
         self._state = State.UP
-        if not self._told_up:
-            self._told_up = True
-            self._events.append(events.Up())
+        self._events.up()
         self._send_keepalive(now)
         self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
         return True
@@ -952,82 +922,35 @@ class Session:
             self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
             return
         arrived = None if self._echoes_arrived is None else self._echoes_arrived()
-        self._send(link.keepalive(self._local, now, up=up, arrived=arrived), link)
+        said = link.keepalive(self._local.description, now, up=up, arrived=arrived)
+        self._local.send(said, link)
         rests = up and not link.unheard
         delay_s = self._keepalive_jitter.apply(link.keepalive_s) if rests else LINKED_REPEAT_S
         self._due[Input.SEND_DUE] = now + delay_s
 
     def _answer_probe(self, received: Received) -> None:
         link = self._the_link()
-        self._send(link.probe_reply(received.message_of(Probe).size), link)
+        self._local.send(link.probe_reply(received.message_of(Probe).size), link)
 
     def _on_probe_reply(self, received: Received) -> None:
-        self._events.append(events.ProbeAnswered(received.message_of(ProbeReply).size))
+        self._events.put(events.ProbeAnswered(received.message_of(ProbeReply).size))
 
     # Another session beside it.
 
     def _renew(self, received: Received) -> None:
-        """Ask for a session with this end's settings, or go on with what is asked for already.
-
-        The present session goes on meanwhile: if no answer ever comes, the circuit would go up
-        and down for ever.
-        """
-        now, renewal = received.now, self._renewal
-        if renewal is None:
-            self._seek_beside(Purpose.OUTDATED, now)
-        elif renewal.confirming and renewal.given_up_at > now:
-            self._confirm_renewal(now)
-        elif renewal.confirming:
-            self._end_renewal(now)
-        elif renewal.purpose in PATIENT:
-            self._seek_beside(renewal.purpose, now)
-        else:
-            self._ask_beside(renewal, now)
-
-    def _seek_beside(self, purpose: Purpose, now: float) -> None:
-        present = self._the_link()
-        link = self._new_link(present.endpoint, present.local_address)
-        self._renewal = Renewal(link, purpose)
-        self._ask_beside(self._renewal, now)
-
-    def _ask_beside(self, renewal: Renewal, now: float) -> None:
-        if renewal.tries == LOST_TRIES:
-            self._end_renewal(now)
-            return
-        renewal.tries += 1
-        self._send_request_of(renewal.link)
-        in_a_hurry = renewal.purpose not in PATIENT
-        delay_s = LOST_REPEAT_S if in_a_hurry else self._attempt.renewal_delay_s()
-        self._due[Input.RENEWAL_DUE] = now + delay_s
+        self._renewer.handle_timer(self._the_link(), received.now)
 
     def _on_renewal_acknowledged(self, received: Received) -> None:
-        renewal = self._the_renewal()
-        if (
-            renewal.purpose is Purpose.LOST
-            and received.message_of(Acknowledge).session == self._the_link().remote_nonce
-        ):
-            self._end_renewal(received.now)  # the remote has the session after all
-            return
-        if not self._acknowledged(renewal.link, received):
-            renewal.link = self._new_link(renewal.link.endpoint, renewal.link.local_address)
-            return
-        renewal.given_up_at = received.now + CONFIRM_TIMEOUT_S
-        self._attempt.begin_confirming()
-        self._confirm_renewal(received.now)
-
-    def _confirm_renewal(self, now: float) -> None:
-        link = self._the_renewal().link
-        self._send(self._build_confirm(link, now), link)
-        self._due[Input.RENEWAL_DUE] = now + self._attempt.confirm_delay_s()
+        self._renewer.take_acknowledge(self._the_link(), received)
 
     def _on_renewed(self, received: Received) -> None:
         """Give the session up for the new one, which both ends have now."""
-        renewal = self._the_renewal()
+        renewal = self._renewer.take_over()
         follows = renewal.purpose in SEAMLESS and self._state is State.UP
         if not follows:
-            self._tell_down(renewal.purpose.value.say())
-        self._attempt.begin(received.now)
-        previous, self._link, self._renewal = self._link, renewal.link, None
+            self._events.down(renewal.purpose.value.say())
+        self._seeker.begin(received.now)
+        previous, self._link = self._link, renewal.link
         if previous is not None:
             self._succeed(previous, follows=follows)
         self._on_first_keepalive(received)
@@ -1040,22 +963,11 @@ class Session:
             previous.wipe_keys()
 
     def _on_renewal_refused(self, received: Received) -> None:
-        """Give the session up if the present settings are refused: else nobody would see it.
-
-        Not if the session seems to be lost: what refuses may be another machine with the key.
-        """
-        if self._the_renewal().purpose is Purpose.LOST:
-            self._end_renewal(received.now)
-            return
-        self._tell_down(Purpose.OUTDATED.value.say())
-        self._on_reject(received)
+        if self._renewer.take_refusal(self._the_link(), received.now):
+            self._events.down(Purpose.OUTDATED.value.say())
+            self._on_reject(received)
 
     # Keys of frames.
-
-    @property
-    def _ciphers(self) -> CipherOffer | None:
-        """What this end requires; None: it does not encrypt."""
-        return None if self._cipher is None else self._cipher.offer
 
     def _finish_handshake(self, message: Keepalive, data: bytes, now: float) -> bool:
         """Take message 2 of a first KEEPALIVE, whose own keys are needed to verify the rest of it.
@@ -1073,15 +985,12 @@ class Session:
 
     def _on_no_encryption(self, link: Link, now: float) -> None:
         """Close the session of a remote that is older, or was talked out of encryption."""
-        self._send(link.close(CloseReason.STOPPING), link)
+        self._local.send(link.close(CloseReason.STOPPING), link)
         if link is not self._link:
-            self._end_renewal(now)
+            self._renewer.end(self._the_link(), now)
             return
-        self._events.append(events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say()))
-        self._drop_link()
-        self._state = State.REJECTED
-        self._attempt.refused = True
-        self._due[Input.SEND_DUE] = now + self._attempt.rejected_delay_s()
+        refusal = events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say())
+        self._be_rejected(refusal, now)
 
     def _on_keys_due(self, received: Received) -> None:
         link = self._the_link()
@@ -1094,31 +1003,20 @@ class Session:
         link = self._link
         if link is None or link.encryption is None:
             return
-        encryption = link.encryption
-        if link.predecessor_until <= now:
-            link.wipe_predecessor()
-        while (event := encryption.next_event()) is not None:
-            if isinstance(event, Ready) and link.predecessor is not None:
-                # What is under way, and what the remote sends until it follows.
-                link.predecessor_until = now + KEEP_PREDECESSOR_S
-            if self._state not in (State.LINKED, State.UP):
-                continue
-            match event:
-                case Ended(reason):
-                    self._on_loss(reason, Received(now))
-                    return
-                case SessionWanted() if self._renewal is None:
-                    self._seek_beside(Purpose.KEYS, now)
-                case _:
-                    pass
-        if self._cipher is not None and encryption.phase is not None:
-            self._cipher.phase = encryption.phase
-        if self._state not in (State.LINKED, State.UP):
+        outcome = settle_keys(link, now, in_session=self._in_session)
+        if outcome.session_wanted and self._renewer.renewal is None:
+            self._renewer.seek(Purpose.KEYS, link, now)
+        if outcome.ended is not None:
+            self._on_loss(outcome.ended, Received(now))
             return
-        wanted = encryption.take_keepalive_wanted()
+        if self._local.cipher is not None and link.encryption.phase is not None:
+            self._local.cipher.phase = link.encryption.phase
+        if not self._in_session:
+            return
+        wanted = link.encryption.take_keepalive_wanted()
         if not self._go_up(now) and wanted:
             self._send_keepalive(now)
-        due = min(encryption.next_timer() or math.inf, link.predecessor_until)
+        due = min(link.encryption.next_timer() or math.inf, link.predecessor_until)
         if due == math.inf:
             self._due.pop(Input.KEYS_DUE, None)
         else:
@@ -1134,18 +1032,13 @@ class Session:
 
     def _on_link_timeout(self, received: Received) -> None:
         """Seek the remote anew: it may not know of the session."""
-        self._tell_down(Cause.KEYS_NOT_FOLLOWED.say())
+        self._events.down(Cause.KEYS_NOT_FOLLOWED.say())
         self._begin(received)
 
     def _on_loss(self, reason: Reason, received: Received) -> None:
-        self._tell_down(reason)
-        self._events.append(events.ResolveWanted())
+        self._events.down(reason)
+        self._events.put(events.ResolveWanted())
         self._begin(received)
-
-    def _tell_down(self, reason: Reason) -> None:
-        if self._told_up:
-            self._told_up = False
-            self._events.append(events.Down(reason))
 
     def _on_unknown_session(self, received: Received) -> None:
         """Ask for another session, as the remote may have restarted and lost this one.
@@ -1153,32 +1046,33 @@ class Session:
         Nobody takes a session down with such a message, wherever it was had: it goes when another
         one is there, or when its keepalives are missed.
         """
-        if self._renewal is None and self._hints.take(received.now):
-            self._seek_beside(Purpose.LOST, received.now)
+        self._renewer.seek_lost(self._the_link(), received.now)
 
     def _on_close(self, received: Received) -> None:
         """Answer with the same, once, so that the remote need not repeat it."""
         message, link = received.message_of(Close), self._the_link()
         deleted = message.reason == CloseReason.DELETED
-        self._send(link.close(CloseReason.DELETED if deleted else CloseReason.STOPPING), link)
+        self._local.send(link.close(CloseReason.DELETED if deleted else CloseReason.STOPPING), link)
+        if self._caller is not None:
+            self._caller.leave()
         if deleted:
             self._end(by_remote=True)
             return
         self._admission.leave()
-        self._tell_down(Cause.REMOTE_STOPPING.say())
+        self._events.down(Cause.REMOTE_STOPPING.say())
         self._begin(received)
         self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
 
     def _leave(self, received: Received) -> None:
         self._state = State.CLOSING
-        self._drop_renewal()
+        self._renewer.drop()
         self._due.pop(Input.KEYS_DUE, None)
         self._due[Input.EXPIRED] = received.now + CLOSE_TIMEOUT_S
         self._send_close(received)
 
     def _send_close(self, received: Received) -> None:
         link = self._the_link()
-        self._send(link.close(self._close_reason), link)
+        self._local.send(link.close(self._close_reason), link)
         self._due[Input.SEND_DUE] = received.now + CLOSE_REPEAT_S
 
     def _finish(self, received: Received) -> None:
@@ -1186,31 +1080,24 @@ class Session:
 
     def _end(self, *, by_remote: bool) -> None:
         self._drop_link()
-        self._told_up = False
+        self._events.note(up=False)
         self._state = State.CLOSED
-        self._events.append(events.Closed(by_remote))
+        self._events.put(events.Closed(by_remote))
 
     def _drop_link(self) -> None:
         """Forget the session, and all that was to be done in it."""
-        self._drop_renewal()
+        self._renewer.drop()
         if self._link is not None:
             self._link.wipe_keys()
         self._link = None
         self._due.clear()
 
-    def _drop_renewal(self) -> None:
-        if self._renewal is not None:
-            self._renewal.link.wipe_keys()
-        self._renewal = None
-        self._due.pop(Input.RENEWAL_DUE, None)
-
-    def _end_renewal(self, now: float) -> None:
-        """Seek no other session for the present; later, if this one has outdated settings."""
-        self._drop_renewal()
-        if self._the_link().outdated:
-            self._due[Input.RENEWAL_DUE] = now + self._attempt.renewal_delay_s()
-
     # Parts of the above.
+
+    @property
+    def _in_session(self) -> bool:
+        """Whether both ends have the session."""
+        return self._state in (State.LINKED, State.UP)
 
     def _the_link(self) -> Link:
         if self._link is None:
@@ -1219,33 +1106,10 @@ class Session:
 
     def _links(self) -> tuple[Link, ...]:
         """Return the session, and the one that is sought beside it, as far as there are any."""
-        beside = None if self._renewal is None else self._renewal.link
-        return tuple(link for link in (self._link, beside) if link is not None)
+        return tuple(link for link in (self._link, self._renewer.link) if link is not None)
 
     def _encryptions(self) -> tuple[Encryption, ...]:
         return tuple(link.encryption for link in self._links() if link.encryption is not None)
-
-    def _the_renewal(self) -> Renewal:
-        if self._renewal is None:
-            raise RuntimeError(f"circuit {self.circuit_id}: no session is sought beside this one")
-        return self._renewal
-
-    def _new_link(self, endpoint: Endpoint, local_address: IPAddress | None) -> Link:
-        """Return what asks for a session, with a fresh nonce."""
-        nonces = self._cookies.nonces
-        link = Link(self.circuit_id, nonces.draw(), 0, endpoint, local_address)
-        nonces.hold(link.local_nonce, link)
-        return link
-
-    def _send(self, message: Message, link: Link, *, dont_fragment: bool = False) -> None:
-        in_session = type_of(message) in SESSION_TYPES
-        signer = (link.signer if in_session else None) or self._key
-        self._outbox.put(
-            message, signer, link.endpoint, link.local_address, dont_fragment=dont_fragment
-        )
-
-    def _answer(self, message: Message, received: Received) -> None:
-        self._outbox.put(message, self._key, received.source, received.local_address)
 
 
 # All that can happen, and what is done. A pair that is not here is a bug of the caller's or of
@@ -1282,39 +1146,12 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.REJECTED, _M.REQUEST): Session._acknowledge,
     (_S.REJECTED, _M.CONFIRM): Session._on_confirm_while_rejected,
     #
-    (_S.LINKED, _I.CLOSE_WANTED): Session._leave,
-    (_S.LINKED, _I.SEND_DUE): Session._keep_alive,
     (_S.LINKED, _I.EXPIRED): Session._on_link_timeout,
-    (_S.LINKED, _M.REQUEST): Session._acknowledge,
-    (_S.LINKED, _I.RENEWAL_DUE): Session._renew,
-    (_S.LINKED, _I.KEYS_DUE): Session._on_keys_due,
-    (_S.LINKED, _I.RENEWED): Session._on_renewed,
-    (_S.LINKED, _I.RENEWAL_REFUSED): Session._on_renewal_refused,
-    (_S.LINKED, _M.ACKNOWLEDGE): Session._on_renewal_acknowledged,
-    (_S.LINKED, _M.CONFIRM): Session._on_confirm_in_session,
-    (_S.LINKED, _I.CONFIRM_AGAIN): Session._keep_alive,
-    (_S.LINKED, _M.KEEPALIVE): Session._on_keepalive,
-    (_S.LINKED, _M.CLOSE): Session._on_close,
-    (_S.LINKED, _M.REJECT): Session._on_unknown_session,
-    (_S.LINKED, _M.PROBE): Session._answer_probe,
     (_S.LINKED, _M.PROBE_REPLY): Session._ignore,
     #
-    (_S.UP, _I.CLOSE_WANTED): Session._leave,
-    (_S.UP, _I.SEND_DUE): Session._keep_alive,
     (_S.UP, _I.EXPIRED): Session._on_timeout,
-    (_S.UP, _I.RENEWAL_DUE): Session._renew,
-    (_S.UP, _I.KEYS_DUE): Session._on_keys_due,
-    (_S.UP, _M.REQUEST): Session._acknowledge,
-    (_S.UP, _I.RENEWED): Session._on_renewed,
-    (_S.UP, _I.RENEWAL_REFUSED): Session._on_renewal_refused,
-    (_S.UP, _M.ACKNOWLEDGE): Session._on_renewal_acknowledged,
-    (_S.UP, _M.CONFIRM): Session._on_confirm_in_session,
-    (_S.UP, _I.CONFIRM_AGAIN): Session._keep_alive,
-    (_S.UP, _M.KEEPALIVE): Session._on_keepalive,
-    (_S.UP, _M.CLOSE): Session._on_close,
-    (_S.UP, _M.REJECT): Session._on_unknown_session,
-    (_S.UP, _M.PROBE): Session._answer_probe,
     (_S.UP, _M.PROBE_REPLY): Session._on_probe_reply,
+    # What is the same in these two is added below.
     #
     (_S.SUSPENDED, _I.START): Session._begin,
     (_S.SUSPENDED, _I.CLOSE_WANTED): Session._finish,
@@ -1339,3 +1176,20 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.CLOSED, _M.REQUEST): Session._ignore,
     (_S.CLOSED, _M.CONFIRM): Session._ignore,
 }
+for _state in (_S.LINKED, _S.UP):
+    _TABLE |= {
+        (_state, _I.CLOSE_WANTED): Session._leave,
+        (_state, _I.SEND_DUE): Session._keep_alive,
+        (_state, _I.RENEWAL_DUE): Session._renew,
+        (_state, _I.KEYS_DUE): Session._on_keys_due,
+        (_state, _I.RENEWED): Session._on_renewed,
+        (_state, _I.RENEWAL_REFUSED): Session._on_renewal_refused,
+        (_state, _I.CONFIRM_AGAIN): Session._keep_alive,
+        (_state, _M.REQUEST): Session._acknowledge,
+        (_state, _M.ACKNOWLEDGE): Session._on_renewal_acknowledged,
+        (_state, _M.CONFIRM): Session._on_confirm_in_session,
+        (_state, _M.KEEPALIVE): Session._on_keepalive,
+        (_state, _M.CLOSE): Session._on_close,
+        (_state, _M.REJECT): Session._on_unknown_session,
+        (_state, _M.PROBE): Session._answer_probe,
+    }

@@ -6,14 +6,28 @@ messages of a session.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vela.errors import RemoteProtocolError
+from vela.reasons import Reason
 from vela.signaling.codec import WRONG_TAG
-from vela.signaling.encryption import HANDSHAKE_BURST, HANDSHAKE_RATE, Encryption, Fields
+from vela.signaling.encryption import (
+    HANDSHAKE_BURST,
+    HANDSHAKE_RATE,
+    Encryption,
+    Ended,
+    Fields,
+    Ready,
+    SessionWanted,
+)
 from vela.signaling.frame_keys import FrameKeys, KeysUnavailable, Role
 from vela.signaling.limiter import TokenBucket
 from vela.signaling.link import Link
 from vela.signaling.messages import HANDSHAKE, CipherOffer, Confirm, Keepalive
 from vela.signaling.session_name import SessionName
+
+# The keys of a session that another one follows, after this end has changed to that one's.
+KEEP_PREDECESSOR_S = 10.0
 
 
 class SessionCipher:
@@ -99,3 +113,35 @@ def finish_handshake(link: Link, message: Keepalive, datagram: bytes, now: float
     if not signer.verify(datagram):
         raise RemoteProtocolError(WRONG_TAG, "the tag is not of the handshake's keys")
     link.signer = signer
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What follows for a session from what its keys have come to."""
+
+    ended: Reason | None = None
+    """Why it is of no use any more."""
+    session_wanted: bool = False
+    """Another session is to be sought beside it."""
+
+
+def settle_keys(link: Link, now: float, *, in_session: bool) -> Outcome:
+    """Take what the encryption of a link has to tell. in_session: both ends have the session."""
+    encryption = link.encryption
+    if encryption is None:
+        return Outcome()
+    if link.predecessor_until <= now:
+        link.wipe_predecessor()
+    wanted = False
+    while (event := encryption.next_event()) is not None:
+        match event:
+            case Ready() if link.predecessor is not None:
+                # What is under way, and what the remote sends until it follows.
+                link.predecessor_until = now + KEEP_PREDECESSOR_S
+            case Ended(reason) if in_session:
+                return Outcome(reason, wanted)
+            case SessionWanted():
+                wanted = wanted or in_session
+            case _:
+                pass
+    return Outcome(session_wanted=wanted)

@@ -13,6 +13,7 @@ from lab.tunnels.tunnel import Tunnel
 from lab.tunnels.vela import vela
 
 VXLAN = "kernel vxlan"
+NATIVE, NATIVE_APART = "vela native", "vela apart"
 FASTD = "fastd null"
 ENGINES = ("native", "python")
 ENCRYPTED = "vela encrypted"
@@ -22,6 +23,7 @@ OPENVPN_ENCRYPTED = "openvpn AES-256-GCM"
 TUNNELS: dict[str, Tunnel] = {
     "no tunnel": direct,
     **{f"vela {engine}": vela(engine) for engine in ENGINES},
+    NATIVE_APART: vela("native", apart=True),
     VXLAN: vxlan,
     "kernel gretap": gretap,
     FASTD: fastd,
@@ -34,7 +36,6 @@ TUNNELS: dict[str, Tunnel] = {
 }
 """By the names that tables show, in their order."""
 
-NATIVE = "vela native"
 FEATURES = ("rwf_nowait", "tso", "udp_gro", "udp_segment", "uso")
 LACKING: dict[str, Tunnel] = {
     NATIVE: TUNNELS[NATIVE],
@@ -58,6 +59,13 @@ ENCRYPTING: dict[str, Tunnel] = {
     name: TUNNELS[name] for name in (NATIVE, ENCRYPTED, FASTD_ENCRYPTED, OPENVPN_ENCRYPTED)
 }
 """VELA as it comes, and tunnels that encrypt."""
+
+QUEUES: dict[str, Tunnel] = {
+    NATIVE: TUNNELS[NATIVE],
+    "a queue on each CPU": vela("native", spread=True),
+    VXLAN: vxlan,
+}
+"""VELA as it comes, and with a queue on each of two CPUs."""
 
 APART: dict[str, Tunnel] = {f"vela {engine}": vela(engine, apart=True) for engine in ENGINES}
 """Those that choose a CPU for themselves, with one for each end. Others run where there is room."""

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,13 @@ def vela(
     apart: bool = False,
     filtered: bool = True,
     encrypted: bool = False,
+    spread: bool = False,
 ) -> Tunnel:
     """Return the tunnel of one circuit with that engine.
 
     disabled: features of the kernel; apart: its ends are on different CPUs; filtered: workers
-    have a filter of their system calls; encrypted: by a pre-shared key.
+    have a filter of their system calls; encrypted: by a pre-shared key; spread: it has a queue on
+    each of two CPUs.
     """
 
     @contextmanager
@@ -57,6 +59,7 @@ def vela(
             apart=apart,
             filtered=filtered,
             encrypted=encrypted,
+            spread=spread,
         ) as segments:
             yield segments[0]
 
@@ -73,9 +76,11 @@ def vela_circuits(
     apart: bool = False,
     filtered: bool = True,
     encrypted: bool = False,
+    spread: bool = False,
 ) -> Iterator[list[Segment]]:
     """Circuits 1, 2, ... between one velad at each end, one for each pair of ends.
 
+    spread: each has a queue on each of two CPUs.
     apart: the two ends of each are on different CPUs. Those of the engine in
     Python always are: it computes more than it waits, so each end needs what
     a machine of its own would give it. The native ones do better on one CPU,
@@ -84,7 +89,10 @@ def vela_circuits(
     apart = apart or engine == "python"
     with ExitStack() as stack:
         key = _key(stack) if encrypted else ""
-        configs = [_config(engine, pairs, udp_port, disabled, own, apart, key) for own in (0, 1)]
+        configs = [
+            _config(engine, pairs, udp_port, disabled, own, _cpus(own, apart, spread), key)
+            for own in (0, 1)
+        ]
         _need_engine(pairs[0][0], configs[0])
         routers = [end.router for end in pairs[0]]
         velads = [
@@ -128,24 +136,31 @@ def _config(
     udp_port: int,
     disabled: tuple[str, ...],
     own: int,
-    apart: bool,
+    cpus: Callable[[int], str],
     key: str,
 ) -> str:
     text = [
         f'[daemon]\nengine = "{engine}"\nport = {udp_port}\n'
         f"disable_features = {json.dumps(disabled)}\n"
     ]
-    cpus = sorted(os.sched_getaffinity(0))
     for circuit_id, pair in enumerate(pairs, start=1):
         end, other = pair[own], pair[1 - own]
         text.append(
             f"[circuits.{end.interface}]\n"
             f'id = {circuit_id}\nremote = "{other.router.ipv4}:{udp_port}"\n'
-            f'addresses = ["{end.address}/24"]\n{key}'
+            f'addresses = ["{end.address}/24"]\n{key}{cpus(circuit_id)}'
         )
-        if apart:
-            text.append(f"cpu = {cpus[(circuit_id + own) % len(cpus)]}\n")
     return "".join(text)
+
+
+def _cpus(own: int, apart: bool, spread: bool) -> Callable[[int], str]:
+    """Return what says, for each circuit id, which CPUs an end of it has."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if spread:
+        return lambda _: f"cpu = {cpus[:2]}\n"
+    if apart:
+        return lambda circuit_id: f"cpu = {cpus[(circuit_id + own) % len(cpus)]}\n"
+    return lambda _: ""
 
 
 def _need_engine(end: End, config: str) -> None:

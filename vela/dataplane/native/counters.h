@@ -15,6 +15,8 @@ enum slot {
 	TX_PIECED = 9,
 	TX_TOO_LARGE = 10,
 	TX_TOO_BIG_SENT = 11,
+	TX_BACKLOG = 12,
+	TX_MARKED = 13,
 	RX_FRAMES = 16,
 	RX_BYTES = 17,
 	RX_ELIDED = 18,

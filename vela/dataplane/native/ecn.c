@@ -62,6 +62,11 @@ static void set_tos(uint8_t *packet, uint8_t tos)
 		put16(packet, (uint16_t)((get16(packet) & 0xf00f) | tos << 4));
 }
 
+bool is_network_control(const uint8_t *packet, size_t length)
+{
+	return tos_of(packet, length) >= NETWORK_CONTROL;
+}
+
 bool fold_ecn(uint8_t *packet, size_t length, uint8_t outer)
 {
 	if (version_of(packet, length) == 0)

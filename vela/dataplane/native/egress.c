@@ -39,6 +39,7 @@ bool egress_init(struct egress *self)
 	}
 	self->watches_size = self->fragmentation != FRAGMENT_BY_IP || self->packet_too_big;
 	limiter_init(&self->limiter);
+	backlog_init(&self->backlog);
 	set_limits(self, self->route_limit);
 	/* Where nothing is segmented, no refusal tells that the route has become narrower. */
 	self->refused_until = self->segment ? 0 : 1;
@@ -225,12 +226,17 @@ static void send_singly(struct egress *self, struct outgoing *outgoing)
 	}
 }
 
-static uint64_t now_ms(const struct egress *self)
+static uint64_t ms_by(const struct egress *self, clockid_t clock)
 {
 	struct timespec now;
 
-	self->io->clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	self->io->clock_gettime(clock, &now);
 	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static uint64_t now_ms(const struct egress *self)
+{
+	return ms_by(self, CLOCK_MONOTONIC_COARSE);
 }
 
 static time_t now_s(const struct egress *self)
@@ -389,7 +395,7 @@ static void copy_parts(const struct iovec *parts, size_t start, uint8_t *to, siz
 
 static void append_pieces(struct egress *self, const struct iovec *parts, const struct cut *cut, size_t length)
 {
-	uint32_t number = self->frame_number++;
+	uint32_t number = self->frame_number;
 
 	for (size_t i = 0; i < cut->count; i++) {
 		struct datagram *datagram = append(self, PIECE_HEADER + cut->size);
@@ -401,6 +407,7 @@ static void append_pieces(struct egress *self, const struct iovec *parts, const 
 		self->pieces_used += PIECE_HEADER + cut->size;
 		settle(self);
 	}
+	self->frame_number += 1 + self->skipped_numbers;
 	self->counters[TX_PIECED]++;
 }
 
@@ -544,6 +551,21 @@ static void clamp(struct egress *self, uint8_t *frame, size_t length, const stru
 		lower_mss(&syn, mss_limit(&self->mss_clamp, &syn, before), partial);
 }
 
+/* Let the sender of a frame that is read now know of a queue that stands: by a mark, or where it would not see
+ * that, by a loss. Returns whether the frame is to be lost, or of several segments one. */
+static bool relieve(struct egress *self, uint8_t *frame, size_t length)
+{
+	size_t network = length < BACKLOG_FRAME ? 0 : network_offset(frame, length);
+
+	if (network == 0 || is_network_control(frame + network, length - network) ||
+	    !backlog_is_due(&self->backlog, ms_by(self, CLOCK_MONOTONIC)))
+		return false;
+	if (!fold_ecn(frame + network, length - network, ECN_CE))
+		return true;
+	self->counters[TX_MARKED]++;
+	return false;
+}
+
 void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 		  const struct virtio_header *header)
 {
@@ -566,6 +588,11 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 	}
 	if (mss_clamp_is_on(&self->mss_clamp))
 		clamp(self, frame, length, header);
+	bool lost = relieve(self, frame, length);
+	if (lost && !super) {
+		counters[TX_BACKLOG]++;
+		return;
+	}
 	bool unfinished = header->flags & VIRTIO_NEEDS_CHECKSUM;
 	bool looks = is_partial(self, frame, length, &transport);
 	bool leave = looks && is_to_be_finished(header, &transport);
@@ -618,6 +645,11 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 		counters[TX_ERRORS]++;
 		return;
 	}
+	if (lost) {
+		counters[TX_BACKLOG]++;
+		if (!segmentation_skip(&segmentation))
+			return;
+	}
 	size_t count = segmentation_left(&segmentation);
 	counters[TX_FRAMES] += count;
 	counters[TX_BYTES] += count * head + segmentation.payload_length;
@@ -630,22 +662,27 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 
 /* Read what the TAP gives next; wait for it if wait is set. Returns its length; -1 where there is
  * nothing more at once (EAGAIN), or where the TAP is lost. */
-static ssize_t read_tap(const struct egress *self, const struct iovec *target, bool wait)
+static ssize_t read_tap(struct egress *self, const struct iovec *target, bool wait)
 {
 	struct pollfd tap = {.fd = self->tap_fd, .events = POLLIN};
 	/* On an encrypted circuit no read waits, so that keys are looked after where there are no frames. */
 	bool encrypted = self->sealer.page != NULL;
-	int flags = self->nowait && (encrypted || !wait) ? RWF_NOWAIT : 0;
 	ssize_t length;
 
 	for (;;) {
+		/* While there is a queue, whether it ends is seen first. */
+		bool blocks = wait && self->nowait && !encrypted && self->backlog.empty;
+		int flags = self->nowait && !blocks ? RWF_NOWAIT : 0;
 		length = self->io->preadv2(self->tap_fd, target, 1, -1, flags);
 		if (length >= 0 || (errno != EINTR && errno != EAGAIN))
 			return length;
 		if (errno == EINTR)
 			continue;
-		if (!wait || (self->nowait && !encrypted))
+		backlog_ran_empty(&self->backlog);
+		if (!wait || blocks)
 			return -1;
+		if (self->nowait && !encrypted)
+			continue;
 		/* Behind a read that found nothing: under load there are frames, and no poll. What is
 		 * wrong with the TAP the next read says. */
 		self->io->poll(&tap, 1, encrypted ? LOOK_MS : -1);

@@ -9,6 +9,7 @@
 #include <sys/uio.h>
 #include <time.h>
 
+#include "backlog.h"
 #include "cipher.h"
 #include "ecn.h"
 #include "frame.h"
@@ -59,12 +60,14 @@ struct egress {
 	bool partial_checksums; /* the remote completes inner checksums; docs/protocol.md, 3.5 */
 	bool nowait;  /* the TAP's descriptor blocks, and RWF_NOWAIT works on it; else it does not block */
 	bool segment; /* UDP_SEGMENT works */
+	struct backlog backlog; /* of what the TAP has to give */
 	struct mss_clamp mss_clamp;
 	enum fragmentation fragmentation;
 	bool packet_too_big;   /* senders hear of packets that are too large for a datagram */
 	struct limiter limiter;
 	bool watches_size;     /* something else is done about datagrams that are too large than to send them */
 	uint32_t frame_number; /* of the next frame that is cut into pieces */
+	uint32_t skipped_numbers; /* behind each: those of other queues */
 	size_t route_limit;    /* the largest datagram that the route takes in one piece, as it was */
 	size_t datagram_limit; /* as it was last seen to be */
 	size_t segment_limit;  /* larger datagrams are sent one by one */

@@ -108,13 +108,14 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 				"remote_mac",  "elision",     "frame_limit",    "datagram_limit",
 				"virtio_header", "partial_checksums", "nowait", "segment", "gro",
 				"coalesce_tcp", "coalesce_udp", "clamp_datagram_limit", "clamp_mss",
-				"fragmentation", "packet_too_big", "dscp", "carry_ecn", "outer_ipv4", "counters", "key_page", NULL};
+				"fragmentation", "packet_too_big", "dscp", "carry_ecn", "outer_ipv4", "counters", "key_page", "number_rest",
+				"number_step", NULL};
 	DataPlane *self = (DataPlane *)object;
 	struct egress *egress = &self->egress;
 	struct ingress *ingress = &self->ingress;
 	int circuit_id, tap_fd, receive_fd, send_fd, divert_fd, elision, virtio_header, partial_checksums;
 	int nowait, segment, gro, coalesce_tcp, coalesce_udp, clamp_mss, fragmentation;
-	int packet_too_big, dscp, carry_ecn, outer_ipv4;
+	int packet_too_big, dscp, carry_ecn, outer_ipv4, number_rest, number_step;
 	PyObject *destination, *source_address, *key_page;
 	Py_buffer local_mac = {0}, remote_mac = {0}, counters = {0};
 	Py_ssize_t frame_limit, datagram_limit, clamp_datagram_limit;
@@ -124,20 +125,22 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_RuntimeError, "a data plane is set up once");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppniipippw*O", names, &circuit_id,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppniipippw*Oii", names, &circuit_id,
 					 &tap_fd, &receive_fd, &send_fd, &divert_fd, &destination, &source_address,
 					 &local_mac, &remote_mac, &elision, &frame_limit,
 					 &datagram_limit, &virtio_header, &partial_checksums, &nowait, &segment,
 					 &gro, &coalesce_tcp, &coalesce_udp, &clamp_datagram_limit,
 					 &clamp_mss, &fragmentation, &packet_too_big, &dscp, &carry_ecn,
-					 &outer_ipv4, &counters, &key_page))
+					 &outer_ipv4, &counters, &key_page, &number_rest,
+					 &number_step))
 		return -1;
 	if (circuit_id < 1 || circuit_id > 255 || elision < ELISION_NEVER || elision > ELISION_ALWAYS ||
 	    local_mac.len != 6 || remote_mac.len != 6 || frame_limit < ETHERNET_HEADER ||
 	    frame_limit > MAX_UDP_PAYLOAD - HEADROOM - (key_page == Py_None ? 0 : SEAL) || datagram_limit < HEADROOM ||
 	    datagram_limit > MAX_UDP_PAYLOAD || clamp_datagram_limit < 0 || clamp_mss < 0 ||
 	    clamp_mss > UINT16_MAX || fragmentation < FRAGMENT_BY_IP || fragmentation > FRAGMENT_NEVER ||
-	    dscp < DSCP_INHERIT || dscp > UINT8_MAX >> DSCP_SHIFT ||
+	    number_step < 1 || number_step & (number_step - 1) || number_rest < 0 ||
+	    number_rest >= number_step || dscp < DSCP_INHERIT || dscp > UINT8_MAX >> DSCP_SHIFT ||
 	    counters.len < WORKER_SLOTS * (Py_ssize_t)sizeof(uint64_t) ||
 	    (uintptr_t)counters.buf % sizeof(uint64_t)) {
 		PyErr_SetString(PyExc_ValueError, "an argument is out of its range");
@@ -195,6 +198,10 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		PyErr_SetFromErrno(PyExc_OSError);
 		goto exit;
 	}
+	/* So that they are no other queue's either. */
+	egress->frame_number -= egress->frame_number % (uint32_t)number_step;
+	egress->frame_number += (uint32_t)number_rest;
+	egress->skipped_numbers = (uint32_t)number_step - 1;
 	if (!egress_init(egress) || !ingress_init(ingress)) {
 		PyErr_NoMemory();
 		goto exit;
@@ -338,7 +345,7 @@ PyDoc_STRVAR(DataPlane_doc,
 	     "          local_mac, remote_mac, elision, frame_limit, datagram_limit, virtio_header,\n"
 	     "          partial_checksums, nowait, segment, gro, coalesce_tcp, coalesce_udp,\n"
 	     "          clamp_datagram_limit, clamp_mss, fragmentation, packet_too_big, dscp, carry_ecn,\n"
-	     "          outer_ipv4, counters, key_page)\n"
+	     "          outer_ipv4, counters, key_page, number_rest, number_step)\n"
 	     "--\n\n"
 	     "Forwards one circuit's frames. Arguments as in vela.dataplane.Attachment, sockets by their\n"
 	     "descriptors, and features one by one: nowait is RWF_NOWAIT, segment UDP_SEGMENT, gro\n"

@@ -112,6 +112,15 @@ size_t segmentation_size(const struct segmentation *self)
 							 : self->segment_size;
 }
 
+bool segmentation_skip(struct segmentation *self)
+{
+	uint8_t head[SEGMENT_HEAD_MAX];
+	const uint8_t *payload;
+
+	segmentation_next(self, head, &payload);
+	return self->payload_length > 0;
+}
+
 size_t segmentation_next(struct segmentation *self, uint8_t *head, const uint8_t **payload)
 {
 	size_t length = segmentation_size(self);

@@ -50,6 +50,9 @@ size_t segmentation_left(const struct segmentation *self);
 /* Return how many bytes of payload the next segment has: no other one has more. */
 size_t segmentation_size(const struct segmentation *self);
 
+/* Leave the next segment out; returns whether there is another one. */
+bool segmentation_skip(struct segmentation *self);
+
 /* Write the next segment's head, head_length bytes, and point to its payload; returns the payload's
  * length. To be called as often as segmentation_left said. */
 size_t segmentation_next(struct segmentation *self, uint8_t *head, const uint8_t **payload);
