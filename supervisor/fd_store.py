@@ -55,7 +55,13 @@ class FdStore:
         """
         if not self._manager.told:
             return
-        wanted = {
+        wanted: dict[str, tuple[int, int]] = {}
+        # First: a manager takes a few messages at once (net.unix.max_dgram_qlen), and a velad that
+        # ends now has no other time to tell the rest, which is likely to be the same as before.
+        record = self._write(configs)
+        if record is not None:
+            wanted[RECORD] = (record, 1)
+        wanted |= {
             tap_name(name, queue): (fd, interface)
             for name, (fds, interface) in taps.items()
             for queue, fd in enumerate(fds)
@@ -64,9 +70,6 @@ class FdStore:
             for index, member in enumerate(group.sockets):
                 # No two have one number, and a group has the same sockets until it is closed.
                 wanted[member_name(group, index)] = (member.fileno(), 0)
-        record = self._write(configs)
-        if record is not None:
-            wanted[RECORD] = (record, 1)
         for name in self._stored.keys() - wanted.keys():
             if not self._manager.forget(name):
                 return

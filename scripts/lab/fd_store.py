@@ -57,8 +57,8 @@ class FdStore(Resource):
         self.kept: list[tuple[str, int]] = []
         """Names and descriptors, the oldest first."""
         self.said: list[str] = []
-        self._main: int | None = None
-        """Who is listened to (NotifyAccess=main), and names another one; None: who speaks first."""
+        self._main = 0
+        """Who is listened to (NotifyAccess=main), and may name another one."""
         self._heard = threading.Condition()
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -105,10 +105,12 @@ class FdStore(Resource):
                 lambda: any(word in each.split("\n") for each in self.said[after:]), timeout_s
             )
 
-    def expect_start(self) -> None:
-        """Take whoever speaks next for the main process: the former one has ended."""
+    @contextmanager
+    def start_of(self, velad: Velad) -> Iterator[None]:
+        """Listen to the process that is started inside, and to no former one any more."""
         with self._heard:
-            self._main = None
+            yield
+            self._main = velad.pid
 
     def _serve(self) -> None:
         poll = select.poll()
@@ -133,8 +135,6 @@ class FdStore(Resource):
         fields = dict(line.partition("=")[::2] for line in message.split("\n"))
         name = fields.get("FDNAME", "stored")
         with self._heard:
-            if self._main is None:
-                self._main = pid
             if pid != self._main:
                 # systemd: "reception only permitted for main PID". What is not stored is closed.
                 message = ""
@@ -167,9 +167,9 @@ class StoredVelad(Velad):
         self._store = store
         self._after = 0
 
-    def start(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        self._store.expect_start()
-        super().start(timeout_s)
+    def launch(self, *options: str) -> None:
+        with self._store.start_of(self):
+            super().launch(*options)
 
     def replace_by_hand(self) -> None:
         """Let another velad take over that systemd did not start, and wait until it has."""
