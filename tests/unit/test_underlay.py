@@ -103,9 +103,10 @@ def test_group_on_a_port_that_is_taken_says_so(stack: ExitStack, shares: bool) -
     other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shares)
     other.bind(("::", 0))
     port = other.getsockname()[1]
-    # Of the process that asks nothing is said: it may have the port of another address.
     holder = stack.enter_context(subprocess.Popen(("sleep", "60"), pass_fds=(other.fileno(),)))
     stack.callback(holder.kill)
+    # Nothing is said of the process that asks, and psutil names one of those that share a socket.
+    other.close()
 
     with pytest.raises(DeviceError) as caught:
         ReceiveGroup(ANY, port, only_ipv6=False)
