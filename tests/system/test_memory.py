@@ -13,11 +13,10 @@ from lab.topology import TwoRouters
 
 pytestmark = [pytest.mark.needs_net_admin, pytest.mark.alone]
 
-# The addresses and routes that were read last are remembered, 1 kB each, and so are the last
-# minutes of what was removed: 100 rounds fill that. What a circuit takes is 33 kB, and 23 kB more
-# if it has a worker.
+# What a circuit takes is 33 kB, and 23 kB more if it has a worker; of some things the last minutes
+# are remembered, which 100 rounds fill.
 WARM_UP, ROUNDS = 130, 100
-MOST_KB = 4.0
+MOST_KB = 1.5
 
 STATIC = {"autoconfigure": False, "remote": "10.201.0.2", "peer": {"mac": "02:00:5e:00:00:09"}}
 SOUGHT = {"remote": "10.201.0.99"}

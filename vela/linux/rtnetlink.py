@@ -11,11 +11,11 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_network
 
 from vela.address import IPAddress, IPInterface, IPNetwork
 from vela.errors import DeviceError
+from vela.linux.recollection import Recollection
 
 # include/uapi/linux/netlink.h
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
@@ -69,7 +69,6 @@ _GROUPS = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
 _U32 = struct.Struct("=I")
 _IFA_F_NODAD = 0x02
 
-_REMEMBERED = 4096
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 # What is read of all routes at once: 0.1 s. A router with more has them from a routing protocol.
@@ -177,6 +176,8 @@ class Rtnetlink:
         except OSError as err:
             raise DeviceError(f"cannot ask for routes: {os.strerror(err.errno or 0)}") from err
         self._sequence = 0
+        self._host_addresses = Recollection(_host_address)
+        self._host_routes = Recollection(_host_route)
 
     def close(self) -> None:
         self._socket.close()
@@ -309,7 +310,12 @@ class Rtnetlink:
     def addresses(self, index: int = 0) -> tuple[HostAddress, ...]:
         """Return the addresses of an interface; index 0: of all."""
         body = _ADDRESS.pack(0, 0, 0, 0, index)
-        return tuple(_host_address(each) for each in self._dump(_GET_ADDRESS, body, _NEW_ADDRESS))
+        dump = self._dump(_GET_ADDRESS, body, _NEW_ADDRESS)
+        if index:
+            return tuple(map(_host_address, dump))
+        found = tuple(map(self._host_addresses.read, dump))
+        self._host_addresses.end_dump()
+        return found
 
     def routes(self, wanted: tuple[IPNetwork, ...]) -> tuple[tuple[HostRoute, ...], bool]:
         """Return all routes, and that they are all.
@@ -318,7 +324,9 @@ class Rtnetlink:
         each wanted network would take.
         """
         try:
-            return tuple(self._routes(0)), True
+            routes = tuple(self._routes(0))
+            self._host_routes.end_dump()
+            return routes, True
         except TooManyRoutes:
             pass
         found = [route for protocol in _SET_BY_HAND for route in self._routes(protocol)]
@@ -339,7 +347,7 @@ class Rtnetlink:
                     self._socket.close()
                     self._socket = _open_socket()
                     raise TooManyRoutes
-                route = _host_route(answer)
+                route = self._host_routes.read(answer)
                 if route is not None:
                     yield route
 
@@ -563,9 +571,6 @@ def _destination(body: bytes) -> IPNetwork:
     return ip_network((packed, length))
 
 
-# A host says the same of most of its addresses and routes each time it is asked. Where hundreds of
-# circuits are made in a row, reading that anew for each takes seconds.
-@lru_cache(maxsize=_REMEMBERED)
 def _host_address(body: bytes) -> HostAddress:
     _, length, _, _, index = _ADDRESS.unpack_from(body)
     attributes = _attributes(body, _ADDRESS.size)
@@ -577,7 +582,6 @@ def _host_address(body: bytes) -> HostAddress:
     return HostAddress(form((local, length)), subnet, index)
 
 
-@lru_cache(maxsize=_REMEMBERED)
 def _host_route(body: bytes) -> HostRoute | None:
     family, length, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(body)
     known = family in FAMILIES.values()
