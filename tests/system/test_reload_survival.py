@@ -188,6 +188,18 @@ def look(velad: Velad) -> Seen:
     )
 
 
+def await_one_worker(velad: Velad) -> None:
+    """Wait until a circuit that has come up has done with the changes of port that follow."""
+    seen: list[dict[str, Any] | None] = []
+
+    def stays() -> bool:
+        seen.append(velad.circuit(NAME)["worker"])
+        pids = [None if each is None else each["pid"] for each in seen[-5:]]
+        return len(seen) >= 5 and len(set(pids)) == 1
+
+    eventually(stays, 10.0, "a worker that stays", 0.05)
+
+
 def furnish(velad: Velad) -> None:
     """Put on the interface what others than velad put there."""
     run = velad.namespace.run
@@ -243,6 +255,7 @@ def test_change_of_a_key_leaves_alone_what_its_row_says(
                 30.0,
                 f"{NAME} to be up",
             )
+    await_one_worker(both.a)
     furnish(both.a)
     before = look(both.a)
     process = pinging(both.a) if change.pings else None
