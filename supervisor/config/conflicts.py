@@ -195,51 +195,59 @@ def _check_encryption(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterator[
             )
         return
     path = _path(circuit, "encryption")
-    if circuit.encapsulation is Encapsulation.IP:
-        yield (
-            f"{path}: encapsulation 'ip' is for remotes that do not encrypt; "
-            "'none' would be right, or encapsulation = 'auto'"
-        )
-    elif not circuit.autoconfigure:
-        # Fresh keys come from the handshake.
-        yield (
-            f"{path}: 'required' needs the handshake that autoconfigure = false turns off; "
-            "'none' would be right, or autoconfigure = true"
-        )
+    # Fresh keys come from the handshake.
+    yield from _check_handshake(
+        circuit,
+        path,
+        "'required'",
+        "'none'",
+        without="encapsulation 'ip' is for remotes that do not encrypt",
+    )
     if circuit.peer_key is not None and daemon.identity is None:
         yield f"{_path(circuit, 'peer_key')}: {_NO_IDENTITY}"
+
+
+def _check_handshake(
+    circuit: CircuitConfig, path: str, what: str, instead: str, *, without: str
+) -> Iterator[str]:
+    """Yield that a key's value needs a handshake, where the circuit has none.
+
+    what: the value, as its operator knows it. instead: one that would be right. without: what is
+    said where it is the encapsulation that has none.
+    """
+    if circuit.encapsulation is Encapsulation.IP:
+        yield f"{path}: {without}; {instead} would be right, or encapsulation = 'auto'"
+    elif not circuit.autoconfigure:
+        yield (
+            f"{path}: {what} needs the handshake that autoconfigure = false turns off; "
+            f"{instead} would be right, or autoconfigure = true"
+        )
 
 
 def _check_standbys(circuit: CircuitConfig) -> Iterator[str]:
     if not circuit.remote.standbys:
         return
     path = _path(circuit, "remote")
-    if circuit.encapsulation is Encapsulation.IP:
-        yield (
-            f"{path}: encapsulation 'ip' has no handshake, which shows when a remote is lost; "
-            "a single remote would be right, or encapsulation = 'auto'"
-        )
-    elif not circuit.autoconfigure:
-        yield (
-            f"{path}: a list needs the handshake that autoconfigure = false turns off; "
-            "a single remote would be right, or autoconfigure = true"
-        )
+    yield from _check_handshake(
+        circuit,
+        path,
+        "a list",
+        "a single remote",
+        without="encapsulation 'ip' has no handshake, which shows when a remote is lost",
+    )
 
 
 def _check_any(circuit: CircuitConfig) -> Iterator[str]:
     if not circuit.remote.is_any:
         return
     path = _path(circuit, "remote")
-    if circuit.encapsulation is Encapsulation.IP:
-        yield (
-            f"{path}: 'any' needs a handshake, and encapsulation 'ip' has none; "
-            "a host's name or address would be right, or encapsulation = 'auto'"
-        )
-    elif not circuit.autoconfigure:
-        yield (
-            f"{path}: 'any' needs the handshake that autoconfigure = false turns off; "
-            "a host's name or address would be right, or autoconfigure = true"
-        )
+    yield from _check_handshake(
+        circuit,
+        path,
+        "'any'",
+        "a host's name or address",
+        without="'any' needs a handshake, and encapsulation 'ip' has none",
+    )
     if circuit.device is not None:
         yield (
             f"{_path(circuit, 'device')}: the other end of 'any' may call by any interface; "
