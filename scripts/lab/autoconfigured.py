@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,21 @@ def asking(
     own = {"id": 1, "remote": remote, "addresses": list(ADDRESSES_A), "keepalive": KEEPALIVE_S}
     theirs = {"interface": name, "addresses": list(ADDRESSES_B)} | dict(peer or {})
     return _table(f"circuits.{name}", {**own, **settings}) + _table(f"circuits.{name}.peer", theirs)
+
+
+def asking_for_each(remote: str, names: Sequence[str], **settings: Any) -> str:
+    """Return the tables of circuits 1, 2, ... of these names, with 172.16.ID.1/30 and .2/30."""
+    return "".join(
+        asking(
+            remote,
+            name=name,
+            id=number,
+            addresses=[f"172.16.{number}.1/30"],
+            peer={"addresses": [f"172.16.{number}.2/30"]},
+            **settings,
+        )
+        for number, name in enumerate(names, 1)
+    )
 
 
 def asking_back(remote: str, **settings: Any) -> str:

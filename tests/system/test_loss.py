@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lab.autoconfigured import asking, circuit, ends, policy, wait_until_up
+from lab.autoconfigured import asking_for_each, circuit, ends, policy, wait_until_up
 from lab.circuit import NAME, static_circuit
 from lab.daemon import Velad
 from lab.namespace import Namespace
@@ -86,17 +86,7 @@ def test_loss_by_chance_is_found_in_its_direction_at_both_ends(
 ) -> None:
     """Within four standard deviations of the mean of all circuits: one in 16000 misses that."""
     names = [f"vela{number}" for number in range(1, COUNT + 1)]
-    config = "".join(
-        asking(
-            routers.b.ipv4,
-            name=name,
-            id=number,
-            keepalive=KEEPALIVE_S,
-            addresses=[f"172.16.{number}.1/30"],
-            peer={"addresses": [f"172.16.{number}.2/30"]},
-        )
-        for number, name in enumerate(names, 1)
-    )
+    config = asking_for_each(routers.b.ipv4, names, keepalive=KEEPALIVE_S)
     lossy = routers.b if direction == "ab" else routers.a
     lose(lossy.namespace, ANY_FRAME, f"numgen random mod 100 < {percent}")
     with ends(routers, config, policy()) as both:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lab.autoconfigured import asking, ends, policy, wait_until_up
+from lab.autoconfigured import asking_for_each, ends, policy, wait_until_up
 from lab.slow_underlay import slow_underlay
 
 pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
@@ -29,17 +29,7 @@ DELAY_S = (0.015, 0.025)
 
 def test_delay_jitter_and_loss_are_those_that_were_put_in(figure: Callable[[str], None]) -> None:
     """What a busy machine adds by itself is in what the way says, or is measured first."""
-    config = "".join(
-        asking(
-            "10.201.0.2",
-            name=name,
-            id=number,
-            keepalive=KEEPALIVE_S,
-            addresses=[f"172.16.{number}.1/30"],
-            peer={"addresses": [f"172.16.{number}.2/30"]},
-        )
-        for number, name in enumerate(CIRCUITS, 1)
-    )
+    config = asking_for_each("10.201.0.2", CIRCUITS, keepalive=KEEPALIVE_S)
     own: list[float] = []
     with slow_underlay() as (routers, way):
         for percent in (0, 1, 10):

@@ -18,7 +18,15 @@ from vm.images import ImageError, kernel_releases, make_root, say
 from vm.systems import PACKAGES, SYSTEMS, System, kernels
 
 SCENARIOS = (
-    *("circuit", "sandbox", "unit", "fleet", "impairment", "vlans", "wireguard", "vrf", "queues"),
+    "circuit",
+    "sandbox",
+    "unit",
+    "fleet",
+    "impairment",
+    "vlans",
+    "wireguard",
+    "vrf",
+    "queues",
 )
 """All of them, in the order in which they run: files of vm/guest."""
 DEADLINE_S = 1500.0
