@@ -34,7 +34,9 @@ def engine_of(name: str, make: Callable[[Attachment], DataPlane]) -> LoadedEngin
 class Circuit:
     """A task, and in the test's hands all that is around its worker."""
 
-    def __init__(self, stack: ExitStack, engine: Engine, features: Features) -> None:
+    def __init__(
+        self, stack: ExitStack, engine: Engine, features: Features, *, low_latency: bool = False
+    ) -> None:
         self.host, self.tap = self._pair(stack)
         self.tap.setblocking(Feature.RWF_NOWAIT in features)
         self.supervisor, divert = self._pair(stack)
@@ -58,6 +60,7 @@ class Circuit:
             datagram_limit=1472,
             counters=self.counters.worker,
             features=features,
+            low_latency=low_latency,
         )
         loaded = load_engine(engine)
         self.task = WorkerTask(

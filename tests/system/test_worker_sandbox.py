@@ -185,6 +185,9 @@ class Hostile:
     def ingress_until(self, stop: memoryview, /) -> None:
         self.ingress()
 
+    def poll_until(self, stop: memoryview, /) -> None:
+        self.egress()
+
 
 @pytest.fixture(autouse=True)
 def log() -> Iterator[None]:

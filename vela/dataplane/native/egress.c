@@ -671,7 +671,7 @@ static ssize_t read_tap(struct egress *self, const struct iovec *target, bool wa
 
 	for (;;) {
 		/* While there is a queue, whether it ends is seen first. */
-		bool blocks = wait && self->nowait && !encrypted && self->backlog.empty;
+		bool blocks = wait && self->nowait && !encrypted && !self->polled && self->backlog.empty;
 		int flags = self->nowait && !blocks ? RWF_NOWAIT : 0;
 		length = self->io->preadv2(self->tap_fd, target, 1, -1, flags);
 		if (length >= 0 || (errno != EINTR && errno != EAGAIN))
@@ -679,7 +679,7 @@ static ssize_t read_tap(struct egress *self, const struct iovec *target, bool wa
 		if (errno == EINTR)
 			continue;
 		backlog_ran_empty(&self->backlog);
-		if (!wait || blocks)
+		if (!wait || blocks || self->polled)
 			return -1;
 		if (self->nowait && !encrypted)
 			continue;
@@ -692,11 +692,13 @@ static ssize_t read_tap(struct egress *self, const struct iovec *target, bool wa
 
 int egress_batch(struct egress *self)
 {
+	size_t octets = 0, most = self->polled ? POLLED_BATCH : SIZE_MAX;
+
 	self->counters[EGRESS_PROGRESS]++;
 	if (self->sealer.page)
 		sealer_look(&self->sealer);
 	renew_limits(self);
-	for (int taken = 0; taken < BATCH; taken++) {
+	for (int taken = 0; taken < BATCH && octets < most; taken++) {
 		if (self->run_count == 0)
 			self->used = 0;
 		if (self->used + FRAME_OFFSET + FRAME_MAX + 1 > EGRESS_BUFFER) {
@@ -720,6 +722,7 @@ int egress_batch(struct egress *self)
 		}
 		memcpy(&header, frame - self->virtio_header, self->virtio_header);
 		size_t own = (size_t)length - self->virtio_header;
+		octets += own;
 		egress_frame(self, frame, own, &header);
 		/* Aligned, so that what is compared and summed is. */
 		self->used += (FRAME_OFFSET + own + 63) / 64 * 64;

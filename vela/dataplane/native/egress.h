@@ -25,6 +25,9 @@ enum {
 	/* Reads of the TAP in a batch. Every kernel with UDP_SEGMENT takes as many datagrams in one
 	 * send (UDP_MAX_SEGMENTS, Linux 4.18). */
 	BATCH = 64,
+	/* Bytes of frames behind which a batch ends where the same thread receives: they fit the sending socket,
+	 * and what comes in does not wait for longer. */
+	POLLED_BATCH = 65536,
 	RUN_MAX = 64,
 	/* Seconds for which a refusal of the kernel's is remembered: routes become wider again, and one more
 	 * costs a system call. */
@@ -59,6 +62,7 @@ struct egress {
 	size_t virtio_header; /* bytes before each frame of the TAP, or 0 */
 	bool partial_checksums; /* the remote completes inner checksums; docs/protocol.md, 3.5 */
 	bool nowait;  /* the TAP's descriptor blocks, and RWF_NOWAIT works on it; else it does not block */
+	bool polled;  /* no read of the TAP waits: see poller.h */
 	bool segment; /* UDP_SEGMENT works */
 	struct backlog backlog; /* of what the TAP has to give */
 	struct mss_clamp mss_clamp;

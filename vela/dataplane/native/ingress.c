@@ -459,6 +459,17 @@ static void take_handed(struct ingress *self)
 	}
 }
 
+void ingress_take_handed(struct ingress *self)
+{
+	opener_look(&self->opener);
+	take_handed(self);
+}
+
+int ingress_look_ms(struct ingress *self)
+{
+	return opener_look(&self->opener) ? LOOK_MS : LOOK_FIRST_MS;
+}
+
 /* Wait for datagrams on an encrypted circuit. Returns how many receives there were: none where there was
  * nothing for a while, so that keys are looked after, or something else to do. -1: as errno says. */
 static int receive_sealed(struct ingress *self, struct mmsghdr *messages, unsigned int slots)
@@ -477,14 +488,14 @@ static int receive_sealed(struct ingress *self, struct mmsghdr *messages, unsign
 	if (count >= 0 || errno != EAGAIN)
 		return count;
 	/* Under load there are datagrams, and no poll. */
-	bool has_key = opener_look(&self->opener);
-	int ready = self->io->poll(sources, 2, has_key ? LOOK_MS : LOOK_FIRST_MS);
+	int timeout_ms = ingress_look_ms(self);
+	if (self->polled)
+		return 0;
+	int ready = self->io->poll(sources, 2, timeout_ms);
 	if (ready < 0 && errno != EINTR)
 		return -1;
-	if (ready > 0 && sources[1].revents & POLLIN) {
-		opener_look(&self->opener);
-		take_handed(self);
-	}
+	if (ready > 0 && sources[1].revents & POLLIN)
+		ingress_take_handed(self);
 	return 0;
 }
 
@@ -518,8 +529,10 @@ int ingress_batch(struct ingress *self)
 	} else {
 		do
 			count = self->io->recvmmsg(self->receive_fd, messages, (unsigned int)slots,
-						   MSG_WAITFORONE, NULL);
+						   self->polled ? MSG_DONTWAIT : MSG_WAITFORONE, NULL);
 		while (count < 0 && errno == EINTR);
+		if (count < 0 && errno == EAGAIN && self->polled)
+			return self->failure;
 	}
 	if (count < 0)
 		return errno;
