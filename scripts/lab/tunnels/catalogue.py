@@ -14,6 +14,7 @@ from lab.tunnels.vela import vela
 
 VXLAN = "kernel vxlan"
 NATIVE, NATIVE_APART = "vela native", "vela apart"
+LOW_LATENCY = "vela low latency"
 FASTD = "fastd null"
 ENGINES = ("native", "python")
 ENCRYPTED, ENCRYPTED_APART = "vela encrypted", "vela encrypted, apart"
@@ -24,6 +25,7 @@ TUNNELS: dict[str, Tunnel] = {
     "no tunnel": direct,
     **{f"vela {engine}": vela(engine) for engine in ENGINES},
     NATIVE_APART: vela("native", apart=True),
+    LOW_LATENCY: vela("native", low_latency=True),
     VXLAN: vxlan,
     "kernel gretap": gretap,
     FASTD: fastd,

@@ -40,6 +40,7 @@ def vela(
     filtered: bool = True,
     encrypted: bool = False,
     spread: bool = False,
+    low_latency: bool = False,
 ) -> Tunnel:
     """Return the tunnel of one circuit with that engine.
 
@@ -60,6 +61,7 @@ def vela(
             filtered=filtered,
             encrypted=encrypted,
             spread=spread,
+            low_latency=low_latency,
         ) as segments:
             yield segments[0]
 
@@ -77,6 +79,7 @@ def vela_circuits(
     filtered: bool = True,
     encrypted: bool = False,
     spread: bool = False,
+    low_latency: bool = False,
 ) -> Iterator[list[Segment]]:
     """Circuits 1, 2, ... between one velad at each end, one for each pair of ends.
 
@@ -90,7 +93,9 @@ def vela_circuits(
     with ExitStack() as stack:
         key = _key(stack) if encrypted else ""
         configs = [
-            _config(engine, pairs, udp_port, disabled, own, _cpus(own, apart, spread), key)
+            _config(
+                engine, pairs, udp_port, disabled, own, _cpus(own, apart, spread, low_latency), key
+            )
             for own in (0, 1)
         ]
         _need_engine(pairs[0][0], configs[0])
@@ -153,13 +158,14 @@ def _config(
     return "".join(text)
 
 
-def _cpus(own: int, apart: bool, spread: bool) -> Callable[[int], str]:
+def _cpus(own: int, apart: bool, spread: bool, low_latency: bool) -> Callable[[int], str]:
     """Return what says, for each circuit id, which CPUs an end of it has."""
     cpus = sorted(os.sched_getaffinity(0))
     if spread:
         return lambda _: f"cpu = {cpus[:2]}\n"
-    if apart:
-        return lambda circuit_id: f"cpu = {cpus[(circuit_id + own) % len(cpus)]}\n"
+    if apart or low_latency:
+        latency = 'latency = "low"\n' if low_latency else ""
+        return lambda circuit_id: f"cpu = {cpus[(circuit_id + own) % len(cpus)]}\n{latency}"
     return lambda _: ""
 
 
