@@ -38,7 +38,7 @@ from vela.wire import (
 )
 from vela.worker import Queue, WorkerTask
 
-from ..config.records import CircuitConfig
+from ..config.records import CircuitConfig, Latency
 from ..demux import Claim, Demux
 from ..inheritance import Inheritance, member_name, sending_name, tap_name
 from ..runtime.burst import Burst
@@ -279,9 +279,9 @@ class Pseudowire:
             mac = config.mac or self._derive_mac()
         self._interface.change(config, mac)
         self._changed = self._changed or (
-            (mac, cpu, config.cpus, config.dscp, config.packet_too_big)
+            (mac, cpu, config.cpus, config.latency, config.dscp, config.packet_too_big)
             != (
-                *(self.local_mac, self._cpu, self._config.cpus),
+                *(self.local_mac, self._cpu, self._config.cpus, self._config.latency),
                 *(self._config.dscp, self._config.packet_too_big),
             )
         )
@@ -530,6 +530,7 @@ class Pseudowire:
             pid=self._keeper.pid,
             cpu=self._cpu,
             queues=self._queues,
+            latency=self._config.latency.value,
             engine=self._parts.engine.name,
             restarts=self._keeper.restarts,
             cpu_percent=cpu_percent,
@@ -656,6 +657,7 @@ class Pseudowire:
             dscp=self._config.dscp,
             carry_ecn=profile.carry_ecn,
             features=self._parts.features,
+            low_latency=self._config.latency is Latency.LOW,
             key_page=key_page,
         )
         fds = self._interface.fds

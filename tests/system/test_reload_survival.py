@@ -88,6 +88,7 @@ def changes(keys: tuple[str, str], files: tuple[str, str], remote: str) -> list[
         Change("mark", {"mark": 7}, pings=False),
         Change("dscp", {"dscp": 10}),
         Change("cpu", {"cpu": max(CPUS)}, {"cpu": min(CPUS)}),
+        Change("latency", {"cpu": min(CPUS), "latency": "low"}, {"cpu": min(CPUS)}),
         Change("keepalive", {"keepalive": 2.0}),
         Change("autoconfigure", static(), up=False, pings=False),
         Change("key_file", {"key_file": files[1]}, {"key_file": files[0]}),
