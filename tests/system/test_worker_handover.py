@@ -107,6 +107,8 @@ def test_native_engine_does_not_need_the_interpreter_between_batches(stack: Exit
         stop[0] = 1
         circuit.remote.sendto(b"\x07" + frame(0), circuit.receiving.getsockname())
         ended.acquire(timeout=TIMEOUT_S)
+        # It is not gone yet, and until then nothing here can be forked.
+        eventually(lambda: len(os.listdir("/proc/self/task")) == 1, TIMEOUT_S, "its thread to end")
 
 
 class Kept:
