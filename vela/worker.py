@@ -14,8 +14,9 @@ import errno
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import structlog
@@ -43,6 +44,10 @@ SWITCH_INTERVAL_S = 0.0005
 
 Directions = tuple[Direction, ...]
 Loop = tuple[Callable[[memoryview], None], Directions]
+
+# Made ahead of any fork, and bound where there is something to say: that alone would copy 340 KB of
+# the supervisor's memory.
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +103,16 @@ def _descriptors(attachment: Attachment) -> tuple[int, int, int]:
     )
 
 
-def run(task: WorkerTask) -> NoReturn:
-    """Carry the circuit's frames; the calling process is a fork of the supervisor."""
-    # Bound where there is something to say: that alone would copy 340 KB of the
-    # supervisor's memory.
-    log = structlog.get_logger()
+def prepare(task: WorkerTask) -> Callable[[], NoReturn]:
+    """Return what a fork of the calling process carries the circuit's frames with.
+
+    What can be made ahead of the fork is made here: the fork then shares it.
+    """
+    return partial(_run, task, [task.engine.prepare(each.attachment) for each in task.queues])
+
+
+def _run(task: WorkerTask, planes: Sequence[Callable[[], DataPlane]]) -> NoReturn:
+    """planes: what makes the data path of each queue."""
     about = {"circuit": task.circuit, "pid": os.getpid()}
 
     def forward(
@@ -165,7 +175,8 @@ def run(task: WorkerTask) -> NoReturn:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         # The first one is of this thread.
         (first, *others), *further = (
-            _loops(task.engine.make(queue.attachment), queue.attachment) for queue in task.queues
+            _loops(make(), queue.attachment)
+            for make, queue in zip(planes, task.queues, strict=True)
         )
         for loop in others:
             start(*loop, 0, task.cpu)
