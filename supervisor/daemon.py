@@ -49,8 +49,9 @@ from .constants import LOG_LEVELS, MAX_TRIAL_S
 from .control_channel import ControlChannel
 from .control_socket import Answer, Caller, ControlSocket, Later, Reply, Subscribe
 from .demux import Demux
-from .fd_store import FdStore, recall
-from .inheritance import Inheritance, tap_name
+from .fd_store import FdStore
+from .inheritance import Inheritance, member_name, tap_name
+from .intermission import Intermission, recall
 from .keys import Keys
 from .listening import listen
 from .notify import ServiceManager
@@ -124,9 +125,10 @@ class Daemon:
             inheritance = inheritance or Inheritance()
             undo.callback(inheritance.close)
             self._predecessor = predecessor
-            self._store = FdStore(self._manager, inheritance.storable())
+            self._inheritance = inheritance
+            self._store = FdStore(self._manager, inheritance, config.daemon)
             undo.callback(self._store.close)
-            recall(inheritance, config.daemon)
+            self._standings = recall(self._store, inheritance)
             groups = listen(config.daemon, self._features, inheritance, self._store)
             for group in groups:
                 undo.callback(group.close)
@@ -228,6 +230,15 @@ class Daemon:
                 lambda: self._reloads.obstacle,
             )
             undo.callback(self._succession.close)
+            self._intermission = Intermission(
+                self._loop,
+                self._registry,
+                self._succession,
+                self._manager,
+                self._store,
+                self._keep,
+                self._members,
+            )
             self._registry.set_change_handler(
                 lambda event: control_socket.publish({"time": time.time(), **event})
             )
@@ -249,6 +260,7 @@ class Daemon:
             missing=list(words(self._missing_features)),
         )
         if self._predecessor is None:
+            self._go_on()
             self._registry.start()
             self._check()
             self._manager.ready()
@@ -265,6 +277,18 @@ class Daemon:
             self._keep()
         self._undo.close()
         self._log.info("daemon_stopped")
+
+    def _go_on(self) -> None:
+        """Go on where the velad before has ended to be started again, as far as that can be."""
+        going_on = {
+            circuit.name: self._standings[circuit.name]
+            for circuit in self._registry.each()
+            if circuit.name in self._standings and self._inheritance.goes_on(circuit.config)
+        }
+        resumed = self._registry.resume(going_on)
+        self._demux.release_inherited(self._standings.keys() - resumed)
+        if self._standings:
+            self._log.info("circuits_resumed", circuits=len(resumed), of=len(self._standings))
 
     def _take_over(self, predecessor: Predecessor) -> None:
         """Go on with what another velad did. It ends when nothing of it is needed any more."""
@@ -430,10 +454,18 @@ class Daemon:
         # Here, and by no timer of its own: a loop that turns without getting here is stuck.
         self._manager.feed(self._loop.now())
 
-    def _keep(self) -> None:
-        """Let the service manager have what the next velad is to go on with."""
+    def _keep(self, more: Mapping[str, int] | None = None) -> bool:
+        """Let the service manager have what the next velad is to go on with. False: not all yet."""
         configs = {name: config for name, (config, _) in self._registry.configurations().items()}
-        self._store.update(self._registry.taps(), self._demux.groups, configs)
+        return self._store.update(self._registry.taps(), self._demux.groups, configs, more)
+
+    def _members(self) -> frozenset[str]:
+        """Return the names of the sockets of which the service manager has copies."""
+        return frozenset(
+            member_name(group, index)
+            for group in self._demux.groups
+            for index in range(len(group.sockets))
+        )
 
     @staticmethod
     def _remove_left(inheritance: Inheritance, netlink: Netlink) -> None:
@@ -451,12 +483,21 @@ class Daemon:
                 structlog.get_logger().info("interface_removed_at_start", interface=name)
 
     def _on_stop(self) -> None:
-        """Run the hooks that are due, and stop; at the second time, stop at once."""
+        """Leave all to the velad that is started next; or run the hooks that are due, and stop.
+
+        At the second time, stop at once.
+        """
         if self._stopping:
             self._loop.stop()
             return
         self._stopping = True
         self._manager.stopping()
+        if self._predecessor is None:
+            self._intermission.begin(self._stop)
+        else:
+            self._stop()
+
+    def _stop(self) -> None:
         self._registry.run_last_hooks(self._loop.stop)
 
     def _on_hangup(self) -> None:

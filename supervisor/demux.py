@@ -343,6 +343,13 @@ class Demux:
             raise
         return indices
 
+    def release_inherited(self, circuits: Iterable[str]) -> None:
+        """Take back the sockets of another velad's circuits, unless these have claimed them."""
+        for name in circuits:
+            for group in self.all_groups:
+                for index in self._inheritance.indices_of(name, group):
+                    group.release(index)
+
     def spread(self, claim: Claim, sockets: int) -> None:
         """Let a circuit's datagrams come to so many of its sockets, by their source ports.
 

@@ -403,6 +403,7 @@ class Circuit:
             self._go_on(former)
         except (VelaError, ValueError, TypeError) as err:
             self._log.warning("circuit_not_resumed", error=str(err))
+            self._show_carrier(False)
             self._dialogue.forget()
             self._session_anew()
             return False

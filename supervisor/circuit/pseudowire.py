@@ -202,7 +202,7 @@ class Pseudowire:
             if end_worker is None:
                 # Whoever read from it last may have changed it.
                 self._keeper.expect_leftovers()
-                self.set_carrier(False)
+                self.set_carrier(parts.inheritance.goes_on(config))
             else:
                 self._keeper.follow(partial(end_worker, config.name))
         self._shaper = Shaper(config.name, parts.netlink, adopted=self._interface.adopted)

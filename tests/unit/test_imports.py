@@ -19,6 +19,7 @@ ROOMS = """
     vela.supervisor.daemon vela.supervisor.lacking
     vela.supervisor.reloads
     vela.supervisor.predecessor
+    vela.supervisor.intermission
     vela.supervisor.succession
     vela.supervisor.trial
     vela.supervisor.registry
@@ -30,7 +31,8 @@ ROOMS = """
     vela.supervisor.listening
     vela.supervisor.fd_store
     vela.supervisor.inheritance
-    vela.supervisor.status vela.supervisor.control_socket vela.supervisor.notify
+    vela.supervisor.status vela.supervisor.control_socket
+    vela.supervisor.notify vela.supervisor.jobs
     vela.supervisor.frame_keys
     vela.supervisor.keys
     vela.supervisor.key_holder
