@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the top. A module belongs to the longest name here that it begins with. It imports
 # from lower lines, and from its own room.
 ROOMS = """
+    vela.supervisor.entry
     vela.supervisor.cli
     vela.supervisor.daemon vela.supervisor.lacking
     vela.supervisor.reloads
