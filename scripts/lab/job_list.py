@@ -78,13 +78,13 @@ class JobList(Resource):
                 self._answer_all(connection)
 
     def _answer_all(self, connection: socket.socket) -> None:
+        # As sd-bus reads it, which takes in whatever there is.
+        begun = connection.recv(4096)
+        if not (begun.startswith(b"\0AUTH EXTERNAL ") and begun.endswith(_LINE + b"BEGIN" + _LINE)):
+            return
         with connection.makefile("rwb") as talk:
-            # A line begins with a zero byte, as D-Bus has it.
-            if not talk.readline().startswith(b"\0AUTH EXTERNAL "):
-                return
             talk.write(b"OK 0123456789abcdef0123456789abcdef" + _LINE)
             talk.flush()
-            talk.readline()
             while fixed := talk.read(_FIXED.size):
                 _, _, _, _, body_length, serial, fields_length = _FIXED.unpack(fixed)
                 fields = talk.read(fields_length + -fields_length % 8)

@@ -162,9 +162,14 @@ def test_restart_under_traffic_loses_nothing_and_the_remote_does_not_notice(
             for _ in range(2):
                 a.stop_to_restart()
                 assert carriers(namespace) == [True] * 3
+                before, told = store.names, len(store.said)
                 a.start()
                 pings.await_answers(20)
                 wait_until_stored(store)
+                # A velad that ended now would leave as much as the one before.
+                again = [each for each in store.said[told:] if "FDSTORE" in each]
+                assert all("FDNAME=keys-" in each for each in again), again
+                assert [each for each in before if not each.startswith("keys-")] == store.names
             pings.stop()
 
         figure(f"restart, {kind}: longest gap {max(pings.gaps()):.2f} s")
