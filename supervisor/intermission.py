@@ -13,6 +13,7 @@ from functools import partial
 import structlog
 
 from vela.errors import DeviceError
+from vela.linux.secret_memory import is_hidden
 
 from .circuit.standing import Standing
 from .fd_store import FdStore
@@ -79,11 +80,7 @@ class Intermission:
         return restart is not None and restart.stored >= stored
 
     def _store_all(self, until: float, otherwise: Callback) -> None:
-        pages = {
-            keys_name(circuit.name): circuit.key_page
-            for circuit in self._registry.each()
-            if circuit.key_page is not None and circuit.standing() is not None
-        }
+        pages = {keys_name(name): page for name, page in self._key_pages().items()}
         if self._keep(pages):
             self._manager.wait_until_read()
             if self._is_restart(len(self._store)):
@@ -97,18 +94,29 @@ class Intermission:
             self._log.warning("circuits_not_left", reason="the service manager takes nothing")
             otherwise()
 
+    def _key_pages(self) -> dict[str, int]:
+        """Return the key pages that may be where nobody keeps them locked: out of swap's reach."""
+        return {
+            circuit.name: circuit.key_page
+            for circuit in self._registry.each()
+            if circuit.key_page is not None and is_hidden(circuit.key_page)
+        }
+
     def _leave(self, otherwise: Callback) -> None:
         self._succession.freeze()
-        members = self._members()
+        members, pages = self._members(), self._key_pages()
         standings = {}
         for circuit in self._registry.each():
             standing = circuit.standing()
-            if standing is not None and standing.member in members:
+            has_keys = circuit.frame_keys is None or circuit.name in pages
+            if standing is not None and standing.member in members and has_keys:
                 standings[circuit.name] = standing
         if not self._store.leave({name: each.format() for name, each in standings.items()}):
             otherwise()
             return
-        working = {circuit.name for circuit in self._registry.each()}
+        # The others are not up, or the next velad has not all that they need.
+        self._registry.close(but=standings)
+        working = set(standings)
 
         def on_end(name: str) -> None:
             working.discard(name)

@@ -179,8 +179,8 @@ class FdStore(Resource):
 class StoredVelad(Velad):
     """A velad whose manager keeps descriptors. It is ready when it has said so to that."""
 
-    def __init__(self, namespace: Namespace, config: str, store: FdStore) -> None:
-        super().__init__(namespace, config, before=store.before)
+    def __init__(self, namespace: Namespace, config: str, store: FdStore, before: str = "") -> None:
+        super().__init__(namespace, config, before=store.before + before)
         self._store = store
         self._after = 0
 

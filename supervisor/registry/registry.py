@@ -187,13 +187,14 @@ class Registry:
         self._loop.call_later(STOP_LIMIT_S, done)
         self._hooks.when_idle(done)
 
-    def close(self) -> None:
-        """Close all circuits. Remotes are told that they will return.
+    def close(self, but: Container[str] = ()) -> None:
+        """Close all circuits but these. Remotes are told that they will return.
 
         Interfaces of whose descriptors somebody has copies stay.
         """
         self._store.close()
-        guard, circuits = self._loop.guard, tuple(self._circuits.values())
+        guard = self._loop.guard
+        circuits = [circuit for name, circuit in self._circuits.items() if name not in but]
         for circuit in (*circuits, *self._leaving.values()):
             if circuit.hooks is not None:
                 guard(circuit.hooks.abandon)
@@ -204,7 +205,7 @@ class Registry:
             guard(circuit.kill_worker)
         for circuit in circuits:
             guard(partial(circuit.close, leave=True))
-        self._circuits.clear()
+            del self._circuits[circuit.name]
 
     def __len__(self) -> int:
         return len(self._circuits)

@@ -33,6 +33,12 @@ PATIENT_S = 10.0
 """Between keepalives: no remote is to go down while a busy machine starts a velad."""
 
 
+WITHOUT_SECRET_MEMORY = """
+from vela.linux import secret_memory
+secret_memory._memfd_secret = lambda: None
+"""
+
+
 @dataclass(frozen=True)
 class Stored(Ends):
     """Ends of which A has a manager that keeps descriptors."""
@@ -61,7 +67,7 @@ def tables(remote: str, **settings: Any) -> str:
 
 @contextmanager
 def three(
-    routers: TwoRouters, store: FdStore, folder: Path, kind: str = "plain"
+    routers: TwoRouters, store: FdStore, folder: Path, kind: str = "plain", before: str = ""
 ) -> Iterator[Stored]:
     """Three circuits that are up, with their descriptors in the store."""
     settings: dict[str, Any] = {}
@@ -77,7 +83,7 @@ def three(
         settings["source_port"] = "listen"
     with (
         Velad(routers.b.namespace, policy(**more)) as b,
-        StoredVelad(routers.a.namespace, tables(routers.b.ipv4, **settings), store) as a,
+        StoredVelad(routers.a.namespace, tables(routers.b.ipv4, **settings), store, before) as a,
     ):
         both = Stored(a, b, store)
         wait_until_up(both)
@@ -332,6 +338,29 @@ def test_keys_are_in_the_store_from_the_stop_to_the_next_start_only(
 
         both.a.start()
         wait_for_pages(store, [])
+
+
+def test_keys_that_could_be_swapped_out_are_not_stored_and_the_remote_is_told(
+    routers: TwoRouters, store: FdStore, tmp_path: Path
+) -> None:
+    """Linux 6.1 as Debian has it: the memory of keys is locked by who maps it, and by nobody then.
+
+    The circuit begins anew.
+    """
+    with three(routers, store, tmp_path, "encrypted", before=WITHOUT_SECRET_MEMORY) as both:
+        flaps = changes(both.b)
+
+        both.a.stop_to_restart()
+
+        wait_for_pages(store, [])
+        assert carriers(both.a.namespace) == [False] * 3
+        for name in NAMES:
+            assert "stopp" in both.b.wait_for_state(name, "down", timeout_s=3.0)["reason"]
+        both.a.start()
+        wait_until_up(both)
+        assert all(now > was for was, now in zip(flaps, changes(both.b), strict=True))
+        with Pings(TARGETS, 0.05, both.a.namespace) as pings:
+            pings.await_answers(3)
 
 
 def test_start_that_fails_takes_the_keys_out_of_the_store(
