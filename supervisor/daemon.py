@@ -280,12 +280,7 @@ class Daemon:
 
     def _go_on(self) -> None:
         """Go on where the velad before has ended to be started again, as far as that can be."""
-        going_on = {
-            circuit.name: self._standings[circuit.name]
-            for circuit in self._registry.each()
-            if circuit.name in self._standings and self._inheritance.goes_on(circuit.config)
-        }
-        resumed = self._registry.resume(going_on)
+        resumed = self._registry.resume(self._standings, self._inheritance.goes_on)
         self._demux.release_inherited(self._standings.keys() - resumed)
         if self._standings:
             self._log.info("circuits_resumed", circuits=len(resumed), of=len(self._standings))

@@ -505,16 +505,23 @@ class Registry:
             if name in retired and not circuit.disabled:
                 self._loop.guard(circuit.restart)
 
-    def resume(self, former: Mapping[str, Standing]) -> frozenset[str]:
+    def resume(
+        self, former: Mapping[str, Standing], may: Callable[[CircuitConfig], bool] = lambda _: True
+    ) -> frozenset[str]:
         """Go on with what another velad's circuits did, all of them in this turn of the loop.
 
-        Return the names of those that do.
+        may: whether a circuit of this configuration may. Return the names of those that do.
         """
         resumed = set()
         for name, standing in former.items():
             circuit = self._circuits.get(name)
-            if circuit is not None and circuit.idle and circuit.resume(standing):
+            if circuit is None:
+                continue
+            if circuit.idle and may(circuit.config) and circuit.resume(standing):
                 resumed.add(name)
+            elif standing.hooked and circuit.hooks is not None:
+                circuit.hooks.resume()
+                circuit.hooks.follow(up=False)
         return frozenset(resumed)
 
     def each(self) -> tuple[Circuit, ...]:

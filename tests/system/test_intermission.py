@@ -409,6 +409,15 @@ def test_hooks_do_not_run_where_circuits_go_on(
 
         assert lines() == sorted([f"{NAME} down", *(f"{name} up" for name in NAMES)])
 
+        # One that begins anew goes down first, for hooks as well.
+        said.write_text("")
+        a.stop_to_restart()
+        changed = tables(routers.b.ipv4, **hooks).replace("id = 2", 'id = 2\ndescription = "x"')
+        a.configure(changed)
+        a.start()
+        eventually(lambda: len(lines()) == 2, 10.0, "hooks of the changed circuit")
+        assert lines() == ["vela1 down", "vela1 up"]
+
 
 def test_static_circuit_goes_on_too(routers: TwoRouters, store: FdStore) -> None:
     config_a = circuit_table(routers.b.ipv4, mac=MAC_A, peer_mac=MAC_B, addresses=list(ADDRESSES_A))
