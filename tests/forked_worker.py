@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 from vela.dataplane.contract import Abilities, Attachment, DataPlane
 from vela.dataplane.counters import Counters
@@ -28,7 +29,9 @@ def frame(mark: int) -> bytes:
 
 def engine_of(name: str, make: Callable[[Attachment], DataPlane]) -> LoadedEngine:
     """Return an engine whose loops are the test's, under the filter of the task's own engine."""
-    return LoadedEngine(name, make, Abilities(), lambda _: ())
+    return LoadedEngine(
+        name, lambda attachment: partial(make, attachment), Abilities(), lambda _: ()
+    )
 
 
 class Circuit:

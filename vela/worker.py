@@ -14,13 +14,14 @@ import errno
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import structlog
 
-from vela.dataplane.contract import Attachment
+from vela.dataplane.contract import Attachment, DataPlane
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.exit_message import ExitMessage
 from vela.dataplane.handover import Direction, Handover
@@ -40,6 +41,10 @@ _INTERFACE_LOST = (errno.EFAULT, errno.EBADFD)
 # The two threads hand the interpreter to each other at every blocking call;
 # the default of 5 ms is what a frame would wait where one of them computes.
 SWITCH_INTERVAL_S = 0.0005
+
+# Made ahead of any fork, and bound where there is something to say: that alone would copy 340 KB of
+# the supervisor's memory.
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +100,16 @@ def _descriptors(attachment: Attachment) -> tuple[int, int, int]:
     )
 
 
-def run(task: WorkerTask) -> NoReturn:
-    """Carry the circuit's frames; the calling process is a fork of the supervisor."""
-    # Bound where there is something to say: that alone would copy 340 KB of the
-    # supervisor's memory.
-    log = structlog.get_logger()
+def prepare(task: WorkerTask) -> Callable[[], NoReturn]:
+    """Return what a fork of the calling process carries the circuit's frames with.
+
+    What can be made ahead of the fork is made here: the fork then shares it.
+    """
+    return partial(_run, task, [task.engine.prepare(each.attachment) for each in task.queues])
+
+
+def _run(task: WorkerTask, planes: Sequence[Callable[[], DataPlane]]) -> NoReturn:
+    """planes: what makes the data path of each queue."""
     about = {"circuit": task.circuit, "pid": os.getpid()}
 
     def forward(
@@ -159,10 +169,10 @@ def run(task: WorkerTask) -> NoReturn:
         task.page.unmap_others()
         gc.disable()  # the loops make no cycles
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        plane = task.engine.make(task.attachment)
+        plane = planes[0]()
         start(plane.ingress_until, Direction.INGRESS, 0, task.cpu)
         for number, queue in enumerate(task.further, start=1):
-            another = task.engine.make(queue.attachment)
+            another = planes[number]()
             start(another.ingress_until, Direction.INGRESS, number, queue.cpu)
             start(another.egress_until, Direction.EGRESS, number, queue.cpu)
         # No thread has to be able to start one any more.

@@ -23,7 +23,7 @@ from vela.public_key import format_public_key
 from vela.supervisor.config.effects import CIRCUIT_EFFECTS, PEER_EFFECTS, Effect
 from vela.supervisor.config.identity import generate
 
-pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
+pytestmark = pytest.mark.needs_net_admin
 
 PINGS = 1000
 CPUS = os.sched_getaffinity(0)

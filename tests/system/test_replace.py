@@ -27,7 +27,7 @@ from lab.waiting import PATIENCE, eventually
 from vela.public_key import format_public_key
 from vela.supervisor.config.identity import generate
 
-pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
+pytestmark = pytest.mark.needs_net_admin
 
 NAMES = ("vela0", "vela1", "vela2")
 KEY = "k" * 40

@@ -48,7 +48,7 @@ def circuit(stack: ExitStack, request: pytest.FixtureRequest) -> Circuit:
 def test_worker_that_is_asked_ends_its_batch_and_leaves_the_rest_to_its_successor(
     circuit: Circuit,
 ) -> None:
-    first = fork(lambda: worker.run(circuit.task), circuit.task.descriptors)
+    first = fork(worker.prepare(circuit.task), circuit.task.descriptors)
     try:
         circuit.exchange(1)
         eventually(lambda: sleeps(first.pid), TIMEOUT_S, "the worker to wait for frames")
@@ -65,7 +65,7 @@ def test_worker_that_is_asked_ends_its_batch_and_leaves_the_rest_to_its_successo
         first.reap()
 
     circuit.task.handover.clear()
-    successor = fork(lambda: worker.run(circuit.task), circuit.task.descriptors)
+    successor = fork(worker.prepare(circuit.task), circuit.task.descriptors)
     try:
         for mark in range(20):
             assert circuit.remote.recv(2048) == b"\x07" + frame(mark)
@@ -107,6 +107,8 @@ def test_native_engine_does_not_need_the_interpreter_between_batches(stack: Exit
         stop[0] = 1
         circuit.remote.sendto(b"\x07" + frame(0), circuit.receiving.getsockname())
         ended.acquire(timeout=TIMEOUT_S)
+        # It is not gone yet, and until then nothing here can be forked.
+        eventually(lambda: len(os.listdir("/proc/self/task")) == 1, TIMEOUT_S, "its thread to end")
 
 
 class Kept:

@@ -16,7 +16,7 @@ VXLAN = "kernel vxlan"
 NATIVE, NATIVE_APART = "vela native", "vela apart"
 FASTD = "fastd null"
 ENGINES = ("native", "python")
-ENCRYPTED = "vela encrypted"
+ENCRYPTED, ENCRYPTED_APART = "vela encrypted", "vela encrypted, apart"
 FASTD_ENCRYPTED = "fastd salsa2012+umac"
 OPENVPN_ENCRYPTED = "openvpn AES-256-GCM"
 
@@ -56,9 +56,14 @@ UNFILTERED: dict[str, Tunnel] = {
 """VELA as it comes, and with workers that may make any system call."""
 
 ENCRYPTING: dict[str, Tunnel] = {
-    name: TUNNELS[name] for name in (NATIVE, ENCRYPTED, FASTD_ENCRYPTED, OPENVPN_ENCRYPTED)
+    NATIVE: TUNNELS[NATIVE],
+    ENCRYPTED: TUNNELS[ENCRYPTED],
+    ENCRYPTED_APART: vela("native", encrypted=True, apart=True),
+    FASTD_ENCRYPTED: TUNNELS[FASTD_ENCRYPTED],
+    OPENVPN_ENCRYPTED: TUNNELS[OPENVPN_ENCRYPTED],
 }
-"""VELA as it comes, and tunnels that encrypt."""
+"""VELA as it comes, and tunnels that encrypt; apart: with a CPU for each end, as two machines
+have it, and as other programs take it where there is room."""
 
 QUEUES: dict[str, Tunnel] = {
     NATIVE: TUNNELS[NATIVE],
