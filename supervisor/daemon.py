@@ -50,7 +50,7 @@ from .control_channel import ControlChannel
 from .control_socket import Answer, Caller, ControlSocket, Later, Reply, Subscribe
 from .demux import Demux
 from .fd_store import FdStore
-from .inheritance import Inheritance, member_name, tap_name
+from .inheritance import Inheritance, tap_name
 from .intermission import Intermission, recall
 from .keys import Keys
 from .listening import listen
@@ -237,7 +237,6 @@ class Daemon:
                 self._manager,
                 self._store,
                 self._keep,
-                self._members,
             )
             self._registry.set_change_handler(
                 lambda event: control_socket.publish({"time": time.time(), **event})
@@ -245,7 +244,6 @@ class Daemon:
             self._registry.create_all()
             if predecessor is None:
                 self._remove_left(inheritance, netlink)
-                inheritance.close()
             # Behind what says more where all of them are missing; no worker runs yet.
             check_capabilities()
             self._undo = undo.pop_all()
@@ -282,6 +280,9 @@ class Daemon:
         """Go on where the velad before has ended to be started again, as far as that can be."""
         resumed = self._registry.resume(self._standings, self._inheritance.goes_on)
         self._demux.release_inherited(self._standings.keys() - resumed)
+        # Before a circuit of their device binds others.
+        self._store.forget(self._inheritance.drop_sockets(apart=True))
+        self._inheritance.close()
         if self._standings:
             self._log.info("circuits_resumed", circuits=len(resumed), of=len(self._standings))
 
@@ -452,15 +453,7 @@ class Daemon:
     def _keep(self, more: Mapping[str, int] | None = None) -> bool:
         """Let the service manager have what the next velad is to go on with. False: not all yet."""
         configs = {name: config for name, (config, _) in self._registry.configurations().items()}
-        return self._store.update(self._registry.taps(), self._demux.groups, configs, more)
-
-    def _members(self) -> frozenset[str]:
-        """Return the names of the sockets of which the service manager has copies."""
-        return frozenset(
-            member_name(group, index)
-            for group in self._demux.groups
-            for index in range(len(group.sockets))
-        )
+        return self._store.update(self._registry.taps(), self._demux.all_groups, configs, more)
 
     @staticmethod
     def _remove_left(inheritance: Inheritance, netlink: Netlink) -> None:

@@ -61,6 +61,10 @@ def _member_name(address: IPAddress, port: int, device: str | None, index: int) 
     return _MEMBER + "-".join(parts)
 
 
+def _has_device(member: str) -> bool:
+    return member.count("-") > 3
+
+
 class Inheritance:
     """What there is to go on with. Who takes a descriptor owns it."""
 
@@ -197,9 +201,16 @@ class Inheritance:
         if fd is not None:
             os.close(fd)
 
-    def drop_sockets(self) -> frozenset[str]:
-        """Close the sockets that nobody has taken, and return their names."""
-        names = frozenset(name for name in self._descriptors if name.startswith(_MEMBER))
+    def drop_sockets(self, *, apart: bool) -> frozenset[str]:
+        """Close the listening sockets that nobody has taken, and return their names.
+
+        apart: also those of devices, whose groups are made when a circuit needs them.
+        """
+        names = frozenset(
+            name
+            for name in self._descriptors
+            if name.startswith(_MEMBER) and (apart or not _has_device(name))
+        )
         for name in names:
             os.close(self._descriptors.pop(name))
         return names

@@ -7,7 +7,7 @@ interfaces and of the sockets, of which the manager has copies.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import structlog
@@ -39,19 +39,14 @@ class Intermission:
         manager: ServiceManager,
         store: FdStore,
         keep: Callable[[Mapping[str, int]], bool],
-        members: Callable[[], Collection[str]],
     ) -> None:
-        """keep: see FdStore.update; it is given further descriptors.
-
-        members: the names of the sockets that the next velad goes on with.
-        """
+        """keep: see FdStore.update; it is given further descriptors."""
         self._loop = loop
         self._registry = registry
         self._succession = succession
         self._manager = manager
         self._store = store
         self._keep = keep
-        self._members = members
         self._log = structlog.get_logger()
 
     def begin(self, otherwise: Callback) -> None:
@@ -104,12 +99,12 @@ class Intermission:
 
     def _leave(self, otherwise: Callback) -> None:
         self._succession.freeze()
-        members, pages = self._members(), self._key_pages()
+        pages = self._key_pages()
         standings = {}
         for circuit in self._registry.each():
             standing = circuit.standing()
             has_keys = circuit.frame_keys is None or circuit.name in pages
-            if standing is not None and standing.member in members and has_keys:
+            if standing is not None and has_keys:
                 standings[circuit.name] = standing
         if not self._store.leave({name: each.format() for name, each in standings.items()}):
             otherwise()

@@ -257,3 +257,18 @@ def test_key_pages_are_forgotten_at_once(manager: Manager, pipes: list[int]) -> 
     assert manager.hear() == ["-keys-vela0"]
     assert inheritance.names() == {"keys-vela0"}
     assert len(next_store) == 1
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_sockets_of_devices_stay_unless_their_port_is_wanted(stack: ExitStack, apart: bool) -> None:
+    """Of a VRF: the group is made when a circuit needs it."""
+    names = ("udp-c0000201-48621-0", "udp-00000000-48621-0-red", "udp-00000000-48621-1-red-a")
+    inheritance = Inheritance(
+        {name: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).detach() for name in names}
+    )
+    stack.callback(inheritance.close)
+
+    dropped = inheritance.drop_sockets(apart=apart)
+
+    assert dropped == set(names if apart else names[:1])
+    assert inheritance.names() == set(names) - dropped
