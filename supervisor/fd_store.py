@@ -40,10 +40,7 @@ class FdStore:
     def __init__(
         self, manager: ServiceManager, inheritance: Inheritance, daemon: DaemonConfig
     ) -> None:
-        """inheritance: what there is to go on with; the record of the manager's is taken.
-
-        What it says becomes part of that, and standings. What cannot be read is not known.
-        """
+        """inheritance: what there is to go on with. It learns what the record in it says."""
         self._manager = manager
         self._daemon = daemon
         self._configs: Mapping[str, CircuitConfig] = {}

@@ -78,6 +78,7 @@ class Inheritance:
         self._former = dict(former or {})
         self._members: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._stood: set[str] = set()
+        self._kept = False
         self.end_worker: EndWorker | None = None
         """Ends the worker of a circuit in a velad that still runs; None: there is none."""
 
@@ -89,6 +90,7 @@ class Inheritance:
         if pid != str(os.getpid()) or not count.isdecimal():
             return cls()
         inherited = cls()
+        inherited._kept = True
         for fd, name in zip(range(_FIRST, _FIRST + int(count)), names, strict=False):
             try:
                 os.set_inheritable(fd, False)
@@ -216,9 +218,12 @@ class Inheritance:
         return names
 
     def close(self) -> None:
-        """Close what nobody has taken. What no velad carries frames for has no carrier."""
+        """Close what nobody has taken.
+
+        Where it was the service manager's, no velad carries frames: it has no carrier then.
+        """
         for name, fd in self._descriptors.items():
-            if self.end_worker is None and is_tap(name):
+            if self._kept and is_tap(name):
                 drop_carrier(fd)
             os.close(fd)
         self._descriptors.clear()

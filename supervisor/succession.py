@@ -153,7 +153,7 @@ class Succession:
 
     @property
     def obstacle(self) -> str:
-        """Why this velad can be left at no rest at present; empty: it can."""
+        """Why no other velad can go on after this one at present; empty: one can."""
         return "another velad is about to take over" if self._channel is not None else ""
 
     def freeze(self) -> None:
