@@ -34,7 +34,7 @@ from vela.log import level, limit, set_level
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.links import Links
 from .circuit.loops import Carriers
-from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
+from .circuit.pseudowire import FORK_PAUSE, PseudowireFactory
 from .config.key import (
     MIN_ENCRYPTION_KEY,
     MIN_KEY,
@@ -161,7 +161,7 @@ class Daemon:
                 forwarding=self._forwarding,
                 demux=self._demux,
                 carriers=Carriers(netlink),
-                forks=Burst(self._loop, FORK_INTERVAL_S),
+                forks=Burst(self._loop, FORK_PAUSE),
                 counters=CounterSlab(),
                 engine=engine,
                 features=self._features,
