@@ -150,9 +150,9 @@ def _columns(results: Results) -> dict[str, list[Column]]:
 def tables(results: Results) -> list[Table]:
     """Return those in which there is a figure, without columns and rows that have none.
 
-    First the ratios to the first reference, where anything was measured beside it.
+    First the ratios to each reference, where anything was measured beside it.
     """
-    made = list(_ratios(results))
+    made = [table for reference in results.references for table in _ratios(results, reference)]
     for regime, tunnels in results.series.items():
         for title, columns in _columns(results).items():
             cells = {
@@ -180,11 +180,8 @@ def tables(results: Results) -> list[Table]:
     return made
 
 
-def _ratios(results: Results) -> Iterator[Table]:
-    """Yield the table on top: rows are quantities, columns tunnels, VELA's own where there are."""
-    if not results.references:
-        return
-    reference = results.references[0]
+def _ratios(results: Results, reference: str) -> Iterator[Table]:
+    """Yield a table: rows are quantities, columns tunnels, VELA's own where there are."""
     others = [name for name in _mtus(results) if name != reference]
     own = [name for name in others if name.startswith("vela")] or others
     rows = []

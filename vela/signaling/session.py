@@ -285,7 +285,8 @@ class Session:
         """Go on with a session of another process that is over, in place of start().
 
         The remote does not notice. Where frames are encrypted another session is sought beside it
-        at once, and frames go on with the keys that the worker has. Raises ValueError.
+        at once, and frames go on with the keys that the worker has. Raises ValueError, also if
+        the remote may have missed this end since; the session is then to be forgotten.
         """
         link = former.link(self.circuit_id)
         self._local.resume(link, former)
@@ -298,6 +299,9 @@ class Session:
         self._events.note(up=True)
         self.last_heard_at, self.rtt_s = former.heard_at, former.rtt_s
         self._settle()
+        silence_s = 0.0 if former.heard_at is None else now - former.heard_at
+        if silence_s > MISSED_INTERVALS * link.keepalive_s:
+            raise ValueError(f"the remote was last heard {silence_s:.0f} s ago")
         self._remote_port.translated = former.translated
         self._renewer.end(link, now)
         self._due[Input.SEND_DUE] = now

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from lab.link import ETHERNET_MTU
+from lab.tunnels.bridged import bridged
 from lab.tunnels.direct import direct
 from lab.tunnels.fastd import fastd, fastd_salsa
-from lab.tunnels.kernel import gretap, vxlan
+from lab.tunnels.kernel import VXLAN_OVERHEAD, gretap, vxlan, vxlan_bridged
 from lab.tunnels.many import Circuits, many_vela, many_vxlan
 from lab.tunnels.openvpn import openvpn, openvpn_gcm
 from lab.tunnels.socat import socat
 from lab.tunnels.tinc import tinc
 from lab.tunnels.tunnel import Tunnel
-from lab.tunnels.vela import vela
+from lab.tunnels.vela import vela, vela_bridged
 
 VXLAN = "kernel vxlan"
 NATIVE, NATIVE_APART = "vela native", "vela apart"
@@ -73,6 +75,16 @@ QUEUES: dict[str, Tunnel] = {
     VXLAN: vxlan,
 }
 """VELA as it comes, and with a queue on each of two CPUs."""
+
+VXLAN_BRIDGED, FRAGMENTS = "vxlan bridged", "fragments by IP"
+BRIDGED: dict[str, Tunnel] = {
+    "vela bridged": bridged(vela_bridged(), ETHERNET_MTU),
+    FRAGMENTS: bridged(
+        vela_bridged(f'mtu = {ETHERNET_MTU}\nfragmentation = "ip"\n'), ETHERNET_MTU, fragments=True
+    ),
+    VXLAN_BRIDGED: bridged(vxlan_bridged, ETHERNET_MTU - VXLAN_OVERHEAD),
+}
+"""Between hosts on bridged LANs: of MTU 1500, and of the one that VXLAN carries."""
 
 APART: dict[str, Tunnel] = {f"vela {engine}": vela(engine, apart=True) for engine in ENGINES}
 """Those that choose a CPU for themselves, with one for each end. Others run where there is room."""
