@@ -239,6 +239,8 @@ def legend(results: Results) -> list[str]:
         )
     if "vela apart" in _mtus(results):
         said.append("vela apart is vela native whose two ends have a CPU each.")
+    if "vela low latency" in _mtus(results):
+        said.append('vela low latency is vela apart with latency = "low": its ends poll.')
     if "vela python" in _mtus(results):
         said.append(
             "The two ends of vela python have a CPU each, as the scheduler lets other programs "
