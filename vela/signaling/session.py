@@ -116,6 +116,7 @@ from vela.signaling.session_cipher import (
     settle_keys,
 )
 from vela.signaling.signer import Key
+from vela.signaling.variables import SessionVariables
 
 # A session that only one end may know of.
 LINKED_REPEAT_S = 0.5
@@ -166,8 +167,7 @@ class Session:
         self.circuit_id = circuit_id
         self.ignored = 0
         """Messages that were stale, replayed, or of another session."""
-        self.rtt_s: float | None = None
-        self.last_heard_at: float | None = None
+        self._vars = SessionVariables(circuit_id)
         self._admission = Admission(policy, maker)
         self._caller: Caller | None = None
         self._remote_port = RemotePort()
@@ -188,16 +188,22 @@ class Session:
         self._echoes_arrived = echoes_arrived
         self._nonces = cookies.nonces
         self._keepalive_jitter = Jitter(randomness, shorter=KEEPALIVE_JITTER)
-        self._state = State.IDLE
-        self._link: Link | None = None
         self._answers = Answers(cookies, randomness)
-        self._due: dict[Input, float] = {}
-        self._renewer = Renewer(self._local, cookies.nonces, self._due, randomness)
+        self._due = self._vars.due
+        self._renewer = Renewer(self._vars, self._local, cookies.nonces, randomness)
         self._close_reason = CloseReason.STOPPING
 
     @property
     def state(self) -> State:
-        return self._state
+        return self._vars.state
+
+    @property
+    def rtt_s(self) -> float | None:
+        return self._vars.rtt_s
+
+    @property
+    def last_heard_at(self) -> float | None:
+        return self._vars.last_heard_at
 
     @property
     def remote(self) -> Endpoint | None:
@@ -218,9 +224,7 @@ class Session:
     @property
     def local_nonces(self) -> tuple[int, ...]:
         """What the remote puts into its messages, except to ask: the nonces of this end."""
-        if self._renewer.renewal is None:  # mostly; this is asked for at every message
-            return () if self._link is None else (self._link.local_nonce,)
-        return tuple(link.local_nonce for link in self._links())
+        return self._vars.local_nonces
 
     @property
     def agreement(self) -> Agreement | None:
@@ -230,7 +234,7 @@ class Session:
     @property
     def asked(self) -> Asked | None:
         """What was sent to a remote, to have a session; None: there is one, or nothing was."""
-        if self._state not in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
+        if self._vars.state not in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
             return None
         return self._seeker.asked
 
@@ -271,7 +275,7 @@ class Session:
     def continuation(self) -> Continuation | None:
         """Return what another process needs to go on with the session; None: it is not up."""
         link = self._link
-        if link is None or self._state is not State.UP:
+        if link is None or self._vars.state is not State.UP:
             return None
         return continuation_of(
             link,
@@ -290,20 +294,20 @@ class Session:
         link = former.link(self.circuit_id)
         self._local.resume(link, former)
         self._admission.start(now)
-        self._link = link
+        self._vars.link = link
         self._nonces.hold(link.local_nonce, link)
         if self._caller is None:
             self._seeker.stay_with(Candidate(link.endpoint, link.local_address))
-        self._state = State.UP
+        self._vars.state = State.UP
         self._events.note(up=True)
-        self.last_heard_at, self.rtt_s = former.heard_at, former.rtt_s
+        self._vars.last_heard_at, self._vars.rtt_s = former.heard_at, former.rtt_s
         self._settle()
         self._remote_port.translated = former.translated
-        self._renewer.end(link, now)
+        self._renewer.end(now)
         self._due[Input.SEND_DUE] = now
         self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
         if self._local.cipher is not None:
-            self._renewer.seek(Purpose.KEYS, link, now)
+            self._renewer.seek(Purpose.KEYS, now)
 
     def close(self, reason: CloseReason, now: float) -> None:
         """Say goodbye. Closed follows within 1 s; nobody has to wait for it."""
@@ -315,10 +319,10 @@ class Session:
 
         Datagrams and events that were not handed over yet are forgotten.
         """
-        if self._state in (State.IDLE, State.CLOSING, State.CLOSED):
+        if self._vars.state in (State.IDLE, State.CLOSING, State.CLOSED):
             return
         rejection = Rejection(code, obstacle)
-        if self._state is State.SUSPENDED:
+        if self._vars.state is State.SUSPENDED:
             self._admission.change_obstacle(rejection)
             return
         self._local.outbox.clear()
@@ -327,15 +331,15 @@ class Session:
         self._admission.suspend(rejection, None if link is None else link.remote_description)
         if link is not None and link.remote_nonce:
             self._local.send(link.close(CloseReason.STOPPING), link)
-        self._drop_link()
-        self._state = State.SUSPENDED
+        self._vars.drop()
+        self._vars.state = State.SUSPENDED
 
     def set_remotes(self, candidates: Iterable[Candidate], now: float) -> None:
         """Say where the remote may be now, the best first; at least one.
 
         A session that is up stays where it is until it fails.
         """
-        if self._seeker.look_at(candidates) and self._state is State.REQUESTING:
+        if self._seeker.look_at(candidates) and self._vars.state is State.REQUESTING:
             self._send_soon(now)
 
     def set_caller(self, caller: Caller | None, now: float) -> None:
@@ -347,7 +351,7 @@ class Session:
         if caller is None:
             return
         self._seeker.look_at(())
-        if self._state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
+        if self._vars.state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
             self._begin(Received(now))
 
     def set_local(self, local: Description, now: float) -> None:
@@ -355,7 +359,7 @@ class Session:
         if local == self._local.description:
             return
         self._local.description = local
-        if self._in_session:
+        if self._vars.in_session:
             self._settle()
             self._send_keepalive(now)
 
@@ -364,18 +368,18 @@ class Session:
 
         Not where the session is not up: then nothing follows.
         """
-        if self._link is not None and self._state is State.UP:
+        if self._link is not None and self._vars.state is State.UP:
             self._link.unheard = self._link.sent
             self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
 
     def announce(self, now: float) -> None:
         """Send a KEEPALIVE beside those that are due, if the session is up."""
-        if self._state is State.UP:
+        if self._vars.state is State.UP:
             self._send_keepalive(now)
 
     def give_up(self, reason: Reason, now: float) -> None:
         """End the session as if the remote were silent, and seek the remote anew."""
-        if self._in_session:
+        if self._vars.in_session:
             self._on_loss(reason, Received(now))
 
     def set_offer(self, offer: Offer, now: float) -> None:
@@ -393,7 +397,7 @@ class Session:
 
         False: it has no keys of its own, and cannot go on; close it, and begin anew.
         """
-        links = (self._link,) if self._in_session else ()
+        links = (self._link,) if self._vars.in_session else ()
         if key is None or any(link is None or link.signer is None for link in links):
             return False
         self._local.key = key
@@ -402,13 +406,13 @@ class Session:
 
     def _ask_anew(self, now: float) -> None:
         """Let what this end asks for, or by which key, be another one from now on."""
-        if self._in_session:
-            link = self._the_link()
+        if self._vars.in_session:
+            link = self._vars.the_link()
             link.outdated = True
-            self._renewer.drop()
+            self._vars.drop_renewal()
             self._renewer.settle()
-            self._renewer.seek(Purpose.CHANGED, link, now)
-        elif self._state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
+            self._renewer.seek(Purpose.CHANGED, now)
+        elif self._vars.state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
             self._seeker.change()
             self._begin(Received(now))
 
@@ -419,7 +423,7 @@ class Session:
     def probe(self, size: int) -> bool:
         """Send a PROBE of this size, in bytes of UDP payload; False: the session is not up."""
         link = self._link
-        if link is None or self._state is not State.UP:
+        if link is None or self._vars.state is not State.UP:
             return False
         self._local.send(link.probe(size), link, dont_fragment=True)
         return True
@@ -428,7 +432,7 @@ class Session:
 
     def keys_installed(self, installation: int, now: float) -> None:
         """Say that the worker has the keys of this number: see encryption.KeyHolder.install."""
-        for encryption in self._encryptions():
+        for encryption in self._vars.encryptions():
             if encryption.installation == installation:
                 encryption.installed(installation, now)
                 self._after_keys(now)
@@ -451,14 +455,14 @@ class Session:
 
         Control messages cannot be tagged any more, so another session is sought at once.
         """
-        for encryption in self._encryptions():
+        for encryption in self._vars.encryptions():
             encryption.lose_holder(now)
         self._after_keys(now)
 
     @property
     def awaited_installations(self) -> tuple[int, ...]:
         """The numbers that keys_installed() waits for."""
-        numbers = (encryption.installation for encryption in self._encryptions())
+        numbers = (encryption.installation for encryption in self._vars.encryptions())
         return tuple(number for number in numbers if number)
 
     # Datagrams and time.
@@ -475,7 +479,7 @@ class Session:
         """
         header = read_header(data)
         try:
-            message = decode(data, self._local.verifier(header, self._links()))
+            message = decode(data, self._local.verifier(header, self._vars.links()))
         except RemoteProtocolError as err:
             # The tag of a session would say nothing of the key.
             if err.reason == WRONG_TAG and header.type not in SESSION_TYPES:
@@ -504,17 +508,17 @@ class Session:
         """Take a message whose tag is right. said: codec.transcript() of a CONFIRM."""
         received = Received(now, message, source, local_address, said)
         found = classify(
-            received, self._state, self._link, self._renewer.renewal, self._answers.comes_back_in
+            received, self._vars.state, self._link, self._vars.renewal, self._answers.comes_back_in
         )
         if found is None:
             self.ignored += 1
             return
         link = self._link
         if found is Input.RENEWED:
-            link = self._renewer.link
+            link = self._vars.beside
         if link is not None and found not in HANDSHAKE_TYPES | {Input.RENEWAL_REFUSED}:
             link.hear(message.counter)
-            self.last_heard_at = now
+            self._vars.last_heard_at = now
             if self._caller is not None and link is self._link and source != link.endpoint:
                 self._follow(self._caller, received)
         self._step(found, received)
@@ -541,9 +545,11 @@ class Session:
     # Dispatch.
 
     def _step(self, happened: AnyInput, received: Received) -> None:
-        action = _TABLE.get((self._state, happened))
+        action = _TABLE.get((self._vars.state, happened))
         if action is None:
-            raise RuntimeError(f"circuit {self.circuit_id}: {happened.name} in {self._state.name}")
+            raise RuntimeError(
+                f"circuit {self.circuit_id}: {happened.name} in {self._vars.state.name}"
+            )
         action(self, received)
 
     def _may_come_from(self, source: Endpoint, kind: MessageType) -> bool:
@@ -554,9 +560,9 @@ class Session:
             kind,
             source,
             self.remote,
-            asked=self._seeker.endpoints if self._state is State.REQUESTING else (),
+            asked=self._seeker.endpoints if self._vars.state is State.REQUESTING else (),
             maker_is_known=self._admission.maker is not None,
-            in_session=self._in_session,
+            in_session=self._vars.in_session,
         )
 
     def _ignore(self, received: Received) -> None:
@@ -571,12 +577,12 @@ class Session:
 
     def _seek(self, received: Received) -> None:
         """Ask with a fresh nonce, in the same attempt."""
-        self._drop_link()
-        self._state = State.REQUESTING
+        self._vars.drop()
+        self._vars.state = State.REQUESTING
         self._due[Input.SEND_DUE] = received.now
 
     def _on_confirm_unanswered(self, received: Received) -> None:
-        link = self._the_link()
+        link = self._vars.the_link()
         if link.encryption is not None:
             self._seeker.note_wrong_handshake(link)
         self._seek(received)
@@ -588,24 +594,24 @@ class Session:
             return
         requested = self._seeker.request(self._link, received.now)
         if requested is not None:  # else set_remotes goes on
-            self._link, self._due[Input.SEND_DUE] = requested
+            self._vars.link, self._due[Input.SEND_DUE] = requested
 
     def _take_acknowledge(self, received: Received) -> None:
-        if not self._seeker.take_acknowledge(self._the_link(), received):
+        if not self._seeker.take_acknowledge(self._vars.the_link(), received):
             # The next REQUEST has another nonce, and perhaps a key holder to go on with.
-            self._link = None
+            self._vars.link = None
             return
-        self._state = State.CONFIRMING
+        self._vars.state = State.CONFIRMING
         self._due[Input.EXPIRED] = received.now + CONFIRM_TIMEOUT_S
         self._send_confirm(received)
 
     def _send_confirm(self, received: Received) -> None:
-        self._due[Input.SEND_DUE] = self._seeker.confirm(self._the_link(), received.now)
+        self._due[Input.SEND_DUE] = self._seeker.confirm(self._vars.the_link(), received.now)
 
     def _on_reject(self, received: Received) -> None:
         message = received.message_of(Reject)
         refusal = events.Rejected(message.code, message.text or f"refused, code {message.code}")
-        seeks = self._state in (State.REQUESTING, State.CONFIRMING)
+        seeks = self._vars.state in (State.REQUESTING, State.CONFIRMING)
         if seeks and self._seeker.goes_on_after(refusal):
             self._seek(received)
         else:
@@ -613,8 +619,8 @@ class Session:
 
     def _be_rejected(self, refusal: events.Rejected, now: float) -> None:
         self._events.put(refusal)
-        self._drop_link()
-        self._state = State.REJECTED
+        self._vars.drop()
+        self._vars.state = State.REJECTED
         self._due[Input.SEND_DUE] = self._seeker.be_refused(refusal.code, now)
 
     def _send_soon(self, now: float) -> None:
@@ -629,7 +635,7 @@ class Session:
         answer = self._answers.acknowledge(received)
         if answer is None:
             return
-        link = self._link if self._in_session else None
+        link = self._vars.session
         # Where no key says who asks, a stranger must not learn it.
         if link is not None and self._local.key is None and received.source != link.endpoint:
             link = None
@@ -653,13 +659,13 @@ class Session:
 
     def _resolve_collision(self, received: Received) -> None:
         """Decide between the CONFIRM that came and the one that this end sent."""
-        link = self._renewer.link or self._the_link()
+        link = self._vars.beside or self._vars.the_link()
         theirs = Claim.of(received.message_of(Confirm))
         decision = contention.on_confirm_while_confirming(self._local.claim(link), theirs)
         self._carry_out(decision, received)
 
     def _on_confirm_in_session(self, received: Received) -> None:
-        renewal = self._renewer.renewal
+        renewal = self._vars.renewal
         if renewal is not None and renewal.confirming:
             self._resolve_collision(received)
         else:
@@ -693,7 +699,7 @@ class Session:
             message,
             received.source.address,
             self._local.ciphers,
-            linked=self._in_session,
+            linked=self._vars.in_session,
             heard_at=self.last_heard_at,
             now=received.now,
         )
@@ -707,7 +713,9 @@ class Session:
             )
             self._events.put(events.OfferChanged(requested))
             return
-        obstacle = self._admission.obstacle(message) if self._state is State.SUSPENDED else None
+        obstacle = (
+            self._admission.obstacle(message) if self._vars.state is State.SUSPENDED else None
+        )
         if obstacle is not None:
             self._refuse(received, obstacle.code, obstacle.text)
             return
@@ -724,8 +732,8 @@ class Session:
         # Where only the keys are lost, nobody has to notice. The handshake says who wrote it.
         follows = (
             self._answered is not None
-            and self._state is State.UP
-            and message.follows == self._the_link().local_nonce
+            and self._vars.state is State.UP
+            and message.follows == self._vars.the_link().local_nonce
         )
         if not follows:
             self._events.down(Cause.NEW_SESSION.say())
@@ -746,15 +754,15 @@ class Session:
             self._caller.admit(message)
         self._answers.spend(received)
         previous, answered, self._answered = self._link, self._answered, None
-        self._link = self._local.take_confirm(received, answered)
-        self._renewer.drop()
+        self._vars.link = link = self._local.take_confirm(received, answered)
+        self._vars.drop_renewal()
         if previous is not None:
             self._succeed(previous, follows=follows)
-        self._nonces.hold(self._link.local_nonce, self._link)
-        self.last_heard_at = received.now
+        self._nonces.hold(link.local_nonce, link)
+        self._vars.last_heard_at = received.now
         self._enter_link(received.now)
-        self._link.outdated = self._local.is_outdated(message)
-        self._renewer.end(self._link, received.now)
+        link.outdated = self._local.is_outdated(message)
+        self._renewer.end(received.now)
         self._send_keepalive(received.now)
 
     def _refuse(self, received: Received, code: RejectCode, text: str) -> None:
@@ -770,7 +778,7 @@ class Session:
 
     def _lets_in(self, caller: Caller, received: Received) -> bool:
         """Tell whether who calls may be the remote; if not, it is told why, as far as is known."""
-        link, cipher = self._link if self._in_session else None, self._local.cipher
+        link, cipher = self._vars.session, self._local.cipher
         known = Situation(
             None if link is None else link.endpoint,
             self.last_heard_at,
@@ -803,7 +811,7 @@ class Session:
 
         Raises RemoteProtocolError.
         """
-        if header.type is not MessageType.KEEPALIVE or self._state is not State.REQUESTING:
+        if header.type is not MessageType.KEEPALIVE or self._vars.state is not State.REQUESTING:
             return
         message = decode(data, self._local.key)
         self._nonces.reject_reflected(message)
@@ -822,7 +830,8 @@ class Session:
             return
         size = caller.question(source, received.now)
         if size is not None:
-            self._local.send_beside(self._the_link().probe(size), self._the_link(), received)
+            link = self._vars.the_link()
+            self._local.send_beside(link.probe(size), link, received)
 
     def _move(self, caller: Caller, received: Received) -> None:
         caller.forget_questions()
@@ -830,7 +839,7 @@ class Session:
             self._local.description = caller.describe(received.source, received.local_address)
         except VelaError:
             return  # the session ends by itself, and the remote is told why when it calls anew
-        for link in self._links():
+        for link in self._vars.links():
             link.move(received.source, received.local_address)
         self._events.put(events.Moved(received.source))
         self._settle()
@@ -839,10 +848,10 @@ class Session:
     # Having a session.
 
     def _enter_link(self, now: float) -> None:
-        self._state = State.LINKED
+        self._vars.state = State.LINKED
         self._answers.void()
         self._seeker.succeed()
-        self._renewer.drop()
+        self._vars.drop_renewal()
         self._due.pop(Input.KEYS_DUE, None)
         self._due[Input.EXPIRED] = now + LINKED_TIMEOUT_S
         self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
@@ -850,7 +859,7 @@ class Session:
 
     def _settle(self) -> None:
         """Agree with the remote, and tell if anything changed."""
-        link = self._the_link()
+        link = self._vars.the_link()
         agreement = link.settle(self._local.description)
         if agreement is not None:
             self._remote_port.agreed(agreement, link.endpoint)
@@ -858,24 +867,24 @@ class Session:
 
     def _on_first_keepalive(self, received: Received) -> None:
         """Enter the session: the KEEPALIVE shows that the responder has it."""
-        link = self._the_link()
+        link = self._vars.the_link()
         link.remote_description = received.message_of(Keepalive).description
         self._renewer.settle()
         self._enter_link(received.now)
         self._on_keepalive(received)
 
     def _on_keepalive(self, received: Received) -> None:
-        now, message, link = received.now, received.message_of(Keepalive), self._the_link()
+        now, message, link = received.now, received.message_of(Keepalive), self._vars.the_link()
         before = link.remote_description
         rtt_s = link.take_keepalive(message, now)
-        self.rtt_s = self.rtt_s if rtt_s is None else rtt_s
+        self._vars.rtt_s = self.rtt_s if rtt_s is None else rtt_s
         self._settle()
         if message.arrived is not None:
             self._events.put(events.EchoesArrived(message.arrived))
         link.heard_back = link.heard_back or message.heard >= link.proof
         if not self._go_up(now) and not message.up and not link.remote_was_up:
             self._send_keepalive(now)
-        if self._state is State.UP:
+        if self._vars.state is State.UP:
             self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
             if before is not None and before.frame_port not in (
                 None,
@@ -886,9 +895,9 @@ class Session:
         if link.unheard and message.heard >= link.unheard:
             link.unheard = 0
             self._events.put(events.Heard())
-        renewal = self._renewer.renewal
+        renewal = self._vars.renewal
         if renewal is not None and renewal.is_refuted_by_the_session:
-            self._renewer.end(link, now)
+            self._renewer.end(now)
         if message.up:
             link.remote_was_up = True
         elif link.remote_was_up:
@@ -903,10 +912,10 @@ class Session:
 
     def _go_up(self, now: float) -> bool:
         """Go up if both ends hear each other, and this one can send frames."""
-        link = self._the_link()
-        if self._state is not State.LINKED or not (link.heard_back and link.sends_frames):
+        link = self._vars.the_link()
+        if self._vars.state is not State.LINKED or not (link.heard_back and link.sends_frames):
             return False
-        self._state = State.UP
+        self._vars.state = State.UP
         self._events.up()
         self._send_keepalive(now)
         self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
@@ -916,8 +925,8 @@ class Session:
         self._send_keepalive(received.now)
 
     def _send_keepalive(self, now: float, *, farewell: bool = False) -> None:
-        link = self._the_link()
-        up = self._state is State.UP and not farewell
+        link = self._vars.the_link()
+        up = self._vars.state is State.UP and not farewell
         if link.keys_lost or (link.encryption is not None and link.encryption.silent):
             self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
             return
@@ -929,7 +938,7 @@ class Session:
         self._due[Input.SEND_DUE] = now + delay_s
 
     def _answer_probe(self, received: Received) -> None:
-        link = self._the_link()
+        link = self._vars.the_link()
         self._local.send(link.probe_reply(received.message_of(Probe).size), link)
 
     def _on_probe_reply(self, received: Received) -> None:
@@ -938,19 +947,19 @@ class Session:
     # Another session beside it.
 
     def _renew(self, received: Received) -> None:
-        self._renewer.handle_timer(self._the_link(), received.now)
+        self._renewer.handle_timer(received.now)
 
     def _on_renewal_acknowledged(self, received: Received) -> None:
-        self._renewer.take_acknowledge(self._the_link(), received)
+        self._renewer.take_acknowledge(received)
 
     def _on_renewed(self, received: Received) -> None:
         """Give the session up for the new one, which both ends have now."""
         renewal = self._renewer.take_over()
-        follows = renewal.purpose in SEAMLESS and self._state is State.UP
+        follows = renewal.purpose in SEAMLESS and self._vars.state is State.UP
         if not follows:
             self._events.down(renewal.purpose.value.say())
         self._seeker.begin(received.now)
-        previous, self._link = self._link, renewal.link
+        previous, self._vars.link = self._link, renewal.link
         if previous is not None:
             self._succeed(previous, follows=follows)
         self._on_first_keepalive(received)
@@ -958,12 +967,12 @@ class Session:
     def _succeed(self, previous: Link, *, follows: bool) -> None:
         """Give up the keys of the session before the present one, now or soon."""
         if follows:
-            self._the_link().follow(previous)
+            self._vars.the_link().follow(previous)
         else:
             previous.wipe_keys()
 
     def _on_renewal_refused(self, received: Received) -> None:
-        if self._renewer.take_refusal(self._the_link(), received.now):
+        if self._renewer.take_refusal(received.now):
             self._events.down(Purpose.OUTDATED.value.say())
             self._on_reject(received)
 
@@ -974,7 +983,7 @@ class Session:
 
         False: the message is done with. Raises RemoteProtocolError.
         """
-        link = next((each for each in self._links() if each.advances_with(message)), None)
+        link = next((each for each in self._vars.links() if each.advances_with(message)), None)
         if link is None or not awaits_handshake(link):
             return True
         if message.noise_2 is None:
@@ -987,13 +996,13 @@ class Session:
         """Close the session of a remote that is older, or was talked out of encryption."""
         self._local.send(link.close(CloseReason.STOPPING), link)
         if link is not self._link:
-            self._renewer.end(self._the_link(), now)
+            self._renewer.end(now)
             return
         refusal = events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say())
         self._be_rejected(refusal, now)
 
     def _on_keys_due(self, received: Received) -> None:
-        link = self._the_link()
+        link = self._vars.the_link()
         if link.encryption is not None:
             link.encryption.handle_timer(received.now)
         self._after_keys(received.now)
@@ -1003,15 +1012,15 @@ class Session:
         link = self._link
         if link is None or link.encryption is None:
             return
-        outcome = settle_keys(link, now, in_session=self._in_session)
-        if outcome.session_wanted and self._renewer.renewal is None:
-            self._renewer.seek(Purpose.KEYS, link, now)
+        outcome = settle_keys(link, now, in_session=self._vars.in_session)
+        if outcome.session_wanted and self._vars.renewal is None:
+            self._renewer.seek(Purpose.KEYS, now)
         if outcome.ended is not None:
             self._on_loss(outcome.ended, Received(now))
             return
         if self._local.cipher is not None and link.encryption.phase is not None:
             self._local.cipher.phase = link.encryption.phase
-        if not self._in_session:
+        if not self._vars.in_session:
             return
         wanted = link.encryption.take_keepalive_wanted()
         if not self._go_up(now) and wanted:
@@ -1026,7 +1035,7 @@ class Session:
 
     def _on_timeout(self, received: Received) -> None:
         """Tell the remote that three keepalives are missing: one direction may still work."""
-        interval_s = self._the_link().keepalive_s
+        interval_s = self._vars.the_link().keepalive_s
         self._send_keepalive(received.now, farewell=True)
         self._on_loss(Cause.KEEPALIVES_MISSED.say(interval_s=interval_s), received)
 
@@ -1046,11 +1055,11 @@ class Session:
         Nobody takes a session down with such a message, wherever it was had: it goes when another
         one is there, or when its keepalives are missed.
         """
-        self._renewer.seek_lost(self._the_link(), received.now)
+        self._renewer.seek_lost(received.now)
 
     def _on_close(self, received: Received) -> None:
         """Answer with the same, once, so that the remote need not repeat it."""
-        message, link = received.message_of(Close), self._the_link()
+        message, link = received.message_of(Close), self._vars.the_link()
         deleted = message.reason == CloseReason.DELETED
         self._local.send(link.close(CloseReason.DELETED if deleted else CloseReason.STOPPING), link)
         if self._caller is not None:
@@ -1064,14 +1073,14 @@ class Session:
         self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
 
     def _leave(self, received: Received) -> None:
-        self._state = State.CLOSING
-        self._renewer.drop()
+        self._vars.state = State.CLOSING
+        self._vars.drop_renewal()
         self._due.pop(Input.KEYS_DUE, None)
         self._due[Input.EXPIRED] = received.now + CLOSE_TIMEOUT_S
         self._send_close(received)
 
     def _send_close(self, received: Received) -> None:
-        link = self._the_link()
+        link = self._vars.the_link()
         self._local.send(link.close(self._close_reason), link)
         self._due[Input.SEND_DUE] = received.now + CLOSE_REPEAT_S
 
@@ -1079,37 +1088,14 @@ class Session:
         self._end(by_remote=False)
 
     def _end(self, *, by_remote: bool) -> None:
-        self._drop_link()
+        self._vars.drop()
         self._events.note(up=False)
-        self._state = State.CLOSED
+        self._vars.state = State.CLOSED
         self._events.put(events.Closed(by_remote))
 
-    def _drop_link(self) -> None:
-        """Forget the session, and all that was to be done in it."""
-        self._renewer.drop()
-        if self._link is not None:
-            self._link.wipe_keys()
-        self._link = None
-        self._due.clear()
-
-    # Parts of the above.
-
     @property
-    def _in_session(self) -> bool:
-        """Whether both ends have the session."""
-        return self._state in (State.LINKED, State.UP)
-
-    def _the_link(self) -> Link:
-        if self._link is None:
-            raise RuntimeError(f"circuit {self.circuit_id}: {self._state.name} without a link")
-        return self._link
-
-    def _links(self) -> tuple[Link, ...]:
-        """Return the session, and the one that is sought beside it, as far as there are any."""
-        return tuple(link for link in (self._link, self._renewer.link) if link is not None)
-
-    def _encryptions(self) -> tuple[Encryption, ...]:
-        return tuple(link.encryption for link in self._links() if link.encryption is not None)
+    def _link(self) -> Link | None:
+        return self._vars.link
 
 
 # All that can happen, and what is done. A pair that is not here is a bug of the caller's or of
