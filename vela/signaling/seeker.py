@@ -10,8 +10,10 @@ from collections.abc import Iterable
 
 from vela.address import Endpoint
 from vela.reasons import Cause
+from vela.signaling import contention
 from vela.signaling.attempt import Asked, Attempt
 from vela.signaling.candidates import Candidate, Candidates
+from vela.signaling.contention import Decision
 from vela.signaling.event_queue import EventQueue
 from vela.signaling.events import Rejected, ResolveWanted, Unanswered
 from vela.signaling.inputs import Received
@@ -123,11 +125,6 @@ class Seeker:
         candidates = self._candidates
         return candidates.refusal if candidates and candidates.round_is_over else None
 
-    @property
-    def refused(self) -> bool:
-        """Whether the remote has refused the settings that this end wants."""
-        return self._attempt.refused
-
     def goes_on_after(self, refusal: Rejected) -> bool:
         """Tell whether others are to be asked: another address may be another machine's."""
         if self._candidates.round_is_over:
@@ -162,3 +159,19 @@ class Seeker:
         if not self._local.is_outdated(message) or not self._candidates:
             return False
         return self._attempt.insists()
+
+    def decide(self, message: Confirm) -> Decision:
+        """Decide on a CONFIRM that comes while the remote is asked."""
+        return contention.on_confirm_while_requesting(
+            insists=self.insists(message),
+            outdated=self._local.is_outdated(message),
+            refused=self._attempt.refused,
+        )
+
+    def decide_while_refused(self, message: Confirm) -> Decision:
+        """Decide on a CONFIRM that comes while the remote refuses this end's."""
+        return contention.on_confirm_while_rejected(
+            outdated=self._local.is_outdated(message),
+            refused=self._attempt.refused,
+            resumes_ours=message.resuming and not self._local.passive,
+        )

@@ -55,26 +55,22 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from vela.address import Endpoint, IPAddress
 from vela.backoff import Jitter
-from vela.errors import RemoteProtocolError, VelaError
+from vela.errors import RemoteProtocolError
 from vela.reasons import Cause, Reason
 from vela.signaling import contention, events
+from vela.signaling.acceptor import Accepted, Acceptor
 from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
 from vela.signaling.answers import Answers
 from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked
 from vela.signaling.caller import (
-    ELSEWHERE,
-    PROBES_AT_ONCE,
-    SMALLEST_QUESTION,
     Caller,
-    Situation,
 )
 from vela.signaling.candidates import Candidate
-from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, read_header, rejection, transcript
+from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, read_header, transcript
 from vela.signaling.contention import Claim, Decision
 from vela.signaling.continuation import Continuation, continuation_of
 from vela.signaling.cookie import Cookies
@@ -92,8 +88,6 @@ from vela.signaling.messages import (
     CloseReason,
     Confirm,
     Description,
-    HandshakePattern,
-    Header,
     Keepalive,
     Message,
     MessageType,
@@ -169,7 +163,6 @@ class Session:
         """Messages that were stale, replayed, or of another session."""
         self._vars = SessionVariables(circuit_id)
         self._admission = Admission(policy, maker)
-        self._caller: Caller | None = None
         self._remote_port = RemotePort()
         self._local = LocalEnd(
             local,
@@ -183,12 +176,13 @@ class Session:
         self._seeker = Seeker(circuit_id, self._local, cookies.nonces, self._events, randomness)
         if remote is not None:
             self._seeker.stay_with(Candidate(remote, local_address))
-        # Of a CONFIRM that is about to begin a session.
-        self._answered: Encryption | None = None
         self._echoes_arrived = echoes_arrived
         self._nonces = cookies.nonces
         self._keepalive_jitter = Jitter(randomness, shorter=KEEPALIVE_JITTER)
         self._answers = Answers(cookies, randomness)
+        self._acceptor = Acceptor(
+            self._vars, self._local, self._admission, self._answers, cookies.nonces, self._events
+        )
         self._due = self._vars.due
         self._renewer = Renewer(self._vars, self._local, cookies.nonces, randomness)
         self._close_reason = CloseReason.STOPPING
@@ -246,7 +240,7 @@ class Session:
     @property
     def maker(self) -> bytes | None:
         """Which machine set the circuit up, or has called; None: not known, or this one."""
-        return self._admission.maker if self._caller is None else self._caller.maker
+        return self._acceptor.maker
 
     @property
     def remote_static(self) -> bytes | None:
@@ -268,8 +262,13 @@ class Session:
 
         encryption: with the keys of the session, on an encrypted circuit.
         """
-        received = Received(now, requested.confirm, requested.source, requested.local_address)
-        self._answered = encryption
+        received = Received(
+            now,
+            requested.confirm,
+            requested.source,
+            requested.local_address,
+            encryption=encryption,
+        )
         self._step(Input.ACCEPT, received)
 
     def continuation(self) -> Continuation | None:
@@ -296,7 +295,7 @@ class Session:
         self._admission.start(now)
         self._vars.link = link
         self._nonces.hold(link.local_nonce, link)
-        if self._caller is None:
+        if self._acceptor.caller is None:
             self._seeker.stay_with(Candidate(link.endpoint, link.local_address))
         self._vars.state = State.UP
         self._events.note(up=True)
@@ -347,7 +346,7 @@ class Session:
 
         A session goes on.
         """
-        self._caller = caller
+        self._acceptor.caller = caller
         if caller is None:
             return
         self._seeker.look_at(())
@@ -484,8 +483,9 @@ class Session:
             # The tag of a session would say nothing of the key.
             if err.reason == WRONG_TAG and header.type not in SESSION_TYPES:
                 self._seeker.note_wrong_tag()
-            if self._caller is not None and err.reason == UNKNOWN_SESSION:
-                self._deny_session(data, header, Received(now, None, source, local_address))
+            if err.reason == UNKNOWN_SESSION:
+                received = Received(now, None, source, local_address)
+                self._acceptor.deny_session(data, header, received)
             raise
         if message.circuit_id != self.circuit_id:
             raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
@@ -519,8 +519,9 @@ class Session:
         if link is not None and found not in HANDSHAKE_TYPES | {Input.RENEWAL_REFUSED}:
             link.hear(message.counter)
             self._vars.last_heard_at = now
-            if self._caller is not None and link is self._link and source != link.endpoint:
-                self._follow(self._caller, received)
+            if link is self._link and self._acceptor.follow(received):
+                self._settle()
+                self._send_keepalive(now)
         self._step(found, received)
 
     def handle_timer(self, now: float) -> None:
@@ -554,7 +555,7 @@ class Session:
 
     def _may_come_from(self, source: Endpoint, kind: MessageType) -> bool:
         """Tell whether a message that has no tag can be the remote's."""
-        if self._caller is not None:
+        if self._acceptor.caller is not None:
             return True  # it proves its identity in the handshake, and tags what follows
         return self._remote_port.may_send(
             kind,
@@ -631,16 +632,7 @@ class Session:
     # Answering a remote that seeks this end.
 
     def _acknowledge(self, received: Received) -> None:
-        """Answer a REQUEST, and store nothing before a CONFIRM brings the cookie back."""
-        answer = self._answers.acknowledge(received)
-        if answer is None:
-            return
-        link = self._vars.session
-        # Where no key says who asks, a stranger must not learn it.
-        if link is not None and self._local.key is None and received.source != link.endpoint:
-            link = None
-        present = None if link is None else link.local_nonce
-        self._local.answer(self._local.offer_keys(answer, received, present), received)
+        self._acceptor.acknowledge(received)
 
     def _on_request_while_requesting(self, received: Received) -> None:
         if self._seeker.insists(received.message_of(Request)):
@@ -649,13 +641,7 @@ class Session:
             self._acknowledge(received)
 
     def _on_confirm_while_requesting(self, received: Received) -> None:
-        message = received.message_of(Confirm)
-        decision = contention.on_confirm_while_requesting(
-            insists=self._seeker.insists(message),
-            outdated=self._local.is_outdated(message),
-            refused=self._seeker.refused,
-        )
-        self._carry_out(decision, received)
+        self._carry_out(self._seeker.decide(received.message_of(Confirm)), received)
 
     def _resolve_collision(self, received: Received) -> None:
         """Decide between the CONFIRM that came and the one that this end sent."""
@@ -672,177 +658,46 @@ class Session:
             self._take_confirm(received)
 
     def _on_confirm_while_rejected(self, received: Received) -> None:
-        message = received.message_of(Confirm)
-        decision = contention.on_confirm_while_rejected(
-            outdated=self._local.is_outdated(message),
-            refused=self._seeker.refused,
-            resumes_ours=message.resuming and not self._local.passive,
-        )
-        self._carry_out(decision, received)
+        self._carry_out(self._seeker.decide_while_refused(received.message_of(Confirm)), received)
 
     def _carry_out(self, decision: Decision, received: Received) -> None:
         match decision:
             case Decision.TAKE:
                 self._take_confirm(received)
             case Decision.REFUSE:
-                self._refuse(received, RejectCode.OUTDATED, contention.OUTDATED_TEXT)
+                self._acceptor.refuse_outdated(received)
             case Decision.DECLINE | Decision.ASK:
-                # A copy that comes later must not begin a session.
-                self._answers.spend(received)
+                self._acceptor.decline(received)
                 if decision is Decision.ASK:
                     self._send_soon(received.now)
 
     def _take_confirm(self, received: Received) -> None:
         """Begin the session that a CONFIRM with a valid cookie asks for; it replaces any other."""
-        message = received.message_of(Confirm)
-        refused = self._admission.judge(
-            message,
-            received.source.address,
-            self._local.ciphers,
-            linked=self._vars.in_session,
-            heard_at=self.last_heard_at,
-            now=received.now,
-        )
-        if refused is not None:
-            self._turn_away(received, refused)
+        accepted = self._acceptor.judge(received)
+        if accepted is None:
             return
-        if self._local.passive and not message.resuming and message.offer != self._local.offer:
-            # The cookie stays valid, so that each repetition is answered.
-            requested = CircuitRequested(
-                received.source, message, received.local_address, received.transcript
-            )
-            self._events.put(events.OfferChanged(requested))
-            return
-        obstacle = (
-            self._admission.obstacle(message) if self._vars.state is State.SUSPENDED else None
-        )
-        if obstacle is not None:
-            self._refuse(received, obstacle.code, obstacle.text)
-            return
-        if self._caller is not None and not self._lets_in(self._caller, received):
-            return
-        if self._local.cipher is not None:
-            # Raises where message 1 is wrong, and then nothing has changed.
-            self._answered = self._local.cipher.answer(message, received.transcript, received.now)
-            if self._answered is None:
-                return
-        # Only now: who calls has proved the key, or its identity.
-        if self._caller is not None and not self._describes_itself(self._caller, received):
-            return
-        # Where only the keys are lost, nobody has to notice. The handshake says who wrote it.
-        follows = (
-            self._answered is not None
-            and self._vars.state is State.UP
-            and message.follows == self._vars.the_link().local_nonce
-        )
-        if not follows:
+        if not accepted.follows:
             self._events.down(Cause.NEW_SESSION.say())
-        self._adopt(received, follows=follows)
+        self._adopt(received, accepted)
 
-    def _adopt(self, received: Received, *, follows: bool = False) -> None:
-        """Begin the session of a CONFIRM, without a judgement.
+    def _on_accept(self, received: Received) -> None:
+        self._adopt(received, Accepted(received.encryption, follows=False))
 
-        follows: the frames of the present one go on meanwhile.
-        """
-        message = received.message_of(Confirm)
+    def _adopt(self, received: Received, accepted: Accepted) -> None:
+        """Begin the session of a CONFIRM."""
         if self._local.passive:
             self._seeker.stay_with(Candidate(received.source, received.local_address))
-            if not message.resuming:
-                self._local.offer = message.offer
-        self._admission.admit(message)
-        if self._caller is not None:
-            self._caller.admit(message)
-        self._answers.spend(received)
-        previous, answered, self._answered = self._link, self._answered, None
-        self._vars.link = link = self._local.take_confirm(received, answered)
+        self._acceptor.admit(received)
+        previous = self._link
+        self._vars.link = link = self._local.take_confirm(received, accepted.encryption)
         self._vars.drop_renewal()
         if previous is not None:
-            self._succeed(previous, follows=follows)
+            self._succeed(previous, follows=accepted.follows)
         self._nonces.hold(link.local_nonce, link)
         self._vars.last_heard_at = received.now
         self._enter_link(received.now)
-        link.outdated = self._local.is_outdated(message)
+        link.outdated = self._local.is_outdated(received.message_of(Confirm))
         self._renewer.end(received.now)
-        self._send_keepalive(received.now)
-
-    def _refuse(self, received: Received, code: RejectCode, text: str) -> None:
-        message = received.message_of(Confirm)
-        self._local.answer(rejection(message, message.size, code, text), received)
-
-    def _turn_away(self, received: Received, why: Rejection) -> None:
-        """Refuse a CONFIRM, and let the operator of this end know, too."""
-        self._refuse(received, why.code, why.text)
-        self._events.put(events.Refused(received.source, why.code, why.text))
-
-    # Where no remote is named: see caller.
-
-    def _lets_in(self, caller: Caller, received: Received) -> bool:
-        """Tell whether who calls may be the remote; if not, it is told why, as far as is known."""
-        link, cipher = self._vars.session, self._local.cipher
-        known = Situation(
-            None if link is None else link.endpoint,
-            self.last_heard_at,
-            proves_itself=cipher is not None and cipher.offer.pattern == HandshakePattern.IK_PSK2,
-        )
-        text = caller.obstacle(received.message_of(Confirm), received.source, known, received.now)
-        if text:
-            self._turn_away(received, Rejection(RejectCode.ID_TAKEN, text))
-        elif text is None and link is not None:
-            # Is the remote still where it was? The CONFIRM is repeated.
-            for _ in range(PROBES_AT_ONCE):
-                self._local.send(link.probe(SMALLEST_QUESTION), link)
-        return text == ""
-
-    def _describes_itself(self, caller: Caller, received: Received) -> bool:
-        """Tell whether this end can have its remote there, and describe it accordingly."""
-        try:
-            self._local.description = caller.describe(received.source, received.local_address)
-        except VelaError as err:
-            if self._answered is not None:
-                self._answered.wipe()
-                self._answered = None
-            text = ELSEWHERE + str(err).splitlines()[0]
-            self._turn_away(received, Rejection(RejectCode.FAILED, text))
-            return False
-        return True
-
-    def _deny_session(self, data: bytes, header: Header, received: Received) -> None:
-        """Answer a remote that goes on with a session of before a restart: it then calls anew.
-
-        Raises RemoteProtocolError.
-        """
-        if header.type is not MessageType.KEEPALIVE or self._vars.state is not State.REQUESTING:
-            return
-        message = decode(data, self._local.key)
-        self._nonces.reject_reflected(message)
-        if self._answers.take(received.now):
-            answer = rejection(message, len(data), RejectCode.NO_SUCH_SESSION)
-            self._local.answer(replace(answer, seen=received.source), received)
-
-    def _follow(self, caller: Caller, received: Received) -> None:
-        """Send to where the remote is heard from now, once it has answered there.
-
-        A message alone may be a copy, which somebody else sends before it arrives.
-        """
-        message, source = received.message, received.source
-        if isinstance(message, ProbeReply) and caller.is_answered(source, message.size):
-            self._move(caller, received)
-            return
-        size = caller.question(source, received.now)
-        if size is not None:
-            link = self._vars.the_link()
-            self._local.send_beside(link.probe(size), link, received)
-
-    def _move(self, caller: Caller, received: Received) -> None:
-        caller.forget_questions()
-        try:
-            self._local.description = caller.describe(received.source, received.local_address)
-        except VelaError:
-            return  # the session ends by itself, and the remote is told why when it calls anew
-        for link in self._vars.links():
-            link.move(received.source, received.local_address)
-        self._events.put(events.Moved(received.source))
-        self._settle()
         self._send_keepalive(received.now)
 
     # Having a session.
@@ -1062,12 +917,10 @@ class Session:
         message, link = received.message_of(Close), self._vars.the_link()
         deleted = message.reason == CloseReason.DELETED
         self._local.send(link.close(CloseReason.DELETED if deleted else CloseReason.STOPPING), link)
-        if self._caller is not None:
-            self._caller.leave()
+        self._acceptor.leave(deleted=deleted)
         if deleted:
             self._end(by_remote=True)
             return
-        self._admission.leave()
         self._events.down(Cause.REMOTE_STOPPING.say())
         self._begin(received)
         self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
@@ -1104,7 +957,7 @@ _Action = Callable[[Session, Received], None]
 _S, _I, _M = State, Input, MessageType
 _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.IDLE, _I.START): Session._begin,
-    (_S.IDLE, _I.ACCEPT): Session._adopt,
+    (_S.IDLE, _I.ACCEPT): Session._on_accept,
     (_S.IDLE, _I.CLOSE_WANTED): Session._finish,
     (_S.IDLE, _M.REQUEST): Session._ignore,
     (_S.IDLE, _M.CONFIRM): Session._ignore,
@@ -1157,7 +1010,7 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.CLOSING, _M.PROBE_REPLY): Session._ignore,
     #
     (_S.CLOSED, _I.START): Session._begin,
-    (_S.CLOSED, _I.ACCEPT): Session._adopt,
+    (_S.CLOSED, _I.ACCEPT): Session._on_accept,
     (_S.CLOSED, _I.CLOSE_WANTED): Session._ignore,
     (_S.CLOSED, _M.REQUEST): Session._ignore,
     (_S.CLOSED, _M.CONFIRM): Session._ignore,
