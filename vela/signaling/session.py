@@ -52,7 +52,6 @@ after a Down; REJECTED is "rejected", UP "up", CLOSED "disabled", SUSPENDED "fai
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterable
 
@@ -62,6 +61,7 @@ from vela.errors import RemoteProtocolError
 from vela.reasons import Cause, Reason
 from vela.signaling import contention, events
 from vela.signaling.acceptor import Accepted, Acceptor
+from vela.signaling.adjacency import Adjacency
 from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
 from vela.signaling.answers import Answers
@@ -74,7 +74,7 @@ from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, read_header, tran
 from vela.signaling.contention import Claim, Decision
 from vela.signaling.continuation import Continuation, continuation_of
 from vela.signaling.cookie import Cookies
-from vela.signaling.encryption import Encryption, Fields
+from vela.signaling.encryption import Encryption
 from vela.signaling.event_queue import EventQueue
 from vela.signaling.events import CircuitRequested, Datagram, Event
 from vela.signaling.frame_keys import FrameKeys
@@ -92,8 +92,6 @@ from vela.signaling.messages import (
     Message,
     MessageType,
     Offer,
-    Probe,
-    ProbeReply,
     Reject,
     RejectCode,
     Request,
@@ -107,18 +105,10 @@ from vela.signaling.session_cipher import (
     SessionCipher,
     awaits_handshake,
     finish_handshake,
-    settle_keys,
 )
 from vela.signaling.signer import Key
 from vela.signaling.variables import SessionVariables
 
-# A session that only one end may know of.
-LINKED_REPEAT_S = 0.5
-LINKED_TIMEOUT_S = 3.0
-
-# The third keepalive in a row is missed after 3 intervals; half of one is for delay, and both
-# ends must have noticed within 4.
-MISSED_INTERVALS = 3.5
 KEEPALIVE_JITTER = 0.1
 
 CLOSE_REPEAT_S = 0.2
@@ -176,15 +166,23 @@ class Session:
         self._seeker = Seeker(circuit_id, self._local, cookies.nonces, self._events, randomness)
         if remote is not None:
             self._seeker.stay_with(Candidate(remote, local_address))
-        self._echoes_arrived = echoes_arrived
         self._nonces = cookies.nonces
-        self._keepalive_jitter = Jitter(randomness, shorter=KEEPALIVE_JITTER)
         self._answers = Answers(cookies, randomness)
         self._acceptor = Acceptor(
             self._vars, self._local, self._admission, self._answers, cookies.nonces, self._events
         )
         self._due = self._vars.due
         self._renewer = Renewer(self._vars, self._local, cookies.nonces, randomness)
+        self._adjacency = Adjacency(
+            self._vars,
+            self._local,
+            self._renewer,
+            self._remote_port,
+            self._events,
+            Jitter(randomness, shorter=KEEPALIVE_JITTER),
+            echoes_arrived=echoes_arrived,
+            lose=self._lose,
+        )
         self._close_reason = CloseReason.STOPPING
 
     @property
@@ -297,14 +295,9 @@ class Session:
         self._nonces.hold(link.local_nonce, link)
         if self._acceptor.caller is None:
             self._seeker.stay_with(Candidate(link.endpoint, link.local_address))
-        self._vars.state = State.UP
-        self._events.note(up=True)
         self._vars.last_heard_at, self._vars.rtt_s = former.heard_at, former.rtt_s
-        self._settle()
+        self._adjacency.go_on(now)
         self._remote_port.translated = former.translated
-        self._renewer.end(now)
-        self._due[Input.SEND_DUE] = now
-        self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
         if self._local.cipher is not None:
             self._renewer.seek(Purpose.KEYS, now)
 
@@ -359,27 +352,23 @@ class Session:
             return
         self._local.description = local
         if self._vars.in_session:
-            self._settle()
-            self._send_keepalive(now)
+            self._adjacency.tell(now)
 
     def await_heard(self, now: float) -> None:
         """Repeat what set_local() said last until the remote has heard it; Heard follows.
 
         Not where the session is not up: then nothing follows.
         """
-        if self._link is not None and self._vars.state is State.UP:
-            self._link.unheard = self._link.sent
-            self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
+        self._adjacency.await_heard(now)
 
     def announce(self, now: float) -> None:
         """Send a KEEPALIVE beside those that are due, if the session is up."""
-        if self._vars.state is State.UP:
-            self._send_keepalive(now)
+        self._adjacency.announce(now)
 
     def give_up(self, reason: Reason, now: float) -> None:
         """End the session as if the remote were silent, and seek the remote anew."""
         if self._vars.in_session:
-            self._on_loss(reason, Received(now))
+            self._lose(reason, now)
 
     def set_offer(self, offer: Offer, now: float) -> None:
         """Say what the remote's end is to be like. The session goes on until another one says so.
@@ -421,42 +410,21 @@ class Session:
 
     def probe(self, size: int) -> bool:
         """Send a PROBE of this size, in bytes of UDP payload; False: the session is not up."""
-        link = self._link
-        if link is None or self._vars.state is not State.UP:
-            return False
-        self._local.send(link.probe(size), link, dont_fragment=True)
-        return True
+        return self._adjacency.probe(size)
 
-    # Keys of frames. Each call is for the encryption that there is; others change nothing.
+    # Keys of frames: see Adjacency.
 
     def keys_installed(self, installation: int, now: float) -> None:
-        """Say that the worker has the keys of this number: see encryption.KeyHolder.install."""
-        for encryption in self._vars.encryptions():
-            if encryption.installation == installation:
-                encryption.installed(installation, now)
-                self._after_keys(now)
-                return
+        self._adjacency.keys_installed(installation, now)
 
     def keys_used(self, generation: int, frames: int, octets: int, now: float) -> None:
-        """Say how much this end has sent with a generation's key."""
-        if self._link is not None and self._link.encryption is not None:
-            self._link.encryption.used(generation, frames, octets, now)
-            self._after_keys(now)
+        self._adjacency.keys_used(generation, frames, octets, now)
 
     def want_rekey(self, now: float) -> None:
-        """Ask for new keys as soon as may be."""
-        if self._link is not None and self._link.encryption is not None:
-            self._link.encryption.want_rekey(now)
-            self._after_keys(now)
+        self._adjacency.want_rekey(now)
 
     def lose_keys(self, now: float) -> None:
-        """Say that the key holder was replaced: the session's keys are lost, but for the worker's.
-
-        Control messages cannot be tagged any more, so another session is sought at once.
-        """
-        for encryption in self._vars.encryptions():
-            encryption.lose_holder(now)
-        self._after_keys(now)
+        self._adjacency.lose_keys(now)
 
     @property
     def awaited_installations(self) -> tuple[int, ...]:
@@ -520,8 +488,7 @@ class Session:
             link.hear(message.counter)
             self._vars.last_heard_at = now
             if link is self._link and self._acceptor.follow(received):
-                self._settle()
-                self._send_keepalive(now)
+                self._adjacency.tell(now)
         self._step(found, received)
 
     def handle_timer(self, now: float) -> None:
@@ -691,34 +658,20 @@ class Session:
         previous = self._link
         self._vars.link = link = self._local.take_confirm(received, accepted.encryption)
         self._vars.drop_renewal()
-        if previous is not None:
-            self._succeed(previous, follows=accepted.follows)
+        self._adjacency.succeed(previous, follows=accepted.follows)
         self._nonces.hold(link.local_nonce, link)
         self._vars.last_heard_at = received.now
         self._enter_link(received.now)
         link.outdated = self._local.is_outdated(received.message_of(Confirm))
         self._renewer.end(received.now)
-        self._send_keepalive(received.now)
+        self._adjacency.keep_alive(received)
 
     # Having a session.
 
     def _enter_link(self, now: float) -> None:
-        self._vars.state = State.LINKED
         self._answers.void()
         self._seeker.succeed()
-        self._vars.drop_renewal()
-        self._due.pop(Input.KEYS_DUE, None)
-        self._due[Input.EXPIRED] = now + LINKED_TIMEOUT_S
-        self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
-        self._settle()
-
-    def _settle(self) -> None:
-        """Agree with the remote, and tell if anything changed."""
-        link = self._vars.the_link()
-        agreement = link.settle(self._local.description)
-        if agreement is not None:
-            self._remote_port.agreed(agreement, link.endpoint)
-            self._events.put(events.Agreed(agreement))
+        self._adjacency.enter(now)
 
     def _on_first_keepalive(self, received: Received) -> None:
         """Enter the session: the KEEPALIVE shows that the responder has it."""
@@ -726,78 +679,7 @@ class Session:
         link.remote_description = received.message_of(Keepalive).description
         self._renewer.settle()
         self._enter_link(received.now)
-        self._on_keepalive(received)
-
-    def _on_keepalive(self, received: Received) -> None:
-        now, message, link = received.now, received.message_of(Keepalive), self._vars.the_link()
-        before = link.remote_description
-        rtt_s = link.take_keepalive(message, now)
-        self._vars.rtt_s = self.rtt_s if rtt_s is None else rtt_s
-        self._settle()
-        if message.arrived is not None:
-            self._events.put(events.EchoesArrived(message.arrived))
-        link.heard_back = link.heard_back or message.heard >= link.proof
-        if not self._go_up(now) and not message.up and not link.remote_was_up:
-            self._send_keepalive(now)
-        if self._vars.state is State.UP:
-            self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
-            if before is not None and before.frame_port not in (
-                None,
-                message.description.frame_port,
-            ):
-                # Its frames leave from there as soon as it knows that this end knows.
-                self._send_keepalive(now)
-        if link.unheard and message.heard >= link.unheard:
-            link.unheard = 0
-            self._events.put(events.Heard())
-        renewal = self._vars.renewal
-        if renewal is not None and renewal.is_refuted_by_the_session:
-            self._renewer.end(now)
-        if message.up:
-            link.remote_was_up = True
-        elif link.remote_was_up:
-            self._on_loss(Cause.NOT_HEARD.say(), received)
-            return
-        if link.encryption is not None:
-            said = Fields(message.noise_1, message.noise_2, message.generation)
-            try:
-                link.encryption.receive(said, now)
-            finally:
-                self._after_keys(now)
-
-    def _go_up(self, now: float) -> bool:
-        """Go up if both ends hear each other, and this one can send frames."""
-        link = self._vars.the_link()
-        if self._vars.state is not State.LINKED or not (link.heard_back and link.sends_frames):
-            return False
-        self._vars.state = State.UP
-        self._events.up()
-        self._send_keepalive(now)
-        self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
-        return True
-
-    def _keep_alive(self, received: Received) -> None:
-        self._send_keepalive(received.now)
-
-    def _send_keepalive(self, now: float, *, farewell: bool = False) -> None:
-        link = self._vars.the_link()
-        up = self._vars.state is State.UP and not farewell
-        if link.keys_lost or (link.encryption is not None and link.encryption.silent):
-            self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
-            return
-        arrived = None if self._echoes_arrived is None else self._echoes_arrived()
-        said = link.keepalive(self._local.description, now, up=up, arrived=arrived)
-        self._local.send(said, link)
-        rests = up and not link.unheard
-        delay_s = self._keepalive_jitter.apply(link.keepalive_s) if rests else LINKED_REPEAT_S
-        self._due[Input.SEND_DUE] = now + delay_s
-
-    def _answer_probe(self, received: Received) -> None:
-        link = self._vars.the_link()
-        self._local.send(link.probe_reply(received.message_of(Probe).size), link)
-
-    def _on_probe_reply(self, received: Received) -> None:
-        self._events.put(events.ProbeAnswered(received.message_of(ProbeReply).size))
+        self._adjacency.take_keepalive(received)
 
     # Another session beside it.
 
@@ -815,16 +697,8 @@ class Session:
             self._events.down(renewal.purpose.value.say())
         self._seeker.begin(received.now)
         previous, self._vars.link = self._link, renewal.link
-        if previous is not None:
-            self._succeed(previous, follows=follows)
+        self._adjacency.succeed(previous, follows=follows)
         self._on_first_keepalive(received)
-
-    def _succeed(self, previous: Link, *, follows: bool) -> None:
-        """Give up the keys of the session before the present one, now or soon."""
-        if follows:
-            self._vars.the_link().follow(previous)
-        else:
-            previous.wipe_keys()
 
     def _on_renewal_refused(self, received: Received) -> None:
         if self._renewer.take_refusal(received.now):
@@ -856,53 +730,18 @@ class Session:
         refusal = events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say())
         self._be_rejected(refusal, now)
 
-    def _on_keys_due(self, received: Received) -> None:
-        link = self._vars.the_link()
-        if link.encryption is not None:
-            link.encryption.handle_timer(received.now)
-        self._after_keys(received.now)
-
-    def _after_keys(self, now: float) -> None:
-        """Do what the encryption of the session wants done; to be called after each call of it."""
-        link = self._link
-        if link is None or link.encryption is None:
-            return
-        outcome = settle_keys(link, now, in_session=self._vars.in_session)
-        if outcome.session_wanted and self._vars.renewal is None:
-            self._renewer.seek(Purpose.KEYS, now)
-        if outcome.ended is not None:
-            self._on_loss(outcome.ended, Received(now))
-            return
-        if self._local.cipher is not None and link.encryption.phase is not None:
-            self._local.cipher.phase = link.encryption.phase
-        if not self._vars.in_session:
-            return
-        wanted = link.encryption.take_keepalive_wanted()
-        if not self._go_up(now) and wanted:
-            self._send_keepalive(now)
-        due = min(link.encryption.next_timer() or math.inf, link.predecessor_until)
-        if due == math.inf:
-            self._due.pop(Input.KEYS_DUE, None)
-        else:
-            self._due[Input.KEYS_DUE] = due
-
     # Losing it.
-
-    def _on_timeout(self, received: Received) -> None:
-        """Tell the remote that three keepalives are missing: one direction may still work."""
-        interval_s = self._vars.the_link().keepalive_s
-        self._send_keepalive(received.now, farewell=True)
-        self._on_loss(Cause.KEEPALIVES_MISSED.say(interval_s=interval_s), received)
 
     def _on_link_timeout(self, received: Received) -> None:
         """Seek the remote anew: it may not know of the session."""
         self._events.down(Cause.KEYS_NOT_FOLLOWED.say())
         self._begin(received)
 
-    def _on_loss(self, reason: Reason, received: Received) -> None:
+    def _lose(self, reason: Reason, now: float) -> None:
+        """Seek the remote anew, as the session is of no use any more."""
         self._events.down(reason)
         self._events.put(events.ResolveWanted())
-        self._begin(received)
+        self._begin(Received(now))
 
     def _on_unknown_session(self, received: Received) -> None:
         """Ask for another session, as the remote may have restarted and lost this one.
@@ -954,6 +793,12 @@ class Session:
 # All that can happen, and what is done. A pair that is not here is a bug of the caller's or of
 # this module's: classify lets through only the messages that fit the state.
 _Action = Callable[[Session, Received], None]
+
+
+def _in_adjacency(action: Callable[[Adjacency, Received], None]) -> _Action:
+    return lambda session, received: action(session._adjacency, received)
+
+
 _S, _I, _M = State, Input, MessageType
 _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.IDLE, _I.START): Session._begin,
@@ -988,8 +833,8 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.LINKED, _I.EXPIRED): Session._on_link_timeout,
     (_S.LINKED, _M.PROBE_REPLY): Session._ignore,
     #
-    (_S.UP, _I.EXPIRED): Session._on_timeout,
-    (_S.UP, _M.PROBE_REPLY): Session._on_probe_reply,
+    (_S.UP, _I.EXPIRED): _in_adjacency(Adjacency.miss_keepalives),
+    (_S.UP, _M.PROBE_REPLY): _in_adjacency(Adjacency.take_probe_reply),
     # What is the same in these two is added below.
     #
     (_S.SUSPENDED, _I.START): Session._begin,
@@ -1018,17 +863,17 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
 for _state in (_S.LINKED, _S.UP):
     _TABLE |= {
         (_state, _I.CLOSE_WANTED): Session._leave,
-        (_state, _I.SEND_DUE): Session._keep_alive,
+        (_state, _I.SEND_DUE): _in_adjacency(Adjacency.keep_alive),
         (_state, _I.RENEWAL_DUE): Session._renew,
-        (_state, _I.KEYS_DUE): Session._on_keys_due,
+        (_state, _I.KEYS_DUE): _in_adjacency(Adjacency.handle_keys_timer),
         (_state, _I.RENEWED): Session._on_renewed,
         (_state, _I.RENEWAL_REFUSED): Session._on_renewal_refused,
-        (_state, _I.CONFIRM_AGAIN): Session._keep_alive,
+        (_state, _I.CONFIRM_AGAIN): _in_adjacency(Adjacency.keep_alive),
         (_state, _M.REQUEST): Session._acknowledge,
         (_state, _M.ACKNOWLEDGE): Session._on_renewal_acknowledged,
         (_state, _M.CONFIRM): Session._on_confirm_in_session,
-        (_state, _M.KEEPALIVE): Session._on_keepalive,
+        (_state, _M.KEEPALIVE): _in_adjacency(Adjacency.take_keepalive),
         (_state, _M.CLOSE): Session._on_close,
         (_state, _M.REJECT): Session._on_unknown_session,
-        (_state, _M.PROBE): Session._answer_probe,
+        (_state, _M.PROBE): _in_adjacency(Adjacency.answer_probe),
     }
