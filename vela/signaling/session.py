@@ -65,7 +65,7 @@ from vela.signaling.adjacency import Adjacency
 from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
 from vela.signaling.answers import Answers
-from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked
+from vela.signaling.attempt import Asked
 from vela.signaling.caller import (
     Caller,
 )
@@ -92,7 +92,6 @@ from vela.signaling.messages import (
     Message,
     MessageType,
     Offer,
-    Reject,
     RejectCode,
     Request,
 )
@@ -163,7 +162,7 @@ class Session:
             cipher=None if frame_keys is None else SessionCipher(frame_keys),
         )
         self._events = EventQueue()
-        self._seeker = Seeker(circuit_id, self._local, cookies.nonces, self._events, randomness)
+        self._seeker = Seeker(self._vars, self._local, cookies.nonces, self._events, randomness)
         if remote is not None:
             self._seeker.stay_with(Candidate(remote, local_address))
         self._nonces = cookies.nonces
@@ -226,8 +225,6 @@ class Session:
     @property
     def asked(self) -> Asked | None:
         """What was sent to a remote, to have a session; None: there is one, or nothing was."""
-        if self._vars.state not in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
-            return None
         return self._seeker.asked
 
     def encryption_status(self, now: float) -> EncryptionStatus | None:
@@ -331,8 +328,7 @@ class Session:
 
         A session that is up stays where it is until it fails.
         """
-        if self._seeker.look_at(candidates) and self._vars.state is State.REQUESTING:
-            self._send_soon(now)
+        self._seeker.look_at(candidates, now)
 
     def set_caller(self, caller: Caller | None, now: float) -> None:
         """Ask nobody from now on, and let the remote call; None: set_remotes() says whom to ask.
@@ -342,9 +338,9 @@ class Session:
         self._acceptor.caller = caller
         if caller is None:
             return
-        self._seeker.look_at(())
-        if self._vars.state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
-            self._begin(Received(now))
+        self._seeker.look_at((), now)
+        if self._seeker.is_seeking:
+            self._seeker.begin(Received(now))
 
     def set_local(self, local: Description, now: float) -> None:
         """Say what changed at this end, such as the MTU; the remote is told at once."""
@@ -400,9 +396,8 @@ class Session:
             self._vars.drop_renewal()
             self._renewer.settle()
             self._renewer.seek(Purpose.CHANGED, now)
-        elif self._vars.state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
-            self._seeker.change()
-            self._begin(Received(now))
+        else:
+            self._seeker.change(now)
 
     def set_policy(self, policy: Policy) -> None:
         """Judge the remote by these rules from now on."""
@@ -528,7 +523,7 @@ class Session:
             kind,
             source,
             self.remote,
-            asked=self._seeker.endpoints if self._vars.state is State.REQUESTING else (),
+            asked=self._seeker.endpoints,
             maker_is_known=self._admission.maker is not None,
             in_session=self._vars.in_session,
         )
@@ -536,76 +531,13 @@ class Session:
     def _ignore(self, received: Received) -> None:
         pass
 
-    # Seeking the remote.
-
-    def _begin(self, received: Received) -> None:
-        """Seek the remote, with a fresh nonce, from now on."""
-        self._seeker.begin(received.now)
-        self._seek(received)
-
-    def _seek(self, received: Received) -> None:
-        """Ask with a fresh nonce, in the same attempt."""
-        self._vars.drop()
-        self._vars.state = State.REQUESTING
-        self._due[Input.SEND_DUE] = received.now
-
-    def _on_confirm_unanswered(self, received: Received) -> None:
-        link = self._vars.the_link()
-        if link.encryption is not None:
-            self._seeker.note_wrong_handshake(link)
-        self._seek(received)
-
-    def _send_request(self, received: Received) -> None:
-        refusal = self._seeker.refusal
-        if refusal is not None:
-            self._be_rejected(refusal, received.now)
-            return
-        requested = self._seeker.request(self._link, received.now)
-        if requested is not None:  # else set_remotes goes on
-            self._vars.link, self._due[Input.SEND_DUE] = requested
-
-    def _take_acknowledge(self, received: Received) -> None:
-        if not self._seeker.take_acknowledge(self._vars.the_link(), received):
-            # The next REQUEST has another nonce, and perhaps a key holder to go on with.
-            self._vars.link = None
-            return
-        self._vars.state = State.CONFIRMING
-        self._due[Input.EXPIRED] = received.now + CONFIRM_TIMEOUT_S
-        self._send_confirm(received)
-
-    def _send_confirm(self, received: Received) -> None:
-        self._due[Input.SEND_DUE] = self._seeker.confirm(self._vars.the_link(), received.now)
-
-    def _on_reject(self, received: Received) -> None:
-        message = received.message_of(Reject)
-        refusal = events.Rejected(message.code, message.text or f"refused, code {message.code}")
-        seeks = self._vars.state in (State.REQUESTING, State.CONFIRMING)
-        if seeks and self._seeker.goes_on_after(refusal):
-            self._seek(received)
-        else:
-            self._be_rejected(refusal, received.now)
-
-    def _be_rejected(self, refusal: events.Rejected, now: float) -> None:
-        self._events.put(refusal)
-        self._vars.drop()
-        self._vars.state = State.REJECTED
-        self._due[Input.SEND_DUE] = self._seeker.be_refused(refusal.code, now)
-
-    def _send_soon(self, now: float) -> None:
-        """Send the next REQUEST now, or as soon after the last one as is allowed."""
-        at = self._seeker.earliest_request(now)
-        self._due[Input.SEND_DUE] = min(self._due.get(Input.SEND_DUE, at), at)
-
     # Answering a remote that seeks this end.
-
-    def _acknowledge(self, received: Received) -> None:
-        self._acceptor.acknowledge(received)
 
     def _on_request_while_requesting(self, received: Received) -> None:
         if self._seeker.insists(received.message_of(Request)):
-            self._send_soon(received.now)
+            self._seeker.ask_soon(received.now)
         else:
-            self._acknowledge(received)
+            self._acceptor.acknowledge(received)
 
     def _on_confirm_while_requesting(self, received: Received) -> None:
         self._carry_out(self._seeker.decide(received.message_of(Confirm)), received)
@@ -636,7 +568,7 @@ class Session:
             case Decision.DECLINE | Decision.ASK:
                 self._acceptor.decline(received)
                 if decision is Decision.ASK:
-                    self._send_soon(received.now)
+                    self._seeker.ask_soon(received.now)
 
     def _take_confirm(self, received: Received) -> None:
         """Begin the session that a CONFIRM with a valid cookie asks for; it replaces any other."""
@@ -695,7 +627,7 @@ class Session:
         follows = renewal.purpose in SEAMLESS and self._vars.state is State.UP
         if not follows:
             self._events.down(renewal.purpose.value.say())
-        self._seeker.begin(received.now)
+        self._seeker.reset(received.now)
         previous, self._vars.link = self._link, renewal.link
         self._adjacency.succeed(previous, follows=follows)
         self._on_first_keepalive(received)
@@ -703,7 +635,7 @@ class Session:
     def _on_renewal_refused(self, received: Received) -> None:
         if self._renewer.take_refusal(received.now):
             self._events.down(Purpose.OUTDATED.value.say())
-            self._on_reject(received)
+            self._seeker.take_reject(received)
 
     # Keys of frames.
 
@@ -728,20 +660,20 @@ class Session:
             self._renewer.end(now)
             return
         refusal = events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say())
-        self._be_rejected(refusal, now)
+        self._seeker.be_refused(refusal, now)
 
     # Losing it.
 
     def _on_link_timeout(self, received: Received) -> None:
         """Seek the remote anew: it may not know of the session."""
         self._events.down(Cause.KEYS_NOT_FOLLOWED.say())
-        self._begin(received)
+        self._seeker.begin(received)
 
     def _lose(self, reason: Reason, now: float) -> None:
         """Seek the remote anew, as the session is of no use any more."""
         self._events.down(reason)
         self._events.put(events.ResolveWanted())
-        self._begin(Received(now))
+        self._seeker.begin(Received(now))
 
     def _on_unknown_session(self, received: Received) -> None:
         """Ask for another session, as the remote may have restarted and lost this one.
@@ -761,7 +693,7 @@ class Session:
             self._end(by_remote=True)
             return
         self._events.down(Cause.REMOTE_STOPPING.say())
-        self._begin(received)
+        self._seeker.begin(received)
         self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
 
     def _leave(self, received: Received) -> None:
@@ -795,39 +727,47 @@ class Session:
 _Action = Callable[[Session, Received], None]
 
 
+def _in_seeker(action: Callable[[Seeker, Received], None]) -> _Action:
+    return lambda session, received: action(session._seeker, received)
+
+
+def _in_acceptor(action: Callable[[Acceptor, Received], None]) -> _Action:
+    return lambda session, received: action(session._acceptor, received)
+
+
 def _in_adjacency(action: Callable[[Adjacency, Received], None]) -> _Action:
     return lambda session, received: action(session._adjacency, received)
 
 
 _S, _I, _M = State, Input, MessageType
 _TABLE: dict[tuple[State, AnyInput], _Action] = {
-    (_S.IDLE, _I.START): Session._begin,
+    (_S.IDLE, _I.START): _in_seeker(Seeker.begin),
     (_S.IDLE, _I.ACCEPT): Session._on_accept,
     (_S.IDLE, _I.CLOSE_WANTED): Session._finish,
     (_S.IDLE, _M.REQUEST): Session._ignore,
     (_S.IDLE, _M.CONFIRM): Session._ignore,
     #
     (_S.REQUESTING, _I.CLOSE_WANTED): Session._finish,
-    (_S.REQUESTING, _I.SEND_DUE): Session._send_request,
+    (_S.REQUESTING, _I.SEND_DUE): _in_seeker(Seeker.request),
     (_S.REQUESTING, _M.REQUEST): Session._on_request_while_requesting,
-    (_S.REQUESTING, _M.ACKNOWLEDGE): Session._take_acknowledge,
+    (_S.REQUESTING, _M.ACKNOWLEDGE): _in_seeker(Seeker.take_acknowledge),
     (_S.REQUESTING, _M.CONFIRM): Session._on_confirm_while_requesting,
-    (_S.REQUESTING, _M.REJECT): Session._on_reject,
+    (_S.REQUESTING, _M.REJECT): _in_seeker(Seeker.take_reject),
     #
     (_S.CONFIRMING, _I.CLOSE_WANTED): Session._leave,
-    (_S.CONFIRMING, _I.SEND_DUE): Session._send_confirm,
-    (_S.CONFIRMING, _I.EXPIRED): Session._on_confirm_unanswered,
-    (_S.CONFIRMING, _M.REQUEST): Session._acknowledge,
+    (_S.CONFIRMING, _I.SEND_DUE): _in_seeker(Seeker.confirm),
+    (_S.CONFIRMING, _I.EXPIRED): _in_seeker(Seeker.give_up_confirming),
+    (_S.CONFIRMING, _M.REQUEST): _in_acceptor(Acceptor.acknowledge),
     (_S.CONFIRMING, _M.CONFIRM): Session._resolve_collision,
     (_S.CONFIRMING, _M.KEEPALIVE): Session._on_first_keepalive,
     (_S.CONFIRMING, _M.CLOSE): Session._on_close,
-    (_S.CONFIRMING, _M.REJECT): Session._on_reject,
+    (_S.CONFIRMING, _M.REJECT): _in_seeker(Seeker.take_reject),
     (_S.CONFIRMING, _M.PROBE): Session._ignore,
     (_S.CONFIRMING, _M.PROBE_REPLY): Session._ignore,
     #
     (_S.REJECTED, _I.CLOSE_WANTED): Session._finish,
-    (_S.REJECTED, _I.SEND_DUE): Session._begin,
-    (_S.REJECTED, _M.REQUEST): Session._acknowledge,
+    (_S.REJECTED, _I.SEND_DUE): _in_seeker(Seeker.begin),
+    (_S.REJECTED, _M.REQUEST): _in_acceptor(Acceptor.acknowledge),
     (_S.REJECTED, _M.CONFIRM): Session._on_confirm_while_rejected,
     #
     (_S.LINKED, _I.EXPIRED): Session._on_link_timeout,
@@ -837,9 +777,9 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.UP, _M.PROBE_REPLY): _in_adjacency(Adjacency.take_probe_reply),
     # What is the same in these two is added below.
     #
-    (_S.SUSPENDED, _I.START): Session._begin,
+    (_S.SUSPENDED, _I.START): _in_seeker(Seeker.begin),
     (_S.SUSPENDED, _I.CLOSE_WANTED): Session._finish,
-    (_S.SUSPENDED, _M.REQUEST): Session._acknowledge,
+    (_S.SUSPENDED, _M.REQUEST): _in_acceptor(Acceptor.acknowledge),
     (_S.SUSPENDED, _M.CONFIRM): Session._take_confirm,
     #
     (_S.CLOSING, _I.CLOSE_WANTED): Session._ignore,
@@ -854,7 +794,7 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.CLOSING, _M.PROBE): Session._ignore,
     (_S.CLOSING, _M.PROBE_REPLY): Session._ignore,
     #
-    (_S.CLOSED, _I.START): Session._begin,
+    (_S.CLOSED, _I.START): _in_seeker(Seeker.begin),
     (_S.CLOSED, _I.ACCEPT): Session._on_accept,
     (_S.CLOSED, _I.CLOSE_WANTED): Session._ignore,
     (_S.CLOSED, _M.REQUEST): Session._ignore,
@@ -869,7 +809,7 @@ for _state in (_S.LINKED, _S.UP):
         (_state, _I.RENEWED): Session._on_renewed,
         (_state, _I.RENEWAL_REFUSED): Session._on_renewal_refused,
         (_state, _I.CONFIRM_AGAIN): _in_adjacency(Adjacency.keep_alive),
-        (_state, _M.REQUEST): Session._acknowledge,
+        (_state, _M.REQUEST): _in_acceptor(Acceptor.acknowledge),
         (_state, _M.ACKNOWLEDGE): Session._on_renewal_acknowledged,
         (_state, _M.CONFIRM): Session._on_confirm_in_session,
         (_state, _M.KEEPALIVE): _in_adjacency(Adjacency.take_keepalive),
