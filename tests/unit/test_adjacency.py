@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from simulated_link import CIRCUIT, KEY, LOCAL1, LOCAL2, ROUTER1
 
-from vela.backoff import Jitter
 from vela.reasons import Reason
 from vela.signaling.adjacency import Adjacency
 from vela.signaling.codec import decode
@@ -27,6 +26,14 @@ from vela.signaling.variables import SessionVariables
 INTERVAL_S = 1.0
 """The shorter of those of the two ends."""
 PROOF = 4
+
+
+class Undisturbed(random.Random):
+    """Leaves delays as long as they are."""
+
+    def uniform(self, a: float, b: float) -> float:
+        assert (a, b) == (0.9, 1)
+        return 1.0
 
 
 class End:
@@ -50,7 +57,7 @@ class End:
             self.renewer,
             RemotePort(),
             self.queue,
-            Jitter(random.Random(3)),
+            Undisturbed(),
             echoes_arrived=lambda: 17,
             lose=self.lose,
         )

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from simulated_link import CIRCUIT, KEY, LOCAL1, OFFER, ROUTER2
 
-from vela.signaling.inputs import Input
+from vela.signaling.inputs import Input, Received
 from vela.signaling.link import Link
 from vela.signaling.local_end import LocalEnd
 from vela.signaling.messages import MessageType
@@ -69,12 +69,12 @@ def test_session_with_present_settings_is_not_asked_for_again() -> None:
 
 def test_lost_session_is_asked_for_every_half_second_and_given_up_after_ten_times() -> None:
     ends = Ends()
-    ends.renewer.seek_lost(100.0)
+    ends.renewer.take_unknown(Received(100.0))
     times = [100.0]
 
     while Input.RENEWAL_DUE in ends.due:
         times.append(ends.due.pop(Input.RENEWAL_DUE))
-        ends.renewer.handle_timer(times[-1])
+        ends.renewer.handle_timer(Received(times[-1]))
 
     assert [later - earlier for earlier, later in pairwise(times)] == [0.5] * 10
     assert ends.kinds() == [MessageType.REQUEST] * 10
@@ -88,12 +88,12 @@ def test_answers_about_an_unknown_session_make_it_ask_three_times_and_then_every
 
     for number in range(100):
         ends.variables.drop_renewal()
-        ends.renewer.seek_lost(100.0 + number / 10)
+        ends.renewer.take_unknown(Received(100.0 + number / 10))
 
     assert len(ends.kinds()) == 3 + 1
-    ends.renewer.seek_lost(200.0)
+    ends.renewer.take_unknown(Received(200.0))
     asked = ends.variables.renewal
-    ends.renewer.seek_lost(300.0)
+    ends.renewer.take_unknown(Received(300.0))
     assert ends.variables.renewal is asked
 
 

@@ -7,6 +7,7 @@ in the states LINKED and UP is here; how a session begins, and what follows its 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 
 from vela.backoff import Jitter
@@ -31,6 +32,7 @@ LINKED_TIMEOUT_S = 3.0
 # The third keepalive in a row is missed after 3 intervals; half of one is for delay, and both
 # ends must have noticed within 4.
 MISSED_INTERVALS = 3.5
+KEEPALIVE_JITTER = 0.1
 
 
 class Adjacency:
@@ -43,14 +45,14 @@ class Adjacency:
         renewer: Renewer,
         remote_port: RemotePort,
         events: EventQueue,
-        jitter: Jitter,
+        randomness: random.Random,
         *,
         echoes_arrived: Callable[[], int] | None,
         lose: Callable[[Reason, float], None],
     ) -> None:
         """Of the state it writes UP, where it was LINKED; of the timers those of a session.
 
-        jitter: of keepalives. echoes_arrived: see Session. lose is called with the reason and the
+        echoes_arrived: see Session. lose is called with the reason and the
         time when the session is of no use any more.
         """
         self._vars = variables
@@ -59,7 +61,7 @@ class Adjacency:
         self._renewer = renewer
         self._remote_port = remote_port
         self._events = events
-        self._jitter = jitter
+        self._jitter = Jitter(randomness, shorter=KEEPALIVE_JITTER)
         self._echoes_arrived = echoes_arrived
         self._lose = lose
 

@@ -54,18 +54,22 @@ class Renewer:
         self._vars.renewal = renewal = Renewal(link, purpose)
         self._ask(renewal, now)
 
-    def seek_lost(self, now: float) -> None:
-        """Ask for another session, as the remote says that it does not have the present one."""
-        if self._vars.renewal is None and self._hints.take(now):
-            self.seek(Purpose.LOST, now)
+    def take_unknown(self, received: Received) -> None:
+        """Ask for another session, as the remote says that it does not have the present one.
 
-    def handle_timer(self, now: float) -> None:
+        It may have restarted. Nobody takes a session down with such a message, wherever it was
+        had: it goes when another one is there, or when its keepalives are missed.
+        """
+        if self._vars.renewal is None and self._hints.take(received.now):
+            self.seek(Purpose.LOST, received.now)
+
+    def handle_timer(self, received: Received) -> None:
         """Ask for a session with this end's settings, or go on with what is asked for already.
 
         The present session goes on meanwhile: if no answer ever comes, the circuit would go up
         and down for ever.
         """
-        renewal = self._vars.renewal
+        renewal, now = self._vars.renewal, received.now
         if renewal is None:
             self.seek(Purpose.OUTDATED, now)
         elif renewal.confirming and renewal.given_up_at > now:

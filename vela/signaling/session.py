@@ -27,24 +27,7 @@ set up, after a restart of this host: policy=, remote= its last address, offer= 
 were kept (requested.offer), then start(). It asks the remote to resume the session, and is back
 before the remote has missed it.
 
-Events, in the order in which they happen:
-
-    Agreed(agreement)     MACs, MTU, elision, checksums, keepalive, NAT: before Up, and again when
-                          the remote says that one of them changed
-    Up                    carrier on
-    Down(reason)          carrier off; the session seeks the remote again by itself
-    ResolveWanted         look the name up, and call set_remotes()
-    Unanswered(reason)    after every three requests or more: for the status, until the next event
-    Rejected(code, text)  for the status; the session asks again later
-    Heard                 after await_heard()
-    Moved(remote)         the remote that called is elsewhere now; Agreed follows
-    OfferChanged(requested)  the remote that set this circuit up wants other settings, and the
-                          policy allows them: replace this session as above, or reject
-    ProbeAnswered(size)
-    EchoesArrived(number) with each KEEPALIVE of a remote that counts them
-    Closed(by_remote)     the session is over, and its last datagrams are still to be sent.
-                          by_remote: the remote deleted the circuit; delete it here too if the
-                          remote set it up. start() begins again
+The events, and what each of them asks for, are in events.py.
 
 In the status, REQUESTING, CONFIRMING and LINKED are "connecting" before the first Up and "down"
 after a Down; REJECTED is "rejected", UP "up", CLOSED "disabled", SUSPENDED "failed".
@@ -56,8 +39,6 @@ import random
 from collections.abc import Callable, Iterable
 
 from vela.address import Endpoint, IPAddress
-from vela.backoff import Jitter
-from vela.errors import RemoteProtocolError
 from vela.reasons import Cause, Reason
 from vela.signaling import contention, events
 from vela.signaling.acceptor import Accepted, Acceptor
@@ -70,7 +51,7 @@ from vela.signaling.caller import (
     Caller,
 )
 from vela.signaling.candidates import Candidate
-from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, read_header, transcript
+from vela.signaling.codec import transcript
 from vela.signaling.contention import Claim, Decision
 from vela.signaling.continuation import Continuation, continuation_of
 from vela.signaling.cookie import Cookies
@@ -79,12 +60,12 @@ from vela.signaling.event_queue import EventQueue
 from vela.signaling.events import CircuitRequested, Datagram, Event
 from vela.signaling.frame_keys import FrameKeys
 from vela.signaling.generations import EncryptionStatus
+from vela.signaling.goodbye import Goodbye
+from vela.signaling.inbox import Inbox
 from vela.signaling.inputs import HANDSHAKE_TYPES, AnyInput, Input, Received, State, classify
 from vela.signaling.link import Link
-from vela.signaling.local_end import UNKNOWN_SESSION, LocalEnd
+from vela.signaling.local_end import LocalEnd
 from vela.signaling.messages import (
-    SESSION_TYPES,
-    Close,
     CloseReason,
     Confirm,
     Description,
@@ -96,23 +77,15 @@ from vela.signaling.messages import (
     Request,
 )
 from vela.signaling.policy import Policy, Rejection
-from vela.signaling.remote_port import WRONG_PORT, RemotePort
+from vela.signaling.remote_port import RemotePort
 from vela.signaling.renewal import SEAMLESS, Purpose
 from vela.signaling.renewer import Renewer
 from vela.signaling.seeker import Seeker
 from vela.signaling.session_cipher import (
     SessionCipher,
-    awaits_handshake,
-    finish_handshake,
 )
 from vela.signaling.signer import Key
 from vela.signaling.variables import SessionVariables
-
-KEEPALIVE_JITTER = 0.1
-
-CLOSE_REPEAT_S = 0.2
-CLOSE_TIMEOUT_S = 1.0
-RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
 
 
 class Session:
@@ -178,11 +151,20 @@ class Session:
             self._renewer,
             self._remote_port,
             self._events,
-            Jitter(randomness, shorter=KEEPALIVE_JITTER),
+            randomness,
             echoes_arrived=echoes_arrived,
             lose=self._lose,
         )
-        self._close_reason = CloseReason.STOPPING
+        self._goodbye = Goodbye(self._vars, self._local, self._seeker, self._acceptor, self._events)
+        self._inbox = Inbox(
+            self._vars,
+            self._local,
+            cookies.nonces,
+            self._remote_port,
+            self._seeker,
+            self._acceptor,
+            self._renewer,
+        )
 
     @property
     def state(self) -> State:
@@ -300,7 +282,7 @@ class Session:
 
     def close(self, reason: CloseReason, now: float) -> None:
         """Say goodbye. Closed follows within 1 s; nobody has to wait for it."""
-        self._close_reason = reason
+        self._goodbye.reason = reason
         self._step(Input.CLOSE_WANTED, Received(now))
 
     def suspend(self, obstacle: str, code: RejectCode = RejectCode.FAILED) -> None:
@@ -439,26 +421,11 @@ class Session:
         where its CONFIRM or ACKNOWLEDGE came to. Raises RemoteProtocolError,
         to be counted; nothing has changed then.
         """
-        header = read_header(data)
-        try:
-            message = decode(data, self._local.verifier(header, self._vars.links()))
-        except RemoteProtocolError as err:
-            # The tag of a session would say nothing of the key.
-            if err.reason == WRONG_TAG and header.type not in SESSION_TYPES:
-                self._seeker.note_wrong_tag()
-            if err.reason == UNKNOWN_SESSION:
-                received = Received(now, None, source, local_address)
-                self._acceptor.deny_session(data, header, received)
-            raise
-        if message.circuit_id != self.circuit_id:
-            raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
-        self._nonces.reject_reflected(message)
-        if self._local.key is None and not self._may_come_from(source, header.type):
-            raise RemoteProtocolError(WRONG_PORT, f"from port {source.port}")
-        if isinstance(message, Keepalive) and not self._finish_handshake(message, data, now):
-            return
-        said = transcript(data) if isinstance(message, Confirm) else b""
-        self.receive(message, source, now, local_address, said)
+        received = Received(now, None, source, local_address)
+        message = self._inbox.open(data, received, self.remote)
+        if message is not None:
+            said = transcript(data) if isinstance(message, Confirm) else b""
+            self.receive(message, source, now, local_address, said)
 
     def receive(
         self,
@@ -514,19 +481,6 @@ class Session:
                 f"circuit {self.circuit_id}: {happened.name} in {self._vars.state.name}"
             )
         action(self, received)
-
-    def _may_come_from(self, source: Endpoint, kind: MessageType) -> bool:
-        """Tell whether a message that has no tag can be the remote's."""
-        if self._acceptor.caller is not None:
-            return True  # it proves its identity in the handshake, and tags what follows
-        return self._remote_port.may_send(
-            kind,
-            source,
-            self.remote,
-            asked=self._seeker.endpoints,
-            maker_is_known=self._admission.maker is not None,
-            in_session=self._vars.in_session,
-        )
 
     def _ignore(self, received: Received) -> None:
         pass
@@ -615,12 +569,6 @@ class Session:
 
     # Another session beside it.
 
-    def _renew(self, received: Received) -> None:
-        self._renewer.handle_timer(received.now)
-
-    def _on_renewal_acknowledged(self, received: Received) -> None:
-        self._renewer.take_acknowledge(received)
-
     def _on_renewed(self, received: Received) -> None:
         """Give the session up for the new one, which both ends have now."""
         renewal = self._renewer.take_over()
@@ -637,31 +585,6 @@ class Session:
             self._events.down(Purpose.OUTDATED.value.say())
             self._seeker.take_reject(received)
 
-    # Keys of frames.
-
-    def _finish_handshake(self, message: Keepalive, data: bytes, now: float) -> bool:
-        """Take message 2 of a first KEEPALIVE, whose own keys are needed to verify the rest of it.
-
-        False: the message is done with. Raises RemoteProtocolError.
-        """
-        link = next((each for each in self._vars.links() if each.advances_with(message)), None)
-        if link is None or not awaits_handshake(link):
-            return True
-        if message.noise_2 is None:
-            self._on_no_encryption(link, now)
-            return False
-        finish_handshake(link, message, data, now)
-        return True
-
-    def _on_no_encryption(self, link: Link, now: float) -> None:
-        """Close the session of a remote that is older, or was talked out of encryption."""
-        self._local.send(link.close(CloseReason.STOPPING), link)
-        if link is not self._link:
-            self._renewer.end(now)
-            return
-        refusal = events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say())
-        self._seeker.be_refused(refusal, now)
-
     # Losing it.
 
     def _on_link_timeout(self, received: Received) -> None:
@@ -674,48 +597,6 @@ class Session:
         self._events.down(reason)
         self._events.put(events.ResolveWanted())
         self._seeker.begin(Received(now))
-
-    def _on_unknown_session(self, received: Received) -> None:
-        """Ask for another session, as the remote may have restarted and lost this one.
-
-        Nobody takes a session down with such a message, wherever it was had: it goes when another
-        one is there, or when its keepalives are missed.
-        """
-        self._renewer.seek_lost(received.now)
-
-    def _on_close(self, received: Received) -> None:
-        """Answer with the same, once, so that the remote need not repeat it."""
-        message, link = received.message_of(Close), self._vars.the_link()
-        deleted = message.reason == CloseReason.DELETED
-        self._local.send(link.close(CloseReason.DELETED if deleted else CloseReason.STOPPING), link)
-        self._acceptor.leave(deleted=deleted)
-        if deleted:
-            self._end(by_remote=True)
-            return
-        self._events.down(Cause.REMOTE_STOPPING.say())
-        self._seeker.begin(received)
-        self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
-
-    def _leave(self, received: Received) -> None:
-        self._vars.state = State.CLOSING
-        self._vars.drop_renewal()
-        self._due.pop(Input.KEYS_DUE, None)
-        self._due[Input.EXPIRED] = received.now + CLOSE_TIMEOUT_S
-        self._send_close(received)
-
-    def _send_close(self, received: Received) -> None:
-        link = self._vars.the_link()
-        self._local.send(link.close(self._close_reason), link)
-        self._due[Input.SEND_DUE] = received.now + CLOSE_REPEAT_S
-
-    def _finish(self, received: Received) -> None:
-        self._end(by_remote=False)
-
-    def _end(self, *, by_remote: bool) -> None:
-        self._vars.drop()
-        self._events.note(up=False)
-        self._vars.state = State.CLOSED
-        self._events.put(events.Closed(by_remote))
 
     @property
     def _link(self) -> Link | None:
@@ -735,6 +616,14 @@ def _in_acceptor(action: Callable[[Acceptor, Received], None]) -> _Action:
     return lambda session, received: action(session._acceptor, received)
 
 
+def _in_goodbye(action: Callable[[Goodbye, Received], None]) -> _Action:
+    return lambda session, received: action(session._goodbye, received)
+
+
+def _in_renewer(action: Callable[[Renewer, Received], None]) -> _Action:
+    return lambda session, received: action(session._renewer, received)
+
+
 def _in_adjacency(action: Callable[[Adjacency, Received], None]) -> _Action:
     return lambda session, received: action(session._adjacency, received)
 
@@ -743,29 +632,29 @@ _S, _I, _M = State, Input, MessageType
 _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.IDLE, _I.START): _in_seeker(Seeker.begin),
     (_S.IDLE, _I.ACCEPT): Session._on_accept,
-    (_S.IDLE, _I.CLOSE_WANTED): Session._finish,
+    (_S.IDLE, _I.CLOSE_WANTED): _in_goodbye(Goodbye.finish),
     (_S.IDLE, _M.REQUEST): Session._ignore,
     (_S.IDLE, _M.CONFIRM): Session._ignore,
     #
-    (_S.REQUESTING, _I.CLOSE_WANTED): Session._finish,
+    (_S.REQUESTING, _I.CLOSE_WANTED): _in_goodbye(Goodbye.finish),
     (_S.REQUESTING, _I.SEND_DUE): _in_seeker(Seeker.request),
     (_S.REQUESTING, _M.REQUEST): Session._on_request_while_requesting,
     (_S.REQUESTING, _M.ACKNOWLEDGE): _in_seeker(Seeker.take_acknowledge),
     (_S.REQUESTING, _M.CONFIRM): Session._on_confirm_while_requesting,
     (_S.REQUESTING, _M.REJECT): _in_seeker(Seeker.take_reject),
     #
-    (_S.CONFIRMING, _I.CLOSE_WANTED): Session._leave,
+    (_S.CONFIRMING, _I.CLOSE_WANTED): _in_goodbye(Goodbye.begin),
     (_S.CONFIRMING, _I.SEND_DUE): _in_seeker(Seeker.confirm),
     (_S.CONFIRMING, _I.EXPIRED): _in_seeker(Seeker.give_up_confirming),
     (_S.CONFIRMING, _M.REQUEST): _in_acceptor(Acceptor.acknowledge),
     (_S.CONFIRMING, _M.CONFIRM): Session._resolve_collision,
     (_S.CONFIRMING, _M.KEEPALIVE): Session._on_first_keepalive,
-    (_S.CONFIRMING, _M.CLOSE): Session._on_close,
+    (_S.CONFIRMING, _M.CLOSE): _in_goodbye(Goodbye.answer),
     (_S.CONFIRMING, _M.REJECT): _in_seeker(Seeker.take_reject),
     (_S.CONFIRMING, _M.PROBE): Session._ignore,
     (_S.CONFIRMING, _M.PROBE_REPLY): Session._ignore,
     #
-    (_S.REJECTED, _I.CLOSE_WANTED): Session._finish,
+    (_S.REJECTED, _I.CLOSE_WANTED): _in_goodbye(Goodbye.finish),
     (_S.REJECTED, _I.SEND_DUE): _in_seeker(Seeker.begin),
     (_S.REJECTED, _M.REQUEST): _in_acceptor(Acceptor.acknowledge),
     (_S.REJECTED, _M.CONFIRM): Session._on_confirm_while_rejected,
@@ -778,19 +667,19 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     # What is the same in these two is added below.
     #
     (_S.SUSPENDED, _I.START): _in_seeker(Seeker.begin),
-    (_S.SUSPENDED, _I.CLOSE_WANTED): Session._finish,
+    (_S.SUSPENDED, _I.CLOSE_WANTED): _in_goodbye(Goodbye.finish),
     (_S.SUSPENDED, _M.REQUEST): _in_acceptor(Acceptor.acknowledge),
     (_S.SUSPENDED, _M.CONFIRM): Session._take_confirm,
     #
     (_S.CLOSING, _I.CLOSE_WANTED): Session._ignore,
-    (_S.CLOSING, _I.SEND_DUE): Session._send_close,
-    (_S.CLOSING, _I.EXPIRED): Session._finish,
+    (_S.CLOSING, _I.SEND_DUE): _in_goodbye(Goodbye.say),
+    (_S.CLOSING, _I.EXPIRED): _in_goodbye(Goodbye.finish),
     (_S.CLOSING, _M.REQUEST): Session._ignore,
     (_S.CLOSING, _M.CONFIRM): Session._ignore,
     (_S.CLOSING, _I.CONFIRM_AGAIN): Session._ignore,
     (_S.CLOSING, _M.KEEPALIVE): Session._ignore,
-    (_S.CLOSING, _M.CLOSE): Session._finish,
-    (_S.CLOSING, _M.REJECT): Session._finish,
+    (_S.CLOSING, _M.CLOSE): _in_goodbye(Goodbye.finish),
+    (_S.CLOSING, _M.REJECT): _in_goodbye(Goodbye.finish),
     (_S.CLOSING, _M.PROBE): Session._ignore,
     (_S.CLOSING, _M.PROBE_REPLY): Session._ignore,
     #
@@ -802,18 +691,18 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
 }
 for _state in (_S.LINKED, _S.UP):
     _TABLE |= {
-        (_state, _I.CLOSE_WANTED): Session._leave,
+        (_state, _I.CLOSE_WANTED): _in_goodbye(Goodbye.begin),
         (_state, _I.SEND_DUE): _in_adjacency(Adjacency.keep_alive),
-        (_state, _I.RENEWAL_DUE): Session._renew,
+        (_state, _I.RENEWAL_DUE): _in_renewer(Renewer.handle_timer),
         (_state, _I.KEYS_DUE): _in_adjacency(Adjacency.handle_keys_timer),
         (_state, _I.RENEWED): Session._on_renewed,
         (_state, _I.RENEWAL_REFUSED): Session._on_renewal_refused,
         (_state, _I.CONFIRM_AGAIN): _in_adjacency(Adjacency.keep_alive),
         (_state, _M.REQUEST): _in_acceptor(Acceptor.acknowledge),
-        (_state, _M.ACKNOWLEDGE): Session._on_renewal_acknowledged,
+        (_state, _M.ACKNOWLEDGE): _in_renewer(Renewer.take_acknowledge),
         (_state, _M.CONFIRM): Session._on_confirm_in_session,
         (_state, _M.KEEPALIVE): _in_adjacency(Adjacency.take_keepalive),
-        (_state, _M.CLOSE): Session._on_close,
-        (_state, _M.REJECT): Session._on_unknown_session,
+        (_state, _M.CLOSE): _in_goodbye(Goodbye.answer),
+        (_state, _M.REJECT): _in_renewer(Renewer.take_unknown),
         (_state, _M.PROBE): _in_adjacency(Adjacency.answer_probe),
     }
