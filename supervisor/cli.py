@@ -7,6 +7,7 @@ import faulthandler
 import os
 import signal
 import sys
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -45,9 +46,17 @@ def main(argv: list[str] | None = None) -> int:
     # First: another user may be unable to read the file.
     if runs and os.geteuid() != 0:
         return _refuse("must run as root, to create interfaces; workers run without privileges")
-    if runs:
-        # There is nothing to reload yet: the file is read after this.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if not runs:
+        return _run(arguments, Inheritance())
+    # There is nothing to reload yet: the file is read after this.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # However this ends, interfaces that nobody serves have no carrier.
+    with closing(Inheritance.from_manager()) as inheritance:
+        return _run(arguments, inheritance)
+
+
+def _run(arguments: argparse.Namespace, inheritance: Inheritance) -> int:
+    """inheritance: what the service manager has kept, for a velad to go on with."""
     try:
         if arguments.generate_key is not None:
             return _generate_key(_identity_path(arguments.generate_key, arguments.config))
@@ -73,7 +82,6 @@ def main(argv: list[str] | None = None) -> int:
     _give_up_standard_streams()
     # The watchdog ends a velad that is stuck with SIGABRT: the log then says where it was.
     faulthandler.enable()
-    inheritance = Inheritance.from_manager()
     try:
         if arguments.replace:
             inheritance.close()

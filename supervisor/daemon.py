@@ -34,7 +34,7 @@ from vela.log import level, limit, set_level
 from .circuit.keeper import CHECK_INTERVAL_S
 from .circuit.links import Links
 from .circuit.loops import Carriers
-from .circuit.pseudowire import FORK_INTERVAL_S, PseudowireFactory
+from .circuit.pseudowire import FORK_PAUSE, PseudowireFactory
 from .config.key import (
     MIN_ENCRYPTION_KEY,
     MIN_KEY,
@@ -49,8 +49,9 @@ from .constants import LOG_LEVELS, MAX_TRIAL_S
 from .control_channel import ControlChannel
 from .control_socket import Answer, Caller, ControlSocket, Later, Reply, Subscribe
 from .demux import Demux
-from .fd_store import FdStore, recall
+from .fd_store import FdStore
 from .inheritance import Inheritance, tap_name
+from .intermission import Intermission, recall
 from .keys import Keys
 from .listening import listen
 from .notify import ServiceManager
@@ -124,9 +125,10 @@ class Daemon:
             inheritance = inheritance or Inheritance()
             undo.callback(inheritance.close)
             self._predecessor = predecessor
-            self._store = FdStore(self._manager, inheritance.storable())
+            self._inheritance = inheritance
+            self._store = FdStore(self._manager, inheritance, config.daemon)
             undo.callback(self._store.close)
-            recall(inheritance, config.daemon)
+            self._standings = recall(self._store, inheritance)
             groups = listen(config.daemon, self._features, inheritance, self._store)
             for group in groups:
                 undo.callback(group.close)
@@ -159,7 +161,7 @@ class Daemon:
                 forwarding=self._forwarding,
                 demux=self._demux,
                 carriers=Carriers(netlink),
-                forks=Burst(self._loop, FORK_INTERVAL_S),
+                forks=Burst(self._loop, FORK_PAUSE),
                 counters=CounterSlab(),
                 engine=engine,
                 features=self._features,
@@ -228,13 +230,20 @@ class Daemon:
                 lambda: self._reloads.obstacle,
             )
             undo.callback(self._succession.close)
+            self._intermission = Intermission(
+                self._loop,
+                self._registry,
+                self._succession,
+                self._manager,
+                self._store,
+                self._keep,
+            )
             self._registry.set_change_handler(
                 lambda event: control_socket.publish({"time": time.time(), **event})
             )
             self._registry.create_all()
             if predecessor is None:
                 self._remove_left(inheritance, netlink)
-                inheritance.close()
             # Behind what says more where all of them are missing; no worker runs yet.
             check_capabilities()
             self._undo = undo.pop_all()
@@ -249,6 +258,7 @@ class Daemon:
             missing=list(words(self._missing_features)),
         )
         if self._predecessor is None:
+            self._go_on()
             self._registry.start()
             self._check()
             self._manager.ready()
@@ -265,6 +275,16 @@ class Daemon:
             self._keep()
         self._undo.close()
         self._log.info("daemon_stopped")
+
+    def _go_on(self) -> None:
+        """Go on where the velad before has ended to be started again, as far as that can be."""
+        resumed = self._registry.resume(self._standings, self._inheritance.goes_on)
+        self._demux.release_inherited(self._standings.keys() - resumed)
+        # Before a circuit of their device binds others.
+        self._store.forget(self._inheritance.drop_sockets(apart=True))
+        self._inheritance.close()
+        if self._standings:
+            self._log.info("circuits_resumed", circuits=len(resumed), of=len(self._standings))
 
     def _take_over(self, predecessor: Predecessor) -> None:
         """Go on with what another velad did. It ends when nothing of it is needed any more."""
@@ -430,10 +450,10 @@ class Daemon:
         # Here, and by no timer of its own: a loop that turns without getting here is stuck.
         self._manager.feed(self._loop.now())
 
-    def _keep(self) -> None:
-        """Let the service manager have what the next velad is to go on with."""
+    def _keep(self, more: Mapping[str, int] | None = None) -> bool:
+        """Let the service manager have what the next velad is to go on with. False: not all yet."""
         configs = {name: config for name, (config, _) in self._registry.configurations().items()}
-        self._store.update(self._registry.taps(), self._demux.groups, configs)
+        return self._store.update(self._registry.taps(), self._demux.all_groups, configs, more)
 
     @staticmethod
     def _remove_left(inheritance: Inheritance, netlink: Netlink) -> None:
@@ -451,12 +471,21 @@ class Daemon:
                 structlog.get_logger().info("interface_removed_at_start", interface=name)
 
     def _on_stop(self) -> None:
-        """Run the hooks that are due, and stop; at the second time, stop at once."""
+        """Leave all to the velad that is started next; or run the hooks that are due, and stop.
+
+        At the second time, stop at once.
+        """
         if self._stopping:
             self._loop.stop()
             return
         self._stopping = True
         self._manager.stopping()
+        if self._predecessor is None:
+            self._intermission.begin(self._stop)
+        else:
+            self._stop()
+
+    def _stop(self) -> None:
         self._registry.run_last_hooks(self._loop.stop)
 
     def _on_hangup(self) -> None:

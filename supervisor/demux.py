@@ -37,7 +37,7 @@ from vela.wire import CONTROL_CIRCUIT_ID, MAX_UDP_PAYLOAD
 
 from .frame_ports import FramePorts
 from .inheritance import Inheritance
-from .runtime.burst import Burst
+from .runtime.burst import Burst, Pause
 from .runtime.loop import EventLoop, Timer
 
 # Datagrams taken before the loop looks at anything else: a flood must not hold
@@ -149,10 +149,10 @@ class Demux:
         self._spread: dict[Claim, int] = {}
         """How many of its sockets a claim's datagrams come to, where they come to several."""
         self._withdrawn: list[Claim] = []
-        self._steerings = Burst(loop, STEER_INTERVAL_S)
+        self._steerings = Burst(loop, Pause(STEER_INTERVAL_S))
         self._steering: Timer | None = None
         self._control = ControlSteering()
-        self._looks = Burst(loop, LOOK_INTERVAL_S)
+        self._looks = Burst(loop, Pause(LOOK_INTERVAL_S))
         self._watched: dict[Receiver, IPAddress] = {}
         self._to_look_at: set[Receiver] = set()
         self._overflows: dict[int, int] = {}
@@ -342,6 +342,13 @@ class Demux:
                 group.release(index)
             raise
         return indices
+
+    def release_inherited(self, circuits: Iterable[str]) -> None:
+        """Take back the sockets of another velad's circuits, unless these have claimed them."""
+        for name in circuits:
+            for group in self.all_groups:
+                for index in self._inheritance.indices_of(name, group):
+                    group.release(index)
 
     def spread(self, claim: Claim, sockets: int) -> None:
         """Let a circuit's datagrams come to so many of its sockets, by their source ports.

@@ -15,6 +15,7 @@ import structlog
 
 from vela.address import IPAddress
 from vela.linux.steering import CONTROL_SOCKETS
+from vela.linux.tap import drop_carrier
 from vela.linux.underlay import ReceiveGroup
 from vela.wire import MAX_QUEUES
 
@@ -26,7 +27,7 @@ _FIRST = 3  # sd_listen_fds(3), SD_LISTEN_FDS_START
 EndWorker = Callable[[str, Callable[[], object]], None]
 """Given a circuit, and what to call when its worker is gone."""
 
-_TAP, _MEMBER = "tap-", "udp-"
+_TAP, _MEMBER, _KEYS = "tap-", "udp-", "keys-"
 _FURTHER_TAPS = tuple(f"tap{queue}-" for queue in range(1, MAX_QUEUES))
 
 
@@ -39,7 +40,15 @@ def sending_name(circuit: str, queue: int = 0) -> str:
 
 
 def keys_name(circuit: str) -> str:
-    return f"keys-{circuit}"
+    return f"{_KEYS}{circuit}"
+
+
+def is_tap(name: str) -> bool:
+    return name.startswith((_TAP, *_FURTHER_TAPS))
+
+
+def is_key_page(name: str) -> bool:
+    return name.startswith(_KEYS)
 
 
 def member_name(group: ReceiveGroup, index: int) -> str:
@@ -50,6 +59,10 @@ def member_name(group: ReceiveGroup, index: int) -> str:
 def _member_name(address: IPAddress, port: int, device: str | None, index: int) -> str:
     parts = (address.packed.hex(), str(port), str(index), *filter(None, (device,)))
     return _MEMBER + "-".join(parts)
+
+
+def _has_device(member: str) -> bool:
+    return member.count("-") > 3
 
 
 class Inheritance:
@@ -64,6 +77,8 @@ class Inheritance:
         self._descriptors = dict(descriptors or {})
         self._former = dict(former or {})
         self._members: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._stood: set[str] = set()
+        self._kept = False
         self.end_worker: EndWorker | None = None
         """Ends the worker of a circuit in a velad that still runs; None: there is none."""
 
@@ -75,6 +90,7 @@ class Inheritance:
         if pid != str(os.getpid()) or not count.isdecimal():
             return cls()
         inherited = cls()
+        inherited._kept = True
         for fd, name in zip(range(_FIRST, _FIRST + int(count)), names, strict=False):
             try:
                 os.set_inheritable(fd, False)
@@ -94,8 +110,14 @@ class Inheritance:
 
     def storable(self) -> frozenset[str]:
         """Return those that a service manager may have, from a velad that had the same."""
-        kinds = (_TAP, *_FURTHER_TAPS, _MEMBER, RECORD)
+        kinds = (_TAP, *_FURTHER_TAPS, _MEMBER)
+        if self.end_worker is None:
+            kinds = (*kinds, _KEYS)
         return frozenset(name for name in self._descriptors if name.startswith(kinds))
+
+    def peek(self, name: str) -> int:
+        """Return a descriptor, which nobody has taken yet."""
+        return self._descriptors[name]
 
     def circuits(self) -> Iterator[str]:
         """Yield the circuits whose interfaces nobody has taken yet."""
@@ -114,6 +136,15 @@ class Inheritance:
         member: the name of the first.
         """
         self._members[circuit] = member, indices
+        self._stood.add(circuit)
+
+    def goes_on(self, config: CircuitConfig) -> bool:
+        """Tell whether a circuit is to go on as it stood when velad ended to be started again.
+
+        Then it was made by the same configuration, and is expected to be carried all the while.
+        """
+        name = config.name
+        return self.end_worker is None and name in self._stood and self._former.get(name) == config
 
     def indices_of(self, circuit: str, group: ReceiveGroup) -> tuple[int, ...]:
         """Return the indices of the sockets that a circuit receives on, once; none: it has none."""
@@ -172,15 +203,27 @@ class Inheritance:
         if fd is not None:
             os.close(fd)
 
-    def drop_sockets(self) -> frozenset[str]:
-        """Close the sockets that nobody has taken, and return their names."""
-        names = frozenset(name for name in self._descriptors if name.startswith(_MEMBER))
+    def drop_sockets(self, *, apart: bool) -> frozenset[str]:
+        """Close the listening sockets that nobody has taken, and return their names.
+
+        apart: also those of devices, whose groups are made when a circuit needs them.
+        """
+        names = frozenset(
+            name
+            for name in self._descriptors
+            if name.startswith(_MEMBER) and (apart or not _has_device(name))
+        )
         for name in names:
             os.close(self._descriptors.pop(name))
         return names
 
     def close(self) -> None:
-        """Close what nobody has taken."""
-        for fd in self._descriptors.values():
+        """Close what nobody has taken.
+
+        Where it was the service manager's, no velad carries frames: it has no carrier then.
+        """
+        for name, fd in self._descriptors.items():
+            if self._kept and is_tap(name):
+                drop_carrier(fd)
             os.close(fd)
         self._descriptors.clear()

@@ -46,7 +46,8 @@ def listen(
             else:
                 groups[number] = group
         # Before the others are bound: as long as anybody has these their ports are taken.
-        store.forget(inheritance.drop_sockets() | misfits)
+        binds = len(groups) < len(config.listen)
+        store.forget(inheritance.drop_sockets(apart=binds) | misfits)
         for number, address in enumerate(config.listen):
             if number not in groups:
                 groups[number] = ReceiveGroup(address, config.port, only_ipv6=only_ipv6, gro=gro)

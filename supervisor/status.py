@@ -49,6 +49,8 @@ class WorkerStatus:
     """Resident; it shares most of it with the supervisor."""
     queues: int = 1
     """Of its circuit; two threads for each, on a CPU of its own. cpu is that of the first."""
+    latency: str = "normal"
+    """The circuit's key; "low": one thread for each queue, which polls while there is traffic."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,11 +151,20 @@ class Succession:
         except OSError as err:
             self._give_up(f"it cannot be told: {err}")
 
-    def _freeze(self) -> None:
+    @property
+    def obstacle(self) -> str:
+        """Why no other velad can go on after this one at present; empty: one can."""
+        return "another velad is about to take over" if self._channel is not None else ""
+
+    def freeze(self) -> None:
+        """Let workers carry frames, and do nothing else."""
         self.frozen = True
         self._registry.freeze()
         for part in self._parts:
             part.freeze()
+
+    def _freeze(self) -> None:
+        self.freeze()
         self._log.info("velad_about_to_be_replaced", successor=self._successor)
 
     def _give_up(self, why: str) -> None:

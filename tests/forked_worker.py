@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 from vela.dataplane.contract import Abilities, Attachment, DataPlane
 from vela.dataplane.counters import Counters
@@ -28,13 +29,17 @@ def frame(mark: int) -> bytes:
 
 def engine_of(name: str, make: Callable[[Attachment], DataPlane]) -> LoadedEngine:
     """Return an engine whose loops are the test's, under the filter of the task's own engine."""
-    return LoadedEngine(name, make, Abilities(), lambda _: ())
+    return LoadedEngine(
+        name, lambda attachment: partial(make, attachment), Abilities(), lambda _: ()
+    )
 
 
 class Circuit:
     """A task, and in the test's hands all that is around its worker."""
 
-    def __init__(self, stack: ExitStack, engine: Engine, features: Features) -> None:
+    def __init__(
+        self, stack: ExitStack, engine: Engine, features: Features, *, low_latency: bool = False
+    ) -> None:
         self.host, self.tap = self._pair(stack)
         self.tap.setblocking(Feature.RWF_NOWAIT in features)
         self.supervisor, divert = self._pair(stack)
@@ -58,6 +63,7 @@ class Circuit:
             datagram_limit=1472,
             counters=self.counters.worker,
             features=features,
+            low_latency=low_latency,
         )
         loaded = load_engine(engine)
         self.task = WorkerTask(

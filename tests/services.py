@@ -20,7 +20,7 @@ from vela.supervisor.circuit.links import Links
 from vela.supervisor.circuit.loops import Carriers
 from vela.supervisor.circuit.pseudowire import PseudowireFactory
 from vela.supervisor.demux import Demux
-from vela.supervisor.runtime.burst import Burst
+from vela.supervisor.runtime.burst import Burst, Pause
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.names import Names
 
@@ -61,7 +61,7 @@ def services_in(namespace: Namespace) -> Iterator[Services]:
             links=links,
             demux=demux,
             carriers=Carriers(netlink),
-            forks=Burst(loop, 0.0),
+            forks=Burst(loop, Pause(0.0)),
             counters=CounterSlab(),
             engine=engine,
             features=engine.abilities.features & probe(),

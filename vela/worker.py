@@ -1,6 +1,6 @@
 """The process that carries one circuit: confined, pinned, blocking loops, until it is killed.
 
-Two loops carry a queue, one for each direction, on one CPU.
+Two loops carry a queue, one for each direction, on one CPU; one that polls, where the delay counts.
 
 In goes a WorkerTask; out come an exit status, the counters, an exit message, and log lines. It
 opens nothing and has nothing to clean up, so SIGTERM keeps its default action. It reads nothing
@@ -14,13 +14,14 @@ import errno
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import structlog
 
-from vela.dataplane.contract import Attachment
+from vela.dataplane.contract import Attachment, DataPlane
 from vela.dataplane.engine import LoadedEngine
 from vela.dataplane.exit_message import ExitMessage
 from vela.dataplane.handover import Direction, Handover
@@ -41,10 +42,17 @@ _INTERFACE_LOST = (errno.EFAULT, errno.EBADFD)
 # the default of 5 ms is what a frame would wait where one of them computes.
 SWITCH_INTERVAL_S = 0.0005
 
+Directions = tuple[Direction, ...]
+Loop = tuple[Callable[[memoryview], None], Directions]
+
+# Made ahead of any fork, and bound where there is something to say: that alone would copy 340 KB of
+# the supervisor's memory.
+log = structlog.get_logger()
+
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """What two threads of a worker carry, and the CPU that they run on."""
+    """What two threads of a worker carry, or one, and the CPU that they run on."""
 
     attachment: Attachment
     cpu: int
@@ -95,19 +103,25 @@ def _descriptors(attachment: Attachment) -> tuple[int, int, int]:
     )
 
 
-def run(task: WorkerTask) -> NoReturn:
-    """Carry the circuit's frames; the calling process is a fork of the supervisor."""
-    # Bound where there is something to say: that alone would copy 340 KB of the
-    # supervisor's memory.
-    log = structlog.get_logger()
+def prepare(task: WorkerTask) -> Callable[[], NoReturn]:
+    """Return what a fork of the calling process carries the circuit's frames with.
+
+    What can be made ahead of the fork is made here: the fork then shares it.
+    """
+    return partial(_run, task, [task.engine.prepare(each.attachment) for each in task.queues])
+
+
+def _run(task: WorkerTask, planes: Sequence[Callable[[], DataPlane]]) -> NoReturn:
+    """planes: what makes the data path of each queue."""
     about = {"circuit": task.circuit, "pid": os.getpid()}
 
     def forward(
-        until: Callable[[memoryview], None], direction: Direction, queue: int = 0
+        until: Callable[[memoryview], None], directions: Directions, queue: int = 0
     ) -> NoReturn:
         try:
             until(handover.asked)
-            handover.stop(direction, queue)
+            for direction in directions:
+                handover.stop(direction, queue)
             # Until it is killed: nobody releases it.
             while True:
                 never.acquire()
@@ -115,7 +129,7 @@ def run(task: WorkerTask) -> NoReturn:
             if isinstance(err, OSError) and err.errno in _INTERFACE_LOST:
                 os._exit(EXIT_INTERFACE_LOST)
             try:
-                name = direction.name.lower()
+                name = " and ".join(direction.name.lower() for direction in directions)
                 task.exit_message.write(name, err)
                 log.exception("worker_crashed", direction=name, **about)
             finally:
@@ -136,7 +150,7 @@ def run(task: WorkerTask) -> NoReturn:
             log.warning("cpu_not_pinned", cpu=cpu, error=str(err), **about)
 
     def begin(
-        until: Callable[[memoryview], None], direction: Direction, queue: int, cpu: int
+        until: Callable[[memoryview], None], directions: Directions, queue: int, cpu: int
     ) -> NoReturn:
         if queue:
             pin_to(cpu)
@@ -144,13 +158,13 @@ def run(task: WorkerTask) -> NoReturn:
         sealed.acquire()
         # For the next one.
         sealed.release()
-        forward(until, direction, queue)
+        forward(until, directions, queue)
 
     def start(
-        until: Callable[[memoryview], None], direction: Direction, queue: int, cpu: int
+        until: Callable[[memoryview], None], directions: Directions, queue: int, cpu: int
     ) -> None:
         # What threading.Thread keeps account of, nobody here asks for.
-        _thread.start_new_thread(begin, (until, direction, queue, cpu))
+        _thread.start_new_thread(begin, (until, directions, queue, cpu))
         started.acquire()
 
     try:
@@ -159,16 +173,31 @@ def run(task: WorkerTask) -> NoReturn:
         task.page.unmap_others()
         gc.disable()  # the loops make no cycles
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        plane = task.engine.make(task.attachment)
-        start(plane.ingress_until, Direction.INGRESS, 0, task.cpu)
-        for number, queue in enumerate(task.further, start=1):
-            another = task.engine.make(queue.attachment)
-            start(another.ingress_until, Direction.INGRESS, number, queue.cpu)
-            start(another.egress_until, Direction.EGRESS, number, queue.cpu)
+        # The first one is of this thread.
+        (first, *others), *further = (
+            _loops(make(), queue.attachment)
+            for make, queue in zip(planes, task.queues, strict=True)
+        )
+        for loop in others:
+            start(*loop, 0, task.cpu)
+        for number, (queue, loops) in enumerate(zip(task.further, further, strict=True), start=1):
+            for loop in loops:
+                start(*loop, number, queue.cpu)
         # No thread has to be able to start one any more.
-        seal(task.filter)
+        # TAP and socket, and the way to the supervisor; else at most the socket and that way.
+        seal(task.filter, polled=3 if task.attachment.low_latency else 2)
         sealed.release()
     except BaseException as err:
         task.exit_message.write("start", err)
         raise
-    forward(plane.egress_until, Direction.EGRESS)
+    forward(*first)
+
+
+def _loops(plane: DataPlane, attachment: Attachment) -> tuple[Loop, ...]:
+    """Return the loops of a queue, each with the directions that it carries."""
+    if attachment.low_latency:
+        return ((plane.poll_until, (Direction.EGRESS, Direction.INGRESS)),)
+    return (
+        (plane.egress_until, (Direction.EGRESS,)),
+        (plane.ingress_until, (Direction.INGRESS,)),
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 from struct import Struct
 
 from lab.daemon import READY_TIMEOUT_S, Velad, entry_point
+from lab.job_list import JobList
 from lab.namespace import Namespace
 from lab.resource import Resource
 
@@ -46,6 +47,13 @@ if _kept:
     )
 """
 
+# Not systemd's own socket, which may be there.
+_ASK = """
+from pathlib import Path
+import vela.supervisor.jobs
+vela.supervisor.jobs.PRIVATE_SOCKET = Path({path!r})
+"""
+
 
 class FdStore(Resource):
     """Hears what velad says, keeps what it is given, and hands that to the next one."""
@@ -66,13 +74,17 @@ class FdStore(Resource):
         self._hands = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._hands.bind(str(self._handing))
         self._hands.listen(1)
+        self.jobs = JobList(Path(self._directory.name, "private.sock"), self._service)
+        """What it says of its jobs, which are none unless a test says so."""
         self._end, self._ends = os.pipe()
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        self.jobs.start()
 
     def close(self) -> None:
+        self.jobs.close()
         os.close(self._ends)
         self._thread.join()
         os.close(self._end)
@@ -83,8 +95,13 @@ class FdStore(Resource):
 
     @property
     def before(self) -> str:
-        """Python that receives what is kept, ahead of velad's own code."""
-        return _RECEIVE.format(path=str(self._handing))
+        """Python that receives what is kept, ahead of velad's own code, and says where to ask."""
+        return _RECEIVE.format(path=str(self._handing)) + _ASK.format(path=str(self.jobs.path))
+
+    def _service(self) -> tuple[int, int]:
+        """Return the main process, and how many descriptors are kept."""
+        with self._heard:
+            return self._main, len(self.kept)
 
     @property
     def names(self) -> list[str]:
@@ -162,14 +179,24 @@ class FdStore(Resource):
 class StoredVelad(Velad):
     """A velad whose manager keeps descriptors. It is ready when it has said so to that."""
 
-    def __init__(self, namespace: Namespace, config: str, store: FdStore) -> None:
-        super().__init__(namespace, config, before=store.before)
+    def __init__(self, namespace: Namespace, config: str, store: FdStore, before: str = "") -> None:
+        super().__init__(namespace, config, before=store.before + before)
         self._store = store
         self._after = 0
 
     def launch(self, *options: str) -> None:
         with self._store.start_of(self):
             super().launch(*options)
+
+    def restart(self) -> None:
+        """Do what `systemctl restart` does, and wait until the next velad is ready."""
+        self.stop_to_restart()
+        self.start()
+
+    def stop_to_restart(self) -> None:
+        """Do what systemd does before it starts the unit again."""
+        with self._store.jobs.restart():
+            assert self.stop() == 0
 
     def replace_by_hand(self) -> None:
         """Let another velad take over that systemd did not start, and wait until it has."""

@@ -58,6 +58,8 @@ class Scale:
     ping_interval_s: float = 0.003
     effort: Effort = field(default_factory=Effort)
     circuits: tuple[int, ...] = (1, 2, 8, 64)
+    frame_sizes: tuple[int, ...] = FRAME_SIZES
+    """Of single frames, beside the largest."""
 
 
 @dataclass(slots=True)
@@ -108,7 +110,7 @@ class Bench:
     def udp(self, segment: Segment) -> Figures:
         """The highest rate of frames with less than 1 % loss, from A to B."""
         figures: Figures = {}
-        sizes = {str(size): size - FRAME_CHECK for size in FRAME_SIZES}
+        sizes = {str(size): size - FRAME_CHECK for size in self.scale.frame_sizes}
         sizes[FULL] = segment.mtu + ETHERNET_HEADER
         for name, frame in sizes.items():
             known = self._rates.get((segment.b.address, name))

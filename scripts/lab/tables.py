@@ -150,9 +150,9 @@ def _columns(results: Results) -> dict[str, list[Column]]:
 def tables(results: Results) -> list[Table]:
     """Return those in which there is a figure, without columns and rows that have none.
 
-    First the ratios to the first reference, where anything was measured beside it.
+    First the ratios to each reference, where anything was measured beside it.
     """
-    made = list(_ratios(results))
+    made = [table for reference in results.references for table in _ratios(results, reference)]
     for regime, tunnels in results.series.items():
         for title, columns in _columns(results).items():
             cells = {
@@ -180,11 +180,8 @@ def tables(results: Results) -> list[Table]:
     return made
 
 
-def _ratios(results: Results) -> Iterator[Table]:
-    """Yield the table on top: rows are quantities, columns tunnels, VELA's own where there are."""
-    if not results.references:
-        return
-    reference = results.references[0]
+def _ratios(results: Results, reference: str) -> Iterator[Table]:
+    """Yield a table: rows are quantities, columns tunnels, VELA's own where there are."""
     others = [name for name in _mtus(results) if name != reference]
     own = [name for name in others if name.startswith("vela")] or others
     rows = []
@@ -242,6 +239,8 @@ def legend(results: Results) -> list[str]:
         )
     if "vela apart" in _mtus(results):
         said.append("vela apart is vela native whose two ends have a CPU each.")
+    if "vela low latency" in _mtus(results):
+        said.append('vela low latency is vela apart with latency = "low": its ends poll.')
     if "vela python" in _mtus(results):
         said.append(
             "The two ends of vela python have a CPU each, as the scheduler lets other programs "

@@ -403,6 +403,8 @@ class Circuit:
             self._go_on(former)
         except (VelaError, ValueError, TypeError) as err:
             self._log.warning("circuit_not_resumed", error=str(err))
+            if not self._data_path.has_former:  # which may have to go on itself
+                self._show_carrier(False)
             self._dialogue.forget()
             self._session_anew()
             return False

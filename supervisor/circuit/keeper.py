@@ -237,7 +237,7 @@ class WorkerKeeper:
         self._used = True
         self._started = self._loop.now()
         try:
-            self._child = fork(lambda: worker.run(task), task.descriptors)
+            self._child = fork(worker.prepare(task), task.descriptors)
         except OSError as err:
             delay_s = self._policy.delay_s(self._started)
             self._retry = self._loop.call_later(delay_s, self._spawn)

@@ -7,7 +7,7 @@ from functools import partial
 
 from vela.linux.rtnetlink import LinkMonitor
 
-from ..runtime.burst import Burst
+from ..runtime.burst import Burst, Pause
 from ..runtime.loop import EventLoop
 
 # Interfaces change in crowds, as when velad starts; and whoever changes one without a pause is not
@@ -26,7 +26,7 @@ class Links:
         self._loop = loop
         self._watched: dict[int, Changed] = {}
         self._changed: set[int] = set()
-        self._looks = Burst(loop, LOOK_INTERVAL_S)
+        self._looks = Burst(loop, Pause(LOOK_INTERVAL_S))
         self._monitor = LinkMonitor()
         loop.watch(self._monitor.fileno(), self._on_changes)
 

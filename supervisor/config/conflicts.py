@@ -26,6 +26,7 @@ from .records import (
     Encapsulation,
     Encryption,
     Fragment,
+    Latency,
 )
 from .tables import key_path
 
@@ -118,6 +119,11 @@ def find_contradictions(circuit: CircuitConfig, daemon: DaemonConfig) -> Iterato
         yield (
             f"{_path(circuit, 'fragmentation')}: 'tunnel' needs a remote that takes pieces, "
             "and encapsulation = 'ip' is for one that does not; 'auto' would be right"
+        )
+    if circuit.latency is Latency.LOW and not circuit.cpus:
+        yield (
+            f"{_path(circuit, 'latency')}: 'low' keeps a CPU busy while there is traffic; "
+            "cpu would be right beside it, with a CPU that is set aside for this circuit"
         )
     if circuit.accept_ra and circuit.bridge is not None:
         yield (
@@ -357,6 +363,10 @@ def _local_claims(circuit: CircuitConfig) -> Iterator[_Claim]:
     if isinstance(circuit.source_port, int):
         port = circuit.source_port
         yield _Claim(("source_port",), ("source_port", port), port)
+    if circuit.latency is Latency.LOW:
+        # Workers that poll on one CPU keep each other from it.
+        for cpu in circuit.cpus:
+            yield _Claim(("cpu",), ("cpu", cpu), f"CPU {cpu}, for latency 'low',")
     if circuit.mac is not None:
         yield _Claim(("mac",), ("mac", _LOCAL_HOST, circuit.mac), format_mac(circuit.mac))
     yield from _address_claims(("addresses",), _LOCAL_HOST, circuit.addresses)

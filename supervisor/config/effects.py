@@ -64,6 +64,7 @@ CIRCUIT_EFFECTS: dict[str, Row] = {
     "mark": _NEW_SESSION,
     "dscp": _NEW_WORKER,
     "cpu": _NEW_WORKER,
+    "latency": _NEW_WORKER,
     "keepalive": _LIVE,
     "autoconfigure": _NEW_SESSION,
     "key_file": _LIVE,

@@ -49,6 +49,13 @@ class ClampMss(Enum):
     OFF = False
 
 
+class Latency(Enum):
+    """What a worker does while no frame comes."""
+
+    NORMAL = "normal"  # it sleeps
+    LOW = "low"  # it polls for a while, on CPUs that it has for itself
+
+
 class SourcePort(Enum):
     """The port that a circuit sends from, if the configuration gives no number."""
 
@@ -111,6 +118,7 @@ class CircuitConfig:
     cpu: int | tuple[int, ...] | None = None
     """Several: a queue on each. None: the CPU with the fewest workers, of those that the daemon may
     use."""
+    latency: Latency = Latency.NORMAL
     keepalive: float = 5.0
     """Seconds between keepalives."""
     autoconfigure: bool = True

@@ -15,7 +15,7 @@ from ..circuit.data_path import DataPath
 from ..circuit.hooks import HookRunner
 from ..circuit.routes import MachineRoutes
 from ..circuit.setup import Origin, Setup
-from ..config.records import CircuitConfig, Encapsulation, Encryption
+from ..config.records import CircuitConfig, Encapsulation, Encryption, Latency
 from ..control_channel import ControlChannel
 from ..frame_keys import CircuitKeys
 from ..keys import KeySource
@@ -148,8 +148,11 @@ class CircuitMaker:
         """Return the first CPU of a circuit's worker; changed: its name, if the circuit exists."""
         if config.cpus:
             return config.cpus[0]
-        own = [each.cpu for name, each in self._circuits.items() if name != changed]
-        return least_loaded(allowed_cpus(), own)
+        others = [each for name, each in self._circuits.items() if name != changed]
+        polled = {
+            cpu for each in others if each.config.latency is Latency.LOW for cpu in each.config.cpus
+        }
+        return least_loaded(allowed_cpus(), [each.cpu for each in others], polled)
 
     def _key_for(self, config: CircuitConfig, origin: Origin) -> Key | None:
         if origin is not Origin.PEER and config.key_file is not None:

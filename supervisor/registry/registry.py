@@ -187,13 +187,14 @@ class Registry:
         self._loop.call_later(STOP_LIMIT_S, done)
         self._hooks.when_idle(done)
 
-    def close(self) -> None:
-        """Close all circuits. Remotes are told that they will return.
+    def close(self, but: Container[str] = ()) -> None:
+        """Close all circuits but these. Remotes are told that they will return.
 
         Interfaces of whose descriptors somebody has copies stay.
         """
         self._store.close()
-        guard, circuits = self._loop.guard, tuple(self._circuits.values())
+        guard = self._loop.guard
+        circuits = [circuit for name, circuit in self._circuits.items() if name not in but]
         for circuit in (*circuits, *self._leaving.values()):
             if circuit.hooks is not None:
                 guard(circuit.hooks.abandon)
@@ -204,7 +205,7 @@ class Registry:
             guard(circuit.kill_worker)
         for circuit in circuits:
             guard(partial(circuit.close, leave=True))
-        self._circuits.clear()
+            del self._circuits[circuit.name]
 
     def __len__(self) -> int:
         return len(self._circuits)
@@ -504,16 +505,23 @@ class Registry:
             if name in retired and not circuit.disabled:
                 self._loop.guard(circuit.restart)
 
-    def resume(self, former: Mapping[str, Standing]) -> frozenset[str]:
+    def resume(
+        self, former: Mapping[str, Standing], may: Callable[[CircuitConfig], bool] = lambda _: True
+    ) -> frozenset[str]:
         """Go on with what another velad's circuits did, all of them in this turn of the loop.
 
-        Return the names of those that do.
+        may: whether a circuit of this configuration may. Return the names of those that do.
         """
         resumed = set()
         for name, standing in former.items():
             circuit = self._circuits.get(name)
-            if circuit is not None and circuit.idle and circuit.resume(standing):
+            if circuit is None:
+                continue
+            if circuit.idle and may(circuit.config) and circuit.resume(standing):
                 resumed.add(name)
+            elif standing.hooked and circuit.hooks is not None:
+                circuit.hooks.resume()
+                circuit.hooks.follow(up=False)
         return frozenset(resumed)
 
     def each(self) -> tuple[Circuit, ...]:

@@ -1,28 +1,47 @@
-"""Batches work: the first item runs at once, later ones together after an interval."""
+"""Batches work: the first item runs at once, later ones together after a pause."""
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 from .loop import Callback, EventLoop, Timer
 
 
-class Burst:
-    """Runs the first callback in this turn of the loop, and later ones once each interval."""
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """How long work waits after a burst: the longer, the more that was."""
 
-    def __init__(self, loop: EventLoop, interval_s: float) -> None:
+    shortest_s: float
+    each_s: float = 0.0
+    """For each callback of the burst."""
+    longest_s: float = 0.0
+
+    def after(self, number: int) -> float:
+        """Return the seconds to wait after a burst of so many callbacks."""
+        return max(self.shortest_s, min(self.each_s * number, self.longest_s))
+
+
+class Burst:
+    """Runs the first callback in this turn of the loop, and those that come in a pause behind it.
+
+    After one or few the pause is short. Where many come one after the other, as when velad starts,
+    the bursts grow.
+    """
+
+    def __init__(self, loop: EventLoop, pause: Pause) -> None:
         self._loop = loop
-        self._interval_s = interval_s
+        self._pause = pause
         self._waiting: deque[Timer] = deque()
         self._due: Timer | None = None
-        self._done_at = loop.now() - interval_s
+        self._next_at = loop.now()
 
     def add(self, callback: Callback) -> Timer:
         """Call back in the next burst. The timer can be cancelled until then."""
         pending = Timer(self._loop.now(), callback)
         self._waiting.append(pending)
         if self._due is None:
-            delay_s = self._done_at + self._interval_s - self._loop.now()
+            delay_s = self._next_at - self._loop.now()
             if delay_s > 0:
                 self._due = self._loop.call_later(delay_s, self._fire)
             else:
@@ -31,6 +50,8 @@ class Burst:
 
     def _fire(self) -> None:
         self._due = None
-        self._done_at = self._loop.now()
+        began, number = self._loop.now(), 0
         while self._waiting:
             self._loop.guard(self._waiting.popleft().fire)
+            number += 1
+        self._next_at = began + self._pause.after(number)

@@ -306,6 +306,8 @@ def _worker(worker: Document | None) -> str:
     more = "" if queues == 1 else f" and {queues - 1} more"
     text = f"{process}, CPU {worker['cpu']}{more}"
     text += f", {worker['engine']}, {worker['restarts']} restarts"
+    if worker.get("latency") == "low":
+        text += ", latency low"
     if worker.get("cpu_percent") is not None:
         text += f", {worker['cpu_percent']:.1f} % of a CPU"
     if worker.get("memory_bytes") is not None:

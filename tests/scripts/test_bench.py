@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from lab.bench import Fragments
 from lab.blast import UNLIMITED, Trial, blast_across
 from lab.busy_loops import BusyLoops
 from lab.capture import Capture
@@ -37,7 +38,7 @@ from lab.results import Results
 from lab.streams import Shares, concurrent_streams
 from lab.tables import Table, tables
 from lab.topology import TwoRouters
-from lab.tunnels.catalogue import CIRCUITS, TUNNELS
+from lab.tunnels.catalogue import BRIDGED, CIRCUITS, FRAGMENTS, TUNNELS
 from lab.tunnels.direct import direct
 from lab.tunnels.tunnel import UnavailableError, fragments_made, need_program
 from lab.waiting import eventually
@@ -132,6 +133,69 @@ def test_bench_quick_shows_writes_and_leaves_nothing_behind(
     assert [name for name in existing() if name.startswith(prefix(running.pid))] == []
     assert list(temporary.iterdir()) == []
     assert processes_that_name(temporary) == []
+
+
+@needs_net_admin
+@pytest.mark.timeout(120)
+def test_bench_bridged_shows_ratios_to_vxlan_and_to_fragments(
+    tmp_path: Path, temporary: Path
+) -> None:
+    output = tmp_path / "output"
+    done = subprocess.run(
+        [*BENCH, "--bridged", "--quick", "--rounds=1", f"--output={output}"],
+        env=environment(temporary),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+    assert done.returncode == 0, done.stderr  # fragments where they are measured are no failure
+    titles = re.findall("^Ratio to (.*) in the same round", done.stdout, re.MULTILINE)
+    assert titles == ["vxlan bridged", FRAGMENTS]
+    assert len(re.findall(r"^wire: full frames +\d", done.stdout, re.MULTILINE)) == 2
+    found = json.loads((output / "results.json").read_text())
+    assert (found["skipped"], found["failures"]) == ({}, [])
+    tunnels = found["regimes"]["wire"]
+    assert {name: entry["mtu"] for name, entry in tunnels.items()} == {
+        "vela bridged": 1500,
+        FRAGMENTS: 1500,
+        "vxlan bridged": 1450,
+    }
+    for entry in tunnels.values():
+        for key in ("tcp_1_ab_mbit_per_s", "udp_full_frames_per_s", "rtt_p50_us"):
+            assert entry["figures"][key]["median"] > 0
+        assert "udp_64_frames_per_s" not in entry["figures"]
+
+
+@needs_net_admin
+@pytest.mark.parametrize("name", BRIDGED)
+def test_bridged_tunnel_joins_hosts_that_are_not_the_routers(
+    routers: TwoRouters, name: str
+) -> None:
+    with BRIDGED[name](routers, 7) as segment:
+        namespaces = {end.namespace.name for end in segment.ends}
+        pings = ping(
+            segment.a.namespace, segment.b.address, size=segment.mtu, dont_fragment=True, count=1
+        )
+        made = fragments_made(routers.a.namespace)
+
+    assert not namespaces & {routers.a.namespace.name, routers.b.namespace.name}
+    assert pings.lost == 0
+    assert bool(made) == segment.fragments == (name == FRAGMENTS)
+    for router in (routers.a, routers.b):
+        links = router.namespace.run("ip", "-o", "link", "show").stdout.splitlines()
+        assert [line.split()[1] for line in links if "eth0" not in line] == ["lo:"]
+
+
+@needs_net_admin
+def test_fragments_of_a_tunnel_that_is_to_make_none_are_counted(routers: TwoRouters) -> None:
+    fragments = Fragments(routers)
+    with direct(routers, 1) as segment:
+        for expected in (True, False):
+            with fragments.of(replace(segment, fragments=expected)):
+                ping(segment.a.namespace, segment.b.address, size=2000, count=1)
+
+    assert fragments.count == 2 * 2  # of the request, and of its answer
 
 
 @needs_net_admin
@@ -499,6 +563,18 @@ def test_ratios_are_of_rounds_that_both_have() -> None:
     assert tables(found)[0].rows[1] == ("wire: round trip p50 (less is better)", "40")
 
 
+def test_each_reference_has_a_table_of_ratios() -> None:
+    found = replace(results(), references=("kernel vxlan", "fastd null"))
+    for turn in range(3):
+        found.add(Regime.GIGABIT, "fastd null", 1415, {"tcp_1_ab_mbit_per_s": 300}, turn)
+
+    first, second, *_ = tables(found)
+
+    assert first.title.startswith("Ratio to kernel vxlan ")
+    assert second.title.startswith("Ratio to fastd null ")
+    assert second.rows == (("gigabit: one TCP stream", "2.67 (0.33 to 3.00)"),)
+
+
 def test_without_a_reference_there_are_no_ratios() -> None:
     alone = replace(results(), references=())
 
@@ -530,6 +606,7 @@ def test_table_in_markdown_aligns_numbers_to_the_right() -> None:
         (["--rounds", "0"], "rounds, seconds and streams are at least 1"),
         (["--tunnel", "hyperspace"], "invalid choice: 'hyperspace'"),
         (["--regime", "vacuum"], "invalid choice: 'vacuum'"),
+        (["--queues", "--bridged"], "--queues and --bridged choose tunnels: only one of them"),
     ],
 )
 def test_bench_with_a_mistaken_argument_is_refused(

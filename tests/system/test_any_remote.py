@@ -217,7 +217,6 @@ def test_frames_of_all_sizes_cross_both_ways(bench: Bench) -> None:
     bench.worked()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("kind", "move", "keepalive"),
     [
@@ -261,7 +260,6 @@ def test_hub_follows_a_translator_that_maps_anew(
         assert bench.hub.log().count(" remote_moved ") == 1
 
 
-@pytest.mark.alone
 def test_hub_follows_a_branch_that_is_renumbered(
     net: Translated, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
@@ -318,7 +316,6 @@ def test_hub_is_called_over_ipv6_and_by_another_family_later(
         assert net.hub.run("cat", f"/sys/class/net/{NAME}/ifindex").stdout == index
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("end", ["branch", "hub"])
 def test_end_that_is_killed_and_started_again_is_up_again(
     bench: Bench, tmp_path: Path, figure: Callable[[str], None], end: str
@@ -346,7 +343,6 @@ def test_branch_that_restarts_behind_another_mapping_has_the_circuit_again(bench
     assert bench.seen_at()[1] in range(41000, 41100)
 
 
-@pytest.mark.alone
 def test_replaced_hub_keeps_the_remote_and_follows_it(
     bench: Bench, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
@@ -368,7 +364,6 @@ def test_replaced_hub_keeps_the_remote_and_follows_it(
     bench.worked()
 
 
-@pytest.mark.alone
 def test_reload_to_an_address_and_back_keeps_the_session(
     bench: Bench, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:

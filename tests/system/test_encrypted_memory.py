@@ -29,7 +29,7 @@ from lab.topology import TwoRouters
 from lab.waiting import eventually
 from vela.signaling.session_secrets import psk_of
 
-pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
+pytestmark = pytest.mark.needs_net_admin
 
 _CORES = ("prlimit", "--core=unlimited")
 

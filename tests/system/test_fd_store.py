@@ -22,7 +22,7 @@ from lab.namespace import Namespace
 from lab.topology import TwoRouters
 from lab.waiting import eventually
 
-pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
+pytestmark = pytest.mark.needs_net_admin
 
 TARGET = ADDRESSES_B[0].partition("/")[0]
 

@@ -28,7 +28,7 @@ from vela.signaling.codec import decode, read_header
 from vela.signaling.messages import Acknowledge, Confirm, MessageType
 from vela.signaling.signer import LocalKey, SessionContext, derive_session_keys
 
-pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
+pytestmark = pytest.mark.needs_net_admin
 
 SHARED = os.urandom(24).hex().encode()
 OTHER = os.urandom(24).hex().encode()

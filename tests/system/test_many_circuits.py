@@ -25,7 +25,7 @@ UP_WITHIN_S, KEYED_UP_WITHIN_S = 5.0, 6.5
 # Two hosts share the cores here, with whatever else the machine does: the best try counts.
 MOST_TRIES = 3
 TIMEOUT_S = 60.0
-MEMORY_LIMIT_KB = 3 * 1024 + 256
+MEMORY_LIMIT_KB = 3 * 1024
 IDLE_S = 3.0
 # 51 keepalives each way a second: less than a thirtieth of a core, on a machine as of today.
 IDLE_CPU_S = 0.6

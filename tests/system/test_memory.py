@@ -11,7 +11,7 @@ from lab.daemon import Velad
 from lab.process import resident_kb
 from lab.topology import TwoRouters
 
-pytestmark = [pytest.mark.needs_net_admin, pytest.mark.alone]
+pytestmark = pytest.mark.needs_net_admin
 
 # What a circuit takes is 33 kB, and 23 kB more if it has a worker; of some things the last minutes
 # are remembered, which 100 rounds fill.

@@ -23,7 +23,7 @@ from vela.public_key import format_public_key
 from vela.supervisor.config.effects import CIRCUIT_EFFECTS, PEER_EFFECTS, Effect
 from vela.supervisor.config.identity import generate
 
-pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
+pytestmark = pytest.mark.needs_net_admin
 
 PINGS = 1000
 CPUS = os.sched_getaffinity(0)
@@ -88,6 +88,7 @@ def changes(keys: tuple[str, str], files: tuple[str, str], remote: str) -> list[
         Change("mark", {"mark": 7}, pings=False),
         Change("dscp", {"dscp": 10}),
         Change("cpu", {"cpu": max(CPUS)}, {"cpu": min(CPUS)}),
+        Change("latency", {"cpu": min(CPUS), "latency": "low"}, {"cpu": min(CPUS)}),
         Change("keepalive", {"keepalive": 2.0}),
         Change("autoconfigure", static(), up=False, pings=False),
         Change("key_file", {"key_file": files[1]}, {"key_file": files[0]}),

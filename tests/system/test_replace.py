@@ -27,7 +27,7 @@ from lab.waiting import PATIENCE, eventually
 from vela.public_key import format_public_key
 from vela.supervisor.config.identity import generate
 
-pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
+pytestmark = pytest.mark.needs_net_admin
 
 NAMES = ("vela0", "vela1", "vela2")
 KEY = "k" * 40
@@ -101,6 +101,12 @@ def link(namespace: Namespace, name: str) -> tuple[int, str, list[str]]:
     (shown,) = json.loads(namespace.run("ip", "-j", "addr", "show", "dev", name).stdout)
     qdisc = namespace.run("tc", "qdisc", "show", "dev", name).stdout
     return shown["ifindex"], qdisc, sorted(each["local"] for each in shown["addr_info"])
+
+
+def carrier_changes(namespace: Namespace) -> list[int]:
+    """Return how often each carrier has come or gone, however briefly."""
+    paths = [f"/sys/class/net/{name}/carrier_changes" for name in NAMES]
+    return [int(each) for each in namespace.run("cat", *paths).stdout.split()]
 
 
 class Pings:
@@ -229,6 +235,7 @@ def untouched(both: Ends) -> Iterator[None]:
     pid, links = both.a.status()["pid"], [link(both.a.namespace, each) for each in NAMES]
     workers = [both.a.worker_pid(each) for each in NAMES]
     flaps = [both.b.circuit(each)["transitions"] for each in NAMES]
+    carriers = carrier_changes(both.a.namespace)
     pings = Pings(both.a.namespace, 0.01)
 
     yield
@@ -240,6 +247,7 @@ def untouched(both: Ends) -> Iterator[None]:
     assert both.a.status()["pid"] == pid
     assert [both.a.worker_pid(each) for each in NAMES] == workers
     assert [link(both.a.namespace, each) for each in NAMES] == links
+    assert carrier_changes(both.a.namespace) == carriers
     assert [both.b.circuit(each)["transitions"] for each in NAMES] == flaps
     for velad in both:
         for each in NAMES:
@@ -271,6 +279,13 @@ from vela.supervisor import daemon
 def fails():
     raise DeviceError("what nobody expects")
 daemon.check_capabilities = fails
+""",
+    "when it hears of circuits": """
+from vela.errors import ConfigError
+from vela.supervisor.predecessor import Predecessor
+def fails(self, name, settings):
+    raise ConfigError("what nobody expects")
+Predecessor._parse = fails
 """,
     "when it goes on": """
 from vela.supervisor.registry.registry import Registry

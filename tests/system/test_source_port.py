@@ -19,7 +19,7 @@ from lab.load import ping
 from lab.namespace import Namespace
 from lab.topology import TwoRouters
 
-pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
+pytestmark = pytest.mark.needs_net_admin
 
 FAR = ADDRESSES_B[0].partition("/")[0]
 CHOSEN = 50123

@@ -118,7 +118,6 @@ def test_standby_takes_over_from_a_primary_that_dies_and_gives_back_when_it_is_t
     ), there
 
 
-@pytest.mark.alone
 def test_switch_moves_the_circuit_at_once_and_back(
     bench: Bench, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
@@ -198,7 +197,6 @@ def test_list_of_velactl_add_outlives_a_restart() -> None:
         assert [each["name"] for each in entry["remotes"]] == [B, C]
 
 
-@pytest.mark.alone
 def test_velad_that_is_replaced_hands_over_which_remote_is_in_use(
     bench: Bench, tmp_path: Path
 ) -> None:

@@ -54,7 +54,7 @@ def circuit(stack: ExitStack, features: Features, request: pytest.FixtureRequest
 
 
 def test_worker_carries_both_ways_confined_pinned_and_with_nothing_else(circuit: Circuit) -> None:
-    child = fork(lambda: worker.run(circuit.task), circuit.task.descriptors)
+    child = fork(worker.prepare(circuit.task), circuit.task.descriptors)
     try:
         circuit.exchange(50)
         # A batch is counted behind its sending.
@@ -86,7 +86,7 @@ def test_worker_carries_both_ways_confined_pinned_and_with_nothing_else(circuit:
 
 
 def test_worker_sleeps_until_there_is_a_frame(circuit: Circuit) -> None:
-    child = fork(lambda: worker.run(circuit.task), circuit.task.descriptors)
+    child = fork(worker.prepare(circuit.task), circuit.task.descriptors)
     try:
         circuit.exchange(50)
         for _ in range(20):
@@ -106,7 +106,7 @@ def test_worker_interrupts_others_until_it_is_ready_as_frames_wait_for_it(
         os._exit(os.sched_getscheduler(0))
 
     task = replace(circuit.task, engine=engine_of("probe", tell_policy))
-    child = fork(lambda: worker.run(task), task.descriptors)
+    child = fork(worker.prepare(task), task.descriptors)
 
     assert child.reap().code == os.SCHED_OTHER
 
@@ -114,7 +114,7 @@ def test_worker_interrupts_others_until_it_is_ready_as_frames_wait_for_it(
 def test_worker_whose_loop_breaks_ends_with_a_status_of_its_own(circuit: Circuit) -> None:
     """In either thread; a broken direction must not leave half a circuit."""
     circuit.tap.shutdown(socket.SHUT_RDWR)  # reads end at once with nothing, which is no error
-    child = fork(lambda: worker.run(circuit.task), circuit.task.descriptors[1:])
+    child = fork(worker.prepare(circuit.task), circuit.task.descriptors[1:])
 
     assert child.reap().code == 70
     assert circuit.task.exit_message.read() == "egress: Bad file descriptor"
@@ -122,7 +122,7 @@ def test_worker_whose_loop_breaks_ends_with_a_status_of_its_own(circuit: Circuit
 
 def test_worker_whose_other_loop_breaks_says_so(circuit: Circuit) -> None:
     kept = set(circuit.task.descriptors) - {circuit.receiving.fileno()}
-    child = fork(lambda: worker.run(circuit.task), kept)
+    child = fork(worker.prepare(circuit.task), kept)
 
     assert child.reap().code == 70
     assert circuit.task.exit_message.read() == "ingress: Bad file descriptor"
@@ -143,7 +143,7 @@ def test_worker_that_cannot_start_says_so(
         raise error
 
     task = replace(circuit.task, engine=engine_of("broken", fail))
-    child = fork(lambda: worker.run(task), task.descriptors)
+    child = fork(worker.prepare(task), task.descriptors)
 
     assert child.reap().code == 70
     assert task.exit_message.read() == said

@@ -41,31 +41,42 @@ def log() -> Iterator[None]:
 
 
 @pytest.fixture(params=[Engine.PYTHON, Engine.NATIVE], ids=lambda engine: engine.value)
-def circuit(stack: ExitStack, request: pytest.FixtureRequest) -> Circuit:
-    return Circuit(stack, request.param, ALL_FEATURES)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    chosen: Engine = request.param
+    return chosen
+
+
+@pytest.fixture(params=[False, True], ids=["normal", "low latency"])
+def circuit(stack: ExitStack, engine: Engine, request: pytest.FixtureRequest) -> Circuit:
+    return Circuit(stack, engine, ALL_FEATURES, low_latency=request.param)
+
+
+def give(circuit: Circuit, mark: int) -> None:
+    """Send a frame in each direction."""
+    circuit.host.send(frame(mark))
+    circuit.remote.sendto(b"\x07" + frame(mark), circuit.receiving.getsockname())
 
 
 def test_worker_that_is_asked_ends_its_batch_and_leaves_the_rest_to_its_successor(
     circuit: Circuit,
 ) -> None:
-    first = fork(lambda: worker.run(circuit.task), circuit.task.descriptors)
+    first = fork(worker.prepare(circuit.task), circuit.task.descriptors)
     try:
         circuit.exchange(1)
         eventually(lambda: sleeps(first.pid), TIMEOUT_S, "the worker to wait for frames")
         circuit.task.handover.ask()
         assert not circuit.task.handover.done
-        circuit.exchange(1)
+        give(circuit, 0)
         eventually(lambda: circuit.task.handover.done, TIMEOUT_S, "the worker to stop")
-        for mark in range(20):
-            circuit.host.send(frame(mark))
-            circuit.remote.sendto(b"\x07" + frame(mark), circuit.receiving.getsockname())
+        for mark in range(1, 20):
+            give(circuit, mark)
         assert first.pid in {int(name) for name in os.listdir("/proc") if name.isdecimal()}
     finally:
         first.signal(signal.SIGKILL)
         first.reap()
 
     circuit.task.handover.clear()
-    successor = fork(lambda: worker.run(circuit.task), circuit.task.descriptors)
+    successor = fork(worker.prepare(circuit.task), circuit.task.descriptors)
     try:
         for mark in range(20):
             assert circuit.remote.recv(2048) == b"\x07" + frame(mark)
@@ -107,6 +118,8 @@ def test_native_engine_does_not_need_the_interpreter_between_batches(stack: Exit
         stop[0] = 1
         circuit.remote.sendto(b"\x07" + frame(0), circuit.receiving.getsockname())
         ended.acquire(timeout=TIMEOUT_S)
+        # It is not gone yet, and until then nothing here can be forked.
+        eventually(lambda: len(os.listdir("/proc/self/task")) == 1, TIMEOUT_S, "its thread to end")
 
 
 class Kept:
@@ -162,8 +175,7 @@ def test_worker_without_frames_is_replaced_when_it_is_seen_to_wait(kept: Kept) -
 def test_worker_under_load_is_replaced_and_no_frame_is_lost(kept: Kept) -> None:
     def send(marks: range) -> None:
         for mark in marks:
-            kept.circuit.host.send(frame(mark))
-            kept.circuit.remote.sendto(b"\x07" + frame(mark), kept.circuit.receiving.getsockname())
+            give(kept.circuit, mark)
 
     for start in range(0, 1000, 50):
         before = kept.keeper.pid
@@ -177,6 +189,8 @@ def test_worker_under_load_is_replaced_and_no_frame_is_lost(kept: Kept) -> None:
             assert kept.circuit.host.recv(2048) == frame(mark)
 
 
+# One that polls makes way before it can die.
+@pytest.mark.parametrize("circuit", [False], indirect=True, ids=["normal"])
 def test_worker_that_dies_before_it_makes_way_is_followed_by_one_with_the_new_task(
     kept: Kept,
 ) -> None:

@@ -185,6 +185,9 @@ class Hostile:
     def ingress_until(self, stop: memoryview, /) -> None:
         self.ingress()
 
+    def poll_until(self, stop: memoryview, /) -> None:
+        self.egress()
+
 
 @pytest.fixture(autouse=True)
 def log() -> Iterator[None]:
@@ -212,7 +215,7 @@ def hostile(circuit: Circuit, attack: Attack) -> worker.WorkerTask:
 def attacked(circuit: Circuit, attack: Attack) -> ExitStatus | int:
     """Return how a worker ended that attacked; or what came back from the attack, if it lives."""
     task = hostile(circuit, attack)
-    child = fork(lambda: worker.run(task), task.descriptors)
+    child = fork(worker.prepare(task), task.descriptors)
     died = os.pidfd_open(child.pid)
     try:
         eventually(
@@ -300,7 +303,7 @@ def test_worker_without_a_filter_still_starts_and_opens_nothing(
 
 def test_worker_without_a_filter_carries_frames(circuit: Circuit) -> None:
     task = replace(circuit.task, filter=None)
-    child = fork(lambda: worker.run(task), task.descriptors)
+    child = fork(worker.prepare(task), task.descriptors)
     try:
         circuit.exchange(50)
     finally:

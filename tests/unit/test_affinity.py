@@ -28,6 +28,11 @@ def test_least_loaded_is_the_lowest_of_those_with_fewest(
     assert least_loaded(cpus, own) == expected
 
 
+def test_cpu_that_is_set_aside_is_returned_only_if_there_is_no_other() -> None:
+    assert least_loaded([0, 1, 2], [1, 1, 2, 2], {0}) == 1
+    assert least_loaded([0, 1], [0], {0, 1}) == 1
+
+
 def test_255_circuits_spread_evenly() -> None:
     in_use: list[int] = []
     for _ in range(255):

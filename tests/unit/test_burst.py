@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vela.supervisor.runtime.burst import Burst
+from vela.supervisor.runtime.burst import Burst, Pause
 from vela.supervisor.runtime.loop import EventLoop
 
 
@@ -25,7 +25,7 @@ def test_work_that_fails_keeps_none_of_the_rest_from_being_done(
     def fail() -> None:
         raise ZeroDivisionError
 
-    burst = Burst(loop, 0.01)
+    burst = Burst(loop, Pause(0.01))
     burst.add(lambda: done.append("first"))
     burst.add(fail)
     burst.add(lambda: done.append("third"))
@@ -37,3 +37,46 @@ def test_work_that_fails_keeps_none_of_the_rest_from_being_done(
 
     assert done == ["first", "third", "later"]
     assert capsys.readouterr().out.count("callback_failed") == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "expected_s"), [(0, 0.15), (1, 0.15), (5, 0.15), (10, 0.3), (20, 0.6), (255, 0.6)]
+)
+def test_pause_grows_with_the_burst_between_its_bounds(number: int, expected_s: float) -> None:
+    pause = Pause(shortest_s=0.15, each_s=0.03, longest_s=0.6)
+
+    assert pause.after(number) == pytest.approx(expected_s)
+
+
+def test_more_work_is_done_together_the_more_there_was(loop: EventLoop) -> None:
+    each_s = 0.02
+    burst = Burst(loop, Pause(shortest_s=0.0, each_s=each_s, longest_s=1.0))
+    bursts: list[list[float]] = []
+
+    def add(number: int, then: list[int]) -> None:
+        done: list[float] = []
+        bursts.append(done)
+
+        def note() -> None:
+            done.append(loop.now())
+            if len(done) < number:
+                return
+            if then:
+                loop.call_soon(lambda: add(then[0], then[1:]))
+            else:
+                loop.stop()
+
+        for _ in range(number):
+            burst.add(note)
+
+    loop.call_soon(lambda: add(1, [4]))
+    loop.run()
+    # The next one waits for four.
+    loop.call_soon(lambda: add(1, []))
+    loop.run()
+
+    first, second, third = (done[0] for done in bursts)
+    assert second - first >= each_s
+    assert third - second >= 4 * each_s
+    # The four were together.
+    assert bursts[1][-1] - bursts[1][0] < 4 * each_s

@@ -20,9 +20,10 @@ from vela.supervisor.registry.store import StateFile, Stored, StoredCircuit
 REQUIRED = {"id": 1, "remote": "router2.example.net"}
 CIRCUIT_FIELDS = [each.name for each in fields(CircuitConfig) if each.name not in ("name", "peer")]
 # What a key needs beside it, to be right.
-COMPANIONS = {
+COMPANIONS: dict[str, dict[str, object]] = {
     "encryption": {"key_file": "/etc/vela/key"},
     "peer_key": {"encryption": "required"},
+    "latency": {"cpu": 1},
 }
 DAEMON = DaemonConfig(identity=Path("/etc/vela/identity.key"))
 PEER_FIELDS = [each.name for each in fields(PeerConfig)]

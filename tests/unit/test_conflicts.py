@@ -521,3 +521,30 @@ def test_remote_that_is_any_with_a_key_is_accepted(text: str) -> None:
 )
 def test_mistake_with_a_remote_that_is_any_is_reported(text: str, start: str) -> None:
     assert only_mistake_in(text).startswith(f"circuits.{start}")
+
+
+def test_low_latency_needs_a_cpu() -> None:
+    mistake = only_mistake_in(circuit_with('latency = "low"'))
+
+    assert mistake.startswith("circuits.vela0.latency: 'low' keeps a CPU busy")
+    assert mistakes_in(circuit_with('latency = "low"\ncpu = 1')) == []
+    assert mistakes_in(circuit_with('latency = "low"\ncpu = [0, 1]')) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "taken"),
+    [
+        ('latency = "low"\ncpu = 1', 'latency = "low"\ncpu = [0, 1]', True),
+        ('latency = "low"\ncpu = 1', 'latency = "low"\ncpu = 0', False),
+        ('latency = "low"\ncpu = 1', "cpu = 1", False),
+        ("cpu = 1", "cpu = 1", False),
+    ],
+)
+def test_cpu_belongs_to_one_circuit_of_low_latency(first: str, second: str, taken: bool) -> None:
+    text = circuit_with(first) + circuit_with(second, name="vela1", id=2)
+
+    expected = [
+        "circuits.vela1.cpu: CPU 1, for latency 'low', is taken by circuits.vela0.cpu; "
+        "another one would be right"
+    ]
+    assert mistakes_in(text) == (expected if taken else [])

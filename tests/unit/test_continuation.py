@@ -72,6 +72,22 @@ def test_remote_does_not_notice_that_another_process_goes_on(end: int, key: Key 
 
 
 @pytest.mark.parametrize("end", [0, 1])
+def test_session_that_the_remote_may_have_given_up_does_not_go_on(end: int) -> None:
+    """After 3.5 keepalives; the remote's are as many after the one that was heard last."""
+    link = up()
+    one = link.machines[end]
+    assert one.session is not None
+    assert one.session.agreement is not None
+    assert one.session.last_heard_at is not None
+    lost_at = one.session.last_heard_at + 3.5 * one.session.agreement.keepalive_s
+    document = handed_over(one)
+
+    go_on(one, document, lost_at)
+    with pytest.raises(ValueError, match="the remote was last heard"):
+        go_on(one, document, lost_at + 0.01)
+
+
+@pytest.mark.parametrize("end", [0, 1])
 def test_process_that_hands_over_can_go_on_itself(end: int) -> None:
     link = up()
     began = link.now

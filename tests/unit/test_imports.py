@@ -15,10 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the top. A module belongs to the longest name here that it begins with. It imports
 # from lower lines, and from its own room.
 ROOMS = """
+    vela.supervisor.entry
     vela.supervisor.cli
     vela.supervisor.daemon vela.supervisor.lacking
     vela.supervisor.reloads
     vela.supervisor.predecessor
+    vela.supervisor.intermission
     vela.supervisor.succession
     vela.supervisor.trial
     vela.supervisor.registry
@@ -30,7 +32,8 @@ ROOMS = """
     vela.supervisor.listening
     vela.supervisor.fd_store
     vela.supervisor.inheritance
-    vela.supervisor.status vela.supervisor.control_socket vela.supervisor.notify
+    vela.supervisor.status vela.supervisor.control_socket
+    vela.supervisor.notify vela.supervisor.jobs
     vela.supervisor.frame_keys
     vela.supervisor.keys
     vela.supervisor.key_holder

@@ -16,6 +16,7 @@ from functools import partial
 
 import pytest
 
+from lab.waiting import eventually
 from vela.supervisor.runtime.process import Child, ExitStatus, fork
 
 pytestmark = pytest.mark.forks
@@ -223,6 +224,8 @@ def test_fork_with_threads_is_refused() -> None:
     finally:
         release.set()
         thread.join()
+        # Joined, it is not gone yet, and until then nothing here can be forked.
+        eventually(lambda: len(os.listdir("/proc/self/task")) == 1, 10.0, "its thread to end")
 
 
 @pytest.mark.parametrize(

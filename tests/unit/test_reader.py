@@ -391,7 +391,7 @@ def test_key_unknown_is_reported_with_the_closest(text: str, mistake: str) -> No
     ("text", "key"),
     [
         ('[daemon]\nmetric = "127.0.0.1:9486"\n', "daemon.metric"),
-        (circuit_with('latency = "low"'), "circuits.vela0.latency"),
+        (circuit_with("burst = 7"), "circuits.vela0.burst"),
     ],
 )
 def test_key_that_would_have_no_effect_is_unknown(text: str, key: str) -> None:

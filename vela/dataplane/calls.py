@@ -47,7 +47,8 @@ def python_calls(attachment: Attachment) -> tuple[Rule, ...]:
 
 def _waiting(attachment: Attachment) -> tuple[Rule, ...]:
     # Loops of an encrypted circuit wait in no other call, so that keys are looked after.
-    if Feature.RWF_NOWAIT in attachment.features and attachment.key_page is None:
+    waits_elsewhere = attachment.key_page is None and not attachment.low_latency
+    if Feature.RWF_NOWAIT in attachment.features and waits_elsewhere:
         return ()
     return (allow("poll"), allow("ppoll"))
 

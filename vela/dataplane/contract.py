@@ -3,7 +3,8 @@
 A data path moves frames between one TAP and one pair of UDP sockets, in
 batches: each call of egress() or ingress() waits until there is something to
 do, does what is there up to a batch, and returns. The two are called by one
-thread each, for ever, so frames keep their order in each direction.
+thread each, for ever, so frames keep their order in each direction. Or one
+thread does both by poll_until(), and waits in no other call.
 
 vela.dataplane.reference specifies what any other engine does.
 """
@@ -19,6 +20,9 @@ from vela.dataplane.frame import Elision
 from vela.dataplane.mss import MssClamp
 from vela.dataplane.pieces import Fragmentation
 from vela.linux.features import ALL_FEATURES, Features
+
+POLL_WINDOW_S = 0.05
+"""A packet every 20 ms, as of voice, keeps a thread that polls awake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ class Attachment:
     packet."""
     carry_ecn: bool = False
     """The outer headers get the ECN of the inner packet, as the remote brings it back: RFC 6040."""
+    low_latency: bool = False
+    """One thread carries it, by poll_until()."""
     key_page: int | None = None
     """The descriptor of the circuit's key page (key_page.py), which the data path maps. With one,
     no clear frame is sent or accepted, whether or not it holds a key. None: not encrypted."""
@@ -118,3 +124,6 @@ class DataPlane(Protocol):
 
     def ingress_until(self, stop: memoryview, /) -> None:
         """Call ingress(), likewise."""
+
+    def poll_until(self, stop: memoryview, /) -> None:
+        """Forward frames both ways, likewise, and do not sleep for POLL_WINDOW_S behind a frame."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
 from vela.dataplane.calls import native_calls, python_calls
 from vela.dataplane.contract import Abilities, Attachment, DataPlane
@@ -39,7 +40,9 @@ class LoadedEngine:
 
     name: str
     """As the status shows it."""
-    make: Callable[[Attachment], DataPlane]
+    prepare: Callable[[Attachment], Callable[[], DataPlane]]
+    """Returns what makes the data path. A worker calls that; its memory then is its own, while all
+    that is made ahead of its fork is shared."""
     abilities: Abilities
     calls: Callable[[Attachment], tuple[Rule, ...]]
     """Which system calls it makes while it carries frames."""
@@ -48,6 +51,10 @@ class LoadedEngine:
     encryption_obstacle: Callable[[], str | None] = lambda: "this engine does not encrypt"
     """Returns why it cannot encrypt, in words; None if it can. To be asked before any fork: all
     workers then share what it loads."""
+
+    def make(self, attachment: Attachment) -> DataPlane:
+        """Return a data path of this engine. Raises OSError."""
+        return self.prepare(attachment)()
 
     def suites(self) -> tuple[Suite, ...]:
         """Return the ciphers that this machine offers, the better one first; none: no encryption.
@@ -67,7 +74,7 @@ def _load_python() -> LoadedEngine:
 
     return LoadedEngine(
         "python",
-        PythonDataPlane,
+        lambda attachment: partial(PythonDataPlane, attachment),
         Abilities(ALL_FEATURES - OFFLOADS),
         python_calls,
         encryption_obstacle=lambda: None,
@@ -78,9 +85,10 @@ def _native_obstacle() -> str | None:
     return native_obstacle()
 
 
-def _make_native(attachment: Attachment) -> DataPlane:
+def _prepare_native(attachment: Attachment) -> Callable[[], DataPlane]:
     clamp = attachment.mss_clamp or MssClamp()
-    return NativeDataPlane(
+    make = partial(
+        NativeDataPlane,
         circuit_id=attachment.circuit_id,
         tap_fd=attachment.tap_fd,
         receive_fd=attachment.receive_socket.fileno(),
@@ -108,15 +116,17 @@ def _make_native(attachment: Attachment) -> DataPlane:
         carry_ecn=attachment.carry_ecn,
         outer_ipv4=attachment.outer_ipv4,
         counters=attachment.counters,
-        key_page=None if attachment.key_page is None else map_key_page(attachment.key_page),
         number_rest=attachment.frame_numbers[0],
         number_step=attachment.frame_numbers[1],
     )
+    page = attachment.key_page
+    # Mapped in the worker alone.
+    return lambda: make(key_page=None if page is None else map_key_page(page))
 
 
 _NATIVE = LoadedEngine(
     "native",
-    _make_native,
+    _prepare_native,
     Abilities(
         ALL_FEATURES, virtio_header=True, partial_checksums=True, several_queues=True, native=True
     ),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from vela.address import Family
 from vela.dataplane.backlog import LEAST_FRAME, Backlog
 from vela.dataplane.cipher import LOOK_FIRST_S, LOOK_S, Opener, Sealed, Sealer, WorkerPage
-from vela.dataplane.contract import Attachment
+from vela.dataplane.contract import POLL_WINDOW_S, Attachment
 from vela.dataplane.counters import Slot
 from vela.dataplane.echo import SEAL_ROOM, TO_BE_SENT
 from vela.dataplane.ecn import CE, ECN_MASK, NOT_ECT, Marker, fold_ecn, is_network_control
@@ -59,6 +59,10 @@ BATCH = 64
 # Batches between two looks at what the supervisor hands over, and how many datagrams at once.
 HANDED_INTERVAL = 8
 HANDED_MAX = 16
+
+# Bytes of frames behind which a batch ends where the same thread receives: they fit the sending
+# socket, and what comes in does not wait for longer.
+POLLED_BATCH = 65536
 
 # The kernel's words for a batch that cannot be cut into datagrams here: larger
 # than the route's MTU, or none of any size; net/ipv4/udp.c, udp_send_skb.
@@ -109,6 +113,8 @@ class PythonDataPlane:
         self._tap_poll = select.poll()
         self._tap_poll.register(self._tap_fd, select.POLLIN)
         self._backlog = Backlog()
+        # No call but rest() waits.
+        self._polled = False
         self._segments = Feature.UDP_SEGMENT in attachment.features
         macs = (attachment.local_mac, attachment.remote_mac)
         leave = attachment.partial_checksums
@@ -121,7 +127,10 @@ class PythonDataPlane:
         self._fragmentation = attachment.fragmentation
         # So that frames of this worker are not taken for those of the one before it.
         first = int.from_bytes(os.urandom(4))
-        self._cutter = Cutter(self._circuit_id, first, attachment.frame_numbers)
+        bundles = self._fragmentation is Fragmentation.BUNDLED
+        numbers = attachment.frame_numbers
+        self._cutter = Cutter(self._circuit_id, first, numbers, bundles=bundles)
+        self._bundle_tos = 0
         self._too_big_limiter = Limiter() if attachment.packet_too_big else None
         self._joiner = Joiner(self._frame_limit)
         self._clamper = None
@@ -174,6 +183,57 @@ class PythonDataPlane:
         while not stop[0]:
             self.ingress()
 
+    def poll_until(self, stop: memoryview, /) -> None:
+        self._polled = True
+        counters = self._counters
+        # So that there may be no room to send, until it was looked for.
+        has_sent = True
+        until = time.monotonic() + POLL_WINDOW_S
+        while not stop[0]:
+            received, sent = counters[Slot.RX_FRAMES], counters[Slot.TX_FRAMES]
+            self.ingress()
+            # Frames that come in must not wait for a send.
+            has_sent = has_sent and not self._has_room()
+            if has_sent:
+                counters[Slot.EGRESS_PROGRESS] += 1
+            else:
+                self.egress()
+                has_sent = counters[Slot.TX_FRAMES] != sent
+            # Echo requests are no frames: each circuit has one a second.
+            if counters[Slot.RX_FRAMES] != received or counters[Slot.TX_FRAMES] != sent:
+                until = time.monotonic() + POLL_WINDOW_S
+            elif time.monotonic() >= until:
+                self._rest(has_sent=has_sent)
+            else:
+                # Whoever else is on this CPU: where that is the program that a frame was for, it
+                # answers sooner.
+                os.sched_yield()
+
+    def _has_room(self) -> bool:
+        sending = select.poll()
+        sending.register(self._send_socket, select.POLLOUT)
+        return bool(sending.poll(0))
+
+    def _rest(self, *, has_sent: bool) -> None:
+        """Wait for whatever there is to do; has_sent: for room to send, not for frames of the TAP.
+
+        What is wrong with the TAP or a socket the next call says.
+        """
+        sources = select.poll()
+        sources.register(self._receive_socket, select.POLLIN)
+        if has_sent:
+            sources.register(self._send_socket, select.POLLOUT)
+        else:
+            sources.register(self._tap_fd, select.POLLIN)
+        if self._opener is None:
+            sources.poll()
+            return
+        sources.register(self._divert_socket, select.POLLIN)
+        ready = {fd for fd, events in sources.poll(self._look_s(self._opener) * 1000)}
+        if self._divert_socket.fileno() in ready:
+            self._opener.look()
+            self._take_handed()
+
     def egress(self) -> None:
         counters = self._counters
         counters[Slot.EGRESS_PROGRESS] += 1
@@ -185,18 +245,18 @@ class PythonDataPlane:
         datagrams: list[memoryview] = []
         tos: list[int] = []
         octets = elided = sent = 0
-        taken = 0
+        taken = taken_octets = 0
         try:
             if self._sealer is not None:
                 self._sealer.look()
             # While there is a queue, whether it ends is seen first.
-            if self._sealer is None and self._backlog.empty:
+            if self._sealer is None and self._backlog.empty and not self._polled:
                 length = os.readv(tap_fd, targets[taken])
             else:
                 length = os.preadv(tap_fd, targets[taken], -1, self._nowait)
         except BlockingIOError:
             self._backlog.ran_empty()
-            if self._sealer is None and self._nowait:
+            if self._polled or (self._sealer is None and self._nowait):
                 return
             # The descriptor does not block, or the circuit is encrypted: then its keys are looked
             # after, too. Asked for frames first: under load there are some.
@@ -213,12 +273,16 @@ class PythonDataPlane:
                         self._relieve(frames[taken], end)
                     frame_tos = self._marker.outer_tos(frames[taken], HEADROOM, end)
                     start, is_elided = encapsulate(frames[taken], HEADROOM, end)
-                    if end - start + self._seal <= self._datagram_limit:
-                        datagrams.append(views[taken][start:end])
-                    else:
-                        if self._too_big_limiter is not None:
-                            self._tell_sender(self._too_big_limiter, frames[taken], start, end)
+                    large = end - start + self._seal > self._datagram_limit
+                    if large and self._too_big_limiter is not None:
+                        self._tell_sender(self._too_big_limiter, frames[taken], start, end)
+                    if not large or frame_tos != self._bundle_tos:
+                        self._end_bundle(datagrams, tos)
+                    if large:
                         datagrams.extend(self._fragments(views[taken][start:end]))
+                        self._bundle_tos = frame_tos
+                    else:
+                        datagrams.append(views[taken][start:end])
                 except Dropped as dropped:
                     counters[dropped.slot] += 1
                 else:
@@ -229,7 +293,8 @@ class PythonDataPlane:
             else:
                 counters[Slot.TX_ERRORS] += 1
             taken += 1
-            if taken == BATCH:
+            taken_octets += length
+            if taken == BATCH or (self._polled and taken_octets >= POLLED_BATCH):
                 break
             if taken == len(frames):
                 self._add_frame_buffer()
@@ -238,6 +303,7 @@ class PythonDataPlane:
             except BlockingIOError:
                 self._backlog.ran_empty()
                 break
+        self._end_bundle(datagrams, tos)
         counters[Slot.TX_FRAMES] += sent
         counters[Slot.TX_BYTES] += octets
         counters[Slot.TX_ELIDED] += elided
@@ -268,7 +334,14 @@ class PythonDataPlane:
         pieces = self._cutter.cut(datagram, self._datagram_limit - self._seal)
         if pieces:
             self._counters[Slot.TX_PIECED] += 1
-        return pieces or [datagram]
+            return pieces
+        return [*self._cutter.end_bundle(), datagram]
+
+    def _end_bundle(self, datagrams: list[memoryview], tos: list[int]) -> None:
+        """Complete the frames that wait for the bundle, before anything that is not in it."""
+        bundle = self._cutter.end_bundle()
+        datagrams += bundle
+        tos += [self._bundle_tos] * len(bundle)
 
     def _tell_sender(self, limiter: Limiter, frame: bytearray, start: int, end: int) -> None:
         """Tell the sender of a packet that is too large what would fit, if it is to hear of it.
@@ -429,9 +502,12 @@ class PythonDataPlane:
         counters = self._counters
         counters[Slot.INGRESS_PROGRESS] += 1
         if self._opener is None:
-            length, ancillary, _, _ = self._receive_socket.recvmsg_into(
-                self._received_target, _CONTROL_SPACE
-            )
+            try:
+                length, ancillary, _, _ = self._receive_socket.recvmsg_into(
+                    self._received_target, _CONTROL_SPACE, socket.MSG_DONTWAIT * self._polled
+                )
+            except BlockingIOError:
+                return
         else:
             received = self._receive_sealed(self._opener)
             if received is None:
@@ -461,8 +537,9 @@ class PythonDataPlane:
             )
         except BlockingIOError:
             # Under load there are datagrams, and no poll.
-            opener.look()
-            wait_s = LOOK_S if opener.receives else LOOK_FIRST_S
+            wait_s = self._look_s(opener)
+            if self._polled:
+                return None
             ready = {fd for fd, events in self._receive_poll.poll(wait_s * 1000)}
             if self._divert_socket.fileno() in ready:
                 opener.look()
@@ -471,6 +548,12 @@ class PythonDataPlane:
         # Behind the wait: a key that was installed meanwhile is in force.
         opener.look()
         return length, ancillary
+
+    @staticmethod
+    def _look_s(opener: Opener) -> float:
+        """Return how long nothing may look after keys, which is done here."""
+        opener.look()
+        return LOOK_S if opener.receives else LOOK_FIRST_S
 
     def _take_handed(self) -> None:
         """Take what the supervisor hands over.
@@ -560,18 +643,29 @@ class PythonDataPlane:
         """Take a piece, and the frame that it completes."""
         counters, joiner = self._counters, self._joiner
         try:
-            joined = joiner.take(self._received, start, end, ecn, time.monotonic())
-            if joined is not None:
-                data, ecn = joined
-                frame, is_elided = self._decapsulator.decapsulate(data, REBUILD_ROOM, len(data))
-                counters[Slot.RX_JOINED] += 1
-                fold_ecn(data, frame, len(data), ecn)
-                if self._clamper is not None:
-                    self._clamp_ingress(self._clamper, data, frame, len(data), is_elided)
-                self._write(memoryview(data)[frame:])
-                counters[Slot.RX_FRAMES] += 1
-                counters[Slot.RX_BYTES] += len(data) - frame
-                counters[Slot.RX_ELIDED] += is_elided
+            for data, outer in joiner.take(self._received, start, end, ecn, time.monotonic()):
+                self._take_joined(data, outer)
+        except Dropped as dropped:
+            counters[dropped.slot] += 1
+        for slot in joiner.dropped:
+            counters[slot] += 1
+        joiner.dropped.clear()
+        counters[Slot.RX_INCOMPLETE] += joiner.given_up
+        joiner.given_up = 0
+
+    def _take_joined(self, data: bytearray, ecn: int) -> None:
+        """Take a datagram that came in pieces."""
+        counters = self._counters
+        try:
+            frame, is_elided = self._decapsulator.decapsulate(data, REBUILD_ROOM, len(data))
+            counters[Slot.RX_JOINED] += 1
+            fold_ecn(data, frame, len(data), ecn)
+            if self._clamper is not None:
+                self._clamp_ingress(self._clamper, data, frame, len(data), is_elided)
+            self._write(memoryview(data)[frame:])
+            counters[Slot.RX_FRAMES] += 1
+            counters[Slot.RX_BYTES] += len(data) - frame
+            counters[Slot.RX_ELIDED] += is_elided
         except Dropped as dropped:
             counters[dropped.slot] += 1
         except (Verification, Piece):
@@ -579,8 +673,6 @@ class PythonDataPlane:
             counters[Slot.RX_RESERVED] += 1
         except OSError:
             counters[Slot.RX_INTERFACE_DOWN] += 1
-        counters[Slot.RX_INCOMPLETE] += joiner.given_up
-        joiner.given_up = 0
 
     def _clamp_ingress(
         self, clamper: MssClamper, data: bytearray, start: int, end: int, is_elided: bool

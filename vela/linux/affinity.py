@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 
 def allowed_cpus() -> tuple[int, ...]:
@@ -18,8 +18,10 @@ def allowed_cpus() -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
-def least_loaded(cpus: Iterable[int], own: Iterable[int]) -> int:
+def least_loaded(cpus: Iterable[int], own: Iterable[int], taken: Container[int] = ()) -> int:
     """Return the CPU that occurs least in own; of several, the lowest.
+
+    taken: CPUs that are set aside for others, and are returned only if there are no more.
 
     What others do on it changes while this would look. And of two velads on one
     machine, in namespaces of it, workers on one CPU hand a frame to each other
@@ -27,7 +29,7 @@ def least_loaded(cpus: Iterable[int], own: Iterable[int]) -> int:
     round trip, on a virtual machine).
     """
     load = Counter(own)
-    return min(cpus, key=lambda cpu: (load[cpu], cpu))
+    return min(cpus, key=lambda cpu: (cpu in taken, load[cpu], cpu))
 
 
 def pin(cpu: int) -> None:

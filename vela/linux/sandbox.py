@@ -210,16 +210,16 @@ def confine(user: User, supervisor_pid: int) -> None:
         os._exit(0)
 
 
-def seal(calls: Filter | None) -> None:
+def seal(calls: Filter | None, polled: int = 2) -> None:
     """Let no thread of this process start anything or open anything any more, and filter its calls.
 
+    polled: how many descriptors it polls at a time; 3 at most, as so many numbers are taken.
     All threads must have started. The limits hold where there is no filter, too. Raises OSError.
     """
     # However many processes the user has: with 0 a process may start none.
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    # It also is how many descriptors may be polled at a time: two, on an encrypted circuit. Numbers
-    # 0 and 1 are taken.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (2, 2))
+    # It also is how many descriptors may be polled at a time.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (polled, polled))
     if calls is not None:
         calls.install()
 

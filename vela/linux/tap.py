@@ -65,6 +65,21 @@ def check_tun() -> None:
         raise DeviceError(f"cannot open {TUN}: {err.strerror}") from err
 
 
+def interface_of(fd: int) -> int | None:
+    """Return the index of the interface that a TAP's descriptor is of; None: it was removed."""
+    try:
+        request = fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ_SIZE))
+        return socket.if_nametoindex(request[:_NAME_SIZE].rstrip(b"\0").decode())
+    except OSError:
+        return None
+
+
+def drop_carrier(fd: int) -> None:
+    """Take the carrier off the interface of a TAP's descriptor, if that is there."""
+    with suppress(OSError):
+        fcntl.ioctl(fd, _TUNSETCARRIER, _INT.pack(False))
+
+
 class Tap:
     """A TAP interface, created by this process."""
 

@@ -77,11 +77,19 @@ class Adjacency:
         self._settle()
 
     def go_on(self, now: float) -> None:
-        """Go on with the session of another process, which is up."""
+        """Go on with the session of another process, which is up.
+
+        Raises ValueError if the remote may have missed this end since; the session is then to be
+        forgotten.
+        """
         link = self._vars.the_link()
         self._vars.state = State.UP
         self._events.note(up=True)
         self._settle()
+        heard_at = self._vars.last_heard_at
+        silence_s = 0.0 if heard_at is None else now - heard_at
+        if silence_s > MISSED_INTERVALS * link.keepalive_s:
+            raise ValueError(f"the remote was last heard {silence_s:.0f} s ago")
         self._renewer.end(now)
         self._due[Input.SEND_DUE] = now
         self._await_keepalives(link, now)

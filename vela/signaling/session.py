@@ -265,7 +265,8 @@ class Session:
         """Go on with a session of another process that is over, in place of start().
 
         The remote does not notice. Where frames are encrypted another session is sought beside it
-        at once, and frames go on with the keys that the worker has. Raises ValueError.
+        at once, and frames go on with the keys that the worker has. Raises ValueError, also if
+        the remote may have missed this end since; the session is then to be forgotten.
         """
         link = former.link(self.circuit_id)
         self._local.resume(link, former)

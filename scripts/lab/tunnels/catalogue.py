@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from lab.link import ETHERNET_MTU
+from lab.tunnels.bridged import bridged
 from lab.tunnels.direct import direct
 from lab.tunnels.fastd import fastd, fastd_salsa
-from lab.tunnels.kernel import gretap, vxlan
+from lab.tunnels.kernel import VXLAN_OVERHEAD, gretap, vxlan, vxlan_bridged
 from lab.tunnels.many import Circuits, many_vela, many_vxlan
 from lab.tunnels.openvpn import openvpn, openvpn_gcm
 from lab.tunnels.socat import socat
 from lab.tunnels.tinc import tinc
 from lab.tunnels.tunnel import Tunnel
-from lab.tunnels.vela import vela
+from lab.tunnels.vela import vela, vela_bridged
 
 VXLAN = "kernel vxlan"
 NATIVE, NATIVE_APART = "vela native", "vela apart"
+LOW_LATENCY = "vela low latency"
 FASTD = "fastd null"
 ENGINES = ("native", "python")
-ENCRYPTED = "vela encrypted"
+ENCRYPTED, ENCRYPTED_APART = "vela encrypted", "vela encrypted, apart"
 FASTD_ENCRYPTED = "fastd salsa2012+umac"
 OPENVPN_ENCRYPTED = "openvpn AES-256-GCM"
 
@@ -24,6 +27,7 @@ TUNNELS: dict[str, Tunnel] = {
     "no tunnel": direct,
     **{f"vela {engine}": vela(engine) for engine in ENGINES},
     NATIVE_APART: vela("native", apart=True),
+    LOW_LATENCY: vela("native", low_latency=True),
     VXLAN: vxlan,
     "kernel gretap": gretap,
     FASTD: fastd,
@@ -56,9 +60,14 @@ UNFILTERED: dict[str, Tunnel] = {
 """VELA as it comes, and with workers that may make any system call."""
 
 ENCRYPTING: dict[str, Tunnel] = {
-    name: TUNNELS[name] for name in (NATIVE, ENCRYPTED, FASTD_ENCRYPTED, OPENVPN_ENCRYPTED)
+    NATIVE: TUNNELS[NATIVE],
+    ENCRYPTED: TUNNELS[ENCRYPTED],
+    ENCRYPTED_APART: vela("native", encrypted=True, apart=True),
+    FASTD_ENCRYPTED: TUNNELS[FASTD_ENCRYPTED],
+    OPENVPN_ENCRYPTED: TUNNELS[OPENVPN_ENCRYPTED],
 }
-"""VELA as it comes, and tunnels that encrypt."""
+"""VELA as it comes, and tunnels that encrypt; apart: with a CPU for each end, as two machines
+have it, and as other programs take it where there is room."""
 
 QUEUES: dict[str, Tunnel] = {
     NATIVE: TUNNELS[NATIVE],
@@ -66,6 +75,16 @@ QUEUES: dict[str, Tunnel] = {
     VXLAN: vxlan,
 }
 """VELA as it comes, and with a queue on each of two CPUs."""
+
+VXLAN_BRIDGED, FRAGMENTS = "vxlan bridged", "fragments by IP"
+BRIDGED: dict[str, Tunnel] = {
+    "vela bridged": bridged(vela_bridged(), ETHERNET_MTU),
+    FRAGMENTS: bridged(
+        vela_bridged(f'mtu = {ETHERNET_MTU}\nfragmentation = "ip"\n'), ETHERNET_MTU, fragments=True
+    ),
+    VXLAN_BRIDGED: bridged(vxlan_bridged, ETHERNET_MTU - VXLAN_OVERHEAD),
+}
+"""Between hosts on bridged LANs: of MTU 1500, and of the one that VXLAN carries."""
 
 APART: dict[str, Tunnel] = {f"vela {engine}": vela(engine, apart=True) for engine in ENGINES}
 """Those that choose a CPU for themselves, with one for each end. Others run where there is room."""

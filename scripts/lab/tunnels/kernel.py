@@ -20,6 +20,9 @@ from lab.tunnels.tunnel import (
     set_up,
 )
 
+Link = Callable[[End, str, int], list[str]]
+"""Takes an end, the address of the other one and the number of the tunnel; returns a command."""
+
 VXLAN_OVERHEAD = IPV4_UDP + 8 + ETHERNET  # RFC 7348, section 5
 GRETAP_OVERHEAD = 20 + 4 + ETHERNET  # IPv4, GRE without key (RFC 2784, section 2.1), Ethernet
 
@@ -32,27 +35,46 @@ def vxlan_link(end: End, remote: str, vni: int, udp_port: int) -> list[str]:
     ]
 
 
-def _kernel(name: str, overhead: int, link: Callable[[End, str, int], list[str]]) -> Tunnel:
+def _kernel(name: str, overhead: int, link: Link) -> Tunnel:
     @contextmanager
     def tunnel(routers: TwoRouters, number: int) -> Iterator[Segment]:
         pair = ends(routers, number, name)
         mtu = routers.a.underlay.mtu - overhead
-        try:
-            for end, other in (pair, pair[::-1]):
-                command = link(end, other.router.ipv4, number)
-                done = end.namespace.run(*command, check=False)
-                if done.returncode:
-                    raise UnavailableError(f"the kernel makes none: {done.stderr.strip()}")
+        with _links(pair, number, link):
+            for end in pair:
                 set_up(end, mtu)
             segment = Segment(*pair, mtu)
             await_whole_packets(segment)
             yield segment
-        finally:
-            for end in pair:
-                with suppress(LabError):  # it may not have come to exist
-                    end.namespace.run("ip", "link", "delete", end.interface)
 
     return tunnel
+
+
+@contextmanager
+def _links(pair: tuple[End, End], number: int, link: Link) -> Iterator[None]:
+    """Make the device of each end, down, for as long as the block lasts."""
+    try:
+        for end, other in (pair, pair[::-1]):
+            done = end.namespace.run(*link(end, other.router.ipv4, number), check=False)
+            if done.returncode:
+                raise UnavailableError(f"the kernel makes none: {done.stderr.strip()}")
+        yield
+    finally:
+        for end in pair:
+            with suppress(LabError):  # it may not have come to exist
+                end.namespace.run("ip", "link", "delete", end.interface)
+
+
+@contextmanager
+def vxlan_bridged(pair: tuple[End, End], bridge: str, number: int) -> Iterator[tuple[int, ...]]:
+    """Join two bridges by VXLAN: see Join."""
+    with _links(pair, number, _vxlan):
+        for end in pair:
+            run = end.namespace.run
+            run("ip", "link", "set", "dev", end.interface, "master", bridge)
+            mtu = end.router.underlay.mtu - VXLAN_OVERHEAD
+            run("ip", "link", "set", "dev", end.interface, "mtu", str(mtu), "up")
+        yield ()
 
 
 def _vxlan(end: End, remote: str, number: int) -> list[str]:

@@ -27,15 +27,16 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One router's side of a tunnel."""
+    """One side of a tunnel: a router, or a host on its LAN."""
 
     router: Router
     interface: str
     address: str
+    host: Namespace | None = None
 
     @property
     def namespace(self) -> Namespace:
-        return self.router.namespace
+        return self.host or self.router.namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class Segment:
     """Of both interfaces, bytes."""
     forwarders: tuple[int, ...] = ()
     """Process ids, of both ends; none: the kernel forwards."""
+    fragments: bool = False
+    """IP is to cut what carries a packet of that MTU."""
 
     @property
     def ends(self) -> tuple[End, End]:

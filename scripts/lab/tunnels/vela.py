@@ -13,6 +13,7 @@ from typing import Any
 
 from lab.daemon import Velad, entry_point, with_files
 from lab.topology import TwoRouters
+from lab.tunnels.bridged import Join
 from lab.tunnels.tunnel import (
     End,
     Segment,
@@ -40,6 +41,7 @@ def vela(
     filtered: bool = True,
     encrypted: bool = False,
     spread: bool = False,
+    low_latency: bool = False,
 ) -> Tunnel:
     """Return the tunnel of one circuit with that engine.
 
@@ -60,6 +62,7 @@ def vela(
             filtered=filtered,
             encrypted=encrypted,
             spread=spread,
+            low_latency=low_latency,
         ) as segments:
             yield segments[0]
 
@@ -77,6 +80,7 @@ def vela_circuits(
     filtered: bool = True,
     encrypted: bool = False,
     spread: bool = False,
+    low_latency: bool = False,
 ) -> Iterator[list[Segment]]:
     """Circuits 1, 2, ... between one velad at each end, one for each pair of ends.
 
@@ -90,31 +94,55 @@ def vela_circuits(
     with ExitStack() as stack:
         key = _key(stack) if encrypted else ""
         configs = [
-            _config(engine, pairs, udp_port, disabled, own, _cpus(own, apart, spread), key)
+            _config(
+                engine, pairs, udp_port, disabled, own, _cpus(own, apart, spread, low_latency), key
+            )
             for own in (0, 1)
         ]
-        _need_engine(pairs[0][0], configs[0])
-        routers = [end.router for end in pairs[0]]
-        velads = [
-            stack.enter_context(
-                Velad(router.namespace, config, before="" if filtered else _UNFILTERED)
-            )
-            for router, config in zip(routers, configs, strict=True)
-        ]
-        for velad in velads:
-            velad.wait_for(_all_up, UP_TIMEOUT_S, "all circuits to be up")
-        workers = [
-            [velad.worker_pid(pair[own].interface) for own, velad in enumerate(velads)]
-            for pair in pairs
-        ]
+        workers = stack.enter_context(_workers(pairs, configs, filtered=filtered))
         overhead = ENCRYPTED_OVERHEAD if encrypted else OVERHEAD
-        segments = [
-            Segment(*pair, routers[0].underlay.mtu - overhead, tuple(pids))
-            for pair, pids in zip(pairs, workers, strict=True)
-        ]
+        mtu = pairs[0][0].router.underlay.mtu - overhead
+        segments = [Segment(*pair, mtu, pids) for pair, pids in zip(pairs, workers, strict=True)]
         for segment in segments:
             await_whole_packets(segment)
         yield segments
+
+
+def vela_bridged(keys: str = "") -> Join:
+    """Return what joins two bridges by a circuit with the native engine: all defaults, and keys."""
+
+    @contextmanager
+    def join(pair: tuple[End, End], bridge: str, number: int) -> Iterator[tuple[int, ...]]:
+        own = f'bridge = "{bridge}"\n{keys}'
+        configs = [
+            _config("native", [pair], port(number), (), end, lambda _: "", own, addressed=False)
+            for end in (0, 1)
+        ]
+        with _workers([pair], configs) as (pids,):
+            yield pids
+
+    return join
+
+
+@contextmanager
+def _workers(
+    pairs: list[tuple[End, End]], configs: list[str], *, filtered: bool = True
+) -> Iterator[list[tuple[int, ...]]]:
+    """Run velad at both ends until all circuits are up; yield the two workers of each pair."""
+    _need_engine(pairs[0][0], configs[0])
+    with ExitStack() as stack:
+        velads = [
+            stack.enter_context(
+                Velad(end.namespace, config, before="" if filtered else _UNFILTERED)
+            )
+            for end, config in zip(pairs[0], configs, strict=True)
+        ]
+        for velad in velads:
+            velad.wait_for(_all_up, UP_TIMEOUT_S, "all circuits to be up")
+        yield [
+            tuple(velad.worker_pid(end.interface) for end, velad in zip(pair, velads, strict=True))
+            for pair in pairs
+        ]
 
 
 def _all_up(status: dict[str, Any]) -> bool:
@@ -137,7 +165,9 @@ def _config(
     disabled: tuple[str, ...],
     own: int,
     cpus: Callable[[int], str],
-    key: str,
+    keys: str,
+    *,
+    addressed: bool = True,
 ) -> str:
     text = [
         f'[daemon]\nengine = "{engine}"\nport = {udp_port}\n'
@@ -145,21 +175,23 @@ def _config(
     ]
     for circuit_id, pair in enumerate(pairs, start=1):
         end, other = pair[own], pair[1 - own]
+        addresses = [f"{end.address}/24"] if addressed else []
         text.append(
             f"[circuits.{end.interface}]\n"
             f'id = {circuit_id}\nremote = "{other.router.ipv4}:{udp_port}"\n'
-            f'addresses = ["{end.address}/24"]\n{key}{cpus(circuit_id)}'
+            f"addresses = {json.dumps(addresses)}\n{keys}{cpus(circuit_id)}"
         )
     return "".join(text)
 
 
-def _cpus(own: int, apart: bool, spread: bool) -> Callable[[int], str]:
+def _cpus(own: int, apart: bool, spread: bool, low_latency: bool) -> Callable[[int], str]:
     """Return what says, for each circuit id, which CPUs an end of it has."""
     cpus = sorted(os.sched_getaffinity(0))
     if spread:
         return lambda _: f"cpu = {cpus[:2]}\n"
-    if apart:
-        return lambda circuit_id: f"cpu = {cpus[(circuit_id + own) % len(cpus)]}\n"
+    if apart or low_latency:
+        latency = 'latency = "low"\n' if low_latency else ""
+        return lambda circuit_id: f"cpu = {cpus[(circuit_id + own) % len(cpus)]}\n{latency}"
     return lambda _: ""
 
 

@@ -14,15 +14,19 @@ import pytest
 from lab.autoconfigured import asking, asking_back, policy
 from lab.copying import copy
 from lab.daemon import Velad, started_together
+from lab.fd_store import StoredVelad, fd_store
 from lab.link import veth
 from lab.load import ping
+from lab.pings import Pings
 from lab.quickstart import CONFIG_A, CONFIG_B, PEER_ADDRESSES, TAP_MTU
 from lab.topology import Router, TwoRouters
+from lab.waiting import eventually
 
 pytestmark = pytest.mark.needs_net_admin
 
 FILE_BYTES = 4_000_000
 VRF, TABLE = "red", "1010"
+PATIENT: dict[str, Any] = {"device": VRF, "keepalive": 30.0}
 
 
 @pytest.mark.parametrize("device", [VRF, "eth0"])
@@ -139,3 +143,34 @@ def _check(left: Velad, right: Velad) -> None:
         assert pings.lost == 0
         copied = copy(left.namespace, right.namespace, PEER_ADDRESSES[0], FILE_BYTES, timeout_s=60)
         assert copied.received_digest == copied.sent_digest
+
+
+@pytest.mark.parametrize("how", ["replaced", "restarted"])
+def test_velad_with_a_circuit_in_a_vrf_is_succeeded_without_loss(
+    routers: TwoRouters, how: str
+) -> None:
+    for router in (routers.a, routers.b):
+        _enslave(router)
+    with (
+        fd_store() as store,
+        Velad(routers.b.namespace, asking_back(routers.a.ipv4, **PATIENT)) as right,
+        StoredVelad(routers.a.namespace, asking(routers.b.ipv4, **PATIENT), store) as left,
+    ):
+        for velad in (left, right):
+            velad.wait_for_state("vela0", "up", timeout_s=20)
+        eventually(
+            lambda: sum(name.endswith(f"-{VRF}") for name in store.names) == 4,
+            *(20, "the sockets of the VRF to be stored"),
+        )
+        flaps = right.circuit("vela0")["transitions"]
+        with Pings([PEER_ADDRESSES[0]], 0.2, left.namespace) as pings:
+            pings.await_answers(5)
+            if how == "replaced":
+                left.replace_by_hand()
+            else:
+                left.restart()
+            pings.await_answers(5)
+            pings.stop()
+
+        assert pings.unanswered() == [[]]
+        assert right.circuit("vela0")["transitions"] == flaps

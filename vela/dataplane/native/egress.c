@@ -29,11 +29,15 @@ bool egress_init(struct egress *self)
 	self->buffer = malloc(EGRESS_BUFFER);
 	self->heads = malloc(RUN_MAX * sizeof(*self->heads));
 	bool encrypted = self->sealer.page != NULL;
-	bool pieces = self->fragmentation == FRAGMENT_IN_PIECES;
+	bool bundles = self->fragmentation == FRAGMENT_BUNDLED;
+	bool pieces = bundles || self->fragmentation == FRAGMENT_IN_PIECES;
 	self->sealed = encrypted ? malloc(SEALED_BUFFER) : NULL;
 	self->pieces = pieces ? malloc(PIECES_BUFFER) : NULL;
+	self->bundle = bundles ? malloc(BUNDLE_BUFFER) : NULL;
+	/* The other queues' numbers have their places at the receiver. */
+	self->bundle_max = bundles ? BUNDLED_MAX / (1 + self->skipped_numbers) : 0;
 	if (self->buffer == NULL || self->heads == NULL || (encrypted && self->sealed == NULL) ||
-	    (pieces && self->pieces == NULL)) {
+	    (pieces && self->pieces == NULL) || (bundles && self->bundle == NULL)) {
 		egress_free(self);
 		return false;
 	}
@@ -52,11 +56,13 @@ void egress_free(struct egress *self)
 	free(self->heads);
 	free(self->sealed);
 	free(self->pieces);
+	free(self->bundle);
 	sealer_close(&self->sealer);
 	self->buffer = NULL;
 	self->heads = NULL;
 	self->sealed = NULL;
 	self->pieces = NULL;
+	self->bundle = NULL;
 }
 
 /* What may leave, and nothing else is sent: the run's datagrams as they are, or what an encrypted circuit
@@ -315,7 +321,8 @@ static void renew_limits(struct egress *self)
 	self->refused_until = again ? now_s(self) + REFUSED_S : 0;
 }
 
-void egress_flush(struct egress *self)
+/* Send the run. */
+static void flush_run(struct egress *self)
 {
 	struct outgoing outgoing;
 	int error = 0;
@@ -352,7 +359,7 @@ static struct datagram *append(struct egress *self, size_t length)
 		bool single = length > self->segment_limit;
 		if (single != (size > self->segment_limit) || (!single && length > size) ||
 		    self->tos != self->run_tos)
-			egress_flush(self);
+			flush_run(self);
 	}
 	self->run_tos = self->tos;
 	struct datagram *datagram = &self->run[self->run_count++];
@@ -368,7 +375,7 @@ static void settle(struct egress *self)
 
 	if (self->run_count == RUN_MAX || self->run[self->run_count - 1].length < size ||
 	    self->run_octets + size > MAX_UDP_PAYLOAD)
-		egress_flush(self);
+		flush_run(self);
 }
 
 /* Tell whether a datagram of this length is not just sent as it is. */
@@ -393,22 +400,92 @@ static void copy_parts(const struct iovec *parts, size_t start, uint8_t *to, siz
 	memset(to, 0, length);
 }
 
-static void append_pieces(struct egress *self, const struct iovec *parts, const struct cut *cut, size_t length)
+/* Append the bundle as a datagram of length bytes, which zeros fill up. */
+static void append_bundle(struct egress *self, size_t length)
 {
-	uint32_t number = self->frame_number;
+	uint8_t tos = self->tos;
 
-	for (size_t i = 0; i < cut->count; i++) {
-		struct datagram *datagram = append(self, PIECE_HEADER + cut->size);
-		uint8_t *at = self->pieces + self->pieces_used;
-		write_piece_header(at, self->encapsulation.circuit_id, cut, i, length, number);
-		copy_parts(parts, CIRCUIT_ID + i * cut->size, at + PIECE_HEADER, cut->size);
-		datagram->pieces[0] = (struct iovec){at, PIECE_HEADER + cut->size};
-		datagram->pieces[1] = (struct iovec){NULL, 0};
-		self->pieces_used += PIECE_HEADER + cut->size;
-		settle(self);
+	self->tos = self->bundle_tos;
+	struct datagram *datagram = append(self, length);
+	uint8_t *at = self->pieces + self->pieces_used;
+	at[0] = self->encapsulation.circuit_id;
+	at[CIRCUIT_ID] = PIECE_BYTE;
+	memcpy(at + BUNDLE_AT, self->bundle, self->bundle_used);
+	memset(at + BUNDLE_AT + self->bundle_used, 0, length - BUNDLE_AT - self->bundle_used);
+	datagram->pieces[0] = (struct iovec){at, length};
+	datagram->pieces[1] = (struct iovec){NULL, 0};
+	self->pieces_used += length;
+	self->bundle_used = 0;
+	self->bundle_count = 0;
+	settle(self);
+	self->tos = tos;
+}
+
+/* Complete the frames that wait for the bundle, before anything follows that is not in it. */
+static void end_bundle(struct egress *self)
+{
+	if (self->bundle_count)
+		append_bundle(self, BUNDLE_AT + self->bundle_used);
+}
+
+/* Append a piece that is not bundled. */
+static void append_piece(struct egress *self, const struct iovec *parts, const struct cut *cut, size_t index,
+			 size_t length)
+{
+	struct datagram *datagram = append(self, PIECE_HEADER + cut->size);
+	uint8_t *at = self->pieces + self->pieces_used;
+
+	write_piece_header(at, self->encapsulation.circuit_id, cut, index, length, self->frame_number);
+	copy_parts(parts, CIRCUIT_ID + index * cut->size, at + PIECE_HEADER, cut->size);
+	datagram->pieces[0] = (struct iovec){at, PIECE_HEADER + cut->size};
+	datagram->pieces[1] = (struct iovec){NULL, 0};
+	self->pieces_used += PIECE_HEADER + cut->size;
+	settle(self);
+}
+
+/* Append all pieces but the last one, which goes into the bundle. */
+static void append_bundled(struct egress *self, const struct iovec *parts, const struct cut *cut, size_t length)
+{
+	size_t start = (cut->count - 1) * cut->size;
+	size_t own = BUNDLED_HEADER + length - start;
+	size_t size = PIECE_HEADER + cut->size;
+
+	if (self->bundle_tos != self->tos || self->bundle_size != size)
+		end_bundle(self);
+	/* Of the size of the others, so that the run goes on. */
+	if (self->bundle_count == self->bundle_max || BUNDLE_AT + self->bundle_used + own > size)
+		append_bundle(self, size);
+	for (size_t i = 0; i + 1 < cut->count; i++)
+		append_piece(self, parts, cut, i, length);
+	uint8_t *at = self->bundle + self->bundle_used;
+	write_bundled_header(at, cut, length, self->frame_number);
+	copy_parts(parts, CIRCUIT_ID + start, at + BUNDLED_HEADER, length - start);
+	self->bundle_used += own;
+	self->bundle_count++;
+	self->bundle_size = size;
+	self->bundle_tos = self->tos;
+}
+
+/* Append length bytes behind a circuit id in pieces with at most room bytes each. False: they would be too many. */
+static bool append_pieces(struct egress *self, const struct iovec *parts, size_t length, size_t room)
+{
+	struct cut cut = {0, 0};
+
+	if (self->bundle_max > 1)
+		cut = cut_for_bundle(length, room);
+	if (cut.count) {
+		append_bundled(self, parts, &cut, length);
+	} else {
+		cut = cut_evenly(length, room);
+		if (cut.count == 0)
+			return false;
+		end_bundle(self);
+		for (size_t i = 0; i < cut.count; i++)
+			append_piece(self, parts, &cut, i, length);
 	}
 	self->frame_number += 1 + self->skipped_numbers;
 	self->counters[TX_PIECED]++;
+	return true;
 }
 
 /* Tell the sender of a packet that is_too_large() what would fit, if it is to hear of it. link: of the frame;
@@ -445,13 +522,9 @@ static bool append_large(struct egress *self, const struct iovec *parts)
 	size_t length = parts[0].iov_len + parts[1].iov_len;
 	size_t around = PIECE_HEADER + (self->sealer.page ? SEAL : 0);
 	size_t room = self->datagram_limit > around ? self->datagram_limit - around : 0;
-	struct cut cut = {0, 0};
-	if (self->fragmentation == FRAGMENT_IN_PIECES)
-		cut = cut_evenly(length - CIRCUIT_ID, room);
-	if (cut.count) {
-		append_pieces(self, parts, &cut, length - CIRCUIT_ID);
+	if (self->fragmentation != FRAGMENT_BY_IP && append_pieces(self, parts, length - CIRCUIT_ID, room))
 		return true;
-	}
+	end_bundle(self);
 	/* IP cuts it, where it is to, or the path is so narrow that there would be too many. A segment's head is
 	 * not kept. */
 	struct datagram *whole = append(self, length);
@@ -478,6 +551,7 @@ static void append_large_segments(struct egress *self, struct segmentation *segm
 		size_t length = segmentation_next(segmentation, head, &payload);
 		struct iovec parts[2] = {{head, segmentation->head_length}, {(void *)payload, length}};
 		if (!is_too_large(self, segmentation->head_length + length)) {
+			end_bundle(self);
 			struct datagram *datagram = append(self, segmentation->head_length + length);
 			parts[0].iov_base = self->heads[datagram - self->run];
 			memcpy(parts[0].iov_base, head, segmentation->head_length);
@@ -624,6 +698,7 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 			if (!append_large(self, parts))
 				return;
 		} else {
+			end_bundle(self);
 			struct datagram *only = append(self, octets);
 			memcpy(only->pieces, parts, sizeof(parts));
 			settle(self);
@@ -656,8 +731,16 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 	counters[TX_ELIDED] += how == ELIDED ? count : 0;
 	if (is_too_large(self, segmentation.head_length + segmentation_size(&segmentation)))
 		append_large_segments(self, &segmentation, frame, head, how == ELIDED);
-	else
+	else {
+		end_bundle(self);
 		append_segments(self, &segmentation);
+	}
+}
+
+void egress_flush(struct egress *self)
+{
+	end_bundle(self);
+	flush_run(self);
 }
 
 /* Read what the TAP gives next; wait for it if wait is set. Returns its length; -1 where there is
@@ -671,7 +754,7 @@ static ssize_t read_tap(struct egress *self, const struct iovec *target, bool wa
 
 	for (;;) {
 		/* While there is a queue, whether it ends is seen first. */
-		bool blocks = wait && self->nowait && !encrypted && self->backlog.empty;
+		bool blocks = wait && self->nowait && !encrypted && !self->polled && self->backlog.empty;
 		int flags = self->nowait && !blocks ? RWF_NOWAIT : 0;
 		length = self->io->preadv2(self->tap_fd, target, 1, -1, flags);
 		if (length >= 0 || (errno != EINTR && errno != EAGAIN))
@@ -679,7 +762,7 @@ static ssize_t read_tap(struct egress *self, const struct iovec *target, bool wa
 		if (errno == EINTR)
 			continue;
 		backlog_ran_empty(&self->backlog);
-		if (!wait || blocks)
+		if (!wait || blocks || self->polled)
 			return -1;
 		if (self->nowait && !encrypted)
 			continue;
@@ -692,15 +775,17 @@ static ssize_t read_tap(struct egress *self, const struct iovec *target, bool wa
 
 int egress_batch(struct egress *self)
 {
+	size_t octets = 0, most = self->polled ? POLLED_BATCH : SIZE_MAX;
+
 	self->counters[EGRESS_PROGRESS]++;
 	if (self->sealer.page)
 		sealer_look(&self->sealer);
 	renew_limits(self);
-	for (int taken = 0; taken < BATCH; taken++) {
+	for (int taken = 0; taken < BATCH && octets < most; taken++) {
 		if (self->run_count == 0)
 			self->used = 0;
 		if (self->used + FRAME_OFFSET + FRAME_MAX + 1 > EGRESS_BUFFER) {
-			egress_flush(self);
+			flush_run(self);
 			self->used = 0;
 		}
 		uint8_t *frame = self->buffer + self->used + FRAME_OFFSET;
@@ -720,6 +805,7 @@ int egress_batch(struct egress *self)
 		}
 		memcpy(&header, frame - self->virtio_header, self->virtio_header);
 		size_t own = (size_t)length - self->virtio_header;
+		octets += own;
 		egress_frame(self, frame, own, &header);
 		/* Aligned, so that what is compared and summed is. */
 		self->used += (FRAME_OFFSET + own + 63) / 64 * 64;

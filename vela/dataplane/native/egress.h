@@ -25,6 +25,9 @@ enum {
 	/* Reads of the TAP in a batch. Every kernel with UDP_SEGMENT takes as many datagrams in one
 	 * send (UDP_MAX_SEGMENTS, Linux 4.18). */
 	BATCH = 64,
+	/* Bytes of frames behind which a batch ends where the same thread receives: they fit the sending socket,
+	 * and what comes in does not wait for longer. */
+	POLLED_BATCH = 65536,
 	RUN_MAX = 64,
 	/* Seconds for which a refusal of the kernel's is remembered: routes become wider again, and one more
 	 * costs a system call. */
@@ -41,6 +44,7 @@ enum {
 	 * that were never written to are not there. */
 	EGRESS_BUFFER = 2 * (FRAME_OFFSET + FRAME_MAX + 1),
 	/* A run, sealed: below MAX_UDP_PAYLOAD, and one datagram of any size that ends it. */
+	BUNDLE_BUFFER = MAX_UDP_PAYLOAD,
 	SEALED_BUFFER = 2 * MAX_UDP_PAYLOAD,
 	PIECES_BUFFER = 2 * MAX_UDP_PAYLOAD, /* likewise */
 };
@@ -59,6 +63,7 @@ struct egress {
 	size_t virtio_header; /* bytes before each frame of the TAP, or 0 */
 	bool partial_checksums; /* the remote completes inner checksums; docs/protocol.md, 3.5 */
 	bool nowait;  /* the TAP's descriptor blocks, and RWF_NOWAIT works on it; else it does not block */
+	bool polled;  /* no read of the TAP waits: see poller.h */
 	bool segment; /* UDP_SEGMENT works */
 	struct backlog backlog; /* of what the TAP has to give */
 	struct mss_clamp mss_clamp;
@@ -89,6 +94,13 @@ struct egress {
 	uint8_t (*heads)[SEGMENT_HEAD_MAX];
 	uint8_t *pieces; /* of the run, each with its header */
 	size_t pieces_used;
+	/* Last pieces of frames whose other pieces are in the run, or were sent: a datagram from BUNDLE_AT on. */
+	uint8_t *bundle;
+	size_t bundle_used;
+	size_t bundle_count;
+	size_t bundle_max;  /* 0: none is made */
+	size_t bundle_size; /* of the datagrams that the other pieces are in; the bundle's at most */
+	uint8_t bundle_tos;
 	uint8_t *buffer;
 	size_t used; /* of the buffer */
 };

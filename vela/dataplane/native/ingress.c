@@ -301,33 +301,61 @@ static uint64_t now_ms(const struct ingress *self)
 	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
+static const uint8_t joining_slots[] = {
+	[PIECE_SHORT] = RX_SHORT,
+	[PIECE_MALFORMED] = RX_MALFORMED,
+	[PIECE_OVERSIZED] = RX_OVERSIZED,
+	[PIECE_DUPLICATE] = RX_DUPLICATE,
+};
+
 /* Take a piece, and the frame that it completes. */
-static void take_piece(struct ingress *self, const uint8_t *datagram, size_t length)
+static void take_piece(struct ingress *self, const struct piece *piece, uint64_t now)
 {
-	static const uint8_t slots[] = {
-		[PIECE_SHORT] = RX_SHORT,
-		[PIECE_MALFORMED] = RX_MALFORMED,
-		[PIECE_OVERSIZED] = RX_OVERSIZED,
-		[PIECE_DUPLICATE] = RX_DUPLICATE,
-	};
 	uint8_t *whole;
 	size_t whole_length;
 
-	if (joiner_overwrites(&self->joiner, datagram, length))
+	if (joiner_overwrites(&self->joiner, piece))
 		ingress_flush(self);
-	enum joining joining = joiner_take(&self->joiner, datagram, length, self->outer_ecn, now_ms(self), &whole, &whole_length,
+	enum joining joining = joiner_take(&self->joiner, piece, self->outer_ecn, now, &whole, &whole_length,
 					   &self->counters[RX_INCOMPLETE]);
 	switch (joining) {
 	case PIECE_TAKEN:
 		break;
 	case PIECE_COMPLETES:
-		take_clear(self, whole, whole_length, joiner_ecn(&self->joiner, datagram), true);
+		take_clear(self, whole, whole_length, joiner_ecn(&self->joiner, piece), true);
 		/* Behind it, as what was there before it may just have been written. */
-		joiner_keep(&self->joiner, datagram);
+		joiner_keep(&self->joiner, piece);
 		break;
 	default:
-		self->counters[slots[joining]]++;
+		self->counters[joining_slots[joining]]++;
 	}
+}
+
+/* Take a datagram that begins as pieces do: one piece, or the last ones of several frames. */
+static void take_pieces(struct ingress *self, const uint8_t *datagram, size_t length)
+{
+	uint64_t now = now_ms(self);
+	size_t at = BUNDLE_AT;
+	struct piece piece;
+	enum joining found;
+
+	if (!is_bundle(datagram, length)) {
+		found = find_piece(datagram, length, &piece);
+		if (found == PIECE_TAKEN)
+			take_piece(self, &piece, now);
+		else
+			self->counters[joining_slots[found]]++;
+		return;
+	}
+	do {
+		found = find_bundled(datagram, length, &at, &piece);
+		if (found != PIECE_TAKEN) {
+			self->counters[joining_slots[found]]++;
+			return;
+		}
+		take_piece(self, &piece, now);
+		/* Zeros fill it up. */
+	} while (at < length && datagram[at]);
 }
 
 static void take_datagram(struct ingress *self, uint8_t *datagram, size_t length)
@@ -370,7 +398,7 @@ static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, u
 		if (joined)
 			counters[RX_RESERVED]++;
 		else
-			take_piece(self, datagram, length);
+			take_pieces(self, datagram, length);
 		break;
 	case TOO_SHORT:
 		counters[RX_SHORT]++;
@@ -459,6 +487,17 @@ static void take_handed(struct ingress *self)
 	}
 }
 
+void ingress_take_handed(struct ingress *self)
+{
+	opener_look(&self->opener);
+	take_handed(self);
+}
+
+int ingress_look_ms(struct ingress *self)
+{
+	return opener_look(&self->opener) ? LOOK_MS : LOOK_FIRST_MS;
+}
+
 /* Wait for datagrams on an encrypted circuit. Returns how many receives there were: none where there was
  * nothing for a while, so that keys are looked after, or something else to do. -1: as errno says. */
 static int receive_sealed(struct ingress *self, struct mmsghdr *messages, unsigned int slots)
@@ -477,14 +516,14 @@ static int receive_sealed(struct ingress *self, struct mmsghdr *messages, unsign
 	if (count >= 0 || errno != EAGAIN)
 		return count;
 	/* Under load there are datagrams, and no poll. */
-	bool has_key = opener_look(&self->opener);
-	int ready = self->io->poll(sources, 2, has_key ? LOOK_MS : LOOK_FIRST_MS);
+	int timeout_ms = ingress_look_ms(self);
+	if (self->polled)
+		return 0;
+	int ready = self->io->poll(sources, 2, timeout_ms);
 	if (ready < 0 && errno != EINTR)
 		return -1;
-	if (ready > 0 && sources[1].revents & POLLIN) {
-		opener_look(&self->opener);
-		take_handed(self);
-	}
+	if (ready > 0 && sources[1].revents & POLLIN)
+		ingress_take_handed(self);
 	return 0;
 }
 
@@ -518,8 +557,10 @@ int ingress_batch(struct ingress *self)
 	} else {
 		do
 			count = self->io->recvmmsg(self->receive_fd, messages, (unsigned int)slots,
-						   MSG_WAITFORONE, NULL);
+						   self->polled ? MSG_DONTWAIT : MSG_WAITFORONE, NULL);
 		while (count < 0 && errno == EINTR);
+		if (count < 0 && errno == EAGAIN && self->polled)
+			return self->failure;
 	}
 	if (count < 0)
 		return errno;

@@ -51,6 +51,7 @@ struct ingress {
 	uint64_t *counters;
 	struct opener opener; /* without a page: the circuit is not encrypted */
 	struct sealer sealer; /* for echoes; likewise */
+	bool polled; /* no receive waits: see poller.h */
 	unsigned batches;
 	int failure;	      /* errno for the caller, where the worker must end */
 	struct coalesced coalesced;
@@ -67,6 +68,10 @@ void ingress_free(struct ingress *self);
 /* Wait for a datagram, and forward it and those behind it. Returns 0, or what errno says of the
  * socket, where that is lost, or EKEYREVOKED: see REUSED in cipher.h. */
 int ingress_batch(struct ingress *self);
+
+/* Of an encrypted circuit: take what the supervisor hands over; return how long nothing may look after keys. */
+void ingress_take_handed(struct ingress *self);
+int ingress_look_ms(struct ingress *self);
 
 /* Take what one receive gave: datagrams of size bytes each, the last one may be shorter. What it
  * holds is in use until ingress_flush(). */

@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "io.h"
 
+#include <sched.h>
+
 const struct io kernel_io = {
 	.preadv2 = preadv2,
 	.poll = poll,
@@ -13,4 +15,5 @@ const struct io kernel_io = {
 	.recv = recv,
 	.getsockopt = getsockopt,
 	.clock_gettime = clock_gettime,
+	.sched_yield = sched_yield,
 };

@@ -26,6 +26,7 @@ struct io {
 	ssize_t (*recv)(int fd, void *data, size_t length, int flags);
 	int (*getsockopt)(int fd, int level, int option, void *value, socklen_t *length);
 	int (*clock_gettime)(clockid_t clock, struct timespec *now);
+	int (*sched_yield)(void);
 };
 
 /* The kernel's own. */

@@ -15,11 +15,13 @@
 #include "egress.h"
 #include "ingress.h"
 #include "io.h"
+#include "poller.h"
 
 typedef struct {
 	PyObject_HEAD
 	struct egress egress;
 	struct ingress ingress;
+	struct poller poller;
 	Py_buffer counters;
 	Py_buffer key_page; /* empty: the circuit is not encrypted */
 } DataPlane;
@@ -138,7 +140,7 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	    local_mac.len != 6 || remote_mac.len != 6 || frame_limit < ETHERNET_HEADER ||
 	    frame_limit > MAX_UDP_PAYLOAD - HEADROOM - (key_page == Py_None ? 0 : SEAL) || datagram_limit < HEADROOM ||
 	    datagram_limit > MAX_UDP_PAYLOAD || clamp_datagram_limit < 0 || clamp_mss < 0 ||
-	    clamp_mss > UINT16_MAX || fragmentation < FRAGMENT_BY_IP || fragmentation > FRAGMENT_NEVER ||
+	    clamp_mss > UINT16_MAX || fragmentation < FRAGMENT_BY_IP || fragmentation > FRAGMENT_BUNDLED ||
 	    number_step < 1 || number_step & (number_step - 1) || number_rest < 0 ||
 	    number_rest >= number_step || dscp < DSCP_INHERIT || dscp > UINT8_MAX >> DSCP_SHIFT ||
 	    counters.len < WORKER_SLOTS * (Py_ssize_t)sizeof(uint64_t) ||
@@ -280,6 +282,11 @@ static int batch_of_ingress(DataPlane *self)
 	return ingress_batch(&self->ingress);
 }
 
+static int turn_of_poller(DataPlane *self)
+{
+	return poller_turn(&self->poller);
+}
+
 PyDoc_STRVAR(egress_until_doc, "egress_until($self, stop, /)\n"
 			       "--\n\n"
 			       "Forward frames TAP to UDP. See vela.dataplane.DataPlane.");
@@ -296,6 +303,20 @@ PyDoc_STRVAR(ingress_until_doc, "ingress_until($self, stop, /)\n"
 static PyObject *DataPlane_ingress_until(PyObject *object, PyObject *stop)
 {
 	return forward_until((DataPlane *)object, batch_of_ingress, stop);
+}
+
+PyDoc_STRVAR(poll_until_doc, "poll_until($self, stop, /)\n"
+			     "--\n\n"
+			     "Forward frames both ways. See vela.dataplane.DataPlane.");
+
+static PyObject *DataPlane_poll_until(PyObject *object, PyObject *stop)
+{
+	DataPlane *self = (DataPlane *)object;
+
+	if (!is_set_up(self))
+		return NULL;
+	poller_init(&self->poller, &self->egress, &self->ingress);
+	return forward_until(self, turn_of_poller, stop);
 }
 
 PyDoc_STRVAR(egress_doc, "egress($self, /)\n"
@@ -337,6 +358,7 @@ static PyMethodDef DataPlane_methods[] = {
 	{"ingress", DataPlane_ingress, METH_NOARGS, ingress_doc},
 	{"egress_until", DataPlane_egress_until, METH_O, egress_until_doc},
 	{"ingress_until", DataPlane_ingress_until, METH_O, ingress_until_doc},
+	{"poll_until", DataPlane_poll_until, METH_O, poll_until_doc},
 	{NULL, NULL, 0, NULL},
 };
 
