@@ -176,8 +176,8 @@ def pytest_runtest_makereport(
 # velad, but that it looks at names and routes twice a second.
 _EAGER = """
 import sys
-from vela.supervisor.runtime import names
-names.REFRESH_INTERVAL_S = 0.5
+from vela.supervisor.runtime import refresh
+refresh.INTERVAL_S = 0.5
 from vela.supervisor.cli import main
 sys.exit(main())
 """

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from vela.address import Endpoint, Family, IPAddress, family_of
-from vela.backoff import Backoff
+from vela.address import Endpoint, Family, IPAddress
 from vela.linux.underlay import UnderlayPath
 from vela.reasons import NO_REASON, Cause, Reason
 
-from ..runtime.loop import EventLoop, Timer
-from ..runtime.names import FIRST_RETRY_S, LONGEST_RETRY_S, REFRESH_INTERVAL_S
-from .remote import RouteSource
+from ..runtime.loop import EventLoop
+from ..runtime.refresh import Refresh
+from .routes import CircuitRoutes
 
 
 class Listener(Protocol):
@@ -37,7 +36,7 @@ class CallerWait:
         bind: IPAddress | None,
         port: int,
         loop: EventLoop,
-        routes: RouteSource,
+        routes: CircuitRoutes,
         listener: Listener,
     ) -> None:
         """family, bind: what the circuit chooses. port: the listening one."""
@@ -47,8 +46,7 @@ class CallerWait:
         self._loop = loop
         self._routes = routes
         self._listener = listener
-        self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
-        self._timer: Timer | None = None
+        self._refresh = Refresh(loop, self.resolve)
         self._stopped = False
         self.paused = False
         """While true, the circuit is told nothing."""
@@ -77,41 +75,29 @@ class CallerWait:
         local_address: the source; None: any.
         """
         endpoint = Endpoint(address, self._own_port)
-        if local_address is None or family_of(local_address) is not endpoint.family:
-            group, route = self._routes.way_to(endpoint)
-        else:
-            group, route = self._routes.way_from(local_address, endpoint)
+        group, route = self._routes.way(endpoint, local_address)
         return UnderlayPath(endpoint, (address,), route, group)
 
     def resolve(self) -> None:
         """Wait for a call; where there is a session, look at its route now, and each minute."""
-        self._set_timer(REFRESH_INTERVAL_S)
+        self._refresh.later()
         self._loop.call_soon(self._tell)
 
     def resolve_soon(self) -> None:
         """Wait for a call after a back-off, because something failed."""
-        self._set_timer(self._backoff.next_delay_s())
+        self._refresh.soon()
 
     def resolve_later(self) -> None:
         """Look at the route in a minute."""
-        self._set_timer(REFRESH_INTERVAL_S)
+        self._refresh.later()
 
     def stop(self) -> None:
         self._stopped = True
-        self._cancel()
+        self._refresh.cancel()
 
     def use(self, address: IPAddress) -> None:
         """Take note that the remote was heard there."""
-        self._backoff.reset()
-
-    def _set_timer(self, delay_s: float) -> None:
-        self._cancel()
-        self._timer = self._loop.call_later(delay_s, self.resolve)
-
-    def _cancel(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._refresh.succeed()
 
     def _tell(self) -> None:
         if not (self._stopped or self.paused):

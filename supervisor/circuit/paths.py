@@ -96,10 +96,7 @@ class Paths:
             if found.endpoint == endpoint and source in (None, found.route.source):
                 path = UnderlayPath(endpoint, (endpoint.address,), found.route, found.group)
                 return self._prober.narrow(path)
-        if source is None:
-            group, route = self._routes.way_to(endpoint)
-        else:
-            group, route = self._routes.way_from(source, endpoint)
+        group, route = self._routes.way(endpoint, source)
         return self._prober.narrow(UnderlayPath(endpoint, (endpoint.address,), route, group))
 
     def check_remote(self, config: CircuitConfig) -> None:
@@ -109,7 +106,7 @@ class Paths:
                 continue
             endpoint = Endpoint(remote.address, remote.port or self._port)
             try:
-                group, route = self._routes.way_to(endpoint)
+                group, route = self._routes.way(endpoint)
             except DeviceError:
                 continue  # there may be a route later
             if leads_here(UnderlayPath(endpoint, (), route, group), self._port):

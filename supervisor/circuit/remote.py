@@ -7,21 +7,14 @@ from typing import Protocol
 
 from vela.address import Endpoint, Family, IPAddress, Remote
 from vela.errors import DeviceError
-from vela.linux.underlay import ReceiveGroup, Route, UnderlayPath
+from vela.linux.underlay import UnderlayPath
 from vela.reasons import NO_REASON, Cause, Reason, joined, reason_of
 from vela.signaling.candidates import interleaved
 
 from ..runtime.loop import EventLoop
 from ..runtime.names import NameSource, NameWatch
 from ..runtime.resolver import Answer
-
-
-class RouteSource(Protocol):
-    """Knows the routes from the listening addresses: demux.Demux."""
-
-    def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Route]: ...
-
-    def way_to(self, remote: Endpoint) -> tuple[ReceiveGroup, Route]: ...
+from .routes import CircuitRoutes
 
 
 class Listener(Protocol):
@@ -45,7 +38,7 @@ class RemoteSearch:
         port: int,
         loop: EventLoop,
         names: NameSource,
-        routes: RouteSource,
+        routes: CircuitRoutes,
         listener: Listener,
         local_address: Callable[[], IPAddress | None],
     ) -> None:
@@ -120,7 +113,7 @@ class RemoteSearch:
         for address in sorted(interleaved(addresses), key=lambda each: each != self._favourite):
             endpoint = Endpoint(address, self._port)
             try:
-                group, route = self._route_to(endpoint, source)
+                group, route = self._routes.way_preferring(endpoint, source)
             except DeviceError as err:
                 obstacles.append(reason_of(err))
             else:
@@ -154,14 +147,6 @@ class RemoteSearch:
             return False
         self._listener.on_routed(paths)
         return True
-
-    def _route_to(self, endpoint: Endpoint, source: IPAddress | None) -> tuple[ReceiveGroup, Route]:
-        if source is not None and source.version == endpoint.address.version:
-            try:
-                return self._routes.way_from(source, endpoint)
-            except DeviceError:
-                pass  # this machine may have lost the address
-        return self._routes.way_to(endpoint)
 
 
 def leads_here(path: UnderlayPath, own_port: int) -> bool:

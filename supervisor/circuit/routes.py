@@ -33,21 +33,36 @@ class LoopFinder(Protocol):
 
 
 class CircuitRoutes:
-    """A remote.RouteSource."""
+    """The routes from the listening addresses, as far as the circuit may take them."""
 
     def __init__(self, routes: MachineRoutes, choice: UnderlayChoice, loops: LoopFinder) -> None:
         self._routes = routes
         self._choice = choice
         self._loops = loops
 
-    def way_from(self, here: IPAddress, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
-        """Return how a remote is reached from an address of this machine. Raises DeviceError."""
-        source = self._choice.source(remote.family) or here
-        return self._without_loop(remote, *self._routes.way_from(source, remote, self._choice))
+    def way(self, remote: Endpoint, source: IPAddress | None = None) -> tuple[ReceiveGroup, Route]:
+        """Return how a remote is reached. Raises DeviceError.
 
-    def way_to(self, remote: Endpoint) -> tuple[ReceiveGroup, Route]:
-        """Return how a remote is reached. Raises DeviceError."""
-        return self._without_loop(remote, *self._routes.way_to(remote, self._choice))
+        source: the address of this machine to go from, unless the operator chose another one;
+        None, or of the other family: any.
+        """
+        if source is None or source.version != remote.address.version:
+            found = self._routes.way_to(remote, self._choice)
+        else:
+            here = self._choice.source(remote.family) or source
+            found = self._routes.way_from(here, remote, self._choice)
+        return self._without_loop(remote, *found)
+
+    def way_preferring(
+        self, remote: Endpoint, source: IPAddress | None
+    ) -> tuple[ReceiveGroup, Route]:
+        """Return the same; from any address where there is none from that. Raises DeviceError."""
+        if source is not None:
+            try:
+                return self.way(remote, source)
+            except DeviceError:
+                pass  # this machine may have lost the address
+        return self.way(remote)
 
     def _without_loop(
         self, remote: Endpoint, group: ReceiveGroup, route: Route

@@ -15,20 +15,14 @@ from typing import Protocol
 import structlog
 
 from vela.address import Family, IPAddress
-from vela.backoff import Backoff
 from vela.errors import ResolutionError
 from vela.linux.sandbox import User, confine, resolver_filter
 
 from . import resolver
 from .loop import EventLoop, Timer
 from .process import Child, fork_with_channel
+from .refresh import Refresh
 from .resolver import Answer, Resolver, ResolverLostError
-
-# A watched name is looked up again at this interval, as its addresses may change.
-REFRESH_INTERVAL_S = 60.0
-# After a failure: doubling.
-FIRST_RETRY_S = 1.0
-LONGEST_RETRY_S = 30.0
 
 RESTART_DELAY_S = 1.0
 FULL_CHANNEL_DELAY_S = 0.01
@@ -229,14 +223,12 @@ class NameWatch:
 
         on_delay is told why there is none yet.
         """
-        self._loop = loop
         self._names = names
         self._host = host
         self._family = family
         self._on_answer = on_answer
         self._on_delay = on_delay
-        self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
-        self._timer: Timer | None = None
+        self._refresh = Refresh(loop, self.look)
         self._answering = self._failed_meanwhile = self._stopped = False
         self.failed = False
         """Whether the last look-up failed, or its answer could not be used."""
@@ -254,24 +246,17 @@ class NameWatch:
 
     def look_later(self, *, failed: bool) -> None:
         """Look it up in a minute, or after a back-off if something failed."""
-        delay_s = REFRESH_INTERVAL_S
-        if failed:
-            delay_s = self._backoff.next_delay_s()
-        else:
-            self._backoff.reset()
         self.failed = failed
-        self._cancel()
-        self._timer = self._loop.call_later(delay_s, self.look)
+        if failed:
+            self._refresh.soon()
+        else:
+            self._refresh.succeed()
+            self._refresh.later()
 
     def stop(self) -> None:
         """Stop the look-ups. A pending answer is ignored."""
         self._stopped = True
-        self._cancel()
-
-    def _cancel(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._refresh.cancel()
 
     def _delayed(self, why: str) -> None:
         if self._on_delay is not None and not self._stopped:

@@ -18,7 +18,7 @@ from vela.supervisor.circuit.circuit import Circuit, Owner
 from vela.supervisor.circuit.lifecycle import State
 from vela.supervisor.circuit.setup import Origin, Setup
 from vela.supervisor.config.records import CircuitConfig
-from vela.supervisor.runtime import names as names_module
+from vela.supervisor.runtime import refresh
 from vela.supervisor.runtime.loop import EventLoop
 
 pytestmark = [pytest.mark.forks, pytest.mark.needs_net_admin]
@@ -81,9 +81,9 @@ def turn_until(loop: EventLoop, reached: Callable[[], bool]) -> bool:
 def test_circuit_whose_way_gets_too_narrow_carries_nothing_until_it_is_wide_enough(
     routers: TwoRouters, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names_module, "REFRESH_INTERVAL_S", 0.05)
-    monkeypatch.setattr(names_module, "FIRST_RETRY_S", 0.05)
-    monkeypatch.setattr(names_module, "LONGEST_RETRY_S", 0.05)
+    monkeypatch.setattr(refresh, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(refresh, "FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(refresh, "LONGEST_RETRY_S", 0.05)
     circuit = make(services)
     interface = Interface(routers.a.namespace, "vela0")
 
@@ -109,7 +109,7 @@ def test_circuit_whose_way_gets_too_narrow_carries_nothing_until_it_is_wide_enou
 def test_circuit_whose_look_at_its_way_fails_looks_again(
     services: Services, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(names_module, "FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(refresh, "FIRST_RETRY_S", 0.05)
     proper = services.demux.way_to
     looks = 0
 

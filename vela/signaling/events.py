@@ -69,19 +69,22 @@ class OfferChanged:
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """Each end has heard that the other end hears it."""
+    """Each end has heard that the other end hears it: carrier on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """The session was up and is no longer. It goes on trying."""
+    """The session was up and is no longer: carrier off. It seeks the remote again by itself."""
 
     reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """Three requests in a row or more were not answered, at any address of the remote."""
+    """Three requests in a row or more were not answered, at any address of the remote.
+
+    For the status, until the next event.
+    """
 
     reason: Reason
 
@@ -120,7 +123,10 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The remote has answered from another endpoint, and the session goes on there."""
+    """The remote has answered from another endpoint, and the session goes on there.
+
+    Agreed follows.
+    """
 
     remote: Endpoint
 
@@ -139,16 +145,20 @@ class ProbeAnswered:
 
 @dataclass(frozen=True, slots=True)
 class EchoesArrived:
-    """So many echo requests of this end have reached the remote's worker, from any moment on."""
+    """So many echo requests of this end have reached the remote's worker, from any moment on.
+
+    With each KEEPALIVE of a remote that counts them.
+    """
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The session is over: close() was called, or the remote deleted the circuit."""
+    """The session is over, and its last datagrams are still to be sent. start() begins again."""
 
     by_remote: bool
+    """The remote deleted the circuit: delete it here too, if the remote set it up."""
 
 
 Event = (

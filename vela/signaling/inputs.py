@@ -8,6 +8,7 @@ from enum import Enum, auto
 from typing import TypeVar
 
 from vela.address import Endpoint, IPAddress
+from vela.signaling.encryption import Encryption
 from vela.signaling.link import Link
 from vela.signaling.messages import (
     Acknowledge,
@@ -76,6 +77,8 @@ class Received:
     """The address of this host that the message came to."""
     transcript: bytes = b""
     """codec.transcript() of a CONFIRM."""
+    encryption: Encryption | None = None
+    """The keys of the session that a CONFIRM asks for, where its handshake was answered before."""
 
     def message_of(self, kind: type[_M]) -> _M:
         if not isinstance(self.message, kind):

@@ -1,6 +1,7 @@
 """Asks for the session of a circuit that has none: whom, how often, and what it makes of answers.
 
-Pure. docs/protocol.md, sections 4.2 and 4.6. Candidates says whom, Attempt when.
+Pure. docs/protocol.md, sections 4.2 and 4.6. Candidates says whom, Attempt when. What happens in
+the states REQUESTING, CONFIRMING and REJECTED is here; the other role is the Acceptor's.
 """
 
 from __future__ import annotations
@@ -10,30 +11,37 @@ from collections.abc import Iterable
 
 from vela.address import Endpoint
 from vela.reasons import Cause
-from vela.signaling.attempt import Asked, Attempt
+from vela.signaling import contention
+from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked, Attempt
 from vela.signaling.candidates import Candidate, Candidates
+from vela.signaling.contention import Decision
 from vela.signaling.event_queue import EventQueue
 from vela.signaling.events import Rejected, ResolveWanted, Unanswered
-from vela.signaling.inputs import Received
-from vela.signaling.link import Link, open_link
+from vela.signaling.inputs import Input, Received, State
+from vela.signaling.link import open_link
 from vela.signaling.local_end import LocalEnd
-from vela.signaling.messages import Confirm, RejectCode, Request
+from vela.signaling.messages import Confirm, Reject, RejectCode, Request
 from vela.signaling.nonces import Nonces
+from vela.signaling.variables import SessionVariables
 
 
 class Seeker:
-    """Of one circuit, from session to session. A link is the one that is asked for."""
+    """Of one circuit, from session to session. The link is the one that is asked for."""
 
     def __init__(
         self,
-        circuit_id: int,
+        variables: SessionVariables,
         local: LocalEnd,
         nonces: Nonces,
         events: EventQueue,
         randomness: random.Random,
     ) -> None:
-        """events: where the owner is told what it has to know of the search."""
-        self._circuit_id = circuit_id
+        """Of the variables it writes the state, the link and its timers while there is no session.
+
+        events: where the owner is told what it has to know of the search.
+        """
+        self._vars = variables
+        self._due = variables.due
         self._local = local
         self._nonces = nonces
         self._events = events
@@ -49,44 +57,62 @@ class Seeker:
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """Where the remote may be, the best first."""
-        return self._candidates.endpoints
+        """Where the remote may be, the best first; none, unless it is asked."""
+        return self._candidates.endpoints if self._vars.state is State.REQUESTING else ()
+
+    @property
+    def is_seeking(self) -> bool:
+        return self._vars.state in (State.REQUESTING, State.CONFIRMING, State.REJECTED)
 
     @property
     def asked(self) -> Asked | None:
-        """What was sent since begin(); None: nothing yet."""
+        """What was sent, to have a session; None: there is one, or nothing was."""
+        if not self.is_seeking:
+            return None
         return self._attempt.asked(self._candidates.endpoints)
 
     def stay_with(self, candidate: Candidate) -> None:
         """Seek the remote where it was heard."""
         self._candidates.replace(candidate)
 
-    def look_at(self, candidates: Iterable[Candidate]) -> bool:
-        """Seek the remote there from now on. Tell whether any of it is new."""
-        is_new = self._candidates.replace(*candidates)
-        if is_new:
+    def look_at(self, candidates: Iterable[Candidate], now: float) -> None:
+        """Seek the remote there from now on. If any of it is new, it is asked soon."""
+        if self._candidates.replace(*candidates):
             self._attempt.note_answer()
-        return is_new
+            if self._vars.state is State.REQUESTING:
+                self.ask_soon(now)
 
     # When, and what.
 
-    def begin(self, now: float) -> None:
-        """Begin to seek the remote."""
+    def begin(self, received: Received) -> None:
+        """Seek the remote, with a fresh nonce, from now on."""
+        self.reset(received.now)
+        self._ask_anew(received.now)
+
+    def reset(self, now: float) -> None:
+        """Count tries and candidates from now on."""
         self._attempt.begin(now)
         self._candidates.begin()
 
-    def request(self, link: Link | None, now: float) -> tuple[Link, float] | None:
-        """Send the next REQUEST. Return what it asks for, and when the next one is due.
+    def _ask_anew(self, now: float) -> None:
+        """Ask with a fresh nonce, in the same attempt."""
+        self._vars.drop()
+        self._vars.state = State.REQUESTING
+        self._due[Input.SEND_DUE] = now
 
-        None: there is nobody to ask, or all have refused: see refusal.
-        """
-        attempt, candidates = self._attempt, self._candidates
-        if not candidates or self.refusal is not None:
-            return None
+    def request(self, received: Received) -> None:
+        """Send the next REQUEST, unless there is nobody to ask: look_at() goes on then."""
+        attempt, candidates, now = self._attempt, self._candidates, received.now
+        if not candidates:
+            return
+        if candidates.round_is_over and candidates.refusal is not None:
+            self.be_refused(candidates.refusal, now)
+            return
         candidate = candidates.next()
         endpoint, local_address = candidate.endpoint, candidate.local_address
+        link = self._vars.link
         if link is None:
-            link = open_link(self._circuit_id, self._nonces, endpoint, local_address)
+            link = open_link(self._vars.circuit_id, self._nonces, endpoint, local_address)
         link.endpoint, link.local_address = endpoint, local_address
         delay_s = attempt.count_request(now, ends_round=candidates.round_is_over)
         if attempt.is_unanswered:
@@ -94,56 +120,70 @@ class Seeker:
         if attempt.wants_lookup:
             self._events.put(ResolveWanted())
         self._local.send(self._local.request(link), link)
-        return link, now + delay_s
+        self._vars.link, self._due[Input.SEND_DUE] = link, now + delay_s
 
-    def take_acknowledge(self, link: Link, received: Received) -> bool:
-        """Take the answer to a REQUEST; confirm() follows. False: see LocalEnd."""
+    def ask_soon(self, now: float) -> None:
+        """Send the next REQUEST now, or as soon after the last one as is allowed."""
+        at = self._attempt.earliest_request(now)
+        self._due[Input.SEND_DUE] = min(self._due.get(Input.SEND_DUE, at), at)
+
+    def take_acknowledge(self, received: Received) -> None:
+        """Take the answer to a REQUEST, and send a CONFIRM."""
+        link = self._vars.the_link()
         answers = self._candidates.at(received.source)
         if answers is not None:  # it may have been asked before others
             link.endpoint, link.local_address = answers.endpoint, answers.local_address
         if not self._local.take_acknowledge(link, received):
-            return False
+            # The next REQUEST has another nonce, and perhaps a key holder to go on with.
+            self._vars.link = None
+            return
         self._attempt.begin_confirming()
-        return True
+        self._vars.state = State.CONFIRMING
+        self._due[Input.EXPIRED] = received.now + CONFIRM_TIMEOUT_S
+        self.confirm(received)
 
-    def confirm(self, link: Link, now: float) -> float:
-        """Send the next CONFIRM. Return when it is to be repeated."""
-        self._local.send(self._local.confirm(link, now), link)
-        return now + self._attempt.confirm_delay_s()
+    def confirm(self, received: Received) -> None:
+        """Send the next CONFIRM."""
+        link = self._vars.the_link()
+        self._local.send(self._local.confirm(link, received.now), link)
+        self._due[Input.SEND_DUE] = received.now + self._attempt.confirm_delay_s()
 
-    def earliest_request(self, now: float) -> float:
-        """Return when the next REQUEST may be sent, if there is a reason to hurry."""
-        return self._attempt.earliest_request(now)
+    def give_up_confirming(self, received: Received) -> None:
+        """Ask anew, as the CONFIRM was not answered."""
+        link = self._vars.the_link()
+        if link.encryption is not None:
+            # Such a remote answers REQUESTs, and says nothing to a CONFIRM.
+            self._events.put(Unanswered(Cause.WRONG_HANDSHAKE.say(remote=link.endpoint)))
+            self._attempt.note_answer()
+        self._ask_anew(received.now)
 
     # What comes of it.
 
-    @property
-    def refusal(self) -> Rejected | None:
-        """Why the remote refuses at all of its addresses; None: it does not, as far as known."""
-        candidates = self._candidates
-        return candidates.refusal if candidates and candidates.round_is_over else None
+    def take_reject(self, received: Received) -> None:
+        """Take a refusal. Others are asked first: another address may be another machine's."""
+        message = received.message_of(Reject)
+        refusal = Rejected(message.code, message.text or f"refused, code {message.code}")
+        seeks = self._vars.state in (State.REQUESTING, State.CONFIRMING)
+        if seeks and not self._candidates.round_is_over:
+            self._candidates.refusal = refusal
+            self._ask_anew(received.now)
+        else:
+            self.be_refused(refusal, received.now)
 
-    @property
-    def refused(self) -> bool:
-        """Whether the remote has refused the settings that this end wants."""
-        return self._attempt.refused
-
-    def goes_on_after(self, refusal: Rejected) -> bool:
-        """Tell whether others are to be asked: another address may be another machine's."""
-        if self._candidates.round_is_over:
-            return False
-        self._candidates.refusal = refusal
-        return True
-
-    def be_refused(self, code: int, now: float) -> float:
-        """Take note of a refusal. Return when to ask again."""
+    def be_refused(self, refusal: Rejected, now: float) -> None:
+        """Ask again later, as the remote refuses."""
+        self._events.put(refusal)
+        self._vars.drop()
+        self._vars.state = State.REJECTED
         # A disabled circuit says nothing about the settings.
-        self._attempt.refused = code != RejectCode.DISABLED
-        return now + self._attempt.rejected_delay_s()
+        self._attempt.refused = refusal.code != RejectCode.DISABLED
+        self._due[Input.SEND_DUE] = now + self._attempt.rejected_delay_s()
 
-    def change(self) -> None:
-        """Take note that this end wants other settings, or has another key."""
-        self._attempt.refused = False
+    def change(self, now: float) -> None:
+        """Ask anew, if at all, as this end wants other settings, or has another key."""
+        if self.is_seeking:
+            self._attempt.refused = False
+            self.begin(Received(now))
 
     def succeed(self) -> None:
         """Take note that there is a session."""
@@ -152,13 +192,24 @@ class Seeker:
     def note_wrong_tag(self) -> None:
         self._attempt.wrong_tag = True
 
-    def note_wrong_handshake(self, link: Link) -> None:
-        """Take note that a remote answers REQUESTs, and says nothing to a CONFIRM."""
-        self._events.put(Unanswered(Cause.WRONG_HANDSHAKE.say(remote=link.endpoint)))
-        self._attempt.note_answer()
-
     def insists(self, message: Request | Confirm) -> bool:
         """Tell whether the remote resumes, and should hear this end's settings instead."""
         if not self._local.is_outdated(message) or not self._candidates:
             return False
         return self._attempt.insists()
+
+    def decide(self, message: Confirm) -> Decision:
+        """Decide on a CONFIRM that comes while the remote is asked."""
+        return contention.on_confirm_while_requesting(
+            insists=self.insists(message),
+            outdated=self._local.is_outdated(message),
+            refused=self._attempt.refused,
+        )
+
+    def decide_while_refused(self, message: Confirm) -> Decision:
+        """Decide on a CONFIRM that comes while the remote refuses this end's."""
+        return contention.on_confirm_while_rejected(
+            outdated=self._local.is_outdated(message),
+            refused=self._attempt.refused,
+            resumes_ours=message.resuming and not self._local.passive,
+        )

@@ -27,24 +27,7 @@ set up, after a restart of this host: policy=, remote= its last address, offer= 
 were kept (requested.offer), then start(). It asks the remote to resume the session, and is back
 before the remote has missed it.
 
-Events, in the order in which they happen:
-
-    Agreed(agreement)     MACs, MTU, elision, checksums, keepalive, NAT: before Up, and again when
-                          the remote says that one of them changed
-    Up                    carrier on
-    Down(reason)          carrier off; the session seeks the remote again by itself
-    ResolveWanted         look the name up, and call set_remotes()
-    Unanswered(reason)    after every three requests or more: for the status, until the next event
-    Rejected(code, text)  for the status; the session asks again later
-    Heard                 after await_heard()
-    Moved(remote)         the remote that called is elsewhere now; Agreed follows
-    OfferChanged(requested)  the remote that set this circuit up wants other settings, and the
-                          policy allows them: replace this session as above, or reject
-    ProbeAnswered(size)
-    EchoesArrived(number) with each KEEPALIVE of a remote that counts them
-    Closed(by_remote)     the session is over, and its last datagrams are still to be sent.
-                          by_remote: the remote deleted the circuit; delete it here too if the
-                          remote set it up. start() begins again
+The events, and what each of them asks for, are in events.py.
 
 In the status, REQUESTING, CONFIRMING and LINKED are "connecting" before the first Up and "down"
 after a Down; REJECTED is "rejected", UP "up", CLOSED "disabled", SUSPENDED "failed".
@@ -52,83 +35,57 @@ after a Down; REJECTED is "rejected", UP "up", CLOSED "disabled", SUSPENDED "fai
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from vela.address import Endpoint, IPAddress
-from vela.backoff import Jitter
-from vela.errors import RemoteProtocolError, VelaError
 from vela.reasons import Cause, Reason
 from vela.signaling import contention, events
+from vela.signaling.acceptor import Accepted, Acceptor
+from vela.signaling.adjacency import Adjacency
 from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
 from vela.signaling.answers import Answers
-from vela.signaling.attempt import CONFIRM_TIMEOUT_S, Asked
+from vela.signaling.attempt import Asked
 from vela.signaling.caller import (
-    ELSEWHERE,
-    PROBES_AT_ONCE,
-    SMALLEST_QUESTION,
     Caller,
-    Situation,
 )
 from vela.signaling.candidates import Candidate
-from vela.signaling.codec import MALFORMED, WRONG_TAG, decode, read_header, rejection, transcript
+from vela.signaling.codec import transcript
 from vela.signaling.contention import Claim, Decision
 from vela.signaling.continuation import Continuation, continuation_of
 from vela.signaling.cookie import Cookies
-from vela.signaling.encryption import Encryption, Fields
+from vela.signaling.encryption import Encryption
 from vela.signaling.event_queue import EventQueue
 from vela.signaling.events import CircuitRequested, Datagram, Event
 from vela.signaling.frame_keys import FrameKeys
 from vela.signaling.generations import EncryptionStatus
+from vela.signaling.goodbye import Goodbye
+from vela.signaling.inbox import Inbox
 from vela.signaling.inputs import HANDSHAKE_TYPES, AnyInput, Input, Received, State, classify
 from vela.signaling.link import Link
-from vela.signaling.local_end import UNKNOWN_SESSION, LocalEnd
+from vela.signaling.local_end import LocalEnd
 from vela.signaling.messages import (
-    SESSION_TYPES,
-    Close,
     CloseReason,
     Confirm,
     Description,
-    HandshakePattern,
-    Header,
     Keepalive,
     Message,
     MessageType,
     Offer,
-    Probe,
-    ProbeReply,
-    Reject,
     RejectCode,
     Request,
 )
 from vela.signaling.policy import Policy, Rejection
-from vela.signaling.remote_port import WRONG_PORT, RemotePort
+from vela.signaling.remote_port import RemotePort
 from vela.signaling.renewal import SEAMLESS, Purpose
 from vela.signaling.renewer import Renewer
 from vela.signaling.seeker import Seeker
 from vela.signaling.session_cipher import (
     SessionCipher,
-    awaits_handshake,
-    finish_handshake,
-    settle_keys,
 )
 from vela.signaling.signer import Key
-
-# A session that only one end may know of.
-LINKED_REPEAT_S = 0.5
-LINKED_TIMEOUT_S = 3.0
-
-# The third keepalive in a row is missed after 3 intervals; half of one is for delay, and both
-# ends must have noticed within 4.
-MISSED_INTERVALS = 3.5
-KEEPALIVE_JITTER = 0.1
-
-CLOSE_REPEAT_S = 0.2
-CLOSE_TIMEOUT_S = 1.0
-RESTART_PAUSE_S = 1.0  # a remote that stops is not asked before
+from vela.signaling.variables import SessionVariables
 
 
 class Session:
@@ -166,10 +123,8 @@ class Session:
         self.circuit_id = circuit_id
         self.ignored = 0
         """Messages that were stale, replayed, or of another session."""
-        self.rtt_s: float | None = None
-        self.last_heard_at: float | None = None
+        self._vars = SessionVariables(circuit_id)
         self._admission = Admission(policy, maker)
-        self._caller: Caller | None = None
         self._remote_port = RemotePort()
         self._local = LocalEnd(
             local,
@@ -180,24 +135,48 @@ class Session:
             cipher=None if frame_keys is None else SessionCipher(frame_keys),
         )
         self._events = EventQueue()
-        self._seeker = Seeker(circuit_id, self._local, cookies.nonces, self._events, randomness)
+        self._seeker = Seeker(self._vars, self._local, cookies.nonces, self._events, randomness)
         if remote is not None:
             self._seeker.stay_with(Candidate(remote, local_address))
-        # Of a CONFIRM that is about to begin a session.
-        self._answered: Encryption | None = None
-        self._echoes_arrived = echoes_arrived
         self._nonces = cookies.nonces
-        self._keepalive_jitter = Jitter(randomness, shorter=KEEPALIVE_JITTER)
-        self._state = State.IDLE
-        self._link: Link | None = None
         self._answers = Answers(cookies, randomness)
-        self._due: dict[Input, float] = {}
-        self._renewer = Renewer(self._local, cookies.nonces, self._due, randomness)
-        self._close_reason = CloseReason.STOPPING
+        self._acceptor = Acceptor(
+            self._vars, self._local, self._admission, self._answers, cookies.nonces, self._events
+        )
+        self._due = self._vars.due
+        self._renewer = Renewer(self._vars, self._local, cookies.nonces, randomness)
+        self._adjacency = Adjacency(
+            self._vars,
+            self._local,
+            self._renewer,
+            self._remote_port,
+            self._events,
+            randomness,
+            echoes_arrived=echoes_arrived,
+            lose=self._lose,
+        )
+        self._goodbye = Goodbye(self._vars, self._local, self._seeker, self._acceptor, self._events)
+        self._inbox = Inbox(
+            self._vars,
+            self._local,
+            cookies.nonces,
+            self._remote_port,
+            self._seeker,
+            self._acceptor,
+            self._renewer,
+        )
 
     @property
     def state(self) -> State:
-        return self._state
+        return self._vars.state
+
+    @property
+    def rtt_s(self) -> float | None:
+        return self._vars.rtt_s
+
+    @property
+    def last_heard_at(self) -> float | None:
+        return self._vars.last_heard_at
 
     @property
     def remote(self) -> Endpoint | None:
@@ -218,9 +197,7 @@ class Session:
     @property
     def local_nonces(self) -> tuple[int, ...]:
         """What the remote puts into its messages, except to ask: the nonces of this end."""
-        if self._renewer.renewal is None:  # mostly; this is asked for at every message
-            return () if self._link is None else (self._link.local_nonce,)
-        return tuple(link.local_nonce for link in self._links())
+        return self._vars.local_nonces
 
     @property
     def agreement(self) -> Agreement | None:
@@ -230,8 +207,6 @@ class Session:
     @property
     def asked(self) -> Asked | None:
         """What was sent to a remote, to have a session; None: there is one, or nothing was."""
-        if self._state not in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
-            return None
         return self._seeker.asked
 
     def encryption_status(self, now: float) -> EncryptionStatus | None:
@@ -242,7 +217,7 @@ class Session:
     @property
     def maker(self) -> bytes | None:
         """Which machine set the circuit up, or has called; None: not known, or this one."""
-        return self._admission.maker if self._caller is None else self._caller.maker
+        return self._acceptor.maker
 
     @property
     def remote_static(self) -> bytes | None:
@@ -264,14 +239,19 @@ class Session:
 
         encryption: with the keys of the session, on an encrypted circuit.
         """
-        received = Received(now, requested.confirm, requested.source, requested.local_address)
-        self._answered = encryption
+        received = Received(
+            now,
+            requested.confirm,
+            requested.source,
+            requested.local_address,
+            encryption=encryption,
+        )
         self._step(Input.ACCEPT, received)
 
     def continuation(self) -> Continuation | None:
         """Return what another process needs to go on with the session; None: it is not up."""
         link = self._link
-        if link is None or self._state is not State.UP:
+        if link is None or self._vars.state is not State.UP:
             return None
         return continuation_of(
             link,
@@ -291,27 +271,19 @@ class Session:
         link = former.link(self.circuit_id)
         self._local.resume(link, former)
         self._admission.start(now)
-        self._link = link
+        self._vars.link = link
         self._nonces.hold(link.local_nonce, link)
-        if self._caller is None:
+        if self._acceptor.caller is None:
             self._seeker.stay_with(Candidate(link.endpoint, link.local_address))
-        self._state = State.UP
-        self._events.note(up=True)
-        self.last_heard_at, self.rtt_s = former.heard_at, former.rtt_s
-        self._settle()
-        silence_s = 0.0 if former.heard_at is None else now - former.heard_at
-        if silence_s > MISSED_INTERVALS * link.keepalive_s:
-            raise ValueError(f"the remote was last heard {silence_s:.0f} s ago")
+        self._vars.last_heard_at, self._vars.rtt_s = former.heard_at, former.rtt_s
+        self._adjacency.go_on(now)
         self._remote_port.translated = former.translated
-        self._renewer.end(link, now)
-        self._due[Input.SEND_DUE] = now
-        self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
         if self._local.cipher is not None:
-            self._renewer.seek(Purpose.KEYS, link, now)
+            self._renewer.seek(Purpose.KEYS, now)
 
     def close(self, reason: CloseReason, now: float) -> None:
         """Say goodbye. Closed follows within 1 s; nobody has to wait for it."""
-        self._close_reason = reason
+        self._goodbye.reason = reason
         self._step(Input.CLOSE_WANTED, Received(now))
 
     def suspend(self, obstacle: str, code: RejectCode = RejectCode.FAILED) -> None:
@@ -319,10 +291,10 @@ class Session:
 
         Datagrams and events that were not handed over yet are forgotten.
         """
-        if self._state in (State.IDLE, State.CLOSING, State.CLOSED):
+        if self._vars.state in (State.IDLE, State.CLOSING, State.CLOSED):
             return
         rejection = Rejection(code, obstacle)
-        if self._state is State.SUSPENDED:
+        if self._vars.state is State.SUSPENDED:
             self._admission.change_obstacle(rejection)
             return
         self._local.outbox.clear()
@@ -331,56 +303,51 @@ class Session:
         self._admission.suspend(rejection, None if link is None else link.remote_description)
         if link is not None and link.remote_nonce:
             self._local.send(link.close(CloseReason.STOPPING), link)
-        self._drop_link()
-        self._state = State.SUSPENDED
+        self._vars.drop()
+        self._vars.state = State.SUSPENDED
 
     def set_remotes(self, candidates: Iterable[Candidate], now: float) -> None:
         """Say where the remote may be now, the best first; at least one.
 
         A session that is up stays where it is until it fails.
         """
-        if self._seeker.look_at(candidates) and self._state is State.REQUESTING:
-            self._send_soon(now)
+        self._seeker.look_at(candidates, now)
 
     def set_caller(self, caller: Caller | None, now: float) -> None:
         """Ask nobody from now on, and let the remote call; None: set_remotes() says whom to ask.
 
         A session goes on.
         """
-        self._caller = caller
+        self._acceptor.caller = caller
         if caller is None:
             return
-        self._seeker.look_at(())
-        if self._state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
-            self._begin(Received(now))
+        self._seeker.look_at((), now)
+        if self._seeker.is_seeking:
+            self._seeker.begin(Received(now))
 
     def set_local(self, local: Description, now: float) -> None:
         """Say what changed at this end, such as the MTU; the remote is told at once."""
         if local == self._local.description:
             return
         self._local.description = local
-        if self._in_session:
-            self._settle()
-            self._send_keepalive(now)
+        if self._vars.in_session:
+            self._adjacency.tell(now)
 
     def await_heard(self, now: float) -> None:
         """Repeat what set_local() said last until the remote has heard it; Heard follows.
 
         Not where the session is not up: then nothing follows.
         """
-        if self._link is not None and self._state is State.UP:
-            self._link.unheard = self._link.sent
-            self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
+        self._adjacency.await_heard(now)
 
     def announce(self, now: float) -> None:
         """Send a KEEPALIVE beside those that are due, if the session is up."""
-        if self._state is State.UP:
-            self._send_keepalive(now)
+        self._adjacency.announce(now)
 
     def give_up(self, reason: Reason, now: float) -> None:
         """End the session as if the remote were silent, and seek the remote anew."""
-        if self._in_session:
-            self._on_loss(reason, Received(now))
+        if self._vars.in_session:
+            self._lose(reason, now)
 
     def set_offer(self, offer: Offer, now: float) -> None:
         """Say what the remote's end is to be like. The session goes on until another one says so.
@@ -397,7 +364,7 @@ class Session:
 
         False: it has no keys of its own, and cannot go on; close it, and begin anew.
         """
-        links = (self._link,) if self._in_session else ()
+        links = (self._link,) if self._vars.in_session else ()
         if key is None or any(link is None or link.signer is None for link in links):
             return False
         self._local.key = key
@@ -406,15 +373,14 @@ class Session:
 
     def _ask_anew(self, now: float) -> None:
         """Let what this end asks for, or by which key, be another one from now on."""
-        if self._in_session:
-            link = self._the_link()
+        if self._vars.in_session:
+            link = self._vars.the_link()
             link.outdated = True
-            self._renewer.drop()
+            self._vars.drop_renewal()
             self._renewer.settle()
-            self._renewer.seek(Purpose.CHANGED, link, now)
-        elif self._state in (State.REQUESTING, State.CONFIRMING, State.REJECTED):
-            self._seeker.change()
-            self._begin(Received(now))
+            self._renewer.seek(Purpose.CHANGED, now)
+        else:
+            self._seeker.change(now)
 
     def set_policy(self, policy: Policy) -> None:
         """Judge the remote by these rules from now on."""
@@ -422,47 +388,26 @@ class Session:
 
     def probe(self, size: int) -> bool:
         """Send a PROBE of this size, in bytes of UDP payload; False: the session is not up."""
-        link = self._link
-        if link is None or self._state is not State.UP:
-            return False
-        self._local.send(link.probe(size), link, dont_fragment=True)
-        return True
+        return self._adjacency.probe(size)
 
-    # Keys of frames. Each call is for the encryption that there is; others change nothing.
+    # Keys of frames: see Adjacency.
 
     def keys_installed(self, installation: int, now: float) -> None:
-        """Say that the worker has the keys of this number: see encryption.KeyHolder.install."""
-        for encryption in self._encryptions():
-            if encryption.installation == installation:
-                encryption.installed(installation, now)
-                self._after_keys(now)
-                return
+        self._adjacency.keys_installed(installation, now)
 
     def keys_used(self, generation: int, frames: int, octets: int, now: float) -> None:
-        """Say how much this end has sent with a generation's key."""
-        if self._link is not None and self._link.encryption is not None:
-            self._link.encryption.used(generation, frames, octets, now)
-            self._after_keys(now)
+        self._adjacency.keys_used(generation, frames, octets, now)
 
     def want_rekey(self, now: float) -> None:
-        """Ask for new keys as soon as may be."""
-        if self._link is not None and self._link.encryption is not None:
-            self._link.encryption.want_rekey(now)
-            self._after_keys(now)
+        self._adjacency.want_rekey(now)
 
     def lose_keys(self, now: float) -> None:
-        """Say that the key holder was replaced: the session's keys are lost, but for the worker's.
-
-        Control messages cannot be tagged any more, so another session is sought at once.
-        """
-        for encryption in self._encryptions():
-            encryption.lose_holder(now)
-        self._after_keys(now)
+        self._adjacency.lose_keys(now)
 
     @property
     def awaited_installations(self) -> tuple[int, ...]:
         """The numbers that keys_installed() waits for."""
-        numbers = (encryption.installation for encryption in self._encryptions())
+        numbers = (encryption.installation for encryption in self._vars.encryptions())
         return tuple(number for number in numbers if number)
 
     # Datagrams and time.
@@ -477,25 +422,11 @@ class Session:
         where its CONFIRM or ACKNOWLEDGE came to. Raises RemoteProtocolError,
         to be counted; nothing has changed then.
         """
-        header = read_header(data)
-        try:
-            message = decode(data, self._local.verifier(header, self._links()))
-        except RemoteProtocolError as err:
-            # The tag of a session would say nothing of the key.
-            if err.reason == WRONG_TAG and header.type not in SESSION_TYPES:
-                self._seeker.note_wrong_tag()
-            if self._caller is not None and err.reason == UNKNOWN_SESSION:
-                self._deny_session(data, header, Received(now, None, source, local_address))
-            raise
-        if message.circuit_id != self.circuit_id:
-            raise RemoteProtocolError(MALFORMED, f"about circuit {message.circuit_id}")
-        self._nonces.reject_reflected(message)
-        if self._local.key is None and not self._may_come_from(source, header.type):
-            raise RemoteProtocolError(WRONG_PORT, f"from port {source.port}")
-        if isinstance(message, Keepalive) and not self._finish_handshake(message, data, now):
-            return
-        said = transcript(data) if isinstance(message, Confirm) else b""
-        self.receive(message, source, now, local_address, said)
+        received = Received(now, None, source, local_address)
+        message = self._inbox.open(data, received, self.remote)
+        if message is not None:
+            said = transcript(data) if isinstance(message, Confirm) else b""
+            self.receive(message, source, now, local_address, said)
 
     def receive(
         self,
@@ -508,19 +439,19 @@ class Session:
         """Take a message whose tag is right. said: codec.transcript() of a CONFIRM."""
         received = Received(now, message, source, local_address, said)
         found = classify(
-            received, self._state, self._link, self._renewer.renewal, self._answers.comes_back_in
+            received, self._vars.state, self._link, self._vars.renewal, self._answers.comes_back_in
         )
         if found is None:
             self.ignored += 1
             return
         link = self._link
         if found is Input.RENEWED:
-            link = self._renewer.link
+            link = self._vars.beside
         if link is not None and found not in HANDSHAKE_TYPES | {Input.RENEWAL_REFUSED}:
             link.hear(message.counter)
-            self.last_heard_at = now
-            if self._caller is not None and link is self._link and source != link.endpoint:
-                self._follow(self._caller, received)
+            self._vars.last_heard_at = now
+            if link is self._link and self._acceptor.follow(received):
+                self._adjacency.tell(now)
         self._step(found, received)
 
     def handle_timer(self, now: float) -> None:
@@ -545,655 +476,234 @@ class Session:
     # Dispatch.
 
     def _step(self, happened: AnyInput, received: Received) -> None:
-        action = _TABLE.get((self._state, happened))
+        action = _TABLE.get((self._vars.state, happened))
         if action is None:
-            raise RuntimeError(f"circuit {self.circuit_id}: {happened.name} in {self._state.name}")
+            raise RuntimeError(
+                f"circuit {self.circuit_id}: {happened.name} in {self._vars.state.name}"
+            )
         action(self, received)
-
-    def _may_come_from(self, source: Endpoint, kind: MessageType) -> bool:
-        """Tell whether a message that has no tag can be the remote's."""
-        if self._caller is not None:
-            return True  # it proves its identity in the handshake, and tags what follows
-        return self._remote_port.may_send(
-            kind,
-            source,
-            self.remote,
-            asked=self._seeker.endpoints if self._state is State.REQUESTING else (),
-            maker_is_known=self._admission.maker is not None,
-            in_session=self._in_session,
-        )
 
     def _ignore(self, received: Received) -> None:
         pass
 
-    # Seeking the remote.
-
-    def _begin(self, received: Received) -> None:
-        """Seek the remote, with a fresh nonce, from now on."""
-        self._seeker.begin(received.now)
-        self._seek(received)
-
-    def _seek(self, received: Received) -> None:
-        """Ask with a fresh nonce, in the same attempt."""
-        self._drop_link()
-        self._state = State.REQUESTING
-        self._due[Input.SEND_DUE] = received.now
-
-    def _on_confirm_unanswered(self, received: Received) -> None:
-        link = self._the_link()
-        if link.encryption is not None:
-            self._seeker.note_wrong_handshake(link)
-        self._seek(received)
-
-    def _send_request(self, received: Received) -> None:
-        refusal = self._seeker.refusal
-        if refusal is not None:
-            self._be_rejected(refusal, received.now)
-            return
-        requested = self._seeker.request(self._link, received.now)
-        if requested is not None:  # else set_remotes goes on
-            self._link, self._due[Input.SEND_DUE] = requested
-
-    def _take_acknowledge(self, received: Received) -> None:
-        if not self._seeker.take_acknowledge(self._the_link(), received):
-            # The next REQUEST has another nonce, and perhaps a key holder to go on with.
-            self._link = None
-            return
-        self._state = State.CONFIRMING
-        self._due[Input.EXPIRED] = received.now + CONFIRM_TIMEOUT_S
-        self._send_confirm(received)
-
-    def _send_confirm(self, received: Received) -> None:
-        self._due[Input.SEND_DUE] = self._seeker.confirm(self._the_link(), received.now)
-
-    def _on_reject(self, received: Received) -> None:
-        message = received.message_of(Reject)
-        refusal = events.Rejected(message.code, message.text or f"refused, code {message.code}")
-        seeks = self._state in (State.REQUESTING, State.CONFIRMING)
-        if seeks and self._seeker.goes_on_after(refusal):
-            self._seek(received)
-        else:
-            self._be_rejected(refusal, received.now)
-
-    def _be_rejected(self, refusal: events.Rejected, now: float) -> None:
-        self._events.put(refusal)
-        self._drop_link()
-        self._state = State.REJECTED
-        self._due[Input.SEND_DUE] = self._seeker.be_refused(refusal.code, now)
-
-    def _send_soon(self, now: float) -> None:
-        """Send the next REQUEST now, or as soon after the last one as is allowed."""
-        at = self._seeker.earliest_request(now)
-        self._due[Input.SEND_DUE] = min(self._due.get(Input.SEND_DUE, at), at)
-
     # Answering a remote that seeks this end.
-
-    def _acknowledge(self, received: Received) -> None:
-        """Answer a REQUEST, and store nothing before a CONFIRM brings the cookie back."""
-        answer = self._answers.acknowledge(received)
-        if answer is None:
-            return
-        link = self._link if self._in_session else None
-        # Where no key says who asks, a stranger must not learn it.
-        if link is not None and self._local.key is None and received.source != link.endpoint:
-            link = None
-        present = None if link is None else link.local_nonce
-        self._local.answer(self._local.offer_keys(answer, received, present), received)
 
     def _on_request_while_requesting(self, received: Received) -> None:
         if self._seeker.insists(received.message_of(Request)):
-            self._send_soon(received.now)
+            self._seeker.ask_soon(received.now)
         else:
-            self._acknowledge(received)
+            self._acceptor.acknowledge(received)
 
     def _on_confirm_while_requesting(self, received: Received) -> None:
-        message = received.message_of(Confirm)
-        decision = contention.on_confirm_while_requesting(
-            insists=self._seeker.insists(message),
-            outdated=self._local.is_outdated(message),
-            refused=self._seeker.refused,
-        )
-        self._carry_out(decision, received)
+        self._carry_out(self._seeker.decide(received.message_of(Confirm)), received)
 
     def _resolve_collision(self, received: Received) -> None:
         """Decide between the CONFIRM that came and the one that this end sent."""
-        link = self._renewer.link or self._the_link()
+        link = self._vars.beside or self._vars.the_link()
         theirs = Claim.of(received.message_of(Confirm))
         decision = contention.on_confirm_while_confirming(self._local.claim(link), theirs)
         self._carry_out(decision, received)
 
     def _on_confirm_in_session(self, received: Received) -> None:
-        renewal = self._renewer.renewal
+        renewal = self._vars.renewal
         if renewal is not None and renewal.confirming:
             self._resolve_collision(received)
         else:
             self._take_confirm(received)
 
     def _on_confirm_while_rejected(self, received: Received) -> None:
-        message = received.message_of(Confirm)
-        decision = contention.on_confirm_while_rejected(
-            outdated=self._local.is_outdated(message),
-            refused=self._seeker.refused,
-            resumes_ours=message.resuming and not self._local.passive,
-        )
-        self._carry_out(decision, received)
+        self._carry_out(self._seeker.decide_while_refused(received.message_of(Confirm)), received)
 
     def _carry_out(self, decision: Decision, received: Received) -> None:
         match decision:
             case Decision.TAKE:
                 self._take_confirm(received)
             case Decision.REFUSE:
-                self._refuse(received, RejectCode.OUTDATED, contention.OUTDATED_TEXT)
+                self._acceptor.refuse_outdated(received)
             case Decision.DECLINE | Decision.ASK:
-                # A copy that comes later must not begin a session.
-                self._answers.spend(received)
+                self._acceptor.decline(received)
                 if decision is Decision.ASK:
-                    self._send_soon(received.now)
+                    self._seeker.ask_soon(received.now)
 
     def _take_confirm(self, received: Received) -> None:
         """Begin the session that a CONFIRM with a valid cookie asks for; it replaces any other."""
-        message = received.message_of(Confirm)
-        refused = self._admission.judge(
-            message,
-            received.source.address,
-            self._local.ciphers,
-            linked=self._in_session,
-            heard_at=self.last_heard_at,
-            now=received.now,
-        )
-        if refused is not None:
-            self._turn_away(received, refused)
+        accepted = self._acceptor.judge(received)
+        if accepted is None:
             return
-        if self._local.passive and not message.resuming and message.offer != self._local.offer:
-            # The cookie stays valid, so that each repetition is answered.
-            requested = CircuitRequested(
-                received.source, message, received.local_address, received.transcript
-            )
-            self._events.put(events.OfferChanged(requested))
-            return
-        obstacle = self._admission.obstacle(message) if self._state is State.SUSPENDED else None
-        if obstacle is not None:
-            self._refuse(received, obstacle.code, obstacle.text)
-            return
-        if self._caller is not None and not self._lets_in(self._caller, received):
-            return
-        if self._local.cipher is not None:
-            # Raises where message 1 is wrong, and then nothing has changed.
-            self._answered = self._local.cipher.answer(message, received.transcript, received.now)
-            if self._answered is None:
-                return
-        # Only now: who calls has proved the key, or its identity.
-        if self._caller is not None and not self._describes_itself(self._caller, received):
-            return
-        # Where only the keys are lost, nobody has to notice. The handshake says who wrote it.
-        follows = (
-            self._answered is not None
-            and self._state is State.UP
-            and message.follows == self._the_link().local_nonce
-        )
-        if not follows:
+        if not accepted.follows:
             self._events.down(Cause.NEW_SESSION.say())
-        self._adopt(received, follows=follows)
+        self._adopt(received, accepted)
 
-    def _adopt(self, received: Received, *, follows: bool = False) -> None:
-        """Begin the session of a CONFIRM, without a judgement.
+    def _on_accept(self, received: Received) -> None:
+        self._adopt(received, Accepted(received.encryption, follows=False))
 
-        follows: the frames of the present one go on meanwhile.
-        """
-        message = received.message_of(Confirm)
+    def _adopt(self, received: Received, accepted: Accepted) -> None:
+        """Begin the session of a CONFIRM."""
         if self._local.passive:
             self._seeker.stay_with(Candidate(received.source, received.local_address))
-            if not message.resuming:
-                self._local.offer = message.offer
-        self._admission.admit(message)
-        if self._caller is not None:
-            self._caller.admit(message)
-        self._answers.spend(received)
-        previous, answered, self._answered = self._link, self._answered, None
-        self._link = self._local.take_confirm(received, answered)
-        self._renewer.drop()
-        if previous is not None:
-            self._succeed(previous, follows=follows)
-        self._nonces.hold(self._link.local_nonce, self._link)
-        self.last_heard_at = received.now
+        self._acceptor.admit(received)
+        previous = self._link
+        self._vars.link = link = self._local.take_confirm(received, accepted.encryption)
+        self._vars.drop_renewal()
+        self._adjacency.succeed(previous, follows=accepted.follows)
+        self._nonces.hold(link.local_nonce, link)
+        self._vars.last_heard_at = received.now
         self._enter_link(received.now)
-        self._link.outdated = self._local.is_outdated(message)
-        self._renewer.end(self._link, received.now)
-        self._send_keepalive(received.now)
-
-    def _refuse(self, received: Received, code: RejectCode, text: str) -> None:
-        message = received.message_of(Confirm)
-        self._local.answer(rejection(message, message.size, code, text), received)
-
-    def _turn_away(self, received: Received, why: Rejection) -> None:
-        """Refuse a CONFIRM, and let the operator of this end know, too."""
-        self._refuse(received, why.code, why.text)
-        self._events.put(events.Refused(received.source, why.code, why.text))
-
-    # Where no remote is named: see caller.
-
-    def _lets_in(self, caller: Caller, received: Received) -> bool:
-        """Tell whether who calls may be the remote; if not, it is told why, as far as is known."""
-        link, cipher = self._link if self._in_session else None, self._local.cipher
-        known = Situation(
-            None if link is None else link.endpoint,
-            self.last_heard_at,
-            proves_itself=cipher is not None and cipher.offer.pattern == HandshakePattern.IK_PSK2,
-        )
-        text = caller.obstacle(received.message_of(Confirm), received.source, known, received.now)
-        if text:
-            self._turn_away(received, Rejection(RejectCode.ID_TAKEN, text))
-        elif text is None and link is not None:
-            # Is the remote still where it was? The CONFIRM is repeated.
-            for _ in range(PROBES_AT_ONCE):
-                self._local.send(link.probe(SMALLEST_QUESTION), link)
-        return text == ""
-
-    def _describes_itself(self, caller: Caller, received: Received) -> bool:
-        """Tell whether this end can have its remote there, and describe it accordingly."""
-        try:
-            self._local.description = caller.describe(received.source, received.local_address)
-        except VelaError as err:
-            if self._answered is not None:
-                self._answered.wipe()
-                self._answered = None
-            text = ELSEWHERE + str(err).splitlines()[0]
-            self._turn_away(received, Rejection(RejectCode.FAILED, text))
-            return False
-        return True
-
-    def _deny_session(self, data: bytes, header: Header, received: Received) -> None:
-        """Answer a remote that goes on with a session of before a restart: it then calls anew.
-
-        Raises RemoteProtocolError.
-        """
-        if header.type is not MessageType.KEEPALIVE or self._state is not State.REQUESTING:
-            return
-        message = decode(data, self._local.key)
-        self._nonces.reject_reflected(message)
-        if self._answers.take(received.now):
-            answer = rejection(message, len(data), RejectCode.NO_SUCH_SESSION)
-            self._local.answer(replace(answer, seen=received.source), received)
-
-    def _follow(self, caller: Caller, received: Received) -> None:
-        """Send to where the remote is heard from now, once it has answered there.
-
-        A message alone may be a copy, which somebody else sends before it arrives.
-        """
-        message, source = received.message, received.source
-        if isinstance(message, ProbeReply) and caller.is_answered(source, message.size):
-            self._move(caller, received)
-            return
-        size = caller.question(source, received.now)
-        if size is not None:
-            self._local.send_beside(self._the_link().probe(size), self._the_link(), received)
-
-    def _move(self, caller: Caller, received: Received) -> None:
-        caller.forget_questions()
-        try:
-            self._local.description = caller.describe(received.source, received.local_address)
-        except VelaError:
-            return  # the session ends by itself, and the remote is told why when it calls anew
-        for link in self._links():
-            link.move(received.source, received.local_address)
-        self._events.put(events.Moved(received.source))
-        self._settle()
-        self._send_keepalive(received.now)
+        link.outdated = self._local.is_outdated(received.message_of(Confirm))
+        self._renewer.end(received.now)
+        self._adjacency.keep_alive(received)
 
     # Having a session.
 
     def _enter_link(self, now: float) -> None:
-        self._state = State.LINKED
         self._answers.void()
         self._seeker.succeed()
-        self._renewer.drop()
-        self._due.pop(Input.KEYS_DUE, None)
-        self._due[Input.EXPIRED] = now + LINKED_TIMEOUT_S
-        self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
-        self._settle()
-
-    def _settle(self) -> None:
-        """Agree with the remote, and tell if anything changed."""
-        link = self._the_link()
-        agreement = link.settle(self._local.description)
-        if agreement is not None:
-            self._remote_port.agreed(agreement, link.endpoint)
-            self._events.put(events.Agreed(agreement))
+        self._adjacency.enter(now)
 
     def _on_first_keepalive(self, received: Received) -> None:
         """Enter the session: the KEEPALIVE shows that the responder has it."""
-        link = self._the_link()
+        link = self._vars.the_link()
         link.remote_description = received.message_of(Keepalive).description
         self._renewer.settle()
         self._enter_link(received.now)
-        self._on_keepalive(received)
-
-    def _on_keepalive(self, received: Received) -> None:
-        now, message, link = received.now, received.message_of(Keepalive), self._the_link()
-        before = link.remote_description
-        rtt_s = link.take_keepalive(message, now)
-        self.rtt_s = self.rtt_s if rtt_s is None else rtt_s
-        self._settle()
-        if message.arrived is not None:
-            self._events.put(events.EchoesArrived(message.arrived))
-        link.heard_back = link.heard_back or message.heard >= link.proof
-        if not self._go_up(now) and not message.up and not link.remote_was_up:
-            self._send_keepalive(now)
-        if self._state is State.UP:
-            self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
-            if before is not None and before.frame_port not in (
-                None,
-                message.description.frame_port,
-            ):
-                # Its frames leave from there as soon as it knows that this end knows.
-                self._send_keepalive(now)
-        if link.unheard and message.heard >= link.unheard:
-            link.unheard = 0
-            self._events.put(events.Heard())
-        renewal = self._renewer.renewal
-        if renewal is not None and renewal.is_refuted_by_the_session:
-            self._renewer.end(link, now)
-        if message.up:
-            link.remote_was_up = True
-        elif link.remote_was_up:
-            self._on_loss(Cause.NOT_HEARD.say(), received)
-            return
-        if link.encryption is not None:
-            said = Fields(message.noise_1, message.noise_2, message.generation)
-            try:
-                link.encryption.receive(said, now)
-            finally:
-                self._after_keys(now)
-
-    def _go_up(self, now: float) -> bool:
-        """Go up if both ends hear each other, and this one can send frames."""
-        link = self._the_link()
-        if self._state is not State.LINKED or not (link.heard_back and link.sends_frames):
-            return False
-        self._state = State.UP
-        self._events.up()
-        self._send_keepalive(now)
-        self._due[Input.EXPIRED] = now + MISSED_INTERVALS * link.keepalive_s
-        return True
-
-    def _keep_alive(self, received: Received) -> None:
-        self._send_keepalive(received.now)
-
-    def _send_keepalive(self, now: float, *, farewell: bool = False) -> None:
-        link = self._the_link()
-        up = self._state is State.UP and not farewell
-        if link.keys_lost or (link.encryption is not None and link.encryption.silent):
-            self._due[Input.SEND_DUE] = now + LINKED_REPEAT_S
-            return
-        arrived = None if self._echoes_arrived is None else self._echoes_arrived()
-        said = link.keepalive(self._local.description, now, up=up, arrived=arrived)
-        self._local.send(said, link)
-        rests = up and not link.unheard
-        delay_s = self._keepalive_jitter.apply(link.keepalive_s) if rests else LINKED_REPEAT_S
-        self._due[Input.SEND_DUE] = now + delay_s
-
-    def _answer_probe(self, received: Received) -> None:
-        link = self._the_link()
-        self._local.send(link.probe_reply(received.message_of(Probe).size), link)
-
-    def _on_probe_reply(self, received: Received) -> None:
-        self._events.put(events.ProbeAnswered(received.message_of(ProbeReply).size))
+        self._adjacency.take_keepalive(received)
 
     # Another session beside it.
-
-    def _renew(self, received: Received) -> None:
-        self._renewer.handle_timer(self._the_link(), received.now)
-
-    def _on_renewal_acknowledged(self, received: Received) -> None:
-        self._renewer.take_acknowledge(self._the_link(), received)
 
     def _on_renewed(self, received: Received) -> None:
         """Give the session up for the new one, which both ends have now."""
         renewal = self._renewer.take_over()
-        follows = renewal.purpose in SEAMLESS and self._state is State.UP
+        follows = renewal.purpose in SEAMLESS and self._vars.state is State.UP
         if not follows:
             self._events.down(renewal.purpose.value.say())
-        self._seeker.begin(received.now)
-        previous, self._link = self._link, renewal.link
-        if previous is not None:
-            self._succeed(previous, follows=follows)
+        self._seeker.reset(received.now)
+        previous, self._vars.link = self._link, renewal.link
+        self._adjacency.succeed(previous, follows=follows)
         self._on_first_keepalive(received)
 
-    def _succeed(self, previous: Link, *, follows: bool) -> None:
-        """Give up the keys of the session before the present one, now or soon."""
-        if follows:
-            self._the_link().follow(previous)
-        else:
-            previous.wipe_keys()
-
     def _on_renewal_refused(self, received: Received) -> None:
-        if self._renewer.take_refusal(self._the_link(), received.now):
+        if self._renewer.take_refusal(received.now):
             self._events.down(Purpose.OUTDATED.value.say())
-            self._on_reject(received)
-
-    # Keys of frames.
-
-    def _finish_handshake(self, message: Keepalive, data: bytes, now: float) -> bool:
-        """Take message 2 of a first KEEPALIVE, whose own keys are needed to verify the rest of it.
-
-        False: the message is done with. Raises RemoteProtocolError.
-        """
-        link = next((each for each in self._links() if each.advances_with(message)), None)
-        if link is None or not awaits_handshake(link):
-            return True
-        if message.noise_2 is None:
-            self._on_no_encryption(link, now)
-            return False
-        finish_handshake(link, message, data, now)
-        return True
-
-    def _on_no_encryption(self, link: Link, now: float) -> None:
-        """Close the session of a remote that is older, or was talked out of encryption."""
-        self._local.send(link.close(CloseReason.STOPPING), link)
-        if link is not self._link:
-            self._renewer.end(self._the_link(), now)
-            return
-        refusal = events.Rejected(RejectCode.ENCRYPTION, Cause.NO_ENCRYPTION.say())
-        self._be_rejected(refusal, now)
-
-    def _on_keys_due(self, received: Received) -> None:
-        link = self._the_link()
-        if link.encryption is not None:
-            link.encryption.handle_timer(received.now)
-        self._after_keys(received.now)
-
-    def _after_keys(self, now: float) -> None:
-        """Do what the encryption of the session wants done; to be called after each call of it."""
-        link = self._link
-        if link is None or link.encryption is None:
-            return
-        outcome = settle_keys(link, now, in_session=self._in_session)
-        if outcome.session_wanted and self._renewer.renewal is None:
-            self._renewer.seek(Purpose.KEYS, link, now)
-        if outcome.ended is not None:
-            self._on_loss(outcome.ended, Received(now))
-            return
-        if self._local.cipher is not None and link.encryption.phase is not None:
-            self._local.cipher.phase = link.encryption.phase
-        if not self._in_session:
-            return
-        wanted = link.encryption.take_keepalive_wanted()
-        if not self._go_up(now) and wanted:
-            self._send_keepalive(now)
-        due = min(link.encryption.next_timer() or math.inf, link.predecessor_until)
-        if due == math.inf:
-            self._due.pop(Input.KEYS_DUE, None)
-        else:
-            self._due[Input.KEYS_DUE] = due
+            self._seeker.take_reject(received)
 
     # Losing it.
-
-    def _on_timeout(self, received: Received) -> None:
-        """Tell the remote that three keepalives are missing: one direction may still work."""
-        interval_s = self._the_link().keepalive_s
-        self._send_keepalive(received.now, farewell=True)
-        self._on_loss(Cause.KEEPALIVES_MISSED.say(interval_s=interval_s), received)
 
     def _on_link_timeout(self, received: Received) -> None:
         """Seek the remote anew: it may not know of the session."""
         self._events.down(Cause.KEYS_NOT_FOLLOWED.say())
-        self._begin(received)
+        self._seeker.begin(received)
 
-    def _on_loss(self, reason: Reason, received: Received) -> None:
+    def _lose(self, reason: Reason, now: float) -> None:
+        """Seek the remote anew, as the session is of no use any more."""
         self._events.down(reason)
         self._events.put(events.ResolveWanted())
-        self._begin(received)
-
-    def _on_unknown_session(self, received: Received) -> None:
-        """Ask for another session, as the remote may have restarted and lost this one.
-
-        Nobody takes a session down with such a message, wherever it was had: it goes when another
-        one is there, or when its keepalives are missed.
-        """
-        self._renewer.seek_lost(self._the_link(), received.now)
-
-    def _on_close(self, received: Received) -> None:
-        """Answer with the same, once, so that the remote need not repeat it."""
-        message, link = received.message_of(Close), self._the_link()
-        deleted = message.reason == CloseReason.DELETED
-        self._local.send(link.close(CloseReason.DELETED if deleted else CloseReason.STOPPING), link)
-        if self._caller is not None:
-            self._caller.leave()
-        if deleted:
-            self._end(by_remote=True)
-            return
-        self._admission.leave()
-        self._events.down(Cause.REMOTE_STOPPING.say())
-        self._begin(received)
-        self._due[Input.SEND_DUE] = received.now + RESTART_PAUSE_S
-
-    def _leave(self, received: Received) -> None:
-        self._state = State.CLOSING
-        self._renewer.drop()
-        self._due.pop(Input.KEYS_DUE, None)
-        self._due[Input.EXPIRED] = received.now + CLOSE_TIMEOUT_S
-        self._send_close(received)
-
-    def _send_close(self, received: Received) -> None:
-        link = self._the_link()
-        self._local.send(link.close(self._close_reason), link)
-        self._due[Input.SEND_DUE] = received.now + CLOSE_REPEAT_S
-
-    def _finish(self, received: Received) -> None:
-        self._end(by_remote=False)
-
-    def _end(self, *, by_remote: bool) -> None:
-        self._drop_link()
-        self._events.note(up=False)
-        self._state = State.CLOSED
-        self._events.put(events.Closed(by_remote))
-
-    def _drop_link(self) -> None:
-        """Forget the session, and all that was to be done in it."""
-        self._renewer.drop()
-        if self._link is not None:
-            self._link.wipe_keys()
-        self._link = None
-        self._due.clear()
-
-    # Parts of the above.
+        self._seeker.begin(Received(now))
 
     @property
-    def _in_session(self) -> bool:
-        """Whether both ends have the session."""
-        return self._state in (State.LINKED, State.UP)
-
-    def _the_link(self) -> Link:
-        if self._link is None:
-            raise RuntimeError(f"circuit {self.circuit_id}: {self._state.name} without a link")
-        return self._link
-
-    def _links(self) -> tuple[Link, ...]:
-        """Return the session, and the one that is sought beside it, as far as there are any."""
-        return tuple(link for link in (self._link, self._renewer.link) if link is not None)
-
-    def _encryptions(self) -> tuple[Encryption, ...]:
-        return tuple(link.encryption for link in self._links() if link.encryption is not None)
+    def _link(self) -> Link | None:
+        return self._vars.link
 
 
 # All that can happen, and what is done. A pair that is not here is a bug of the caller's or of
 # this module's: classify lets through only the messages that fit the state.
 _Action = Callable[[Session, Received], None]
+
+
+def _in_seeker(action: Callable[[Seeker, Received], None]) -> _Action:
+    return lambda session, received: action(session._seeker, received)
+
+
+def _in_acceptor(action: Callable[[Acceptor, Received], None]) -> _Action:
+    return lambda session, received: action(session._acceptor, received)
+
+
+def _in_goodbye(action: Callable[[Goodbye, Received], None]) -> _Action:
+    return lambda session, received: action(session._goodbye, received)
+
+
+def _in_renewer(action: Callable[[Renewer, Received], None]) -> _Action:
+    return lambda session, received: action(session._renewer, received)
+
+
+def _in_adjacency(action: Callable[[Adjacency, Received], None]) -> _Action:
+    return lambda session, received: action(session._adjacency, received)
+
+
 _S, _I, _M = State, Input, MessageType
 _TABLE: dict[tuple[State, AnyInput], _Action] = {
-    (_S.IDLE, _I.START): Session._begin,
-    (_S.IDLE, _I.ACCEPT): Session._adopt,
-    (_S.IDLE, _I.CLOSE_WANTED): Session._finish,
+    (_S.IDLE, _I.START): _in_seeker(Seeker.begin),
+    (_S.IDLE, _I.ACCEPT): Session._on_accept,
+    (_S.IDLE, _I.CLOSE_WANTED): _in_goodbye(Goodbye.finish),
     (_S.IDLE, _M.REQUEST): Session._ignore,
     (_S.IDLE, _M.CONFIRM): Session._ignore,
     #
-    (_S.REQUESTING, _I.CLOSE_WANTED): Session._finish,
-    (_S.REQUESTING, _I.SEND_DUE): Session._send_request,
+    (_S.REQUESTING, _I.CLOSE_WANTED): _in_goodbye(Goodbye.finish),
+    (_S.REQUESTING, _I.SEND_DUE): _in_seeker(Seeker.request),
     (_S.REQUESTING, _M.REQUEST): Session._on_request_while_requesting,
-    (_S.REQUESTING, _M.ACKNOWLEDGE): Session._take_acknowledge,
+    (_S.REQUESTING, _M.ACKNOWLEDGE): _in_seeker(Seeker.take_acknowledge),
     (_S.REQUESTING, _M.CONFIRM): Session._on_confirm_while_requesting,
-    (_S.REQUESTING, _M.REJECT): Session._on_reject,
+    (_S.REQUESTING, _M.REJECT): _in_seeker(Seeker.take_reject),
     #
-    (_S.CONFIRMING, _I.CLOSE_WANTED): Session._leave,
-    (_S.CONFIRMING, _I.SEND_DUE): Session._send_confirm,
-    (_S.CONFIRMING, _I.EXPIRED): Session._on_confirm_unanswered,
-    (_S.CONFIRMING, _M.REQUEST): Session._acknowledge,
+    (_S.CONFIRMING, _I.CLOSE_WANTED): _in_goodbye(Goodbye.begin),
+    (_S.CONFIRMING, _I.SEND_DUE): _in_seeker(Seeker.confirm),
+    (_S.CONFIRMING, _I.EXPIRED): _in_seeker(Seeker.give_up_confirming),
+    (_S.CONFIRMING, _M.REQUEST): _in_acceptor(Acceptor.acknowledge),
     (_S.CONFIRMING, _M.CONFIRM): Session._resolve_collision,
     (_S.CONFIRMING, _M.KEEPALIVE): Session._on_first_keepalive,
-    (_S.CONFIRMING, _M.CLOSE): Session._on_close,
-    (_S.CONFIRMING, _M.REJECT): Session._on_reject,
+    (_S.CONFIRMING, _M.CLOSE): _in_goodbye(Goodbye.answer),
+    (_S.CONFIRMING, _M.REJECT): _in_seeker(Seeker.take_reject),
     (_S.CONFIRMING, _M.PROBE): Session._ignore,
     (_S.CONFIRMING, _M.PROBE_REPLY): Session._ignore,
     #
-    (_S.REJECTED, _I.CLOSE_WANTED): Session._finish,
-    (_S.REJECTED, _I.SEND_DUE): Session._begin,
-    (_S.REJECTED, _M.REQUEST): Session._acknowledge,
+    (_S.REJECTED, _I.CLOSE_WANTED): _in_goodbye(Goodbye.finish),
+    (_S.REJECTED, _I.SEND_DUE): _in_seeker(Seeker.begin),
+    (_S.REJECTED, _M.REQUEST): _in_acceptor(Acceptor.acknowledge),
     (_S.REJECTED, _M.CONFIRM): Session._on_confirm_while_rejected,
     #
     (_S.LINKED, _I.EXPIRED): Session._on_link_timeout,
     (_S.LINKED, _M.PROBE_REPLY): Session._ignore,
     #
-    (_S.UP, _I.EXPIRED): Session._on_timeout,
-    (_S.UP, _M.PROBE_REPLY): Session._on_probe_reply,
+    (_S.UP, _I.EXPIRED): _in_adjacency(Adjacency.miss_keepalives),
+    (_S.UP, _M.PROBE_REPLY): _in_adjacency(Adjacency.take_probe_reply),
     # What is the same in these two is added below.
     #
-    (_S.SUSPENDED, _I.START): Session._begin,
-    (_S.SUSPENDED, _I.CLOSE_WANTED): Session._finish,
-    (_S.SUSPENDED, _M.REQUEST): Session._acknowledge,
+    (_S.SUSPENDED, _I.START): _in_seeker(Seeker.begin),
+    (_S.SUSPENDED, _I.CLOSE_WANTED): _in_goodbye(Goodbye.finish),
+    (_S.SUSPENDED, _M.REQUEST): _in_acceptor(Acceptor.acknowledge),
     (_S.SUSPENDED, _M.CONFIRM): Session._take_confirm,
     #
     (_S.CLOSING, _I.CLOSE_WANTED): Session._ignore,
-    (_S.CLOSING, _I.SEND_DUE): Session._send_close,
-    (_S.CLOSING, _I.EXPIRED): Session._finish,
+    (_S.CLOSING, _I.SEND_DUE): _in_goodbye(Goodbye.say),
+    (_S.CLOSING, _I.EXPIRED): _in_goodbye(Goodbye.finish),
     (_S.CLOSING, _M.REQUEST): Session._ignore,
     (_S.CLOSING, _M.CONFIRM): Session._ignore,
     (_S.CLOSING, _I.CONFIRM_AGAIN): Session._ignore,
     (_S.CLOSING, _M.KEEPALIVE): Session._ignore,
-    (_S.CLOSING, _M.CLOSE): Session._finish,
-    (_S.CLOSING, _M.REJECT): Session._finish,
+    (_S.CLOSING, _M.CLOSE): _in_goodbye(Goodbye.finish),
+    (_S.CLOSING, _M.REJECT): _in_goodbye(Goodbye.finish),
     (_S.CLOSING, _M.PROBE): Session._ignore,
     (_S.CLOSING, _M.PROBE_REPLY): Session._ignore,
     #
-    (_S.CLOSED, _I.START): Session._begin,
-    (_S.CLOSED, _I.ACCEPT): Session._adopt,
+    (_S.CLOSED, _I.START): _in_seeker(Seeker.begin),
+    (_S.CLOSED, _I.ACCEPT): Session._on_accept,
     (_S.CLOSED, _I.CLOSE_WANTED): Session._ignore,
     (_S.CLOSED, _M.REQUEST): Session._ignore,
     (_S.CLOSED, _M.CONFIRM): Session._ignore,
 }
 for _state in (_S.LINKED, _S.UP):
     _TABLE |= {
-        (_state, _I.CLOSE_WANTED): Session._leave,
-        (_state, _I.SEND_DUE): Session._keep_alive,
-        (_state, _I.RENEWAL_DUE): Session._renew,
-        (_state, _I.KEYS_DUE): Session._on_keys_due,
+        (_state, _I.CLOSE_WANTED): _in_goodbye(Goodbye.begin),
+        (_state, _I.SEND_DUE): _in_adjacency(Adjacency.keep_alive),
+        (_state, _I.RENEWAL_DUE): _in_renewer(Renewer.handle_timer),
+        (_state, _I.KEYS_DUE): _in_adjacency(Adjacency.handle_keys_timer),
         (_state, _I.RENEWED): Session._on_renewed,
         (_state, _I.RENEWAL_REFUSED): Session._on_renewal_refused,
-        (_state, _I.CONFIRM_AGAIN): Session._keep_alive,
-        (_state, _M.REQUEST): Session._acknowledge,
-        (_state, _M.ACKNOWLEDGE): Session._on_renewal_acknowledged,
+        (_state, _I.CONFIRM_AGAIN): _in_adjacency(Adjacency.keep_alive),
+        (_state, _M.REQUEST): _in_acceptor(Acceptor.acknowledge),
+        (_state, _M.ACKNOWLEDGE): _in_renewer(Renewer.take_acknowledge),
         (_state, _M.CONFIRM): Session._on_confirm_in_session,
-        (_state, _M.KEEPALIVE): Session._on_keepalive,
-        (_state, _M.CLOSE): Session._on_close,
-        (_state, _M.REJECT): Session._on_unknown_session,
-        (_state, _M.PROBE): Session._answer_probe,
+        (_state, _M.KEEPALIVE): _in_adjacency(Adjacency.take_keepalive),
+        (_state, _M.CLOSE): _in_goodbye(Goodbye.answer),
+        (_state, _M.REJECT): _in_renewer(Renewer.take_unknown),
+        (_state, _M.PROBE): _in_adjacency(Adjacency.answer_probe),
     }
