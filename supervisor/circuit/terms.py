@@ -88,7 +88,7 @@ def describe(
     if abilities.partial_checksums and Capability.ELISION in capabilities:
         capabilities |= Capability.CHECKSUM_OFFLOAD
     if config.fragmentation in (Fragment.AUTO, Fragment.TUNNEL):
-        capabilities |= Capability.PIECES | Capability.BUNDLES
+        capabilities |= Capability.PIECES
     mtu = (config.mtu or provisional_mtu(config)) if path is None else own_mtu(config, path)
     in_pieces = mtu_in_pieces(config, mtu, bridge_mtu)
     return Description(
@@ -122,7 +122,7 @@ def agreed_profile(
         partial_checksums=agreement.elision and agreement.checksum_offload,
         source_port=port,
         several_ports=port is None and agreement.several_ports,
-        fragmentation=_fragmentation(config, pieces=agreement.pieces, bundles=agreement.bundles),
+        fragmentation=_fragmentation(config, pieces=agreement.pieces),
         carry_ecn=agreement.ecn,
         encrypted=is_encrypted(config),
     )
@@ -158,12 +158,10 @@ def static_profile(
     return replace(profile, mss_clamp=mss_clamp(config, profile, path, bridge_mtu))
 
 
-def _fragmentation(config: CircuitConfig, *, pieces: bool, bundles: bool = False) -> Fragmentation:
-    """pieces: the remote puts frames together; bundles: also from last pieces in one datagram."""
+def _fragmentation(config: CircuitConfig, *, pieces: bool) -> Fragmentation:
+    """pieces: the remote puts frames together."""
     if config.fragmentation is Fragment.OFF:
         return Fragmentation.NEVER
-    if bundles:
-        return Fragmentation.BUNDLED
     return Fragmentation.IN_PIECES if pieces else Fragmentation.BY_IP
 
 

@@ -54,19 +54,19 @@ static struct {
 
 /* Of all inputs, to show that what is tried does happen. */
 static struct {
-	uint64_t frames, cut, segmented, singly, left, renewed, polled, pieces, bundled, marked, told, shed, relieved;
+	uint64_t frames, cut, segmented, singly, left, renewed, polled, pieces, marked, told, shed, relieved;
 } total;
 
 static void sum_up(void)
 {
 	fprintf(stderr,
 		"reached: frames %llu, cut %llu, sent segmented %llu, checksums left %llu, "
-		"limits renewed %llu, sent singly %llu, TAP polled %llu, pieces %llu, bundled %llu, marked %llu, told %llu, "
+		"limits renewed %llu, sent singly %llu, TAP polled %llu, pieces %llu, marked %llu, told %llu, "
 		"lost early %llu, marked early %llu\n",
 		(unsigned long long)total.frames, (unsigned long long)total.cut,
 		(unsigned long long)total.segmented, (unsigned long long)total.left,
 		(unsigned long long)total.renewed, (unsigned long long)total.singly,
-		(unsigned long long)total.polled, (unsigned long long)total.pieces, (unsigned long long)total.bundled,
+		(unsigned long long)total.polled, (unsigned long long)total.pieces,
 		(unsigned long long)total.marked, (unsigned long long)total.told,
 		(unsigned long long)total.shed, (unsigned long long)total.relieved);
 }
@@ -597,117 +597,66 @@ static void drive_frames(void)
 		free(memory[i]);
 }
 
-/* Frames of which a piece is missing: one, or those that wait for a bundle. */
-static struct waiting {
-	uint8_t content[1 << 17];
-	size_t filled;
-} waiting[64];
-static size_t waiting_count;
-
-static void receive_whole(const uint8_t *data, size_t length, int tos)
+/* Put the pieces of a frame together, which are sent in order; whole is what was cut, once the last one is there.
+ * docs/protocol.md, 3.7. */
+static bool join(const struct item *piece, struct item *whole)
 {
-	struct encapsulation receiver;
-	struct frame frame;
-
-	encapsulation_init(&receiver, ID, remote_mac, local_mac, ELISION_KNOWN,
-			   test.egress.encapsulation.frame_limit);
-	ENSURE(decapsulate(&receiver, data, length, &frame) == FRAME);
-	struct item *whole = list_add(&test.received, frame.link, frame.link_length);
-	memcpy(keep(frame.rest_length), frame.rest, frame.rest_length);
-	whole->length += frame.rest_length;
-	ENSURE(tos == expected_tos(whole));
-	test.elided -= frame.elided;
-	if (test.egress.encapsulation.elision == ELISION_KNOWN && test.egress.partial_checksums && frame.elided)
-		whole->left = complete_left(whole->data + 14, whole->length - 14);
-	total.left += whole->left;
-}
-
-/* Take the last piece of the frame that has waited longest. */
-static void complete_first(const uint8_t *content, size_t size, size_t length, int tos)
-{
-	struct waiting *first = &waiting[0];
-
-	ENSURE(first->filled <= length && length - (first->filled - 1) <= size);
-	memcpy(first->content + first->filled, content, size);
-	receive_whole(first->content, 1 + length, tos);
-	waiting_count--;
-	for (size_t i = 0; i < waiting_count; i++) {
-		memcpy(waiting[i].content, waiting[i + 1].content, waiting[i + 1].filled);
-		waiting[i].filled = waiting[i + 1].filled;
-	}
-	test.number++;
-}
-
-/* Pieces are sent in order. docs/protocol.md, 3.7. */
-static void take_piece(const uint8_t *data, size_t length, int tos)
-{
-	size_t size = length - 9, whole = read16(data + 3);
+	static uint8_t content[1 << 17];
+	static size_t filled;
+	const uint8_t *data = piece->data;
+	size_t size = piece->length - 9, length = read16(data + 3);
 	unsigned index = data[2] & 0x3f;
 
-	ENSURE(length > 9 && test.egress.fragmentation != FRAGMENT_BY_IP);
-	if (index == 0) {
-		ENSURE(waiting_count < (test.egress.fragmentation == FRAGMENT_BUNDLED ? 32 : 1));
-		waiting[waiting_count].content[0] = ID;
-		waiting[waiting_count++].filled = 1;
-	}
-	ENSURE(waiting_count > 0);
-	struct waiting *last = &waiting[waiting_count - 1];
-	ENSURE(last->filled == 1 + index * size && last->filled + size <= sizeof(last->content));
-	ENSURE(read16(data + 5) * 65536u + read16(data + 7) == test.number + waiting_count - 1);
+	ENSURE(piece->length > 9 && piece->length <= test.egress.route_limit);
+	ENSURE(test.egress.fragmentation == FRAGMENT_IN_PIECES && !(data[2] & 0x40));
+	if (index == 0)
+		filled = 1;
+	ENSURE(filled == 1 + index * size && filled + size <= sizeof(content));
+	ENSURE(read16(data + 5) * 65536u + read16(data + 7) == test.number);
+	content[0] = ID;
+	memcpy(content + filled, data + 9, size);
+	filled += size;
 	total.pieces++;
-	ENSURE((data[2] & 0x80 ? 0x80 : 0) == (last->filled + size > whole ? 0x80 : 0));
-	if (!(data[2] & 0x80)) {
-		memcpy(last->content + last->filled, data + 9, size);
-		last->filled += size;
-		return;
-	}
-	for (size_t i = whole - index * size; i < size; i++)
-		ENSURE(data[9 + i] == 0);
+	ENSURE((data[2] & 0x80 ? 0x80 : 0) == (filled > length ? 0x80 : 0));
+	if (filled <= length)
+		return false;
+	for (size_t i = 1 + length; i < filled; i++)
+		ENSURE(content[i] == 0);
 	/* They are small as well as few. */
-	ENSURE((size - 1) * (index + 1) < whole && index > 0 && waiting_count == 1);
-	complete_first(data + 9, size, whole, tos);
-}
-
-/* The last pieces of all frames that wait, or of the first ones. */
-static void take_bundle(const uint8_t *data, size_t length, int tos)
-{
-	size_t at = 2;
-
-	ENSURE(test.egress.fragmentation == FRAGMENT_BUNDLED);
-	do {
-		ENSURE(at + 9 < length && waiting_count > 0 && (data[at] & 0xc0) == 0xc0);
-		size_t whole = read16(data + at + 1), size = read16(data + at + 7);
-		size_t begun = waiting[0].filled - 1;
-		ENSURE(read16(data + at + 3) * 65536u + read16(data + at + 5) == test.number);
-		ENSURE(size > 0 && begun == (data[at] & 0x3f) * size && length <= 9 + size);
-		at += 9;
-		ENSURE(whole > begun && whole - begun <= length - at && whole - begun < size);
-		complete_first(data + at, whole - begun, whole, tos);
-		at += whole - begun;
-		total.bundled++;
-	} while (at < length && data[at]);
-	for (; at < length; at++)
-		ENSURE(data[at] == 0);
+	ENSURE((size - 1) * (index + 1) < length && index > 0);
+	test.number++;
+	*whole = (struct item){content, 1 + length, false, 0};
+	return true;
 }
 
 static void receive(void)
 {
-	waiting_count = 0;
+	struct encapsulation receiver;
+
+	encapsulation_init(&receiver, ID, remote_mac, local_mac, ELISION_KNOWN,
+			   test.egress.encapsulation.frame_limit);
 	for (size_t i = 0; i < test.sent.count; i++) {
 		const struct item *datagram = &test.sent.items[i];
+		struct item joined;
+		struct frame frame;
 		ENSURE(datagram->data[0] == ID);
-		if (datagram->data[1] != 0x44) {
-			ENSURE(waiting_count == 0);
-			receive_whole(datagram->data, datagram->length, datagram->tos);
-			continue;
+		if (datagram->data[1] == 0x44) {
+			if (!join(datagram, &joined))
+				continue;
+			joined.tos = datagram->tos;
+			datagram = &joined;
 		}
-		ENSURE(datagram->length <= test.egress.route_limit);
-		if (datagram->data[2] & 0x40)
-			take_bundle(datagram->data, datagram->length, datagram->tos);
-		else
-			take_piece(datagram->data, datagram->length, datagram->tos);
+		ENSURE(decapsulate(&receiver, datagram->data, datagram->length, &frame) == FRAME);
+		struct item *whole = list_add(&test.received, frame.link, frame.link_length);
+		memcpy(keep(frame.rest_length), frame.rest, frame.rest_length);
+		whole->length += frame.rest_length;
+		ENSURE(datagram->tos == expected_tos(whole));
+		test.elided -= frame.elided;
+		if (test.egress.encapsulation.elision == ELISION_KNOWN &&
+		    test.egress.partial_checksums && frame.elided)
+			whole->left = complete_left(whole->data + 14, whole->length - 14);
+		total.left += whole->left;
 	}
-	ENSURE(waiting_count == 0);
 	ENSURE(test.elided == 0);
 }
 
@@ -766,7 +715,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	egress->nowait = test.ready = !(settings & 64);
 	egress->segment = !(settings & 128);
 	egress->route_limit = datagram_limits[more >> 6];
-	egress->fragmentation = !(again & 1) ? FRAGMENT_BY_IP : again & 64 ? FRAGMENT_BUNDLED : FRAGMENT_IN_PIECES;
+	egress->fragmentation = again & 1 ? FRAGMENT_IN_PIECES : FRAGMENT_BY_IP;
 	egress->packet_too_big = again & 16;
 	egress->marking = (struct marking){again & 2 ? 10 : DSCP_INHERIT, !(again & 4), !(again & 8)};
 	test.connected = egress->destination_length == 0;

@@ -62,16 +62,15 @@ static struct {
 
 /* Of all inputs, to show that what is tried does happen. */
 static struct {
-	uint64_t frames, joined, joined_udp, left, pieces, bundled;
+	uint64_t frames, joined, joined_udp, left, pieces;
 } total;
 
 static void sum_up(void)
 {
-	fprintf(stderr, "reached: frames %llu, joined %llu, joined UDP %llu, checksums left %llu, in pieces %llu, "
-		"bundled %llu\n",
+	fprintf(stderr, "reached: frames %llu, joined %llu, joined UDP %llu, checksums left %llu, in pieces %llu\n",
 		(unsigned long long)total.frames, (unsigned long long)total.joined,
 		(unsigned long long)total.joined_udp, (unsigned long long)total.left,
-		(unsigned long long)total.pieces, (unsigned long long)total.bundled);
+		(unsigned long long)total.pieces);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -308,51 +307,6 @@ static void expect_frame(const uint8_t *frame, size_t length, bool elided)
 
 static void expect_clear(const uint8_t *datagram, size_t length, bool joined);
 
-struct part {
-	unsigned index;
-	bool last;
-	size_t whole, size;
-	uint32_t number;
-	const uint8_t *content;
-};
-
-static bool can_be(const struct part *part)
-{
-	size_t count = 0;
-
-	while (count * part->size < part->whole)
-		count++;
-	return count >= 2 && count <= 64 && part->index < count && part->last == (part->index == count - 1);
-}
-
-static void expect_part(const struct part *part)
-{
-	struct held *held = &test.held[part->number % 64];
-	size_t whole = part->whole, size = part->size;
-
-	if (whole > test.ingress.encapsulation.frame_limit + 1) {
-		test.expected[RX_OVERSIZED]++;
-		return;
-	}
-	if (!held->data || held->number != part->number || held->length != whole || held->size != size) {
-		size_t count = (whole + size - 1) / size;
-		test.expected[RX_INCOMPLETE] += held->data && held->left;
-		*held = (struct held){keep(1 + count * size), whole, size, count, part->number, {false}};
-		held->data[0] = ID;
-	}
-	if (held->have[part->index]) {
-		test.expected[RX_DUPLICATE]++;
-		return;
-	}
-	held->have[part->index] = true;
-	size_t start = part->index * size;
-	memcpy(held->data + 1 + start, part->content, part->last ? whole - start : size);
-	if (--held->left)
-		return;
-	total.pieces++;
-	expect_clear(held->data, 1 + whole, true);
-}
-
 /* docs/protocol.md, 3.7. */
 static void expect_piece(const uint8_t *datagram, size_t length)
 {
@@ -360,43 +314,35 @@ static void expect_piece(const uint8_t *datagram, size_t length)
 		test.expected[RX_SHORT]++;
 		return;
 	}
-	struct part part = {
-		datagram[2] & 0x3f, datagram[2] >= 0x80, read16(datagram + 3), length - 9,
-		read16(datagram + 5) * 65536u + read16(datagram + 7), datagram + 9,
-	};
-	if (can_be(&part))
-		expect_part(&part);
-	else
+	size_t size = length - 9, whole = read16(datagram + 3), count = 0;
+	unsigned index = datagram[2] & 0x3f;
+	uint32_t number = read16(datagram + 5) * 65536u + read16(datagram + 7);
+	struct held *held = &test.held[number % 64];
+	while (count * size < whole)
+		count++;
+	if (count < 2 || count > 64 || index >= count || (datagram[2] >= 0x80) != (index == count - 1)) {
 		test.expected[RX_MALFORMED]++;
-}
-
-static void expect_bundle(const uint8_t *datagram, size_t length)
-{
-	size_t at = 2;
-
-	do {
-		if (length - at < 10) {
-			test.expected[RX_SHORT]++;
-			return;
-		}
-		const uint8_t *head = datagram + at;
-		struct part part = {
-			head[0] & 0x3f, true, read16(head + 1), read16(head + 7),
-			read16(head + 3) * 65536u + read16(head + 5), head + 9,
-		};
-		if ((head[0] & 0xc0) != 0xc0 || part.size == 0 || !can_be(&part)) {
-			test.expected[RX_MALFORMED]++;
-			return;
-		}
-		size_t own = 9 + part.whole - part.index * part.size;
-		if (own > length - at) {
-			test.expected[RX_MALFORMED]++;
-			return;
-		}
-		expect_part(&part);
-		total.bundled++;
-		at += own;
-	} while (at < length && datagram[at]);
+		return;
+	}
+	if (whole > test.ingress.encapsulation.frame_limit + 1) {
+		test.expected[RX_OVERSIZED]++;
+		return;
+	}
+	if (!held->data || held->number != number || held->length != whole || held->size != size) {
+		test.expected[RX_INCOMPLETE] += held->data && held->left;
+		*held = (struct held){keep(1 + count * size), whole, size, count, number, {false}};
+		held->data[0] = ID;
+	}
+	if (held->have[index]) {
+		test.expected[RX_DUPLICATE]++;
+		return;
+	}
+	held->have[index] = true;
+	memcpy(held->data + 1 + index * size, datagram + 9, size);
+	if (--held->left)
+		return;
+	total.pieces++;
+	expect_clear(held->data, 1 + whole, true);
 }
 
 /* docs/protocol.md, section 3. */
@@ -420,8 +366,6 @@ static void expect_clear(const uint8_t *datagram, size_t length, bool joined)
 
 	if (joined && (first == 0x41 || first == 0x44)) {
 		test.expected[RX_RESERVED]++;
-	} else if (first == 0x44 && length > 2 && datagram[2] & 0x40) {
-		expect_bundle(datagram, length);
 	} else if (first == 0x44) {
 		expect_piece(datagram, length);
 	} else if (first == 0x41) {
@@ -564,48 +508,6 @@ static void take_pieces(struct input *input, unsigned what)
 	}
 }
 
-/* Frames in two pieces, whose last ones are in one datagram; of it a byte may be damaged, or its end missing. */
-static void take_bundle(struct input *input, unsigned what)
-{
-	static uint8_t frame[SHAPE_MAX + 64], datagram[SHAPE_MAX + 64], bundle[65536], piece[SHAPE_MAX + 80];
-	struct shape shape = shape_take(input);
-	size_t transport, own = 2, size = 1 + take16(input) % 2000;
-	unsigned number = take8(input), count = 1 + take8(input) % 40;
-	size_t length = shape_write(&shape, local_mac, remote_mac, frame, &transport);
-
-	length = write_datagram(shape.address == 0 && shape.tags == 0 && !(what & 0x20), frame, length, datagram) - 1;
-	if (length <= size || length > 2 * size)
-		return;
-	bundle[0] = piece[0] = ID;
-	bundle[1] = piece[1] = 0x44;
-	for (unsigned i = 0; i < count && own + 9 + length - size <= 65000; i++) {
-		piece[2] = 0;
-		write16(piece + 3, (unsigned)length);
-		write16(piece + 5, 0);
-		write16(piece + 7, number + i);
-		memcpy(piece + 9, datagram + 1, size);
-		if (test.octets < OCTETS && test.count < RECEIVES)
-			add_datagram(piece, 9 + size, what & 0x10);
-		bundle[own] = 0xc1;
-		memcpy(bundle + own + 1, piece + 3, 6);
-		write16(bundle + own + 7, (unsigned)size);
-		memcpy(bundle + own + 9, datagram + 1 + size, length - size);
-		own += 9 + length - size;
-	}
-	if (what & 8) {
-		size_t zeros = take8(input);
-		memset(bundle + own, 0, zeros);
-		own += zeros;
-	}
-	if (what & 0x40) {
-		size_t at = 2 + take16(input) % (own - 2);
-		bundle[at] ^= (uint8_t)take8(input);
-		own -= what & 0x80 ? at % (own - 2) : 0;
-	}
-	if (test.octets < OCTETS && test.count < RECEIVES)
-		add_datagram(bundle, own, what & 0x10);
-}
-
 static void take_bytes(struct input *input, unsigned what)
 {
 	static uint8_t datagram[65536];
@@ -641,9 +543,6 @@ static void take_record(struct input *input)
 		break;
 	case 3:
 		take_pieces(input, what);
-		break;
-	case 5:
-		take_bundle(input, what);
 		break;
 	default:
 		take_flow(input, what);

@@ -164,14 +164,11 @@ def egress() -> dict[str, bytes]:
     ):
         seed = seeds[name]
         seeds[f"pieces-{name}"] = seed[:2] + b"\1" + seed[3:]
-        seeds[f"bundled-{name}"] = seed[:2] + b"\x41" + seed[3:]
     for size in (1418, 1419, 1500, 2900, 8900):
         own = (
             finished(shape(size)) + unfinished(shape(size, tags=2)) + super_frame(1460, shape(9000))
         )
         seeds[f"pieces-{size}"] = b"\0\1\1" + own * 3
-        seeds[f"bundled-{size}"] = b"\0\1\x41" + own * 3
-    seeds["bundled-many"] = b"\0\1\x41" + finished(shape(1430)) * 70 + finished(shape(100))
     seeds["pieces-too-many"] = b"\0\xc1\1" + finished(shape(5900)) + super_frame(7000, shape(8000))
     seeds["pieces-singly"] = bytes([NO_SEGMENT, 1, 1]) + finished(shape(3000)) * 5
     # Senders hear of what is too large: of all kinds, among them ICMP (the protocol is byte 9 of
@@ -318,11 +315,6 @@ def in_pieces(own: bytes, size: int, number: int, what: int = 0x10, more: bytes 
     return bytes([3 | what]) + own + word(size - 1) + bytes([number]) + more
 
 
-def in_bundle(own: bytes, size: int, number: int, count: int, what: int = 0x10) -> bytes:
-    """Frames whose last pieces are in one datagram, as take_bundle() in ingress.c reads it."""
-    return bytes([5 | what]) + own + word(size - 1) + bytes([number, count - 1])
-
-
 def pieces() -> dict[str, bytes]:
     """Of ingress."""
     large = shape(1460, tags=1, address=2)
@@ -336,15 +328,7 @@ def pieces() -> dict[str, bytes]:
         "pieces-64": b"\0\1" + in_pieces(shape(1000), 17, 1),
         "pieces-oversized": b"\0\0" + in_pieces(shape(3000), 800, 1),
         "pieces-one": b"\0\1" + in_pieces(shape(100), 1400, 1),
-        "bundle": b"\0\1" + in_bundle(large, 1400, 1, 24),
-        "bundle-40": b"\0\1" + in_bundle(shape(1460), 1463, 1, 40) * 3,
-        "bundle-filled": b"\0\1" + in_bundle(large, 1400, 1, 3, 0x18) + b"\x20",
-        "bundle-oversized": b"\0\0" + in_bundle(shape(3000), 1800, 1, 2),
     }
-    for at in (0, 1, 3, 6, 7, 9, 90, 91, 95):
-        damage = word(at) + b"\x80"
-        seeds[f"bundle-damage-{at}"] = b"\0\1" + in_bundle(large, 1400, 1, 3, 0x50) + damage
-        seeds[f"bundle-cut-{at}"] = b"\0\1" + in_bundle(large, 1400, 1, 3, 0xD0) + word(at) + b"\0"
     for at in (0, 1, 2, 3, 6, 7, 20):
         damage = b"\0" + word(at) + b"\x80"
         seeds[f"pieces-damage-{at}"] = b"\0\1" + in_pieces(large, 760, 1, 0x40, damage) * 2

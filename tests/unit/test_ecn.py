@@ -10,8 +10,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import groupby
-from operator import itemgetter
 
 import pytest
 from attached_plane import (
@@ -172,23 +170,6 @@ def test_pieces_have_the_mark_of_their_frame(engine: str, stack: ExitStack) -> N
     received = sent(circuit, frame(large, "known"), frame(packet(4, CE), "known"))
 
     assert [tos for tos, _ in received] == [EF | ECT0] * 3 + [CE]
-
-
-def test_bundle_has_the_mark_of_its_frames(engine: str, stack: ExitStack) -> None:
-    circuit = marked(stack, engine, frame_limit=9018, fragmentation=Fragmentation.BUNDLED)
-    large, other = (replace(packet(4, EF | mark), payload=b"x" * 1500) for mark in (ECT0, CE))
-    frames = [frame(each, "known") for each in (large, large, other, packet(4, ECT0))]
-
-    received = sent(circuit, *frames)
-
-    # Elided packets of 1528 bytes: 1463 of them, and in the bundle 9 and 65.
-    assert [
-        (tos, sum(size for _, size in run)) for tos, run in groupby(received, itemgetter(0))
-    ] == [
-        (EF | ECT0, 2 * 1472 + 2 + 2 * 74),
-        (EF | CE, 1472 + 2 + 74),
-        (ECT0, 1 + len(frames[3]) - 14),
-    ]
 
 
 # By inner mark: what arrives for the outer Not-ECT, ECT(1), ECT(0), CE.

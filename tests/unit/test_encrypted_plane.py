@@ -174,23 +174,6 @@ def test_frame_above_a_datagram_leaves_in_sealed_pieces_and_comes_back(
     assert circuit.dropped() == {}
 
 
-def test_last_pieces_of_sealed_frames_share_a_datagram(engine: str, stack: ExitStack) -> None:
-    keys = Keys()
-    bundled = {"frame_limit": 9018, "fragmentation": Fragmentation.BUNDLED}
-    circuit = EncryptedCircuit(stack, engine, keys, **bundled)
-    frames = [broadcast(1514, mark) for mark in range(3)]
-
-    datagrams = circuit.egress(*frames)
-
-    # 1442 bytes fill a datagram: 72 are left, behind 9 of header.
-    assert [len(each) for each in datagrams] == [1472] * 3 + [21 + 2 + 3 * (9 + 72)]
-    pieces = [keys.open(datagram)[1] for datagram in datagrams]
-    for counter, piece in enumerate(pieces, start=1):
-        circuit.send(keys.seal(counter, piece))
-    assert circuit.ingress() == frames
-    assert circuit.dropped() == {}
-
-
 def test_sender_hears_what_fits_with_the_seal(twin: str, stack: ExitStack) -> None:
     """A packet of 1450 bytes that is elided makes a datagram of 1472."""
     large = {"frame_limit": 9018, "fragmentation": Fragmentation.IN_PIECES}

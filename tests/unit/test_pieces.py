@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from attached_plane import (
@@ -26,20 +26,17 @@ from attached_plane import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from packets import UDP, Packet
 
 from lab.waiting import eventually
 from vela.dataplane.counters import Slot
 from vela.dataplane.ecn import NOT_ECT
-from vela.dataplane.frame import REBUILD_ROOM, Dropped
+from vela.dataplane.frame import Dropped
 from vela.dataplane.mss import MssClamp
 from vela.dataplane.pieces import Cutter, Fragmentation, Joiner
 from vela.linux.features import Feature
 
 LARGE = {"frame_limit": 9018, "fragmentation": Fragmentation.IN_PIECES}
-BUNDLED = {"frame_limit": 9018, "fragmentation": Fragmentation.BUNDLED}
 HEADER = 9  # circuit id, 0x44, index, length (2), number (4)
-BUNDLED_HEADER = 9  # index, length (2), number (4), size (2)
 LIMIT = 1472
 many = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -98,82 +95,6 @@ def joined(datagrams: Iterable[bytes]) -> list[bytes]:
     return whole
 
 
-@dataclass(frozen=True, slots=True)
-class Last:
-    """The last piece of a frame in a bundle, likewise."""
-
-    index: int
-    length: int
-    number: int
-    size: int
-    content: bytes
-    flags: int = 0xC0
-
-    def write(self) -> bytes:
-        head = struct.pack(
-            "!BHIH", self.index | self.flags, self.length, self.number & 0xFFFFFFFF, self.size
-        )
-        return head + self.content
-
-
-def bundle(*lasts: Last, fill: int = 0) -> bytes:
-    return bytes([CIRCUIT, 0x44]) + b"".join(each.write() for each in lasts) + bytes(fill)
-
-
-def read_bundle(datagram: bytes) -> list[Last]:
-    assert datagram[:2] == bytes([CIRCUIT, 0x44])
-    found, at = [], 2
-    while at < len(datagram) and datagram[at]:
-        flags, length, number, size = struct.unpack_from("!BHIH", datagram, at)
-        assert flags & 0xC0 == 0xC0
-        index = flags & 0x3F
-        at += BUNDLED_HEADER
-        content = datagram[at : at + length - index * size]
-        found.append(Last(index, length, number, size, content))
-        at += len(content)
-    assert datagram[at:] == bytes(len(datagram) - at)
-    return found
-
-
-def cut_bundled(content: bytes, size: int, number: int = 1000) -> tuple[list[bytes], Last]:
-    """Return the pieces of what is behind a circuit id, and the one that goes into a bundle."""
-    *full, _ = cut(content, size, number)
-    index = len(full)
-    return full, Last(index, len(content), number, size, content[index * size :])
-
-
-def joined_bundled(datagrams: Iterable[bytes]) -> list[bytes]:
-    """Return as joined() does; a frame is complete with its last piece."""
-    whole: list[bytes] = []
-    waiting: dict[int, bytes] = {}
-    for datagram in datagrams:
-        if datagram[1:2] != b"\x44":
-            assert not waiting  # nothing overtakes
-            whole.append(datagram)
-        elif not datagram[2] & 0x40:
-            part = Part.read(datagram)
-            begun = waiting.get(part.number, b"")
-            assert len(begun) == part.index * len(part.content)
-            waiting[part.number] = begun + part.content
-            if part.last:
-                assert list(waiting) == [part.number]
-                whole.append(bytes([CIRCUIT]) + waiting.pop(part.number)[: part.length])
-        else:
-            for last in read_bundle(datagram):
-                assert next(iter(waiting)) == last.number  # in order
-                content = waiting.pop(last.number) + last.content
-                assert len(content) == last.length
-                whole.append(bytes([CIRCUIT]) + content)
-    assert not waiting
-    return whole
-
-
-def taken(joiner: Joiner, datagram: bytes, now: float) -> list[bytes]:
-    """Return the datagrams that are complete with this one."""
-    found = joiner.take(bytearray(datagram), 0, len(datagram), NOT_ECT, now)
-    return [bytes(whole[REBUILD_ROOM:]) for whole, _ in found]
-
-
 @pytest.fixture(params=PLANES)
 def engine(request: pytest.FixtureRequest) -> str:
     name: str = request.param
@@ -186,10 +107,10 @@ def twin(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture(scope="module", params=[LARGE, BUNDLED], ids=["even", "bundled"])
-def twins(request: pytest.FixtureRequest) -> Iterator[tuple[Circuit, Circuit]]:
+@pytest.fixture(scope="module")
+def twins() -> Iterator[tuple[Circuit, Circuit]]:
     with ExitStack() as stack:
-        yield Circuit(stack, "python", **request.param), Circuit(stack, "native", **request.param)
+        yield Circuit(stack, "python", **LARGE), Circuit(stack, "native", **LARGE)
 
 
 @pytest.mark.parametrize(
@@ -323,221 +244,6 @@ def test_egress_of_elided_and_escaped_frames_in_pieces_begins_with_what_they_beg
     escaped = b"\x45" * 6 + broadcast(2000)[6:]
 
     assert joined(circuit.egress(elided, escaped)) == [b"\x07" + packet, b"\x07\x40" + escaped]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "lengths"),
-    [
-        # 1463 bytes fill a datagram; two last pieces, with 9 bytes each, must do so at most.
-        pytest.param([1472], [1472, 2 + 9 + 9], id="one byte too large"),
-        pytest.param([1514], [1472, 2 + 9 + 51], id="full bridged frame"),
-        pytest.param([1514] * 2, [1472] * 2 + [2 + 60 * 2], id="two frames"),
-        pytest.param([1514, 1472], [1472] * 2 + [2 + 60 + 18], id="of different sizes"),
-        pytest.param([1463 + 722], [1472, 2 + 9 + 722], id="two would fill it"),
-        pytest.param([1463 + 723], [9 + 1093] * 2, id="two would not fit: of one size"),
-        pytest.param([2926 + 100], [1472] * 2 + [2 + 109], id="three pieces"),
-        # 24 of 60 bytes are 1440; what is full has the size of the others.
-        pytest.param([1514] * 25, [*[1472] * 25, 1472, 2 + 60], id="more than one holds"),
-        pytest.param([1472] * 33, [*[1472] * 33, 1472, 2 + 18], id="more than 32"),
-    ],
-)
-def test_egress_of_last_pieces_that_are_small_shares_a_datagram(
-    engine: str, stack: ExitStack, sizes: list[int], lengths: list[int]
-) -> None:
-    circuit = Circuit(stack, engine, **BUNDLED)
-    frames = [broadcast(size, mark) for mark, size in enumerate(sizes)]
-
-    sent = circuit.egress(*frames)
-
-    assert sorted(map(len, sent)) == sorted(lengths)
-    assert joined_bundled(sent) == [on_wire(frame) for frame in frames]
-    assert circuit.counted() == {
-        Slot.TX_FRAMES: len(sizes),
-        Slot.TX_BYTES: sum(sizes),
-        Slot.TX_PIECED: len(sizes),
-    }
-
-
-def test_egress_of_bundled_pieces_keeps_the_order_among_other_frames(
-    engine: str, stack: ExitStack
-) -> None:
-    circuit = Circuit(stack, engine, **BUNDLED)
-    sizes = [60, 1514, 60, 1471, 9018, 1514, 1514, 2200, 1514, 757 + HEADER - 1, 2000] * 8
-    frames = [broadcast(size, mark) for mark, size in enumerate(sizes)]
-
-    sent = circuit.egress(*frames)
-
-    assert joined_bundled(sent) == [on_wire(frame) for frame in frames]
-    assert circuit.counters.worker[Slot.TX_ERRORS] == 0
-
-
-@pytest.mark.parametrize(("step", "most"), [(1, 24), (4, 8), (8, 4), (16, 2)])
-def test_no_more_frames_wait_for_a_bundle_than_the_receiver_has_places_for(
-    twin: str, stack: ExitStack, step: int, most: int
-) -> None:
-    """Half of those that the numbers of one queue have."""
-    circuit = Circuit(stack, twin, **BUNDLED, frame_numbers=(0, step))
-
-    sent = circuit.egress(*[broadcast(1514, mark) for mark in range(40)])
-
-    counts = [len(read_bundle(each)) for each in sent if each[2] & 0x40]
-    assert max(counts) == most
-    assert sum(counts) == 40
-
-
-def test_of_queues_that_are_too_many_no_last_pieces_share_a_datagram(
-    twin: str, stack: ExitStack
-) -> None:
-    circuit = Circuit(stack, twin, **BUNDLED, frame_numbers=(0, 32))
-
-    assert [len(each) for each in circuit.egress(broadcast(1514))] == [757 + HEADER] * 2
-
-
-@pytest.mark.parametrize(
-    "engine", [name for name, (_, has) in PLANES.items() if Feature.UDP_SEGMENT in has]
-)
-def test_egress_of_bundled_pieces_of_many_frames_shares_a_send(
-    engine: str, stack: ExitStack
-) -> None:
-    """A full bundle does not end it."""
-    circuit = Circuit(stack, engine, **BUNDLED)
-    circuit.remote.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
-
-    sent = circuit.egress(*[broadcast(1514, mark) for mark in range(32)])
-
-    assert [len(each) for each in sent] == [33 * 1472 + 2 + 60 * 8]
-
-
-def test_egress_between_batches_leaves_no_frame_incomplete(engine: str, stack: ExitStack) -> None:
-    circuit = Circuit(stack, engine, **BUNDLED)
-    for _ in range(3):
-        assert joined_bundled(circuit.egress(broadcast(1514))) == [on_wire(broadcast(1514))]
-
-
-def test_ingress_of_a_bundle_gives_all_frames(engine: str, stack: ExitStack) -> None:
-    circuit = Circuit(stack, engine, **BUNDLED)
-    frames = [broadcast(size, size) for size in (1514, 1464, 3000, 2000)]
-    lasts = []
-    for number, frame in enumerate(frames):
-        full, last = cut_bundled(frame, 1463, number)
-        for datagram in full:
-            circuit.send(datagram)
-        lasts.append(last)
-    circuit.send(bundle(*lasts[:2], fill=100))
-    circuit.send(bundle(*lasts[2:]))
-
-    assert circuit.ingress() == frames
-    assert circuit.counted() == {
-        Slot.RX_FRAMES: 4,
-        Slot.RX_JOINED: 4,
-        Slot.RX_BYTES: sum(map(len, frames)),
-    }
-
-
-def test_ingress_of_bundles_that_gro_joined_gives_each_frame(engine: str, stack: ExitStack) -> None:
-    """Of more frames than there are slots: what waits to be written must not be overwritten."""
-    sender, receiver = Circuit(stack, "native", **BUNDLED), Circuit(stack, engine, **BUNDLED)
-    frames = [broadcast(1514, mark) for mark in range(200)]
-    size = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", LIMIT))]
-    sent = [each for at in range(0, 200, 40) for each in sender.egress(*frames[at : at + 40])]
-    while sent:
-        run = next((n for n, each in enumerate(sent) if len(each) < LIMIT), len(sent)) + 1
-        receiver.remote.sendmsg(sent[: min(run, 44)], size, 0, receiver.address)
-        del sent[: min(run, 44)]
-
-    assert receiver.ingress() == frames
-
-
-def test_frames_of_a_bundle_that_wait_to_be_joined_stay_until_they_are_written(
-    stack: ExitStack,
-) -> None:
-    """More than there are slots: 64 make one frame of the TAP, and the next ones come meanwhile."""
-    circuit = Circuit(stack, "native", **BUNDLED, virtio_header=True)
-    payloads = [bytes([mark]) * 60 for mark in range(90)]
-    packets = [
-        Packet(protocol=UDP, identification=mark, payload=payload)
-        for mark, payload in enumerate(payloads)
-    ]
-    link = b"\2\0\0\0\0\1\2\0\0\0\0\2\x08\x00"
-    datagrams: list[bytes] = []
-    lasts: list[Last] = []
-    for number, packet in enumerate(packets):
-        (first,), last = cut_bundled(link + packet.finished(), 91, number)
-        datagrams.append(first)
-        lasts.append(last)
-        if len(lasts) == 4:
-            datagrams.append(bundle(*lasts).ljust(100, b"\0"))
-            lasts = []
-    datagrams.append(bundle(*lasts))
-    size = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", 100))]
-    for start in range(0, len(datagrams), 60):
-        circuit.remote.sendmsg(datagrams[start : start + 60], size, 0, circuit.address)
-
-    written = circuit.ingress()
-
-    assert len(written) < len(packets)
-    assert b"".join(each[10 + 14 + 28 :] for each in written) == b"".join(payloads)
-
-
-def test_ingress_of_a_bundle_before_what_it_completes_gives_the_frame(
-    twin: str, stack: ExitStack
-) -> None:
-    circuit = Circuit(stack, twin, **BUNDLED)
-    (first,), last = cut_bundled(broadcast(1514), 1463)
-    circuit.send(bundle(last))
-    circuit.send(first)
-
-    assert circuit.ingress() == [broadcast(1514)]
-
-
-RIGHT = Last(1, 1514, 1000, 1463, broadcast(1514)[1463:])
-
-
-@pytest.mark.parametrize(
-    ("wrong", "slot"),
-    [
-        pytest.param(replace(RIGHT, flags=0x80), Slot.RX_MALFORMED, id="not bundled"),
-        pytest.param(replace(RIGHT, flags=0x40), Slot.RX_MALFORMED, id="not the last one"),
-        pytest.param(replace(RIGHT, index=0), Slot.RX_MALFORMED, id="of another index"),
-        pytest.param(replace(RIGHT, index=2), Slot.RX_MALFORMED, id="behind the last"),
-        pytest.param(replace(RIGHT, size=0), Slot.RX_MALFORMED, id="of no size"),
-        pytest.param(replace(RIGHT, size=1514), Slot.RX_MALFORMED, id="of one piece"),
-        pytest.param(replace(RIGHT, index=63, size=23), Slot.RX_MALFORMED, id="of too many"),
-        pytest.param(replace(RIGHT, length=0), Slot.RX_MALFORMED, id="of nothing"),
-        pytest.param(replace(RIGHT, content=RIGHT.content[:-1]), Slot.RX_MALFORMED, id="cut off"),
-        pytest.param(replace(RIGHT, content=b""), Slot.RX_SHORT, id="without content"),
-    ],
-)
-def test_ingress_of_what_is_no_last_piece_ends_the_bundle_and_counts(
-    twin: str, stack: ExitStack, wrong: Last, slot: Slot
-) -> None:
-    circuit = Circuit(stack, twin, **BUNDLED)
-    (first,), last = cut_bundled(broadcast(1600), 1463, 7)
-    circuit.send(first)
-    circuit.send(bundle(last, wrong))
-
-    assert circuit.ingress() == [broadcast(1600)]
-    assert circuit.counted() == {
-        slot: 1,
-        Slot.RX_FRAMES: 1,
-        Slot.RX_JOINED: 1,
-        Slot.RX_BYTES: 1600,
-    }
-
-
-def test_ingress_of_a_piece_that_is_dropped_goes_on_with_the_bundle(
-    twin: str, stack: ExitStack
-) -> None:
-    circuit = Circuit(stack, twin, **BUNDLED)
-    (first,), last = cut_bundled(broadcast(1600), 1463, 7)
-    large = Last(7, 9020 + 1463, 8, 1463, bytes(242))
-    circuit.send(first)
-    circuit.send(bundle(last, last, large, replace(last, number=8)))
-    circuit.send(cut_bundled(broadcast(1600, 8), 1463, 8)[0][0])
-
-    assert len(circuit.ingress()) == 2
-    counted = circuit.counted()
-    assert (counted[Slot.RX_DUPLICATE], counted[Slot.RX_OVERSIZED]) == (1, 1)
 
 
 def test_ingress_of_pieces_gives_the_frame(engine: str, stack: ExitStack) -> None:
@@ -711,21 +417,22 @@ def test_ingress_of_frame_without_its_last_piece_is_given_up_and_counted(
 
 
 def test_joiner_gives_up_after_a_second_and_not_before() -> None:
-    first, second = cut(broadcast(3000), 1500)
+    first, second = map(bytearray, cut(broadcast(3000), 1500))
     joiner = Joiner(9018)
 
-    assert taken(joiner, first, 100.0) == []
-    assert taken(joiner, second, 100.99) == [on_wire(broadcast(3000))]
+    assert joiner.take(first, 0, len(first), NOT_ECT, 100.0) is None
+    assert joiner.take(second, 0, len(second), NOT_ECT, 100.99) is not None
     joiner = Joiner(9018)
-    assert taken(joiner, first, 100.0) == []
-    assert taken(joiner, second, 101.0) == []
+    assert joiner.take(first, 0, len(first), NOT_ECT, 100.0) is None
+    assert joiner.take(second, 0, len(second), NOT_ECT, 101.0) is None
     assert joiner.given_up == 1
 
 
 def test_joiner_takes_no_more_memory_than_64_frames_have() -> None:
     joiner = Joiner(9018)
     for number in range(10000):
-        assert taken(joiner, cut(broadcast(9000), 1500, number)[0], 0.0) == []
+        first = bytearray(cut(broadcast(9000), 1500, number)[0])
+        joiner.take(first, 0, len(first), NOT_ECT, 0.0)
 
     assert sum(frame is not None for frame in joiner._slots) == 64
     assert joiner.given_up == 10000 - 64
@@ -747,13 +454,6 @@ def test_mss_in_pieces_is_lowered_as_in_one(twin: str, stack: ExitStack) -> None
     assert circuit.counters.worker[Slot.RX_MSS_CLAMPED] == 1
 
 
-def without_numbers(datagram: bytes) -> object:
-    """Return what does not differ between two engines that cut the same."""
-    if datagram[1] == 0x44 and datagram[2] & 0x40:
-        return [replace(last, number=0) for last in read_bundle(datagram)], len(datagram)
-    return datagram[:5] + datagram[9:] if datagram[1] == 0x44 else datagram
-
-
 @many
 @given(
     sizes=st.lists(
@@ -766,9 +466,7 @@ def test_engines_cut_alike_and_join_what_the_other_cut(
     frames = [broadcast(size, mark)[:size] for mark, size in enumerate(sizes)]
     sent = [each.egress(*frames) for each in twins]
 
-    assert [without_numbers(each) for each in sent[0]] == [
-        without_numbers(each) for each in sent[1]
-    ]
+    assert [each[:5] + each[9:] for each in sent[0]] == [each[:5] + each[9:] for each in sent[1]]
     for datagrams, receiver in zip(sent, reversed(twins), strict=True):
         for datagram in datagrams:
             receiver.send(datagram)
@@ -779,22 +477,16 @@ def test_engines_cut_alike_and_join_what_the_other_cut(
 @st.composite
 def hostile(draw: st.DrawFn) -> list[bytes]:
     """Pieces of a few frames, in any order, some twice, damaged, cut off, or missing."""
-    pieces: list[bytes] = []
-    lasts: list[Last] = []
+    pieces = []
     for number in draw(st.lists(st.sampled_from((0, 1, 2, 64, 128, 1 << 31)), max_size=5)):
         content = draw(st.sampled_from((broadcast(3000), broadcast(1600), bytes(40), b"\x44" * 50)))
-        size = draw(st.sampled_from((7, 20, 800, 1000, 1400)))
-        pieces += cut(content, size, number)[:70]
-        if 1 < -(-len(content) // size) <= 64:
-            lasts.append(cut_bundled(content, size, number)[1])
-            fill = draw(st.integers(0, 3))
-            pieces.append(bundle(*draw(st.lists(st.sampled_from(lasts), min_size=1)), fill=fill))
+        pieces += cut(content, draw(st.sampled_from((7, 20, 800, 1000, 1400))), number)[:70]
     chosen = draw(st.lists(st.sampled_from(pieces), max_size=40)) if pieces else []
     for at, datagram in enumerate(chosen):
         if draw(st.integers(0, 9)):
             continue
         changed = bytearray(datagram)
-        changed[draw(st.integers(2, 10))] = draw(st.integers(0, 255))
+        changed[draw(st.integers(2, 8))] = draw(st.integers(0, 255))
         chosen[at] = bytes(changed[: draw(st.integers(2, len(changed)))])
     return chosen
 
@@ -821,7 +513,8 @@ def test_cutter_and_joiner_of_the_largest_frame() -> None:
     joiner = Joiner(65505)
 
     assert [Part.read(bytes(piece)).number for piece in pieces] == [(1 << 32) - 1] * len(pieces)
-    *_, whole = (taken(joiner, bytes(each), 0.0) for each in pieces)
-    assert whole == [datagram]
+    *_, whole = (joiner.take(bytearray(each), 0, len(each), NOT_ECT, 0.0) for each in pieces)
+    assert whole is not None
+    assert whole[0].endswith(datagram)
     with pytest.raises(Dropped):
-        taken(joiner, bytes(pieces[0]), 0.0)
+        joiner.take(bytearray(pieces[0]), 0, len(pieces[0]), NOT_ECT, 0.0)

@@ -51,7 +51,7 @@ def test_each_ability_is_announced_by_its_own_capability(
     abilities: Abilities, expected: Capability
 ) -> None:
     always = Capability.ELISION | Capability.PIECES | Capability.ECN | Capability.ECHO
-    always |= Capability.PORTS | Capability.BUNDLES
+    always |= Capability.PORTS
     assert capabilities(abilities, Encapsulation.AUTO) == expected | always
 
 
@@ -59,7 +59,6 @@ def test_partial_checksums_without_elision_are_not_announced() -> None:
     abilities = Abilities(partial_checksums=True)
 
     expected = Capability.PIECES | Capability.ECN | Capability.ECHO | Capability.PORTS
-    expected |= Capability.BUNDLES
     assert capabilities(abilities, Encapsulation.ETHERNET) == expected
 
 
@@ -91,12 +90,12 @@ def agreed(
 @pytest.mark.parametrize(
     ("config", "remote", "bridges", "mtu", "fragmentation"),
     [
-        pytest.param({}, {}, (1500, 1500), 1500, Fragmentation.BUNDLED, id="defaults"),
-        pytest.param({}, {}, (1500, 9000), 1500, Fragmentation.BUNDLED, id="smaller bridge"),
-        pytest.param({}, {}, (1400, 1400), 1471, Fragmentation.BUNDLED, id="narrow bridges"),
-        pytest.param({}, {}, (1500, None), 1471, Fragmentation.BUNDLED, id="one bridge"),
-        pytest.param({}, {"mtu": 1600}, (1500, None), 1500, Fragmentation.BUNDLED, id="number"),
-        pytest.param({"mtu": 1460}, {}, (1500, 1500), 1460, Fragmentation.BUNDLED, id="own"),
+        pytest.param({}, {}, (1500, 1500), 1500, Fragmentation.IN_PIECES, id="defaults"),
+        pytest.param({}, {}, (1500, 9000), 1500, Fragmentation.IN_PIECES, id="smaller bridge"),
+        pytest.param({}, {}, (1400, 1400), 1471, Fragmentation.IN_PIECES, id="narrow bridges"),
+        pytest.param({}, {}, (1500, None), 1471, Fragmentation.IN_PIECES, id="one bridge"),
+        pytest.param({}, {"mtu": 1600}, (1500, None), 1500, Fragmentation.IN_PIECES, id="number"),
+        pytest.param({"mtu": 1460}, {}, (1500, 1500), 1460, Fragmentation.IN_PIECES, id="own"),
         pytest.param(
             {}, {"fragmentation": Fragment.IP}, (1500, 1500), 1471, Fragmentation.BY_IP, id="old"
         ),
@@ -108,7 +107,7 @@ def agreed(
         ),
         pytest.param(
             *({"encryption": Encryption.REQUIRED}, {"encryption": Encryption.REQUIRED}),
-            *((1500, 1500), 1500, Fragmentation.BUNDLED),
+            *((1500, 1500), 1500, Fragmentation.IN_PIECES),
             id="encrypted",
         ),
     ],
@@ -135,23 +134,6 @@ def test_neighbour_that_knows_nothing_of_pieces_agrees_on_what_it_did_before() -
     assert agree(new, old, ENDPOINT).mtu == 1471
     assert agree(new, configured, ENDPOINT).mtu == 1471
     assert agree(new, old, ENDPOINT).pieces is False
-
-
-def test_neighbour_that_knows_nothing_of_bundles_gets_pieces_of_one_size() -> None:
-    new = describe(BRIDGED, PATH, MAC, 48621, Abilities(), bridge_mtu=1500)
-    old = replace(new, mac=REMOTE_MAC, capabilities=new.capabilities & ~Capability.BUNDLES)
-
-    source = Endpoint(PATH.route.source, 48621)
-    for agreement in (agree(new, old, source), agree(old, new, source)):
-        profile = agreed_profile(BRIDGED, agreement, PATH, 1500)
-        assert (profile.mtu, profile.fragmentation) == (1500, Fragmentation.IN_PIECES)
-
-
-def test_bundles_without_pieces_are_none() -> None:
-    new = describe(BRIDGED, PATH, MAC, 48621, Abilities(), bridge_mtu=1500)
-    odd = replace(new, mac=REMOTE_MAC, capabilities=Capability.BUNDLES)
-
-    assert agree(new, odd, ENDPOINT).bundles is False
 
 
 @pytest.mark.parametrize(

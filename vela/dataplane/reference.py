@@ -127,10 +127,7 @@ class PythonDataPlane:
         self._fragmentation = attachment.fragmentation
         # So that frames of this worker are not taken for those of the one before it.
         first = int.from_bytes(os.urandom(4))
-        bundles = self._fragmentation is Fragmentation.BUNDLED
-        numbers = attachment.frame_numbers
-        self._cutter = Cutter(self._circuit_id, first, numbers, bundles=bundles)
-        self._bundle_tos = 0
+        self._cutter = Cutter(self._circuit_id, first, attachment.frame_numbers)
         self._too_big_limiter = Limiter() if attachment.packet_too_big else None
         self._joiner = Joiner(self._frame_limit)
         self._clamper = None
@@ -273,16 +270,12 @@ class PythonDataPlane:
                         self._relieve(frames[taken], end)
                     frame_tos = self._marker.outer_tos(frames[taken], HEADROOM, end)
                     start, is_elided = encapsulate(frames[taken], HEADROOM, end)
-                    large = end - start + self._seal > self._datagram_limit
-                    if large and self._too_big_limiter is not None:
-                        self._tell_sender(self._too_big_limiter, frames[taken], start, end)
-                    if not large or frame_tos != self._bundle_tos:
-                        self._end_bundle(datagrams, tos)
-                    if large:
-                        datagrams.extend(self._fragments(views[taken][start:end]))
-                        self._bundle_tos = frame_tos
-                    else:
+                    if end - start + self._seal <= self._datagram_limit:
                         datagrams.append(views[taken][start:end])
+                    else:
+                        if self._too_big_limiter is not None:
+                            self._tell_sender(self._too_big_limiter, frames[taken], start, end)
+                        datagrams.extend(self._fragments(views[taken][start:end]))
                 except Dropped as dropped:
                     counters[dropped.slot] += 1
                 else:
@@ -303,7 +296,6 @@ class PythonDataPlane:
             except BlockingIOError:
                 self._backlog.ran_empty()
                 break
-        self._end_bundle(datagrams, tos)
         counters[Slot.TX_FRAMES] += sent
         counters[Slot.TX_BYTES] += octets
         counters[Slot.TX_ELIDED] += elided
@@ -334,14 +326,7 @@ class PythonDataPlane:
         pieces = self._cutter.cut(datagram, self._datagram_limit - self._seal)
         if pieces:
             self._counters[Slot.TX_PIECED] += 1
-            return pieces
-        return [*self._cutter.end_bundle(), datagram]
-
-    def _end_bundle(self, datagrams: list[memoryview], tos: list[int]) -> None:
-        """Complete the frames that wait for the bundle, before anything that is not in it."""
-        bundle = self._cutter.end_bundle()
-        datagrams += bundle
-        tos += [self._bundle_tos] * len(bundle)
+        return pieces or [datagram]
 
     def _tell_sender(self, limiter: Limiter, frame: bytearray, start: int, end: int) -> None:
         """Tell the sender of a packet that is too large what would fit, if it is to hear of it.
@@ -643,29 +628,18 @@ class PythonDataPlane:
         """Take a piece, and the frame that it completes."""
         counters, joiner = self._counters, self._joiner
         try:
-            for data, outer in joiner.take(self._received, start, end, ecn, time.monotonic()):
-                self._take_joined(data, outer)
-        except Dropped as dropped:
-            counters[dropped.slot] += 1
-        for slot in joiner.dropped:
-            counters[slot] += 1
-        joiner.dropped.clear()
-        counters[Slot.RX_INCOMPLETE] += joiner.given_up
-        joiner.given_up = 0
-
-    def _take_joined(self, data: bytearray, ecn: int) -> None:
-        """Take a datagram that came in pieces."""
-        counters = self._counters
-        try:
-            frame, is_elided = self._decapsulator.decapsulate(data, REBUILD_ROOM, len(data))
-            counters[Slot.RX_JOINED] += 1
-            fold_ecn(data, frame, len(data), ecn)
-            if self._clamper is not None:
-                self._clamp_ingress(self._clamper, data, frame, len(data), is_elided)
-            self._write(memoryview(data)[frame:])
-            counters[Slot.RX_FRAMES] += 1
-            counters[Slot.RX_BYTES] += len(data) - frame
-            counters[Slot.RX_ELIDED] += is_elided
+            joined = joiner.take(self._received, start, end, ecn, time.monotonic())
+            if joined is not None:
+                data, ecn = joined
+                frame, is_elided = self._decapsulator.decapsulate(data, REBUILD_ROOM, len(data))
+                counters[Slot.RX_JOINED] += 1
+                fold_ecn(data, frame, len(data), ecn)
+                if self._clamper is not None:
+                    self._clamp_ingress(self._clamper, data, frame, len(data), is_elided)
+                self._write(memoryview(data)[frame:])
+                counters[Slot.RX_FRAMES] += 1
+                counters[Slot.RX_BYTES] += len(data) - frame
+                counters[Slot.RX_ELIDED] += is_elided
         except Dropped as dropped:
             counters[dropped.slot] += 1
         except (Verification, Piece):
@@ -673,6 +647,8 @@ class PythonDataPlane:
             counters[Slot.RX_RESERVED] += 1
         except OSError:
             counters[Slot.RX_INTERFACE_DOWN] += 1
+        counters[Slot.RX_INCOMPLETE] += joiner.given_up
+        joiner.given_up = 0
 
     def _clamp_ingress(
         self, clamper: MssClamper, data: bytearray, start: int, end: int, is_elided: bool

@@ -33,8 +33,6 @@ class Agreement:
     """How much each end sends at most, in kilobits per second: the smaller limit, if any."""
     pieces: bool = False
     """Both ends cut frames that are larger than a datagram, and put them together."""
-    bundles: bool = False
-    """Both ends take the last pieces of several frames in one datagram."""
     ecn: bool = False
     """Both ends bring the ECN of outer headers into the inner ones."""
     echo: bool = False
@@ -59,7 +57,6 @@ def agree(local: Description, remote: Description, source: Endpoint) -> Agreemen
         elision=Capability.ELISION in both,
         checksum_offload=Capability.CHECKSUM_OFFLOAD in both,
         pieces=pieces,
-        bundles=pieces and Capability.BUNDLES in both,
         rate_kbit=min(filter(None, (local.rate_kbit, remote.rate_kbit)), default=None),
         ecn=Capability.ECN in both,
         echo=Capability.ECHO in both,

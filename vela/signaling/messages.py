@@ -162,7 +162,6 @@ class Capability(IntFlag):
     ECN = 16
     ECHO = 32
     PORTS = 64  # takes frames from several
-    BUNDLES = 128  # takes the last pieces of several frames in one datagram
 
 
 class HandshakePattern(IntEnum):

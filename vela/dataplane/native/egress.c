@@ -29,15 +29,11 @@ bool egress_init(struct egress *self)
 	self->buffer = malloc(EGRESS_BUFFER);
 	self->heads = malloc(RUN_MAX * sizeof(*self->heads));
 	bool encrypted = self->sealer.page != NULL;
-	bool bundles = self->fragmentation == FRAGMENT_BUNDLED;
-	bool pieces = bundles || self->fragmentation == FRAGMENT_IN_PIECES;
+	bool pieces = self->fragmentation == FRAGMENT_IN_PIECES;
 	self->sealed = encrypted ? malloc(SEALED_BUFFER) : NULL;
 	self->pieces = pieces ? malloc(PIECES_BUFFER) : NULL;
-	self->bundle = bundles ? malloc(BUNDLE_BUFFER) : NULL;
-	/* The other queues' numbers have their places at the receiver. */
-	self->bundle_max = bundles ? BUNDLED_MAX / (1 + self->skipped_numbers) : 0;
 	if (self->buffer == NULL || self->heads == NULL || (encrypted && self->sealed == NULL) ||
-	    (pieces && self->pieces == NULL) || (bundles && self->bundle == NULL)) {
+	    (pieces && self->pieces == NULL)) {
 		egress_free(self);
 		return false;
 	}
@@ -56,13 +52,11 @@ void egress_free(struct egress *self)
 	free(self->heads);
 	free(self->sealed);
 	free(self->pieces);
-	free(self->bundle);
 	sealer_close(&self->sealer);
 	self->buffer = NULL;
 	self->heads = NULL;
 	self->sealed = NULL;
 	self->pieces = NULL;
-	self->bundle = NULL;
 }
 
 /* What may leave, and nothing else is sent: the run's datagrams as they are, or what an encrypted circuit
@@ -321,8 +315,7 @@ static void renew_limits(struct egress *self)
 	self->refused_until = again ? now_s(self) + REFUSED_S : 0;
 }
 
-/* Send the run. */
-static void flush_run(struct egress *self)
+void egress_flush(struct egress *self)
 {
 	struct outgoing outgoing;
 	int error = 0;
@@ -359,7 +352,7 @@ static struct datagram *append(struct egress *self, size_t length)
 		bool single = length > self->segment_limit;
 		if (single != (size > self->segment_limit) || (!single && length > size) ||
 		    self->tos != self->run_tos)
-			flush_run(self);
+			egress_flush(self);
 	}
 	self->run_tos = self->tos;
 	struct datagram *datagram = &self->run[self->run_count++];
@@ -375,7 +368,7 @@ static void settle(struct egress *self)
 
 	if (self->run_count == RUN_MAX || self->run[self->run_count - 1].length < size ||
 	    self->run_octets + size > MAX_UDP_PAYLOAD)
-		flush_run(self);
+		egress_flush(self);
 }
 
 /* Tell whether a datagram of this length is not just sent as it is. */
@@ -400,92 +393,22 @@ static void copy_parts(const struct iovec *parts, size_t start, uint8_t *to, siz
 	memset(to, 0, length);
 }
 
-/* Append the bundle as a datagram of length bytes, which zeros fill up. */
-static void append_bundle(struct egress *self, size_t length)
+static void append_pieces(struct egress *self, const struct iovec *parts, const struct cut *cut, size_t length)
 {
-	uint8_t tos = self->tos;
+	uint32_t number = self->frame_number;
 
-	self->tos = self->bundle_tos;
-	struct datagram *datagram = append(self, length);
-	uint8_t *at = self->pieces + self->pieces_used;
-	at[0] = self->encapsulation.circuit_id;
-	at[CIRCUIT_ID] = PIECE_BYTE;
-	memcpy(at + BUNDLE_AT, self->bundle, self->bundle_used);
-	memset(at + BUNDLE_AT + self->bundle_used, 0, length - BUNDLE_AT - self->bundle_used);
-	datagram->pieces[0] = (struct iovec){at, length};
-	datagram->pieces[1] = (struct iovec){NULL, 0};
-	self->pieces_used += length;
-	self->bundle_used = 0;
-	self->bundle_count = 0;
-	settle(self);
-	self->tos = tos;
-}
-
-/* Complete the frames that wait for the bundle, before anything follows that is not in it. */
-static void end_bundle(struct egress *self)
-{
-	if (self->bundle_count)
-		append_bundle(self, BUNDLE_AT + self->bundle_used);
-}
-
-/* Append a piece that is not bundled. */
-static void append_piece(struct egress *self, const struct iovec *parts, const struct cut *cut, size_t index,
-			 size_t length)
-{
-	struct datagram *datagram = append(self, PIECE_HEADER + cut->size);
-	uint8_t *at = self->pieces + self->pieces_used;
-
-	write_piece_header(at, self->encapsulation.circuit_id, cut, index, length, self->frame_number);
-	copy_parts(parts, CIRCUIT_ID + index * cut->size, at + PIECE_HEADER, cut->size);
-	datagram->pieces[0] = (struct iovec){at, PIECE_HEADER + cut->size};
-	datagram->pieces[1] = (struct iovec){NULL, 0};
-	self->pieces_used += PIECE_HEADER + cut->size;
-	settle(self);
-}
-
-/* Append all pieces but the last one, which goes into the bundle. */
-static void append_bundled(struct egress *self, const struct iovec *parts, const struct cut *cut, size_t length)
-{
-	size_t start = (cut->count - 1) * cut->size;
-	size_t own = BUNDLED_HEADER + length - start;
-	size_t size = PIECE_HEADER + cut->size;
-
-	if (self->bundle_tos != self->tos || self->bundle_size != size)
-		end_bundle(self);
-	/* Of the size of the others, so that the run goes on. */
-	if (self->bundle_count == self->bundle_max || BUNDLE_AT + self->bundle_used + own > size)
-		append_bundle(self, size);
-	for (size_t i = 0; i + 1 < cut->count; i++)
-		append_piece(self, parts, cut, i, length);
-	uint8_t *at = self->bundle + self->bundle_used;
-	write_bundled_header(at, cut, length, self->frame_number);
-	copy_parts(parts, CIRCUIT_ID + start, at + BUNDLED_HEADER, length - start);
-	self->bundle_used += own;
-	self->bundle_count++;
-	self->bundle_size = size;
-	self->bundle_tos = self->tos;
-}
-
-/* Append length bytes behind a circuit id in pieces with at most room bytes each. False: they would be too many. */
-static bool append_pieces(struct egress *self, const struct iovec *parts, size_t length, size_t room)
-{
-	struct cut cut = {0, 0};
-
-	if (self->bundle_max > 1)
-		cut = cut_for_bundle(length, room);
-	if (cut.count) {
-		append_bundled(self, parts, &cut, length);
-	} else {
-		cut = cut_evenly(length, room);
-		if (cut.count == 0)
-			return false;
-		end_bundle(self);
-		for (size_t i = 0; i < cut.count; i++)
-			append_piece(self, parts, &cut, i, length);
+	for (size_t i = 0; i < cut->count; i++) {
+		struct datagram *datagram = append(self, PIECE_HEADER + cut->size);
+		uint8_t *at = self->pieces + self->pieces_used;
+		write_piece_header(at, self->encapsulation.circuit_id, cut, i, length, number);
+		copy_parts(parts, CIRCUIT_ID + i * cut->size, at + PIECE_HEADER, cut->size);
+		datagram->pieces[0] = (struct iovec){at, PIECE_HEADER + cut->size};
+		datagram->pieces[1] = (struct iovec){NULL, 0};
+		self->pieces_used += PIECE_HEADER + cut->size;
+		settle(self);
 	}
 	self->frame_number += 1 + self->skipped_numbers;
 	self->counters[TX_PIECED]++;
-	return true;
 }
 
 /* Tell the sender of a packet that is_too_large() what would fit, if it is to hear of it. link: of the frame;
@@ -522,9 +445,13 @@ static bool append_large(struct egress *self, const struct iovec *parts)
 	size_t length = parts[0].iov_len + parts[1].iov_len;
 	size_t around = PIECE_HEADER + (self->sealer.page ? SEAL : 0);
 	size_t room = self->datagram_limit > around ? self->datagram_limit - around : 0;
-	if (self->fragmentation != FRAGMENT_BY_IP && append_pieces(self, parts, length - CIRCUIT_ID, room))
+	struct cut cut = {0, 0};
+	if (self->fragmentation == FRAGMENT_IN_PIECES)
+		cut = cut_evenly(length - CIRCUIT_ID, room);
+	if (cut.count) {
+		append_pieces(self, parts, &cut, length - CIRCUIT_ID);
 		return true;
-	end_bundle(self);
+	}
 	/* IP cuts it, where it is to, or the path is so narrow that there would be too many. A segment's head is
 	 * not kept. */
 	struct datagram *whole = append(self, length);
@@ -551,7 +478,6 @@ static void append_large_segments(struct egress *self, struct segmentation *segm
 		size_t length = segmentation_next(segmentation, head, &payload);
 		struct iovec parts[2] = {{head, segmentation->head_length}, {(void *)payload, length}};
 		if (!is_too_large(self, segmentation->head_length + length)) {
-			end_bundle(self);
 			struct datagram *datagram = append(self, segmentation->head_length + length);
 			parts[0].iov_base = self->heads[datagram - self->run];
 			memcpy(parts[0].iov_base, head, segmentation->head_length);
@@ -698,7 +624,6 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 			if (!append_large(self, parts))
 				return;
 		} else {
-			end_bundle(self);
 			struct datagram *only = append(self, octets);
 			memcpy(only->pieces, parts, sizeof(parts));
 			settle(self);
@@ -731,16 +656,8 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 	counters[TX_ELIDED] += how == ELIDED ? count : 0;
 	if (is_too_large(self, segmentation.head_length + segmentation_size(&segmentation)))
 		append_large_segments(self, &segmentation, frame, head, how == ELIDED);
-	else {
-		end_bundle(self);
+	else
 		append_segments(self, &segmentation);
-	}
-}
-
-void egress_flush(struct egress *self)
-{
-	end_bundle(self);
-	flush_run(self);
 }
 
 /* Read what the TAP gives next; wait for it if wait is set. Returns its length; -1 where there is
@@ -785,7 +702,7 @@ int egress_batch(struct egress *self)
 		if (self->run_count == 0)
 			self->used = 0;
 		if (self->used + FRAME_OFFSET + FRAME_MAX + 1 > EGRESS_BUFFER) {
-			flush_run(self);
+			egress_flush(self);
 			self->used = 0;
 		}
 		uint8_t *frame = self->buffer + self->used + FRAME_OFFSET;

@@ -44,7 +44,6 @@ enum {
 	 * that were never written to are not there. */
 	EGRESS_BUFFER = 2 * (FRAME_OFFSET + FRAME_MAX + 1),
 	/* A run, sealed: below MAX_UDP_PAYLOAD, and one datagram of any size that ends it. */
-	BUNDLE_BUFFER = MAX_UDP_PAYLOAD,
 	SEALED_BUFFER = 2 * MAX_UDP_PAYLOAD,
 	PIECES_BUFFER = 2 * MAX_UDP_PAYLOAD, /* likewise */
 };
@@ -94,13 +93,6 @@ struct egress {
 	uint8_t (*heads)[SEGMENT_HEAD_MAX];
 	uint8_t *pieces; /* of the run, each with its header */
 	size_t pieces_used;
-	/* Last pieces of frames whose other pieces are in the run, or were sent: a datagram from BUNDLE_AT on. */
-	uint8_t *bundle;
-	size_t bundle_used;
-	size_t bundle_count;
-	size_t bundle_max;  /* 0: none is made */
-	size_t bundle_size; /* of the datagrams that the other pieces are in; the bundle's at most */
-	uint8_t bundle_tos;
 	uint8_t *buffer;
 	size_t used; /* of the buffer */
 };

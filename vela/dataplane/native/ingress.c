@@ -301,61 +301,33 @@ static uint64_t now_ms(const struct ingress *self)
 	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
-static const uint8_t joining_slots[] = {
-	[PIECE_SHORT] = RX_SHORT,
-	[PIECE_MALFORMED] = RX_MALFORMED,
-	[PIECE_OVERSIZED] = RX_OVERSIZED,
-	[PIECE_DUPLICATE] = RX_DUPLICATE,
-};
-
 /* Take a piece, and the frame that it completes. */
-static void take_piece(struct ingress *self, const struct piece *piece, uint64_t now)
+static void take_piece(struct ingress *self, const uint8_t *datagram, size_t length)
 {
+	static const uint8_t slots[] = {
+		[PIECE_SHORT] = RX_SHORT,
+		[PIECE_MALFORMED] = RX_MALFORMED,
+		[PIECE_OVERSIZED] = RX_OVERSIZED,
+		[PIECE_DUPLICATE] = RX_DUPLICATE,
+	};
 	uint8_t *whole;
 	size_t whole_length;
 
-	if (joiner_overwrites(&self->joiner, piece))
+	if (joiner_overwrites(&self->joiner, datagram, length))
 		ingress_flush(self);
-	enum joining joining = joiner_take(&self->joiner, piece, self->outer_ecn, now, &whole, &whole_length,
+	enum joining joining = joiner_take(&self->joiner, datagram, length, self->outer_ecn, now_ms(self), &whole, &whole_length,
 					   &self->counters[RX_INCOMPLETE]);
 	switch (joining) {
 	case PIECE_TAKEN:
 		break;
 	case PIECE_COMPLETES:
-		take_clear(self, whole, whole_length, joiner_ecn(&self->joiner, piece), true);
+		take_clear(self, whole, whole_length, joiner_ecn(&self->joiner, datagram), true);
 		/* Behind it, as what was there before it may just have been written. */
-		joiner_keep(&self->joiner, piece);
+		joiner_keep(&self->joiner, datagram);
 		break;
 	default:
-		self->counters[joining_slots[joining]]++;
+		self->counters[slots[joining]]++;
 	}
-}
-
-/* Take a datagram that begins as pieces do: one piece, or the last ones of several frames. */
-static void take_pieces(struct ingress *self, const uint8_t *datagram, size_t length)
-{
-	uint64_t now = now_ms(self);
-	size_t at = BUNDLE_AT;
-	struct piece piece;
-	enum joining found;
-
-	if (!is_bundle(datagram, length)) {
-		found = find_piece(datagram, length, &piece);
-		if (found == PIECE_TAKEN)
-			take_piece(self, &piece, now);
-		else
-			self->counters[joining_slots[found]]++;
-		return;
-	}
-	do {
-		found = find_bundled(datagram, length, &at, &piece);
-		if (found != PIECE_TAKEN) {
-			self->counters[joining_slots[found]]++;
-			return;
-		}
-		take_piece(self, &piece, now);
-		/* Zeros fill it up. */
-	} while (at < length && datagram[at]);
 }
 
 static void take_datagram(struct ingress *self, uint8_t *datagram, size_t length)
@@ -398,7 +370,7 @@ static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, u
 		if (joined)
 			counters[RX_RESERVED]++;
 		else
-			take_pieces(self, datagram, length);
+			take_piece(self, datagram, length);
 		break;
 	case TOO_SHORT:
 		counters[RX_SHORT]++;

@@ -140,7 +140,7 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	    local_mac.len != 6 || remote_mac.len != 6 || frame_limit < ETHERNET_HEADER ||
 	    frame_limit > MAX_UDP_PAYLOAD - HEADROOM - (key_page == Py_None ? 0 : SEAL) || datagram_limit < HEADROOM ||
 	    datagram_limit > MAX_UDP_PAYLOAD || clamp_datagram_limit < 0 || clamp_mss < 0 ||
-	    clamp_mss > UINT16_MAX || fragmentation < FRAGMENT_BY_IP || fragmentation > FRAGMENT_BUNDLED ||
+	    clamp_mss > UINT16_MAX || fragmentation < FRAGMENT_BY_IP || fragmentation > FRAGMENT_NEVER ||
 	    number_step < 1 || number_step & (number_step - 1) || number_rest < 0 ||
 	    number_rest >= number_step || dscp < DSCP_INHERIT || dscp > UINT8_MAX >> DSCP_SHIFT ||
 	    counters.len < WORKER_SLOTS * (Py_ssize_t)sizeof(uint64_t) ||

@@ -11,30 +11,23 @@
 
 enum {
 	PIECE_LAST = 0x80,
-	PIECE_BUNDLED = 0x40, /* the datagram is a bundle: the last pieces of several frames */
 	PIECE_INDEX = 0x3f,
 	/* From the circuit id: 0x44, index, length and number of the frame. */
 	PIECE_INDEX_AT = CIRCUIT_ID + 1,
 	PIECE_LENGTH_AT = PIECE_INDEX_AT + 1,
 	PIECE_NUMBER_AT = PIECE_LENGTH_AT + 2,
 	PIECE_HEADER = PIECE_NUMBER_AT + 4,
-	/* Before each piece of a bundle, from the index on: what goes before others, and the size of those. */
-	BUNDLE_AT = PIECE_INDEX_AT,
-	BUNDLED_SIZE_AT = PIECE_HEADER - PIECE_INDEX_AT,
-	BUNDLED_HEADER = BUNDLED_SIZE_AT + 2,
 	PIECES_MAX = 64, /* of a frame: as many as one send takes (UDP_MAX_SEGMENTS, Linux 4.18) */
 	/* Frames that can be incomplete at a time, and for how long. A sender numbers them in a row, so the slot
 	 * of a number is that of a frame 64 before it. */
 	JOIN_SLOTS = 64,
-	/* Frames that wait for a bundle, at most: then there is room for as many others. */
-	BUNDLED_MAX = JOIN_SLOTS / 2,
 	JOIN_MS = 1000,
 };
 
 /* vela.dataplane.contract.Fragmentation: what becomes of a frame that is larger than a datagram. */
-enum fragmentation { FRAGMENT_BY_IP, FRAGMENT_IN_PIECES, FRAGMENT_NEVER, FRAGMENT_BUNDLED };
+enum fragmentation { FRAGMENT_BY_IP, FRAGMENT_IN_PIECES, FRAGMENT_NEVER };
 
-/* Pieces of one size; zeros fill up the last one, but in a bundle. */
+/* Pieces of one size; zeros fill up the last one. */
 struct cut {
 	size_t count; /* 0: they would be too many */
 	size_t size;
@@ -43,12 +36,6 @@ struct cut {
 /* Tell how to cut length bytes, those behind a datagram's circuit id, into two or more pieces with at most
  * room bytes each. */
 struct cut cut_evenly(size_t length, size_t room);
-
-/* Likewise into pieces that fill the room, and a last one of which a datagram has room for two at least. */
-struct cut cut_for_bundle(size_t length, size_t room);
-
-/* Write what goes before the last piece of a frame in a bundle: BUNDLED_HEADER bytes. */
-void write_bundled_header(uint8_t *at, const struct cut *cut, size_t length, uint32_t number);
 
 /* Write what goes before the content of a piece: PIECE_HEADER bytes. */
 void write_piece_header(uint8_t *at, uint8_t circuit_id, const struct cut *cut, size_t index, size_t length,
@@ -78,38 +65,18 @@ void joiner_free(struct joiner *self);
 
 enum joining { PIECE_TAKEN, PIECE_COMPLETES, PIECE_SHORT, PIECE_MALFORMED, PIECE_OVERSIZED, PIECE_DUPLICATE };
 
-/* A piece that came. */
-struct piece {
-	uint8_t circuit_id;
-	bool last;
-	size_t index;
-	size_t whole; /* length of what was cut */
-	size_t size;  /* of each of the frame's pieces, but maybe the last one */
-	uint32_t number;
-	const uint8_t *content;
-	size_t length; /* of the content, without what fills it up */
-};
-
-bool is_bundle(const uint8_t *datagram, size_t length);
-
-/* Find the piece in a datagram that is no bundle. Returns PIECE_TAKEN, or why it is none. */
-enum joining find_piece(const uint8_t *datagram, size_t length, struct piece *piece);
-
-/* Find the piece at *at in a bundle, and point at what is behind it. Returns likewise. */
-enum joining find_bundled(const uint8_t *datagram, size_t length, size_t *at, struct piece *piece);
-
 /* Tell whether a piece would overwrite a frame that may be in use: one of the present epoch. */
-bool joiner_overwrites(const struct joiner *self, const struct piece *piece);
+bool joiner_overwrites(const struct joiner *self, const uint8_t *datagram, size_t length);
 
 /* Remember that the frame which this piece completed is in use for the rest of the epoch. */
-void joiner_keep(struct joiner *self, const struct piece *piece);
+void joiner_keep(struct joiner *self, const uint8_t *datagram);
 
 /* Return the outer ECN of the frame that this piece completed. */
-uint8_t joiner_ecn(const struct joiner *self, const struct piece *piece);
+uint8_t joiner_ecn(const struct joiner *self, const uint8_t *datagram);
 
 /* Take a piece, which has the outer ECN ecn. If it is the one that was missing, joined is then the datagram that was cut, circuit id
  * included, in memory of the joiner. Frames that are given up are added to incomplete. */
-enum joining joiner_take(struct joiner *self, const struct piece *piece, uint8_t ecn, uint64_t now_ms,
+enum joining joiner_take(struct joiner *self, const uint8_t *datagram, size_t length, uint8_t ecn, uint64_t now_ms,
 			 uint8_t **joined, size_t *joined_length, uint64_t *incomplete);
 
 #endif
