@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # What a script of pip's does, with ^C at the import of a module that the command needs.
 SCRIPT = """
 import signal, sys
+# What a shell has run in the background, such as these tests, may ignore ^C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Interrupts:
     def find_spec(self, name, *_):
         if name == {module!r}:
