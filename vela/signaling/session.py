@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from vela.address import Endpoint, IPAddress
 from vela.reasons import Cause, Reason
@@ -47,9 +48,7 @@ from vela.signaling.admission import Admission
 from vela.signaling.agreement import Agreement
 from vela.signaling.answers import Answers
 from vela.signaling.attempt import Asked
-from vela.signaling.caller import (
-    Caller,
-)
+from vela.signaling.caller import Caller
 from vela.signaling.candidates import Candidate
 from vela.signaling.codec import transcript
 from vela.signaling.contention import Claim, Decision
@@ -81,9 +80,7 @@ from vela.signaling.remote_port import RemotePort
 from vela.signaling.renewal import SEAMLESS, Purpose
 from vela.signaling.renewer import Renewer
 from vela.signaling.seeker import Seeker
-from vela.signaling.session_cipher import (
-    SessionCipher,
-)
+from vela.signaling.session_cipher import SessionCipher
 from vela.signaling.signer import Key
 from vela.signaling.variables import SessionVariables
 
@@ -607,27 +604,21 @@ class Session:
 # All that can happen, and what is done. A pair that is not here is a bug of the caller's or of
 # this module's: classify lets through only the messages that fit the state.
 _Action = Callable[[Session, Received], None]
+_Part = TypeVar("_Part")
 
 
-def _in_seeker(action: Callable[[Seeker, Received], None]) -> _Action:
-    return lambda session, received: action(session._seeker, received)
+def _of(
+    part: Callable[[Session], _Part],
+) -> Callable[[Callable[[_Part, Received], None]], _Action]:
+    """Return what makes an action of a part's one of the session's."""
+    return lambda action: lambda session, received: action(part(session), received)
 
 
-def _in_acceptor(action: Callable[[Acceptor, Received], None]) -> _Action:
-    return lambda session, received: action(session._acceptor, received)
-
-
-def _in_goodbye(action: Callable[[Goodbye, Received], None]) -> _Action:
-    return lambda session, received: action(session._goodbye, received)
-
-
-def _in_renewer(action: Callable[[Renewer, Received], None]) -> _Action:
-    return lambda session, received: action(session._renewer, received)
-
-
-def _in_adjacency(action: Callable[[Adjacency, Received], None]) -> _Action:
-    return lambda session, received: action(session._adjacency, received)
-
+_in_seeker = _of(lambda session: session._seeker)
+_in_acceptor = _of(lambda session: session._acceptor)
+_in_goodbye = _of(lambda session: session._goodbye)
+_in_renewer = _of(lambda session: session._renewer)
+_in_adjacency = _of(lambda session: session._adjacency)
 
 _S, _I, _M = State, Input, MessageType
 _TABLE: dict[tuple[State, AnyInput], _Action] = {
