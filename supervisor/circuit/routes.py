@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from vela.address import Endpoint, IPAddress
+from vela.address import Endpoint, IPAddress, family_of
 from vela.errors import DeviceError
 from vela.linux.choice import UnderlayChoice
 from vela.linux.underlay import ReceiveGroup, Route
@@ -46,7 +46,7 @@ class CircuitRoutes:
         source: the address of this machine to go from, unless the operator chose another one;
         None, or of the other family: any.
         """
-        if source is None or source.version != remote.address.version:
+        if source is None or family_of(source) is not remote.family:
             found = self._routes.way_to(remote, self._choice)
         else:
             here = self._choice.source(remote.family) or source
@@ -57,7 +57,7 @@ class CircuitRoutes:
         self, remote: Endpoint, source: IPAddress | None
     ) -> tuple[ReceiveGroup, Route]:
         """Return the same; from any address where there is none from that. Raises DeviceError."""
-        if source is not None:
+        if source is not None and family_of(source) is remote.family:
             try:
                 return self.way(remote, source)
             except DeviceError:

@@ -23,7 +23,8 @@ class Machine:
     """Has HERE no longer, if it is lost; the kernel goes from BEST where nobody chooses."""
 
     def __init__(self) -> None:
-        self.lost = False
+        self.lost = self.cut_off = False
+        self.looks = 0
         self.loop = NO_REASON
 
     def way_from(
@@ -34,6 +35,9 @@ class Machine:
         return GROUP, Route(here, 1500)
 
     def way_to(self, remote: Endpoint, choice: UnderlayChoice) -> tuple[ReceiveGroup, Route]:
+        self.looks += 1
+        if self.cut_off:
+            raise DeviceError("no way at all")
         return GROUP, Route(BEST, 1500)
 
     def find_loop(self, remote: Endpoint, route: Route) -> Reason:
@@ -67,6 +71,16 @@ def test_only_a_preference_gives_way_where_the_address_is_lost() -> None:
     with pytest.raises(DeviceError, match="no way from"):
         routes.way(REMOTE, HERE)
     assert routes.way_preferring(REMOTE, HERE) == (GROUP, Route(BEST, 1500))
+
+
+def test_preference_of_the_other_family_is_no_reason_to_look_twice() -> None:
+    machine = Machine()
+    machine.cut_off = True
+    routes = CircuitRoutes(machine, UnderlayChoice(), machine)
+
+    with pytest.raises(DeviceError, match="no way at all"):
+        routes.way_preferring(REMOTE, ip_address("2001:db8::1"))
+    assert machine.looks == 1
 
 
 def test_route_into_the_circuit_itself_is_none() -> None:
