@@ -105,9 +105,9 @@ def fork(body: Callable[[], None], descriptors: Iterable[int]) -> Child:
         # The reader may be gone or the disk full. The circuit needs its worker all the same.
         with contextlib.suppress(OSError):
             stream.flush()
+    closed = _all_but({0, 1, 2, *descriptors})
     # Until the child has set its own handlers, a signal to it would run ours.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
-    closed = _all_but({0, 1, 2, *descriptors})
     _leave_locks_of_other_threads()
     # The child's collector does not touch frozen objects, so their pages are not copied.
     gc.freeze()
