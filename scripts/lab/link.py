@@ -89,6 +89,12 @@ class Interface:
         self.namespace.run("tc", "qdisc", "replace", "dev", self.name, "root", "noqueue")
 
 
+def carrier_changes(namespace: Namespace, *names: str) -> list[int]:
+    """Return how often the carrier of each interface has come or gone, however briefly."""
+    paths = [f"/sys/class/net/{name}/carrier_changes" for name in names]
+    return [int(each) for each in namespace.run("cat", *paths).stdout.split()]
+
+
 def tx_dropped(namespace: Namespace) -> dict[str, int]:
     """Return by interface how many packets it was to send and did not."""
     shown = json.loads(namespace.run("ip", "-j", "-s", "link", "show").stdout)

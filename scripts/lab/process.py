@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from lab.waiting import eventually
+
 
 def start_time(pid: int) -> int | None:
     """Return when a process started, in clock ticks since boot, or None if there is none.
@@ -28,6 +30,14 @@ def threads(pid: int) -> list[Path]:
         return [folder / name for name in os.listdir(folder)]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def await_single_thread(timeout_s: float) -> None:
+    """Wait until this process has one thread: it must not fork before.
+
+    A thread that was joined, or has said that it ends, is not gone yet.
+    """
+    eventually(lambda: len(threads(os.getpid())) == 1, timeout_s, "other threads to be gone")
 
 
 def children(pid: int) -> list[int]:

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from lab.autoconfigured import Ends, asking, interfaces, policy
+from lab.autoconfigured import Ends, asking, asking_for_each, interfaces, policy
 from lab.circuit import ADDRESSES_A, ADDRESSES_B, MAC_A, MAC_B, NAME, circuit_table
 from lab.daemon import Velad
 from lab.fd_store import FdStore, StoredVelad, fd_store
+from lab.link import carrier_changes
 from lab.namespace import Namespace
 from lab.pings import Pings
 from lab.topology import TwoRouters
@@ -28,7 +29,7 @@ from lab.waiting import eventually
 pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
 
 NAMES = (NAME, "vela1", "vela2")
-TARGETS = [f"172.16.{20 + number}.2" for number in range(len(NAMES))]
+TARGETS = [f"172.16.{number}.2" for number, _ in enumerate(NAMES, 1)]
 PATIENT_S = 10.0
 """Between keepalives: no remote is to go down while a busy machine starts a velad."""
 
@@ -52,17 +53,7 @@ class Stored(Ends):
 
 def tables(remote: str, **settings: Any) -> str:
     """Three circuits to one remote."""
-    return "".join(
-        asking(
-            remote,
-            name=name,
-            id=number + 1,
-            addresses=[f"172.16.{20 + number}.1/30"],
-            peer={"interface": name, "addresses": [f"{TARGETS[number]}/30"]},
-            **{"keepalive": PATIENT_S, **settings},
-        )
-        for number, name in enumerate(NAMES)
-    )
+    return asking_for_each(remote, NAMES, **{"keepalive": PATIENT_S, **settings})
 
 
 @contextmanager
@@ -129,12 +120,6 @@ def carriers(namespace: Namespace) -> list[bool]:
     return ["NO-CARRIER" not in link(namespace, name)["flags"] for name in NAMES]
 
 
-def carrier_changes(namespace: Namespace) -> list[int]:
-    """Return how often each carrier has come or gone, however briefly."""
-    paths = [f"/sys/class/net/{name}/carrier_changes" for name in NAMES]
-    return [int(each) for each in namespace.run("cat", *paths).stdout.split()]
-
-
 def wait_for_pages(store: FdStore, names: list[str]) -> None:
     """Wait until key pages of these circuits, and of no others, are in the store."""
     wanted = sorted(f"keys-{name}" for name in names)
@@ -161,7 +146,7 @@ def test_restart_under_traffic_loses_nothing_and_the_remote_does_not_notice(
     with three(routers, store, tmp_path, kind) as both:
         a, namespace = both.a, both.a.namespace
         indices, flaps = [link(namespace, name)["ifindex"] for name in NAMES], changes(both.b)
-        carrier = carrier_changes(namespace)
+        carrier = carrier_changes(namespace, *NAMES)
 
         with Pings(TARGETS, 0.01, namespace) as pings:
             pings.await_answers(20)
@@ -180,7 +165,7 @@ def test_restart_under_traffic_loses_nothing_and_the_remote_does_not_notice(
 
         figure(f"restart, {kind}: longest gap {max(pings.gaps()):.2f} s")
         assert pings.unanswered() == [[]] * 3
-        assert carrier_changes(namespace) == carrier
+        assert carrier_changes(namespace, *NAMES) == carrier
         assert [link(namespace, name)["ifindex"] for name in NAMES] == indices
         assert changes(both.b) == flaps
         assert both.states() == {name: ["up", "up"] for name in NAMES}

@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from lab.autoconfigured import Ends, asking, ends, policy
+from lab.autoconfigured import Ends, asking, asking_for_each, ends, policy
 from lab.daemon import Velad
+from lab.link import carrier_changes
 from lab.namespace import Namespace
 from lab.topology import TwoRouters
 from lab.waiting import PATIENCE, eventually
@@ -34,22 +35,12 @@ KEY = "k" * 40
 
 
 def target(number: int) -> str:
-    return f"172.16.{20 + number}.2"
+    return f"172.16.{1 + number}.2"
 
 
 def tables(remote: str, **settings: Any) -> str:
     """Three circuits to one remote."""
-    return "".join(
-        asking(
-            remote,
-            name=name,
-            id=number + 1,
-            addresses=[f"172.16.{20 + number}.1/30"],
-            peer={"interface": name, "addresses": [f"{target(number)}/30"]},
-            **settings,
-        )
-        for number, name in enumerate(NAMES)
-    )
+    return asking_for_each(remote, NAMES, **settings)
 
 
 @dataclass(frozen=True)
@@ -101,12 +92,6 @@ def link(namespace: Namespace, name: str) -> tuple[int, str, list[str]]:
     (shown,) = json.loads(namespace.run("ip", "-j", "addr", "show", "dev", name).stdout)
     qdisc = namespace.run("tc", "qdisc", "show", "dev", name).stdout
     return shown["ifindex"], qdisc, sorted(each["local"] for each in shown["addr_info"])
-
-
-def carrier_changes(namespace: Namespace) -> list[int]:
-    """Return how often each carrier has come or gone, however briefly."""
-    paths = [f"/sys/class/net/{name}/carrier_changes" for name in NAMES]
-    return [int(each) for each in namespace.run("cat", *paths).stdout.split()]
 
 
 class Pings:
@@ -235,7 +220,7 @@ def untouched(both: Ends) -> Iterator[None]:
     pid, links = both.a.status()["pid"], [link(both.a.namespace, each) for each in NAMES]
     workers = [both.a.worker_pid(each) for each in NAMES]
     flaps = [both.b.circuit(each)["transitions"] for each in NAMES]
-    carriers = carrier_changes(both.a.namespace)
+    carriers = carrier_changes(both.a.namespace, *NAMES)
     pings = Pings(both.a.namespace, 0.01)
 
     yield
@@ -247,7 +232,7 @@ def untouched(both: Ends) -> Iterator[None]:
     assert both.a.status()["pid"] == pid
     assert [both.a.worker_pid(each) for each in NAMES] == workers
     assert [link(both.a.namespace, each) for each in NAMES] == links
-    assert carrier_changes(both.a.namespace) == carriers
+    assert carrier_changes(both.a.namespace, *NAMES) == carriers
     assert [both.b.circuit(each)["transitions"] for each in NAMES] == flaps
     for velad in both:
         for each in NAMES:
@@ -465,7 +450,7 @@ def test_file_that_has_changed_is_what_the_new_velad_follows(
     before = link(plain.a.namespace, "vela1")[0]
     text = tables(routers.b.ipv4, description="changed")
     _, _, rest = text.partition("[circuits.vela1]")
-    plain.a.configure(f"[circuits.vela1]{rest}".replace("172.16.21.1/30", "172.16.21.1/29"))
+    plain.a.configure(f"[circuits.vela1]{rest}".replace("172.16.2.1/30", "172.16.2.1/29"))
 
     plain.a.replace()
 
@@ -476,7 +461,7 @@ def test_file_that_has_changed_is_what_the_new_velad_follows(
     )
     shown = json.loads(plain.a.namespace.run("ip", "-j", "addr", "show", "dev", "vela1").stdout)
     address = shown[0]["addr_info"][0]
-    assert (address["local"], address["prefixlen"]) == ("172.16.21.1", 29)
+    assert (address["local"], address["prefixlen"]) == ("172.16.2.1", 29)
     assert shown[0]["ifindex"] == before
     assert plain.a.wait_for_state("vela1", "up")["description"] == "changed"
     # It was deleted, not stopped: its end at the remote is gone, too.
@@ -507,11 +492,11 @@ def test_static_circuits_and_those_that_are_down_go_on(
 ) -> None:
     config_a = (
         f'[circuits.vela0]\nid = 1\nremote = "{routers.b.ipv4}"\nautoconfigure = false\n'
-        'addresses = ["172.16.20.1/30"]\n' + asking("10.201.0.99", name="vela5", id=5)
+        'addresses = ["172.16.1.1/30"]\n' + asking("10.201.0.99", name="vela5", id=5)
     )
     config_b = (
         f'[circuits.vela0]\nid = 1\nremote = "{routers.a.ipv4}"\nautoconfigure = false\n'
-        'addresses = ["172.16.20.2/30"]\n'
+        'addresses = ["172.16.1.2/30"]\n'
     )
     with ends(routers, config_a, config_b) as both:
         for velad in both:

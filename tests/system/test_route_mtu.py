@@ -10,16 +10,11 @@ from lab.autoconfigured import asking, asking_back, circuit, ends, wait_until_up
 from lab.circuit import NAME
 from lab.daemon import Velad
 from lab.dnsmasq import name_server
+from lab.link import carrier_changes
 from lab.load import ping
 from lab.topology import TwoRouters
 
 pytestmark = pytest.mark.needs_net_admin
-
-
-def carrier_changes(velad: Velad) -> int:
-    """Return how often the interface's carrier came or went, as the kernel counts."""
-    path = f"/sys/class/net/{NAME}/carrier_changes"
-    return int(velad.namespace.run("cat", path).stdout)
 
 
 def await_another_worker(velad: Velad, pid: int) -> int:
@@ -45,7 +40,8 @@ def test_worker_learns_of_the_routes_mtu_where_the_circuits_stays(
     with circuit(routers, mtu=configured) as both:
         pids = [velad.worker_pid(NAME) for velad in both]
         before = [
-            (carrier_changes(velad), velad.log().count("circuit_state_changed")) for velad in both
+            (carrier_changes(velad.namespace, NAME), velad.log().count("circuit_state_changed"))
+            for velad in both
         ]
 
         a.set_route_mtu(b.ipv4, of_a)
@@ -61,7 +57,8 @@ def test_worker_learns_of_the_routes_mtu_where_the_circuits_stays(
         assert [each.circuit(NAME)["mtu"] for each in both] == [1400, 1400]
         assert both.b.worker_pid(NAME) == pids[1]
         after = [
-            (carrier_changes(velad), velad.log().count("circuit_state_changed")) for velad in both
+            (carrier_changes(velad.namespace, NAME), velad.log().count("circuit_state_changed"))
+            for velad in both
         ]
         assert after == before
 

@@ -15,6 +15,7 @@ import pytest
 import structlog
 from forked_worker import TIMEOUT_S, Circuit, frame
 
+from lab.process import await_single_thread
 from lab.waiting import eventually
 from vela import worker
 from vela.dataplane.counters import Slot
@@ -118,8 +119,7 @@ def test_native_engine_does_not_need_the_interpreter_between_batches(stack: Exit
         stop[0] = 1
         circuit.remote.sendto(b"\x07" + frame(0), circuit.receiving.getsockname())
         ended.acquire(timeout=TIMEOUT_S)
-        # It is not gone yet, and until then nothing here can be forked.
-        eventually(lambda: len(os.listdir("/proc/self/task")) == 1, TIMEOUT_S, "its thread to end")
+        await_single_thread(TIMEOUT_S)
 
 
 class Kept:

@@ -16,7 +16,7 @@ from functools import partial
 
 import pytest
 
-from lab.waiting import eventually
+from lab.process import await_single_thread
 from vela.supervisor.runtime.process import Child, ExitStatus, fork
 
 pytestmark = pytest.mark.forks
@@ -224,8 +224,7 @@ def test_fork_with_threads_is_refused() -> None:
     finally:
         release.set()
         thread.join()
-        # Joined, it is not gone yet, and until then nothing here can be forked.
-        eventually(lambda: len(os.listdir("/proc/self/task")) == 1, 10.0, "its thread to end")
+        await_single_thread(10.0)
 
 
 @pytest.mark.parametrize(
