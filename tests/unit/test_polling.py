@@ -18,6 +18,7 @@ from vela.dataplane.contract import POLL_WINDOW_S
 from vela.dataplane.counters import Slot
 from vela.dataplane.echo import echo_request, send_echo
 from vela.dataplane.key_page import KeyPage, create
+from vela.linux.usage import thread_sleeps
 
 TIMEOUT_S = 5.0
 # A thread that polls turns at least so often in a tenth of a window, also on a busy machine.
@@ -36,6 +37,8 @@ class Polled(Circuit):
         stop = bytearray(1)
         worker = threading.Thread(target=self.plane.poll_until, args=(memoryview(stop),))
         worker.start()
+        assert worker.native_id is not None
+        self._thread = worker.native_id
         try:
             yield
         finally:
@@ -49,9 +52,11 @@ class Polled(Circuit):
         return self.counters.worker[Slot.INGRESS_PROGRESS]
 
     def sleeps(self) -> bool:
+        """No turn alone may be for want of a CPU, and a thread at rest for want of the lock of
+        Python."""
         before = self.turns
         time.sleep(POLL_WINDOW_S / 10)
-        return self.turns == before
+        return self.turns == before and thread_sleeps(os.getpid(), self._thread)
 
     def await_sleep(self) -> None:
         eventually(self.sleeps, TIMEOUT_S, "the thread to sleep")

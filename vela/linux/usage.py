@@ -124,10 +124,12 @@ class ProcessUsage:
 def sleeps(pid: int) -> bool:
     """Tell whether all threads of a process wait for something: proc_pid_stat(5), state."""
     try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/stat", encoding="utf-8", errors="replace") as file:
-                if file.read().rpartition(") ")[2][:1] != "S":
-                    return False
+        return all(thread_sleeps(pid, int(task)) for task in os.listdir(f"/proc/{pid}/task"))
     except OSError:  # it has ended
         return True
-    return True
+
+
+def thread_sleeps(pid: int, thread: int) -> bool:
+    """Tell whether one thread of a process does. Raises OSError if it has ended."""
+    with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8", errors="replace") as file:
+        return file.read().rpartition(") ")[2][:1] == "S"
