@@ -10,6 +10,7 @@ from functools import cache, partial
 
 import pytest
 from _pytest.runner import runtestprotocol
+from distribution import Distribution
 from hypothesis import settings
 
 from lab import daemon, namespace
@@ -60,6 +61,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         items[:] = [item for item in items if not item.get_closest_marker("thorough")]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Distribution:
+    return Distribution(config, log)
 
 
 class FiguresShown:

@@ -19,7 +19,6 @@ TIMEOUT_S = 280.0
 
 pytestmark = [
     pytest.mark.timeout(TIMEOUT_S + 20),
-    pytest.mark.xdist_group("fuzz"),
     pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed"),
 ]
 

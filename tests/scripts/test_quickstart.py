@@ -23,8 +23,8 @@ from lab.quickstart import CONFIG_B, RUNS, Run
 
 # An environment is made, and filled from the index of packages.
 TIMEOUT_S = 300.0
-# One clone for all of them; and what one run keeps, another would take down.
-pytestmark = [pytest.mark.timeout(TIMEOUT_S), pytest.mark.xdist_group("quickstart")]
+# As they share a clone, they run one after the other: see tests/distribution.py.
+pytestmark = pytest.mark.timeout(TIMEOUT_S)
 QUICKSTART = str(ROOT / "scripts" / "quickstart")
 
 
