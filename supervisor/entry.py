@@ -12,10 +12,13 @@ EXIT_INTERRUPTED = 130
 def velad() -> int:
     """Run velad. Return its exit status."""
     try:
+        import gc
+
         from vela.deferred import defer
 
-        # structlog imports it for asynchronous programs, which takes a quarter of velad's start.
-        defer("asyncio")
+        # What is imported stays. The daemon collects garbage itself, when it has the time.
+        gc.disable()
+        defer("asyncio")  # structlog imports it, for asynchronous programs
         from .cli import main
 
         return main()

@@ -458,7 +458,7 @@ def test_session_in_ci_with_all_root_tests_skipped_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CI", "true")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "scripts"))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'scripts'}:{ROOT / 'tests'}")
     pytester.makeini("[pytest]\nmarkers =\n    needs_net_admin: root\n")
     pytester.makeconftest((ROOT / "tests" / "conftest.py").read_text())
     pytester.makepyfile(

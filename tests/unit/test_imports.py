@@ -46,7 +46,7 @@ ROOMS = """
     vela.linux
     vela.supervisor.velactl
     vela.wire vela.log
-    vela.address vela.mac vela.rate vela.public_key vela.backoff vela.percentile
+    vela.address vela.mac vela.rate vela.deferred vela.public_key vela.backoff vela.percentile
     vela.reasons
     vela.errors
     vela.supervisor.constants vela.supervisor.nearest vela.supervisor.states
