@@ -26,7 +26,7 @@ from lab.pings import Pings
 from lab.topology import TwoRouters
 from lab.waiting import eventually
 
-pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
+pytestmark = pytest.mark.needs_net_admin
 
 NAMES = (NAME, "vela1", "vela2")
 TARGETS = [f"172.16.{number}.2" for number, _ in enumerate(NAMES, 1)]
