@@ -164,6 +164,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     daemon.recent.clear()
+    # It would wait for a child that never begins.
+    if item.get_closest_marker("forks") and hasattr(item.config, "workerinput"):
+        pytest.fail('marked "forks": not with pytest-xdist (-n), whose processes have threads')
     if item.get_closest_marker(MARKER) and (reason := _unavailable()):
         pytest.skip(f"{item.name} needs network namespaces: {reason}")
 

@@ -15,15 +15,11 @@ import structlog
 
 from vela.address import Endpoint, IPAddress, Remote
 from vela.dataplane.engine import LoadedEngine
-from vela.dataplane.frame import Elision
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.features import Features
 from vela.linux.underlay import UnderlayPath
-from vela.mac import format_mac
-from vela.rate import STEP
 from vela.reasons import NO_REASON, Cause, Reason, joined, reason_of
 from vela.signaling.agreement import Agreement
-from vela.signaling.candidates import Candidate
 from vela.signaling.encryption import Encryption as SessionEncryption
 from vela.signaling.enquiry import Enquiry
 from vela.signaling.events import (
@@ -62,11 +58,10 @@ from ..runtime.names import NameSource
 from ..status import (
     CircuitStatus,
     RateStatus,
-    ReasonStatus,
     RemoteStatus,
-    milliseconds,
 )
 from .caller_wait import CallerWait
+from .carriage import Carriage
 from .data_path import DataPath
 from .dialogue import Dialogue, Mark
 from .echoes import Answered
@@ -81,17 +76,13 @@ from .primary_watch import PrimaryWatch
 from .rates import RateMeter
 from .remote import Listener, RemoteSearch
 from .remotes import Remotes
+from .report import report
 from .routes import MachineRoutes, RouteLoop
 from .setup import Origin, Setup
 from .signaling import SignalingChannel
 from .standing import Standing
 from .stepper import Stepper
 from .tenure import Tenure
-from .terms import (
-    agreed_profile,
-    describe,
-    static_profile,
-)
 from .transitions import Transitions
 
 # States that need no action of the operator.
@@ -152,13 +143,12 @@ class Circuit:
         self._data_path = data_path
         self._loop = loop
         self._owner = owner
-        self._port = port
         self._dialogue = Dialogue(
             setup,
             loop,
             passive=origin is Origin.PEER,
             maker=maker,
-            describe=lambda: self._description(None),
+            describe=lambda: self._carriage.describe(None),
             echoes_arrived=data_path.echoes_arrived,
             on_event=self._on_event,
         )
@@ -170,12 +160,20 @@ class Circuit:
         self._rates = RateMeter()
         self.history = History(loop.now())
         self._obstacle = NO_REASON
-        self._bridge_mtu = data_path.bridge_mtu
-        self._path: UnderlayPath | None = None
         self._prober = PathProber(loop, self._on_path_mtu)
         self._ports = PortSwitch(data_path, loop, self.apply_terms)
         self._frames = FrameWatch(self, data_path, loop, self._steps.take, self.history)
         self._paths = Paths(self.config, port, loop, names, routes, data_path, self._prober)
+        self._carriage = Carriage(
+            self,
+            self._dialogue,
+            data_path,
+            loop,
+            self._paths,
+            self._ports,
+            self._prober,
+            self._frames,
+        )
         self._remotes = Remotes(self.config.remote, self.name, self, loop)
         self._remote = self._search()
         self._dialogue.open()
@@ -301,7 +299,9 @@ class Circuit:
         """The remote addresses toward which it uses its id at present."""
         attached = self._data_path.attached
         in_use = () if attached is None else attached[0].sources
-        sought = () if self._path is None or self.static else self._path.sources
+        sought = (
+            () if self._carriage.sought is None or self.static else self._carriage.sought.sources
+        )
         return in_use + sought
 
     @property
@@ -342,9 +342,10 @@ class Circuit:
         self._started = True
         self._dialogue.hold()
         # The path must be known before the first message, so that both ends agree at once.
-        self._path = self._remote.path_to(requested.source.address, requested.local_address)
-        self._dialogue.accept(requested, self._description(self._path), encryption)
-        self._carry()
+        path = self._remote.path_to(requested.source.address, requested.local_address)
+        self._carriage.sought = path
+        self._dialogue.accept(requested, self._carriage.describe(path), encryption)
+        self._carriage.carry()
         self._remote.resolve_later()
 
     def freeze(self) -> None:
@@ -361,7 +362,7 @@ class Circuit:
         self._steps.paused, self._remote.paused = False, self.disabled
         self._remotes.thaw()
         self._dialogue.release()
-        self._probe_path()
+        self._carriage.probe()
 
     def standing(self) -> Standing | None:
         """Return what another velad goes on with; None: it does not carry frames for good."""
@@ -427,14 +428,14 @@ class Circuit:
             self._search_anew()
         source = ip_address(former.source)
         path = self._remote.path_to(ip_address(former.remote), source)
-        self._path = path = self._prober.resume(path, former.probed_mtu)
+        self._carriage.sought = path = self._prober.resume(path, former.probed_mtu)
         if session is None:
             return
         self._dialogue.hold()
         if former.listening:
             self._frames.resume_listening()
         maker = None if former.maker is None else bytes.fromhex(former.maker)
-        self._dialogue.resume(session, self._description(path), maker)
+        self._dialogue.resume(session, self._carriage.describe(path), maker)
 
     def accept_change(self, setup: Setup, requested: CircuitRequested) -> None:
         """Become what the remote that set the circuit up asks for, in a session of its own.
@@ -591,7 +592,7 @@ class Circuit:
         self._remote.stop()
         self._data_path.change(self.config, cpu)
         self._steps.begin_anew(static=self.static)
-        self._path = None
+        self._carriage.sought = None
         self._moving = self.disabled = False
         self._remotes.change(self.config.remote)
         self._paths.begin_anew(self.config)
@@ -646,9 +647,10 @@ class Circuit:
             return self._paths.search(self.config, primary, listener)
 
         def ask(enquiry: Enquiry, paths: tuple[UnderlayPath, ...]) -> list[Datagram]:
-            setup, local = self._dialogue.setup, self._description(None)
+            setup, local = self._dialogue.setup, self._carriage.describe(None)
             ciphers = None if setup.frame_keys is None else setup.frame_keys.offer
-            return enquiry.ask(self._candidates(paths), local, setup.offer, setup.key, ciphers)
+            candidates = self._carriage.candidates(paths)
+            return enquiry.ask(candidates, local, setup.offer, setup.key, ciphers)
 
         return PrimaryWatch(
             self.config.id,
@@ -666,11 +668,7 @@ class Circuit:
         if self._steps.paused:
             return
         try:
-            in_use = self._path_in_use() or self._path
-            if in_use is not None and not self.static:
-                self._dialogue.set_local(self._description(in_use))
-            if self._data_path.attached is not None:
-                self._carry()
+            self._carriage.apply_terms()
         except VelaError as err:
             self._steps.take(Input.FAILED, reason_of(err))
         self._dialogue.pump()
@@ -737,14 +735,10 @@ class Circuit:
 
     def _look_at_bridge(self) -> None:
         """Offer another MTU if the interface joined its bridge, or lost it."""
-        bridge_mtu = self._data_path.bridge_mtu
-        if bridge_mtu == self._bridge_mtu:
-            return
-        self._bridge_mtu = bridge_mtu
-        if self._data_path.attached is None:
+        if not self._carriage.bridge_changed() or self._data_path.attached is None:
             return
         try:
-            self._carry()
+            self._carriage.carry()
         except VelaError as err:
             self._steps.take(Input.FAILED, reason_of(err))
             return
@@ -775,49 +769,15 @@ class Circuit:
         return self._rates.rates()
 
     def status(self) -> CircuitStatus:
-        config, attached = self.config, self._data_path.attached
-        endpoint = attached[0].endpoint if attached else None
-        session = self.session
-        heard_at = None if session is None else session.last_heard_at
-        now, reasons = self._loop.now(), self.reasons
-        reason = joined(reasons)
-        return CircuitStatus(
-            name=config.name,
-            id=config.id,
-            origin=self.origin.value,
-            description=config.description,
-            state=self.state.word,
-            reason=str(reason),
-            reason_code=reason.code,
-            reasons=ReasonStatus.of(reasons),
-            since_seconds=round(self._transitions.since_s(now), 3),
-            transitions=self._transitions.count(now),
-            remote=str(self.remote),
-            remotes=self.remotes(),
-            remote_address=str(endpoint.address) if endpoint else None,
-            remote_port=self._remote_port(endpoint),
-            family=endpoint.family.value if endpoint else None,
-            mtu=self._data_path.mtu,
-            path_mtu=attached[0].mtu if attached else None,
-            source_port=self._data_path.frame_port,
-            encapsulation=config.encapsulation.value,
-            elision=attached is not None and attached[1].elision is not Elision.NEVER,
-            encryption=config.encryption.value,
-            cipher=self._dialogue.cipher_status(),
-            asking=self._dialogue.asking_status(),
-            rtt_ms=milliseconds(None if session is None else session.rtt_s),
-            last_heard_seconds=None if heard_at is None else round(now - heard_at, 3),
-            loss=self._frames.loss(),
-            delay_ms=self._frames.delays.status(),
-            rates=self.rates(),
-            worker=self._data_path.worker_status(),
-            counters=self._data_path.counter_status(),
+        return report(
+            self,
+            self._dialogue,
+            self._data_path,
+            self._frames,
+            self._transitions,
+            now=self._loop.now(),
+            port=self._paths.port,
         )
-
-    def _remote_port(self, endpoint: Endpoint | None) -> int | None:
-        if endpoint is not None:
-            return endpoint.port
-        return None if self.remote.is_any else self.remote.port or self._port
 
     # From the search for the remote.
 
@@ -964,7 +924,7 @@ class Circuit:
             return
         before, self._logged = self._logged[0], now
         if State.UP in (before, state):
-            self._probe_path()
+            self._carriage.probe()
         self._transitions.record(state, self._loop.now())
         self._owner.on_state_changed(self, before)
         level = "info" if not reason or state in _GOOD else "warning"
@@ -987,10 +947,10 @@ class Circuit:
         self._remote.resolve_soon()
 
     def _reuse_path(self) -> None:
-        if self._path is None:
+        if self._carriage.sought is None:
             self._remote.resolve()
         else:
-            self.on_routed((self._path,))
+            self.on_routed((self._carriage.sought,))
 
     def _seek(self) -> None:
         self._dialogue.seek()
@@ -1008,55 +968,7 @@ class Circuit:
         self._dialogue.leave(CloseReason.STOPPING)
         self._dialogue.agreement = None
         # Another circuit may use the id toward this address while this one is disabled.
-        self._path = None
-
-    def _carry(self) -> None:
-        """Attach sockets and worker by agreement or configuration. Raises VelaError."""
-        session, agreement = self.session, self.agreement
-        if session is None:
-            if self._path is not None:
-                profile = static_profile(self.config, self._path, self._data_path.bridge_mtu)
-                self._data_path.attach(self._path, profile)
-                self._data_path.limit(self.config.rate)
-            return
-        if agreement is None or session.remote is None:
-            return
-        # By the present one: the agreement may be of a session that failed for it.
-        if agreement.remote_mac == self._data_path.local_mac:
-            mac = format_mac(agreement.remote_mac)
-            raise ConfigError(Cause.DUPLICATE_MAC.say(mac=mac))
-        # Behind a NAT only the translated port leads back.
-        port = session.remote.port if agreement.nat else agreement.remote_port
-        path = self._path_to(Endpoint(session.remote.address, port))
-        if self.remote.is_any:
-            self._path = path
-        # The session may be with another address than the one that was asked.
-        self._dialogue.set_local(self._description(path))
-        profile = agreed_profile(self.config, agreement, path, self._data_path.bridge_mtu)
-        profile = self._ports.until_heard(path, profile, up=self.state is State.UP)
-        self._data_path.attach(path, profile, self.key_page)
-        rate_kbit = agreement.rate_kbit
-        self._data_path.limit(None if rate_kbit is None else rate_kbit * STEP)
-        self._data_path.expect_frames_from(agreement.frame_port, agreement.frame_ports)
-        # The remote is told which port they leave from, now that it is known.
-        self._dialogue.set_local(self._description(path))
-        if self._ports.begun():
-            session.await_heard(self._loop.now())
-
-    def _follow_route(self) -> None:
-        """Attach again if the route to the remote in use has changed.
-
-        The agreement may stay the same, if the MTU is configured or the remote's is
-        smaller. The worker still needs the MTU of the new route.
-        """
-        in_use, attached = self._path_in_use(), self._data_path.attached
-        if in_use is not None and attached is not None and attached[0].route != in_use.route:
-            self._carry()
-            self._probe_path()
-
-    def _release(self) -> None:
-        self._ports.stop()
-        self._data_path.detach()
+        self._carriage.sought = None
 
     def _carrier_on(self) -> None:
         self._show_carrier(True)
@@ -1088,7 +1000,7 @@ class Circuit:
             self._dialogue.take_calls(self._describe_to, wait.hears)
             return wait
         self._dialogue.take_no_calls()
-        return self._paths.search(self.config, self.remote, self, self._local_address)
+        return self._paths.search(self.config, self.remote, self, self._carriage.local_address)
 
     def _search_anew(self) -> None:
         """Look for the remote that is in use now, from now on."""
@@ -1097,7 +1009,7 @@ class Circuit:
 
     def _session_anew(self) -> None:
         """Forget what was agreed on, and with whom; the session was left."""
-        self._path = self._dialogue.agreement = None
+        self._carriage.sought = self._dialogue.agreement = None
         self._dialogue.open()
 
     def _aim(self, paths: tuple[UnderlayPath, ...]) -> None:
@@ -1105,72 +1017,26 @@ class Circuit:
         channel, path = self._dialogue.channel, paths[0]
         self._paths.check_path(path)
         if channel is None:
-            self._path = path
+            self._carriage.sought = path
             self._remote.use(path.endpoint.address)
             return
         # Before the first message: the remote would take both circuits for one.
         self._owner.check_id(self, path.sources)
-        self._path = path
+        self._carriage.sought = path
         channel.expect_from(path.sources)
-        in_use = self._path_in_use() if self.state is State.UP else path
+        in_use = self._carriage.path_in_use() if self.state is State.UP else path
         if in_use is not None:
-            self._dialogue.set_local(self._description(in_use))
-        channel.session.set_remotes(self._candidates(paths), self._loop.now())
+            self._carriage.describe_by(in_use)
+        channel.session.set_remotes(self._carriage.candidates(paths), self._loop.now())
 
     def _describe_to(self, source: Endpoint, local_address: IPAddress | None) -> Description:
         """Return the description of this end for a remote that calls. Raises VelaError."""
         path = self._paths.to(source, local_address)
         self._owner.check_id(self, path.sources)
-        return self._description(path)
-
-    def _description(self, path: UnderlayPath | None) -> Description:
-        """Return the description of this end. Raises ConfigError if the path is too narrow."""
-        data_path = self._data_path
-        return describe(
-            self.config,
-            path,
-            data_path.local_mac,
-            self._port,
-            data_path.abilities,
-            frame_port=self._ports.port,
-            frame_ports=self._ports.count,
-            bridge_mtu=data_path.bridge_mtu,
-            from_listening=self._frames.wants_listening,
-        )
-
-    def _local_address(self) -> IPAddress | None:
-        """Return the local address that the remote uses; None: any."""
-        # A remote that set the circuit up knows this end by the address that it asked.
-        if self.state is State.UP or self.origin is Origin.PEER:
-            return self._dialogue.local_address
-        return None
-
-    def _candidates(self, paths: tuple[UnderlayPath, ...]) -> tuple[Candidate, ...]:
-        """Return where to ask for the remote by these paths."""
-        return self._paths.candidates(paths, self._local_address(), self.config.bind)
-
-    def _path_in_use(self) -> UnderlayPath | None:
-        """Return the path to the remote of the session; None: there is none at present."""
-        remote = self._dialogue.remote
-        try:
-            return None if remote is None else self._path_to(remote)
-        except DeviceError:
-            return None  # if it stays so, the session goes down by itself
-
-    def _path_to(self, endpoint: Endpoint) -> UnderlayPath:
-        """Return the path from the session's local address to an endpoint. Raises DeviceError."""
-        return self._paths.to(endpoint, self._dialogue.local_address)
-
-    def _probe_path(self) -> None:
-        """Find out how large packets to the remote may be, while the session is up."""
-        attached, channel = self._data_path.attached, self._dialogue.channel
-        if attached is not None and channel is not None and self.state is State.UP:
-            self._prober.start(attached[0], channel)
-        else:
-            self._prober.stop()
+        return self._carriage.describe(path)
 
     def _on_path_mtu(self) -> None:
-        path = self._path_in_use()
+        path = self._carriage.path_in_use()
         if path is not None:
             self._log.info("path_mtu_changed", path_mtu=path.mtu, route_mtu=path.route.mtu)
             self.apply_terms()
@@ -1183,9 +1049,9 @@ _DO = {
     Action.SEEK: Circuit._seek,
     Action.SUSPEND: Circuit._suspend,
     Action.LEAVE: Circuit._leave,
-    Action.CARRY: Circuit._carry,
-    Action.FOLLOW_ROUTE: Circuit._follow_route,
-    Action.RELEASE: Circuit._release,
+    Action.CARRY: lambda circuit: circuit._carriage.carry(),
+    Action.FOLLOW_ROUTE: lambda circuit: circuit._carriage.follow_route(),
+    Action.RELEASE: lambda circuit: circuit._carriage.release(),
     Action.CARRIER_ON: Circuit._carrier_on,
     Action.CARRIER_OFF: Circuit._carrier_off,
     Action.REMOVE: Circuit._remove,

@@ -35,8 +35,8 @@ class Paths:
         loops: LoopFinder,
         prober: PathProber,
     ) -> None:
-        """port: the listening port, and the port of a remote that names none."""
-        self._port = port
+        self.port = port
+        """That is listened on, and the port of a remote that names none."""
         self._loop = loop
         self._names = names
         self._prober = prober
@@ -66,7 +66,7 @@ class Paths:
         return RemoteSearch(
             remote,
             config.family or (None if bind is None else family_of(bind)),
-            self._port,
+            self.port,
             self._loop,
             self._names,
             self._routes,
@@ -76,9 +76,7 @@ class Paths:
 
     def wait(self, config: CircuitConfig, listener: CallerListener) -> CallerWait:
         """Return what there is instead of a search where the other end calls."""
-        return CallerWait(
-            config.family, config.bind, self._port, self._loop, self._routes, listener
-        )
+        return CallerWait(config.family, config.bind, self.port, self._loop, self._routes, listener)
 
     @contextmanager
     def found(self, paths: tuple[UnderlayPath, ...]) -> Iterator[None]:
@@ -104,12 +102,12 @@ class Paths:
         for remote in config.remote.all:
             if remote.address is None:
                 continue
-            endpoint = Endpoint(remote.address, remote.port or self._port)
+            endpoint = Endpoint(remote.address, remote.port or self.port)
             try:
                 group, route = self._routes.way(endpoint)
             except DeviceError:
                 continue  # there may be a route later
-            if leads_here(UnderlayPath(endpoint, (), route, group), self._port):
+            if leads_here(UnderlayPath(endpoint, (), route, group), self.port):
                 own = Cause.OWN_ADDRESS.say(address=remote.address)
                 raise ConfigError(f"{config.name}: {own}")
 
@@ -119,7 +117,7 @@ class Paths:
         A loopback address in the configuration is no mistake: another velad may listen there.
         """
         address = path.endpoint.address
-        if not address.is_loopback and leads_here(path, self._port):
+        if not address.is_loopback and leads_here(path, self.port):
             raise ConfigError(Cause.OWN_ADDRESS.say(address=address))
 
     def candidates(

@@ -201,7 +201,7 @@ def test_older_neighbour_is_up_by_control_messages_alone(
             }
         )
 
-    monkeypatch.setattr("vela.supervisor.circuit.circuit.describe", describe_as_before)
+    monkeypatch.setattr("vela.supervisor.circuit.carriage.describe", describe_as_before)
     ends.boot(silent=True)
     ends.net.run(20)
 
