@@ -5,8 +5,6 @@ A static circuit has no signalling channel, and its lifecycle has another table.
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Protocol
@@ -17,16 +15,13 @@ from vela.address import Endpoint, IPAddress, Remote
 from vela.dataplane.engine import LoadedEngine
 from vela.errors import ConfigError, DeviceError, VelaError
 from vela.linux.features import Features
-from vela.linux.underlay import UnderlayPath
 from vela.reasons import NO_REASON, Cause, Reason, joined, reason_of
 from vela.signaling.agreement import Agreement
 from vela.signaling.encryption import Encryption as SessionEncryption
-from vela.signaling.enquiry import Enquiry
 from vela.signaling.events import (
     Agreed,
     CircuitRequested,
     Closed,
-    Datagram,
     Down,
     EchoesArrived,
     Event,
@@ -43,7 +38,6 @@ from vela.signaling.events import (
 from vela.signaling.inputs import State as SessionState
 from vela.signaling.messages import (
     CloseReason,
-    Description,
     Offer,
     RejectCode,
 )
@@ -60,7 +54,6 @@ from ..status import (
     RateStatus,
     RemoteStatus,
 )
-from .caller_wait import CallerWait
 from .carriage import Carriage
 from .data_path import DataPath
 from .dialogue import Dialogue, Mark
@@ -72,18 +65,16 @@ from .lifecycle import Action, Input, State
 from .path_prober import PathProber
 from .paths import Paths
 from .port_switch import PortSwitch
-from .primary_watch import PrimaryWatch
 from .rates import RateMeter
-from .remote import Listener, RemoteSearch
-from .remotes import Remotes
 from .report import report
-from .routes import MachineRoutes, RouteLoop
+from .routes import MachineRoutes
 from .setup import Origin, Setup
 from .signaling import SignalingChannel
 from .standing import Standing
 from .stepper import Stepper
 from .tenure import Tenure
 from .transitions import Transitions
+from .whereabouts import Whereabouts
 
 # States that need no action of the operator.
 _GOOD = frozenset({State.UP, State.UNMONITORED, State.CONNECTING, State.DISABLED})
@@ -152,8 +143,8 @@ class Circuit:
             echoes_arrived=data_path.echoes_arrived,
             on_event=self._on_event,
         )
-        self._log = self._bound_log()
-        self._started = self._moving = self._handed_over = False
+        self.log = self._bound_log()
+        self.started = self._handed_over = False
         self._steps = Stepper(self._carry_out, self._on_step, static=self.static)
         self._logged = (State.RESOLVING, NO_REASON)
         self._transitions = Transitions(State.RESOLVING, loop.now())
@@ -174,11 +165,19 @@ class Circuit:
             self._prober,
             self._frames,
         )
-        self._remotes = Remotes(self.config.remote, self.name, self, loop)
-        self._remote = self._search()
+        self._whereabouts = Whereabouts(
+            self,
+            self._dialogue,
+            data_path,
+            loop,
+            self._paths,
+            self._carriage,
+            self._frames,
+            self._steps,
+        )
         self._dialogue.open()
         data_path.set_failure_handler(self.check)
-        data_path.set_route_handler(self._on_route_changed)
+        data_path.set_route_handler(self._whereabouts.on_route_changed)
 
     # For the registry.
 
@@ -213,8 +212,8 @@ class Circuit:
         """Why it has its state, and what it still waits for; empty: there is nothing to say."""
         # While it is up, the name does not matter.
         seeks = self.state in (State.RESOLVING, State.CONNECTING, State.DOWN, State.REJECTED)
-        whys = self._remotes.explain(self.state, self._steps.reason)
-        trouble = self._remote.trouble if seeks else NO_REASON
+        whys = self._whereabouts.remotes.explain(self.state, self._steps.reason)
+        trouble = self._whereabouts.trouble if seeks else NO_REASON
         said = (
             *whys,
             self._why_no_answer() if seeks else NO_REASON,
@@ -251,7 +250,7 @@ class Circuit:
     @property
     def idle(self) -> bool:
         """Whether it was neither started, disabled nor closed."""
-        return not (self._started or self.disabled or self._steps.stopped)
+        return not (self.started or self.disabled or self._steps.stopped)
 
     @property
     def frame_keys(self) -> CircuitKeys | None:
@@ -266,16 +265,16 @@ class Circuit:
     @property
     def remote(self) -> Remote:
         """The one in use."""
-        return self._remotes.in_use
+        return self._whereabouts.in_use
 
     def remotes(self) -> tuple[RemoteStatus, ...]:
         """Return what each of its remotes does."""
-        return self._remotes.status(self.state, self._steps.reason)
+        return self._whereabouts.remotes.status(self.state, self._steps.reason)
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
         """The known addresses of the remote in use."""
-        return self._remote.addresses
+        return self._whereabouts.addresses
 
     @property
     def remote_endpoint(self) -> Endpoint | None:
@@ -285,14 +284,12 @@ class Circuit:
     @property
     def idle_addresses(self) -> tuple[IPAddress, ...]:
         """The known addresses of its other remotes."""
-        known = self._remotes.known_addresses().values()
-        return tuple(address for addresses in known for address in addresses)
+        return self._whereabouts.idle_addresses
 
     @property
     def all_addresses(self) -> tuple[IPAddress, ...]:
         """The addresses of all its remotes; none, if those of one are not known."""
-        known = (self.addresses, *self._remotes.known_addresses().values())
-        return tuple(each for addresses in known for each in addresses) if all(known) else ()
+        return self._whereabouts.all_addresses
 
     @property
     def sources(self) -> tuple[IPAddress, ...]:
@@ -307,12 +304,16 @@ class Circuit:
     @property
     def sought_in_vain(self) -> bool:
         """Whether the look-up of the remote's name failed, and no address is known."""
-        return self._remote.sought_in_vain
+        return self._whereabouts.search.sought_in_vain
 
     @property
     def maker(self) -> bytes | None:
         """Which machine set it up, by identity.maker_of; None: this one, or it did not say."""
         return self._dialogue.maker
+
+    def check_id(self, sources: tuple[IPAddress, ...]) -> None:
+        """Raise ConfigError if another circuit has the id toward one of these addresses."""
+        self._owner.check_id(self, sources)
 
     def check_remote(self) -> None:
         """Raise ConfigError if a remote is an address of this machine; names are looked up."""
@@ -320,8 +321,8 @@ class Circuit:
 
     def start(self) -> None:
         """Look for the remote, and carry frames as soon as possible."""
-        self._started = True
-        self._log.debug("circuit_started", remote=str(self.remote))
+        self.started = True
+        self.log.debug("circuit_started", remote=str(self.remote))
         self._steps.take(Input.START)
 
     def accept(
@@ -339,19 +340,20 @@ class Circuit:
         self, requested: CircuitRequested, encryption: SessionEncryption | None = None
     ) -> None:
         """Begin with the session that a remote asked for. Raises VelaError."""
-        self._started = True
+        self.started = True
         self._dialogue.hold()
         # The path must be known before the first message, so that both ends agree at once.
-        path = self._remote.path_to(requested.source.address, requested.local_address)
+        path = self._whereabouts.search.path_to(requested.source.address, requested.local_address)
         self._carriage.sought = path
         self._dialogue.accept(requested, self._carriage.describe(path), encryption)
         self._carriage.carry()
-        self._remote.resolve_later()
+        self._whereabouts.search.resolve_later()
 
     def freeze(self) -> None:
         """Do nothing until thaw() but carry frames: another velad is about to take over."""
-        self._steps.paused = self._remote.paused = True
-        self._remotes.freeze()
+        self._steps.paused = True
+        self._whereabouts.pause(True)
+        self._whereabouts.remotes.freeze()
         self._ports.stop()
         self._prober.stop()
         self._frames.stop()
@@ -359,8 +361,9 @@ class Circuit:
 
     def thaw(self) -> None:
         """Undo freeze(). The session goes on where it was."""
-        self._steps.paused, self._remote.paused = False, self.disabled
-        self._remotes.thaw()
+        self._steps.paused = False
+        self._whereabouts.pause(self.disabled)
+        self._whereabouts.remotes.thaw()
         self._dialogue.release()
         self._carriage.probe()
 
@@ -377,7 +380,7 @@ class Circuit:
             member,
             session,
             self._dialogue.key_proof,
-            self._remotes.standing,
+            self._whereabouts.remotes.standing,
             listening=self._frames.wants_listening,
             hooked=self.hooks is not None and self.hooks.up,
             maker=self.maker,
@@ -403,20 +406,20 @@ class Circuit:
         try:
             self._go_on(former)
         except (VelaError, ValueError, TypeError) as err:
-            self._log.warning("circuit_not_resumed", error=str(err))
+            self.log.warning("circuit_not_resumed", error=str(err))
             if not self._data_path.has_former:  # which may have to go on itself
                 self._show_carrier(False)
             self._dialogue.forget()
-            self._session_anew()
+            self._whereabouts.session_anew()
             return False
-        self._started = True
-        self._log.debug("circuit_resumed", remote=former.remote)
+        self.started = True
+        self.log.debug("circuit_resumed", remote=former.remote)
         if former.hooked and self.hooks is not None:
             self.hooks.resume()
         self._steps.take(Input.RESUME)
         self._dialogue.release()
         # The session knows the one address that it is with.
-        self._remote.resolve()
+        self._whereabouts.resolve()
         return True
 
     def _go_on(self, former: Standing) -> None:
@@ -424,10 +427,10 @@ class Circuit:
         session = former.continuation()
         if (session is None) != self.static or former.key != self._dialogue.key_proof:
             raise ConfigError("it has other keys than before, or has signalling, or has no longer")
-        if self._remotes.resume(former.used, former.held, former.failures):
-            self._search_anew()
+        if self._whereabouts.remotes.resume(former.used, former.held, former.failures):
+            self._whereabouts.search_anew()
         source = ip_address(former.source)
-        path = self._remote.path_to(ip_address(former.remote), source)
+        path = self._whereabouts.search.path_to(ip_address(former.remote), source)
         self._carriage.sought = path = self._prober.resume(path, former.probed_mtu)
         if session is None:
             return
@@ -445,10 +448,10 @@ class Circuit:
         """
         self._dialogue.forget()
         self._dialogue.setup = replace(self._dialogue.setup, config=setup.config, offer=setup.offer)
-        self._log = self._bound_log()
+        self.log = self._bound_log()
         self._data_path.change(self.config, self.cpu)
-        self._remotes.change(self.config.remote)
-        self._search_anew()
+        self._whereabouts.remotes.change(self.config.remote)
+        self._whereabouts.search_anew()
         self._dialogue.open()
         if self.state is State.UP:
             # Frames go on meanwhile, as both ends are about to have the session.
@@ -487,8 +490,7 @@ class Circuit:
         else:
             self._dialogue.forget()
         self._steps.stop()
-        self._remotes.stop()
-        self._remote.stop()
+        self._whereabouts.stop()
         self._prober.stop()
         self._ports.stop()
         self._frames.stop()
@@ -512,8 +514,8 @@ class Circuit:
 
     def _has_gone(self, gone: Callback) -> None:
         # A velad that refuses to start logs nothing but the reason.
-        if self._started and not self._handed_over:
-            self._log.info("circuit_closed")
+        if self.started and not self._handed_over:
+            self.log.info("circuit_closed")
         gone()
 
     def hand_over(self) -> DataPath:
@@ -534,17 +536,18 @@ class Circuit:
 
     def disable(self) -> None:
         """Take the circuit down until enable(). The interface stays, without carrier."""
-        if self._remotes.begin_anew():
-            self._search_anew()
-        self.disabled = self._remote.paused = True
+        self._whereabouts.return_to_first()
+        self.disabled = True
+        self._whereabouts.pause(True)
         self._frames.begin_anew()
         self._obstacle = NO_REASON  # check() looks again
         self._steps.take(Input.DISABLE)
 
     def enable(self) -> None:
         """Undo disable(), and start."""
-        self.disabled = self._remote.paused = False
-        self._started = True
+        self.disabled = False
+        self._whereabouts.pause(False)
+        self.started = True
         self._dialogue.open()
         self._steps.take(Input.ENABLE)
 
@@ -561,7 +564,7 @@ class Circuit:
         """
         before = self._dialogue.setup
         self._dialogue.setup = replace(before, config=setup.config)
-        self._log = self._bound_log()
+        self.log = self._bound_log()
         if new_session:
             self._begin_anew(setup, cpu)
             return
@@ -570,33 +573,31 @@ class Circuit:
             replace(self._dialogue.setup, machine=setup.machine, offer=setup.offer)
         )
         self.set_key(setup.key)
-        if self._remotes.change(self.config.remote) or self.config.family != before.config.family:
-            self._look_elsewhere()
+        is_other = self._whereabouts.remotes.change(self.config.remote)
+        if is_other or self.config.family != before.config.family:
+            self._whereabouts.look_elsewhere()
         if self.config.enabled != before.config.enabled:
             self._follow_file()
-        elif self._started and not self.disabled:
+        elif self.started and not self.disabled:
             self.apply_terms()
 
     def change_engine(self, engine: LoadedEngine, features: Features) -> None:
         """Let another engine carry frames, on the same interface. Raises VelaError."""
         self._data_path.change_engine(engine, features)
-        if self._started and not self.disabled:
+        if self.started and not self.disabled:
             self.apply_terms()
 
     def _begin_anew(self, setup: Setup, cpu: int) -> None:
         """End the session, and begin another one with the same interface."""
-        disabled, started = self.disabled or not self.config.enabled, self._started
+        disabled, started = self.disabled or not self.config.enabled, self.started
         if not self.disabled:
             self.disable()
         self._dialogue.begin_anew(setup)
-        self._remote.stop()
         self._data_path.change(self.config, cpu)
         self._steps.begin_anew(static=self.static)
         self._carriage.sought = None
-        self._moving = self.disabled = False
-        self._remotes.change(self.config.remote)
-        self._paths.begin_anew(self.config)
-        self._remote = self._search()
+        self.disabled = False
+        self._whereabouts.begin_anew()
         self._dialogue.open()
         if disabled:
             self.disable()
@@ -610,58 +611,9 @@ class Circuit:
         elif self.config.enabled and self.disabled:
             self.enable()
 
-    def _look_elsewhere(self) -> None:
-        """Look for the remote by another name. The session goes on until its address is known."""
-        self._search_anew()
-        self._remote.paused = self.disabled
-        self._moving = not (self.disabled or self.remote.is_any)
-        if self.remote.is_any and self.state not in (State.UP, State.DISABLED):
-            self._steps.take(Input.SWITCHED)
-        if self._started or self.disabled:
-            self._remote.resolve()
-
     def switch(self, wanted: str | None) -> Remote:
         """Use another of its remotes at once, and return it; see Remotes.switch."""
-        return self._remotes.switch(wanted)
-
-    def use_remote(self, why: str) -> None:
-        """Leave the remote that was in use for the one that is to be used now."""
-        self._dialogue.leave(CloseReason.STOPPING)
-        self._moving = False
-        self._frames.begin_anew()
-        self._search_anew()
-        self._session_anew()
-        self._log.info("remote_switched", remote=str(self.remote), reason=str(why))
-        self._steps.take(Input.SWITCHED)
-        self._remote.resolve()
-
-    def watch_primary(
-        self, primary: Remote, on_answer: Callback, on_silence: Callable[[Reason], None]
-    ) -> PrimaryWatch:
-        """Ask the primary at intervals, while another remote is in use."""
-        channel = self._dialogue.setup.control_channel
-        if channel is None:
-            raise RuntimeError(f"{self.name} is static")
-
-        def search(listener: Listener) -> RemoteSearch:
-            return self._paths.search(self.config, primary, listener)
-
-        def ask(enquiry: Enquiry, paths: tuple[UnderlayPath, ...]) -> list[Datagram]:
-            setup, local = self._dialogue.setup, self._carriage.describe(None)
-            ciphers = None if setup.frame_keys is None else setup.frame_keys.offer
-            candidates = self._carriage.candidates(paths)
-            return enquiry.ask(candidates, local, setup.offer, setup.key, ciphers)
-
-        return PrimaryWatch(
-            self.config.id,
-            self._loop,
-            channel,
-            self.config.underlay,
-            search,
-            ask,
-            on_answer,
-            on_silence,
-        )
+        return self._whereabouts.remotes.switch(wanted)
 
     def apply_terms(self) -> None:
         """Tell the remote what this end offers now, and carry frames by it."""
@@ -673,7 +625,7 @@ class Circuit:
             self._steps.take(Input.FAILED, reason_of(err))
         self._dialogue.pump()
         if self.state is State.FAILED:
-            self._remote.resolve()
+            self._whereabouts.resolve()
 
     def set_policy(self, policy: Policy) -> None:
         """Apply this policy to later requests of the remote."""
@@ -720,15 +672,15 @@ class Circuit:
         except VelaError as err:
             self._obstacle = reason_of(err)
             if self._obstacle != before:
-                self._log.error("circuit_broken", error=str(self._obstacle))
+                self.log.error("circuit_broken", error=str(self._obstacle))
             self._steps.take(Input.BROKEN, self._obstacle)
         else:
             self._obstacle = NO_REASON
             if before:
-                self._log.info("circuit_mended")
+                self.log.info("circuit_mended")
                 self._steps.take(Input.MENDED)
             self._look_at_bridge()
-        self._look_at_underlay()
+        self._whereabouts.look_at_underlay()
         self._frames.check()
         worker = self._data_path.worker_status() if self.frame_keys is not None else None
         self._dialogue.check_keys(None if worker is None else worker.restarts)
@@ -743,16 +695,6 @@ class Circuit:
             self._steps.take(Input.FAILED, reason_of(err))
             return
         self._dialogue.pump()
-
-    def _look_at_underlay(self) -> None:
-        """Follow the chosen device and source address as they come and go."""
-        if self.disabled or not self._started:
-            return
-        obstacle = self._paths.change_of_underlay()
-        if obstacle and self._data_path.attached is not None:
-            self._steps.take(Input.CUT_OFF, obstacle)
-        elif obstacle is not None:
-            self._remote.resolve()
 
     def announce(self) -> None:
         self._dialogue.announce()
@@ -779,80 +721,6 @@ class Circuit:
             port=self._paths.port,
         )
 
-    # From the search for the remote.
-
-    def on_awaits(self) -> None:
-        self._steps.take(Input.AWAITS)
-        self._dialogue.pump()
-
-    def on_unresolved(self, reason: Reason) -> None:
-        self._steps.take(Input.UNRESOLVED, reason)
-
-    def on_no_route(self, reason: Reason) -> None:
-        self._steps.take(Input.NO_ROUTE, reason)
-
-    def on_routed(self, paths: tuple[UnderlayPath, ...]) -> None:
-        if self._moving:
-            self._moving = False
-            self._leave_former_remote(paths[0])
-        with self._paths.found(paths):
-            self._take_paths(paths)
-
-    def _take_paths(self, paths: tuple[UnderlayPath, ...]) -> None:
-        try:
-            self._aim(paths)
-        except VelaError as err:
-            self._steps.take(Input.FAILED, reason_of(err))
-            return
-        self._steps.take(Input.ROUTED)
-        self._dialogue.pump()
-
-    def _on_route_changed(self) -> None:
-        """Stop sending at once where the route now leads into this circuit, or look again."""
-        if self.disabled or self._steps.stopped:
-            return
-        attached = self._data_path.attached
-        if attached is None:
-            self._remote.resolve()
-            return
-        try:
-            self._paths.to(attached[0].endpoint, attached[0].route.source)
-        except RouteLoop as err:
-            self._steps.take(Input.CUT_OFF, reason_of(err))
-        except DeviceError as err:
-            cause = err.__cause__
-            # If there is just no route now, and it stays so, the session goes down by itself.
-            if isinstance(cause, OSError) and cause.errno == errno.EADDRNOTAVAIL:
-                self._leave_former_address(attached[0])
-
-    def _leave_former_address(self, path: UnderlayPath) -> None:
-        """Begin a session from another address, as this machine has lost the one of the present.
-
-        Not where the remote set the circuit up: it knows this end by that address, and seeks it.
-        """
-        if self.static or self.origin is Origin.PEER:
-            return
-        try:
-            self._paths.to(path.endpoint, None)
-        except DeviceError:
-            return
-        self._dialogue.give_up(Cause.SOURCE_LOST.say(address=path.route.source))
-
-    def _leave_former_remote(self, path: UnderlayPath) -> None:
-        """End the session with a machine that the remote's new name does not lead to."""
-        remote, port = self._dialogue.remote, path.endpoint.port
-        if remote is None or (remote.address in path.sources and self._reaches(remote, port)):
-            return
-        self._dialogue.leave(CloseReason.DELETED)
-        self._data_path.detach()
-        self._session_anew()
-        self._steps.take(Input.SWITCHED, Cause.REMOTE_CHANGED.say())
-
-    def _reaches(self, remote: Endpoint, port: int) -> bool:
-        """Tell whether a remote is the one at this port; behind a NAT it shows another one."""
-        agreement = self.agreement
-        return port in (remote.port, agreement.remote_port if agreement else None)
-
     # From signalling.
 
     def _on_event(self, event: Event) -> None:
@@ -866,7 +734,7 @@ class Circuit:
             case Up():
                 remote = self._dialogue.remote
                 if remote is not None:
-                    self._remote.use(remote.address)
+                    self._whereabouts.search.use(remote.address)
                 if self._frames.awaited:
                     self._frames.follow()
                 else:
@@ -886,17 +754,17 @@ class Circuit:
             case Heard():
                 self._ports.heard()
             case Moved(remote):
-                self._log.info("remote_moved", remote=str(remote))
+                self.log.info("remote_moved", remote=str(remote))
             case Rejected():
                 self._steps.take(Input.REJECTED, event.reason)
             case Refused(source, code, text):
-                self._log.warning("circuit_refused", by=str(source), code=code.name, reason=text)
+                self.log.warning("circuit_refused", by=str(source), code=code.name, reason=text)
             case ProbeAnswered(size):
                 self._prober.answered(size)
             case EchoesArrived(number):
                 self._frames.reported(number)
             case ResolveWanted():
-                self._remote.resolve()
+                self._whereabouts.resolve()
             case OfferChanged(requested):
                 self._owner.on_offer_changed(self, requested)
             case Closed() if self.origin is Origin.PEER:
@@ -915,7 +783,7 @@ class Circuit:
 
     def _on_step(self, happened: Input, reason: Reason) -> None:
         self._frames.follow()
-        self._remotes.note(happened, self.state, reason)
+        self._whereabouts.remotes.note(happened, self.state, reason)
         self._log_change()
 
     def _log_change(self) -> None:
@@ -936,21 +804,9 @@ class Circuit:
             path, profile = self._data_path.attached
             about |= {"remote": str(path.endpoint), "elision": profile.elision.name.lower()}
         about |= {"state": state.word, "reason": str(reason)}
-        getattr(self._log, level)("circuit_state_changed", **about)
+        getattr(self.log, level)("circuit_state_changed", **about)
 
     # Actions of the lifecycle.
-
-    def _resolve(self) -> None:
-        self._remote.resolve()
-
-    def _resolve_soon(self) -> None:
-        self._remote.resolve_soon()
-
-    def _reuse_path(self) -> None:
-        if self._carriage.sought is None:
-            self._remote.resolve()
-        else:
-            self.on_routed((self._carriage.sought,))
 
     def _seek(self) -> None:
         self._dialogue.seek()
@@ -984,7 +840,7 @@ class Circuit:
         try:
             self._data_path.set_carrier(carrier)
         except DeviceError as err:
-            self._log.error("carrier_not_set", error=str(err))
+            self.log.error("carrier_not_set", error=str(err))
 
     def _bound_log(self) -> Any:
         """Return a log whose lines name the circuit."""
@@ -992,60 +848,17 @@ class Circuit:
         log = structlog.get_logger().bind(circuit=config.name, circuit_id=config.id)
         return log.bind(description=config.description) if config.description else log
 
-    # Signalling, and the paths to the remote.
-
-    def _search(self) -> RemoteSearch | CallerWait:
-        if self.remote.is_any:
-            wait = self._paths.wait(self.config, self)
-            self._dialogue.take_calls(self._describe_to, wait.hears)
-            return wait
-        self._dialogue.take_no_calls()
-        return self._paths.search(self.config, self.remote, self, self._carriage.local_address)
-
-    def _search_anew(self) -> None:
-        """Look for the remote that is in use now, from now on."""
-        self._remote.stop()
-        self._remote = self._search()
-
-    def _session_anew(self) -> None:
-        """Forget what was agreed on, and with whom; the session was left."""
-        self._carriage.sought = self._dialogue.agreement = None
-        self._dialogue.open()
-
-    def _aim(self, paths: tuple[UnderlayPath, ...]) -> None:
-        """Let the session look for the remote there, the best path first. Raises VelaError."""
-        channel, path = self._dialogue.channel, paths[0]
-        self._paths.check_path(path)
-        if channel is None:
-            self._carriage.sought = path
-            self._remote.use(path.endpoint.address)
-            return
-        # Before the first message: the remote would take both circuits for one.
-        self._owner.check_id(self, path.sources)
-        self._carriage.sought = path
-        channel.expect_from(path.sources)
-        in_use = self._carriage.path_in_use() if self.state is State.UP else path
-        if in_use is not None:
-            self._carriage.describe_by(in_use)
-        channel.session.set_remotes(self._carriage.candidates(paths), self._loop.now())
-
-    def _describe_to(self, source: Endpoint, local_address: IPAddress | None) -> Description:
-        """Return the description of this end for a remote that calls. Raises VelaError."""
-        path = self._paths.to(source, local_address)
-        self._owner.check_id(self, path.sources)
-        return self._carriage.describe(path)
-
     def _on_path_mtu(self) -> None:
         path = self._carriage.path_in_use()
         if path is not None:
-            self._log.info("path_mtu_changed", path_mtu=path.mtu, route_mtu=path.route.mtu)
+            self.log.info("path_mtu_changed", path_mtu=path.mtu, route_mtu=path.route.mtu)
             self.apply_terms()
 
 
 _DO = {
-    Action.RESOLVE: Circuit._resolve,
-    Action.RESOLVE_SOON: Circuit._resolve_soon,
-    Action.REUSE_PATH: Circuit._reuse_path,
+    Action.RESOLVE: lambda circuit: circuit._whereabouts.resolve(),
+    Action.RESOLVE_SOON: lambda circuit: circuit._whereabouts.resolve_soon(),
+    Action.REUSE_PATH: lambda circuit: circuit._whereabouts.reuse_path(),
     Action.SEEK: Circuit._seek,
     Action.SUSPEND: Circuit._suspend,
     Action.LEAVE: Circuit._leave,
