@@ -214,7 +214,8 @@ def test_14_circuits_that_are_not_up_can_be_asked_for(pair: Ends) -> None:
         shown = json.loads(say(pair.a, "status", "--json", *argv)[1])
         return sorted(each["name"] for each in shown["circuits"])
 
-    assert names("--down") == ["dead", "refused"]
+    # The third may miss keepalives, as this machine is busy, and is up again.
+    eventually(lambda: names("--down") == ["dead", "refused"], 10, "the third to be up")
     assert names("--down", "r*") == ["refused"]
     assert names("vela*") == [NAME]
 
