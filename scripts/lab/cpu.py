@@ -71,6 +71,21 @@ def waits_s(pid: int) -> dict[Path, float]:
     return _scheduled_s(pid, 1)
 
 
+def scheduled_s(pid: int) -> dict[Path, tuple[float, float]]:
+    """Return how long each thread of a process has run, and has waited: see waits_s()."""
+    ran, waited = _scheduled_s(pid, 0), _scheduled_s(pid, 1)
+    return {each: (ran[each], waited[each]) for each in ran.keys() & waited.keys()}
+
+
+def is_ready(thread: Path) -> bool:
+    """Tell whether a thread, by its folder, runs or is ready to run. One that has ended is not."""
+    try:
+        # proc_pid_stat(5): the third field; the second one, in parentheses, may hold anything.
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def _scheduled_s(pid: int, field: int) -> dict[Path, float]:
     # Documentation/scheduler/sched-stats.rst: nanoseconds on a CPU, then in its queue.
     found = {}

@@ -13,14 +13,17 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from lab.cpu import waits_s
+from lab.cpu import is_ready, scheduled_s, waits_s
 from lab.process import descendants
 
 PERIOD_S = 0.25
+# Of looks for waits that have not ended, and may not before the thread is killed. Each costs more.
+UNENDED_PERIOD_S = 1.0
 
 
 class StarvationWatch:
@@ -55,22 +58,45 @@ class StarvationWatch:
             pass
 
 
-class _Waits:
+class Waits:
+    """The waits of a process's descendants, as far as looks find them."""
+
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._before_s: dict[Path, float] = {}
+        self._stood: dict[Path, tuple[float, float]] = {}
+        self._unended_s: dict[Path, float] = {}
+        self._looked_at = time.monotonic()
         self._kernel = list(_movers_of_packets())
         self.longest_s = 0.0
 
     def look(self) -> None:
         # What two looks find added is one wait, where it is longer than the time between them.
         now_s: dict[Path, float] = {}
-        for pid in (self._pid, *descendants(self._pid), *self._kernel):
+        pids = (self._pid, *descendants(self._pid), *self._kernel)
+        for pid in pids:
             now_s |= waits_s(pid)
         for thread, waited_s in now_s.items():
             added_s = waited_s - self._before_s.get(thread, waited_s)
             self.longest_s = max(self.longest_s, added_s)
         self._before_s = now_s
+        if time.monotonic() - self._looked_at >= UNENDED_PERIOD_S:
+            self._look_for_unended(pids)
+
+    def _look_for_unended(self, pids: Iterable[int]) -> None:
+        now = time.monotonic()
+        passed_s, self._looked_at = now - self._looked_at, now
+        stand: dict[Path, tuple[float, float]] = {}
+        for pid in pids:
+            stand |= scheduled_s(pid)
+        # Ready to run, and has not run since the look before.
+        self._unended_s = {
+            thread: self._unended_s.get(thread, 0.0) + passed_s
+            for thread, figures in stand.items()
+            if self._stood.get(thread) == figures and is_ready(thread)
+        }
+        self._stood = stand
+        self.longest_s = max(self.longest_s, *self._unended_s.values(), 0.0)
 
 
 def _movers_of_packets() -> Iterator[int]:
@@ -81,7 +107,7 @@ def _movers_of_packets() -> Iterator[int]:
 
 
 def _serve(pid: int) -> None:
-    waits = _Waits(pid)
+    waits = Waits(pid)
     waits.look()
     while True:
         if select.select([sys.stdin], [], [], PERIOD_S)[0]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.cpu import waits_s
+from lab import starvation
+from lab.cpu import is_ready, waits_s
 from lab.daemon import ROOT
 from lab.process import descendants, running
 from lab.starvation import StarvationWatch
@@ -90,6 +91,36 @@ def test_thread_that_is_left_without_a_cpu_is_seen() -> None:
         assert watch.longest_s() > HELD_S / 2
     finally:
         watch.close()
+
+
+@pytest.mark.parametrize(("ready", "runs", "seen_s"), [(1, 0, 3.0), (1, 1, 0.0), (0, 0, 0.0)])
+def test_wait_that_has_not_ended_counts(
+    monkeypatch: pytest.MonkeyPatch, ready: int, runs: int, seen_s: float
+) -> None:
+    """A thread that is killed ends with its wait, and nobody can read how long that was."""
+    clock, thread = [0.0], Path("/proc/1/task/1")
+    monkeypatch.setattr(starvation, "waits_s", lambda _: {})
+    monkeypatch.setattr(starvation, "is_ready", lambda each: each == thread and bool(ready))
+    monkeypatch.setattr(starvation, "scheduled_s", lambda _: {thread: (runs * clock[0], 0.0)})
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    waits = starvation.Waits(os.getpid())
+
+    for clock[0] in (0.0, 1.0, 2.0, 2.25, 4.0):
+        waits.look()
+
+    assert waits.longest_s == seen_s
+
+
+def test_thread_is_ready_while_it_computes_and_not_while_it_sleeps() -> None:
+    own, sleeping = Path("/proc/thread-self").resolve(), subprocess.Popen(["sleep", "60"])
+    try:
+        asleep = Path(f"/proc/{sleeping.pid}/task/{sleeping.pid}")
+        eventually(lambda: not is_ready(asleep), 10, "the other process to sleep")
+        assert is_ready(own)
+    finally:
+        sleeping.kill()
+        sleeping.wait()
+    assert not is_ready(asleep)
 
 
 def test_processes_that_end_while_they_are_looked_at_are_no_trouble() -> None:
