@@ -45,6 +45,18 @@ def children(pid: int) -> list[int]:
     return _forked_by(Path("/proc", str(pid), "task", str(pid)))
 
 
+def go_before_others(pids: Iterable[int]) -> None:
+    """Let processes, and what they start, run before all that is not real-time, where allowed.
+
+    For a test whose threads a busy machine would leave without a CPU for longer than it waits:
+    see lab.starvation. By SCHED_FIFO, sched(7).
+    """
+    for pid in pids:
+        for thread in threads(pid):
+            with suppress(PermissionError, ProcessLookupError):
+                os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, os.sched_param(1))
+
+
 def descendants(pid: int) -> list[int]:
     """Return what all threads of a process have started, and what that has: in whatever session.
 

@@ -24,7 +24,7 @@ from lab.frames import Outlet, arrived, await_operational, numbered
 from lab.injector import Injector
 from lab.link import Interface, tx_dropped
 from lab.outage import Passage, passage
-from lab.process import children, running
+from lab.process import children, go_before_others, running
 from lab.stream import Stream
 from lab.topology import UNDERLAY, Router, TwoRouters
 from lab.waiting import eventually
@@ -269,6 +269,7 @@ def kill_workers_under_traffic(
         return sum(each.disturbance_ms <= DISTURBED_MS for each in outages)
 
     with both(routers, neighbourly, outer) as (a, b), ExitStack() as stack:
+        go_before_others([*a.processes(), *b.processes()])
         victim, router = (a, routers.a) if direction == "egress" else (b, routers.b)
         before = shown(router, "vela0")
         went = {
