@@ -14,7 +14,7 @@ from .routes import CircuitRoutes
 
 
 class Listener(Protocol):
-    """Is told of the wait, and knows where the remote is: circuit.Circuit."""
+    """Is told of the wait, and knows where the remote is: whereabouts.Whereabouts."""
 
     def on_awaits(self) -> None:
         """Wait for a call, or go on with the session that there is, by its present route."""

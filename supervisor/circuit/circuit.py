@@ -296,10 +296,8 @@ class Circuit:
         """The remote addresses toward which it uses its id at present."""
         attached = self._data_path.attached
         in_use = () if attached is None else attached[0].sources
-        sought = (
-            () if self._carriage.sought is None or self.static else self._carriage.sought.sources
-        )
-        return in_use + sought
+        sought = self._carriage.sought
+        return in_use if sought is None or self.static else in_use + sought.sources
 
     @property
     def sought_in_vain(self) -> bool:

@@ -25,7 +25,7 @@ Asking = Callable[[Enquiry, tuple[UnderlayPath, ...]], list[Datagram]]
 
 
 class SearchMaker(Protocol):
-    """Begins nothing yet: circuit.Circuit."""
+    """Begins nothing yet: whereabouts.Whereabouts."""
 
     def __call__(self, listener: Listener) -> RemoteSearch: ...
 

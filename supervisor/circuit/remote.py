@@ -18,7 +18,7 @@ from .routes import CircuitRoutes
 
 
 class Listener(Protocol):
-    """Is told the results of the search: circuit.Circuit."""
+    """Is told the results of the search: whereabouts.Whereabouts."""
 
     def on_unresolved(self, reason: Reason) -> None: ...
 

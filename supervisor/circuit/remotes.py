@@ -37,7 +37,7 @@ STANDS_BY, LOST, ANSWERS = "standby", "lost", "answers"
 
 
 class User(Protocol):
-    """A circuit."""
+    """A circuit: whereabouts.Whereabouts."""
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:

@@ -131,11 +131,10 @@ class Whereabouts:
 
     def begin_anew(self) -> None:
         """Look for the remote that the configuration names now, by what it chooses."""
-        self.search.stop()
         self._moving = False
         self.remotes.change(self._circuit.config.remote)
         self._paths.begin_anew(self._circuit.config)
-        self.search = self._begin_search()
+        self.search_anew()
 
     def return_to_first(self) -> None:
         """Use the first of the remotes, if another one is in use."""
@@ -173,7 +172,7 @@ class Whereabouts:
         """Look for the remote by another name. The session goes on until its address is known."""
         self.search_anew()
         circuit, is_any = self._circuit, self.in_use.is_any
-        self.search.paused = circuit.disabled
+        self.pause(circuit.disabled)
         self._moving = not (circuit.disabled or is_any)
         if is_any and self._steps.state not in (State.UP, State.DISABLED):
             self._steps.take(Input.SWITCHED)
