@@ -30,10 +30,11 @@ def cpu_used(pids: Iterable[int]) -> Iterator[CpuUse]:
     Raises LabError if one of them has ended.
     """
     known = tuple(pids)
-    use = CpuUse(-_machine_s(), -_processes_s(known))
+    use, machine, processes = CpuUse(), _machine_ticks(), _processes_ticks(known)
     yield use
-    use.machine_s += _machine_s()
-    use.processes_s += _processes_s(known)
+    # Whole ticks: the difference of two fractions is no multiple of one.
+    use.machine_s = (_machine_ticks() - machine) * _TICK_S
+    use.processes_s = (_processes_ticks(known) - processes) * _TICK_S
 
 
 def stolen_s() -> float:
@@ -48,12 +49,12 @@ def stolen_s() -> float:
 
 def busy_s() -> float:
     """Return what all CPUs together have worked since boot, or not been given by the hypervisor."""
-    return _machine_s() + stolen_s()
+    return _machine_ticks() * _TICK_S + stolen_s()
 
 
 def ran_s(pid: int) -> float:
     """Return how long the threads that a process has now have run; exact, unlike ticks."""
-    return sum(_scheduled_s(pid, 0).values())
+    return sum(ran for ran, _ in scheduled_s(pid).values())
 
 
 def waited_s(pid: int) -> float:
@@ -68,13 +69,18 @@ def longest_wait_s(pid: int) -> float:
 
 def waits_s(pid: int) -> dict[Path, float]:
     """Return how long each thread of a process has waited so far; a wait counts when it ends."""
-    return _scheduled_s(pid, 1)
+    return {thread: waited for thread, (_, waited) in scheduled_s(pid).items()}
 
 
 def scheduled_s(pid: int) -> dict[Path, tuple[float, float]]:
     """Return how long each thread of a process has run, and has waited: see waits_s()."""
-    ran, waited = _scheduled_s(pid, 0), _scheduled_s(pid, 1)
-    return {each: (ran[each], waited[each]) for each in ran.keys() & waited.keys()}
+    # Documentation/scheduler/sched-stats.rst: nanoseconds on a CPU, then in its queue.
+    found = {}
+    for thread in threads(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):  # one that has just ended
+            ran, waited = (thread / "schedstat").read_text().split()[:2]
+            found[thread] = (int(ran) * 1e-9, int(waited) * 1e-9)
+    return found
 
 
 def is_ready(thread: Path) -> bool:
@@ -86,24 +92,15 @@ def is_ready(thread: Path) -> bool:
         return False
 
 
-def _scheduled_s(pid: int, field: int) -> dict[Path, float]:
-    # Documentation/scheduler/sched-stats.rst: nanoseconds on a CPU, then in its queue.
-    found = {}
-    for thread in threads(pid):
-        with suppress(FileNotFoundError, ProcessLookupError):  # one that has just ended
-            found[thread] = int((thread / "schedstat").read_text().split()[field]) * 1e-9
-    return found
-
-
-def _machine_s() -> float:
+def _machine_ticks() -> int:
     # proc_stat(5): user nice system idle iowait irq softirq steal; guests are
     # within user, and what the hypervisor took was nobody's here.
     first = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]
     user, nice, system, _idle, _iowait, irq, softirq = map(int, first)
-    return (user + nice + system + irq + softirq) * _TICK_S
+    return user + nice + system + irq + softirq
 
 
-def _processes_s(pids: tuple[int, ...]) -> float:
+def _processes_ticks(pids: tuple[int, ...]) -> int:
     # proc_pid_stat(5): utime and stime, fields 14 and 15; the second field, in
     # parentheses, may hold anything.
     ticks = 0
@@ -114,4 +111,4 @@ def _processes_s(pids: tuple[int, ...]) -> float:
             raise LabError(f"process {pid} has ended") from err
         fields = text.rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
-    return ticks * _TICK_S
+    return ticks

@@ -14,15 +14,15 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from lab.cpu import is_ready, scheduled_s, waits_s
+from lab.cpu import is_ready, scheduled_s
 from lab.process import descendants
 
 PERIOD_S = 0.25
-# Of looks for waits that have not ended, and may not before the thread is killed. Each costs more.
+# Of looks for waits that have not ended, and may not before the thread is killed. Each reads more.
 UNENDED_PERIOD_S = 1.0
 
 
@@ -63,7 +63,7 @@ class Waits:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._before_s: dict[Path, float] = {}
+        self._before: dict[Path, tuple[float, float]] = {}
         self._stood: dict[Path, tuple[float, float]] = {}
         self._unended_s: dict[Path, float] = {}
         self._looked_at = time.monotonic()
@@ -72,23 +72,19 @@ class Waits:
 
     def look(self) -> None:
         # What two looks find added is one wait, where it is longer than the time between them.
-        now_s: dict[Path, float] = {}
-        pids = (self._pid, *descendants(self._pid), *self._kernel)
-        for pid in pids:
-            now_s |= waits_s(pid)
-        for thread, waited_s in now_s.items():
-            added_s = waited_s - self._before_s.get(thread, waited_s)
-            self.longest_s = max(self.longest_s, added_s)
-        self._before_s = now_s
-        if time.monotonic() - self._looked_at >= UNENDED_PERIOD_S:
-            self._look_for_unended(pids)
-
-    def _look_for_unended(self, pids: Iterable[int]) -> None:
-        now = time.monotonic()
-        passed_s, self._looked_at = now - self._looked_at, now
         stand: dict[Path, tuple[float, float]] = {}
-        for pid in pids:
+        for pid in (self._pid, *descendants(self._pid), *self._kernel):
             stand |= scheduled_s(pid)
+        for thread, (_, waited_s) in stand.items():
+            _, before_s = self._before.get(thread, (0.0, waited_s))
+            self.longest_s = max(self.longest_s, waited_s - before_s)
+        self._before = stand
+        now = time.monotonic()
+        if now - self._looked_at >= UNENDED_PERIOD_S:
+            self._look_for_unended(stand, now)
+
+    def _look_for_unended(self, stand: dict[Path, tuple[float, float]], now: float) -> None:
+        passed_s, self._looked_at = now - self._looked_at, now
         # Ready to run, and has not run since the look before.
         self._unended_s = {
             thread: self._unended_s.get(thread, 0.0) + passed_s

@@ -174,8 +174,9 @@ def test_bridged_tunnel_joins_hosts_that_are_not_the_routers(
 ) -> None:
     with BRIDGED[name](routers, 7) as segment:
         namespaces = {end.namespace.name for end in segment.ends}
-        here, there = segment.a.namespace, segment.b.address
-        pings = ping(here, there, size=segment.mtu, dont_fragment=True, count=1)
+        pings = ping(
+            segment.a.namespace, segment.b.address, size=segment.mtu, dont_fragment=True, count=1
+        )
         made = fragments_made(routers.a.namespace)
 
     assert not namespaces & {routers.a.namespace.name, routers.b.namespace.name}

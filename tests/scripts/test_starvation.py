@@ -99,7 +99,6 @@ def test_wait_that_has_not_ended_counts(
 ) -> None:
     """A thread that is killed ends with its wait, and nobody can read how long that was."""
     clock, thread = [0.0], Path("/proc/1/task/1")
-    monkeypatch.setattr(starvation, "waits_s", lambda _: {})
     monkeypatch.setattr(starvation, "is_ready", lambda each: each == thread and bool(ready))
     monkeypatch.setattr(starvation, "scheduled_s", lambda _: {thread: (runs * clock[0], 0.0)})
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
