@@ -14,7 +14,7 @@ import stat
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,14 @@ class Caller:
 
     uid: int
     pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A connection on which no request and no reply is under way."""
+
+    descriptor: int
+    subscribed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +112,11 @@ class ControlSocket:
         handler: Handler,
         group: int | None = None,
         adopted: int | None = None,
+        clients: Iterable[Connected] = (),
     ) -> None:
         """Bind path. group: the id of the group that may use it beside root.
 
-        adopted: the descriptor of a socket that listens there already.
+        adopted: the descriptor of a socket that listens there already. clients: who is connected.
         Raises DeviceError if another velad serves it or it cannot be created.
         """
         self._loop = loop
@@ -116,6 +125,9 @@ class ControlSocket:
         self._group = group
         self._clients: dict[int, _Client] = {}
         self._queue: deque[_Client] = deque()
+        self._frozen = False
+        for each in clients:
+            self._add(socket.socket(fileno=each.descriptor), subscribed=each.subscribed)
         if adopted is not None:
             listening = socket.socket(fileno=adopted)
             self._listener = Listener(loop, listening, self._on_connection, _report_exhausted)
@@ -138,12 +150,33 @@ class ControlSocket:
         return self._listener.fileno()
 
     def freeze(self) -> None:
-        """Serve nobody until thaw(); those that are connected are not served any more."""
+        """Answer the requests that are here, and no others until thaw().
+
+        Who reads a reply, or waits for one that comes later, is not served any more then.
+        """
         self._listener.freeze()
-        self._drop_all()
+        while self._queue:
+            self._take_turn()
+        self._frozen = True
+        for client in tuple(self._clients.values()):
+            if client.waits or client.received or client.ended:
+                self._drop(client)
+            else:
+                self._send(client)
 
     def thaw(self) -> None:
+        self._frozen = False
+        for client in tuple(self._clients.values()):
+            if not client.watched:
+                self._watch(client)
         self._listener.thaw()
+
+    @property
+    def connected(self) -> tuple[Connected, ...]:
+        """Those whose requests and events another process can go on with, while this is frozen."""
+        return tuple(
+            Connected(fd, each.subscribed) for fd, each in self._clients.items() if not each.unsent
+        )
 
     def _drop_all(self) -> None:
         for client in tuple(self._clients.values()):
@@ -198,15 +231,29 @@ class ControlSocket:
         if len(self._clients) >= MAX_CLIENTS:
             idle = (each for each in self._clients.values() if not each.subscribed)
             self._drop(min(idle, key=lambda each: (each.waits, each.active_at)))
+        self._add(connection)
+
+    def _add(self, connection: socket.socket, *, subscribed: bool = False) -> None:
         connection.setblocking(False)
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         pid, uid, _ = _UCRED.unpack(credentials)
         client = _Client(connection, Caller(uid, pid), self._loop.now())
+        client.subscribed = subscribed
         self._clients[connection.fileno()] = client
-        self._loop.watch(connection.fileno(), lambda: self._on_readable(client))
+        self._watch(client)
+
+    def _watch(self, client: _Client) -> None:
+        client.watched = True
+        self._loop.watch(client.connection.fileno(), lambda: self._on_readable(client))
+
+    def _unwatch(self, client: _Client) -> None:
+        client.watched = False
+        self._loop.unwatch(client.connection.fileno())
 
     def publish(self, event: Event) -> None:
         """Send an event to all subscribers. One that is too slow gets the number of lost ones."""
+        if self._frozen:
+            return  # another velad may write to them
         subscribers = [each for each in self._clients.values() if each.subscribed]
         if not subscribers:
             return
@@ -253,6 +300,8 @@ class ControlSocket:
                 self._loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
+        if not self._queue:
+            return  # all were answered before velad was frozen
         client = self._queue[0]
         client.queued = False
         try:
@@ -273,7 +322,7 @@ class ControlSocket:
             if isinstance(answer, Later):
                 # Its further requests, and its end, are looked at when the reply is there.
                 client.waits = True
-                self._loop.unwatch(client.connection.fileno())
+                self._unwatch(client)
                 answer.then(lambda reply: self._reply_late(client, reply))
                 return
             if isinstance(answer, Hand):
@@ -297,7 +346,7 @@ class ControlSocket:
         if client.dropped:
             return
         client.waits = False
-        self._loop.watch(client.connection.fileno(), lambda: self._on_readable(client))
+        self._watch(client)
         self._put(client, reply)
         self._send(client)
 
@@ -322,6 +371,13 @@ class ControlSocket:
             return
         if len(client.unsent) > MAX_UNSENT:
             self._drop(client)
+            return
+        if self._frozen:
+            if client.unsent:
+                fd = client.connection.fileno()
+                self._loop.watch_writable(fd, None, lambda: self._serve(client))
+            else:
+                self._unwatch(client)
             return
         if client.is_asking and not client.unsent:
             self._enqueue(client)
@@ -373,8 +429,8 @@ class ControlSocket:
             return
         client.dropped = True
         del self._clients[client.connection.fileno()]
-        if not client.waits:
-            self._loop.unwatch(client.connection.fileno())
+        if client.watched:
+            self._unwatch(client)
         client.connection.close()
 
 
@@ -391,6 +447,8 @@ class _Client:
         self.subscribed = False
         self.lost_events = 0
         self.dropped = False
+        self.watched = False
+        """By the loop."""
         self.queued = False
         self.waits = False
         """For a reply that comes later."""

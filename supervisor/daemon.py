@@ -47,7 +47,7 @@ from .config.sources import Text
 from .config.writer import format_config
 from .constants import LOG_LEVELS, MAX_TRIAL_S
 from .control_channel import ControlChannel
-from .control_socket import Answer, Caller, ControlSocket, Later, Reply, Subscribe
+from .control_socket import Answer, Caller, Connected, ControlSocket, Later, Reply, Subscribe
 from .demux import Demux
 from .fd_store import FdStore
 from .inheritance import Inheritance, tap_name
@@ -203,9 +203,14 @@ class Daemon:
                 self._on_request,
                 _find_group(config.daemon.control_group),
                 inheritance.take(CONTROL),
+                [
+                    Connected(client, subscribed)
+                    for subscribed in (False, True)
+                    for client in inheritance.take_clients(subscribed=subscribed)
+                ],
             )
             undo.callback(lambda: control_socket.close(leave=self._predecessor is not None))
-            listening: dict[str, Listening] = {CONTROL: control_socket}
+            listening: dict[str, Listening] = {}
             if config.daemon.metrics is not None:
                 # Loaded where it is used: it takes 3 ms and 1 MB.
                 from .export.exporter import Exporter
@@ -225,6 +230,7 @@ class Daemon:
                 self._demux,
                 self._manager,
                 config.daemon,
+                control_socket,
                 listening,
                 (links,),
                 lambda: self._reloads.obstacle,

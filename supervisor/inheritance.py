@@ -28,6 +28,7 @@ EndWorker = Callable[[str, Callable[[], object]], None]
 """Given a circuit, and what to call when its worker is gone."""
 
 _TAP, _MEMBER, _KEYS = "tap-", "udp-", "keys-"
+_CLIENT, _SUBSCRIBER = "client-", "subscriber-"
 _FURTHER_TAPS = tuple(f"tap{queue}-" for queue in range(1, MAX_QUEUES))
 
 
@@ -41,6 +42,11 @@ def sending_name(circuit: str, queue: int = 0) -> str:
 
 def keys_name(circuit: str) -> str:
     return f"{_KEYS}{circuit}"
+
+
+def client_name(number: int, *, subscribed: bool) -> str:
+    """Return the name of a connection to the control socket."""
+    return f"{_SUBSCRIBER if subscribed else _CLIENT}{number}"
 
 
 def is_tap(name: str) -> bool:
@@ -179,6 +185,12 @@ class Inheritance:
                 break
             found.append(fd)
         return tuple(found)
+
+    def take_clients(self, *, subscribed: bool) -> tuple[int, ...]:
+        """Return who is connected to the control socket, and gets events or does not."""
+        kind = _SUBSCRIBER if subscribed else _CLIENT
+        names = [name for name in self._descriptors if name.startswith(kind)]
+        return tuple(self._descriptors.pop(name) for name in names)
 
     def take_group(
         self, address: IPAddress, port: int, device: str | None = None

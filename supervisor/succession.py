@@ -28,9 +28,9 @@ from vela.errors import DeviceError, VelaError
 
 from .config.reader import format_circuit
 from .config.records import DaemonConfig
-from .control_socket import Caller, Hand
+from .control_socket import Caller, Connected, Hand
 from .demux import Demux
-from .inheritance import keys_name, member_name, sending_name, tap_name
+from .inheritance import client_name, keys_name, member_name, sending_name, tap_name
 from .notify import ServiceManager
 from .registry.registry import Registry
 from .runtime.loop import EventLoop, Timer
@@ -60,6 +60,13 @@ class Listening(Part, Protocol):
     def fileno(self) -> int: ...
 
 
+class Control(Listening, Protocol):
+    """One whose connections can be gone on with, too."""
+
+    @property
+    def connected(self) -> Iterable[Connected]: ...
+
+
 class Succession:
     """Hands everything over, at most to one velad at a time."""
 
@@ -70,19 +77,24 @@ class Succession:
         demux: Demux,
         manager: ServiceManager,
         daemon: DaemonConfig,
+        control: Control,
         listening: Mapping[str, Listening],
         parts: Iterable[Part],
         obstacle: Callable[[], str],
     ) -> None:
-        """obstacle: why nobody can take over at present, beside what the registry says."""
+        """listening: those beside control, by name.
+
+        obstacle: why nobody can take over at present, beside what the registry says.
+        """
         self.frozen = False
         self._loop = loop
         self._registry = registry
         self._demux = demux
         self._manager = manager
         self._daemon = daemon
-        self._listening = dict(listening)
-        self._parts: tuple[Part, ...] = (*parts, demux, *self._listening.values())
+        self._control = control
+        self._listening = {CONTROL: control, **listening}
+        self._parts: tuple[Part, ...] = (*parts, demux, *listening.values())
         self._obstacle = obstacle
         self._channel: socket.socket | None = None
         self._successor = 0
@@ -158,6 +170,8 @@ class Succession:
 
     def freeze(self) -> None:
         """Let workers carry frames, and do nothing else."""
+        # It answers the last requests, for which all the others are awake.
+        self._control.freeze()
         self.frozen = True
         self._registry.freeze()
         for part in self._parts:
@@ -177,6 +191,7 @@ class Succession:
         for part in self._parts:
             part.thaw()
         self._registry.thaw(retired)
+        self._control.thaw()
         self._log.error("velad_not_replaced", successor=self._successor, error=why)
 
     def _end_channel(self) -> None:
@@ -221,6 +236,8 @@ class Succession:
 
     def _descriptors(self) -> dict[str, int]:
         found = {name: each.fileno() for name, each in self._listening.items()}
+        for number, client in enumerate(self._control.connected):
+            found[client_name(number, subscribed=client.subscribed)] = client.descriptor
         for group in self._demux.all_groups:
             for index, member in enumerate(group.sockets):
                 found[member_name(group, index)] = member.fileno()

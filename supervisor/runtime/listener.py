@@ -35,6 +35,7 @@ class Listener:
         self._on_connection = on_connection
         self._on_exhausted = on_exhausted
         self._pause: Timer | None = None
+        self._listens = False
         self._listen()
 
     def fileno(self) -> int:
@@ -42,9 +43,9 @@ class Listener:
 
     def freeze(self) -> None:
         """Accept nothing until thaw(): connections wait, or another process accepts them."""
-        if self._pause is None:
-            self._loop.unwatch(self._socket.fileno())
-        else:
+        if self._listens:
+            self._rest()
+        elif self._pause is not None:
             self._pause.cancel()
 
     def thaw(self) -> None:
@@ -56,7 +57,12 @@ class Listener:
 
     def _listen(self) -> None:
         self._pause = None
+        self._listens = True
         self._loop.watch(self._socket.fileno(), self._accept)
+
+    def _rest(self) -> None:
+        self._listens = False
+        self._loop.unwatch(self._socket.fileno())
 
     def _accept(self) -> None:
         try:
@@ -64,7 +70,7 @@ class Listener:
         except OSError as err:
             if err.errno in _EXHAUSTED:
                 # The connection stays in the queue, so the socket stays readable.
-                self._loop.unwatch(self._socket.fileno())
+                self._rest()
                 self._pause = self._loop.call_later(EXHAUSTED_PAUSE_S, self._listen)
                 self._on_exhausted(os.strerror(err.errno or 0))
             return  # or the client has closed it

@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,15 @@ from typing import Any
 import pytest
 
 from lab.autoconfigured import Ends, asking, asking_for_each, ends, policy
-from lab.daemon import Velad
+from lab.daemon import Velad, entry_point
 from lab.link import carrier_changes
 from lab.namespace import Namespace
 from lab.topology import TwoRouters
 from lab.waiting import PATIENCE, eventually
+from vela.errors import VelaError
 from vela.public_key import format_public_key
 from vela.supervisor.config.identity import generate
+from vela.supervisor.velactl.client import Connection
 
 pytestmark = pytest.mark.needs_net_admin
 
@@ -97,11 +101,13 @@ def link(namespace: Namespace, name: str) -> tuple[int, str, list[str]]:
 class Pings:
     """Pings to the other ends of all circuits, until end()."""
 
-    def __init__(self, namespace: Namespace, interval_s: float) -> None:
+    def __init__(self, both: Ends, interval_s: float) -> None:
+        """Ping B from A."""
+        self._both = both
         # Files: a pipe that nobody reads would stop them.
         self._said = [tempfile.TemporaryFile("w+") for _ in NAMES]  # noqa: SIM115
         self._processes = [
-            namespace.popen(
+            both.a.namespace.popen(
                 *("ping", "-n", "-D", "-i", str(interval_s), "-W", "2", target(number)), stdout=said
             )
             for number, said in enumerate(self._said)
@@ -133,15 +139,31 @@ class Pings:
         for process in self._processes:
             process.wait(60 * PATIENCE)
         missing, longest = [], 0.0
-        for answers in self._answers():
+        for name, answers in zip(NAMES, self._answers(), strict=True):
             times, numbers = zip(*answers, strict=True)
             last = max(numbers) - 10
-            missing.append(len(set(range(min(numbers), last)).difference(numbers)))
+            lost = sorted(set(range(min(numbers), last)).difference(numbers))
+            missing.append(len(lost))
+            if lost:
+                self._tell(name, lost, dict(zip(numbers, times, strict=True)))
             gaps = [after - before for before, after in pairwise(times)]
             longest = max(longest, 1000 * max(gaps))
         for said in self._said:
             said.close()
         return missing, longest
+
+    def _tell(self, name: str, lost: list[int], answered_at: dict[int, float]) -> None:
+        """Print, for whoever reads of the failure, what may tell where they were lost."""
+        for number in lost[:20]:
+            around = [
+                datetime.fromtimestamp(answered_at[each], UTC).isoformat()
+                for each in (number - 1, number + 1)
+                if each in answered_at
+            ]
+            print(f"{name}: no answer to request {number}, to those beside it at {around}")
+        for velad in self._both:
+            print(json.dumps(velad.circuit(name)))
+            print(velad.namespace.run("ip", "-s", "-s", "link", "show", "dev", name).stdout)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -158,7 +180,7 @@ def test_replaced_twice_under_traffic_loses_nothing_and_keeps_everything(
         flaps = [both.b.circuit(each)["transitions"] for each in NAMES]
         for turn in range(2):
             workers = {both.a.worker_pid(each) for each in NAMES}
-            pings = Pings(both.a.namespace, 0.01 if turn else 0.001)
+            pings = Pings(both, 0.01 if turn else 0.001)
 
             both.a.replace()
 
@@ -221,7 +243,7 @@ def untouched(both: Ends) -> Iterator[None]:
     workers = [both.a.worker_pid(each) for each in NAMES]
     flaps = [both.b.circuit(each)["transitions"] for each in NAMES]
     carriers = carrier_changes(both.a.namespace, *NAMES)
-    pings = Pings(both.a.namespace, 0.01)
+    pings = Pings(both, 0.01)
 
     yield
 
@@ -318,7 +340,7 @@ def test_no_worker_starts_before_the_former_one_has_ended(
     with three(routers, KINDS[kind], str(tmp_path)) as both:
         former, workers = both.a.process, [both.a.worker_pid(each) for each in NAMES]
         assert former is not None
-        pings = Pings(both.a.namespace, 0.01)
+        pings = Pings(both, 0.01)
         with patched(both.a, STOPS_IT):
             both.a.launch("--replace")
         try:
@@ -361,7 +383,7 @@ def test_velad_that_dies_while_it_takes_over_leaves_all_circuits_to_the_one_befo
         assert refused.status == 9
         eventually(lambda: "velad_not_replaced" in both.a.log(), 10.0, "the former to say so")
         assert both.a.status()["pid"] == pid
-        pings = Pings(both.a.namespace, 0.01)
+        pings = Pings(both, 0.01)
         pings.await_answers(100)
         pings.end()
         for velad in both:
@@ -473,7 +495,7 @@ def test_end_that_another_machine_has_set_up_goes_on_likewise(
 ) -> None:
     before = [link(plain.b.namespace, each) for each in NAMES]
     flaps = [plain.a.circuit(each)["transitions"] for each in NAMES]
-    pings = Pings(plain.a.namespace, 0.01)
+    pings = Pings(plain, 0.01)
 
     plain.b.replace()
 
@@ -572,6 +594,91 @@ def test_velactl_and_metrics_are_answered_before_and_after(
         assert not both.a.control_socket.exists()
 
 
+def test_clients_of_the_control_socket_are_served_all_the_while(plain: Ends) -> None:
+    """Those that come at any moment, those that were there, and those that monitor."""
+    former = plain.a.pid
+    with monitoring(plain.a) as monitor, Connection(str(plain.a.control_socket)) as idle:
+        assert idle.ask({"command": "status"})["pid"] == former
+        for _ in range(3):
+            with asking_all_the_while(plain.a) as pids:
+                plain.a.replace()
+            assert len(set(pids)) == 2
+
+        assert idle.ask({"command": "status"})["pid"] == plain.a.pid
+        plain.a.control("down", "vela0")
+        wait_for_change(monitor, "vela0", "disabled")
+
+
+def test_clients_of_a_velad_that_is_not_replaced_are_served_all_the_while(plain: Ends) -> None:
+    pid = plain.a.pid
+    with monitoring(plain.a) as monitor, Connection(str(plain.a.control_socket)) as idle:
+        assert idle.ask({"command": "status"})["pid"] == pid
+
+        # It ends once the former one has frozen.
+        assert try_to_replace(plain.a, before=DIES).status == 9
+
+        eventually(lambda: "velad_not_replaced" in plain.a.log(), 10.0, "the former to say so")
+        assert idle.ask({"command": "status"})["pid"] == pid
+        for each in NAMES:
+            plain.a.wait_for_state(each, "up", timeout_s=30.0)
+        plain.a.control("down", "vela0")
+        wait_for_change(monitor, "vela0", "disabled")
+
+
+@contextmanager
+def monitoring(velad: Velad) -> Iterator[subprocess.Popen[str]]:
+    """Run velactl monitor, which has subscribed when this begins."""
+    command, env = entry_point("velactl", "vela.supervisor.velactl")
+    argv = [*command, "--socket", str(velad.control_socket), "monitor", "--json"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            path = Path("/proc/net/unix")
+            eventually(
+                lambda: str(velad.control_socket) in path.read_text(), 10.0, "velactl to subscribe"
+            )
+            velad.status()  # and one that asked later was answered
+            yield process
+        finally:
+            process.terminate()
+
+
+def wait_for_change(monitor: subprocess.Popen[str], circuit: str, state: str) -> None:
+    """Read what velactl monitor shows until the circuit has come to a state."""
+    assert monitor.stdout is not None
+    for line in monitor.stdout:
+        event = json.loads(line)
+        if (event.get("circuit"), event.get("state")) == (circuit, state):
+            return
+    raise AssertionError(f"velactl monitor has ended: {monitor.wait()}")
+
+
+@contextmanager
+def asking_all_the_while(velad: Velad) -> Iterator[list[int]]:
+    """Ask for the status without a pause, each time anew; yield who answered."""
+    pids: list[int] = []
+    failures: list[str] = []
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            try:
+                with Connection(str(velad.control_socket), 60.0 * PATIENCE) as connection:
+                    pids.append(connection.ask({"command": "status"})["pid"])
+            except VelaError as err:
+                failures.append(str(err))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield pids
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+
+
 TAKES_ITS_TIME = """
 import time
 from vela.supervisor.predecessor import Predecessor
@@ -593,7 +700,7 @@ def test_nobody_but_workers_does_anything_while_another_velad_gets_ready(plain: 
 
     before = mac()
     former = plain.a.pid
-    pings = Pings(plain.a.namespace, 0.01)
+    pings = Pings(plain, 0.01)
     with patched(plain.a, TAKES_ITS_TIME):
         plain.a.launch("--replace")
     eventually(lambda: "about_to_be_replaced" in plain.a.log(), 20.0, "the former to be frozen")

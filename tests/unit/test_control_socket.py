@@ -28,6 +28,7 @@ from vela.supervisor.control_socket import (
     MAX_UNSENT_EVENTS,
     Answer,
     Caller,
+    Connected,
     ControlSocket,
     Later,
     Subscribe,
@@ -78,6 +79,9 @@ class Server:
             case {"finish": int(number)}:
                 self.later[number].give({"done": number})
                 return {}
+            case {"freeze": True}:
+                self._loop.call_soon(self.control.freeze)
+                return {"frozen": True}
             case {"monitor": True}:
                 return Subscribe({"monitoring": True})
             case {"fill": int(size)}:
@@ -548,6 +552,143 @@ def test_clients_that_wait_for_a_later_reply_are_the_last_to_make_room(server: S
             assert read_line(waiting) == {"done": 0}
 
     server.run(client)
+
+
+def test_requests_that_were_read_are_answered_before_it_freezes(server: Server) -> None:
+    with ExitStack() as stack:
+        clients: list[socket.socket] = []
+
+        def connect() -> None:
+            for _ in range(20):
+                clients.append(stack.enter_context(server.connect()))
+                clients[-1].sendall(b"{}\n")
+                assert read_line(clients[-1]) == {"echo": {}}
+
+        def client() -> None:
+            for number, each in enumerate(clients):
+                request = {"freeze": True} if number == 1 else {"n": number}
+                each.sendall(json.dumps(request).encode() + b"\n")
+            for number, each in enumerate(clients):
+                wanted = {"frozen": True} if number == 1 else {"echo": {"n": number}}
+                assert read_line(each) == wanted
+
+        server.run(connect)
+        # All have asked before the first one is answered.
+        server.run(client, busy_s=0.5)
+
+        assert len(server.control.connected) == len(clients)
+
+
+def test_slow_reader_gets_the_rest_of_its_reply_from_a_frozen_one(server: Server) -> None:
+    size = MAX_UNSENT // 2
+
+    with server.connect() as slow, server.connect() as other:
+
+        def begins() -> None:
+            slow.sendall(json.dumps({"fill": size}).encode() + b"\n")
+            select.select([slow], [], [], TIMEOUT_S)
+            other.sendall(b'{"freeze": true}\n')
+            assert read_line(other) == {"frozen": True}
+
+        server.run(begins)
+        # What it is sent later would mix with the replies of another process.
+        assert [each.subscribed for each in server.control.connected] == [False]
+
+        reply = server_reads(server, slow)
+
+        assert reply == {"filling": "x" * size}
+        assert len(server.control.connected) == 2
+
+
+def server_reads(server: Server, connection: socket.socket) -> object:
+    """Return what a client of it reads."""
+    replies: list[object] = []
+    server.run(lambda: replies.append(read_line(connection)))
+    return replies[0]
+
+
+def test_another_one_goes_on_with_the_connections_of_a_frozen_one(
+    loop: EventLoop, server: Server
+) -> None:
+    idle, watching = Connection(str(server.path)), Connection(str(server.path))
+    with idle, watching:
+
+        def before() -> None:
+            assert idle.ask({"n": 1}) == {"echo": {"n": 1}}
+            assert watching.ask({"monitor": True}) == {"monitoring": True}
+
+        server.run(before)
+        server.control.freeze()
+        former = server.control
+        clients = [Connected(os.dup(each.descriptor), each.subscribed) for each in former.connected]
+        assert sorted(each.subscribed for each in clients) == [False, True]
+        server.control = ControlSocket(
+            loop,
+            server.path,
+            lambda request, _: {"follows": request},
+            None,
+            os.dup(former.fileno()),
+            clients,
+        )
+
+        def after() -> None:
+            assert idle.ask({"n": 2}) == {"follows": {"n": 2}}
+            server.publish({"event": "state", "n": 3})
+            assert watching.read(time.monotonic() + TIMEOUT_S) == {"event": "state", "n": 3}
+            assert idle.ask({"n": 4}) == {"follows": {"n": 4}}
+            assert ask(server.path, {}, TIMEOUT_S) == {"follows": {}}
+
+        # It may hear of something yet, of which the other one tells.
+        former.publish({"event": "state", "n": 0})
+        server.run(after)
+        former.close(leave=True)
+        server.run(after)
+
+
+def test_thawed_one_serves_all_that_were_connected(server: Server) -> None:
+    idle, watching = Connection(str(server.path)), Connection(str(server.path))
+    with idle, watching:
+
+        def before() -> None:
+            idle.ask({"n": 1})
+            watching.ask({"monitor": True})
+
+        server.run(before)
+        server.control.freeze()
+        # Nobody is answered meanwhile.
+        idle.send({"n": 2})
+        asked = server.requests
+        server.run(lambda: time.sleep(0.1))
+        assert server.requests == asked
+
+        server.control.thaw()
+
+        def after() -> None:
+            assert idle.read(time.monotonic() + TIMEOUT_S) == {"echo": {"n": 2}}
+            server.publish({"event": "state", "n": 3})
+            assert watching.read(time.monotonic() + TIMEOUT_S) == {"event": "state", "n": 3}
+            assert ask(server.path, {}, TIMEOUT_S) == {"echo": {}}
+
+        server.run(after)
+
+
+@pytest.mark.parametrize("request_", [b'{"later": true}\n', b'{"n": '])
+def test_frozen_one_drops_those_that_nobody_could_answer(server: Server, request_: bytes) -> None:
+    with server.connect() as idle, server.connect() as unanswerable:
+
+        def before() -> None:
+            idle.sendall(b'{"n": 1}\n')
+            read_line(idle)
+            unanswerable.sendall(request_)
+            idle.sendall(b'{"n": 2}\n')
+            read_line(idle)
+
+        server.run(before)
+
+        server.control.freeze()
+
+        wait_for_close(unanswerable)
+        assert len(server.control.connected) == 1
 
 
 def test_ask_of_nobody_says_so(path: Path, tmp_path: Path) -> None:
