@@ -62,7 +62,7 @@ class Intermission:
             self._log.warning("circuits_not_left", reason=obstacle)
             otherwise()
             return
-        self._store_all(self._loop.now() + STORE_S, otherwise)
+        self._registry.once_settled(lambda: self._store_all(self._loop.now() + STORE_S, otherwise))
 
     def _is_restart(self, stored: int = 0) -> bool:
         """Ask the manager whether it is a restart, and has so many descriptors."""

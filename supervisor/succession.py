@@ -151,7 +151,7 @@ class Succession:
         try:
             match message:
                 case {"go": True} if not self.frozen:
-                    self._hand_over()
+                    self._registry.once_settled(self._hand_over)
                 case {"release": str(name)} if self.frozen:
                     self._release(name)
                 case {"done": bool(managed)} if self.frozen:
@@ -204,6 +204,14 @@ class Succession:
             self._limit.cancel()
 
     def _hand_over(self) -> None:
+        if self._channel is None or self.frozen:
+            return  # it has ended meanwhile, or has asked twice
+        try:
+            self._send_all()
+        except OSError as err:
+            self._give_up(f"it cannot be told: {err}")
+
+    def _send_all(self) -> None:
         """Say and send everything. Raises OSError."""
         self._freeze()
         daemon = self._daemon

@@ -14,6 +14,7 @@ from lab.resource import Resource
 _ECHO = Struct("!BBHHH")
 _REPLY = {4: 0, 6: 129}
 _LARGEST = 65535
+_SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 _BUFFER_BYTES = 4 << 20
 
 
@@ -30,7 +31,7 @@ class EchoReplies(Resource):
         self._identifier = identifier
         self._numbers: set[int] = set()
         self._socket = namespace.socket(family, socket.SOCK_RAW, protocol)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
         self._socket.setblocking(False)
 
     def close(self) -> None:

@@ -20,6 +20,8 @@ from lab.waiting import eventually
 _ECHO = Struct("!BBHHH")
 _REQUEST, _ANSWER = 8, 0
 _LARGEST = 2048
+_SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
+_BUFFER_BYTES = 32 << 20
 
 ANSWER_TIMEOUT_S = 60.0
 
@@ -43,6 +45,8 @@ class Pings(Resource):
         self._came: list[dict[int, float]] = [{} for _ in targets]
         make = socket.socket if namespace is None else namespace.socket
         self._socket = make(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        # Answers that were held up come all at once, to a thread that may wait for a CPU.
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
         self._end, self._ends = os.pipe()
         self._thread = threading.Thread(target=self._run, daemon=True)
 

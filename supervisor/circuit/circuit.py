@@ -365,6 +365,11 @@ class Circuit:
         self._dialogue.release()
         self._carriage.probe()
 
+    @property
+    def changes_over(self) -> bool:
+        """Whether it is up, and another session takes the place of the one that it has."""
+        return self.state is State.UP and self._dialogue.changes_over
+
     def standing(self) -> Standing | None:
         """Return what another velad goes on with; None: it does not carry frames for good."""
         attached, member = self._data_path.attached, self._data_path.member

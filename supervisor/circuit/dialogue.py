@@ -192,6 +192,11 @@ class Dialogue:
         session.resume(former, now)
         self.agreement = session.agreement
 
+    @property
+    def changes_over(self) -> bool:
+        """See Session.changes_over."""
+        return self._channel is not None and self._channel.session.changes_over
+
     def continuation(self) -> Continuation | None:
         """Return what another velad goes on with; None: the session is not up."""
         return None if self._channel is None else self._channel.session.continuation()

@@ -53,6 +53,9 @@ START_INTERVAL_S = 0.005
 
 # Each makes the interface anew.
 MAX_ID_CHANGES = 16
+# How long a circuit may take to change over to another session: a round trip, on a busy machine.
+SETTLE_S = 2.0
+SETTLE_AGAIN_S = 0.005
 
 HOOK_KEYS = frozenset({"up", "down"})
 
@@ -489,6 +492,19 @@ class Registry:
         if self._leaving or not self._hooks.idle:
             return "hooks run at present"
         return ""
+
+    def once_settled(self, done: Callback) -> None:
+        """Call done when no circuit changes over to another session; after SETTLE_S at the latest.
+
+        A circuit that is handed over while it does begins anew.
+        """
+        self._await_settled(self._loop.now() + SETTLE_S, done)
+
+    def _await_settled(self, until: float, done: Callback) -> None:
+        if self._loop.now() < until and any(each.changes_over for each in self._circuits.values()):
+            self._loop.call_later(SETTLE_AGAIN_S, lambda: self._await_settled(until, done))
+        else:
+            done()
 
     def freeze(self) -> None:
         """Let circuits carry frames and do nothing else, until thaw()."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lab.autoconfigured import Ends, asking, ends, policy, wait_until_up
 from lab.circuit import ADDRESSES_A, ADDRESSES_B, NAME
 from lab.daemon import Velad
 from lab.namespace import Namespace
+from lab.pings import Pings
 from lab.topology import TwoRouters, two_routers
 from lab.waiting import eventually
 from vela.public_key import format_public_key
@@ -25,7 +25,6 @@ from vela.supervisor.config.identity import generate
 
 pytestmark = pytest.mark.needs_net_admin
 
-PINGS = 1000
 CPUS = os.sched_getaffinity(0)
 Settings = dict[str, Any]
 
@@ -212,25 +211,19 @@ def furnish(velad: Velad) -> None:
     run("ip", "link", "add", *vlan, check=False)
 
 
-def pinging(velad: Velad) -> subprocess.Popen[str]:
-    """Begin to ping the other end, and return when it has answered."""
-    address = ADDRESSES_B[0].partition("/")[0]
-    process = velad.namespace.popen(
-        *("ping", "-n", "-i", "0.001", "-c", str(PINGS), "-W", "10", address),
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    while "bytes from" not in process.stdout.readline():
-        assert process.poll() is None
-    return process
+@contextmanager
+def pinging(velad: Velad) -> Iterator[Pings]:
+    """Ping the other end, a thousand times a second; begin when it has answered."""
+    with Pings([ADDRESSES_B[0].partition("/")[0]], 0.001, velad.namespace) as pings:
+        pings.await_answers(1)
+        yield pings
 
 
-def lost(process: subprocess.Popen[str]) -> int:
-    said, _ = process.communicate(timeout=120)
-    numbers = re.search(r"(\d+) packets transmitted, (\d+) received", said)
-    assert numbers is not None, said
-    assert int(numbers[1]) == PINGS
-    return PINGS - int(numbers[2])
+def lost(pings: Pings) -> int:
+    """Return how many requests were never answered, up to a while from now."""
+    pings.await_answers(300)
+    pings.stop()
+    return len(pings.unanswered()[0])
 
 
 # A worker that is there already may do: the remote decides, or the host has one CPU.
@@ -259,11 +252,12 @@ def test_change_of_a_key_leaves_alone_what_its_row_says(
     await_one_worker(both.a)
     furnish(both.a)
     before = look(both.a)
-    process = pinging(both.a) if change.pings else None
+    with pinging(both.a) if change.pings else nullcontext() as pings:
+        bench.reload(change.before | change.after)
 
-    bench.reload(change.before | change.after)
-
-    missed = None if process is None else lost(process)
+        missed = None
+        if pings is not None and row.effect is not Effect.NEW_INTERFACE:
+            missed = lost(pings)
     if row.effect is Effect.NEW_INTERFACE:
         assert look(both.a).index != before.index
         figure(f"{key:22} {row.effect.value}")
@@ -275,8 +269,8 @@ def test_change_of_a_key_leaves_alone_what_its_row_says(
     after = look(both.a)
     worker = "kept" if after.worker == before.worker else "new"
     worker = "none" if None in (before.worker, after.worker) else worker
-    pings = "" if missed is None else f"{missed} of {PINGS} pings lost"
-    figure(f"{key:22} {row.effect.value:14} interface kept, worker {worker}, {pings}")
+    said = "" if missed is None else f"{missed} pings lost"
+    figure(f"{key:22} {row.effect.value:14} interface kept, worker {worker}, {said}")
     assert not missed
     assert after.index == before.index
     assert after.qdisc
@@ -299,17 +293,17 @@ def test_change_of_the_engine_keeps_interfaces_and_loses_no_frame(
         wait_until_up(both)
         furnish(both.a)
         seen = look(both.a)
-        process = pinging(both.a)
-        both.a.configure(config(after))
+        with pinging(both.a) as pings:
+            both.a.configure(config(after))
 
-        said = both.a.control("reload").stdout.splitlines()
+            said = both.a.control("reload").stdout.splitlines()
 
-        missed = lost(process)
+            missed = lost(pings)
         assert said[0] == f"{NAME}  new worker     daemon.engine"
         assert "restart" not in said[-1]
         eventually(lambda: look(both.a).worker != seen.worker, 10.0, "another worker")
         later = look(both.a)
-        figure(f"engine {before} to {after}: interface kept, {missed} of {PINGS} pings lost")
+        figure(f"engine {before} to {after}: interface kept, {missed} pings lost")
         assert both.a.circuit(NAME)["worker"]["engine"] == after
         assert (missed, later.index, later.qdisc, later.foreign_route) == (
             0,

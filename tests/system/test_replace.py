@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from lab.autoconfigured import Ends, asking, asking_for_each, ends, policy
 from lab.daemon import Velad, entry_point
 from lab.link import carrier_changes
 from lab.namespace import Namespace
+from lab.pings import Pings
 from lab.topology import TwoRouters
 from lab.waiting import PATIENCE, eventually
 from vela.errors import VelaError
@@ -98,72 +96,29 @@ def link(namespace: Namespace, name: str) -> tuple[int, str, list[str]]:
     return shown["ifindex"], qdisc, sorted(each["local"] for each in shown["addr_info"])
 
 
-class Pings:
-    """Pings to the other ends of all circuits, until end()."""
+@contextmanager
+def pinging(both: Ends, interval_s: float) -> Iterator[Pings]:
+    """Ping the other ends of all circuits from A; begin when each has answered."""
+    with Pings([target(each) for each in range(len(NAMES))], interval_s, both.a.namespace) as pings:
+        pings.await_answers(1)
+        yield pings
 
-    def __init__(self, both: Ends, interval_s: float) -> None:
-        """Ping B from A."""
-        self._both = both
-        # Files: a pipe that nobody reads would stop them.
-        self._said = [tempfile.TemporaryFile("w+") for _ in NAMES]  # noqa: SIM115
-        self._processes = [
-            both.a.namespace.popen(
-                *("ping", "-n", "-D", "-i", str(interval_s), "-W", "2", target(number)), stdout=said
-            )
-            for number, said in enumerate(self._said)
-        ]
-        self.await_answers(1)
 
-    def await_answers(self, number: int) -> None:
-        """Wait until each has so many more."""
-        wanted = [len(answers) + number for answers in self._answers()]
-
-        def have_come() -> bool:
-            have = [len(answers) for answers in self._answers()]
-            return all(some >= all_ for some, all_ in zip(have, wanted, strict=True))
-
-        eventually(have_come, 60.0, f"{number} more answers")
-
-    def _answers(self) -> list[list[tuple[float, int]]]:
-        """Return when each answer came, and to which request."""
-        texts = [os.pread(said.fileno(), 1 << 24, 0).decode() for said in self._said]
-        found = [re.findall(r"^\[([\d.]+)\].* icmp_seq=(\d+)", text, re.M) for text in texts]
-        return [[(float(at), int(number)) for at, number in each] for each in found]
-
-    def end(self) -> tuple[list[int], float]:
-        """Return how many answers are missing, for each, and the longest gap in milliseconds."""
-        # Those to the last requests are still under way.
-        self.await_answers(20)
-        for process in self._processes:
-            process.send_signal(signal.SIGINT)
-        for process in self._processes:
-            process.wait(60 * PATIENCE)
-        missing, longest = [], 0.0
-        for name, answers in zip(NAMES, self._answers(), strict=True):
-            times, numbers = zip(*answers, strict=True)
-            last = max(numbers) - 10
-            lost = sorted(set(range(min(numbers), last)).difference(numbers))
-            missing.append(len(lost))
-            if lost:
-                self._tell(name, lost, dict(zip(numbers, times, strict=True)))
-            gaps = [after - before for before, after in pairwise(times)]
-            longest = max(longest, 1000 * max(gaps))
-        for said in self._said:
-            said.close()
-        return missing, longest
-
-    def _tell(self, name: str, lost: list[int], answered_at: dict[int, float]) -> None:
-        """Print, for whoever reads of the failure, what may tell where they were lost."""
-        for number in lost[:20]:
-            around = [
-                datetime.fromtimestamp(answered_at[each], UTC).isoformat()
-                for each in (number - 1, number + 1)
-                if each in answered_at
-            ]
-            print(f"{name}: no answer to request {number}, to those beside it at {around}")
-        for velad in self._both:
-            print(json.dumps(velad.circuit(name)))
-            print(velad.namespace.run("ip", "-s", "-s", "link", "show", "dev", name).stdout)
+def end(pings: Pings, both: Ends) -> tuple[list[int], float]:
+    """Return how many answers are missing, for each, and the longest gap in milliseconds."""
+    # Those to the last requests are still under way.
+    pings.await_answers(20)
+    pings.stop()
+    missing = pings.unanswered()
+    for name, lost in zip(NAMES, missing, strict=True):
+        if lost:
+            # For whoever reads of the failure.
+            since = time.time() - time.monotonic()
+            print(name, [datetime.fromtimestamp(since + at, UTC).isoformat() for at in lost[:20]])
+            for velad in both:
+                print(json.dumps(velad.circuit(name)))
+                print(velad.namespace.run("ip", "-s", "-s", "link", "show", "dev", name).stdout)
+    return [len(lost) for lost in missing], 1000 * max(pings.gaps())
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -180,19 +135,18 @@ def test_replaced_twice_under_traffic_loses_nothing_and_keeps_everything(
         flaps = [both.b.circuit(each)["transitions"] for each in NAMES]
         for turn in range(2):
             workers = {both.a.worker_pid(each) for each in NAMES}
-            pings = Pings(both, 0.01 if turn else 0.001)
+            with pinging(both, 0.01 if turn else 0.001) as pings:
+                both.a.replace()
 
-            both.a.replace()
-
-            for each in NAMES:
-                both.a.wait_for_state(each, "up")
-            assert workers.isdisjoint(both.a.worker_pid(each) for each in NAMES)
-            missing, longest = pings.end()
-            figure(
-                f"{name}, every {10 if turn else 1} ms: {missing} answers missing, "
-                f"longest gap {longest:.0f} ms"
-            )
-            assert missing == [0, 0, 0]
+                for each in NAMES:
+                    both.a.wait_for_state(each, "up")
+                assert workers.isdisjoint(both.a.worker_pid(each) for each in NAMES)
+                missing, longest = end(pings, both)
+                figure(
+                    f"{name}, every {10 if turn else 1} ms: {missing} answers missing, "
+                    f"longest gap {longest:.0f} ms"
+                )
+                assert missing == [0, 0, 0]
 
         assert [link(both.a.namespace, each) for each in NAMES] == before
         assert "10.98.0.0/16" in run("ip", "route", "show", "dev", "vela1").stdout
@@ -243,22 +197,21 @@ def untouched(both: Ends) -> Iterator[None]:
     workers = [both.a.worker_pid(each) for each in NAMES]
     flaps = [both.b.circuit(each)["transitions"] for each in NAMES]
     carriers = carrier_changes(both.a.namespace, *NAMES)
-    pings = Pings(both, 0.01)
+    with pinging(both, 0.01) as pings:
+        yield
 
-    yield
-
-    # Longer than a remote waits for keepalives, 3.5 s.
-    pings.await_answers(500)
-    missing, _ = pings.end()
-    assert missing == [0, 0, 0]
-    assert both.a.status()["pid"] == pid
-    assert [both.a.worker_pid(each) for each in NAMES] == workers
-    assert [link(both.a.namespace, each) for each in NAMES] == links
-    assert carrier_changes(both.a.namespace, *NAMES) == carriers
-    assert [both.b.circuit(each)["transitions"] for each in NAMES] == flaps
-    for velad in both:
-        for each in NAMES:
-            assert velad.circuit(each)["state"] == "up"
+        # Longer than a remote waits for keepalives, 3.5 s.
+        pings.await_answers(500)
+        missing, _ = end(pings, both)
+        assert missing == [0, 0, 0]
+        assert both.a.status()["pid"] == pid
+        assert [both.a.worker_pid(each) for each in NAMES] == workers
+        assert [link(both.a.namespace, each) for each in NAMES] == links
+        assert carrier_changes(both.a.namespace, *NAMES) == carriers
+        assert [both.b.circuit(each)["transitions"] for each in NAMES] == flaps
+        for velad in both:
+            for each in NAMES:
+                assert velad.circuit(each)["state"] == "up"
 
 
 def test_bad_file_is_refused_and_nothing_happens(plain: Ends, routers: TwoRouters) -> None:
@@ -340,26 +293,26 @@ def test_no_worker_starts_before_the_former_one_has_ended(
     with three(routers, KINDS[kind], str(tmp_path)) as both:
         former, workers = both.a.process, [both.a.worker_pid(each) for each in NAMES]
         assert former is not None
-        pings = Pings(both, 0.01)
-        with patched(both.a, STOPS_IT):
-            both.a.launch("--replace")
-        try:
-            # The new one answers, and has no worker: the former one's carry frames.
-            both.a.wait_for(lambda status: status["pid"] != former.pid, 20.0, "the new velad")
-            # For longer than echo requests may stay unanswered.
-            pings.await_answers(400)
-            assert [both.a.circuit(each)["worker"]["pid"] for each in NAMES] == [None] * 3
-            assert [both.a.circuit(each)["state"] for each in NAMES] == ["up"] * 3
-            for worker in workers:
-                os.kill(worker, 0)
-        finally:
-            os.kill(former.pid, signal.SIGCONT)
-        both.a.await_ready()
+        with pinging(both, 0.01) as pings:
+            with patched(both.a, STOPS_IT):
+                both.a.launch("--replace")
+            try:
+                # The new one answers, and has no worker: the former one's carry frames.
+                both.a.wait_for(lambda status: status["pid"] != former.pid, 20.0, "the new velad")
+                # For longer than echo requests may stay unanswered.
+                pings.await_answers(400)
+                assert [both.a.circuit(each)["worker"]["pid"] for each in NAMES] == [None] * 3
+                assert [both.a.circuit(each)["state"] for each in NAMES] == ["up"] * 3
+                for worker in workers:
+                    os.kill(worker, 0)
+            finally:
+                os.kill(former.pid, signal.SIGCONT)
+            both.a.await_ready()
 
-        assert former.wait(30 * PATIENCE) == 0
-        assert not set(workers) & {both.a.worker_pid(each) for each in NAMES}
-        missing, _ = pings.end()
-        assert missing == [0, 0, 0]
+            assert former.wait(30 * PATIENCE) == 0
+            assert not set(workers) & {both.a.worker_pid(each) for each in NAMES}
+            missing, _ = end(pings, both)
+            assert missing == [0, 0, 0]
 
 
 DIES = """
@@ -383,16 +336,16 @@ def test_velad_that_dies_while_it_takes_over_leaves_all_circuits_to_the_one_befo
         assert refused.status == 9
         eventually(lambda: "velad_not_replaced" in both.a.log(), 10.0, "the former to say so")
         assert both.a.status()["pid"] == pid
-        pings = Pings(both, 0.01)
-        pings.await_answers(100)
-        pings.end()
-        for velad in both:
+        with pinging(both, 0.01) as pings:
+            pings.await_answers(100)
+            end(pings, both)
+            for velad in both:
+                for each in NAMES:
+                    velad.wait_for_state(each, "up", timeout_s=30.0)
+            assert [link(both.a.namespace, each) for each in NAMES] == before
+            both.a.replace()
             for each in NAMES:
-                velad.wait_for_state(each, "up", timeout_s=30.0)
-        assert [link(both.a.namespace, each) for each in NAMES] == before
-        both.a.replace()
-        for each in NAMES:
-            both.a.wait_for_state(each, "up")
+                both.a.wait_for_state(each, "up")
 
 
 def test_stopped_velad_is_not_replaced_and_goes_on_when_it_is_continued(plain: Ends) -> None:
@@ -495,18 +448,17 @@ def test_end_that_another_machine_has_set_up_goes_on_likewise(
 ) -> None:
     before = [link(plain.b.namespace, each) for each in NAMES]
     flaps = [plain.a.circuit(each)["transitions"] for each in NAMES]
-    pings = Pings(plain, 0.01)
+    with pinging(plain, 0.01) as pings:
+        plain.b.replace()
 
-    plain.b.replace()
-
-    for each in NAMES:
-        plain.b.wait_for_state(each, "up")
-    missing, longest = pings.end()
-    figure(f"other end: {missing} answers missing, longest gap {longest:.0f} ms")
-    assert missing == [0, 0, 0]
-    assert [link(plain.b.namespace, each) for each in NAMES] == before
-    assert [plain.a.circuit(each)["transitions"] for each in NAMES] == flaps
-    assert {plain.b.circuit(each)["origin"] for each in NAMES} == {"peer"}
+        for each in NAMES:
+            plain.b.wait_for_state(each, "up")
+        missing, longest = end(pings, plain)
+        figure(f"other end: {missing} answers missing, longest gap {longest:.0f} ms")
+        assert missing == [0, 0, 0]
+        assert [link(plain.b.namespace, each) for each in NAMES] == before
+        assert [plain.a.circuit(each)["transitions"] for each in NAMES] == flaps
+        assert {plain.b.circuit(each)["origin"] for each in NAMES} == {"peer"}
 
 
 def test_static_circuits_and_those_that_are_down_go_on(
@@ -525,16 +477,15 @@ def test_static_circuits_and_those_that_are_down_go_on(
             velad.wait_for_state("vela0", "unmonitored")
         both.a.wait_for_state("vela5", "connecting", "down")
         index = link(both.a.namespace, "vela5")[0]
-        flood = both.a.namespace.popen(
-            *("ping", "-n", "-i", "0.001", "-c", "3000", "-W", "2", target(0)),
-            stdout=subprocess.PIPE,
-        )
+        with Pings([target(0)], 0.001, both.a.namespace) as pings:
+            pings.await_answers(1)
 
-        both.a.replace()
+            both.a.replace()
 
-        said, _ = flood.communicate(timeout=60 * PATIENCE)
-        figure("static: " + next(line for line in said.splitlines() if "transmitted" in line))
-        assert "3000 received" in said
+            pings.await_answers(100)
+            pings.stop()
+        figure(f"static: longest gap {1000 * pings.gaps()[0]:.0f} ms")
+        assert pings.unanswered() == [[]]
         assert both.a.circuit("vela0")["state"] == "unmonitored"
         assert both.a.wait_for_state("vela5", "connecting", "down")
         assert link(both.a.namespace, "vela5")[0] == index
@@ -700,24 +651,24 @@ def test_nobody_but_workers_does_anything_while_another_velad_gets_ready(plain: 
 
     before = mac()
     former = plain.a.pid
-    pings = Pings(plain, 0.01)
-    with patched(plain.a, TAKES_ITS_TIME):
-        plain.a.launch("--replace")
-    eventually(lambda: "about_to_be_replaced" in plain.a.log(), 20.0, "the former to be frozen")
+    with pinging(plain, 0.01) as pings:
+        with patched(plain.a, TAKES_ITS_TIME):
+            plain.a.launch("--replace")
+        eventually(lambda: "about_to_be_replaced" in plain.a.log(), 20.0, "the former to be frozen")
 
-    # A velad that hears of this puts it right at once.
-    run("ip", "link", "set", "vela0", "address", "02:00:00:00:00:77")
-    pings.await_answers(10)
-    shown = mac()
-    # It waits for the velad that follows.
-    status = plain.a.status()
+        # A velad that hears of this puts it right at once.
+        run("ip", "link", "set", "vela0", "address", "02:00:00:00:00:77")
+        pings.await_answers(10)
+        shown = mac()
+        # It waits for the velad that follows.
+        status = plain.a.status()
 
-    assert shown == "02:00:00:00:00:77"
-    assert status["pid"] != former
-    plain.a.await_ready()
-    # What was changed meanwhile is put right by that.
-    eventually(lambda: mac() == before, 10.0, "the MAC address to be restored")
-    pings.end()
+        assert shown == "02:00:00:00:00:77"
+        assert status["pid"] != former
+        plain.a.await_ready()
+        # What was changed meanwhile is put right by that.
+        eventually(lambda: mac() == before, 10.0, "the MAC address to be restored")
+        end(pings, plain)
 
 
 def test_member_of_the_control_group_cannot_replace_velad(plain: Ends) -> None:

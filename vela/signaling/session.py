@@ -245,6 +245,15 @@ class Session:
         )
         self._step(Input.ACCEPT, received)
 
+    @property
+    def changes_over(self) -> bool:
+        """Whether another session takes the place of the present one: a matter of a round trip.
+
+        No other process can go on meanwhile: which of the two the remote has is not known.
+        """
+        renewal = self._vars.renewal
+        return self._vars.state is State.LINKED or (renewal is not None and renewal.confirming)
+
     def continuation(self) -> Continuation | None:
         """Return what another process needs to go on with the session; None: it is not up."""
         link = self._link
