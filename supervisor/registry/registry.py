@@ -54,7 +54,7 @@ START_INTERVAL_S = 0.005
 # Each makes the interface anew.
 MAX_ID_CHANGES = 16
 # How long a circuit may take to change over to another session: a round trip, on a busy machine.
-SETTLE_S = 2.0
+SETTLE_S = 3.0
 SETTLE_AGAIN_S = 0.005
 
 HOOK_KEYS = frozenset({"up", "down"})

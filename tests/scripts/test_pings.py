@@ -34,3 +34,18 @@ def test_pings_know_what_was_asked_while_nobody_answered(routers: TwoRouters) ->
     assert all(before <= at <= after for at in unanswered)
     assert pings.unanswered(after=after) == [[], []]
     assert pings.gaps()[1] >= 9 * 0.02
+
+
+def test_answers_that_come_all_at_once_are_all_heard(routers: TwoRouters) -> None:
+    """As after a gap, while the process waits for a CPU."""
+    many = 3000
+    pings = Pings([routers.b.ipv4], 0.02, routers.a.namespace)
+    for _ in range(many):
+        pings._send(0, time.monotonic())
+
+    with pings:
+        pings.await_answers(3)
+        pings.stop()
+
+    assert pings.asked()[0] > many
+    assert pings.unanswered() == [[]]

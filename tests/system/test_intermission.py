@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from late_session import HEARS_LATE
 
 from lab.autoconfigured import Ends, asking, asking_for_each, interfaces, policy
 from lab.circuit import ADDRESSES_A, ADDRESSES_B, MAC_A, MAC_B, NAME, circuit_table
@@ -422,6 +423,26 @@ def test_static_circuit_goes_on_too(routers: TwoRouters, store: FdStore) -> None
 
         assert "circuits=1 of=1" in a.log()
         assert pings.unanswered() == [[]]
+
+
+def test_restart_while_another_session_follows_waits_for_it(
+    routers: TwoRouters, store: FdStore, tmp_path: Path
+) -> None:
+    """Encrypted circuits seek one as soon as velad has started."""
+    with three(routers, store, tmp_path, "encrypted", HEARS_LATE) as both:
+        flaps = changes(both.b)
+        with Pings(TARGETS, 0.01, both.a.namespace) as pings:
+            pings.await_answers(20)
+            for _ in range(3):
+                wait_until_stored(store)
+                both.a.restart()
+            pings.await_answers(20)
+            pings.stop()
+
+        assert pings.unanswered() == [[]] * 3
+        assert "circuits_not_left" not in both.a.log()
+        assert both.a.log().count("circuits=3 of=3") == 3
+        assert changes(both.b) == flaps
 
 
 def test_end_that_another_machine_has_set_up_goes_on_likewise(

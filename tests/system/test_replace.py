@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from late_session import HEARS_LATE
+from sealed_circuit import holder_of
 
 from lab.autoconfigured import Ends, asking, asking_for_each, ends, policy
 from lab.daemon import Velad, entry_point
@@ -154,6 +156,48 @@ def test_replaced_twice_under_traffic_loses_nothing_and_keeps_everything(
         # The remote has not noticed.
         assert [both.b.circuit(each)["transitions"] for each in NAMES] == flaps
         assert [both.b.circuit(each)["state"] for each in NAMES] == ["up"] * 3
+
+
+WAITS = """
+import pathlib, time
+from vela.supervisor.predecessor import Predecessor
+receive = Predecessor.receive
+def waits(self, *arguments):
+    waits_at, goes_on = map(pathlib.Path, {paths!r})
+    waits_at.touch()
+    while not goes_on.exists():
+        time.sleep(0.005)
+    return receive(self, *arguments)
+Predecessor.receive = waits
+"""
+
+
+def test_replaced_while_another_session_follows_waits_for_it(
+    routers: TwoRouters, tmp_path: Path
+) -> None:
+    """Encrypted circuits seek one when the process that holds their keys was lost."""
+    waits_at, goes_on = paths = tmp_path / "waits", tmp_path / "goes on"
+    with three(routers, KINDS["encrypted"], str(tmp_path)) as both:
+        with patched(both.a, HEARS_LATE):
+            both.a.replace()
+        flaps = [both.b.circuit(each)["transitions"] for each in NAMES]
+        holder = holder_of(both.a)
+        assert holder
+        with pinging(both, 0.01) as pings:
+            with patched(both.a, WAITS.format(paths=[*map(str, paths)])):
+                both.a.launch("--replace")
+            eventually(waits_at.exists, 20.0, "the new velad to be ready to take over")
+            length = len(both.a.log())
+            os.kill(holder, signal.SIGKILL)
+            eventually(
+                lambda: "another session follows" in both.a.log()[length:], 20.0, "that session"
+            )
+            goes_on.touch()
+            both.a.await_ready()
+            missing, _ = end(pings, both)
+
+        assert missing == [0, 0, 0]
+        assert [both.b.circuit(each)["transitions"] for each in NAMES] == flaps
 
 
 @pytest.fixture

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from simulated_link import KEY, Link, Machine, nonces, one_sided
+from simulated_link import KEY, OFFER, Link, Machine, nonces, one_sided
 
 from vela.signaling.continuation import Continuation
 from vela.signaling.events import Agreed, Down, ProbeAnswered, Up
@@ -154,3 +155,33 @@ def test_document_says_no_key() -> None:
     document = json.dumps(handed_over(up().machines[0]))
 
     assert KEY.key.hex() not in document
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_session_that_another_one_follows_is_handed_over_before_or_after_that(
+    key: Key | None,
+) -> None:
+    """Frames go on meanwhile, and no other process could."""
+    link = up(key)
+    one, other = link.machines
+    assert one.session is not None
+    assert other.session is not None
+    before, began = nonces(one.session), link.now
+
+    one.session.set_offer(replace(OFFER, bridge="br-lan"), link.now)
+    link.collect(one)
+    seen: list[set[bool]] = [set(), set()]
+    while link.now < began + 5.0:
+        link.run(link.now + 0.0005)
+        for machine, states in zip(link.machines, seen, strict=True):
+            assert machine.session is not None
+            assert machine.session.changes_over or machine.session.continuation() is not None
+            states.add(machine.session.changes_over)
+        if nonces(one.session) != nonces(other.session):
+            # The other end has the new one already, and would refuse the present one.
+            assert one.session.changes_over
+
+    assert nonces(one.session) != before
+    assert all(machine.since(began, Down) == [] for machine in link.machines)
+    assert seen == [{False, True}, {False, True}]
+    assert not any(machine.session.changes_over for machine in link.machines if machine.session)
