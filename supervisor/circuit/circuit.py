@@ -365,6 +365,16 @@ class Circuit:
         self._dialogue.release()
         self._carriage.probe()
 
+    def renew_keys(self) -> None:
+        """Seek a session with keys of this process's, after resume(). It may be too late for it."""
+        if self.state is State.UP:
+            self._dialogue.renew_keys()
+
+    @property
+    def renews(self) -> bool:
+        """Whether it is up, and seeks another session."""
+        return self.state is State.UP and self._dialogue.renews
+
     @property
     def changes_over(self) -> bool:
         """Whether it is up, and another session takes the place of the one that it has."""

@@ -192,6 +192,17 @@ class Dialogue:
         session.resume(former, now)
         self.agreement = session.agreement
 
+    def renew_keys(self) -> None:
+        """See Session.renew_keys."""
+        if self._channel is not None:
+            self._channel.session.renew_keys(self._loop.now())
+            self._channel.pump()
+
+    @property
+    def renews(self) -> bool:
+        """See Session.renews."""
+        return self._channel is not None and self._channel.session.renews
+
     @property
     def changes_over(self) -> bool:
         """See Session.changes_over."""

@@ -57,6 +57,9 @@ MAX_ID_CHANGES = 16
 SETTLE_S = 3.0
 SETTLE_AGAIN_S = 0.005
 
+RENEWALS_AT_ONCE = 32
+RENEWAL_INTERVAL_S = 0.02
+
 HOOK_KEYS = frozenset({"up", "down"})
 
 ChangeHandler = Callable[[Mapping[str, object]], object]
@@ -85,6 +88,8 @@ class Registry:
         self._loop = loop
         self._control_channel = control_channel
         self._frozen = False
+        self._settles = False
+        self._without_keys: deque[Circuit] = deque()
         self._new_engine: tuple[LoadedEngine, Features] | None = None
         self._lines = lines
         self._port = config.daemon.port
@@ -498,6 +503,7 @@ class Registry:
 
         A circuit that is handed over while it does begins anew.
         """
+        self._settles = True
         self._await_settled(self._loop.now() + SETTLE_S, done)
 
     def _await_settled(self, until: float, done: Callback) -> None:
@@ -505,6 +511,12 @@ class Registry:
             self._loop.call_later(SETTLE_AGAIN_S, lambda: self._await_settled(until, done))
         else:
             done()
+            # If nothing comes of it.
+            self._loop.call_later(SETTLE_S, self._go_on_renewing)
+
+    def _go_on_renewing(self) -> None:
+        self._settles = False
+        self._renew_keys()
 
     def freeze(self) -> None:
         """Let circuits carry frames and do nothing else, until thaw()."""
@@ -520,6 +532,7 @@ class Registry:
             self._loop.guard(circuit.thaw)
             if name in retired and not circuit.disabled:
                 self._loop.guard(circuit.restart)
+        self._go_on_renewing()
 
     def resume(
         self, former: Mapping[str, Standing], may: Callable[[CircuitConfig], bool] = lambda _: True
@@ -535,10 +548,28 @@ class Registry:
                 continue
             if circuit.idle and may(circuit.config) and circuit.resume(standing):
                 resumed.add(name)
+                self._without_keys.append(circuit)
             elif standing.hooked and circuit.hooks is not None:
                 circuit.hooks.resume()
                 circuit.hooks.follow(up=False)
+        self._loop.call_soon(self._renew_keys)
         return frozenset(resumed)
+
+    def _renew_keys(self) -> None:
+        """Let circuits that were resumed seek sessions with keys of this process's, few at a time.
+
+        A handshake takes milliseconds of a CPU at either end. If hundreds begin together, the
+        last ones are not through when the remote gives them up.
+        """
+        if self._frozen or self._settles:
+            return
+        under_way = sum(circuit.renews for circuit in self._circuits.values())
+        # At least one: a remote that does not answer holds nobody up.
+        for _ in range(max(1, RENEWALS_AT_ONCE - under_way)):
+            if not self._without_keys:
+                return
+            self._loop.guard(self._without_keys.popleft().renew_keys)
+        self._loop.call_later(RENEWAL_INTERVAL_S, self._renew_keys)
 
     def each(self) -> tuple[Circuit, ...]:
         """Return all circuits that there are."""

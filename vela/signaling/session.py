@@ -270,9 +270,10 @@ class Session:
     def resume(self, former: Continuation, now: float) -> None:
         """Go on with a session of another process that is over, in place of start().
 
-        The remote does not notice. Where frames are encrypted another session is sought beside it
-        at once, and frames go on with the keys that the worker has. Raises ValueError, also if
-        the remote may have missed this end since; the session is then to be forgotten.
+        The remote does not notice. Where frames are encrypted they go on with the keys that the
+        worker has, and renew_keys() is to follow before the remote misses KEEPALIVEs: none can be
+        tagged. Raises ValueError, also if the remote may have missed this end since; the session
+        is then to be forgotten.
         """
         link = former.link(self.circuit_id)
         self._local.resume(link, former)
@@ -284,7 +285,19 @@ class Session:
         self._vars.last_heard_at, self._vars.rtt_s = former.heard_at, former.rtt_s
         self._adjacency.go_on(now)
         self._remote_port.translated = former.translated
-        if self._local.cipher is not None:
+
+    @property
+    def renews(self) -> bool:
+        """Whether another session is sought, or takes the place of the present one."""
+        return self._vars.renewal is not None or self._vars.state is State.LINKED
+
+    def renew_keys(self, now: float) -> None:
+        """Seek another session beside one that was resumed and whose keys were another process's.
+
+        Not if it is over, or if another one is sought or has followed.
+        """
+        link = self._link
+        if link is not None and link.keys_lost and self._vars.renewal is None:
             self._renewer.seek(Purpose.KEYS, now)
 
     def close(self, reason: CloseReason, now: float) -> None:
