@@ -445,6 +445,57 @@ def test_restart_while_another_session_follows_waits_for_it(
         assert changes(both.b) == flaps
 
 
+MANY = [f"vela{number}" for number in range(200)]
+
+
+@pytest.mark.alone
+def test_restart_with_many_encrypted_circuits_loses_nothing(
+    routers: TwoRouters, store: FdStore, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    """Each has to have keys of the new velad's before its remote gives it up."""
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_text("k" * 40)
+    keys = {"key_file": str(key), "encryption": "required"}
+    most = {"max_circuits": len(MANY), "max_circuits_per_remote": len(MANY)}
+    tables = asking_for_each(routers.b.ipv4, MANY, keepalive=PATIENT_S, **keys)
+    targets = [f"172.16.{number}.2" for number, _ in enumerate(MANY, 1)]
+    with (
+        Velad(routers.b.namespace, policy(interfaces="vela*", **keys, **most)) as b,
+        StoredVelad(routers.a.namespace, tables, store) as a,
+    ):
+        for velad in (b, a):
+            velad.wait_for(all_are_up, 60.0, "all to be up")
+        eventually(
+            lambda: sum(name.startswith("udp-") for name in store.names) == len(MANY) + 3,
+            30.0,
+            "all sockets to be stored",
+        )
+        flaps = transitions(b)
+
+        with Pings(targets, 1.0, a.namespace) as pings:
+            pings.await_answers(1)
+            a.restart()
+            a.wait_for(all_are_up, 60.0, "all to be up")
+            # Longer than an end waits for the other one's keys.
+            pings.await_answers(5)
+            pings.stop()
+
+        figure(f"restart, {len(MANY)} encrypted: longest gap {max(pings.gaps()):.1f} s")
+        assert f"circuits={len(MANY)} of={len(MANY)}" in a.log()
+        assert sum(map(len, pings.unanswered())) == 0
+        assert transitions(b) == flaps
+
+
+def all_are_up(status: dict[str, Any]) -> bool:
+    states = [circuit["state"] for circuit in status["circuits"]]
+    return states == ["up"] * len(MANY)
+
+
+def transitions(velad: Velad) -> dict[str, int]:
+    return {each["name"]: each["transitions"] for each in velad.status()["circuits"]}
+
+
 def test_end_that_another_machine_has_set_up_goes_on_likewise(
     routers: TwoRouters, store: FdStore
 ) -> None:
