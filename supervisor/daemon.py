@@ -203,11 +203,7 @@ class Daemon:
                 self._on_request,
                 _find_group(config.daemon.control_group),
                 inheritance.take(CONTROL),
-                [
-                    Connected(client, subscribed)
-                    for subscribed in (False, True)
-                    for client in inheritance.take_clients(subscribed=subscribed)
-                ],
+                [Connected(fd, subscribed) for fd, subscribed in inheritance.take_clients()],
             )
             undo.callback(lambda: control_socket.close(leave=self._predecessor is not None))
             listening: dict[str, Listening] = {}

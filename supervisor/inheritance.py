@@ -186,11 +186,10 @@ class Inheritance:
             found.append(fd)
         return tuple(found)
 
-    def take_clients(self, *, subscribed: bool) -> tuple[int, ...]:
-        """Return who is connected to the control socket, and gets events or does not."""
-        kind = _SUBSCRIBER if subscribed else _CLIENT
-        names = [name for name in self._descriptors if name.startswith(kind)]
-        return tuple(self._descriptors.pop(name) for name in names)
+    def take_clients(self) -> tuple[tuple[int, bool], ...]:
+        """Return the connections to the control socket, and whether each gets events."""
+        names = [name for name in self._descriptors if name.startswith((_CLIENT, _SUBSCRIBER))]
+        return tuple((self._descriptors.pop(name), name.startswith(_SUBSCRIBER)) for name in names)
 
     def take_group(
         self, address: IPAddress, port: int, device: str | None = None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from lab.buffers import force_receive_buffer
 from lab.cpu import cpu_used
 from lab.errors import LabError
 from lab.program import Program
@@ -24,7 +25,6 @@ GRACE_S = 10.0
 
 # include/uapi/asm-generic/socket.h
 _SO_SNDBUFFORCE = 32
-_SO_RCVBUFFORCE = 33
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def blast_across(program: Program, segment: Segment, frame: int) -> Iterator[Bla
     ):
         # The variants that pass the machine's own limit.
         sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER_BYTES)
-        sink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
+        force_receive_buffer(sink, BUFFER_BYTES)
         sink.bind((segment.b.address, PORT))
         sender.connect((segment.b.address, PORT))
         yield Blast(program, segment, sender, sink, payload)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
 
+from lab.buffers import force_receive_buffer
 from lab.errors import LabError
 from lab.headers import ETHERTYPE_VLAN
 from lab.link import Interface
@@ -16,7 +17,6 @@ from lab.resource import Resource
 from lab.waiting import PATIENCE
 
 # include/uapi/asm-generic/socket.h, linux/if_ether.h, linux/if_packet.h
-_SO_RCVBUFFORCE = 33
 _SO_TIMESTAMPNS = 35
 _ETH_P_ALL = 0x0003
 _SOL_PACKET = 263
@@ -58,7 +58,7 @@ class Capture(Resource):
         # Protocol 0 receives nothing: no frame of another interface before bind.
         self._socket = interface.namespace.socket(socket.AF_PACKET, socket.SOCK_RAW)
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
+            force_receive_buffer(self._socket, BUFFER_BYTES)
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
             self._socket.setblocking(False)

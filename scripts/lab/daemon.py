@@ -439,6 +439,23 @@ def velactl(control_socket: Path, *argv: str) -> subprocess.CompletedProcess[str
         raise LabError(f"velactl {' '.join(argv)}: no answer in {VELACTL_TIMEOUT_S:g} s") from err
 
 
+@contextmanager
+def running_velactl(velad: Velad, *argv: str) -> Iterator[subprocess.Popen[str]]:
+    """Run velactl inside, its output a pipe, and end it on leaving."""
+    command, env = entry_point("velactl", "vela.supervisor.velactl")
+    line = [*command, "--socket", str(velad.control_socket), *argv]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def is_asked(velad: Velad) -> bool:
+    """Tell whether a client from outside the namespace is connected."""
+    return str(velad.control_socket) in Path("/proc/net/unix").read_text()
+
+
 def entry_point(script: str, module: str) -> tuple[list[str], dict[str, str]]:
     """Return the command and environment of an installed script, or of this source tree's."""
     env = dict(os.environ)

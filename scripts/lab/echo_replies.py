@@ -7,6 +7,7 @@ import socket
 import time
 from struct import Struct
 
+from lab.buffers import force_receive_buffer
 from lab.namespace import Namespace
 from lab.resource import Resource
 
@@ -14,7 +15,6 @@ from lab.resource import Resource
 _ECHO = Struct("!BBHHH")
 _REPLY = {4: 0, 6: 129}
 _LARGEST = 65535
-_SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 _BUFFER_BYTES = 4 << 20
 
 
@@ -31,7 +31,7 @@ class EchoReplies(Resource):
         self._identifier = identifier
         self._numbers: set[int] = set()
         self._socket = namespace.socket(family, socket.SOCK_RAW, protocol)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+        force_receive_buffer(self._socket, _BUFFER_BYTES)
         self._socket.setblocking(False)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from itertools import pairwise
 from struct import Struct
 
+from lab.buffers import force_receive_buffer
 from lab.namespace import Namespace
 from lab.resource import Resource
 from lab.waiting import eventually
@@ -20,7 +21,6 @@ from lab.waiting import eventually
 _ECHO = Struct("!BBHHH")
 _REQUEST, _ANSWER = 8, 0
 _LARGEST = 2048
-_SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 _BUFFER_BYTES = 32 << 20
 
 ANSWER_TIMEOUT_S = 60.0
@@ -46,7 +46,7 @@ class Pings(Resource):
         make = socket.socket if namespace is None else namespace.socket
         self._socket = make(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         # Answers that were held up come all at once, to a thread that may wait for a CPU.
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+        force_receive_buffer(self._socket, _BUFFER_BYTES)
         self._end, self._ends = os.pipe()
         self._thread = threading.Thread(target=self._run, daemon=True)
 

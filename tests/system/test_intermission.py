@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from late_session import HEARS_LATE
+from sealed_circuit import psk_file
 
 from lab.autoconfigured import Ends, asking, asking_for_each, interfaces, policy
 from lab.circuit import ADDRESSES_A, ADDRESSES_B, MAC_A, MAC_B, NAME, circuit_table
@@ -89,14 +90,14 @@ def wait_until_up(both: Stored) -> None:
             velad.wait_for_state(name, "up")
 
 
-def wait_until_stored(store: FdStore) -> None:
+def wait_until_stored(store: FdStore, circuits: int = len(NAMES), within_s: float = 10.0) -> None:
     """The circuits' own sockets, behind the three that listen, are the last to come."""
-    wanted = len(NAMES) + 3
+    wanted = circuits + 3
 
     def stored() -> bool:
         return sum(name.startswith("udp-") for name in store.names) == wanted
 
-    eventually(stored, 10.0, "all sockets to be stored")
+    eventually(stored, within_s, "all sockets to be stored")
 
 
 @pytest.fixture
@@ -132,8 +133,9 @@ def wait_for_pages(store: FdStore, names: list[str]) -> None:
 
 
 def changes(velad: Velad) -> list[int]:
-    """Return how often each circuit has changed its state."""
-    return [velad.circuit(name)["transitions"] for name in NAMES]
+    """Return how often each circuit, in the order of names, has changed its state."""
+    circuits = sorted(velad.status()["circuits"], key=lambda each: str(each["name"]))
+    return [each["transitions"] for each in circuits]
 
 
 @pytest.mark.parametrize("kind", ["plain", "keyed", "listening port", "encrypted"])
@@ -453,10 +455,7 @@ def test_restart_with_many_encrypted_circuits_loses_nothing(
     routers: TwoRouters, store: FdStore, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
     """Each has to have keys of the new velad's before its remote gives it up."""
-    key = tmp_path / "key"
-    key.touch(0o600)
-    key.write_text("k" * 40)
-    keys = {"key_file": str(key), "encryption": "required"}
+    keys = {"key_file": str(psk_file(tmp_path)), "encryption": "required"}
     most = {"max_circuits": len(MANY), "max_circuits_per_remote": len(MANY)}
     tables = asking_for_each(routers.b.ipv4, MANY, keepalive=PATIENT_S, **keys)
     targets = [f"172.16.{number}.2" for number, _ in enumerate(MANY, 1)]
@@ -466,12 +465,8 @@ def test_restart_with_many_encrypted_circuits_loses_nothing(
     ):
         for velad in (b, a):
             velad.wait_for(all_are_up, 60.0, "all to be up")
-        eventually(
-            lambda: sum(name.startswith("udp-") for name in store.names) == len(MANY) + 3,
-            30.0,
-            "all sockets to be stored",
-        )
-        flaps = transitions(b)
+        wait_until_stored(store, len(MANY), 30.0)
+        flaps = changes(b)
 
         with Pings(targets, 1.0, a.namespace) as pings:
             pings.await_answers(1)
@@ -484,16 +479,12 @@ def test_restart_with_many_encrypted_circuits_loses_nothing(
         figure(f"restart, {len(MANY)} encrypted: longest gap {max(pings.gaps()):.1f} s")
         assert f"circuits={len(MANY)} of={len(MANY)}" in a.log()
         assert sum(map(len, pings.unanswered())) == 0
-        assert transitions(b) == flaps
+        assert changes(b) == flaps
 
 
 def all_are_up(status: dict[str, Any]) -> bool:
     states = [circuit["state"] for circuit in status["circuits"]]
     return states == ["up"] * len(MANY)
-
-
-def transitions(velad: Velad) -> dict[str, int]:
-    return {each["name"]: each["transitions"] for each in velad.status()["circuits"]}
 
 
 def test_end_that_another_machine_has_set_up_goes_on_likewise(

@@ -8,9 +8,6 @@ import os
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import jsonschema
 import pytest
@@ -18,7 +15,7 @@ from status_schema import schema, strict
 
 from lab.autoconfigured import asking, ends, policy, wait_until_up
 from lab.circuit import NAME
-from lab.daemon import Velad, entry_point
+from lab.daemon import Velad, entry_point, is_asked, running_velactl
 from lab.topology import TwoRouters
 from lab.waiting import eventually
 
@@ -26,20 +23,6 @@ pytestmark = pytest.mark.needs_net_admin
 
 TEXT = "to Zürich, ticket 4711"
 ADD = ("add", "vela7", "--remote", "10.201.0.2", "--description", TEXT)
-
-
-@contextmanager
-def running(velad: Velad, *argv: str) -> Iterator[subprocess.Popen[str]]:
-    """Run velactl inside, and end it on leaving."""
-    command, env = entry_point("velactl", "vela.supervisor.velactl")
-    socket = ("--socket", str(velad.control_socket))
-    with subprocess.Popen(
-        [*command, *socket, *argv], stdout=subprocess.PIPE, text=True, env=env
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
 
 
 def alias(velad: Velad, name: str) -> object:
@@ -148,9 +131,9 @@ def test_status_of_a_running_velad_fits_the_schema_and_knows_the_worker(
 def test_monitor_shows_a_change_while_it_happens(routers: TwoRouters) -> None:
     with ends(routers, asking(routers.b.ipv4), policy()) as both:
         wait_until_up(both)
-        with running(both.a, "monitor", "--json", NAME) as process:
+        with running_velactl(both.a, "monitor", "--json", NAME) as process:
             assert process.stdout is not None
-            eventually(lambda: watched(both.a), 10.0, "velactl to subscribe")
+            eventually(lambda: is_asked(both.a), 10.0, "velactl to subscribe")
             began = time.time()
             both.a.control("down", NAME)
             event = json.loads(process.stdout.readline())
@@ -158,11 +141,6 @@ def test_monitor_shows_a_change_while_it_happens(routers: TwoRouters) -> None:
         assert (event["event"], event["circuit"]) == ("state", NAME)
         assert (event["was"], event["state"]) == ("up", "disabled")
         assert began - 1 < event["time"] < time.time()
-
-
-def watched(velad: Velad) -> bool:
-    """Tell whether a client from outside the namespace is connected."""
-    return str(velad.control_socket) in Path("/proc/net/unix").read_text()
 
 
 def test_log_level_changes_at_run_time(routers: TwoRouters) -> None:

@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from lab.autoconfigured import asking, ends, policy, wait_until_up
 from lab.circuit import ADDRESSES_A, NAME
-from lab.daemon import Velad, entry_point
+from lab.daemon import Velad, running_velactl
 from lab.topology import TwoRouters
 from lab.waiting import eventually
 
 pytestmark = pytest.mark.needs_net_admin
-
-
-@contextmanager
-def running(velad: Velad, *argv: str) -> Iterator[subprocess.Popen[str]]:
-    """Run velactl inside, and end it on leaving."""
-    command, env = entry_point("velactl", "vela.supervisor.velactl")
-    socket = ("--socket", str(velad.control_socket))
-    with subprocess.Popen(
-        [*command, *socket, *argv], stdout=subprocess.DEVNULL, text=True, env=env
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
 
 
 def table(routers: TwoRouters, number: int, **settings: Any) -> str:
@@ -204,7 +188,7 @@ def test_reload_that_is_asked_for_during_another_one_is_not_lost(routers: TwoRou
 
     with Velad(routers.a.namespace, config(1400, 1)) as velad:
         velad.configure(config(1300, 101))
-        with running(velad, "reload") as first:
+        with running_velactl(velad, "reload") as first:
             velad.wait_for(
                 lambda status: any(each["id"] > 100 for each in status["circuits"]),
                 10.0,
@@ -237,7 +221,7 @@ def test_status_is_answered_while_many_circuits_are_made_anew(
     with Velad(routers.a.namespace, config(1)) as velad:
         velad.configure(config(101))
         answers = 0
-        with running(velad, "reload") as reload:
+        with running_velactl(velad, "reload") as reload:
             while reload.poll() is None:
                 velad.status()
                 answers += 1

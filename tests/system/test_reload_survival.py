@@ -25,6 +25,7 @@ from vela.supervisor.config.identity import generate
 
 pytestmark = pytest.mark.needs_net_admin
 
+PINGS = 1000
 CPUS = os.sched_getaffinity(0)
 Settings = dict[str, Any]
 
@@ -220,8 +221,8 @@ def pinging(velad: Velad) -> Iterator[Pings]:
 
 
 def lost(pings: Pings) -> int:
-    """Return how many requests were never answered, up to a while from now."""
-    pings.await_answers(300)
+    """Return how many requests were never answered, PINGS more included."""
+    pings.await_answers(PINGS)
     pings.stop()
     return len(pings.unanswered()[0])
 
