@@ -55,6 +55,10 @@ class SimulatedClock:
     def now(self) -> float:
         return self._now
 
+    def pass_time(self, seconds: float) -> None:
+        """Be that much later: what a callback took."""
+        self._now += seconds
+
     def wait(self, selector: selectors.BaseSelector, timeout_s: float | None) -> Ready:
         ready = selector.select(0)
         if not ready:

@@ -32,6 +32,10 @@ SLACK_S = 0.05
 """Of what each of many circuits does every second or so: all that is due does it in one wake-up of
 velad, and so most of the answers are read. Measured with 255 circuits: docs/performance.md."""
 
+TIMERS_AT_ONCE = 16
+"""Before the loop looks at what has arrived. On a host without CPU to spare hundreds are due at
+once. If all were called first, sessions would be given up whose KEEPALIVE waits to be read."""
+
 Callback = Callable[[], object]
 """Its result is ignored."""
 
@@ -265,8 +269,8 @@ class EventLoop:
     def _fire_timers(self) -> None:
         now = self.now()
         # Only those due now: a timer that sets itself again must not keep the loop here.
-        due = []
-        while self._timers and self._timers[0][0] <= now:
+        due: list[Timer] = []
+        while self._timers and self._timers[0][0] <= now and len(due) < TIMERS_AT_ONCE:
             due.append(heapq.heappop(self._timers)[2])
         for timer in due:
             self.guard(timer.fire)

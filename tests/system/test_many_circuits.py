@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import fork_pace
 import pytest
+from many_circuits import CONFIG_A, CONFIG_B, COUNT
 
 from lab.cpu import busy_s, ran_s
 from lab.daemon import Velad
@@ -20,7 +22,7 @@ from lab.waiting import eventually
 
 pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
 
-COUNT = 255
+# Both are those of a usual machine: see fork_pace.
 UP_WITHIN_S, KEYED_UP_WITHIN_S = 5.0, 6.5
 # Two hosts share the cores here, with whatever else the machine does: the best try counts.
 MOST_TRIES = 3
@@ -29,24 +31,6 @@ MEMORY_LIMIT_KB = 3 * 1024
 IDLE_S = 3.0
 # 51 keepalives each way a second: less than a thirtieth of a core, on a machine as of today.
 IDLE_CPU_S = 0.6
-
-CONFIG_A = "".join(
-    f"""
-[circuits.vela{number}]
-id = {number}
-remote = "10.201.0.2"
-addresses = ["172.16.{number}.1/30"]
-[circuits.vela{number}.peer]
-addresses = ["172.16.{number}.2/30"]
-"""
-    for number in range(1, COUNT + 1)
-)
-CONFIG_B = """
-[autoconfigure]
-from = ["10.201.0.0/24"]
-networks = ["172.16.0.0/16"]
-max_circuits = 255
-"""
 
 
 def ups(velad: Velad) -> dict[str, float]:
@@ -87,17 +71,24 @@ class Try:
     others_s: float
     """Of it, what the CPUs spent on others, the hypervisor's and the kernel's own included; in the
     mean over them. Without these, all would have been up so much earlier."""
+    slowness: float
+    """How many times slower than the usual one the machine was just before."""
 
     @property
     def took_s(self) -> float:
-        return self.wall_s - self.others_s
+        """On the usual machine."""
+        return (self.wall_s - self.others_s) / self.slowness
 
     def __str__(self) -> str:
-        return f"{self.took_s:.1f} s (and {self.others_s:.1f} s for others)"
+        return (
+            f"{self.took_s:.1f} s ({self.wall_s:.1f} s, {self.others_s:.1f} s of it for others, "
+            f"on a machine {self.slowness:.1f} times slower than usual)"
+        )
 
 
 def bring_up(first: Velad, second: Velad) -> Try:
     """Start both, the second when the first is ready."""
+    slowness = fork_pace.slowness()
 
     def used_s() -> float:
         started = [each for each in (first, second) if each.process is not None]
@@ -114,7 +105,8 @@ def bring_up(first: Velad, second: Velad) -> Try:
     )
     up_at = max(at for each in (first, second) for at in ups(each).values())
     others = (busy_s() - busy) - (used_s() - ours)
-    return Try(up_at - launched_at, max(0.0, others) / len(os.sched_getaffinity(0)))
+    others_s = max(0.0, others) / len(os.sched_getaffinity(0))
+    return Try(up_at - launched_at, others_s, slowness)
 
 
 def workers_of(velad: Velad) -> list[int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
+from simulation import SimulatedClock
 
-from vela.supervisor.runtime.burst import Burst, Pause
+from vela.supervisor.runtime.burst import AT_ONCE_S, Burst, Pause
 from vela.supervisor.runtime.loop import EventLoop
 
 
@@ -80,3 +82,38 @@ def test_more_work_is_done_together_the_more_there_was(loop: EventLoop) -> None:
     assert third - second >= 4 * each_s
     # The four were together.
     assert bursts[1][-1] - bursts[1][0] < 4 * each_s
+
+
+def test_long_burst_lets_the_loop_look_at_what_has_arrived_and_goes_on() -> None:
+    clock = SimulatedClock()
+    loop = EventLoop(clock)
+    arrived, sender = os.pipe()
+    number, at_once = 10, 4
+    done: list[str] = []
+
+    def work() -> None:
+        clock.pass_time(AT_ONCE_S / at_once)
+        done.append("work")
+        if done.count("work") == number:
+            loop.call_soon(loop.stop)
+
+    def read() -> None:
+        os.read(arrived, 1)
+        done.append("read")
+
+    try:
+        burst = Burst(loop, Pause(shortest_s=1.0))
+        for _ in range(number):
+            burst.add(work)
+        loop.watch(arrived, read)
+        os.write(sender, bytes(3))
+
+        began = loop.now()
+        loop.run()
+
+        assert done == ["read", *["work"] * 4, "read", *["work"] * 4, "read", *["work"] * 2]
+        assert loop.now() - began == pytest.approx(number * AT_ONCE_S / at_once)
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(arrived)
+        os.close(sender)
