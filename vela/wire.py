@@ -19,7 +19,7 @@ IPV6_HEADER = 40  # RFC 8200, section 3
 UDP_HEADER = 8  # RFC 768
 TCP_HEADER = 20  # RFC 9293, section 3.1, without options
 CIRCUIT_ID = 1  # docs/protocol.md, section 2
-DATA_HEADER = CIRCUIT_ID  # goes before each frame; dataplane/frame.py writes and reads it
+DATA_HEADER = CIRCUIT_ID  # goes before each frame: put_data_header()
 ETHERNET_HEADER = 14  # IEEE 802.3, 3.1.1: two addresses and the EtherType, no FCS
 VLAN_TAG = 4  # IEEE 802.1Q, 9.6
 ESCAPE = 1  # docs/protocol.md, section 3
@@ -52,6 +52,16 @@ class Suite(IntEnum):
 
     AES_256_GCM = 1  # NIST SP 800-38D
     CHACHA20_POLY1305 = 2  # RFC 8439
+
+
+def put_data_header(data: bytearray, frame: int, circuit_id: int) -> int:
+    """Write the data header before data[frame:], and return where it begins.
+
+    Its twin is in dataplane/native/frame.h.
+    """
+    start = frame - DATA_HEADER
+    data[start] = circuit_id
+    return start
 
 
 def overhead(family: Family, *, encrypted: bool) -> int:

@@ -13,7 +13,7 @@ from vela.dataplane.frame import (
     VERIFICATION_BYTE,
     VERIFICATION_HEADER,
 )
-from vela.wire import FRAME_COUNTER, PHASE
+from vela.wire import DATA_HEADER, FRAME_COUNTER, PHASE, put_data_header
 
 IDENTIFIER = 8
 """Bytes. Whoever is not on the path cannot guess what is random."""
@@ -26,8 +26,9 @@ SEAL_ROOM = PHASE + FRAME_COUNTER
 
 SEND_TRIES = 2  # a connected socket first reports what ICMP said of an earlier datagram
 
-_MESSAGE = struct.Struct(f">BBB{IDENTIFIER}sQ")
-assert _MESSAGE.size == VERIFICATION_HEADER
+_MESSAGE = struct.Struct(f">BB{IDENTIFIER}sQ")
+"""Behind the data header."""
+assert DATA_HEADER + _MESSAGE.size == VERIFICATION_HEADER
 
 
 def echo_request(circuit_id: int, identifier: bytes, now: float, size: int = 0) -> bytes:
@@ -37,15 +38,18 @@ def echo_request(circuit_id: int, identifier: bytes, now: float, size: int = 0) 
     of UDP payload; no smaller than the message without padding.
     """
     timestamp_us = int(now * 1e6)
-    message = _MESSAGE.pack(circuit_id, VERIFICATION_BYTE, ECHO_REQUEST, identifier, timestamp_us)
-    return message.ljust(size, b"\0")
+    message = bytearray(max(size, VERIFICATION_HEADER))
+    put_data_header(message, DATA_HEADER, circuit_id)
+    said = VERIFICATION_BYTE, ECHO_REQUEST, identifier, timestamp_us
+    _MESSAGE.pack_into(message, DATA_HEADER, *said)
+    return bytes(message)
 
 
 def answered_request(datagram: bytes | bytearray | memoryview) -> bytes | None:
     """Return the identifier of the request that a datagram answers; None: it is no echo reply."""
     if len(datagram) < VERIFICATION_HEADER:
         return None
-    _, first, kind, identifier, _ = _MESSAGE.unpack_from(datagram)
+    first, kind, identifier, _ = _MESSAGE.unpack_from(datagram, DATA_HEADER)
     return identifier if (first, kind) == (VERIFICATION_BYTE, ECHO_REPLY) else None
 
 

@@ -10,7 +10,14 @@ from enum import IntEnum
 
 from vela.dataplane.checksum import complete, is_partial
 from vela.dataplane.counters import Slot
-from vela.wire import DATA_HEADER, ESCAPE, ETHERNET_HEADER, IPV4_HEADER, IPV6_HEADER
+from vela.wire import (
+    DATA_HEADER,
+    ESCAPE,
+    ETHERNET_HEADER,
+    IPV4_HEADER,
+    IPV6_HEADER,
+    put_data_header,
+)
 
 ESCAPE_BYTE = 0x40
 VERIFICATION_BYTE = 0x41
@@ -22,7 +29,7 @@ ETHERTYPE_IPV4 = b"\x08\x00"
 ETHERTYPE_IPV6 = b"\x86\xdd"
 
 # docs/protocol.md, section 5: circuit id, 0x41, type, identifier (8), timestamp (8).
-VERIFICATION_HEADER = 1 + 1 + 1 + 8 + 8
+VERIFICATION_HEADER = DATA_HEADER + 1 + 1 + 8 + 8
 ECHO_REQUEST = 1
 ECHO_REPLY = 2
 
@@ -179,19 +186,14 @@ class Encapsulator:
         Return where the datagram starts (it ends where the frame does) and
         whether the header was elided. Raises Dropped.
         """
-        packet = start + ETHERNET_HEADER
         if self._travels_elided(data, start, end):
-            datagram = packet - DATA_HEADER
-            data[datagram] = self._circuit_id
-            return datagram, True
+            return put_data_header(data, start + ETHERNET_HEADER, self._circuit_id), True
         if self._only_elided:
             raise Dropped(Slot.TX_NOT_IP)
-        datagram = start - DATA_HEADER
         if needs_escape(data[start]):
-            data[start - ESCAPE] = ESCAPE_BYTE
-            datagram -= ESCAPE
-        data[datagram] = self._circuit_id
-        return datagram, False
+            start -= ESCAPE
+            data[start] = ESCAPE_BYTE
+        return put_data_header(data, start, self._circuit_id), False
 
     def _can_elide_none(self, data: bytearray, start: int, end: int) -> bool:
         return False

@@ -12,11 +12,11 @@ from enum import IntEnum
 from vela.dataplane.counters import Slot
 from vela.dataplane.ecn import CE, NOT_ECT
 from vela.dataplane.frame import PIECE_BYTE, REBUILD_ROOM, Dropped
-from vela.wire import CIRCUIT_ID, ESCAPE
+from vela.wire import CIRCUIT_ID, DATA_HEADER, ESCAPE, put_data_header
 
-# Circuit id, 0x44, index, length and number of the frame.
-_HEADER = struct.Struct("!BBBHI")
-PIECE_HEADER = _HEADER.size
+# Behind the data header: 0x44, index, length and number of the frame.
+_HEADER = struct.Struct("!BBHI")
+PIECE_HEADER = DATA_HEADER + _HEADER.size
 _LAST, _INDEX = 0x80, 0x3F
 
 MAX_PIECES = 64
@@ -66,9 +66,12 @@ class Cutter:
         pieces = []
         for index in range(count):
             last = _LAST if index + 1 == count else 0
-            header = (self._circuit_id, PIECE_BYTE, index | last, length, self._number)
-            part = bytes(content[index * size :][:size]).ljust(size, b"\0")
-            pieces.append(memoryview(_HEADER.pack(*header) + part))
+            piece = bytearray(PIECE_HEADER + size)
+            put_data_header(piece, DATA_HEADER, self._circuit_id)
+            _HEADER.pack_into(piece, DATA_HEADER, PIECE_BYTE, index | last, length, self._number)
+            part = content[index * size :][:size]
+            piece[PIECE_HEADER : PIECE_HEADER + len(part)] = part
+            pieces.append(memoryview(piece))
         self._number = (self._number + self._step) % _NUMBERS
         return pieces
 
@@ -107,7 +110,7 @@ class Joiner:
         """
         if end - start <= PIECE_HEADER:
             raise Dropped(Slot.RX_SHORT)
-        circuit_id, _, flags, length, number = _HEADER.unpack_from(data, start)
+        _, flags, length, number = _HEADER.unpack_from(data, start + DATA_HEADER)
         size = end - start - PIECE_HEADER
         count = -(-length // size)
         index, last = flags & _INDEX, bool(flags & _LAST)
@@ -125,7 +128,7 @@ class Joiner:
             self._sweep(now)
             self._give_up(number % JOIN_SLOTS)
             buffer = bytearray(REBUILD_ROOM + CIRCUIT_ID + length)
-            buffer[REBUILD_ROOM] = circuit_id
+            buffer[REBUILD_ROOM] = data[start]
             frame = _Incomplete(number, length, size, now, buffer, set(range(count)), ecn)
             self._slots[number % JOIN_SLOTS] = frame
         if index not in frame.missing:

@@ -57,19 +57,18 @@ static bool needs_escape(uint8_t first)
 enum encapsulated encapsulate(const struct encapsulation *self, uint8_t *frame, size_t length,
 			      bool may_elide, uint8_t **datagram)
 {
-	uint8_t *start = frame - DATA_HEADER;
+	uint8_t *rest = frame;
 	enum encapsulated how = COMPLETE;
 
 	if (may_elide && can_elide(self, frame, length)) {
-		start += ETHERNET_HEADER;
+		rest += ETHERNET_HEADER;
 		how = ELIDED;
 	} else if (self->elision == ELISION_ALWAYS) {
 		return NOT_IP;
 	} else if (needs_escape(frame[0])) {
-		*start-- = ESCAPE_BYTE;
+		*--rest = ESCAPE_BYTE;
 	}
-	*start = self->circuit_id;
-	*datagram = start;
+	*datagram = put_data_header(rest, self->circuit_id);
 	return how;
 }
 

@@ -11,19 +11,28 @@
 
 enum {
 	CIRCUIT_ID = 1,
-	DATA_HEADER = CIRCUIT_ID, /* goes before each frame */
+	DATA_HEADER = CIRCUIT_ID, /* goes before each frame: put_data_header() */
 	ESCAPE = 1,
 	HEADROOM = DATA_HEADER + ESCAPE, /* bytes that go before a frame on the wire, at most */
 	ESCAPE_BYTE = 0x40,
 	VERIFICATION_BYTE = 0x41,
 	PIECE_BYTE = 0x44,
-	VERIFICATION_HEADER = 1 + 1 + 1 + 8 + 8, /* docs/protocol.md, section 5 */
+	VERIFICATION_HEADER = DATA_HEADER + 1 + 1 + 8 + 8, /* docs/protocol.md, section 5 */
 	ECHO_REQUEST = 1,
 	ECHO_REPLY = 2,
 };
 
 /* vela.dataplane.frame.Elision */
 enum elision { ELISION_NEVER, ELISION_KNOWN, ELISION_ALWAYS };
+
+/* Write the data header before a frame, and return where it begins. Its twin is in vela/wire.py. */
+static inline uint8_t *put_data_header(uint8_t *frame, uint8_t circuit_id)
+{
+	uint8_t *start = frame - DATA_HEADER;
+
+	*start = circuit_id;
+	return start;
+}
 
 struct encapsulation {
 	uint8_t circuit_id;

@@ -24,8 +24,8 @@ struct cut cut_evenly(size_t length, size_t room)
 void write_piece_header(uint8_t *at, uint8_t circuit_id, const struct cut *cut, size_t index, size_t length,
 			uint32_t number)
 {
-	at[0] = circuit_id;
-	at[CIRCUIT_ID] = PIECE_BYTE;
+	put_data_header(at + DATA_HEADER, circuit_id);
+	at[DATA_HEADER] = PIECE_BYTE;
 	at[PIECE_INDEX_AT] = (uint8_t)(index | (index + 1 == cut->count ? PIECE_LAST : 0));
 	put16(at + PIECE_LENGTH_AT, (uint16_t)length);
 	put32(at + PIECE_NUMBER_AT, number);

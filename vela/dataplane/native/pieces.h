@@ -12,8 +12,8 @@
 enum {
 	PIECE_LAST = 0x80,
 	PIECE_INDEX = 0x3f,
-	/* From the circuit id: 0x44, index, length and number of the frame. */
-	PIECE_INDEX_AT = CIRCUIT_ID + 1,
+	/* Behind the data header: 0x44, index, length and number of the frame. */
+	PIECE_INDEX_AT = DATA_HEADER + 1,
 	PIECE_LENGTH_AT = PIECE_INDEX_AT + 1,
 	PIECE_NUMBER_AT = PIECE_LENGTH_AT + 2,
 	PIECE_HEADER = PIECE_NUMBER_AT + 4,
