@@ -18,7 +18,7 @@ from vela.signaling.event_queue import EventQueue
 from vela.signaling.inputs import Input, Received, State
 from vela.signaling.link import Link
 from vela.signaling.local_end import LocalEnd
-from vela.signaling.messages import Keepalive, Probe, ProbeReply
+from vela.signaling.messages import Keepalive, MessageType, Probe, ProbeReply
 from vela.signaling.remote_port import RemotePort
 from vela.signaling.renewal import Purpose
 from vela.signaling.renewer import Renewer
@@ -220,7 +220,8 @@ class Adjacency:
         self._local.send(link.probe_reply(received.message_of(Probe).size), link)
 
     def take_probe_reply(self, received: Received) -> None:
-        self._events.put(events.ProbeAnswered(received.message_of(ProbeReply).size))
+        if self._vars.state is State.UP:
+            self._events.put(events.ProbeAnswered(received.message_of(ProbeReply).size))
 
     # Keys of frames. Each call is for the encryption that there is; others change nothing.
 
@@ -282,3 +283,11 @@ class Adjacency:
             self._due.pop(Input.KEYS_DUE, None)
         else:
             self._due[Input.KEYS_DUE] = due
+
+
+ACTIONS: dict[MessageType, Callable[[Adjacency, Received], None]] = {
+    MessageType.KEEPALIVE: Adjacency.take_keepalive,
+    MessageType.PROBE: Adjacency.answer_probe,
+    MessageType.PROBE_REPLY: Adjacency.take_probe_reply,
+}
+"""What the messages of a session do that both ends have; how it ends is Session's."""

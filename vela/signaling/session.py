@@ -41,7 +41,7 @@ from typing import TypeVar
 
 from vela.address import Endpoint, IPAddress
 from vela.reasons import Cause, Reason
-from vela.signaling import contention, events
+from vela.signaling import adjacency, contention, events
 from vela.signaling.acceptor import Accepted, Acceptor
 from vela.signaling.adjacency import Adjacency
 from vela.signaling.admission import Admission
@@ -665,8 +665,6 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.CONFIRMING, _M.KEEPALIVE): Session._on_first_keepalive,
     (_S.CONFIRMING, _M.CLOSE): _in_goodbye(Goodbye.answer),
     (_S.CONFIRMING, _M.REJECT): _in_seeker(Seeker.take_reject),
-    (_S.CONFIRMING, _M.PROBE): Session._ignore,
-    (_S.CONFIRMING, _M.PROBE_REPLY): Session._ignore,
     #
     (_S.REJECTED, _I.CLOSE_WANTED): _in_goodbye(Goodbye.finish),
     (_S.REJECTED, _I.SEND_DUE): _in_seeker(Seeker.begin),
@@ -674,11 +672,9 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.REJECTED, _M.CONFIRM): Session._on_confirm_while_rejected,
     #
     (_S.LINKED, _I.EXPIRED): Session._on_link_timeout,
-    (_S.LINKED, _M.PROBE_REPLY): Session._ignore,
     #
     (_S.UP, _I.EXPIRED): _in_adjacency(Adjacency.miss_keepalives),
-    (_S.UP, _M.PROBE_REPLY): _in_adjacency(Adjacency.take_probe_reply),
-    # What is the same in these two is added below.
+    # What is the same in these two is added below, and what a session's messages do.
     #
     (_S.SUSPENDED, _I.START): _in_seeker(Seeker.begin),
     (_S.SUSPENDED, _I.CLOSE_WANTED): _in_goodbye(Goodbye.finish),
@@ -691,11 +687,8 @@ _TABLE: dict[tuple[State, AnyInput], _Action] = {
     (_S.CLOSING, _M.REQUEST): Session._ignore,
     (_S.CLOSING, _M.CONFIRM): Session._ignore,
     (_S.CLOSING, _I.CONFIRM_AGAIN): Session._ignore,
-    (_S.CLOSING, _M.KEEPALIVE): Session._ignore,
     (_S.CLOSING, _M.CLOSE): _in_goodbye(Goodbye.finish),
     (_S.CLOSING, _M.REJECT): _in_goodbye(Goodbye.finish),
-    (_S.CLOSING, _M.PROBE): Session._ignore,
-    (_S.CLOSING, _M.PROBE_REPLY): Session._ignore,
     #
     (_S.CLOSED, _I.START): _in_seeker(Seeker.begin),
     (_S.CLOSED, _I.ACCEPT): Session._on_accept,
@@ -715,8 +708,14 @@ for _state in (_S.LINKED, _S.UP):
         (_state, _M.REQUEST): _in_acceptor(Acceptor.acknowledge),
         (_state, _M.ACKNOWLEDGE): _in_renewer(Renewer.take_acknowledge),
         (_state, _M.CONFIRM): Session._on_confirm_in_session,
-        (_state, _M.KEEPALIVE): _in_adjacency(Adjacency.take_keepalive),
         (_state, _M.CLOSE): _in_goodbye(Goodbye.answer),
         (_state, _M.REJECT): _in_renewer(Renewer.take_unknown),
-        (_state, _M.PROBE): _in_adjacency(Adjacency.answer_probe),
+    }
+    _TABLE |= {(_state, said): _in_adjacency(action) for said, action in adjacency.ACTIONS.items()}
+# Before both ends have a session, and when this one has left it.
+for _state in (_S.CONFIRMING, _S.CLOSING):
+    _TABLE |= {
+        (_state, said): Session._ignore
+        for said in adjacency.ACTIONS
+        if (_state, said) not in _TABLE
     }
