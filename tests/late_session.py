@@ -4,9 +4,10 @@ from __future__ import annotations
 
 HEARS_LATE = """
 import sys
-from vela.signaling.adjacency import Adjacency
+from vela.signaling import adjacency
 from vela.signaling.inputs import State
-take_keepalive = Adjacency.take_keepalive
+from vela.signaling.messages import MessageType
+take_keepalive = adjacency.Adjacency.take_keepalive
 linked_at = {}
 def hears_late(self, received):
     if self._vars.state is State.LINKED:
@@ -16,7 +17,9 @@ def hears_late(self, received):
         since = linked_at.setdefault(link, received.now)
         if received.now < since + 1.0:
             return
+        print("it has followed", file=sys.stderr, flush=True)
     take_keepalive(self, received)
-Adjacency.take_keepalive = hears_late
+adjacency.Adjacency.take_keepalive = hears_late
+adjacency.ACTIONS[MessageType.KEEPALIVE] = hears_late
 """
-"""A second from the first KEEPALIVE of a session to the session's being up."""
+"""A second from the first KEEPALIVE of a session to its being up; velad says both on stderr."""

@@ -180,6 +180,10 @@ def test_replaced_while_another_session_follows_waits_for_it(
     with three(routers, KINDS["encrypted"], str(tmp_path)) as both:
         with patched(both.a, HEARS_LATE):
             both.a.replace()
+        # The sessions whose keys the velad before had, too, are followed by others.
+        eventually(
+            lambda: both.a.log().count("it has followed") == len(NAMES), 20.0, "these to be up"
+        )
         flaps = [both.b.circuit(each)["transitions"] for each in NAMES]
         holder = holder_of(both.a)
         assert holder
