@@ -33,7 +33,7 @@ from ..keys import KeySource
 from ..nearest import nearest
 from ..runtime.descriptors import NoRoomError
 from ..runtime.lines import LineLimiter
-from ..runtime.loop import Callback, EventLoop
+from ..runtime.loop import Callback, EventLoop, Timer
 from ..runtime.names import NameSource
 from ..status import CircuitStatus, RateStatus, document
 from . import requests
@@ -89,6 +89,7 @@ class Registry:
         self._control_channel = control_channel
         self._frozen = False
         self._settles = False
+        self._if_not_taken_over: Timer | None = None
         self._without_keys: deque[Circuit] = deque()
         self._new_engine: tuple[LoadedEngine, Features] | None = None
         self._lines = lines
@@ -504,6 +505,8 @@ class Registry:
         A circuit that is handed over while it does begins anew.
         """
         self._settles = True
+        if self._if_not_taken_over is not None:
+            self._if_not_taken_over.cancel()
         self._await_settled(self._loop.now() + SETTLE_S, done)
 
     def _await_settled(self, until: float, done: Callback) -> None:
@@ -511,8 +514,7 @@ class Registry:
             self._loop.call_later(SETTLE_AGAIN_S, lambda: self._await_settled(until, done))
         else:
             done()
-            # If nothing comes of it.
-            self._loop.call_later(SETTLE_S, self._go_on_renewing)
+            self._if_not_taken_over = self._loop.call_later(SETTLE_S, self._go_on_renewing)
 
     def _go_on_renewing(self) -> None:
         self._settles = False

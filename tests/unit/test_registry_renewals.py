@@ -128,3 +128,17 @@ def test_all_go_on_at_once_where_it_has_begun_and_given_up(resumption: Resumptio
     resumption.run(RENEWAL_INTERVAL_S)
 
     assert resumption.asked > RENEWALS_AT_ONCE
+
+
+def test_none_begins_at_the_second_handover_because_the_first_came_to_nothing(
+    resumption: Resumption,
+) -> None:
+    resumption.run(RENEWAL_INTERVAL_S / 2)
+    resumption.registry.once_settled(lambda: None)
+    resumption.answer_all()
+    resumption.run(SETTLE_S / 2)
+
+    resumption.registry.once_settled(lambda: None)
+    resumption.run(0.9 * SETTLE_S)
+
+    assert resumption.asked == RENEWALS_AT_ONCE
