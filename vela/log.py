@@ -57,7 +57,7 @@ os.register_at_fork(after_in_child=_stderr.forget)
 
 
 class _Lines:
-    """Writes one line by one write. A line that finds no room is lost, and counted.
+    """Writes one line by one write. A line that finds no room, or too little, is lost and counted.
 
     sys.stderr would keep such a line in its buffer and fail again with each later one.
     """
@@ -79,9 +79,19 @@ class _Lines:
             _Lines.lost += err.errno == errno.EAGAIN
             return
         _Lines._cut = written < len(data)
+        # Where only the end of the line is missing, nothing is lost: the next line begins with it.
+        if written < len(data) - 1:
+            _Lines.lost += 1
+        elif _Lines.lost:
+            self._report()
+
+    @staticmethod
+    def _report() -> None:
+        """Say how many lines were lost. Where that finds no room itself, it is said later."""
+        count, _Lines.lost = _Lines.lost, 0
+        structlog.get_logger().warning("log_lines_lost", lines=count)
         if _Lines.lost:
-            count, _Lines.lost = _Lines.lost, 0
-            structlog.get_logger().warning("log_lines_lost", lines=count)
+            _Lines.lost = count
 
     debug = info = warning = error = critical = exception = msg
 
