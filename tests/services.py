@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ def services_in(namespace: Namespace) -> Iterator[Services]:
     with ExitStack() as undo:
         undo.enter_context(namespace.entered())
         loop = EventLoop()
-        undo.callback(signal.set_wakeup_fd, -1)
+        undo.callback(loop.close)
         engine = load_engine(Engine.PYTHON)
         group = ReceiveGroup(ip_address("::"), PORT, only_ipv6=False)
         undo.callback(group.close)

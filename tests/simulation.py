@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import selectors
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -515,7 +514,8 @@ class Network:
 
 @contextmanager
 def network(seed: int) -> Iterator[Network]:
+    made = Network(random.Random(seed))
     try:
-        yield Network(random.Random(seed))
+        yield made
     finally:
-        signal.set_wakeup_fd(-1)
+        made.loop.close()

@@ -141,6 +141,13 @@ class EventLoop:
         signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
         self.watch(self._wakeup_reader, self._on_wakeup)
 
+    def close(self) -> None:
+        """Close its own descriptors, and leave signals to Python. It cannot be used any more."""
+        signal.set_wakeup_fd(-1)
+        self._selector.close()
+        os.close(self._wakeup_reader)
+        os.close(self._wakeup_writer)
+
     def now(self) -> float:
         """Return monotonic seconds."""
         return self._clock.now()

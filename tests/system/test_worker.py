@@ -215,7 +215,7 @@ def kept(circuit: Circuit) -> Iterator[CircuitStore]:
     made = CircuitStore(circuit)
     yield made
     made.keeper.stop()
-    signal.set_wakeup_fd(-1)
+    made.loop.close()
 
 
 def test_keeper_replaces_a_killed_worker_and_what_waited_is_carried(kept: CircuitStore) -> None:

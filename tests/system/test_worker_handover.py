@@ -155,6 +155,7 @@ def kept(circuit: Circuit) -> Iterator[Kept]:
     made = Kept(circuit)
     yield made
     made.keeper.stop()
+    made.loop.close()
 
 
 def test_worker_without_frames_is_replaced_when_it_is_seen_to_wait(kept: Kept) -> None:

@@ -356,7 +356,7 @@ def keep(circuit: Circuit) -> Iterator[Callable[[worker.WorkerTask], Kept]]:
     yield start
     for each in made:
         each.keeper.stop()
-    signal.set_wakeup_fd(-1)
+        each.loop.close()
 
 
 @needs_filter

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -15,8 +14,9 @@ from vela.supervisor.runtime.loop import EventLoop
 
 @pytest.fixture
 def loop() -> Iterator[EventLoop]:
-    yield EventLoop()
-    signal.set_wakeup_fd(-1)
+    made = EventLoop()
+    yield made
+    made.close()
 
 
 def test_work_that_fails_keeps_none_of_the_rest_from_being_done(
@@ -116,6 +116,6 @@ def test_long_burst_lets_the_loop_look_at_what_has_arrived_and_goes_on() -> None
         assert done == ["read", *["work"] * 4, "read", *["work"] * 4, "read", *["work"] * 2]
         assert loop.now() - began == pytest.approx(number * each_s)
     finally:
-        signal.set_wakeup_fd(-1)
+        loop.close()
         os.close(arrived)
         os.close(sender)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -28,7 +27,7 @@ def ciphers(tmp_path: Path) -> Iterator[Ciphers]:
     keys = Keys(loop, User(0, 0), tmp_path)
     yield Ciphers(keys, DaemonConfig(), ())
     keys.close()
-    signal.set_wakeup_fd(-1)
+    loop.close()
 
 
 def test_handshakes_of_strangers_are_a_hundred_a_second_whoever_they_are(ciphers: Ciphers) -> None:

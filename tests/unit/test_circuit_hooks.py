@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,10 +34,11 @@ class Subject:
     """As much of a circuit as hooks look at."""
 
     config: CircuitConfig
+    loop: EventLoop
     address: str | None = "192.0.2.9"
 
     def status(self) -> CircuitStatus:
-        pending = PendingCircuits(EventLoop(), 48621, lambda wanted: None)
+        pending = PendingCircuits(self.loop, 48621, lambda wanted: None)
         pending.add(StoredCircuit(self.config, Origin.CONFIG))
         (status,) = pending.status()
         return replace(status, remote_address=self.address)
@@ -60,7 +60,7 @@ class Scene:
             f'echo "end $VELA_CIRCUIT $VELA_EVENT $VELA_REMOTE_ADDRESS" >>{self.written}\n'
         )
         self.script.chmod(0o755)
-        self.subject = Subject(self.config())
+        self.subject = Subject(self.config(), self.loop)
         self.hooks = self.runner.hooks_of(self.subject)
 
     def config(self, name: str = "vela0") -> CircuitConfig:
@@ -90,8 +90,9 @@ class Scene:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
-    yield Scene(tmp_path)
-    signal.set_wakeup_fd(-1)
+    made = Scene(tmp_path)
+    yield made
+    made.loop.close()
 
 
 def test_hooks_of_a_circuit_run_one_after_the_other(scene: Scene) -> None:
@@ -183,7 +184,7 @@ def test_hooks_of_many_circuits_run_side_by_side_but_not_all_at_once(scene: Scen
     scene.hold.touch()
     many: list[CircuitHooks] = []
     for number in range(AT_ONCE + 3):
-        many.append(scene.runner.hooks_of(Subject(scene.config(f"vela{number}"))))
+        many.append(scene.runner.hooks_of(Subject(scene.config(f"vela{number}"), scene.loop)))
         many[-1].follow(up=True)
 
     scene.until(lambda: len(scene.lines) >= AT_ONCE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import struct
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -160,8 +159,9 @@ def message(circuit_id: int, receiver_nonce: int) -> bytes:
 
 @pytest.fixture
 def loop() -> Iterator[EventLoop]:
-    yield EventLoop()
-    signal.set_wakeup_fd(-1)
+    made = EventLoop()
+    yield made
+    made.close()
 
 
 def test_messages_that_a_session_expects_are_read_whatever_is_sent_in_its_remotes_name(

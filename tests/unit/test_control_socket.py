@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import socket
 import stat
 import threading
@@ -47,8 +46,9 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def loop() -> Iterator[EventLoop]:
-    yield EventLoop()
-    signal.set_wakeup_fd(-1)
+    made = EventLoop()
+    yield made
+    made.close()
 
 
 class Server:
@@ -206,11 +206,10 @@ def test_socket_that_a_killed_velad_left_is_replaced(loop: EventLoop, path: Path
     server.control.close()
 
 
-def test_second_velad_is_refused_and_the_first_serves_on(server: Server) -> None:
+def test_second_velad_is_refused_and_the_first_serves_on(loop: EventLoop, server: Server) -> None:
     with pytest.raises(DeviceError, match="another velad answers there"):
-        ControlSocket(EventLoop(), server.path, lambda request, _: request)
+        ControlSocket(loop, server.path, lambda request, _: request)
 
-    signal.set_wakeup_fd(-1)
     server.run(lambda: ask(server.path, {}, TIMEOUT_S))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -54,6 +53,7 @@ class Network:
             probe.bind(("::", 0))
             self.port: int = probe.getsockname()[1]
         self.loop = EventLoop()
+        stack.callback(self.loop.close)
         self.group = ReceiveGroup(ip_address("::"), self.port, only_ipv6=False)
         self.demux = Demux(self.loop, [self.group])
         stack.callback(self.demux.close)
@@ -98,7 +98,6 @@ class Network:
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as opened:
         yield opened
-    signal.set_wakeup_fd(-1)
 
 
 @pytest.fixture
@@ -376,6 +375,7 @@ def test_group_of_a_device_gets_what_comes_in_there_and_strangers_get_nothing(
         group = ReceiveGroup(FOUR, VELA_PORT, only_ipv6=False)
         stack.callback(group.close)
         loop = EventLoop()
+        stack.callback(loop.close)
         demux = Demux(loop, [group], is_apart=lambda index: True)
         stack.callback(demux.close)
         apart, route = demux.way_to(Endpoint(remote, VELA_PORT), choice)
@@ -420,7 +420,9 @@ class Ways:
                 group = ReceiveGroup(ip_address(address), VELA_PORT, only_ipv6=True)
                 stack.callback(group.close)
                 groups.append(group)
-            self._demux = Demux(EventLoop(), groups)
+            loop = EventLoop()
+            stack.callback(loop.close)
+            self._demux = Demux(loop, groups)
         stack.callback(self._demux.close)
 
     def to(self, remote: str, here: str | None = None) -> tuple[str, str, int]:

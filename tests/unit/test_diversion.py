@@ -35,6 +35,7 @@ class Bench:
 
     def __init__(self, stack: ExitStack) -> None:
         self.loop = StrictLoop()
+        stack.callback(self.loop.close)
         self.counters = Counters()
         self.written: list[bytes] = []
         self.broken = False

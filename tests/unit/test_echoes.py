@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import tracemalloc
 from collections.abc import Iterator
@@ -18,8 +17,9 @@ from vela.supervisor.circuit.history import History
 
 @pytest.fixture
 def loop() -> Iterator[StrictLoop]:
-    yield StrictLoop()
-    signal.set_wakeup_fd(-1)
+    made = StrictLoop()
+    yield made
+    made.close()
 
 
 class Asker:

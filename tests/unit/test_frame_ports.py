@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from simulation import StrictLoop
 
@@ -21,8 +23,10 @@ class Ports(FramePorts):
 
 
 @pytest.fixture
-def ports() -> Ports:
-    return Ports()
+def ports() -> Iterator[Ports]:
+    made = Ports()
+    yield made
+    made.loop.close()
 
 
 def test_first_port_is_the_only_one(ports: Ports) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import signal
 import socket
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -34,8 +33,9 @@ def free_endpoint() -> Endpoint:
 
 @pytest.fixture
 def loop() -> Iterator[EventLoop]:
-    yield EventLoop()
-    signal.set_wakeup_fd(-1)
+    made = EventLoop()
+    yield made
+    made.close()
 
 
 class Site:

@@ -41,8 +41,9 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def loop() -> Iterator[EventLoop]:
-    yield EventLoop()
-    signal.set_wakeup_fd(-1)
+    made = EventLoop()
+    yield made
+    made.close()
 
 
 def user() -> User:

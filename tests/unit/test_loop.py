@@ -31,7 +31,7 @@ def loop() -> Iterator[EventLoop]:
     # A test that would wait for ever ends, and fails.
     made.call_later(20.0, lambda: pytest.fail("the loop was not stopped"))
     yield made
-    signal.set_wakeup_fd(-1)
+    made.close()
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_timers_with_slack_fire_together_and_never_early() -> None:
         loop.call_at(when, partial(note, when), 0.05)
     loop.call_at(start + 0.2, loop.stop)
     loop.run()
-    signal.set_wakeup_fd(-1)
+    loop.close()
 
     assert len(fired) == 100
     assert all(at >= when for when, at in fired)
@@ -445,3 +445,16 @@ def test_many_timers_that_are_still_wanted_are_all_called(loop: EventLoop) -> No
     loop.run()
 
     assert fired == list(range(3 * TIMERS_BEFORE_SWEEP))
+
+
+def test_closed_loop_leaves_no_descriptor() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    made = EventLoop()
+    made.call_soon(made.stop)
+    made.run()
+    assert set(os.listdir("/proc/self/fd")) > before
+
+    made.close()
+
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert signal.set_wakeup_fd(-1) == -1

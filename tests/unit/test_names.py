@@ -43,9 +43,13 @@ class Asker:
         self.answers: list[Answer] = []
         self.delays: list[str] = []
 
+    def close(self) -> None:
+        self.names.close()
+        self.loop.close()
+
     def close_and_open(self) -> None:
         """Begin with another helper, by the intervals that hold now."""
-        self.names.close()
+        self.close()
         fresh = Asker()
         self.loop, self.names, self.helper = fresh.loop, fresh.names, fresh.helper
 
@@ -91,8 +95,7 @@ def asker() -> Iterator[Asker]:
         pytest.skip("only root can become another user")
     made = Asker()
     yield made
-    made.names.close()
-    signal.set_wakeup_fd(-1)
+    made.close()
 
 
 def test_address_is_its_own_answer_but_not_within_the_call(asker: Asker) -> None:
@@ -181,7 +184,7 @@ def test_names_closed_while_the_helper_cannot_be_replaced_leave_nothing(
     asker.loop.run()
 
     assert children() == set()
-    signal.set_wakeup_fd(-1)
+    asker.loop.close()
 
 
 def test_helper_that_is_stopped_is_replaced_and_that_is_told(
@@ -244,7 +247,7 @@ def test_names_with_a_helper_that_is_stopped_are_closed_at_once(asker: Asker) ->
     other = Asker()
     os.kill(other.helper, signal.SIGSTOP)
 
-    other.names.close()
+    other.close()
 
     assert other.helper not in children()
 
@@ -253,6 +256,6 @@ def test_closed_names_leave_no_process(asker: Asker) -> None:
     other = Asker()
     assert other.helper in children()
 
-    other.names.close()
+    other.close()
 
     assert other.helper not in children()

@@ -65,8 +65,9 @@ class Runner:
 
 @pytest.fixture
 def runner(tmp_path: Path) -> Iterator[Runner]:
-    yield Runner(tmp_path)
-    signal.set_wakeup_fd(-1)
+    made = Runner(tmp_path)
+    yield made
+    made.loop.close()
 
 
 def has_children() -> bool:

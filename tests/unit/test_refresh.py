@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -14,8 +13,9 @@ from vela.supervisor.runtime.refresh import Refresh
 
 @pytest.fixture
 def loop() -> Iterator[StrictLoop]:
-    yield StrictLoop()
-    signal.set_wakeup_fd(-1)
+    made = StrictLoop()
+    yield made
+    made.close()
 
 
 def test_failures_are_looked_at_after_a_doubling_delay_until_one_look_succeeds(

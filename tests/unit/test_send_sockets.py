@@ -53,6 +53,7 @@ def sockets() -> Iterator[Sockets]:
     made = Sockets()
     yield made
     made.close()
+    made.loop.close()
 
 
 def test_socket_that_was_prepared_is_the_one_that_is_taken(sockets: Sockets) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any, TypeVar, cast
@@ -47,7 +46,7 @@ def loop() -> Iterator[CountingLoop]:
     made = CountingLoop()
     yield made
     made.demux.close()
-    signal.set_wakeup_fd(-1)
+    made.close()
 
 
 def converse(loop: CountingLoop, session: Session, events: list[Event]) -> SignalingChannel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 
@@ -17,7 +16,7 @@ def loop() -> Iterator[EventLoop]:
     made = EventLoop()
     made.call_later(20.0, lambda: pytest.fail("the loop was not stopped"))
     yield made
-    signal.set_wakeup_fd(-1)
+    made.close()
 
 
 def busy(steps: int) -> Iterator[None]:

@@ -6,7 +6,6 @@ import grp
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -142,7 +141,7 @@ class Velad:
     def close(self) -> None:
         if not self._closed:
             self._control.close()
-        signal.set_wakeup_fd(-1)
+        self._loop.close()
 
     def control(
         self,
