@@ -335,6 +335,12 @@ class Velad(Resource):
         except FileNotFoundError:
             return self._last_log
 
+    def logged(self, event: str, key: str) -> list[str]:
+        """Return what velad has logged so far for this key of an event, in its order."""
+        # The last line may not be whole yet.
+        lines = (line for line in self.log().split("\n")[:-1] if f"] {event} " in line)
+        return [found[1] for line in lines if (found := re.search(rf" {key}=(\S+)", line))]
+
     def logged_at(self, event: str, since: float, timeout_s: float = 15.0, **keys: str) -> float:
         """Return when, first after since, velad logged an event with these keys. Unix times.
 

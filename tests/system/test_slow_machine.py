@@ -25,11 +25,7 @@ TIMEOUT_S = 60.0
 
 def changes(velad: Velad) -> Counter[str]:
     """Return how many circuits went into which state so far, as the log says."""
-    return Counter(
-        line.rstrip().rpartition(" state=")[2]
-        for line in velad.log().splitlines(keepends=True)
-        if "circuit_state_changed" in line and line.endswith("\n")
-    )
+    return Counter(velad.logged("circuit_state_changed", "state"))
 
 
 @pytest.mark.timeout(400)

@@ -64,9 +64,9 @@ class End:
             and self.interface.carrier is carrier
         )
 
-    def logged(self, event: str, key: str) -> list[str]:
-        lines = [line for line in self.velad.log().splitlines() if f"] {event} " in line]
-        return [found[1] for line in lines if (found := re.search(rf" {key}=(\S+)", line))]
+    def delays(self) -> list[str]:
+        """Return how long each next worker was waited for, in s."""
+        return self.velad.logged("worker_exited", "restart_in_s")
 
 
 # As failing_calls.c numbers them.
@@ -184,21 +184,21 @@ def test_worker_that_cannot_receive_fails_the_circuit_on_both_ends_until_it_can(
         calls.fail("recvmsg")
         kill_worker(a)
         eventually(lambda: a.shows("failed", carrier=False, reason=reason), 10, "A to be failed")
-        came_up = [end.logged("circuit_state_changed", "state").count("up") for end in (a, b)]
+        came_up = [end.velad.logged("circuit_state_changed", "state").count("up") for end in (a, b)]
         eventually(lambda: is_told(b, reason), 10, "B to be told")
         listed = a.velad.control("status").stdout
         entry = a.velad.circuit(NAME)
-        tries = len(a.logged("worker_exited", "restart_in_s"))
-        eventually(lambda: len(a.logged("worker_exited", "restart_in_s")) >= tries + 2, 20, "tries")
+        tries = len(a.delays())
+        eventually(lambda: len(a.delays()) >= tries + 2, 20, "tries")
         assert a.shows("failed", carrier=False, reason=reason)
         assert came_up == [
-            end.logged("circuit_state_changed", "state").count("up") for end in (a, b)
+            end.velad.logged("circuit_state_changed", "state").count("up") for end in (a, b)
         ]
 
         calls.succeed("recvmsg")
         await_up(a, b)
         assert passes(a)
-        delays_s = [float(each) for each in a.logged("worker_exited", "restart_in_s")]
+        delays_s = [float(each) for each in a.delays()]
 
     assert re.search(rf"^{NAME} .* failed ", listed, re.MULTILINE)
     assert f"{NAME}: {reason}" in listed.splitlines()
@@ -222,9 +222,11 @@ def test_worker_that_cannot_send_fails_the_circuit_with_the_first_frame_until_it
             eventually(lambda: is_told(b, reason), 10, "B to be told")
             # One death is enough where a circuit has just recovered, and the delays go on.
             eventually(
-                lambda: len(a.logged("worker_exited", "restart_in_s")) >= 6, 30, "further tries"
+                lambda: len(a.delays()) >= 6,
+                30,
+                "further tries",
             )
-        delays_s = [float(each) for each in a.logged("worker_exited", "restart_in_s")]
+        delays_s = [float(each) for each in a.delays()]
 
         calls.succeed("preadv2")
         await_up(a, b)
