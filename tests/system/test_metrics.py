@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from expositions import Samples, samples_of, value
 
 from lab.autoconfigured import asking, ends, policy, wait_until_up
 from lab.circuit import NAME
@@ -35,8 +35,6 @@ print(json.dumps([answer.status, dict(answer.getheaders()), answer.read().decode
 """
 HOSTILE = """to "the" <b>centre</b> \\\\ & more"""
 
-Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
 
 def fetch(
     namespace: Namespace, path: str, method: str = "GET"
@@ -44,16 +42,6 @@ def fetch(
     done = namespace.run(sys.executable, "-c", FETCH, method, path)
     status, fields, body = json.loads(done.stdout)
     return status, fields, body
-
-
-def samples_of(text: str) -> Samples:
-    found: Samples = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            key = (sample.name, tuple(sorted(sample.labels.items())))
-            assert key not in found, f"{key} comes twice"
-            found[key] = sample.value
-    return found
 
 
 def scrape(namespace: Namespace) -> Samples:
@@ -66,10 +54,6 @@ def scrape(namespace: Namespace) -> Samples:
 def with_cpu_use(namespace: Namespace) -> Samples:
     found = scrape(namespace)
     return found if any(name == "vela_worker_cpu_ratio" for name, _ in found) else {}
-
-
-def value(samples: Samples, name: str, **labels: str) -> float:
-    return samples[name, tuple(sorted(labels.items()))]
 
 
 def test_metrics_are_those_of_the_status(routers: TwoRouters) -> None:

@@ -1,0 +1,97 @@
+"""Records of a status in which each number is another one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vela.supervisor.status import (
+    NOT_MEASURED,
+    CipherStatus,
+    CircuitStatus,
+    CounterStatus,
+    DaemonStatus,
+    DelayStatus,
+    LossStatus,
+    RateStatus,
+    ReceiveBufferStatus,
+    WorkerStatus,
+)
+
+COUNTERS = CounterStatus(
+    tx_frames=101,
+    tx_bytes=102,
+    rx_frames=103,
+    rx_bytes=104,
+    tx_elided=105,
+    rx_elided=106,
+    tx_fragmented=107,
+    tx_pieced=108,
+    rx_joined=109,
+    mss_clamped=110,
+    tx_too_big_sent=111,
+    tx_marked=112,
+    tx_errors=113,
+    tx_dropped={"not_ip": 114, "too_large": 0},
+    rx_dropped={"short": 115, "not_ip": 116},
+)
+CIRCUIT = CircuitStatus(
+    name="vela0",
+    id=7,
+    origin="config",
+    description="to the data centre",
+    state="up",
+    reason="",
+    reason_code="",
+    reasons=(),
+    since_seconds=61.5,
+    transitions=3,
+    remote="router2.example.net",
+    remotes=(),
+    remote_address="192.0.2.9",
+    remote_port=48621,
+    family="ipv4",
+    mtu=1471,
+    path_mtu=1500,
+    source_port=50007,
+    encapsulation="auto",
+    elision=True,
+    encryption="required",
+    cipher=CipherStatus("AES-256-GCM", "IKpsk2", None, 3, 41.5, 268000000),
+    asking=None,
+    rtt_ms=12.345,
+    last_heard_seconds=0.25,
+    loss=LossStatus(tx_percent=12.5, rx_percent=0.0, round_trip_percent=13.37),
+    delay_ms=DelayStatus(p50=1.5, p99=20.0, jitter=0.001),
+    rates=RateStatus.unknown(),
+    worker=WorkerStatus(4711, 2, "native", 5, 150.0, 21000000),
+    counters=COUNTERS,
+)
+# What a circuit has of which nothing is known but its configuration.
+UNKNOWN = replace(
+    CIRCUIT,
+    state="resolving",
+    remote_address=None,
+    remote_port=None,
+    family=None,
+    path_mtu=None,
+    elision=False,
+    cipher=None,
+    rtt_ms=None,
+    last_heard_seconds=None,
+    loss=NOT_MEASURED[0],
+    delay_ms=NOT_MEASURED[1],
+    worker=None,
+    counters=CounterStatus.zero(),
+)
+DAEMON = DaemonStatus(
+    version="1.2.3",
+    pid=4700,
+    uptime_seconds=7300.0,
+    listen=("192.0.2.1:48621", "[2001:db8::1]:48621"),
+    engine_features=("tso", "udp_gro"),
+    unused_features=("uso",),
+    receive_buffer=ReceiveBufferStatus(8388608, 8388608),
+    rx_dropped={"empty": 0, "unknown_circuit": 3},
+    wrong_keys=(),
+    circuits=(),
+)
