@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,7 +13,10 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from exhaustion import no_descriptors, open_descriptors
+from structlog.testing import capture_logs
 
+from vela.supervisor import notify
 from vela.supervisor.notify import FEEDS_PER_TIMEOUT, MOST_UNSENT, ServiceManager
 
 WATCHDOG_S = 20.0
@@ -178,3 +183,128 @@ def test_manager_that_is_not_there_is_no_error(path: str | None) -> None:
     manager.feed(0.0)
     manager.stopping()
     manager.close()
+
+
+def test_manager_reads_what_it_is_to_keep_or_to_forget(
+    listening: socket.socket, told: Told
+) -> None:
+    manager = told({})
+    reader, writer = os.pipe()
+
+    assert manager.store("tap-vela0", writer)
+    assert manager.forget("tap-vela0")
+
+    message, (kept,), _, _ = socket.recv_fds(listening, 1000, 1)
+    assert message == b"FDSTORE=1\nFDNAME=tap-vela0"
+    # A copy: it stays when the one who stored it has closed its own.
+    os.close(writer)
+    os.write(kept, b"x")
+    assert os.read(reader, 2) == b"x"
+    assert heard(listening) == [b"FDSTOREREMOVE=1\nFDNAME=tap-vela0"]
+    os.close(kept)
+    os.close(reader)
+
+
+def test_manager_that_takes_nothing_at_present_has_not_stored_it(
+    listening: socket.socket, told: Told
+) -> None:
+    manager = told({})
+    fill(listening)
+
+    assert not manager.store("tap-vela0", 0)
+    assert not manager.forget("tap-vela0")
+
+    heard(listening)
+    assert manager.store("tap-vela0", 0)
+
+
+def test_other_process_that_takes_over_is_told_and_can_talk_to_the_same_manager(
+    listening: socket.socket, told: Told
+) -> None:
+    manager = told({**WATCHDOG, "WATCHDOG_PID": "1", "HOME": "/root"})
+
+    manager.hand_over(4711)
+    successor = ServiceManager(manager.environment)
+    successor.feed(0.0)
+    successor.close()
+
+    # WATCHDOG_PID would name the process that ends.
+    assert manager.environment == {**WATCHDOG, "NOTIFY_SOCKET": listening.getsockname()}
+    assert heard(listening) == [b"MAINPID=4711", b"WATCHDOG=1"]
+
+
+def test_without_a_manager_there_is_nothing_to_hand_on_or_to_wait_for() -> None:
+    manager = ServiceManager(WATCHDOG)
+
+    manager.hand_over(4711)
+    manager.wait_until_read()
+
+    assert not manager.told
+    assert manager.environment == {}
+
+
+def test_wait_ends_when_the_manager_has_read_all_that_it_was_told(
+    listening: socket.socket, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "BARRIER_S", 60.0)
+    manager = told({})
+    read: list[bytes] = []
+
+    def serve() -> None:
+        while b"BARRIER=1" not in read:
+            select.select([listening], [], [])
+            message, fds, _, _ = socket.recv_fds(listening, 1000, 1)
+            read.append(message)
+            for fd in fds:
+                os.close(fd)
+
+    manager.forget("tap-vela0")
+    serving = threading.Thread(target=serve)
+    serving.start()
+    before = time.monotonic()
+    manager.wait_until_read()
+
+    assert time.monotonic() - before < 60
+    # All of it, as the barrier comes last.
+    assert read == [b"FDSTOREREMOVE=1\nFDNAME=tap-vela0", b"BARRIER=1"]
+    serving.join()
+
+
+def test_wait_for_a_manager_that_reads_nothing_ends_in_time(
+    listening: socket.socket, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "BARRIER_S", 0.05)
+    manager = told({})
+    before, descriptors = time.monotonic(), open_descriptors()
+
+    manager.wait_until_read()
+
+    assert time.monotonic() - before >= 0.05
+    assert open_descriptors() == descriptors
+
+
+def test_wait_for_a_manager_that_takes_nothing_is_none(
+    listening: socket.socket, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "BARRIER_S", 60.0)
+    manager = told({})
+    fill(listening)
+    before = time.monotonic()
+
+    manager.wait_until_read()
+
+    assert time.monotonic() - before < 60
+
+
+def test_velad_that_has_no_descriptor_for_its_manager_says_so_and_goes_on(
+    listening: socket.socket,
+) -> None:
+    with capture_logs() as log, no_descriptors():
+        manager = ServiceManager({"NOTIFY_SOCKET": listening.getsockname()})
+
+    manager.ready()
+    manager.feed(0.0)
+
+    assert [entry["event"] for entry in log] == ["service_manager_not_told"]
+    assert not manager.told
+    assert heard(listening) == []

@@ -6,17 +6,22 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from exhaustion import no_descriptors
+from http_clients import free_endpoint
+from structlog.testing import capture_logs
 
+from vela.linux.underlay import ReceiveGroup
+from vela.supervisor import notify
 from vela.supervisor.config.reader import parse_circuits
 from vela.supervisor.config.records import CircuitConfig, DaemonConfig
 from vela.supervisor.fd_store import FdStore
-from vela.supervisor.inheritance import RECORD, Inheritance
+from vela.supervisor.inheritance import RECORD, EndWorker, Inheritance
 from vela.supervisor.notify import ServiceManager
 
 DAEMON = DaemonConfig()
@@ -48,6 +53,10 @@ class Manager:
             except BlockingIOError:
                 return said
             fields = dict(line.split("=") for line in data.decode().split("\n"))
+            if "BARRIER" in fields:
+                os.close(fds[0])
+                said.append("barrier")
+                continue
             name = fields["FDNAME"]
             said.append(("+" if "FDSTORE" in fields else "-") + name)
             if fds:
@@ -56,12 +65,23 @@ class Manager:
             else:
                 self.kept.pop(name, None)
 
-    def start(self, daemon: DaemonConfig = DAEMON) -> tuple[FdStore, Inheritance]:
-        """Start a velad with what is kept."""
+    def fill(self) -> None:
+        """Be so busy that nothing more is taken, until hear()."""
+        address = self._listening.getsockname()
+        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        with socket.socket(socket.AF_UNIX, kind) as other, suppress(BlockingIOError):
+            while True:
+                other.sendto(b"FDSTOREREMOVE=1\nFDNAME=x", address)
+
+    def start(
+        self, daemon: DaemonConfig = DAEMON, end_worker: EndWorker | None = None
+    ) -> tuple[FdStore, Inheritance]:
+        """Start a velad with what is kept. end_worker: the one before still runs."""
         notified = ServiceManager({"NOTIFY_SOCKET": str(self._listening.getsockname())})
         self._stack.callback(notified.close)
         inheritance = Inheritance({name: os.dup(fd) for name, fd in self.kept.items()})
         self._stack.callback(inheritance.close)
+        inheritance.end_worker = end_worker
         store = FdStore(notified, inheritance, daemon)
         self._stack.callback(store.close)
         return store, inheritance
@@ -272,3 +292,114 @@ def test_sockets_of_devices_stay_unless_their_port_is_wanted(stack: ExitStack, a
 
     assert dropped == set(names if apart else names[:1])
     assert inheritance.names() == set(names) - dropped
+
+
+def test_velad_that_takes_over_from_another_one_replaces_what_that_has_stored(
+    manager: Manager, pipes: list[int]
+) -> None:
+    """It cannot know whether the manager's copies are of what it was given."""
+    store, _ = manager.start()
+    store.update(taps(("vela0", pipes[0], 5)), (), circuit(), {"udp-1": pipes[1]})
+    manager.hear()
+
+    next_store, inheritance = manager.start(end_worker=lambda *_: None)
+    assert len(next_store) == 3
+    # And what the other one has said of its circuits does not count: they have gone on since.
+    assert inheritance.former("vela0") is None
+    next_store.update(taps(("vela0", pipes[0], 5)), (), circuit())
+
+    said = manager.hear()
+    assert said == ["-record", "+record", "-tap-vela0", "+tap-vela0", "-udp-1"]
+    next_store.update(taps(("vela0", pipes[0], 5)), (), circuit())
+    assert manager.hear() == []
+
+
+def test_without_a_manager_nothing_is_kept(stack: ExitStack, pipes: list[int]) -> None:
+    store = FdStore(ServiceManager({}), Inheritance(), DAEMON)
+    stack.callback(store.close)
+
+    assert not store.update(taps(("vela0", pipes[0], 5)), (), circuit())
+    assert len(store) == 0
+
+
+def test_sockets_of_a_group_are_kept_by_their_address_port_and_index(
+    manager: Manager, stack: ExitStack
+) -> None:
+    endpoint = free_endpoint()
+    group = ReceiveGroup(endpoint.address, endpoint.port, only_ipv6=False)
+    stack.callback(group.close)
+    store, _ = manager.start()
+
+    assert store.update({}, (group,), {})
+
+    names = [f"udp-7f000001-{endpoint.port}-{index}" for index in range(3)]
+    assert manager.hear() == ["+record", *(f"+{name}" for name in names)]
+    for name, member in zip(names, group.sockets, strict=True):
+        assert os.fstat(manager.kept[name]).st_ino == os.fstat(member.fileno()).st_ino
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_copy_that_the_manager_does_not_forget_now_is_forgotten_later(
+    manager: Manager, pipes: list[int], replaced: bool
+) -> None:
+    store, _ = manager.start()
+    store.update({}, (), {}, {"udp-1": pipes[0]})
+    manager.hear()
+    wanted = {"udp-1": pipes[2]} if replaced else {}
+    manager.fill()
+
+    assert not store.update({}, (), {}, wanted)
+    assert len(store) == 2
+    manager.hear()
+
+    assert store.update({}, (), {}, wanted)
+    assert manager.hear() == (["-udp-1", "+udp-1"] if replaced else ["-udp-1"])
+
+
+def test_forgotten_copies_are_waited_for(
+    manager: Manager, pipes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ports of sockets are taken for as long as anybody has them."""
+    monkeypatch.setattr(notify, "BARRIER_S", 0.01)  # this manager reads it later
+    store, _ = manager.start()
+    store.update({}, (), {}, {"udp-1": pipes[0], "udp-2": pipes[2]})
+    manager.hear()
+
+    store.forget(frozenset({"udp-1"}))
+    assert manager.hear() == ["-udp-1", "barrier"]
+    assert len(store) == 2
+
+    store.forget(frozenset())
+    assert manager.hear() == []
+
+
+def test_record_for_which_there_is_no_descriptor_is_written_later(
+    manager: Manager, pipes: list[int]
+) -> None:
+    store, _ = manager.start()
+
+    with no_descriptors(), capture_logs() as log:
+        assert store.update({}, (), circuit(), {"udp-1": pipes[0]})
+        assert not store.leave(STANDING)
+
+    assert {entry["event"] for entry in log} == {"record_not_written"}
+    assert manager.hear() == ["+udp-1"]
+    store.update({}, (), circuit(), {"udp-1": pipes[0]})
+    assert manager.hear() == ["+record"]
+    assert store.leave(STANDING)
+    assert manager.start()[0].standings == STANDING
+
+
+def test_descriptor_that_is_closed_is_taken_for_another_one(
+    manager: Manager, pipes: list[int]
+) -> None:
+    store, _ = manager.start()
+    store.update({}, (), {}, {"udp-1": pipes[0]})
+    manager.hear()
+    closed = os.dup(0)
+    os.close(closed)
+
+    store.update({}, (), {}, {"udp-1": closed})
+
+    # The kernel does not send what is not open, and there is no use in trying again.
+    assert manager.hear() == ["-udp-1"]
