@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from vela.address import IPNetwork
+from vela.linux import rtnetlink
 from vela.linux.rtnetlink import Rtnetlink
 from vela.supervisor.registry.facts import KnownAddress
 from vela.supervisor.registry.host import FACTS_S, HostNetwork
@@ -88,3 +89,12 @@ def test_facts_that_are_not_complete_are_asked_for_by_other_networks(
 
     assert network.facts(WANTED) is first
     assert network.facts(OTHERS) is not first
+
+
+def test_more_routes_by_hand_than_are_read_at_once_are_no_failure(
+    network: HostNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those the first ones are known, and the one toward each wanted network."""
+    monkeypatch.setattr(rtnetlink, "MAX_ROUTES", 0)
+
+    assert LOOPBACK in network.facts(WANTED).addresses

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_network
 
@@ -320,8 +321,8 @@ class Rtnetlink:
     def routes(self, wanted: tuple[IPNetwork, ...]) -> tuple[tuple[HostRoute, ...], bool]:
         """Return all routes, and that they are all.
 
-        Of very many only those that no routing protocol has set, and the one that a packet to
-        each wanted network would take.
+        Of very many only those that no routing protocol has set, MAX_ROUTES of each kind at most,
+        and the one that a packet to each wanted network would take.
         """
         try:
             routes = tuple(self._routes(0))
@@ -329,7 +330,10 @@ class Rtnetlink:
             return routes, True
         except TooManyRoutes:
             pass
-        found = [route for protocol in _SET_BY_HAND for route in self._routes(protocol)]
+        found: list[HostRoute] = []
+        for protocol in _SET_BY_HAND:
+            with suppress(TooManyRoutes):
+                found.extend(self._routes(protocol))
         for network in wanted:
             taken = self._route_to(network.network_address)
             if taken is not None:
