@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
+from lab.waiting import PATIENCE, eventually
 from vela.dataplane.contract import Abilities, Attachment, DataPlane
 from vela.dataplane.counters import Counters
 from vela.dataplane.engine import Engine, LoadedEngine, load_engine
@@ -15,7 +18,7 @@ from vela.dataplane.exit_message import ExitMessage
 from vela.dataplane.frame import Elision
 from vela.dataplane.handover import Handover
 from vela.linux.features import Feature, Features
-from vela.linux.sandbox import find_user, worker_filter
+from vela.linux.sandbox import User, find_user, worker_filter
 from vela.worker import WorkerTask
 
 LOCAL = bytes.fromhex("02005e100001")
@@ -25,6 +28,22 @@ TIMEOUT_S = 10.0
 
 def frame(mark: int) -> bytes:
     return (b"\xff" * 6 + LOCAL + b"\x88\xb5" + mark.to_bytes(4, "big")).ljust(60, b"\xee")
+
+
+def worker_user() -> User:
+    """Only root can become another user."""
+    return find_user("nobody") if os.geteuid() == 0 else User(os.getuid(), os.getgid())
+
+
+def stop(pid: int) -> None:
+    """Stop a process, and wait until each of its threads has."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    eventually(
+        lambda: all("\nState:\tT" in (thread / "status").read_text() for thread in threads),
+        TIMEOUT_S,
+        f"process {pid} to stop",
+    )
 
 
 def engine_of(name: str, make: Callable[[Attachment], DataPlane]) -> LoadedEngine:
@@ -48,7 +67,9 @@ class Circuit:
         self.receiving, sending = self._udp(stack), self._udp(stack)
         sending.connect(self.remote.getsockname())
         self.counters = Counters()
-        self.cpu = max(os.sched_getaffinity(0))
+        cpus = sorted(os.sched_getaffinity(0))
+        # Not the one that the workers of other test runs are pinned to.
+        self.cpu = cpus[os.getpid() % len(cpus)]
         attachment = Attachment(
             circuit_id=7,
             tap_fd=self.tap.fileno(),
@@ -74,12 +95,12 @@ class Circuit:
             exit_message=ExitMessage(self.counters.exit_message),
             handover=Handover(self.counters.handover),
             cpu=self.cpu,
-            user=find_user("nobody"),
+            user=worker_user(),
             supervisor_pid=os.getpid(),
             filter=worker_filter(loaded.calls(attachment)),
         )
-        self.remote.settimeout(TIMEOUT_S)
-        self.host.settimeout(TIMEOUT_S)
+        self.remote.settimeout(PATIENCE * TIMEOUT_S)
+        self.host.settimeout(PATIENCE * TIMEOUT_S)
 
     @staticmethod
     def _pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
