@@ -48,11 +48,11 @@ class Identity:
 
     def __init__(self, keys: Keys, path: Path) -> None:
         """Load it. Raises ConfigError."""
-        keys.require_encryption()
         self._keys, self._path = keys, path
-        self._fd = open_identity(path)
         self._generation = -1
-        self._number = 0
+        self._number = 0  # there is nothing to close yet
+        keys.require_encryption()
+        self._fd = open_identity(path)
         self.public = b""
         try:
             self._load()

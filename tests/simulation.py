@@ -33,6 +33,8 @@ from vela.supervisor.circuit.terms import Profile
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, Config, DaemonConfig
 from vela.supervisor.control_channel import ControlChannel
 from vela.supervisor.demux import ControlHandler
+from vela.supervisor.keys import KeySource
+from vela.supervisor.registry.ciphers import Ciphers
 from vela.supervisor.registry.facts import HostFacts
 from vela.supervisor.registry.registry import Registry
 from vela.supervisor.runtime.lines import LineLimiter
@@ -127,7 +129,7 @@ class RecordingDataPath:
             raise DeviceError(self.refusal)
         if self.attached != (path, profile):
             self.attachments += 1
-        self.attached = (path, profile)
+        self.attached, self.key_page = (path, profile), key_page
         self.mtu = profile.mtu
 
     @property
@@ -211,6 +213,9 @@ class RecordingDataPath:
     further_members: tuple[int, ...] = ()
     sending: tuple[int, ...] = ()
     has_former: bool = False
+    key_page: int | None = None
+    """Of an encrypted circuit."""
+    worker: WorkerStatus | None = None
 
     def retire_worker(self, done: Callback) -> None:
         done()
@@ -223,7 +228,7 @@ class RecordingDataPath:
         return Traffic(0, 0, 0, 0)
 
     def worker_status(self) -> WorkerStatus | None:
-        return None
+        return self.worker
 
     def counter_status(self) -> CounterStatus:
         return CounterStatus.zero()
@@ -349,16 +354,16 @@ class Machine:
     # What the operator does.
 
     def boot(self) -> None:
-        channel = ControlChannel(self.network.loop, self, self, DEFAULT_PORT)
-        channel.set_policy(self.config.autoconfigure, self.key)
-        self.channel = channel
+        channel = self.channel = ControlChannel(self.network.loop, self, self, DEFAULT_PORT)
+        self.set_policy()
         self.registry = Registry(
             self.config,
             loop=self.network.loop,
             names=self,
             routes=self,
             control_channel=channel,
-            keys=self,
+            keys=self.key_source,
+            ciphers=self.ciphers,
             make_data_path=self.make_data_path,
             host=self,
             lines=LineLimiter(self.network.loop.now),
@@ -366,6 +371,18 @@ class Machine:
         channel.set_request_handler(self.registry)
         self.registry.create_all()
         self.registry.start()
+
+    @property
+    def key_source(self) -> KeySource:
+        return self
+
+    @property
+    def ciphers(self) -> Ciphers | None:
+        return None
+
+    def set_policy(self) -> None:
+        """Let the control channel know what others may set up here."""
+        self.channel.set_policy(self.config.autoconfigure, self.key)
 
     def crash(self) -> None:
         """End as kill -9 does: nothing is said, and no timer fires any more."""
@@ -388,7 +405,8 @@ class Machine:
     def reload(self, config: Config) -> dict[str, str]:
         assert self.registry is not None
         if config.autoconfigure != self.config.autoconfigure:
-            self.channel.set_policy(config.autoconfigure, self.key)
+            self.config = config
+            self.set_policy()
         self.config = config
         for _ in self.registry.reload(config):
             pass
