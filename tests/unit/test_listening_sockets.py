@@ -73,7 +73,7 @@ class Scene:
 
     def forgotten(self) -> set[str]:
         """Return the names of what the service manager was told to forget."""
-        names = set()
+        names: set[str] = set()
         while True:
             try:
                 data, fds, _, _ = socket.recv_fds(self.manager, 1000, 1)
