@@ -217,12 +217,16 @@ class RecordingDataPath:
     """Of an encrypted circuit."""
     worker: WorkerStatus | None = None
 
+    retired: bool = False
+    tap_fds: tuple[int, ...] = (0,)
+
     def retire_worker(self, done: Callback) -> None:
+        self.retired = True
         done()
 
     @property
     def taps(self) -> tuple[tuple[int, ...], int]:
-        return (0,), 0
+        return self.tap_fds, 0
 
     def traffic(self) -> Traffic:
         return Traffic(0, 0, 0, 0)
