@@ -109,6 +109,7 @@ class HandingOver:
             lambda: self.obstacle,
         )
         stack.callback(self.succession.close)
+        self.parts = (self.part, self.metrics)
 
     @property
     def registry(self) -> Registry:
