@@ -122,7 +122,7 @@ class Daemon:
         with ExitStack() as undo:
             self._manager = ServiceManager()
             undo.callback(self._manager.close)
-            inheritance = inheritance or Inheritance()
+            inheritance = Inheritance() if inheritance is None else inheritance
             undo.callback(inheritance.close)
             self._predecessor = predecessor
             self._inheritance = inheritance

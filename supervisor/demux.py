@@ -136,7 +136,7 @@ class Demux:
         inheritance: Inheritance | None = None,
     ) -> None:
         """is_apart: see underlay. inheritance: what another velad has left, to go on with."""
-        self._inheritance = inheritance or Inheritance()
+        self._inheritance = Inheritance() if inheritance is None else inheritance
         self._frozen = False
         self._loop = loop
         self._groups = tuple(groups)

@@ -60,7 +60,7 @@ class Ciphers:
 
         inheritance: what another velad has left, to go on with.
         """
-        self._inheritance = inheritance or Inheritance()
+        self._inheritance = Inheritance() if inheritance is None else inheritance
         self._keys, self._daemon = keys, daemon
         self._suites = Suites(0)
         for suite in suites:

@@ -17,10 +17,11 @@ from vela.address import Endpoint, IPAddress
 from vela.dataplane.frame import REBUILD_ROOM
 from vela.errors import DeviceError
 from vela.linux.choice import UnderlayChoice
-from vela.linux.steering import ControlSteering
+from vela.linux.steering import CONTROL_SOCKETS, ControlSteering
 from vela.linux.underlay import ReceiveGroup
 from vela.supervisor import frame_ports
 from vela.supervisor.demux import STEER_INTERVAL_S, CircuitIdTaken, Claim, Demux, DropReason
+from vela.supervisor.inheritance import Inheritance, member_name
 from vela.supervisor.runtime.loop import EventLoop
 
 UDP_SEGMENT = 103  # include/uapi/linux/udp.h
@@ -362,6 +363,7 @@ def test_message_from_an_address_that_is_not_here_is_refused(network: Network) -
         network.group.send(b"\x00", ip_address("192.0.2.1"), Endpoint(FOUR, 9))
 
 
+@pytest.mark.needs_net_admin
 def test_group_of_a_device_gets_what_comes_in_there_and_strangers_get_nothing(
     stack: ExitStack, routers: TwoRouters
 ) -> None:
@@ -506,3 +508,137 @@ def test_datagrams_that_found_the_queue_full_are_counted(network: Network) -> No
     dropped = network.dropped()
     assert dropped[DropReason.OVERFLOW] > 100
     assert dropped[DropReason.OVERFLOW] + dropped[DropReason.UNKNOWN_CIRCUIT] == sent + 1
+
+
+def groups_at(stack: ExitStack, *addresses: str) -> tuple[Demux, tuple[ReceiveGroup, ...]]:
+    """Return a demux that listens on these addresses of this machine."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        probe.bind(("::", 0))
+        port: int = probe.getsockname()[1]
+    loop = EventLoop()
+    stack.callback(loop.close)
+    only_ipv6 = any("." in address for address in addresses)
+    groups = tuple(ReceiveGroup(ip_address(each), port, only_ipv6=only_ipv6) for each in addresses)
+    for group in groups:
+        stack.callback(group.close)
+    demux = Demux(loop, groups)
+    stack.callback(demux.close)
+    return demux, groups
+
+
+def test_way_is_by_the_listening_address_that_the_kernel_takes_itself(stack: ExitStack) -> None:
+    demux, (other, own, six) = groups_at(stack, "127.0.0.2", "127.0.0.1", "::1")
+
+    assert demux.way_to(Endpoint(FOUR, 9))[0] is own
+    group, way = demux.way_to(Endpoint(SIX, 9))
+    assert (group, way.source) == (six, SIX)
+    group, way = demux.way_from(ip_address("127.0.0.2"), Endpoint(FOUR, 9))
+    assert (group, way.source) == (other, ip_address("127.0.0.2"))
+
+
+def test_way_is_by_another_listening_address_where_the_kernels_is_none(stack: ExitStack) -> None:
+    demux, (first, _) = groups_at(stack, "127.0.0.2", "127.0.0.3")
+
+    group, way = demux.way_to(Endpoint(FOUR, 9))
+
+    assert (group, way.source) == (first, ip_address("127.0.0.2"))
+
+
+def test_way_of_a_family_or_an_address_that_nobody_listens_on_is_none(stack: ExitStack) -> None:
+    demux, _ = groups_at(stack, "127.0.0.1")
+
+    with pytest.raises(DeviceError, match="velad listens on no ipv6 address"):
+        demux.way_to(Endpoint(SIX, 9))
+    with pytest.raises(DeviceError, match=r"velad does not listen on 127\.0\.0\.2"):
+        demux.way_from(ip_address("127.0.0.2"), Endpoint(FOUR, 9))
+    with pytest.raises(OSError, match=r"velad does not listen on 127\.0\.0\.2"):
+        demux.send_control(b"\x00", ip_address("127.0.0.2"), Endpoint(FOUR, 9))
+
+
+def test_chosen_source_address_decides_the_way(stack: ExitStack) -> None:
+    demux, (_, chosen) = groups_at(stack, "127.0.0.1", "127.0.0.2")
+    choice = UnderlayChoice(bind=ip_address("127.0.0.2"))
+
+    group, way = demux.way_to(Endpoint(FOUR, 9), choice)
+
+    assert (group, way.source) == (chosen, ip_address("127.0.0.2"))
+
+
+def test_datagrams_wait_while_another_velad_takes_over(network: Network) -> None:
+    circuit = Circuit("vela0")
+    network.claim(circuit, 1, FOUR)
+    network.demux.freeze()
+
+    network.send(FOUR, b"\x02 unknown")
+    late = network.claim(Circuit("vela1"), 3, FOUR)
+    network.turn()
+    assert network.dropped() == {}
+    network.send(FOUR, b"\x03 to the supervisor still")
+    network.turn()
+    assert queued(late) == []
+
+    network.demux.thaw()
+    network.turn()
+    assert network.dropped() == {DropReason.UNKNOWN_CIRCUIT: 1}
+    network.send(FOUR, b"\x03 steered")
+    network.turn()
+    assert queued(late) == [b"\x03 steered"]
+
+
+def test_datagrams_of_a_circuit_are_spread_over_its_sockets_by_their_ports(
+    network: Network, stack: ExitStack
+) -> None:
+    claim = network.demux.claim(Circuit("vela0"), 1, (FOUR,), network.group, sockets=2)
+    members = [network.group.member(index) for index in claim.indices]
+    senders = [
+        stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(8)
+    ]
+    for sender in senders:
+        sender.bind((str(FOUR), 0))
+    ports = [sender.getsockname()[1] for sender in senders]
+
+    def received() -> list[list[int]]:
+        network.turn()
+        for sender, port in zip(senders, ports, strict=True):
+            sender.sendto(b"\x01" + port.to_bytes(2, "big"), (str(FOUR), network.port))
+        found: list[list[int]] = []
+        for member in members:
+            found.append([])
+            while select.select([member], [], [], 0)[0]:
+                found[-1].append(int.from_bytes(member.recv(100)[1:], "big"))
+        return found
+
+    assert received() == [ports, []]
+    network.demux.spread(claim, 2)
+    assert received() == [[port for port in ports if port % 2 == n] for n in range(2)]
+    network.demux.spread(claim, 1)
+    # At once: it is so when that returns.
+    assert received() == [ports, []]
+
+
+def test_sockets_of_circuits_that_do_not_go_on_are_taken_back(stack: ExitStack) -> None:
+    _, (group,) = groups_at(stack, "127.0.0.1")
+    names = [member_name(group, group.acquire()) for _ in range(2)]
+    first = CONTROL_SOCKETS
+    inheritance = Inheritance()
+    for number, name in enumerate(names):
+        inheritance.receives_on(f"vela{number}", name, first + number)
+    loop = EventLoop()
+    stack.callback(loop.close)
+    adopted = [each.dup() for each in group.sockets]
+    left = ReceiveGroup(
+        group.address,
+        group.port,
+        only_ipv6=False,
+        adopted=adopted,
+        in_use=inheritance.in_use(group.address, group.port),
+    )
+    stack.callback(left.close)
+    demux = Demux(loop, [left], inheritance=inheritance)
+    stack.callback(demux.close)
+
+    going_on = demux.claim(Circuit("vela0"), 1, (FOUR,), left)
+    demux.release_inherited(["vela0", "vela1"])
+    other = demux.claim(Circuit("vela7"), 7, (FOUR,), left)
+
+    assert (going_on.index, other.index) == (first, first + 1)
