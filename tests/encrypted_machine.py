@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from vela.dataplane.key_page import (
     boottime_ns,
     slot_start,
 )
+from vela.supervisor.circuit.standing import Standing
 from vela.supervisor.config import identity
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, DaemonConfig
 from vela.supervisor.keys import HeldKey, Keys
@@ -122,10 +124,10 @@ class EncryptedMachine(Machine):
         assert self.keys.pid is not None
         return self.keys.pid
 
-    def boot(self) -> None:
+    def boot(self, former: Mapping[str, Standing] | None = None) -> frozenset[str]:
         self.keys = Keys(self.network.loop, worker_user(), self.daemon.state_directory)
         self._ciphers = Ciphers(self.keys, self.daemon, SUITES)
-        super().boot()
+        return super().boot(former)
 
     def set_policy(self) -> None:
         assert self._ciphers is not None

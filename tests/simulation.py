@@ -29,6 +29,7 @@ from vela.signaling.identity import token
 from vela.signaling.signer import Key, LocalKey
 from vela.supervisor.circuit.data_path import EchoHandler
 from vela.supervisor.circuit.rates import Traffic
+from vela.supervisor.circuit.standing import Standing
 from vela.supervisor.circuit.terms import Profile
 from vela.supervisor.config.records import AutoconfigureConfig, CircuitConfig, Config, DaemonConfig
 from vela.supervisor.control_channel import ControlChannel
@@ -357,7 +358,8 @@ class Machine:
 
     # What the operator does.
 
-    def boot(self) -> None:
+    def boot(self, former: Mapping[str, Standing] | None = None) -> frozenset[str]:
+        """Begin, where another one's circuits stood; return which of them go on."""
         channel = self.channel = ControlChannel(self.network.loop, self, self, DEFAULT_PORT)
         self.set_policy()
         self.registry = Registry(
@@ -374,7 +376,22 @@ class Machine:
         )
         channel.set_request_handler(self.registry)
         self.registry.create_all()
+        resumed = frozenset() if former is None else self.registry.resume(former)
         self.registry.start()
+        return resumed
+
+    def hand_over(self, member: str = "udp-00") -> dict[str, Standing]:
+        """Say how circuits stand, and end without a word to anybody; the next one boots with it."""
+        registry, self.registry = self.registry, None
+        assert registry is not None
+        for index, path in enumerate(self.data_paths.values(), start=3):
+            path.member = (member, index)
+        registry.freeze()
+        return {
+            circuit.name: standing
+            for circuit in registry.each()
+            if (standing := circuit.standing()) is not None
+        }
 
     @property
     def key_source(self) -> KeySource:
