@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
-from simulation import ROUTER_A, ROUTER_B, Machine, Network, network
+from simulation import ROUTER_A, ROUTER_B, Machine, Network, RecordingDataPath, network
 from structlog.testing import capture_logs
 
 from vela.address import Remote
@@ -547,3 +548,144 @@ def test_change_that_cannot_be_saved_is_not_made(pair: Pair) -> None:
     registry.enable("vela1")
     pair.link.run(3)
     assert pair.words(pair.a) == pair.words(pair.b) == {"vela1": "up"}
+
+
+ONE, OTHER = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
+
+
+def wanting(mac: bytes, **changes: Any) -> CircuitConfig:
+    """Return a circuit whose interface on the other machine has this MAC address."""
+    peer = PeerConfig(interface="vela0", mac=mac)
+    return replace(CircuitConfig("vela0", 1, Remote(str(ROUTER_B)), peer=peer), **changes)
+
+
+@pytest.mark.parametrize("wanted", [wanting(OTHER), wanting(OTHER, id=2)], ids=["changed", "new"])
+def test_circuit_of_a_peer_that_cannot_be_made_otherwise_is_restored_as_it_was(
+    pair: Pair, wanted: CircuitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.a.reload(replace(pair.a.config, circuits=(wanting(ONE),)))
+    pair.link.run(3)
+    make = pair.b.make_data_path
+
+    def fail(config: CircuitConfig, *arguments: Any, **more: Any) -> RecordingDataPath:
+        if config.mac == OTHER:
+            raise DeviceError("vela0 cannot be created: Cannot allocate memory")
+        return make(config, *arguments, **more)
+
+    assert pair.b.registry is not None
+    pair.b.registry._maker.make_data_path = fail
+    monkeypatch.setattr(RecordingDataPath, "change", lambda path, config, cpu: fail(config, cpu))
+    with capture_logs() as lines:
+        pair.a.reload(replace(pair.a.config, circuits=(wanted,)))
+        pair.link.run(5)
+
+    state, reason = pair.a.states()["vela0"]
+    assert state == "rejected"
+    assert reason == "on the other end, vela0 cannot be created: Cannot allocate memory"
+    assert "circuit_not_set_up" in {line["event"] for line in lines}
+    if wanted.id == 1:
+        assert pair.b.data_paths["vela0"].config.mac == ONE
+    # As soon as it can be, it is.
+    pair.b.registry._maker.make_data_path = make
+    monkeypatch.undo()
+    pair.link.run(60)
+    assert pair.words(pair.a) == {"vela0": "up"}
+    assert pair.b.data_paths["vela0"].config.mac == OTHER
+
+
+def test_circuit_of_a_peer_that_cannot_be_saved_is_refused_and_is_not_there(pair: Pair) -> None:
+    state = pair.b.config.daemon.state_directory
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "circuits.json").mkdir()
+
+    pair.a.reload(replace(pair.a.config, circuits=(wanting(ONE),)))
+    pair.link.run(3)
+
+    state_word, reason = pair.a.states()["vela0"]
+    assert state_word == "rejected"
+    assert "circuits.json" in reason
+    assert pair.ids(pair.b) == {}
+    (state / "circuits.json").rmdir()
+    pair.link.run(60)
+    assert pair.words(pair.a) == {"vela0": "up"}
+
+
+def test_circuit_whose_overlap_cannot_be_found_out_is_refused_with_the_reason(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(wanted: object) -> HostFacts:
+        raise DeviceError("addresses cannot be listed: Cannot allocate memory")
+
+    monkeypatch.setattr(pair.b, "facts", fail)
+    circuit = wanting(ONE)
+    assert circuit.peer is not None
+    peer = replace(circuit.peer, addresses=(ip_interface("172.16.0.2/30"),))
+
+    pair.a.reload(replace(pair.a.config, circuits=(replace(circuit, peer=peer),)))
+    pair.link.run(3)
+
+    state, reason = pair.a.states()["vela0"]
+    assert (state, pair.ids(pair.b)) == ("rejected", {})
+    assert reason == "on the other end, addresses cannot be listed: Cannot allocate memory"
+
+
+def test_restart_makes_a_circuit_that_could_not_be_made_before(pair: Pair) -> None:
+    make = pair.a.make_data_path
+    assert pair.a.registry is not None
+
+    def fail(config: CircuitConfig, *arguments: Any, **more: Any) -> RecordingDataPath:
+        raise DeviceError("no more interfaces")
+
+    pair.a.registry._maker.make_data_path = fail
+    assert pair.a.reload(replace(pair.a.config, circuits=(wanting(ONE),))) == {
+        "vela0": "no more interfaces"
+    }
+    for command in (pair.a.registry.disable, pair.a.registry.enable, pair.a.registry.delete):
+        with pytest.raises(
+            ConfigError, match="circuit vela0 does not exist at present: no more interfaces"
+        ):
+            command("vela0")
+    with pytest.raises(DeviceError, match="no more interfaces"):
+        pair.a.registry.restart("vela0")
+
+    pair.a.registry._maker.make_data_path = make
+    pair.a.registry.restart("vela0")
+    pair.link.run(3)
+
+    assert pair.words(pair.a) == {"vela0": "up"}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_circuit_that_is_down_says_how_to_enable_it(pair: Pair, enabled: bool) -> None:
+    pair.a.reload(replace(pair.a.config, circuits=(wanting(ONE, enabled=enabled),)))
+    registry = pair.a.registry
+    assert registry is not None
+    if enabled:
+        registry.disable("vela0")
+        how = "velactl up vela0 undoes that"
+    else:
+        how = "the file says enabled = false; change that there, and reload"
+        with pytest.raises(ConfigError, match=f"vela0 is administratively down; {how}"):
+            registry.enable("vela0")
+
+    for command in (registry.restart, lambda name: registry.switch(name, None)):
+        with pytest.raises(ConfigError, match=f"vela0 is administratively down; {how}"):
+            command("vela0")
+
+
+def test_circuit_of_the_file_is_not_deleted_by_a_command(pair: Pair) -> None:
+    pair.a.reload(replace(pair.a.config, circuits=(wanting(ONE),)))
+    assert pair.a.registry is not None
+
+    with pytest.raises(ConfigError, match="vela0 is in the configuration file; remove it there"):
+        pair.a.registry.delete("vela0")
+
+    assert pair.ids(pair.a) == {"vela0": 1}
+
+
+def test_hooks_are_for_circuits_of_the_file(pair: Pair) -> None:
+    for key in ("up", "down"):
+        with pytest.raises(ConfigError, match="hooks are for circuits of the file"):
+            pair.a.add("vela0", {"remote": str(ROUTER_B), key: "/bin/true"})
+
+    assert pair.ids(pair.a) == {}
