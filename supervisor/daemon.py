@@ -25,8 +25,9 @@ from vela.linux.affinity import allowed_cpus
 from vela.linux.features import ALL_FEATURES, Features, probe, words
 from vela.linux.forwarding import Forwarding
 from vela.linux.icmp import IcmpErrors
+from vela.linux.idle_cpus import IdleCpus
 from vela.linux.netlink import Netlink
-from vela.linux.sandbox import check_capabilities, find_user, why_no_filter
+from vela.linux.sandbox import check_capabilities, find_user, may_move_children, why_no_filter
 from vela.linux.tap import Tap, check_tun
 from vela.linux.underlay import RECEIVE_BUFFER, namespace_number
 from vela.log import level, limit, set_level
@@ -150,6 +151,9 @@ class Daemon:
             undo.callback(icmp.close)
             if not icmp.hears:
                 self._log.info("icmp_errors_not_read", reason="there is no CAP_NET_RAW")
+            moves = may_move_children()
+            if not moves:
+                self._log.info("threads_not_moved", reason="there is no CAP_SYS_NICE")
             self._control_channel = ControlChannel(
                 self._loop, self._demux, names, config.daemon.port, icmp.read
             )
@@ -167,6 +171,7 @@ class Daemon:
                 features=self._features,
                 user=user,
                 identity=_identity(self._features),
+                idle_cpus=IdleCpus() if moves else None,
                 inheritance=inheritance,
                 shared=self._manager.told,
             )

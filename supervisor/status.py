@@ -51,6 +51,8 @@ class WorkerStatus:
     """Of its circuit; two threads for each, on a CPU of its own. cpu is that of the first."""
     latency: str = "normal"
     """The circuit's key; "low": one thread for each queue, which polls while there is traffic."""
+    ingress_cpu: int | None = None
+    """Of the ingress thread, where it has an idle CPU to itself under load; None: it is cpu."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from vela.errors import DeviceError, VelaError
 from vela.linux.choice import UnderlayChoice, set_tos
 from vela.linux.features import Features
 from vela.linux.forwarding import Forwarding
+from vela.linux.idle_cpus import IdleCpus
 from vela.linux.netlink import Netlink
 from vela.linux.sandbox import User, worker_filter
 from vela.linux.underlay import (
@@ -56,6 +57,7 @@ from .rates import Traffic
 from .send_sockets import SendSockets, Sockets
 from .shaper import Shaper
 from .source_ports import SourcePorts, derived_ports
+from .spread import Spread
 from .terms import Profile, is_encrypted, provisional_mtu
 
 # Workers that start are forked in bursts: what the supervisor writes to between two forks is copied
@@ -95,6 +97,8 @@ class PseudowireFactory:
     diverted: bytearray = field(default_factory=lambda: bytearray(REBUILD_ROOM + MAX_UDP_PAYLOAD))
     """What a worker passes on is read into this. One for all: each circuit has an answer a second,
     which is no reason to fill 64 KiB with zeros."""
+    idle_cpus: IdleCpus | None = None
+    """Where threads of saturated workers go; None: they stay where they are."""
     inheritance: Inheritance = field(default_factory=Inheritance)
     shared: bool = False
     """The service manager keeps copies of the interfaces' descriptors."""
@@ -168,6 +172,11 @@ class Pseudowire:
             self._on_failure_changed,
             self._restore,
         )
+        self._spread: Spread | None = None
+        if parts.idle_cpus is not None:
+            self._spread = Spread(
+                config.name, parts.loop, parts.idle_cpus, self._spreadable, self.traffic
+            )
         with ExitStack() as undo:
             undo.callback(parts.counters.give_back, self._counters)
             self._diversion = Diversion(
@@ -479,10 +488,19 @@ class Pseudowire:
             self._replace_interface()
         self._interface.set_gso_max_size()
         self._keeper.check()
+        if self._spread is not None:
+            self._spread.check()
         self._interface.look_for_bridge()
         self._shaper.check()
         if self._keeper.failure:
             raise DeviceError(self._keeper.failure)
+
+    def _spreadable(self) -> tuple[int | None, int]:
+        """Return the worker, and its CPU, if the operator leaves to velad where its threads run."""
+        config = self._config
+        usual = not config.cpus and config.latency is not Latency.LOW
+        may = usual and self._parts.engine.abilities.several_queues
+        return self._keeper.pid if may else None, self._cpu
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
         """Take a datagram that came past the worker. See demux.Receiver."""
@@ -536,12 +554,15 @@ class Pseudowire:
             restarts=self._keeper.restarts,
             cpu_percent=cpu_percent,
             memory_bytes=memory_bytes,
+            ingress_cpu=None if self._spread is None else self._spread.ingress_cpu,
         )
 
     def _stop_worker(self) -> None:
         if self._starting is not None:
             self._starting.cancel()
             self._starting = None
+        if self._spread is not None:
+            self._spread.stop()
         self._keeper.stop()
 
     def _on_interface_lost(self) -> None:

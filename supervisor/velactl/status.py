@@ -304,6 +304,8 @@ def _worker(worker: Document | None) -> str:
     process = "no process" if worker["pid"] is None else f"pid {worker['pid']}"
     queues = worker.get("queues", 1)
     more = "" if queues == 1 else f" and {queues - 1} more"
+    if worker.get("ingress_cpu") is not None:
+        more = f" and {worker['ingress_cpu']}"
     text = f"{process}, CPU {worker['cpu']}{more}"
     text += f", {worker['engine']}, {worker['restarts']} restarts"
     if worker.get("latency") == "low":

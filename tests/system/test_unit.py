@@ -50,9 +50,10 @@ WITHOUT = {
     "CAP_KILL": r"velad: it has no CAP_KILL: its workers, which run as others, would outlive it",
     "CAP_BPF": r"steering_programs_classic",
     "CAP_NET_RAW": r"icmp_errors_not_read",
+    "CAP_SYS_NICE": r"threads_not_moved",
 }
 # What velad works without, less well.
-BETTER_WITH = {"CAP_BPF", "CAP_NET_RAW"}
+BETTER_WITH = {"CAP_BPF", "CAP_NET_RAW", "CAP_SYS_NICE"}
 
 
 def work(velad: Velad) -> None:

@@ -6,6 +6,7 @@ import mmap
 import os
 import pwd
 import re
+import socket
 import statistics
 import sys
 from collections import Counter
@@ -16,9 +17,11 @@ import old_kernel
 import pytest
 
 from lab.daemon import Velad
+from lab.datagrams import VELA_PORT
 from lab.process import running
 from lab.topology import TwoRouters
 from lab.waiting import eventually
+from vela.linux.usage import thread_times
 
 pytestmark = pytest.mark.needs_net_admin
 
@@ -182,6 +185,27 @@ def test_workers_stay_within_the_cpus_that_velad_may_use(routers: TwoRouters) ->
             assert list(workers.values()) == [last] * 2
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def test_second_thread_of_a_worker_is_the_ingress_thread(routers: TwoRouters) -> None:
+    """vela.supervisor.circuit.spread moves it."""
+    a, b = routers.a, routers.b
+    with Velad(a.namespace, circuit(1)) as velad:
+        (pid,) = confined_workers(velad)
+        egress, ingress = thread_times(pid)
+        assert egress == pid
+        before = thread_times(pid)
+        with b.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind((b.ipv4, 0))
+
+            def send() -> bool:
+                for _ in range(1000):
+                    sender.sendto(b"\x01" + b"\xff" * 14 + bytes(46), (a.ipv4, VELA_PORT))
+                return thread_times(pid)[ingress] - before[ingress] >= 0.1
+
+            eventually(send, 60, "the ingress thread to take CPU time")
+        took = {thread: took - before[thread] for thread, took in thread_times(pid).items()}
+    assert took[egress] < took[ingress] / 2
 
 
 def test_workers_end_with_their_supervisor(routers: TwoRouters) -> None:

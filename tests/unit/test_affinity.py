@@ -1,13 +1,15 @@
-"""vela.linux.affinity: which CPU, and that a pinned child alone is pinned."""
+"""vela.linux.affinity: which CPU, and that what is pinned alone is pinned."""
 
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 from exhaustion import no_descriptors
 
-from vela.linux.affinity import allowed_cpus, least_loaded, pin
+from vela.linux.affinity import allowed_cpus, least_loaded, pin, pin_thread
+from vela.linux.usage import thread_times
 from vela.supervisor.runtime.process import fork
 
 
@@ -63,3 +65,37 @@ def test_pin_in_a_child_pins_the_child_alone() -> None:
 def test_pin_to_a_cpu_that_is_not_there_raises() -> None:
     with pytest.raises((OSError, ValueError)):
         pin(100_000)
+
+
+def test_threads_of_a_process_and_their_cpu_the_oldest_first() -> None:
+    (cpu, *_) = allowed = os.sched_getaffinity(0)
+    started, ended = threading.Event(), threading.Event()
+    made: list[int] = []
+
+    def run() -> None:
+        made.append(threading.get_native_id())
+        started.set()
+        ended.wait()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert started.wait(10.0)
+        times = thread_times(os.getpid())
+        assert next(iter(times)) == os.getpid()
+        assert made[0] in times
+        assert min(times.values()) >= 0.0
+        pin_thread(made[0], cpu)
+        assert os.sched_getaffinity(made[0]) == {cpu}
+        assert os.sched_getaffinity(0) == allowed
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_process_that_has_ended_has_no_threads() -> None:
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(pid, 0)
+    assert thread_times(pid) == {}
+    with pytest.raises(ProcessLookupError):
+        pin_thread(pid, 0)

@@ -43,7 +43,8 @@ _CLONE_THREAD = 0x00010000  # include/uapi/linux/sched.h
 _STDERR = 2
 
 # include/uapi/linux/capability.h
-_CAPABILITIES = {"CAP_KILL": 5}
+_CAP_KILL = 5
+_CAP_SYS_NICE = 23
 
 # Made ahead of any fork: what a child makes is memory of its own.
 _libc_prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -142,16 +143,21 @@ def find_user(name: str) -> User:
 
 def check_capabilities() -> None:
     """Raise DeviceError where this process could not end its children, as they are other users."""
-    for line in (
-        Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    ):
+    if not _has_capability(_CAP_KILL):
+        raise DeviceError("it has no CAP_KILL: its workers, which run as others, would outlive it")
+
+
+def may_move_children() -> bool:
+    """Tell whether this process may choose the CPUs of its children, as they are other users."""
+    return _has_capability(_CAP_SYS_NICE)
+
+
+def _has_capability(bit: int) -> bool:
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    for line in status.splitlines():
         if line.startswith("CapEff:"):
-            effective = int(line.split()[1], 16)
-            for name, bit in _CAPABILITIES.items():
-                if not effective >> bit & 1:
-                    raise DeviceError(
-                        f"it has no {name}: its workers, which run as others, would outlive it"
-                    )
+            return bool(int(line.split()[1], 16) >> bit & 1)
+    return True  # then nobody knows
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -119,6 +120,18 @@ class ProcessUsage:
         self._before = (now, used)
         self._result = (round(100 * (used - used_before) / (now - before), 1), memory)
         return self._result
+
+
+def thread_times(pid: int) -> Mapping[int, float]:
+    """Return the CPU time that each thread of a process took, in s; the oldest thread first.
+
+    Empty: it has ended, or cannot be looked at.
+    """
+    try:
+        threads = psutil.Process(pid).threads()
+    except (psutil.Error, OSError):
+        return {}
+    return {each.id: each.user_time + each.system_time for each in sorted(threads)}
 
 
 def sleeps(pid: int) -> bool:
