@@ -408,8 +408,8 @@ def parse(argv: list[str]) -> Plan:
     parser.add_argument(
         "--queues",
         action="store_true",
-        help="instead of other tunnels: VELA with one queue, with a queue on each of two CPUs, and "
-        "kernel VXLAN; one TCP stream, several at once, and round trips",
+        help="instead of other tunnels: VELA as it comes, on one CPU, with a queue on each of two, "
+        "and kernel VXLAN; one TCP stream, several at once, and round trips",
     )
     parser.add_argument(
         "--bridged",

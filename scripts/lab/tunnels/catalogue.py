@@ -71,10 +71,12 @@ have it, and as other programs take it where there is room."""
 
 QUEUES: dict[str, Tunnel] = {
     NATIVE: TUNNELS[NATIVE],
+    "one CPU": vela("native", pinned=True),
     "a queue on each CPU": vela("native", spread=True),
     VXLAN: vxlan,
 }
-"""VELA as it comes, and with a queue on each of two CPUs."""
+"""VELA as it comes, which takes a second CPU under load, with one, and with a queue on each of
+two."""
 
 VXLAN_BRIDGED, FRAGMENTS = "vxlan bridged", "fragments by IP"
 BRIDGED: dict[str, Tunnel] = {

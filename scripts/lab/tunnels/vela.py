@@ -42,12 +42,13 @@ def vela(
     encrypted: bool = False,
     spread: bool = False,
     low_latency: bool = False,
+    pinned: bool = False,
 ) -> Tunnel:
     """Return the tunnel of one circuit with that engine.
 
     disabled: features of the kernel; apart: its ends are on different CPUs; filtered: workers
     have a filter of their system calls; encrypted: by a pre-shared key; spread: it has a queue on
-    each of two CPUs.
+    each of two CPUs; pinned: both ends stay on the first CPU, also under load.
     """
 
     @contextmanager
@@ -63,6 +64,7 @@ def vela(
             encrypted=encrypted,
             spread=spread,
             low_latency=low_latency,
+            pinned=pinned,
         ) as segments:
             yield segments[0]
 
@@ -81,6 +83,7 @@ def vela_circuits(
     encrypted: bool = False,
     spread: bool = False,
     low_latency: bool = False,
+    pinned: bool = False,
 ) -> Iterator[list[Segment]]:
     """Circuits 1, 2, ... between one velad at each end, one for each pair of ends.
 
@@ -93,12 +96,10 @@ def vela_circuits(
     apart = apart or engine == "python"
     with ExitStack() as stack:
         key = _key(stack) if encrypted else ""
-        configs = [
-            _config(
-                engine, pairs, udp_port, disabled, own, _cpus(own, apart, spread, low_latency), key
-            )
-            for own in (0, 1)
-        ]
+        configs = []
+        for own in (0, 1):
+            cpus = _cpus(own, apart, spread, low_latency, pinned)
+            configs.append(_config(engine, pairs, udp_port, disabled, own, cpus, key))
         workers = stack.enter_context(_workers(pairs, configs, filtered=filtered))
         overhead = ENCRYPTED_OVERHEAD if encrypted else OVERHEAD
         mtu = pairs[0][0].router.underlay.mtu - overhead
@@ -184,11 +185,15 @@ def _config(
     return "".join(text)
 
 
-def _cpus(own: int, apart: bool, spread: bool, low_latency: bool) -> Callable[[int], str]:
+def _cpus(
+    own: int, apart: bool, spread: bool, low_latency: bool, pinned: bool
+) -> Callable[[int], str]:
     """Return what says, for each circuit id, which CPUs an end of it has."""
     cpus = sorted(os.sched_getaffinity(0))
     if spread:
         return lambda _: f"cpu = {cpus[:2]}\n"
+    if pinned:
+        return lambda _: f"cpu = {cpus[0]}\n"
     if apart or low_latency:
         latency = 'latency = "low"\n' if low_latency else ""
         return lambda circuit_id: f"cpu = {cpus[(circuit_id + own) % len(cpus)]}\n{latency}"
