@@ -53,6 +53,7 @@ def services_in(namespace: Namespace) -> Iterator[Services]:
         names = Names(loop, user)
         undo.callback(names.close)
         demux = Demux(loop, (group,))
+        undo.callback(demux.close)
         factory = PseudowireFactory(
             loop=loop,
             forwarding=Forwarding(),

@@ -67,6 +67,9 @@ from .terms import Profile, is_encrypted, provisional_mtu
 FORK_PAUSE = Pause(shortest_s=0.15, each_s=0.03, longest_s=0.6)
 
 
+# How long a CPU stays set aside: until the next check, and one that is late.
+KEPT_S = 3.0
+
 TRAFFIC = tuple(map(int, (Slot.TX_FRAMES, Slot.TX_BYTES, Slot.RX_FRAMES, Slot.RX_BYTES)))
 # TAP, two sockets, two ends of the diversion, the worker's pidfd, a key page.
 DESCRIPTORS = 7
@@ -488,6 +491,8 @@ class Pseudowire:
             self._replace_interface()
         self._interface.set_gso_max_size()
         self._keeper.check()
+        if self._parts.idle_cpus is not None and self._config.latency is Latency.LOW:
+            self._parts.idle_cpus.keep(self._config.cpus, self._parts.loop.now() + KEPT_S)
         if self._spread is not None:
             self._spread.check()
         self._interface.look_for_bridge()

@@ -82,6 +82,15 @@ def test_cpu_that_is_taken_is_idle_for_nobody_else_until_the_next_look(
     assert idle.shares(machine.now)[5] == 1.0
 
 
+def test_cpu_that_is_set_aside_is_idle_for_nobody_as_long(machine: Machine, idle: IdleCpus) -> None:
+    idle.shares(machine.now)
+    idle.keep((5, 7), machine.now + 1.5)
+    machine.now += 1
+    assert idle.shares(machine.now) == {0: pytest.approx(0.25, abs=0.02), 5: 0.0}
+    machine.now += 1
+    assert idle.shares(machine.now)[5] == 1.0
+
+
 @pytest.mark.parametrize("error", [OSError("no descriptor"), ValueError("not a number")])
 def test_machine_that_cannot_be_looked_at_is_idle_nowhere(
     machine: Machine, idle: IdleCpus, error: Exception

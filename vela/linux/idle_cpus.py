@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 _STAT = Path("/proc/stat")
@@ -39,6 +39,7 @@ class IdleCpus:
         self._at: float | None = None
         self._times: Times = {}
         self._shares: dict[int, float] = {}
+        self._kept: dict[int, float] = {}
 
     def shares(self, now: float) -> Mapping[int, float]:
         """Return which share of its time each CPU was idle for since the look before.
@@ -56,10 +57,16 @@ class IdleCpus:
         if since is not None and since <= LONGEST_PERIOD_S:
             for cpu, (idle, total) in times.items():
                 idle_before, total_before = self._times.get(cpu, (idle, total))
-                if total > total_before:
+                if self._kept.get(cpu, 0.0) > now:
+                    self._shares[cpu] = 0.0
+                elif total > total_before:
                     self._shares[cpu] = (idle - idle_before) / (total - total_before)
         self._at, self._times = now, times
         return self._shares
+
+    def keep(self, cpus: Iterable[int], until: float) -> None:
+        """Let these be idle for nobody until then: they are set aside for others."""
+        self._kept |= dict.fromkeys(cpus, until)
 
     def take(self, cpu: int) -> None:
         """Let nobody else find this CPU idle until the next look."""
