@@ -82,7 +82,7 @@ class Spread:
         self._timer = None
         pid, cpu = self._worker
         threads = {} if pid is None or self._present() != self._worker else thread_times(pid)
-        if len(threads) != 2:
+        if len(threads) != 2 or pid not in threads:
             self.stop()
             return
         now, traffic, used = self._loop.now(), self._carried(), sum(threads.values())
@@ -103,16 +103,19 @@ class Spread:
                 other_idle=0.0 if other is None else idle[other],
             )
             self._placement.look(look, now)
-        if self._placement.apart != was and not self._move(list(threads)):
-            return
+        if self._placement.apart != was:
+            # The egress thread is the process's first one. Ids wrap around: the other may be less.
+            (ingress,) = threads.keys() - {pid}
+            if not self._move(ingress):
+                return
         self._timer = self._loop.call_later(PERIOD_S, self._look)
 
-    def _move(self, threads: list[int]) -> bool:
+    def _move(self, ingress: int) -> bool:
         """Move the ingress thread where it is to be. Return whether there is more to do."""
         _, cpu = self._worker
         target = cpu if self._placement.apart is None else self._placement.apart
         try:
-            pin_thread(threads[1], target)
+            pin_thread(ingress, target)
         except OSError as err:
             # It has ended, or the CPU is gone, or this is not permitted.
             self._refused = True

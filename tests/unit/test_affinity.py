@@ -67,7 +67,7 @@ def test_pin_to_a_cpu_that_is_not_there_raises() -> None:
         pin(100_000)
 
 
-def test_threads_of_a_process_and_their_cpu_the_oldest_first() -> None:
+def test_threads_of_a_process_and_their_cpu() -> None:
     (cpu, *_) = allowed = os.sched_getaffinity(0)
     started, ended = threading.Event(), threading.Event()
     made: list[int] = []
@@ -82,8 +82,7 @@ def test_threads_of_a_process_and_their_cpu_the_oldest_first() -> None:
     try:
         assert started.wait(10.0)
         times = thread_times(os.getpid())
-        assert next(iter(times)) == os.getpid()
-        assert made[0] in times
+        assert {os.getpid(), made[0]} <= set(times)
         assert min(times.values()) >= 0.0
         pin_thread(made[0], cpu)
         assert os.sched_getaffinity(made[0]) == {cpu}

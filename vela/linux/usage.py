@@ -123,15 +123,15 @@ class ProcessUsage:
 
 
 def thread_times(pid: int) -> Mapping[int, float]:
-    """Return the CPU time that each thread of a process took, in s; the oldest thread first.
+    """Return the CPU time that each thread of a process took, in s, by its id.
 
-    Empty: it has ended, or cannot be looked at.
+    That of the first thread is the process's. Empty: it has ended, or cannot be looked at.
     """
     try:
         threads = psutil.Process(pid).threads()
     except (psutil.Error, OSError):
         return {}
-    return {each.id: each.user_time + each.system_time for each in sorted(threads)}
+    return {each.id: each.user_time + each.system_time for each in threads}
 
 
 def sleeps(pid: int) -> bool:
