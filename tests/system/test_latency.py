@@ -24,8 +24,9 @@ pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
 
 CPUS = sorted(os.sched_getaffinity(0))
 IDLE_S = 3.0
-# Echo requests of both ends, and looks at keys. Polling behind each request would take 0.15 s.
-IDLE_CPU_S = 0.03
+# Echo requests of both ends, and looks at keys: up to 0.04 s on a busy machine. Polling behind each
+# request would take 0.15 s.
+IDLE_CPU_S = 0.08
 
 
 @pytest.mark.parametrize("engine", ["native", "python"])
