@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from forked_worker import worker_user
 from simulation import Machine, Network, RecordingDataPath
+from users import child_user
 
 from vela.address import IPAddress
 from vela.dataplane.key_page import (
@@ -125,7 +125,7 @@ class EncryptedMachine(Machine):
         return self.keys.pid
 
     def boot(self, former: Mapping[str, Standing] | None = None) -> frozenset[str]:
-        self.keys = Keys(self.network.loop, worker_user(), self.daemon.state_directory)
+        self.keys = Keys(self.network.loop, child_user(), self.daemon.state_directory)
         self._ciphers = Ciphers(self.keys, self.daemon, SUITES)
         return super().boot(former)
 

@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from users import child_user
+
 from lab.waiting import PATIENCE, eventually
 from vela.dataplane.contract import Abilities, Attachment, DataPlane
 from vela.dataplane.counters import Counters
@@ -18,7 +20,7 @@ from vela.dataplane.exit_message import ExitMessage
 from vela.dataplane.frame import Elision
 from vela.dataplane.handover import Handover
 from vela.linux.features import Feature, Features
-from vela.linux.sandbox import User, find_user, worker_filter
+from vela.linux.sandbox import worker_filter
 from vela.worker import WorkerTask
 
 LOCAL = bytes.fromhex("02005e100001")
@@ -28,11 +30,6 @@ TIMEOUT_S = 10.0
 
 def frame(mark: int) -> bytes:
     return (b"\xff" * 6 + LOCAL + b"\x88\xb5" + mark.to_bytes(4, "big")).ljust(60, b"\xee")
-
-
-def worker_user() -> User:
-    """Only root can become another user."""
-    return find_user("nobody") if os.geteuid() == 0 else User(os.getuid(), os.getgid())
 
 
 def stop(pid: int) -> None:
@@ -95,7 +92,7 @@ class Circuit:
             exit_message=ExitMessage(self.counters.exit_message),
             handover=Handover(self.counters.handover),
             cpu=self.cpu,
-            user=worker_user(),
+            user=child_user(),
             supervisor_pid=os.getpid(),
             filter=worker_filter(loaded.calls(attachment)),
         )

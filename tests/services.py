@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -15,6 +15,8 @@ from vela.linux.forwarding import Forwarding
 from vela.linux.netlink import Netlink
 from vela.linux.sandbox import find_user
 from vela.linux.underlay import ReceiveGroup
+from vela.supervisor.circuit.circuit import Circuit
+from vela.supervisor.circuit.lifecycle import State
 from vela.supervisor.circuit.links import Links
 from vela.supervisor.circuit.loops import Carriers
 from vela.supervisor.circuit.pseudowire import PseudowireFactory
@@ -24,6 +26,31 @@ from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.names import Names
 
 PORT = 48621
+
+
+class Nobody:
+    """Owns a circuit and takes note of nothing; one without signalling asks for nothing else."""
+
+    def on_state_changed(self, circuit: Circuit, before: State) -> None:
+        pass
+
+
+def turn_until(loop: EventLoop, reached: Callable[[], bool], timeout_s: float) -> bool:
+    """Let the loop do its work until something is reached; tell whether it was, in time."""
+    given_up_at = loop.now() + timeout_s
+    outcome = False
+
+    def look() -> None:
+        nonlocal outcome
+        outcome = reached()
+        if outcome or loop.now() > given_up_at:
+            loop.stop()
+        else:
+            loop.call_later(0.02, look)
+
+    loop.call_soon(look)
+    loop.run()
+    return outcome
 
 
 @dataclass(frozen=True, slots=True)

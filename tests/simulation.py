@@ -39,7 +39,7 @@ from vela.supervisor.registry.ciphers import Ciphers
 from vela.supervisor.registry.facts import HostFacts
 from vela.supervisor.registry.registry import Registry
 from vela.supervisor.runtime.lines import LineLimiter
-from vela.supervisor.runtime.loop import Callback, EventLoop, Ready
+from vela.supervisor.runtime.loop import Callback, Clock, EventLoop, Ready
 from vela.supervisor.runtime.names import AnswerCallback, DelayCallback
 from vela.supervisor.runtime.resolver import Answer
 from vela.supervisor.status import CircuitStatus, CounterStatus, WorkerStatus
@@ -73,8 +73,9 @@ class SimulatedClock:
 class StrictLoop(EventLoop):
     """Remembers what the supervisor's loop only logs: callbacks that failed."""
 
-    def __init__(self) -> None:
-        super().__init__(SimulatedClock())
+    def __init__(self, clock: Clock | None = None) -> None:
+        """clock: None: one that jumps."""
+        super().__init__(SimulatedClock() if clock is None else clock)
         self.failures: list[Exception] = []
 
     def guard(self, callback: Any) -> bool:

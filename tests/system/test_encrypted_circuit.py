@@ -13,7 +13,7 @@ from ipaddress import ip_address
 
 import pytest
 from frame_keys import Keys
-from services import Services, services_in
+from services import Services, services_in, turn_until
 
 from lab.datagrams import send_joined, udp_socket
 from lab.frames import Outlet, await_operational, numbered
@@ -108,20 +108,7 @@ class Ends:
         self.far.setblocking(False)
 
     def turn_until(self, reached: Callable[[], bool]) -> None:
-        given_up_at = time.monotonic() + TIMEOUT_S
-        outcome = False
-
-        def look() -> None:
-            nonlocal outcome
-            outcome = reached()
-            if outcome or time.monotonic() > given_up_at:
-                self.loop.stop()
-            else:
-                self.loop.call_later(0.02, look)
-
-        self.loop.call_soon(look)
-        self.loop.run()
-        assert outcome
+        assert turn_until(self.loop, reached, TIMEOUT_S)
 
     def received(self) -> list[bytes]:
         found = []

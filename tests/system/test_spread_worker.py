@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import cast
 
 import pytest
-from services import Services, services_in
+from services import Nobody, Services, services_in, turn_until
 
 from lab.flood import Flood
 from lab.topology import TwoRouters
@@ -25,7 +24,6 @@ from vela.linux.idle_cpus import IdleCpus
 from vela.linux.usage import thread_times
 from vela.supervisor.circuit import placement
 from vela.supervisor.circuit.circuit import Circuit, Owner
-from vela.supervisor.circuit.lifecycle import State
 from vela.supervisor.circuit.pseudowire import PseudowireFactory
 from vela.supervisor.circuit.setup import Origin, Setup
 from vela.supervisor.config.records import CircuitConfig, Latency
@@ -39,13 +37,6 @@ pytestmark = [
     pytest.mark.needs_net_admin,
     pytest.mark.skipif(len(CPUS) < 2, reason="there is no other CPU"),
 ]
-
-
-class Nobody:
-    """Takes note of nothing; a circuit without signalling asks for nothing else."""
-
-    def on_state_changed(self, circuit: Circuit, before: State) -> None:
-        pass
 
 
 class Bench:
@@ -82,21 +73,12 @@ class Bench:
 
     def turn_until(self, circuit: Circuit, reached: Callable[[], bool]) -> None:
         """Look after the circuit until something is reached."""
-        given_up_at = time.monotonic() + TIMEOUT_S
-        outcome = False
 
-        def look() -> None:
-            nonlocal outcome
+        def look() -> bool:
             circuit.check()
-            outcome = reached()
-            if outcome or time.monotonic() > given_up_at:
-                self.loop.stop()
-            else:
-                self.loop.call_later(0.1, look)
+            return reached()
 
-        self.loop.call_soon(look)
-        self.loop.run()
-        assert outcome
+        assert turn_until(self.loop, look, TIMEOUT_S)
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_interface
 from typing import cast
 
 import pytest
-from services import Services, services_in
+from services import Nobody, Services, services_in, turn_until
 
 from lab.link import Interface
 from lab.topology import TwoRouters
@@ -19,7 +19,6 @@ from vela.supervisor.circuit.lifecycle import State
 from vela.supervisor.circuit.setup import Origin, Setup
 from vela.supervisor.config.records import CircuitConfig
 from vela.supervisor.runtime import refresh
-from vela.supervisor.runtime.loop import EventLoop
 
 pytestmark = [pytest.mark.forks, pytest.mark.needs_net_admin]
 
@@ -31,13 +30,6 @@ CONFIG = CircuitConfig(
     addresses=(ip_interface("fd00:16::1/64"),),
     autoconfigure=False,
 )
-
-
-class Nobody:
-    """Takes note of nothing; a circuit without signalling asks for nothing else."""
-
-    def on_state_changed(self, circuit: Circuit, before: State) -> None:
-        pass
 
 
 @pytest.fixture
@@ -60,24 +52,6 @@ def make(services: Services) -> Circuit:
     )
 
 
-def turn_until(loop: EventLoop, reached: Callable[[], bool]) -> bool:
-    """Let the loop do its work until something is reached; tell whether it was, in time."""
-    given_up_at = loop.now() + TIMEOUT_S
-    outcome = False
-
-    def look() -> None:
-        nonlocal outcome
-        outcome = reached()
-        if outcome or loop.now() > given_up_at:
-            loop.stop()
-        else:
-            loop.call_later(0.02, look)
-
-    loop.call_soon(look)
-    loop.run()
-    return outcome
-
-
 def test_circuit_whose_way_gets_too_narrow_carries_nothing_until_it_is_wide_enough(
     routers: TwoRouters, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +68,7 @@ def test_circuit_whose_way_gets_too_narrow_carries_nothing_until_it_is_wide_enou
 
     def becomes(underlay_mtu: int, *expected: State | bool) -> bool:
         routers.a.underlay.set_mtu(underlay_mtu)
-        return turn_until(services.loop, lambda: seen() == expected)
+        return turn_until(services.loop, lambda: seen() == expected, TIMEOUT_S)
 
     try:
         circuit.start()
@@ -125,7 +99,9 @@ def test_circuit_whose_look_at_its_way_fails_looks_again(
     try:
         circuit.start()
 
-        assert turn_until(services.loop, lambda: circuit.state is State.UNMONITORED), circuit.state
+        assert turn_until(services.loop, lambda: circuit.state is State.UNMONITORED, TIMEOUT_S), (
+            circuit.state
+        )
         assert capsys.readouterr().out.count("callback_failed") == 1
     finally:
         circuit.close()

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from encrypted_machine import SECRET, SUITES, EncryptedMachine, write_key
 from exhaustion import open_descriptors
-from forked_worker import worker_user
 from simulated_link import LOCAL1, OFFER
 from simulation import ROUTER_A, ROUTER_B, Network, network
 from structlog.testing import capture_logs
+from users import child_user
 
 from vela.address import Endpoint, Remote
 from vela.errors import ConfigError
@@ -48,7 +48,7 @@ REQUIRED = replace(OPEN, encryption=Encryption.REQUIRED)
 @pytest.fixture
 def keys(tmp_path: Path) -> Iterator[Keys]:
     loop = EventLoop()
-    made = Keys(loop, worker_user(), tmp_path)
+    made = Keys(loop, child_user(), tmp_path)
     yield made
     made.close()
     loop.close()

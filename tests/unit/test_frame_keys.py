@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from encrypted_machine import SECRET, write_key
 from exhaustion import open_descriptors
-from forked_worker import worker_user
+from users import child_user
 
 from vela.dataplane.key_page import KeyPage, SlotWord, Word, slot_start
 from vela.errors import ConfigError, RemoteProtocolError
@@ -46,7 +46,7 @@ def loop() -> Iterator[EventLoop]:
 
 @pytest.fixture
 def keys(loop: EventLoop, tmp_path: Path) -> Iterator[Keys]:
-    made = Keys(loop, worker_user(), tmp_path / "state")
+    made = Keys(loop, child_user(), tmp_path / "state")
     yield made
     gc.collect()  # sessions say goodbye to the holder that there is
     made.close()

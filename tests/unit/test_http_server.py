@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 from exhaustion import no_descriptors, open_descriptors
 from http_clients import PATIENCE_S, connect, free_endpoint, read_to_end
+from simulation import StrictLoop
 
 from vela.address import Endpoint
 from vela.errors import DeviceError
@@ -20,32 +21,16 @@ from vela.supervisor.export import http
 from vela.supervisor.export.http import HttpServer, Respond, not_found
 from vela.supervisor.export.request import Request, Response
 from vela.supervisor.runtime import listener
-from vela.supervisor.runtime.loop import Callback, EventLoop
+from vela.supervisor.runtime.loop import EventLoop, MonotonicClock
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 LATER = b"GET /later HTTP/1.1\r\nHost: a\r\n\r\n"
 LARGE = b"x" * (8 << 20)  # bytes; more than the buffers of both sockets
 
 
-class CarefulLoop(EventLoop):
-    """Remembers what the supervisor's loop only logs: callbacks that failed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.failures: list[Exception] = []
-
-    def guard(self, callback: Callback) -> bool:
-        try:
-            callback()
-        except Exception as err:
-            self.failures.append(err)
-            return False
-        return True
-
-
 @pytest.fixture
 def loop() -> Iterator[EventLoop]:
-    made = CarefulLoop()
+    made = StrictLoop(MonotonicClock())
     yield made
     made.close()
     assert made.failures == []

@@ -16,6 +16,7 @@ from typing import NoReturn
 import pytest
 import structlog
 from forked_worker import TIMEOUT_S, Circuit, engine_of, frame, stop
+from simulation import SimulatedClock
 from structlog.testing import capture_logs
 
 from lab.waiting import eventually
@@ -61,17 +62,8 @@ def circuit(stack: ExitStack, request: pytest.FixtureRequest) -> Circuit:
     return Circuit(stack, engine, features)
 
 
-class HeldClock:
+class HeldClock(SimulatedClock):
     """Stands until the test lets time pass. Descriptors are looked at without waiting."""
-
-    def __init__(self) -> None:
-        self._now = 1000.0
-
-    def now(self) -> float:
-        return self._now
-
-    def pass_time(self, seconds: float) -> None:
-        self._now += seconds
 
     def wait(self, selector: selectors.BaseSelector, timeout_s: float | None) -> Ready:
         return selector.select(0)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from exhaustion import open_descriptors
+from users import child_user
 
 from vela.address import Endpoint
 from vela.errors import ConfigError
-from vela.linux.sandbox import User, find_user
 from vela.signaling.signer import LocalKey, SessionContext
 from vela.supervisor.key_holder import NAME
 from vela.supervisor.key_requests import KEY, MAX_REQUEST, REPLY, REQUEST, Operation, Status
@@ -46,13 +46,9 @@ def loop() -> Iterator[EventLoop]:
     made.close()
 
 
-def user() -> User:
-    return find_user("nobody") if os.geteuid() == 0 else User(os.getuid(), os.getgid())
-
-
 @pytest.fixture
 def keys(loop: EventLoop, tmp_path: Path) -> Iterator[Keys]:
-    made = Keys(loop, user(), tmp_path / "state")
+    made = Keys(loop, child_user(), tmp_path / "state")
     yield made
     made.close()
 
@@ -196,7 +192,7 @@ def test_machine_has_a_secret_that_it_keeps_and_tokens_that_differ(
     directory = tmp_path / "state"
     said = []
     for _ in range(2):
-        keys = Keys(loop, user(), directory)
+        keys = Keys(loop, child_user(), directory)
         said.append([keys.token(b"1 router2"), keys.token(b"2 router2")])
         assert keys.token(b"1 router2") == said[-1][0]
         keys.close()
@@ -209,7 +205,7 @@ def test_machine_has_a_secret_that_it_keeps_and_tokens_that_differ(
     assert directory.stat().st_mode & 0o777 == 0o700
     # As another machine has it.
     path.unlink()
-    keys = Keys(loop, user(), directory)
+    keys = Keys(loop, child_user(), directory)
     assert keys.token(b"1 router2") != said[0][0]
     keys.close()
 
@@ -218,7 +214,7 @@ def test_machine_without_a_place_for_its_secret_has_no_token_and_says_so_once(
     loop: EventLoop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "state").write_text("in the way")
-    keys = Keys(loop, user(), tmp_path / "state")
+    keys = Keys(loop, child_user(), tmp_path / "state")
 
     assert [keys.token(b"1 router2") for _ in range(3)] == [None] * 3
 
@@ -233,7 +229,7 @@ def test_machine_whose_secret_is_damaged_has_no_token_and_keeps_the_file(
     path = tmp_path / MACHINE_FILE
     path.write_bytes(content)
     path.chmod(0o600)
-    keys = Keys(loop, user(), tmp_path)
+    keys = Keys(loop, child_user(), tmp_path)
 
     assert keys.token(b"1 router2") is None
 
@@ -278,7 +274,7 @@ def liar(answer: Callable[[bytes], bytes]) -> Callable[[], tuple[Child, socket.s
 def test_holder_that_answers_nonsense_is_replaced_and_its_word_is_not_taken(
     loop: EventLoop, path: Path, answer: Callable[[bytes], bytes]
 ) -> None:
-    lying = Keys(loop, user(), path.parent, liar(answer))
+    lying = Keys(loop, child_user(), path.parent, liar(answer))
     try:
         key = lying.load(path)
         lost = pid_of(lying)

@@ -133,6 +133,17 @@ log.info("afterwards")
 """
 
 
+def read_now(reader: int) -> bytes:
+    """Return what has been written so far; nothing waits for more."""
+    said = b""
+    os.set_blocking(reader, False)
+    with contextlib.suppress(BlockingIOError):
+        while data := os.read(reader, 1 << 20):
+            said += data
+    os.set_blocking(reader, True)
+    return said
+
+
 @pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
 def test_reader_that_stalls_stops_nobody_and_lost_lines_are_counted(kind: str) -> None:
     if kind == "pipe":
@@ -153,14 +164,9 @@ def test_reader_that_stalls_stops_nobody_and_lost_lines_are_counted(kind: str) -
         os.close(theirs)
         # It comes to its end although nobody reads.
         assert writer.stdout.readline() == b"all said\n"
-        said = b""
-        os.set_blocking(ours, False)
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(ours, 1 << 20):
-                said += data
+        said = read_now(ours)
         writer.stdin.write(b"x")
         writer.stdin.flush()
-        os.set_blocking(ours, True)
         with contextlib.suppress(OSError):  # a terminal that nobody has any more
             while data := os.read(ours, 1 << 20):
                 said += data
@@ -215,13 +221,9 @@ def test_losses_are_told_later_where_the_report_finds_no_room() -> None:
         writer.stdin.write(b"x")
         writer.stdin.flush()
         assert writer.stdout.readline() == b"all\n"
-        os.set_blocking(ours, False)
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(ours, 1 << 20):
-                said += data
+        said += read_now(ours)
         writer.stdin.write(b"x")
         writer.stdin.flush()
-        os.set_blocking(ours, True)
         while data := os.read(ours, 1 << 20):
             said += data
         os.close(ours)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from exhaustion import no_descriptors
 from structlog.testing import capture_logs
+from users import child_user
 
 from vela.address import Family
-from vela.linux.sandbox import User, find_user
 from vela.supervisor.runtime import names
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.names import Names
@@ -37,8 +37,7 @@ class Asker:
     def __init__(self) -> None:
         before = children()
         self.loop = EventLoop()
-        user = find_user("nobody") if os.geteuid() == 0 else User(os.getuid(), os.getgid())
-        self.names = Names(self.loop, user)
+        self.names = Names(self.loop, child_user())
         (self.helper,) = children() - before
         self.answers: list[Answer] = []
         self.delays: list[str] = []
