@@ -43,7 +43,8 @@ _INTERFACE_LOST = (errno.EFAULT, errno.EBADFD)
 SWITCH_INTERVAL_S = 0.0005
 
 Directions = tuple[Direction, ...]
-Loop = tuple[Callable[[memoryview], None], Directions]
+Until = Callable[[memoryview, memoryview], None]
+Loop = tuple[Until, Directions]
 
 # Made ahead of any fork, and bound where there is something to say: that alone would copy 340 KB of
 # the supervisor's memory.
@@ -115,11 +116,9 @@ def _run(task: WorkerTask, planes: Sequence[Callable[[], DataPlane]]) -> NoRetur
     """planes: what makes the data path of each queue."""
     about = {"circuit": task.circuit, "pid": os.getpid()}
 
-    def forward(
-        until: Callable[[memoryview], None], directions: Directions, queue: int = 0
-    ) -> NoReturn:
+    def forward(until: Until, directions: Directions, queue: int = 0) -> NoReturn:
         try:
-            until(handover.asked)
+            until(handover.asked, handover.progress(queue))
             for direction in directions:
                 handover.stop(direction, queue)
             # Until it is killed: nobody releases it.
@@ -149,9 +148,7 @@ def _run(task: WorkerTask, planes: Sequence[Callable[[], DataPlane]]) -> NoRetur
             # It was there when the supervisor looked; slower, but frames go on.
             log.warning("cpu_not_pinned", cpu=cpu, error=str(err), **about)
 
-    def begin(
-        until: Callable[[memoryview], None], directions: Directions, queue: int, cpu: int
-    ) -> NoReturn:
+    def begin(until: Until, directions: Directions, queue: int, cpu: int) -> NoReturn:
         if queue:
             pin_to(cpu)
         started.release()
@@ -160,9 +157,7 @@ def _run(task: WorkerTask, planes: Sequence[Callable[[], DataPlane]]) -> NoRetur
         sealed.release()
         forward(until, directions, queue)
 
-    def start(
-        until: Callable[[memoryview], None], directions: Directions, queue: int, cpu: int
-    ) -> None:
+    def start(until: Until, directions: Directions, queue: int, cpu: int) -> None:
         # What threading.Thread keeps account of, nobody here asks for.
         _thread.start_new_thread(begin, (until, directions, queue, cpu))
         started.acquire()

@@ -106,3 +106,17 @@ def resident_kb(pid: int) -> int:
     text = Path("/proc", str(pid), "status").read_text()
     (line,) = (line for line in text.splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1])
+
+
+def sleeps(pid: int) -> bool:
+    """Tell whether all threads of a process wait for something: proc_pid_stat(5), state."""
+    try:
+        return all(thread_sleeps(pid, int(task)) for task in os.listdir(f"/proc/{pid}/task"))
+    except OSError:  # it has ended
+        return True
+
+
+def thread_sleeps(pid: int, thread: int) -> bool:
+    """Tell whether one thread of a process does. Raises OSError if it has ended."""
+    with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8", errors="replace") as file:
+        return file.read().rpartition(") ")[2][:1] == "S"

@@ -17,8 +17,8 @@ from vela import worker
 from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import Counters
 from vela.dataplane.exit_message import ExitMessage, describe
-from vela.dataplane.handover import Handover
-from vela.linux.usage import ProcessUsage, sleeps
+from vela.dataplane.handover import WAKE, Handover
+from vela.linux.usage import ProcessUsage
 from vela.reasons import NO_REASON, Cause, Reason
 from vela.worker import WorkerTask
 
@@ -31,9 +31,9 @@ from .restart import PROOF_S, RestartPolicy
 HANG_AFTER_CHECKS = 3
 CHECK_INTERVAL_S = 1.0
 
-# A worker that is asked to make way stops with its next batch. One that sleeps after so long has
-# no frame, and nothing in hand either. On a busy host one with a frame may be kept waiting.
-HANDOVER_S, HANDOVER_LOOK_S = 0.02, 0.001
+# A worker that is asked to make way stops with its batch, or its wait. Each look wakes one of its
+# threads. On a busy host one with a frame may be kept waiting for a CPU.
+HANDOVER_LOOK_S = 0.001
 LONGEST_HANDOVER_S = 1.0
 
 _INT = struct.Struct("=i")
@@ -169,17 +169,15 @@ class WorkerKeeper:
     def _await_handover(self, then: Callback, since: float) -> None:
         def look() -> None:
             self._leaving = None
-            if self._has_nothing_in_hand(self._loop.now() - since):
+            late = self._loop.now() - since >= LONGEST_HANDOVER_S
+            if self._child is None or self.handover.done or late:
                 then()
             else:
                 self._await_handover(then, since)
 
+        if self._child is not None:
+            self._child.signal(WAKE)
         self._leaving = self._loop.call_later(HANDOVER_LOOK_S, look)
-
-    def _has_nothing_in_hand(self, waited_s: float) -> bool:
-        if self._child is None or self.handover.done or waited_s >= LONGEST_HANDOVER_S:
-            return True
-        return waited_s >= HANDOVER_S and sleeps(self._child.pid)
 
     def kill(self) -> None:
         """Begin to end the worker, ahead of stop() in the same turn of the loop.

@@ -15,10 +15,9 @@ from lab.circuit import NAME
 from lab.cpu import cpu_used
 from lab.daemon import Velad
 from lab.load import ping
-from lab.process import threads
+from lab.process import sleeps, threads
 from lab.topology import TwoRouters
 from lab.waiting import eventually
-from vela.linux.usage import sleeps
 
 pytestmark = [pytest.mark.alone, pytest.mark.needs_net_admin]
 

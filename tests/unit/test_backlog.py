@@ -187,7 +187,9 @@ def test_frame_after_a_full_batch_and_a_pause_is_not_lost(name: str, stack: Exit
     circuit = Circuit(stack, name)
     circuit.tap.setblocking(True)
     stop = bytearray(1)
-    worker = threading.Thread(target=circuit.plane.egress_until, args=(memoryview(stop),))
+    worker = threading.Thread(
+        target=circuit.plane.egress_until, args=(memoryview(stop), memoryview(bytearray(2)))
+    )
     for mark in range(BATCH):
         circuit.host.send(ip_frame(LEAST_FRAME, mark))
     worker.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vela.dataplane.counters import CounterSlab
-from vela.dataplane.handover import Direction, Handover
+from vela.dataplane.handover import Direction, Handover, Progress
 from vela.wire import MAX_QUEUES
 
 
@@ -19,6 +19,17 @@ def test_handover_is_done_when_both_threads_have_stopped() -> None:
     handover.clear()
     assert not handover.asked[0]
     assert not handover.done
+
+
+def test_thread_that_waits_need_not_stop_and_one_that_forwards_does() -> None:
+    handover = Handover(CounterSlab().take().handover)
+    handover.clear(2)
+    progress = handover.progress(1)
+    handover.progress(0)[:] = bytes([Progress.WAITS, Progress.WAITS])
+    progress[:] = bytes([Progress.WAITS, Progress.FORWARDS])
+    assert not handover.done
+    progress[1] = Progress.WAITS
+    assert handover.done
 
 
 def test_handovers_are_apart_from_each_other_and_from_what_else_is_in_the_page() -> None:

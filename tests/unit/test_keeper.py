@@ -19,17 +19,16 @@ from forked_worker import TIMEOUT_S, Circuit, engine_of, frame, stop
 from simulation import SimulatedClock
 from structlog.testing import capture_logs
 
+from lab.process import sleeps
 from lab.waiting import eventually
 from vela.dataplane.contract import Attachment
 from vela.dataplane.counters import Slot
 from vela.dataplane.engine import Engine
 from vela.dataplane.handover import Direction
 from vela.linux.features import ALL_FEATURES
-from vela.linux.usage import sleeps
 from vela.log import configure
 from vela.supervisor.circuit.keeper import (
     HANDOVER_LOOK_S,
-    HANDOVER_S,
     HANG_AFTER_CHECKS,
     LONGEST_HANDOVER_S,
     WorkerKeeper,
@@ -39,6 +38,9 @@ from vela.supervisor.runtime.loop import Callback, EventLoop, Ready
 from vela.worker import EXIT_INTERFACE_LOST, WorkerTask
 
 pytestmark = pytest.mark.forks
+
+# A worker takes a frame within a hundredth of that.
+TAKING_MS = 50
 
 ENGINES = [
     pytest.param((engine, features), id=f"{engine.value} with {name}")
@@ -567,17 +569,31 @@ def test_keeper_that_is_stopped_ends_the_former_worker_and_starts_none(idle: Kep
     assert len(former.gone) == 1
 
 
-def test_idle_worker_is_replaced_when_it_is_seen_to_wait(kept: Kept) -> None:
-    before = kept.pid
-    kept.circuit.exchange(1)
+@each_engine
+def test_idle_worker_takes_nothing_that_comes_as_it_is_about_to_be_killed(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame that it took then would be lost, if the kill came before it is written."""
+    before, circuit, kill = kept.pid, kept.circuit, kept.keeper.kill
+    circuit.exchange(1)
     eventually(lambda: sleeps(before), TIMEOUT_S, "the worker to wait for frames")
-    began = kept.loop.now()
+    taken = select.poll()
+    for each in (circuit.host, circuit.remote):
+        taken.register(each, select.POLLIN)
 
-    kept.keeper.replace(kept.circuit.task)
+    def kill_late() -> None:
+        circuit.host.send(frame(1))
+        circuit.remote.sendto(b"\x07" + frame(1), circuit.receiving.getsockname())
+        assert taken.poll(TAKING_MS) == []
+        kill()
+
+    monkeypatch.setattr(kept.keeper, "kill", kill_late)
+    kept.keeper.replace(circuit.task)
     kept.turn_until_replaced(before)
 
-    assert kept.loop.now() - began >= HANDOVER_S
-    kept.circuit.exchange(10)
+    assert circuit.remote.recv(2048) == b"\x07" + frame(1)
+    assert circuit.host.recv(2048) == frame(1)
+    monkeypatch.undo()
     assert kept.keeper.restarts == 0
 
 
@@ -630,6 +646,7 @@ def test_worker_that_has_made_way_is_replaced_at_the_next_look(kept: Kept) -> No
     before = kept.pid
     kept.circuit.exchange(1)
     stop(before)  # so that the test speaks for it
+    kept.keeper.handover.clear()
     kept.keeper.replace(kept.circuit.task)
     kept.turn(HANDOVER_LOOK_S)
     assert kept.pid == before

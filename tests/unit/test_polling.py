@@ -13,12 +13,12 @@ import pytest
 from attached_plane import CIRCUIT, Circuit, broadcast, on_wire
 from frame_keys import Keys
 
+from lab.process import thread_sleeps
 from lab.waiting import eventually
 from vela.dataplane.contract import POLL_WINDOW_S
 from vela.dataplane.counters import Slot
 from vela.dataplane.echo import echo_request, send_echo
 from vela.dataplane.key_page import KeyPage, create
-from vela.linux.usage import thread_sleeps
 
 TIMEOUT_S = 5.0
 # A thread that polls turns at least so often in a tenth of a window, also on a busy machine.
@@ -35,7 +35,9 @@ class Polled(Circuit):
     @contextmanager
     def carried(self) -> Iterator[None]:
         stop = bytearray(1)
-        worker = threading.Thread(target=self.plane.poll_until, args=(memoryview(stop),))
+        worker = threading.Thread(
+            target=self.plane.poll_until, args=(memoryview(stop), memoryview(bytearray(2)))
+        )
         worker.start()
         assert worker.native_id is not None
         self._thread = worker.native_id

@@ -13,11 +13,15 @@ from vela.linux.features import Feature
 from vela.linux.seccomp import Rule, allow, equals
 from vela.linux.underlay import IP_MTU, IP_MTU_DISCOVER, IPV6_MTU, IPV6_MTU_DISCOVER
 
+_WAITING = (allow("poll"), allow("ppoll"))
+
 
 def native_calls(attachment: Attachment) -> tuple[Rule, ...]:
     """Return the calls of vela/dataplane/native/, the frequent ones first."""
     tap = equals(0, attachment.tap_fd)
     send = equals(0, attachment.send_socket.fileno())
+    # Loops of an encrypted circuit wait in no other call, so that keys are looked after.
+    waits_elsewhere = attachment.key_page is None and not attachment.low_latency
     return (
         allow("preadv2", tap),
         allow("sendmsg", send),
@@ -25,7 +29,7 @@ def native_calls(attachment: Attachment) -> tuple[Rule, ...]:
         allow("writev", tap),
         # Without UDP_SEGMENT, and where the kernel refuses it.
         allow("sendmmsg", send),
-        *_waiting(attachment),
+        *(() if Feature.RWF_NOWAIT in attachment.features and waits_elsewhere else _WAITING),
         *_common(attachment),
     )
 
@@ -35,22 +39,13 @@ def python_calls(attachment: Attachment) -> tuple[Rule, ...]:
     tap = equals(0, attachment.tap_fd)
     return (
         allow("preadv2", tap),
-        allow("readv", tap),
         allow("sendmsg", equals(0, attachment.send_socket.fileno())),
         allow("recvmsg", equals(0, attachment.receive_socket.fileno())),
         allow("write", tap),
         *((allow("writev", tap),) if attachment.virtio_header else ()),
-        *_waiting(attachment),
+        *_WAITING,
         *_common(attachment),
     )
-
-
-def _waiting(attachment: Attachment) -> tuple[Rule, ...]:
-    # Loops of an encrypted circuit wait in no other call, so that keys are looked after.
-    waits_elsewhere = attachment.key_page is None and not attachment.low_latency
-    if Feature.RWF_NOWAIT in attachment.features and waits_elsewhere:
-        return ()
-    return (allow("poll"), allow("ppoll"))
 
 
 def _common(attachment: Attachment) -> tuple[Rule, ...]:

@@ -32,6 +32,7 @@ from vela.dataplane.frame import (
     Piece,
     Verification,
 )
+from vela.dataplane.handover import Progress
 from vela.dataplane.key_page import map_key_page
 from vela.dataplane.mss import MssClamper, network_offset
 from vela.dataplane.packet_too_big import Limiter, too_big_message
@@ -89,6 +90,16 @@ Outgoing = Clear | Sealed
 """All that leaves; a circuit makes one kind, chosen where it is set up."""
 
 
+def _wait(sources: select.poll, timeout_s: float | None, progress: memoryview) -> set[int]:
+    """Wait for one of the sources, with nothing in hand; return the descriptors that are ready."""
+    timeout_ms = None if timeout_s is None else timeout_s * 1000
+    progress[:] = bytes([Progress.WAITS]) * len(progress)
+    try:
+        return {fd for fd, _ in sources.poll(timeout_ms)}
+    finally:
+        progress[:] = bytes([Progress.FORWARDS]) * len(progress)
+
+
 class PythonDataPlane:
     """Forwards one circuit's frames; see vela.dataplane for the contract."""
 
@@ -110,8 +121,12 @@ class PythonDataPlane:
         # One of an interface that another engine had before. Frames are complete all the same, and
         # the header has nothing to say.
         self._tap_header = VIRTIO_HEADER if attachment.virtio_header else b""
+        # Of threads that wait: see egress_until().
+        self._egress_progress = self._ingress_progress = memoryview(bytearray(1))
         self._tap_poll = select.poll()
         self._tap_poll.register(self._tap_fd, select.POLLIN)
+        self._receive_poll = select.poll()
+        self._receive_poll.register(self._receive_socket, select.POLLIN)
         self._backlog = Backlog()
         # No call but rest() waits.
         self._polled = False
@@ -163,8 +178,6 @@ class PythonDataPlane:
             self._sealer = Sealer(page, self._circuit_id, acknowledges=True)
             self._answer_sealer = Sealer(page, self._circuit_id)
             self._opener = Opener(page)
-            self._receive_poll = select.poll()
-            self._receive_poll.register(self._receive_socket, select.POLLIN)
             self._receive_poll.register(self._divert_socket, select.POLLIN)
             self._batches = 0
 
@@ -172,15 +185,18 @@ class PythonDataPlane:
         self._received_view = memoryview(self._received)
         self._received_target = [self._received_view[REBUILD_ROOM:]]
 
-    def egress_until(self, stop: memoryview, /) -> None:
+    def egress_until(self, stop: memoryview, progress: memoryview, /) -> None:
+        self._egress_progress = progress[:1]
         while not stop[0]:
             self.egress()
 
-    def ingress_until(self, stop: memoryview, /) -> None:
+    def ingress_until(self, stop: memoryview, progress: memoryview, /) -> None:
+        self._ingress_progress = progress[1:]
         while not stop[0]:
             self.ingress()
 
-    def poll_until(self, stop: memoryview, /) -> None:
+    def poll_until(self, stop: memoryview, progress: memoryview, /) -> None:
+        self._ingress_progress = progress
         self._polled = True
         counters = self._counters
         # So that there may be no room to send, until it was looked for.
@@ -223,10 +239,10 @@ class PythonDataPlane:
         else:
             sources.register(self._tap_fd, select.POLLIN)
         if self._opener is None:
-            sources.poll()
+            _wait(sources, None, self._ingress_progress)
             return
         sources.register(self._divert_socket, select.POLLIN)
-        ready = {fd for fd, events in sources.poll(self._look_s(self._opener) * 1000)}
+        ready = _wait(sources, self._look_s(self._opener), self._ingress_progress)
         if self._divert_socket.fileno() in ready:
             self._opener.look()
             self._take_handed()
@@ -246,18 +262,14 @@ class PythonDataPlane:
         try:
             if self._sealer is not None:
                 self._sealer.look()
-            # While there is a queue, whether it ends is seen first.
-            if self._sealer is None and self._backlog.empty and not self._polled:
-                length = os.readv(tap_fd, targets[taken])
-            else:
-                length = os.preadv(tap_fd, targets[taken], -1, self._nowait)
+            length = os.preadv(tap_fd, targets[taken], -1, self._nowait)
         except BlockingIOError:
             self._backlog.ran_empty()
-            if self._polled or (self._sealer is None and self._nowait):
-                return
-            # The descriptor does not block, or the circuit is encrypted: then its keys are looked
-            # after, too. Asked for frames first: under load there are some.
-            self._tap_poll.poll(None if self._sealer is None else LOOK_S * 1000)
+            # Asked for frames first: under load there are some.
+            if not self._polled:
+                # The keys of an encrypted circuit are looked after, too.
+                timeout_s = None if self._sealer is None else LOOK_S
+                _wait(self._tap_poll, timeout_s, self._egress_progress)
             return
         while True:
             length -= header
@@ -489,9 +501,11 @@ class PythonDataPlane:
         if self._opener is None:
             try:
                 length, ancillary, _, _ = self._receive_socket.recvmsg_into(
-                    self._received_target, _CONTROL_SPACE, socket.MSG_DONTWAIT * self._polled
+                    self._received_target, _CONTROL_SPACE, socket.MSG_DONTWAIT
                 )
             except BlockingIOError:
+                if not self._polled:
+                    _wait(self._receive_poll, None, self._ingress_progress)
                 return
         else:
             received = self._receive_sealed(self._opener)
@@ -525,7 +539,7 @@ class PythonDataPlane:
             wait_s = self._look_s(opener)
             if self._polled:
                 return None
-            ready = {fd for fd, events in self._receive_poll.poll(wait_s * 1000)}
+            ready = _wait(self._receive_poll, wait_s, self._ingress_progress)
             if self._divert_socket.fileno() in ready:
                 opener.look()
                 self._take_handed()

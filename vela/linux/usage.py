@@ -132,17 +132,3 @@ def thread_times(pid: int) -> Mapping[int, float]:
     except (psutil.Error, OSError):
         return {}
     return {each.id: each.user_time + each.system_time for each in threads}
-
-
-def sleeps(pid: int) -> bool:
-    """Tell whether all threads of a process wait for something: proc_pid_stat(5), state."""
-    try:
-        return all(thread_sleeps(pid, int(task)) for task in os.listdir(f"/proc/{pid}/task"))
-    except OSError:  # it has ended
-        return True
-
-
-def thread_sleeps(pid: int, thread: int) -> bool:
-    """Tell whether one thread of a process does. Raises OSError if it has ended."""
-    with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8", errors="replace") as file:
-        return file.read().rpartition(") ")[2][:1] == "S"

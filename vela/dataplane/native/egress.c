@@ -661,7 +661,7 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 }
 
 /* Read what the TAP gives next; wait for it if wait is set. Returns its length; -1 where there is
- * nothing more at once (EAGAIN), or where the TAP is lost. */
+ * nothing more at once, or a signal ended the wait (EAGAIN), or where the TAP is lost. */
 static ssize_t read_tap(struct egress *self, const struct iovec *target, bool wait)
 {
 	struct pollfd tap = {.fd = self->tap_fd, .events = POLLIN};
@@ -676,8 +676,12 @@ static ssize_t read_tap(struct egress *self, const struct iovec *target, bool wa
 		length = self->io->preadv2(self->tap_fd, target, 1, -1, flags);
 		if (length >= 0 || (errno != EINTR && errno != EAGAIN))
 			return length;
-		if (errno == EINTR)
-			continue;
+		if (errno == EINTR) {
+			if (!blocks)
+				continue;
+			errno = EAGAIN;
+			return -1;
+		}
 		backlog_ran_empty(&self->backlog);
 		if (!wait || blocks || self->polled)
 			return -1;

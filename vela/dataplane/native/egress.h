@@ -101,7 +101,7 @@ struct egress {
 bool egress_init(struct egress *self);
 void egress_free(struct egress *self);
 
-/* Wait for a frame, and forward it and those behind it. Returns 0, or what errno says of the TAP, or
+/* Wait for a frame, or a signal, and forward it and those behind it. Returns 0, or what errno says of the TAP, or
  * EKEYREVOKED: see REUSED in cipher.h. */
 int egress_batch(struct egress *self);
 

@@ -527,11 +527,9 @@ int ingress_batch(struct ingress *self)
 		if (count > 0)
 			opener_look(&self->opener);
 	} else {
-		do
-			count = self->io->recvmmsg(self->receive_fd, messages, (unsigned int)slots,
-						   self->polled ? MSG_DONTWAIT : MSG_WAITFORONE, NULL);
-		while (count < 0 && errno == EINTR);
-		if (count < 0 && errno == EAGAIN && self->polled)
+		count = self->io->recvmmsg(self->receive_fd, messages, (unsigned int)slots,
+					   self->polled ? MSG_DONTWAIT : MSG_WAITFORONE, NULL);
+		if (count < 0 && (errno == EINTR || (errno == EAGAIN && self->polled)))
 			return self->failure;
 	}
 	if (count < 0)

@@ -65,7 +65,7 @@ struct ingress {
 bool ingress_init(struct ingress *self);
 void ingress_free(struct ingress *self);
 
-/* Wait for a datagram, and forward it and those behind it. Returns 0, or what errno says of the
+/* Wait for a datagram, or a signal, and forward it and those behind it. Returns 0, or what errno says of the
  * socket, where that is lost, or EKEYREVOKED: see REUSED in cipher.h. */
 int ingress_batch(struct ingress *self);
 

@@ -6,6 +6,9 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/random.h>
@@ -16,6 +19,9 @@
 #include "ingress.h"
 #include "io.h"
 #include "poller.h"
+
+/* vela/dataplane/handover.py */
+#define WAKE SIGURG
 
 typedef struct {
 	PyObject_HEAD
@@ -249,14 +255,33 @@ static PyObject *outcome(int error)
 	return PyErr_SetFromErrno(PyExc_OSError);
 }
 
+static void wake(int Py_UNUSED(number))
+{
+}
+
+/* Let WAKE end a wait of this thread, or of another one of this process that does not block it. */
+static void block_wake(bool blocked)
+{
+	struct sigaction action = {.sa_handler = wake}; /* without SA_RESTART */
+	sigset_t signals;
+
+	sigaction(WAKE, &action, NULL);
+	sigemptyset(&signals);
+	sigaddset(&signals, WAKE);
+	pthread_sigmask(blocked ? SIG_BLOCK : SIG_UNBLOCK, &signals, NULL);
+}
+
 /* Repeat one direction's batches until the first byte of a buffer, which another process writes, is not 0: a
  * loop in Python would take the interpreter's lock, and its lines of cache, after each frame of a ping. */
-static PyObject *forward_until(DataPlane *self, int (*batch)(DataPlane *), PyObject *stop)
+static PyObject *forward_until(DataPlane *self, int (*batch)(DataPlane *), PyObject *args)
 {
+	PyObject *stop, *progress;
 	Py_buffer asked;
 	int error = 0;
 
-	if (!is_set_up(self) || PyObject_GetBuffer(stop, &asked, PyBUF_SIMPLE) < 0)
+	/* What progress is for, the signal does. */
+	if (!is_set_up(self) || !PyArg_ParseTuple(args, "OO", &stop, &progress) ||
+	    PyObject_GetBuffer(stop, &asked, PyBUF_SIMPLE) < 0)
 		return NULL;
 	if (asked.len < 1) {
 		PyBuffer_Release(&asked);
@@ -265,8 +290,11 @@ static PyObject *forward_until(DataPlane *self, int (*batch)(DataPlane *), PyObj
 	}
 	const uint8_t *byte = asked.buf;
 	Py_BEGIN_ALLOW_THREADS
+	block_wake(false);
 	while (error == 0 && !__atomic_load_n(byte, __ATOMIC_RELAXED))
 		error = batch(self);
+	/* The signal is for threads that have not stopped. */
+	block_wake(true);
 	Py_END_ALLOW_THREADS
 	PyBuffer_Release(&asked);
 	return outcome(error);
@@ -287,36 +315,36 @@ static int turn_of_poller(DataPlane *self)
 	return poller_turn(&self->poller);
 }
 
-PyDoc_STRVAR(egress_until_doc, "egress_until($self, stop, /)\n"
+PyDoc_STRVAR(egress_until_doc, "egress_until($self, stop, progress, /)\n"
 			       "--\n\n"
 			       "Forward frames TAP to UDP. See vela.dataplane.DataPlane.");
 
-static PyObject *DataPlane_egress_until(PyObject *object, PyObject *stop)
+static PyObject *DataPlane_egress_until(PyObject *object, PyObject *args)
 {
-	return forward_until((DataPlane *)object, batch_of_egress, stop);
+	return forward_until((DataPlane *)object, batch_of_egress, args);
 }
 
-PyDoc_STRVAR(ingress_until_doc, "ingress_until($self, stop, /)\n"
+PyDoc_STRVAR(ingress_until_doc, "ingress_until($self, stop, progress, /)\n"
 				"--\n\n"
 				"Forward frames UDP to TAP. See vela.dataplane.DataPlane.");
 
-static PyObject *DataPlane_ingress_until(PyObject *object, PyObject *stop)
+static PyObject *DataPlane_ingress_until(PyObject *object, PyObject *args)
 {
-	return forward_until((DataPlane *)object, batch_of_ingress, stop);
+	return forward_until((DataPlane *)object, batch_of_ingress, args);
 }
 
-PyDoc_STRVAR(poll_until_doc, "poll_until($self, stop, /)\n"
+PyDoc_STRVAR(poll_until_doc, "poll_until($self, stop, progress, /)\n"
 			     "--\n\n"
 			     "Forward frames both ways. See vela.dataplane.DataPlane.");
 
-static PyObject *DataPlane_poll_until(PyObject *object, PyObject *stop)
+static PyObject *DataPlane_poll_until(PyObject *object, PyObject *args)
 {
 	DataPlane *self = (DataPlane *)object;
 
 	if (!is_set_up(self))
 		return NULL;
 	poller_init(&self->poller, &self->egress, &self->ingress);
-	return forward_until(self, turn_of_poller, stop);
+	return forward_until(self, turn_of_poller, args);
 }
 
 PyDoc_STRVAR(egress_doc, "egress($self, /)\n"
@@ -356,9 +384,9 @@ static PyObject *DataPlane_ingress(PyObject *object, PyObject *Py_UNUSED(ignored
 static PyMethodDef DataPlane_methods[] = {
 	{"egress", DataPlane_egress, METH_NOARGS, egress_doc},
 	{"ingress", DataPlane_ingress, METH_NOARGS, ingress_doc},
-	{"egress_until", DataPlane_egress_until, METH_O, egress_until_doc},
-	{"ingress_until", DataPlane_ingress_until, METH_O, ingress_until_doc},
-	{"poll_until", DataPlane_poll_until, METH_O, poll_until_doc},
+	{"egress_until", DataPlane_egress_until, METH_VARARGS, egress_until_doc},
+	{"ingress_until", DataPlane_ingress_until, METH_VARARGS, ingress_until_doc},
+	{"poll_until", DataPlane_poll_until, METH_VARARGS, poll_until_doc},
 	{NULL, NULL, 0, NULL},
 };
 
