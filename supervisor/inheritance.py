@@ -107,9 +107,6 @@ class Inheritance:
                 os.close(fd)
         return inherited
 
-    def __bool__(self) -> bool:
-        return bool(self._descriptors)
-
     def names(self) -> frozenset[str]:
         """Return what nobody has taken yet."""
         return frozenset(self._descriptors)

@@ -176,7 +176,7 @@ def test_key_page_of_another_velad_is_gone_on_with_by_the_circuit_of_its_name(
 
     assert other.page_fd != page
     assert successor.page_fd == page
-    assert not inheritance
+    assert not inheritance.names()
     for each in (first, other, successor):
         each.close()
 
