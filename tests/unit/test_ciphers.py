@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from encrypted_machine import SECRET, SUITES, EncryptedMachine, write_key
 from exhaustion import open_descriptors
+from heap import own_heap
 from simulated_link import LOCAL1, OFFER
 from simulation import ROUTER_A, ROUTER_B, Network, network
 from structlog.testing import capture_logs
@@ -43,6 +44,12 @@ ONE, OTHER = bytes([1]) * 32, bytes([2]) * 32
 ENCRYPTED = CircuitConfig("vela0", 1, Remote("192.0.2.2"), encryption=Encryption.REQUIRED)
 OPEN = AutoconfigureConfig(sources=(ip_network("192.0.2.0/24"),))
 REQUIRED = replace(OPEN, encryption=Encryption.REQUIRED)
+
+
+@pytest.fixture(autouse=True)
+def heap() -> Iterator[None]:
+    with own_heap():
+        yield
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from exhaustion import open_descriptors
+from heap import own_heap
 from users import child_user
 
 from vela.address import Endpoint
@@ -29,6 +30,12 @@ pytestmark = pytest.mark.forks
 SECRET = b"a key of more than sixteen bytes"
 CONTEXT = SessionContext(7, 1, 2, Endpoint(ip_address("192.0.2.1"), 48621), None, None, None)
 BODY = bytes(range(50))
+
+
+@pytest.fixture(autouse=True)
+def heap() -> Iterator[None]:
+    with own_heap():
+        yield
 
 
 @pytest.fixture
@@ -121,7 +128,7 @@ def test_key_and_sessions_that_nobody_has_any_more_are_forgotten(keys: Keys, pat
         session.sign(BODY)
         number = key.number
         del key, session
-        gc.collect(0)  # what is new; a whole one takes as long as all tests before have left
+        gc.collect()
     assert number == 300  # each was dropped, as else it would be the first one again
     assert open_descriptors() < before + 10
 
