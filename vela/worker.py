@@ -118,7 +118,7 @@ def _run(task: WorkerTask, planes: Sequence[Callable[[], DataPlane]]) -> NoRetur
 
     def forward(until: Until, directions: Directions, queue: int = 0) -> NoReturn:
         try:
-            until(handover.asked, handover.progress(queue))
+            until(handover.asked, handover.states(queue))
             for direction in directions:
                 handover.stop(direction, queue)
             # Until it is killed: nobody releases it.

@@ -179,13 +179,13 @@ class Hostile:
     def ingress(self) -> None:
         self._forever.acquire()
 
-    def egress_until(self, stop: memoryview, progress: memoryview, /) -> None:
+    def egress_until(self, stop: memoryview, states: memoryview, /) -> None:
         self.egress()
 
-    def ingress_until(self, stop: memoryview, progress: memoryview, /) -> None:
+    def ingress_until(self, stop: memoryview, states: memoryview, /) -> None:
         self.ingress()
 
-    def poll_until(self, stop: memoryview, progress: memoryview, /) -> None:
+    def poll_until(self, stop: memoryview, states: memoryview, /) -> None:
         self.egress()
 
 

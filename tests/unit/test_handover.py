@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vela.dataplane.counters import CounterSlab
-from vela.dataplane.handover import Direction, Handover, Progress
+from vela.dataplane.handover import Direction, Handover, ThreadState
 from vela.wire import MAX_QUEUES
 
 
@@ -24,11 +24,11 @@ def test_handover_is_done_when_both_threads_have_stopped() -> None:
 def test_thread_that_waits_need_not_stop_and_one_that_forwards_does() -> None:
     handover = Handover(CounterSlab().take().handover)
     handover.clear(2)
-    progress = handover.progress(1)
-    handover.progress(0)[:] = bytes([Progress.WAITS, Progress.WAITS])
-    progress[:] = bytes([Progress.WAITS, Progress.FORWARDS])
+    states = handover.states(1)
+    handover.states(0)[:] = bytes([ThreadState.WAITS, ThreadState.WAITS])
+    states[:] = bytes([ThreadState.WAITS, ThreadState.FORWARDS])
     assert not handover.done
-    progress[1] = Progress.WAITS
+    states[1] = ThreadState.WAITS
     assert handover.done
 
 

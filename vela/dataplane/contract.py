@@ -119,15 +119,15 @@ class DataPlane(Protocol):
     def ingress(self) -> None:
         """Forward frames UDP to TAP, likewise."""
 
-    def egress_until(self, stop: memoryview, progress: memoryview, /) -> None:
+    def egress_until(self, stop: memoryview, states: memoryview, /) -> None:
         """Call egress() until the first byte of stop, which others write, is not 0.
 
         The signal handover.WAKE ends a wait, so that stop is seen; or the engine tells by the first
-        byte of progress that it waits, and has taken nothing. See vela.dataplane.handover.
+        byte of states that it waits, and has taken nothing. See vela.dataplane.handover.
         """
 
-    def ingress_until(self, stop: memoryview, progress: memoryview, /) -> None:
-        """Call ingress(), likewise; with the second byte of progress."""
+    def ingress_until(self, stop: memoryview, states: memoryview, /) -> None:
+        """Call ingress(), likewise; with the second byte of states."""
 
-    def poll_until(self, stop: memoryview, progress: memoryview, /) -> None:
+    def poll_until(self, stop: memoryview, states: memoryview, /) -> None:
         """Forward frames both ways, likewise, and do not sleep for POLL_WINDOW_S behind a frame."""

@@ -27,7 +27,7 @@ WAKE = signal.SIGURG
 """Ends the wait of a thread of the native engine that has not stopped. The others ignore it."""
 
 
-class Progress(IntEnum):
+class ThreadState(IntEnum):
     """Of a thread: the value of its byte."""
 
     FORWARDS = 0
@@ -73,11 +73,11 @@ class Handover:
         """One byte: not 0 when the worker is asked to stop."""
         return self._memory[_ASKED : _ASKED + 1]
 
-    def progress(self, queue: int = 0) -> memoryview:
+    def states(self, queue: int = 0) -> memoryview:
         """Return the bytes of a queue, to be written: of Direction.EGRESS, and of INGRESS."""
         start = Direction.EGRESS + 2 * queue
         return self._memory[start : start + 2]
 
     def stop(self, direction: Direction, queue: int = 0) -> None:
         """Take note that a thread has stopped."""
-        self._memory[direction + 2 * queue] = Progress.STOPPED
+        self._memory[direction + 2 * queue] = ThreadState.STOPPED

@@ -32,7 +32,7 @@ from vela.dataplane.frame import (
     Piece,
     Verification,
 )
-from vela.dataplane.handover import Progress
+from vela.dataplane.handover import ThreadState
 from vela.dataplane.key_page import map_key_page
 from vela.dataplane.mss import MssClamper, network_offset
 from vela.dataplane.packet_too_big import Limiter, too_big_message
@@ -90,14 +90,14 @@ Outgoing = Clear | Sealed
 """All that leaves; a circuit makes one kind, chosen where it is set up."""
 
 
-def _wait(sources: select.poll, timeout_s: float | None, progress: memoryview) -> set[int]:
+def _wait(sources: select.poll, timeout_s: float | None, states: memoryview) -> set[int]:
     """Wait for one of the sources, with nothing in hand; return the descriptors that are ready."""
     timeout_ms = None if timeout_s is None else timeout_s * 1000
-    progress[:] = bytes([Progress.WAITS]) * len(progress)
+    states[:] = bytes([ThreadState.WAITS]) * len(states)
     try:
         return {fd for fd, _ in sources.poll(timeout_ms)}
     finally:
-        progress[:] = bytes([Progress.FORWARDS]) * len(progress)
+        states[:] = bytes([ThreadState.FORWARDS]) * len(states)
 
 
 class PythonDataPlane:
@@ -122,7 +122,7 @@ class PythonDataPlane:
         # the header has nothing to say.
         self._tap_header = VIRTIO_HEADER if attachment.virtio_header else b""
         # Of threads that wait: see egress_until().
-        self._egress_progress = self._ingress_progress = memoryview(bytearray(1))
+        self._egress_states = self._ingress_states = memoryview(bytearray(1))
         self._tap_poll = select.poll()
         self._tap_poll.register(self._tap_fd, select.POLLIN)
         self._receive_poll = select.poll()
@@ -185,18 +185,18 @@ class PythonDataPlane:
         self._received_view = memoryview(self._received)
         self._received_target = [self._received_view[REBUILD_ROOM:]]
 
-    def egress_until(self, stop: memoryview, progress: memoryview, /) -> None:
-        self._egress_progress = progress[:1]
+    def egress_until(self, stop: memoryview, states: memoryview, /) -> None:
+        self._egress_states = states[:1]
         while not stop[0]:
             self.egress()
 
-    def ingress_until(self, stop: memoryview, progress: memoryview, /) -> None:
-        self._ingress_progress = progress[1:]
+    def ingress_until(self, stop: memoryview, states: memoryview, /) -> None:
+        self._ingress_states = states[1:]
         while not stop[0]:
             self.ingress()
 
-    def poll_until(self, stop: memoryview, progress: memoryview, /) -> None:
-        self._ingress_progress = progress
+    def poll_until(self, stop: memoryview, states: memoryview, /) -> None:
+        self._ingress_states = states
         self._polled = True
         counters = self._counters
         # So that there may be no room to send, until it was looked for.
@@ -239,10 +239,10 @@ class PythonDataPlane:
         else:
             sources.register(self._tap_fd, select.POLLIN)
         if self._opener is None:
-            _wait(sources, None, self._ingress_progress)
+            _wait(sources, None, self._ingress_states)
             return
         sources.register(self._divert_socket, select.POLLIN)
-        ready = _wait(sources, self._look_s(self._opener), self._ingress_progress)
+        ready = _wait(sources, self._look_s(self._opener), self._ingress_states)
         if self._divert_socket.fileno() in ready:
             self._opener.look()
             self._take_handed()
@@ -269,7 +269,7 @@ class PythonDataPlane:
             if not self._polled:
                 # The keys of an encrypted circuit are looked after, too.
                 timeout_s = None if self._sealer is None else LOOK_S
-                _wait(self._tap_poll, timeout_s, self._egress_progress)
+                _wait(self._tap_poll, timeout_s, self._egress_states)
             return
         while True:
             length -= header
@@ -505,7 +505,7 @@ class PythonDataPlane:
                 )
             except BlockingIOError:
                 if not self._polled:
-                    _wait(self._receive_poll, None, self._ingress_progress)
+                    _wait(self._receive_poll, None, self._ingress_states)
                 return
         else:
             received = self._receive_sealed(self._opener)
@@ -539,7 +539,7 @@ class PythonDataPlane:
             wait_s = self._look_s(opener)
             if self._polled:
                 return None
-            ready = _wait(self._receive_poll, wait_s, self._ingress_progress)
+            ready = _wait(self._receive_poll, wait_s, self._ingress_states)
             if self._divert_socket.fileno() in ready:
                 opener.look()
                 self._take_handed()

@@ -275,12 +275,12 @@ static void block_wake(bool blocked)
  * loop in Python would take the interpreter's lock, and its lines of cache, after each frame of a ping. */
 static PyObject *forward_until(DataPlane *self, int (*batch)(DataPlane *), PyObject *args)
 {
-	PyObject *stop, *progress;
+	PyObject *stop, *states;
 	Py_buffer asked;
 	int error = 0;
 
-	/* What progress is for, the signal does. */
-	if (!is_set_up(self) || !PyArg_ParseTuple(args, "OO", &stop, &progress) ||
+	/* What states are for, the signal does. */
+	if (!is_set_up(self) || !PyArg_ParseTuple(args, "OO", &stop, &states) ||
 	    PyObject_GetBuffer(stop, &asked, PyBUF_SIMPLE) < 0)
 		return NULL;
 	if (asked.len < 1) {
@@ -315,7 +315,7 @@ static int turn_of_poller(DataPlane *self)
 	return poller_turn(&self->poller);
 }
 
-PyDoc_STRVAR(egress_until_doc, "egress_until($self, stop, progress, /)\n"
+PyDoc_STRVAR(egress_until_doc, "egress_until($self, stop, states, /)\n"
 			       "--\n\n"
 			       "Forward frames TAP to UDP. See vela.dataplane.DataPlane.");
 
@@ -324,7 +324,7 @@ static PyObject *DataPlane_egress_until(PyObject *object, PyObject *args)
 	return forward_until((DataPlane *)object, batch_of_egress, args);
 }
 
-PyDoc_STRVAR(ingress_until_doc, "ingress_until($self, stop, progress, /)\n"
+PyDoc_STRVAR(ingress_until_doc, "ingress_until($self, stop, states, /)\n"
 				"--\n\n"
 				"Forward frames UDP to TAP. See vela.dataplane.DataPlane.");
 
@@ -333,7 +333,7 @@ static PyObject *DataPlane_ingress_until(PyObject *object, PyObject *args)
 	return forward_until((DataPlane *)object, batch_of_ingress, args);
 }
 
-PyDoc_STRVAR(poll_until_doc, "poll_until($self, stop, progress, /)\n"
+PyDoc_STRVAR(poll_until_doc, "poll_until($self, stop, states, /)\n"
 			     "--\n\n"
 			     "Forward frames both ways. See vela.dataplane.DataPlane.");
 
