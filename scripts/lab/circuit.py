@@ -70,7 +70,7 @@ def circuit_table(remote: str, *, mac: str, peer_mac: str | None, **settings: Va
 
 
 @contextmanager
-def static_circuit(
+def static_ends(
     routers: TwoRouters,
     *,
     outer: str = "ipv4",
@@ -79,8 +79,8 @@ def static_circuit(
     names_peer_mac: bool = True,
     addresses: tuple[tuple[str, ...], tuple[str, ...]] = (ADDRESSES_A, ADDRESSES_B),
     **settings: Value,
-) -> Iterator[Circuit]:
-    """A circuit over the routers' IPv4 or IPv6 addresses, as soon as both ends carry frames.
+) -> Iterator[tuple[Velad, Velad]]:
+    """Both ends of a circuit over the routers' IPv4 or IPv6 addresses, ready.
 
     Where each end names the other one's MAC, headers are elided. engine is
     the data path of both ends, settings are further keys of both circuits.
@@ -98,6 +98,15 @@ def static_circuit(
     a = Velad(routers.a.namespace, config(routers.b, 0))
     b = Velad(routers.b.namespace, config(routers.a, 1))
     with started_together(a, b):
+        yield a, b
+
+
+@contextmanager
+def static_circuit(
+    routers: TwoRouters, *, engine: str = "auto", **settings: Any
+) -> Iterator[Circuit]:
+    """As static_ends(), as soon as both ends carry frames."""
+    with static_ends(routers, engine=engine, **settings) as (a, b):
         for velad in (a, b):
             velad.wait_for_state(NAME, "unmonitored")
             velad.worker_pid(NAME)

@@ -264,5 +264,5 @@ def test_descriptors_for_another_process_are_left_alone(tmp_path: Path) -> None:
     environment = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "tap-vela0", "LISTEN_PID": "1"}
     assert os.getpid() != 1
 
-    assert not Inheritance.from_manager(environment)
+    assert not Inheritance.from_manager(environment).names()
     assert environment == {}

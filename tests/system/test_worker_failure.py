@@ -138,7 +138,9 @@ def is_told(other: End, reason: str) -> bool:
 
 def kill_worker(end: End) -> int:
     pid = end.velad.worker_pid(NAME)
-    os.kill(pid, signal.SIGKILL)
+    # One whose calls fail may have ended by itself.
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
     return pid
 
 

@@ -49,7 +49,7 @@ class Scene:
     ) -> tuple[ReceiveGroup, ...]:
         if addresses:
             self.daemon = replace(self.daemon, listen=tuple(map(ip_address, addresses)))
-        inheritance = inheritance or Inheritance()
+        inheritance = Inheritance() if inheritance is None else inheritance
         self.stack.callback(inheritance.close)
         notified = ServiceManager({"NOTIFY_SOCKET": str(self.manager.getsockname())})
         self.stack.callback(notified.close)
@@ -199,7 +199,7 @@ def test_address_that_is_no_longer_listed_is_left_and_forgotten(scene: Scene) ->
 
     assert four.adopted
     assert scene.forgotten() == names
-    assert not inheritance
+    assert not inheritance.names()
     # Nobody has it any more.
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
         other.bind(("::1", scene.daemon.port))
