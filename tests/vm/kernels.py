@@ -17,11 +17,13 @@ from vm import at_boot, boot, container, installation
 from vm.images import ImageError, kernel_releases, make_root, say
 from vm.systems import PACKAGES, SYSTEMS, System, kernels
 
-SCENARIOS = ("circuit", "sandbox", "unit", "impairment", "vlans", "wireguard", "vrf", "queues")
-"""What runs in an emulated machine, in this order: files of vm/guest."""
 CONTAINED_SCENARIOS = ("unit", "fleet")
-"""What runs in a container, on this machine's kernel: what needs systemd. Twenty circuits whose
-unit restarts (fleet) are too much for an emulated CPU."""
+"""What runs in a container, on this machine's kernel: what needs systemd."""
+SCENARIOS = (
+    *("circuit", "sandbox", *CONTAINED_SCENARIOS),
+    *("impairment", "vlans", "wireguard", "vrf", "queues"),
+)
+"""What runs in an emulated machine, in this order: files of vm/guest."""
 DEADLINE_S = 1500.0
 """Of a guest that hangs, on a busy host too. One minute is enough to boot on an idle one."""
 
