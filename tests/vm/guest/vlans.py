@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -12,12 +12,16 @@ from lab.daemon import Velad, started_together
 from lab.link import Interface, bridge, veth
 from lab.load import ping
 from lab.namespace import Namespace
+from lab.pings import Pings
 from lab.quickstart import CONFIG_A, CONFIG_B, TAP_MTU
 from lab.topology import Router, TwoRouters
 
 pytestmark = pytest.mark.needs_net_admin
 
 FILE_BYTES = 4_000_000
+RELOADED = ("keepalive = 2.0", "mtu = 1400", "cpu = 1", "clamp_mss = 1300")
+"""Each of them alone: so the one before is taken back with it."""
+PINGS, PING_INTERVAL_S = 100, 0.02
 BRIDGED_A = """\
 [circuits.vela0]
 id = 1
@@ -75,6 +79,38 @@ def test_route_into_a_vlan_of_the_circuit_is_named_and_not_used(routers: TwoRout
         )
         run("ip", "link", "delete", "vela0.10")
         left.wait_for_state("vela0", "up", timeout_s=30)
+
+
+def test_vlan_child_stays_through_reloads_and_its_pings_are_answered(
+    routers: TwoRouters, record_property: Callable[[str, object], None]
+) -> None:
+    a, b = routers.a.namespace, routers.b.namespace
+    left, right = Velad(a, CONFIG_A), Velad(b, CONFIG_B)
+    table = "[circuits.vela0]\n"
+    assert CONFIG_A.count(table) == 1
+    with started_together(left, right):
+        for velad, address in ((left, "192.0.2.1/24"), (right, "192.0.2.2/24")):
+            velad.wait_for_state("vela0", "up", timeout_s=20)
+            vlan = ("type", "vlan", "id", "10")
+            velad.namespace.run("ip", "link", "add", "link", "vela0", "name", "vela0.10", *vlan)
+            child = Interface(velad.namespace, "vela0.10")
+            child.add_address(address)
+            child.set_up()
+        before = a.run("ip", "-o", "link", "show", "vela0.10").stdout.partition(":")[0]
+
+        for key in RELOADED:
+            with Pings(["192.0.2.2"], PING_INTERVAL_S, a) as pings:
+                pings.await_answers(3)
+                left.configure(CONFIG_A.replace(table, f"{table}{key}\n"))
+                left.control("reload")
+                pings.await_answers(PINGS)
+                pings.stop()
+            left.wait_for_state("vela0", "up", timeout_s=20)
+
+            assert pings.unanswered() == [[]], key
+            record_property(key, f"0 of {pings.asked()[0]} pings lost")
+            after = a.run("ip", "-o", "link", "show", "vela0.10").stdout.partition(":")[0]
+            assert after == before, key
 
 
 def test_vlan_aware_bridges_join_hosts_of_one_vlan_and_no_others(routers: TwoRouters) -> None:
