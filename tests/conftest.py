@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import cache, partial
 
+import heap
 import pytest
 from _pytest.runner import runtestprotocol
 from distribution import Distribution
@@ -219,6 +220,13 @@ def features(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     name: str = request.param
     monkeypatch.setattr(daemon, "disabled_features", FEATURES_OFF[name])
     return name
+
+
+@pytest.fixture
+def own_heap() -> Iterator[None]:
+    """Collect no garbage but that of the test. See tests/heap.py."""
+    with heap.own_heap():
+        yield
 
 
 @pytest.fixture

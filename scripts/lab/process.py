@@ -16,11 +16,18 @@ def start_time(pid: int) -> int | None:
     Together with the number it tells a process from a later one of that number.
     """
     try:
-        text = Path("/proc", str(pid), "stat").read_text()
+        return int(_stat(Path("/proc", str(pid)))[19])
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # proc_pid_stat(5): field 22; the second one, in parentheses, may hold anything.
-    return int(text.rpartition(")")[2].split()[19])
+
+
+def _stat(folder: Path) -> list[str]:
+    """Return what stands behind the name of a process or a thread: its state and so on.
+
+    proc_pid_stat(5), from field 3 on. Raises FileNotFoundError or ProcessLookupError.
+    """
+    # The name, in parentheses, may hold anything.
+    return (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 def threads(pid: int) -> list[Path]:
@@ -84,10 +91,9 @@ def running(pids: Iterable[int]) -> list[int]:
 
 def _has_ended(pid: int) -> bool:
     try:
-        text = Path("/proc", str(pid), "stat").read_text()
+        return _stat(Path("/proc", str(pid)))[0] in ("Z", "X")
     except (FileNotFoundError, ProcessLookupError):
         return True
-    return text.rpartition(")")[2].split()[0] in ("Z", "X")
 
 
 def session_members(session: int) -> list[int]:
@@ -109,14 +115,13 @@ def resident_kb(pid: int) -> int:
 
 
 def sleeps(pid: int) -> bool:
-    """Tell whether all threads of a process wait for something: proc_pid_stat(5), state."""
+    """Tell whether all threads of a process wait for something, or it has ended."""
     try:
-        return all(thread_sleeps(pid, int(task)) for task in os.listdir(f"/proc/{pid}/task"))
-    except OSError:  # it has ended
+        return all(thread_sleeps(pid, int(thread.name)) for thread in threads(pid))
+    except OSError:
         return True
 
 
 def thread_sleeps(pid: int, thread: int) -> bool:
     """Tell whether one thread of a process does. Raises OSError if it has ended."""
-    with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8", errors="replace") as file:
-        return file.read().rpartition(") ")[2][:1] == "S"
+    return _stat(Path("/proc", str(pid), "task", str(thread)))[0] == "S"

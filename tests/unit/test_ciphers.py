@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from encrypted_machine import SECRET, SUITES, EncryptedMachine, write_key
 from exhaustion import open_descriptors
-from heap import own_heap
 from simulated_link import LOCAL1, OFFER
 from simulation import ROUTER_A, ROUTER_B, Network, network
 from structlog.testing import capture_logs
@@ -37,19 +36,13 @@ from vela.supervisor.keys import HeldKey, Keys
 from vela.supervisor.registry.ciphers import Answered, Ciphers, contradiction
 from vela.supervisor.runtime.loop import EventLoop
 
-pytestmark = pytest.mark.forks
+pytestmark = [pytest.mark.forks, pytest.mark.usefixtures("own_heap")]
 
 BOTH = Suites.AES_256_GCM | Suites.CHACHA20_POLY1305
 ONE, OTHER = bytes([1]) * 32, bytes([2]) * 32
 ENCRYPTED = CircuitConfig("vela0", 1, Remote("192.0.2.2"), encryption=Encryption.REQUIRED)
 OPEN = AutoconfigureConfig(sources=(ip_network("192.0.2.0/24"),))
 REQUIRED = replace(OPEN, encryption=Encryption.REQUIRED)
-
-
-@pytest.fixture(autouse=True)
-def heap() -> Iterator[None]:
-    with own_heap():
-        yield
 
 
 @pytest.fixture

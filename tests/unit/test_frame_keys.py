@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from encrypted_machine import SECRET, write_key
 from exhaustion import open_descriptors
-from heap import own_heap
 from users import child_user
 
 from vela.dataplane.key_page import KeyPage, SlotWord, Word, slot_start
@@ -30,18 +29,12 @@ from vela.supervisor.keys import Keys
 from vela.supervisor.runtime.loop import EventLoop
 from vela.wire import Suite
 
-pytestmark = pytest.mark.forks
+pytestmark = [pytest.mark.forks, pytest.mark.usefixtures("own_heap")]
 
 BOTH = Suites.AES_256_GCM | Suites.CHACHA20_POLY1305
 PROLOGUE = b"what both ends have seen"
 BODY = bytes(range(60))
 ANSWER = Answer(Suite.CHACHA20_POLY1305, 1)
-
-
-@pytest.fixture(autouse=True)
-def heap() -> Iterator[None]:
-    with own_heap():
-        yield
 
 
 @pytest.fixture

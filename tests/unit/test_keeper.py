@@ -577,23 +577,25 @@ def test_idle_worker_takes_nothing_that_comes_as_it_is_about_to_be_killed(
     before, circuit, kill = kept.pid, kept.circuit, kept.keeper.kill
     circuit.exchange(1)
     eventually(lambda: sleeps(before), TIMEOUT_S, "the worker to wait for frames")
-    taken = select.poll()
+    written = select.poll()
     for each in (circuit.host, circuit.remote):
-        taken.register(each, select.POLLIN)
+        written.register(each, select.POLLIN)
+    found = []
 
     def kill_late() -> None:
         circuit.host.send(frame(1))
         circuit.remote.sendto(b"\x07" + frame(1), circuit.receiving.getsockname())
-        assert taken.poll(TAKING_MS) == []
+        found.append(written.poll(TAKING_MS))
         kill()
 
     monkeypatch.setattr(kept.keeper, "kill", kill_late)
     kept.keeper.replace(circuit.task)
     kept.turn_until_replaced(before)
+    monkeypatch.undo()
 
+    assert found == [[]]
     assert circuit.remote.recv(2048) == b"\x07" + frame(1)
     assert circuit.host.recv(2048) == frame(1)
-    monkeypatch.undo()
     assert kept.keeper.restarts == 0
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from exhaustion import open_descriptors
-from heap import own_heap
 from users import child_user
 
 from vela.address import Endpoint
@@ -25,17 +24,11 @@ from vela.supervisor.keys import LIMIT_S, MACHINE_FILE, HeldKey, Keys
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.process import Child, fork
 
-pytestmark = pytest.mark.forks
+pytestmark = [pytest.mark.forks, pytest.mark.usefixtures("own_heap")]
 
 SECRET = b"a key of more than sixteen bytes"
 CONTEXT = SessionContext(7, 1, 2, Endpoint(ip_address("192.0.2.1"), 48621), None, None, None)
 BODY = bytes(range(50))
-
-
-@pytest.fixture(autouse=True)
-def heap() -> Iterator[None]:
-    with own_heap():
-        yield
 
 
 @pytest.fixture

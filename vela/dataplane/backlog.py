@@ -25,7 +25,7 @@ class Backlog:
     """What a reader knows of the queue that it reads."""
 
     def __init__(self) -> None:
-        self.empty = True
+        self._empty = True
         """Nothing that counts was read since it was seen to be so."""
         self._stands = False
         self._since_ms = self._next_ms = 0
@@ -34,12 +34,12 @@ class Backlog:
 
     def ran_empty(self) -> None:
         """Nothing is left to be read."""
-        self.empty, self._stands = True, False
+        self._empty, self._stands = True, False
 
     def is_due(self, now_ms: int) -> bool:
         """Tell whether something of a frame is to be lost that is read now."""
-        if self.empty:
-            self.empty, self._since_ms = False, now_ms
+        if self._empty:
+            self._empty, self._since_ms = False, now_ms
             return False
         if self._stands:
             if now_ms < self._next_ms:

@@ -45,16 +45,7 @@ def test_vlan_children_of_both_taps_carry_full_size_packets_and_a_file(
     a, b = routers.a.namespace, routers.b.namespace
     left, right = Velad(a, CONFIG_A), Velad(b, CONFIG_B)
     with started_together(left, right):
-        for velad, address in ((left, "192.0.2.1/24"), (right, "192.0.2.2/24")):
-            velad.wait_for_state("vela0", "up", timeout_s=20)
-            namespace = velad.namespace
-            namespace.run(
-                *("ip", "link", "add", "link", "vela0", "name", "vela0.10"),
-                *("type", "vlan", "id", "10"),
-            )
-            child = Interface(namespace, "vela0.10")
-            child.add_address(address)
-            child.set_up()
+        _add_children(left, right)
 
         assert ping(a, "192.0.2.2", count=3, size=TAP_MTU, dont_fragment=True).lost == 0
         copied = copy(a, b, "192.0.2.2", FILE_BYTES, timeout_s=60)
@@ -89,14 +80,8 @@ def test_vlan_child_stays_through_reloads_and_its_pings_are_answered(
     table = "[circuits.vela0]\n"
     assert CONFIG_A.count(table) == 1
     with started_together(left, right):
-        for velad, address in ((left, "192.0.2.1/24"), (right, "192.0.2.2/24")):
-            velad.wait_for_state("vela0", "up", timeout_s=20)
-            vlan = ("type", "vlan", "id", "10")
-            velad.namespace.run("ip", "link", "add", "link", "vela0", "name", "vela0.10", *vlan)
-            child = Interface(velad.namespace, "vela0.10")
-            child.add_address(address)
-            child.set_up()
-        before = a.run("ip", "-o", "link", "show", "vela0.10").stdout.partition(":")[0]
+        _add_children(left, right)
+        before = _index(a)
 
         for key in RELOADED:
             with Pings(["192.0.2.2"], PING_INTERVAL_S, a) as pings:
@@ -109,8 +94,7 @@ def test_vlan_child_stays_through_reloads_and_its_pings_are_answered(
 
             assert pings.unanswered() == [[]], key
             record_property(key, f"0 of {pings.asked()[0]} pings lost")
-            after = a.run("ip", "-o", "link", "show", "vela0.10").stdout.partition(":")[0]
-            assert after == before, key
+            assert _index(a) == before, key
 
 
 def test_vlan_aware_bridges_join_hosts_of_one_vlan_and_no_others(routers: TwoRouters) -> None:
@@ -140,6 +124,22 @@ def test_vlan_aware_bridges_join_hosts_of_one_vlan_and_no_others(routers: TwoRou
 
     assert copied.received_digest == copied.sent_digest
     assert crossing.received == 0
+
+
+def _add_children(left: Velad, right: Velad) -> None:
+    """Give each end's interface a child in VLAN 10, as soon as the circuit is up there."""
+    for velad, address in ((left, "192.0.2.1/24"), (right, "192.0.2.2/24")):
+        velad.wait_for_state("vela0", "up", timeout_s=20)
+        vlan = ("type", "vlan", "id", "10")
+        velad.namespace.run("ip", "link", "add", "link", "vela0", "name", "vela0.10", *vlan)
+        child = Interface(velad.namespace, "vela0.10")
+        child.add_address(address)
+        child.set_up()
+
+
+def _index(namespace: Namespace) -> str:
+    """Return the number of the child."""
+    return namespace.run("ip", "-o", "link", "show", "vela0.10").stdout.partition(":")[0]
 
 
 @contextmanager

@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/random.h>
@@ -259,22 +258,21 @@ static void wake(int Py_UNUSED(number))
 {
 }
 
-/* Let WAKE end a wait of this thread, or of another one of this process that does not block it. */
-static void block_wake(bool blocked)
+/* Let WAKE go to this thread (SIG_UNBLOCK), or to those that have not stopped (SIG_BLOCK). */
+static void mask_wake(int how)
 {
-	struct sigaction action = {.sa_handler = wake}; /* without SA_RESTART */
 	sigset_t signals;
 
-	sigaction(WAKE, &action, NULL);
 	sigemptyset(&signals);
 	sigaddset(&signals, WAKE);
-	pthread_sigmask(blocked ? SIG_BLOCK : SIG_UNBLOCK, &signals, NULL);
+	pthread_sigmask(how, &signals, NULL);
 }
 
 /* Repeat one direction's batches until the first byte of a buffer, which another process writes, is not 0: a
  * loop in Python would take the interpreter's lock, and its lines of cache, after each frame of a ping. */
 static PyObject *forward_until(DataPlane *self, int (*batch)(DataPlane *), PyObject *args)
 {
+	struct sigaction ends_waits = {.sa_handler = wake}; /* without SA_RESTART */
 	PyObject *stop, *states;
 	Py_buffer asked;
 	int error = 0;
@@ -290,11 +288,11 @@ static PyObject *forward_until(DataPlane *self, int (*batch)(DataPlane *), PyObj
 	}
 	const uint8_t *byte = asked.buf;
 	Py_BEGIN_ALLOW_THREADS
-	block_wake(false);
+	sigaction(WAKE, &ends_waits, NULL);
+	mask_wake(SIG_UNBLOCK);
 	while (error == 0 && !__atomic_load_n(byte, __ATOMIC_RELAXED))
 		error = batch(self);
-	/* The signal is for threads that have not stopped. */
-	block_wake(true);
+	mask_wake(SIG_BLOCK);
 	Py_END_ALLOW_THREADS
 	PyBuffer_Release(&asked);
 	return outcome(error);
