@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from vela.dataplane.key_page import SIZE
+from vela.dataplane.key_page import SIZE, page_size, room
 from vela.errors import ConfigError, DeviceError, RemoteProtocolError, VelaError
 from vela.linux import secret_memory
 from vela.public_key import PUBLIC_KEY_LENGTH, fingerprint
@@ -115,8 +115,12 @@ class CircuitKeys:
         self._generation = -1
         try:
             self.page_fd = secret_memory.create(SIZE) if page_fd is None else page_fd
+            self.sequences = room(page_size(self.page_fd))
+            """Of counters, that there is room for."""
         except OSError as err:
             raise DeviceError(f"no memory for keys: {err.strerror}") from err
+        except ValueError as err:
+            raise DeviceError(f"no memory for keys: {err}") from err
         keys.follow(self)
 
     def set_psk(self, psk: Key | None) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from vela.dataplane.key_page import map_key_page, slot_start
+from vela.dataplane.key_page import SlotWord, map_key_page, sequence_start
 from vela.wire import Suite
 
 NATIVE = Path(__file__).resolve().parents[1] / "vela" / "dataplane" / "native"
@@ -43,13 +43,21 @@ class _Sealer(ctypes.Structure):
         ("page", _P),
         ("circuit_id", ctypes.c_uint8),
         ("acknowledges", ctypes.c_bool),
+        ("sequence", ctypes.c_uint),
         ("key", _Key),
         ("last", ctypes.c_uint64),
     )
 
 
 class _Opener(ctypes.Structure):
-    _fields_ = (("io", _P), ("page", _P), ("keys", _Key * 2))
+    _fields_ = (
+        ("io", _P),
+        ("page", _P),
+        ("acknowledges", ctypes.c_bool),
+        ("shares", ctypes.c_bool),
+        ("sequences", ctypes.c_uint),
+        ("keys", _Key * 2),
+    )
 
 
 class _Sealed(ctypes.Structure):
@@ -77,7 +85,7 @@ def library() -> ctypes.CDLL:
     loaded.window_is_new.restype = ctypes.c_bool
     loaded.window_is_new.argtypes = loaded.window_mark.argtypes = (_P, ctypes.c_uint32)
     loaded.key_page_take_over.restype = ctypes.c_bool
-    loaded.key_page_take_over.argtypes = (_P,)
+    loaded.key_page_take_over.argtypes = (_P, ctypes.c_uint)
     return loaded
 
 
@@ -108,31 +116,31 @@ class NativeAead:
 class NativePage:
     """A key page as a worker with the native engine has it."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, sequence: int = 0) -> None:
+        """sequence: that is sent with."""
+        self.sequence = sequence
         self._mapped: mmap.mmap = map_key_page(fd)
         first = ctypes.c_char.from_buffer(self._mapped)
         self.address = ctypes.addressof(first)
-        if not library().key_page_take_over(self.address):
+        if not library().key_page_take_over(self.address, sequence):
             raise ValueError("this memory is no key page")
-
-    def slot(self, phase: int) -> int:
-        return self.address + 8 * slot_start(phase)
 
 
 class NativeWindow:
     """Twin of vela.dataplane.window.Window, on any memory."""
 
-    def __init__(self, words: memoryview, phase: int, serial: int) -> None:
+    def __init__(self, words: memoryview, phase: int, serial: int, sequence: int = 0) -> None:
         self._kept = (ctypes.c_char * len(words.cast("B"))).from_buffer(words.cast("B"))
-        self._slot = ctypes.addressof(self._kept) + 8 * slot_start(phase)
-        library().window_open(self._slot, serial)
+        start = sequence_start(phase, sequence) + SlotWord.NEXT
+        self._sequence = ctypes.addressof(self._kept) + 8 * start
+        library().window_open(self._sequence, serial)
 
     def is_new(self, counter: int) -> bool:
-        new: bool = library().window_is_new(self._slot, counter)
+        new: bool = library().window_is_new(self._sequence, counter)
         return new
 
     def mark(self, counter: int) -> None:
-        library().window_mark(self._slot, counter)
+        library().window_mark(self._sequence, counter)
 
 
 class NativeSealer:
@@ -141,7 +149,7 @@ class NativeSealer:
     def __init__(self, page: NativePage, circuit_id: int, *, acknowledges: bool = True) -> None:
         io = ctypes.addressof(ctypes.c_char.in_dll(library(), "kernel_io"))
         self._page = page
-        self._sealer = _Sealer(io, page.address, circuit_id, acknowledges)
+        self._sealer = _Sealer(io, page.address, circuit_id, acknowledges, page.sequence)
 
     def __del__(self) -> None:
         library().sealer_close(ctypes.byref(self._sealer))
@@ -168,10 +176,17 @@ class NativeSealer:
 class NativeOpener:
     """Twin of vela.dataplane.cipher.Opener."""
 
-    def __init__(self, page: NativePage) -> None:
+    def __init__(
+        self,
+        page: NativePage,
+        sequences: int = 1,
+        *,
+        acknowledges: bool = True,
+        shares: bool = False,
+    ) -> None:
         io = ctypes.addressof(ctypes.c_char.in_dll(library(), "kernel_io"))
         self._page = page
-        self._opener = _Opener(io, page.address)
+        self._opener = _Opener(io, page.address, acknowledges, shares, sequences)
 
     def __del__(self) -> None:
         library().opener_close(ctypes.byref(self._opener))

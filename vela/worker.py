@@ -76,8 +76,7 @@ class WorkerTask:
     filter: Filter | None
     """Of its system calls: vela.linux.sandbox.worker_filter."""
     further: tuple[Queue, ...] = ()
-    """Queues beside that of the attachment. Of that they have the same numbers, the same way to
-    the supervisor, and no keys."""
+    """Queues beside that of the attachment. They have the same key page."""
 
     @property
     def queues(self) -> tuple[Queue, ...]:
@@ -88,19 +87,15 @@ class WorkerTask:
         """What the worker uses; everything else is closed in it."""
         attachment = self.attachment
         key_page = () if attachment.key_page is None else (attachment.key_page,)
-        return (
-            *_descriptors(attachment),
-            attachment.divert_socket.fileno(),
-            *key_page,
-            *(fd for each in self.further for fd in _descriptors(each.attachment)),
-        )
+        return *key_page, *(fd for each in self.queues for fd in _descriptors(each.attachment))
 
 
-def _descriptors(attachment: Attachment) -> tuple[int, int, int]:
+def _descriptors(attachment: Attachment) -> tuple[int, ...]:
     return (
         attachment.tap_fd,
         attachment.receive_socket.fileno(),
         attachment.send_socket.fileno(),
+        attachment.divert_socket.fileno(),
     )
 
 

@@ -51,6 +51,10 @@ class Carried(Protocol):
     def key_page(self) -> int | None:
         """The descriptor of an encrypted circuit's key page."""
 
+    @property
+    def sequences(self) -> int:
+        """Of counters, that there is room for in that page; 1: there is none."""
+
 
 class Carriage:
     """Attaches the data path, and tells the remote what this end offers by the path in use."""
@@ -167,6 +171,7 @@ class Carriage:
             frame_ports=self._ports.count,
             bridge_mtu=data_path.bridge_mtu,
             from_listening=self._frames.wants_listening,
+            sequences=self._circuit.sequences,
         )
 
     def describe_by(self, path: UnderlayPath) -> None:

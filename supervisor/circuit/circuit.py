@@ -414,6 +414,11 @@ class Circuit:
         """The descriptor of an encrypted circuit's key page."""
         return None if self.frame_keys is None else self.frame_keys.page_fd
 
+    @property
+    def sequences(self) -> int:
+        """Of counters, that there is room for in that page; 1: there is none."""
+        return 1 if self.frame_keys is None else self.frame_keys.sequences
+
     def resume(self, former: Standing) -> bool:
         """Go on as another velad's circuit did, instead of start(). False: that cannot be."""
         try:

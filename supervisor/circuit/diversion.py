@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from vela.address import Endpoint, IPAddress
@@ -34,7 +35,7 @@ class Dispatcher(Protocol):
 
 
 class Diversion:
-    """A socket pair between supervisor and worker, and what comes by it, or must go by it."""
+    """Socket pairs between supervisor and worker, one for each queue, and what comes and goes."""
 
     def __init__(
         self,
@@ -50,14 +51,9 @@ class Diversion:
 
         buffer: what the worker passes on is read into this, with REBUILD_ROOM before it.
         """
-        try:
-            self._own, self.worker_end = socket.socketpair(
-                socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
-            )
-            show_arrival(self._own)
-        except OSError as err:
-            raise DeviceError(f"{name}: cannot make a socket pair: {err.strerror}") from err
-        set_send_buffer(self.worker_end)
+        self._own: list[socket.socket] = []
+        self.worker_ends: list[socket.socket] = []
+        self._name = name
         self._circuit_id = circuit_id
         self._loop = loop
         self._demux = demux
@@ -70,7 +66,24 @@ class Diversion:
         self._asked = 0
         self._origin: tuple[UnderlayPath, Claim] | None = None
         self._decapsulator: Decapsulator | None = None
-        loop.watch(self._own.fileno(), self._on_readable)
+        self.make_room(1)
+
+    def make_room(self, queues: int) -> None:
+        """Have a pair for so many queues from now on. Raises DeviceError."""
+        for _ in range(len(self._own), queues):
+            try:
+                own, worker_end = socket.socketpair(
+                    socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
+                )
+                show_arrival(own)
+            except OSError as err:
+                raise DeviceError(
+                    f"{self._name}: cannot make a socket pair: {err.strerror}"
+                ) from err
+            set_send_buffer(worker_end)
+            self._own.append(own)
+            self.worker_ends.append(worker_end)
+            self._loop.watch(own.fileno(), partial(self._on_readable, own))
 
     def set_echo_handler(self, handler: EchoHandler) -> None:
         """Let handler take messages of in-circuit verification that the worker passes on."""
@@ -98,9 +111,10 @@ class Diversion:
         self._attachment = self._origin = None
 
     def close(self) -> None:
-        self._loop.unwatch(self._own.fileno())
-        self._own.close()
-        self.worker_end.close()
+        for own in self._own:
+            self._loop.unwatch(own.fileno())
+        for each in (*self._own, *self.worker_ends):
+            each.close()
 
     def send_echo(self, request: bytes) -> None:
         """Send an echo request from where frames leave, if any do."""
@@ -108,7 +122,7 @@ class Diversion:
             return
         # By each queue in turn: they leave from several ports, and the path of one may be broken.
         self._asked = (self._asked + 1) % len(self._asking)
-        send_echo(self._asking[self._asked], self._own, request)
+        send_echo(self._asking[self._asked], self._own[self._asked], request)
 
     def deliver(self, data: bytearray, start: int, end: int) -> None:
         """Take a datagram that came past the worker. See demux.Receiver.
@@ -121,7 +135,7 @@ class Diversion:
             return
         if attachment.key_page is not None:
             try:
-                self._own.send(memoryview(data)[start:end])
+                self._own[0].send(memoryview(data)[start:end])
             except OSError:  # its queue is full, or the datagram larger than that
                 counters[Slot.RX_CONGESTED] += 1
             return
@@ -148,13 +162,13 @@ class Diversion:
         counters[Slot.RX_BYTES] += end - frame
         counters[Slot.RX_ELIDED] += elided
 
-    def _on_readable(self) -> None:
+    def _on_readable(self, own: socket.socket) -> None:
         """Pass on what UDP GRO joined to this circuit's datagrams: same remote, other circuit."""
         data = self._buffer
         view = memoryview(data)[REBUILD_ROOM:]
         for _ in range(DATAGRAMS_AT_ONCE):
             try:
-                length, ancillary, _, _ = self._own.recvmsg_into([view], ARRIVAL_SPACE)
+                length, ancillary, _, _ = own.recvmsg_into([view], ARRIVAL_SPACE)
             except BlockingIOError:
                 return
             if length and data[REBUILD_ROOM] == self._circuit_id:

@@ -52,7 +52,7 @@ from .interface import AttachmentCircuit
 from .keeper import WorkerKeeper
 from .links import Links
 from .loops import Aim, Carriers
-from .queues import frame_numbers, queues_in_use, tap_queues, without_ports
+from .queues import place_of, queues_in_use, tap_queues, without_ports
 from .rates import Traffic
 from .send_sockets import SendSockets, Sockets
 from .shaper import Shaper
@@ -73,8 +73,8 @@ KEPT_S = 3.0
 TRAFFIC = tuple(map(int, (Slot.TX_FRAMES, Slot.TX_BYTES, Slot.RX_FRAMES, Slot.RX_BYTES)))
 # TAP, two sockets, two ends of the diversion, the worker's pidfd, a key page.
 DESCRIPTORS = 7
-# Of each further queue: TAP, two sockets.
-QUEUE_DESCRIPTORS = 3
+# Of each further queue: TAP, two sockets, two ends of the diversion.
+QUEUE_DESCRIPTORS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -659,6 +659,7 @@ class Pseudowire:
             self._queue_obstacle = without_ports(self._config, queues)
         queues = self._queues = min(queues, len(sending))
         self._counters.make_room(queues)
+        self._diversion.make_room(queues)
         self._interface.spread(queues)
         self._parts.demux.spread(claim, queues)
         attachment = Attachment(
@@ -668,7 +669,7 @@ class Pseudowire:
             send_socket=sending[0],
             destination=destination,
             source_address=source_address,
-            divert_socket=self._diversion.worker_end,
+            divert_socket=self._diversion.worker_ends[0],
             local_mac=self.local_mac,
             remote_mac=profile.remote_mac or self._made_up_mac,
             elision=profile.elision,
@@ -679,13 +680,14 @@ class Pseudowire:
             partial_checksums=profile.partial_checksums,
             fragmentation=profile.fragmentation,
             packet_too_big=self._config.packet_too_big,
-            frame_numbers=frame_numbers(0, queues),
+            queue=place_of(0, queues),
             mss_clamp=profile.mss_clamp,
             dscp=self._config.dscp,
             carry_ecn=profile.carry_ecn,
             features=self._parts.features,
             low_latency=self._config.latency is Latency.LOW,
             key_page=key_page,
+            sequences=profile.sequences,
         )
         fds = self._interface.fds
         further = tuple(
@@ -694,8 +696,9 @@ class Pseudowire:
                 tap_fd=fds[queue],
                 receive_socket=claim.group.member(claim.indices[queue]),
                 send_socket=sending[queue],
+                divert_socket=self._diversion.worker_ends[queue],
                 counters=self._counters.workers[queue],
-                frame_numbers=frame_numbers(queue, queues),
+                queue=place_of(queue, queues),
             )
             for queue in range(1, queues)
         )

@@ -11,7 +11,7 @@ from vela.linux.flow_steering import why_no_queues
 from vela.reasons import NO_REASON, Cause, Reason
 
 from ..config.records import CircuitConfig
-from .terms import Profile, is_encrypted
+from .terms import Profile
 
 
 def tap_queues(config: CircuitConfig) -> int:
@@ -46,15 +46,13 @@ def without_ports(config: CircuitConfig, queues: int) -> Reason:
     return Cause.ONE_QUEUE.say(cpu=config.cpus[0], why=why)
 
 
-def frame_numbers(queue: int, queues: int) -> tuple[int, int]:
-    """Return Attachment.frame_numbers of a queue."""
+def place_of(queue: int, queues: int) -> tuple[int, int]:
+    """Return Attachment.queue."""
     return queue, 1 << (queues - 1).bit_length()
 
 
 def why_one(config: CircuitConfig, profile: Profile, abilities: Abilities, there: int) -> str:
     """Return why there is one queue only; empty: there may be more."""
-    if is_encrypted(config):
-        return "an encrypted circuit has one queue"
     if not abilities.several_queues:
         return 'the engine "python" has one queue'
     if why_no_queues():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from vela.address import Endpoint, Family
 from vela.dataplane.contract import Abilities
 from vela.dataplane.frame import Elision
+from vela.dataplane.key_page import SEQUENCES
 from vela.dataplane.mss import MssClamp
 from vela.dataplane.pieces import Fragmentation
 from vela.errors import ConfigError
@@ -57,6 +58,8 @@ class Profile:
     """Frames may leave from several ports of the circuit's own."""
     encrypted: bool = False
     """Frames leave sealed, and no other comes in: docs/protocol.md, 3.6."""
+    sequences: int = 1
+    """Of counters, that each end of an encrypted circuit may use."""
 
 
 def describe(
@@ -70,16 +73,20 @@ def describe(
     frame_ports: int = 1,
     bridge_mtu: int | None = None,
     from_listening: bool = False,
+    sequences: int = 1,
 ) -> Description:
     """Return what this end says of itself; path None: it is not known yet.
 
     port is the listening one, frame_port the one that frames leave from, where there is one, or
     frame_ports in a row from there on;
     abilities are those of the engine; bridge_mtu that of the bridge that the TAP is a port of;
-    from_listening: frames of ports of their own were seen not to cross.
+    from_listening: frames of ports of their own were seen not to cross;
+    sequences: of counters, that the key page has room for.
     Raises ConfigError where the path is too narrow.
     """
     capabilities = Capability.ECN | Capability.ECHO | Capability.PORTS
+    if sequences == SEQUENCES:
+        capabilities |= Capability.SEQUENCES
     if config.encapsulation is Encapsulation.AUTO:
         capabilities |= Capability.ELISION
     if abilities.native:
@@ -115,16 +122,19 @@ def agreed_profile(
     """Return how frames are carried by what both ends agreed on."""
     shared = agreement.nat or (agreement.from_listening and config.source_port is SourcePort.AUTO)
     port = path.group.port if shared else source_port(config, path)
+    encrypted = is_encrypted(config)
+    several = agreement.several_ports and (not encrypted or agreement.sequences > 1)
     profile = Profile(
         mtu=agreement.mtu,
         elision=Elision.KNOWN if agreement.elision else Elision.NEVER,
         remote_mac=agreement.remote_mac,
         partial_checksums=agreement.elision and agreement.checksum_offload,
         source_port=port,
-        several_ports=port is None and agreement.several_ports,
+        several_ports=port is None and several,
+        sequences=agreement.sequences if encrypted else 1,
         fragmentation=_fragmentation(config, pieces=agreement.pieces),
         carry_ecn=agreement.ecn,
-        encrypted=is_encrypted(config),
+        encrypted=encrypted,
     )
     return replace(profile, mss_clamp=mss_clamp(config, profile, path, bridge_mtu))
 

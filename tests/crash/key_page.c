@@ -1,5 +1,5 @@
-/* Kills workers at random while they reserve counters and seal, or open and mark, on one key page, and looks
- * at what got out: no counter twice with one key, and no frame accepted twice.
+/* Kills workers of two queues at random while they reserve counters and seal, or open and mark, on one key page,
+ * and looks at what got out: no counter twice with one key, and no frame accepted twice, by whichever thread.
  *
  * Usage: key_page seal|open shared|private PAGE_FD KILLS
  *
@@ -22,7 +22,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { ID = 7, BATCH = 64, LENGTH = 60, FRAMES = 1 << 17, COUNTERS = 1 << 28, LIFE_MAX_US = 700 };
+enum {
+	ID = 7,
+	BATCH = 64,
+	LENGTH = 60,
+	FRAMES = 1 << 17,
+	COUNTERS = 1 << 28,
+	LIFE_MAX_US = 700,
+	QUEUES = 2,
+	THREADS = 2 * QUEUES,
+};
 
 struct record {
 	unsigned thread;
@@ -32,7 +41,7 @@ struct record {
 
 static struct key_page *page;
 static uint8_t (*frames)[TEXT + LENGTH + AEAD_TAG]; /* by their counters */
-static uint8_t *seen;				    /* a bit for each counter */
+static uint8_t *seen[QUEUES];			    /* by sequence: a bit for each number */
 static int out;
 
 static void report(const struct record *record)
@@ -43,10 +52,13 @@ static void report(const struct record *record)
 		_exit(2);
 }
 
-/* One of the worker's two threads. What was sealed counts as used as soon as it is out. */
+/* One of the worker's threads: each queue has two. What was sealed counts as used as soon as it is out. */
 static void *seal(void *number)
 {
-	struct sealer sealer = {.io = &kernel_io, .page = page, .circuit_id = ID};
+	struct sealer sealer = {.io = &kernel_io,
+				.page = page,
+				.circuit_id = ID,
+				.sequence = (unsigned)(uintptr_t)number % QUEUES};
 	size_t lengths[BATCH];
 	struct sealed sealed[BATCH];
 	static _Thread_local uint8_t memory[BATCH * (TEXT + LENGTH + AEAD_TAG)];
@@ -68,15 +80,19 @@ static void *seal(void *number)
 	return NULL;
 }
 
-/* Frames come in disorder, repeated, and now and then with a jump. */
-static void open_all(void)
+/* Frames come in disorder, repeated, and now and then with a jump: the same ones to all threads. */
+static void *open_all(void *number)
 {
-	struct opener opener = {.io = &kernel_io, .page = page};
+	struct opener opener = {.io = &kernel_io,
+				.page = page,
+				.acknowledges = number == NULL,
+				.shares = true,
+				.sequences = QUEUES};
 	unsigned random = (unsigned)getpid() * 7919;
-	uint32_t around = (uint32_t)page->slots[0].top + 1;
+	uint32_t around = (uint32_t)page->slots[0].first.top + 1;
 
 	for (;;) {
-		struct record record = {0};
+		struct record record = {.thread = (unsigned)(uintptr_t)number};
 		opener_look(&opener);
 		while (record.count < BATCH) {
 			uint8_t copy[sizeof(*frames)], *datagram = copy;
@@ -97,6 +113,7 @@ static void open_all(void)
 		}
 		report(&record);
 	}
+	return NULL;
 }
 
 static pid_t start(bool seals)
@@ -107,13 +124,13 @@ static pid_t start(bool seals)
 		err(4, "fork");
 	if (child > 0)
 		return child;
-	if (seals) {
+	void *(*run)(void *) = seals ? seal : open_all;
+	for (uintptr_t number = 1; number < THREADS; number++) {
 		pthread_t other;
-		if (pthread_create(&other, NULL, seal, (void *)1))
+		if (pthread_create(&other, NULL, run, (void *)number))
 			_exit(5);
-		seal((void *)0);
 	}
-	open_all();
+	run((void *)0);
 	_exit(0);
 }
 
@@ -121,17 +138,18 @@ static struct {
 	unsigned long long kills, counters, twice, backwards;
 } total;
 
-static void drain(int in, uint32_t last[2])
+static void drain(int in, uint32_t last[THREADS])
 {
 	struct record record;
 
 	while (recv(in, &record, sizeof(record), MSG_DONTWAIT) > 0) {
 		for (unsigned i = 0; i < record.count; i++) {
-			uint32_t counter = record.counters[i];
+			uint32_t counter = record.counters[i] % COUNTERS;
+			uint8_t *bits = &seen[record.counters[i] / COUNTERS][counter / 8];
 			uint8_t bit = (uint8_t)(1 << counter % 8);
 			total.counters++;
-			total.twice += (seen[counter / 8] & bit) != 0;
-			seen[counter / 8] |= bit;
+			total.twice += (*bits & bit) != 0;
+			*bits |= bit;
 			total.backwards += counter <= last[record.thread];
 			last[record.thread] = counter;
 		}
@@ -161,13 +179,13 @@ static void make_frames(void)
 int main(int count, char **arguments)
 {
 	int pair[2];
-	uint32_t last[2] = {0};
+	uint32_t last[THREADS] = {0};
 
 	if (count != 5)
 		errx(4, "usage: key_page seal|open shared|private PAGE_FD KILLS");
 	bool seals = strcmp(arguments[1], "seal") == 0;
 	bool shared = strcmp(arguments[2], "shared") == 0;
-	size_t size = KEY_PAGE_SIZE;
+	size_t size = sizeof(*page);
 	page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, atoi(arguments[3]), 0);
 	if (page == MAP_FAILED)
 		err(4, "the page");
@@ -177,7 +195,9 @@ int main(int count, char **arguments)
 		memcpy(copy, page, sizeof(*page));
 		page = copy;
 	}
-	seen = calloc(COUNTERS / 8, 1);
+	page->sequences = QUEUES;
+	for (int queue = 0; queue < QUEUES; queue++)
+		seen[queue] = calloc(COUNTERS / 8, 1);
 	if (!seals)
 		make_frames();
 	aead_unavailable(); /* ciphers are fetched before the fork, as velad does it */

@@ -1,8 +1,8 @@
 /* Fuzzes what seals and opens datagrams, with valid keys: a datagram is opened once, as it was sealed, by
  * the key that it was sealed with, and nothing else is opened. Datagrams arrive in any order, many times,
- * changed, cut off, longer, with keys replaced, wiped, too old or used up meanwhile.
+ * changed, cut off, longer, with keys replaced, wiped, too old or used up meanwhile. One queue sends, or several.
  *
- * Input: records, see take_record(). */
+ * Input: a byte, whether several queues send; and records, see take_record(). */
 #define _GNU_SOURCE
 #include "../../vela/dataplane/native/cipher.h"
 
@@ -13,7 +13,10 @@
 #include "model.h"
 #include "shapes.h"
 
-enum { ID = 7, RECORDS = 400, DATAGRAMS = 600, LIFETIME_NS = 1000, BATCH_MAX = 64 };
+enum { ID = 7, RECORDS = 400, DATAGRAMS = 600, LIFETIME_NS = 1000, BATCH_MAX = 64, QUEUES_MAX = 3 };
+
+/* Numbers that stay unused where several queues send. */
+enum { UNUSED = 4096 };
 
 /* A generation: its keys are made of its number. */
 struct generation {
@@ -30,8 +33,9 @@ struct datagram {
 };
 
 static struct {
-	_Alignas(KEY_PAGE_SIZE) uint8_t memory[2][KEY_PAGE_SIZE];
-	struct sealer sealer;
+	_Alignas(KEY_PAGE_ALIGNMENT) struct key_page pages[2];
+	unsigned queues;
+	struct sealer sealers[QUEUES_MAX];
 	struct opener opener;
 	uint64_t now;
 	unsigned generations;
@@ -39,9 +43,9 @@ static struct {
 	/* What the two pages have, and which counters of the receiver's were opened. */
 	struct generation sends[PHASES], receives[PHASES];
 	int sending; /* the phase; -1: none */
-	uint32_t next;
-	uint32_t opened[PHASES][RECORDS * 2];
-	size_t opened_count[PHASES];
+	uint32_t next[QUEUES_MAX];
+	uint32_t opened[PHASES][QUEUES_MAX][RECORDS * 2];
+	size_t opened_count[PHASES][QUEUES_MAX];
 	struct datagram datagrams[DATAGRAMS];
 	size_t count;
 	struct list kept;
@@ -79,7 +83,7 @@ static const struct io fuzz_io = {.clock_gettime = fuzz_clock_gettime};
 
 static struct key_page *page(int which)
 {
-	return (struct key_page *)test.memory[which];
+	return &test.pages[which];
 }
 
 /* As key_page.py does it. Receivers and senders have the same keys, and nothing but these matters. */
@@ -105,17 +109,17 @@ static bool usable(const struct generation *generation)
 	return generation->there && generation->born <= test.now && test.now < generation->expires;
 }
 
-static bool was_opened(unsigned phase, uint32_t counter)
+static bool was_opened(unsigned phase, unsigned sequence, uint32_t number)
 {
 	uint32_t top = 0;
 
-	for (size_t i = 0; i < test.opened_count[phase]; i++) {
-		uint32_t each = test.opened[phase][i];
-		if (each == counter)
+	for (size_t i = 0; i < test.opened_count[phase][sequence]; i++) {
+		uint32_t each = test.opened[phase][sequence][i];
+		if (each == number)
 			return true;
 		top = each > top ? each : top;
 	}
-	return counter == 0 || (counter < top && top - counter >= 8192);
+	return number == 0 || (number < top && top - number >= 8192);
 }
 
 /* What is to become of a datagram; of is the one that it is a copy of, if it is one. */
@@ -128,11 +132,12 @@ static enum opened expect(const uint8_t *data, size_t length, const struct datag
 	if (length < 2 + 4 + 1 + 16)
 		return OPENED_SHORT;
 	unsigned phase = data[1] - 0x42;
-	uint32_t counter = (uint32_t)(read16(data + 2) << 16 | read16(data + 4));
+	unsigned sequence = (unsigned)read16(data + 2) >> 12;
+	uint32_t number = (uint32_t)((read16(data + 2) & 0xfff) << 16 | read16(data + 4));
 	const struct generation *has = &test.receives[phase];
-	if (!usable(has) || counter >= has->limit)
+	if (!usable(has) || sequence >= test.queues || number >= has->limit)
 		return OPENED_NO_KEY;
-	if (was_opened(phase, counter))
+	if (was_opened(phase, sequence, number))
 		return REPLAYED;
 	return of && of->number == has->number ? OPENED : BAD_TAG;
 }
@@ -158,7 +163,9 @@ static void deliver(const uint8_t *data, size_t length)
 	if (got == OPENED) {
 		ENSURE(left == length - 21 && datagram == memory + 5);
 		ENSURE(datagram[0] == data[0] && memcmp(datagram + 1, of->clear, left - 1) == 0);
-		test.opened[of->phase][test.opened_count[of->phase]++] = of->counter;
+		unsigned sequence = of->counter >> 28;
+		test.opened[of->phase][sequence][test.opened_count[of->phase][sequence]++] =
+			of->counter & ((1 << 28) - 1);
 	}
 	free(memory);
 	total.opened += got == OPENED;
@@ -169,10 +176,20 @@ static void deliver(const uint8_t *data, size_t length)
 	total.short_ += got == OPENED_SHORT;
 }
 
+/* Below which number a queue may seal. */
+static uint64_t limit_of(const struct generation *with, unsigned queue)
+{
+	uint64_t others = test.queues > 1 ? UNUSED : 0;
+
+	for (unsigned each = 0; each < test.queues; each++)
+		others += each == queue ? 0 : test.next[each] - 1;
+	return others < with->limit ? with->limit - others : 0;
+}
+
 static void take_seal(struct input *input)
 {
 	size_t lengths[BATCH_MAX], count = 1 + take8(input) % BATCH_MAX, octets = 0;
-	unsigned size = take16(input) % 1600, fill = take8(input);
+	unsigned size = take16(input) % 1600, fill = take8(input), queue = fill % test.queues;
 	struct sealed sealed[BATCH_MAX];
 
 	if (test.count + count > DATAGRAMS)
@@ -185,23 +202,26 @@ static void take_seal(struct input *input)
 	for (size_t i = 0; i < octets; i++)
 		memory[i] = clear[i] = (uint8_t)(fill + i * 5);
 	size_t done = count;
-	enum sealing how = sealer_seal(&test.sealer, memory, lengths, &done, sealed);
+	enum sealing how = sealer_seal(&test.sealers[queue], memory, lengths, &done, sealed);
 
 	const struct generation *with = test.sending < 0 ? NULL : &test.sends[test.sending];
 	size_t expected = 0;
-	if (with && usable(with) && test.next < with->limit)
-		expected = with->limit - test.next < count ? with->limit - test.next : count;
+	if (with && usable(with) && test.next[queue] < limit_of(with, queue)) {
+		expected = limit_of(with, queue) - test.next[queue];
+		expected = expected < count ? expected : count;
+	}
 	ENSURE(done == expected && how == (expected == count ? SEALED : NO_KEY));
 	for (size_t i = 0; i < done; i++) {
 		size_t length = lengths[i] + 22;
 		ENSURE(sealed[i].datagram == at && sealed[i].length == length);
 		ENSURE(at[0] == ID && at[1] == 0x42 + test.sending);
-		ENSURE((uint32_t)(read16(at + 2) << 16 | read16(at + 4)) == test.next);
+		uint32_t counter = queue << 28 | test.next[queue]++;
+		ENSURE((uint32_t)(read16(at + 2) << 16 | read16(at + 4)) == counter);
 		uint8_t *copy = keep(length);
 		memcpy(copy, at, length);
 		test.datagrams[test.count++] = (struct datagram){
 			copy, clear + (at - memory) + 6, length, with->number, (unsigned)test.sending,
-			test.next++,
+			counter,
 		};
 		at += length;
 	}
@@ -215,14 +235,14 @@ static void take_new_generation(struct input *input)
 	struct generation generation = {
 		.number = ++test.generations,
 		.born = test.now,
-		.limit = what & 4 ? 2 + take8(input) : 1u << 28,
+		.limit = what & 4 ? 2 + take8(input) + (test.queues > 1 ? UNUSED : 0) : 1u << 28,
 		.there = true,
 	};
 
 	generation.expires = generation.born + LIFETIME_NS;
 	if (!(what & 8)) {
 		test.receives[phase] = generation;
-		test.opened_count[phase] = 0;
+		memset(test.opened_count[phase], 0, sizeof(test.opened_count[phase]));
 		install(1, phase, &generation);
 	}
 	if (what & 16)
@@ -242,26 +262,31 @@ static void take_send_with(struct input *input)
 		return;
 	page(0)->sending = slot->serial;
 	test.sending = (int)phase;
-	test.next = slot->next >> 32 == slot->serial ? (uint32_t)slot->next : 1;
+	for (unsigned queue = 0; queue < test.queues; queue++) {
+		uint64_t next = page_sequence(page(0), phase, queue)->next;
+		test.next[queue] = next >> 32 == slot->serial ? (uint32_t)next : 1;
+	}
 }
 
 /* As if many frames had been sent meanwhile. */
 static void take_jump(struct input *input)
 {
 	uint32_t by = take16(input);
+	unsigned queue = by % test.queues;
 
 	if (test.sending < 0)
 		return;
 	struct key_slot *slot = &page(0)->slots[test.sending];
-	if (slot->next >> 32 != slot->serial)
+	struct sequence *own = page_sequence(page(0), (unsigned)test.sending, queue);
+	if (own->next >> 32 != slot->serial)
 		return;
 	if (by & 0x8000)
 		by = (by & 0x7fff) << 14;
-	uint64_t next = (uint64_t)test.next + by;
+	uint64_t next = (uint64_t)test.next[queue] + by;
 	if (next >= slot->limit)
 		return;
-	test.next = (uint32_t)next;
-	slot->next = slot->serial << 32 | next;
+	test.next[queue] = (uint32_t)next;
+	own->next = slot->serial << 32 | next;
 }
 
 static void take_delivery(struct input *input, unsigned what)
@@ -302,19 +327,21 @@ static void take_succession(struct input *input)
 
 	if (receiver) {
 		opener_close(&test.opener);
-		ENSURE(key_page_take_over(page(1)));
+		ENSURE(key_page_take_over(page(1), 0));
 		return;
 	}
-	sealer_close(&test.sealer);
-	test.sealer.last = 0;
-	ENSURE(key_page_take_over(page(0)));
-	if (test.sending < 0)
-		return;
-	struct key_slot *slot = &page(0)->slots[test.sending];
-	uint64_t limit = test.sends[test.sending].limit;
-	if (slot->next >> 32 == slot->serial) {
-		uint64_t next = (uint64_t)test.next + (1 << 20);
-		test.next = (uint32_t)(next < limit ? next : limit);
+	for (unsigned queue = 0; queue < test.queues; queue++) {
+		sealer_close(&test.sealers[queue]);
+		test.sealers[queue].last = 0;
+		ENSURE(key_page_take_over(page(0), queue));
+		if (test.sending < 0)
+			continue;
+		uint64_t serial = page(0)->slots[test.sending].serial;
+		uint64_t limit = test.sends[test.sending].limit;
+		if (page_sequence(page(0), (unsigned)test.sending, queue)->next >> 32 == serial) {
+			uint64_t next = (uint64_t)test.next[queue] + (1 << 20);
+			test.next[queue] = (uint32_t)(next < limit ? next : limit);
+		}
 	}
 }
 
@@ -370,12 +397,25 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	test.now = 1000;
 	test.sending = -1;
 	page(0)->magic = page(1)->magic = KEY_PAGE_MAGIC;
-	ENSURE(key_page_take_over(page(0)) && key_page_take_over(page(1)));
-	test.sealer = (struct sealer){.io = &fuzz_io, .page = page(0), .circuit_id = ID, .acknowledges = true};
-	test.opener = (struct opener){.io = &fuzz_io, .page = page(1)};
+	test.queues = take8(&input) & 1 ? QUEUES_MAX : 1;
+	for (unsigned queue = 0; queue < test.queues; queue++) {
+		ENSURE(key_page_take_over(page(0), queue));
+		test.sealers[queue] = (struct sealer){.io = &fuzz_io,
+						      .page = page(0),
+						      .circuit_id = ID,
+						      .acknowledges = queue == 0,
+						      .sequence = queue};
+	}
+	ENSURE(key_page_take_over(page(1), 0));
+	test.opener = (struct opener){.io = &fuzz_io,
+				      .page = page(1),
+				      .acknowledges = true,
+				      .shares = test.queues > 1,
+				      .sequences = test.queues};
 	for (int records = 0; input.left && records < RECORDS; records++)
 		take_record(&input);
-	sealer_close(&test.sealer);
+	for (unsigned queue = 0; queue < test.queues; queue++)
+		sealer_close(&test.sealers[queue]);
 	opener_close(&test.opener);
 	return 0;
 }

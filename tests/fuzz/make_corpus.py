@@ -294,8 +294,9 @@ def send_with(phase: int) -> bytes:
     return bytes([1, phase])
 
 
-def seal(count: int, size: int = 60) -> bytes:
-    return bytes([2, count - 1]) + word(size) + b"\7"
+def seal(count: int, size: int = 60, fill: int = 7) -> bytes:
+    """fill: also chooses the queue."""
+    return bytes([2, count - 1]) + word(size) + bytes([fill])
 
 
 def deliver(*which: int) -> bytes:
@@ -370,7 +371,22 @@ def cipher() -> dict[str, bytes]:
             + (deliver(0, 2) + seal(2) + deliver(10, 10, 3))
         )
     seeds["without-key"] = seal(3) + b"\5\x20\7\x42" + bytes(30)
-    return seeds
+    # Queue by queue; one of them far ahead; what they have used up together.
+    turns = seal(3, fill=0) + seal(3, fill=1) + seal(3, fill=2)
+    queues = {
+        "queues": begin + turns + deliver(*range(9), *range(9)),
+        "queues-ahead": begin
+        + turns
+        + b"\x0b"
+        + word(8193)
+        + seal(2, fill=0)
+        + deliver(*range(11)),
+        "queues-used-up": generation(0, limit=8) + send_with(0) + turns * 2 + deliver(*range(9)),
+        "queues-rekey": begin + turns + generation(1) + send_with(1) + turns + deliver(*range(18)),
+        "queues-successor": begin + turns + b"\3\0" + turns + deliver(*range(18)),
+    }
+    one = {name: b"\0" + seed for name, seed in seeds.items()}
+    return one | {name: b"\1" + seed for name, seed in queues.items()}
 
 
 def syn(options: bytes, *, ipv6: bool = False, flags: int = 2) -> bytes:

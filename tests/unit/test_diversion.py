@@ -60,7 +60,7 @@ class Bench:
         self.diversion.deliver(data, REBUILD_ROOM, len(data))
 
     def pass_on(self, datagram: bytes) -> None:
-        self.diversion.worker_end.send(datagram)
+        self.diversion.worker_ends[0].send(datagram)
         self.loop.run_for(0.1)
         assert self.loop.failures == []
 
@@ -72,7 +72,7 @@ class Bench:
         found = []
         while True:
             try:
-                found.append(self.diversion.worker_end.recv(70000))
+                found.append(self.diversion.worker_ends[0].recv(70000))
             except BlockingIOError:
                 return found
 
@@ -206,12 +206,32 @@ def test_echo_request_leaves_from_where_frames_do_or_is_handed_over_to_be_sealed
     assert queued(bench.plane.remote) == []
 
 
+def test_each_queue_has_a_way_of_its_own_and_is_asked_in_turn(bench: Bench) -> None:
+    """The path of one of its ports may be broken."""
+    bench.diversion.make_room(3)
+    attachment = replace(bench.plane.attachment, key_page=99)
+    bench.diversion.follow(attachment, (attachment, attachment), bench.path, CLAIM)
+
+    for _ in range(6):
+        bench.diversion.send_echo(ECHO)
+    for end in bench.diversion.worker_ends:
+        assert [end.recv(1000)[-len(ECHO) :] for _ in range(2)] == [ECHO, ECHO]
+        with pytest.raises(BlockingIOError):
+            end.recv(1000)
+
+    for end in bench.diversion.worker_ends:
+        end.send(ECHO)
+    bench.loop.run_for(0.1)
+    assert bench.echoes == [ECHO] * 3
+
+
 def test_ends_are_closed(bench: Bench) -> None:
     diversion = Diversion(
         "vela0", CIRCUIT, bench.loop, bench, bench.counters, bytearray(100), lambda _: None
     )
-    end: socket.socket = diversion.worker_end
+    diversion.make_room(2)
+    ends: list[socket.socket] = diversion.worker_ends
 
     diversion.close()
 
-    assert end.fileno() == -1
+    assert [end.fileno() for end in ends] == [-1, -1]

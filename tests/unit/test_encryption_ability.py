@@ -65,8 +65,8 @@ try:
         segment=True, gro=True, coalesce_tcp=False, coalesce_udp=False,
         clamp_datagram_limit=0, clamp_mss=0, fragmentation=0, packet_too_big=False,
         dscp=0, carry_ecn=False, outer_ipv4=True,
-        counters=memoryview(bytearray(4096)), key_page=map_key_page(create()), number_rest=0,
-        number_step=1,
+        counters=memoryview(bytearray(4096)), key_page=map_key_page(create()), queue=0,
+        queues=1, sequences=1,
     )
 except ValueError as err:
     print(err)

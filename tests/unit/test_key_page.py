@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,11 @@ from vela.dataplane.cipher import Opener, Sealer, WorkerPage
 from vela.dataplane.frame import Dropped
 from vela.dataplane.key_page import (
     LIMIT,
+    SEQUENCES,
     SIZE,
     SKIPPED,
+    SMALLEST,
+    WINDOW,
     KeyPage,
     KeyPair,
     SlotWord,
@@ -23,6 +28,9 @@ from vela.dataplane.key_page import (
     boottime_ns,
     create,
     map_key_page,
+    page_size,
+    room,
+    sequence_start,
     slot_start,
 )
 from vela.linux import secret_memory
@@ -42,10 +50,10 @@ def pair(number: int = 1, suite: Suite = Suite.AES_256_GCM, *, swapped: bool = F
 
 
 class PythonWorker:
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, sequences: int = 1) -> None:
         page = WorkerPage(memoryview(map_key_page(fd)))
         self.sealer = Sealer(page, CIRCUIT, acknowledges=True)
-        self.opener = Opener(page)
+        self.opener = Opener(page, sequences)
 
     def look(self) -> None:
         self.sealer.look()
@@ -65,10 +73,12 @@ class PythonWorker:
 
 
 class NativeWorker:
-    def __init__(self, fd: int) -> None:
-        page = NativePage(fd)
-        self.sealer = NativeSealer(page, CIRCUIT)
-        self.opener = NativeOpener(page)
+    """Or the part of one that has a queue."""
+
+    def __init__(self, fd: int, sequences: int = 1, *, queue: int = 0) -> None:
+        page, first = NativePage(fd, queue), queue == 0
+        self.sealer = NativeSealer(page, CIRCUIT, acknowledges=first)
+        self.opener = NativeOpener(page, sequences, acknowledges=first, shares=True)
 
     def look(self) -> None:
         self.sealer.look()
@@ -417,6 +427,190 @@ def test_another_key_holder_goes_on_with_the_page_of_the_one_before(
         assert sealed[1:6] == bytes([0x43, 0, 0, 0, 1])
         again.wipe_all()
         assert worker.seal(CLEAR) == []
+
+
+def queues(fd: int, count: int = SEQUENCES) -> list[NativeWorker]:
+    """The queues of a worker."""
+    return [NativeWorker(fd, SEQUENCES, queue=queue) for queue in range(count)]
+
+
+def test_queues_use_no_counter_of_each_other_and_are_summed_up(fd: int, page: KeyPage) -> None:
+    page.install(0, pair(), 1)
+    page.send_with(0)
+    used = []
+    for _ in range(2):
+        for number, worker in enumerate(queues(fd)):
+            sealed = worker.seal(*[CLEAR] * 10)
+            assert {counter_of(each) >> 28 for each in sealed} == {number}
+            used += [counter_of(each) for each in sealed]
+
+    assert len(set(used)) == len(used) == 160
+    assert {each % (1 << 28) for each in used} == {
+        *range(1, 11),
+        *range(11 + SKIPPED, 21 + SKIPPED),
+    }
+    usage = page.usage(0)
+    assert usage is not None
+    # Those that the second worker left out are used up.
+    assert usage.frames_sent == 8 * (20 + SKIPPED)
+    assert usage.octets_sent == 160 * len(CLEAR)
+
+
+def test_limit_of_a_key_is_that_of_all_queues_together(fd: int, page: KeyPage) -> None:
+    page.install(0, pair(), 1, limit=20_000)
+    page.send_with(0)
+    workers = queues(fd, 3)
+    sent = 0
+    while got := sum(len(each.seal(*[CLEAR] * 44)) for each in workers):
+        sent += got
+
+    # Up to 4096 stay unused, for what the threads reserve at once.
+    assert 20_000 - 4096 - 44 <= sent < 20_000
+    usage = page.usage(0)
+    assert usage is not None
+    assert usage.frames_sent == sent
+    # Nor does one queue go on where all have to end.
+    assert PythonWorker(fd).seal(*[CLEAR] * 44) == []
+
+
+def test_counter_that_goes_back_in_one_queue_ends_the_key_for_all(fd: int, page: KeyPage) -> None:
+    page.install(0, pair(), 1)
+    page.send_with(0)
+    workers = queues(fd, 3)
+    assert [len(each.seal(*[CLEAR] * 10)) for each in workers] == [10] * 3
+    page.words[sequence_start(0, 1) + SlotWord.NEXT] -= 5
+
+    with pytest.raises(OSError, match="revoked"):
+        workers[1].seal(CLEAR)
+    assert [each.seal(CLEAR) for each in workers] == [[]] * 3
+    assert PythonWorker(fd).seal(CLEAR) == []
+
+
+@pytest.mark.parametrize("make", WORKERS)
+def test_what_queues_seal_is_opened_once_whatever_one_is_ahead(
+    make: Callable[..., Worker], fd: int, page: KeyPage, far: KeyPage
+) -> None:
+    page.install(0, pair(), 1)
+    page.send_with(0)
+    ahead, late = queues(fd, 2)
+    waits = late.seal(*[CLEAR] * 10)
+    other = create()
+    with KeyPage(other) as there:
+        there.install(0, pair(swapped=True), 1)
+        receiver = make(other, SEQUENCES)
+        for _ in range(WINDOW // 64 + 1):
+            assert [receiver.open(each) for each in ahead.seal(*[CLEAR] * 64)] == [CLEAR] * 64
+
+        assert [receiver.open(each) for each in waits] == [CLEAR] * 10
+        successor = make(other, SEQUENCES)
+        assert {successor.open(each) for each in waits} == {"RX_REPLAYED"}
+    os.close(other)
+
+
+@pytest.mark.parametrize("make", WORKERS)
+def test_sequence_that_was_not_agreed_on_is_refused(
+    make: Callable[..., Worker], fd: int, page: KeyPage
+) -> None:
+    page.install(0, pair(), 1)
+    page.send_with(0)
+    sealed = [worker.seal(CLEAR)[0] for worker in queues(fd)]
+    other = create()
+    with KeyPage(other) as there:
+        there.install(0, pair(swapped=True), 1)
+        for allowed in (1, 5, SEQUENCES):
+            receiver = make(other, allowed)
+            assert {receiver.open(each) for each in sealed[allowed:]} <= {"RX_NO_KEY"}
+        # The highest bit is none of the sequence's.
+        wrong = bytes([CIRCUIT, 0x42, 0x80, 0, 0, 1]) + sealed[0][6:]
+        assert make(other, SEQUENCES).open(wrong) == "RX_NO_KEY"
+    os.close(other)
+
+
+def test_threads_of_several_queues_accept_a_frame_once(fd: int, page: KeyPage) -> None:
+    """Steering changes, and who repeats a frame can choose the port: the same may come to all."""
+    page.install(0, pair(), 1)
+    page.send_with(0)
+    sealed = [each for worker in queues(fd, 2) for each in worker.seal(*[CLEAR] * 3000)]
+    other = create()
+    with KeyPage(other) as there:
+        there.install(0, pair(swapped=True), 1)
+        receivers = queues(other, 4)
+        accepted: list[list[bytes]] = [[] for _ in receivers]
+        start = threading.Barrier(len(receivers))
+
+        def take(number: int) -> None:
+            start.wait()
+            for each in sealed:
+                if receivers[number].open(each) == CLEAR:
+                    accepted[number].append(each)
+
+        threads = [threading.Thread(target=take, args=(number,)) for number in range(4)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    os.close(other)
+
+    assert sorted(chain(*accepted)) == sorted(sealed)
+
+
+def test_thread_that_is_late_does_not_begin_the_window_of_another_key_anew(
+    fd: int, page: KeyPage
+) -> None:
+    sealed = {}
+    for number in (1, 2):
+        page.install(0, pair(number), number)
+        page.send_with(0)
+        (sealed[number],) = NativeWorker(fd).seal(CLEAR)
+    other = create()
+    with KeyPage(other) as there:
+        there.install(0, pair(1, swapped=True), 1)
+        late, early = queues(other, 2)
+        late.look()
+        there.install(0, pair(2, swapped=True), 2)
+        assert early.open(sealed[2]) == CLEAR
+        # It has the key that was in the slot before.
+        assert late.opener.open_datagram(sealed[1]) == "RX_REPLAYED"
+        assert early.open(sealed[2]) == "RX_REPLAYED"
+    os.close(other)
+
+
+def test_only_the_first_queue_says_which_keys_there_are(fd: int, page: KeyPage) -> None:
+    first, second = queues(fd, 2)
+    page.install(0, pair(), 1)
+    page.send_with(0)
+
+    for worker, known in ((second, False), (first, True)):
+        worker.look()
+        usage = page.usage(0)
+        assert usage is not None
+        assert (usage.receives, usage.sends) == (known, known)
+
+
+@pytest.mark.parametrize("make", WORKERS)
+def test_page_of_before_there_were_sequences_goes_on_with_one(
+    make: Callable[[int], Worker],
+) -> None:
+    old = secret_memory.create(SMALLEST)
+    with KeyPage(old) as page:
+        assert room(page_size(old)) == 1
+        assert room(SIZE) == SEQUENCES
+        page.install(0, pair(), 1)
+        page.send_with(0)
+        page.words[Word.SEQUENCES] = 2**64 - 1
+        assert len(make(old).seal(*[CLEAR] * 3)) == 3
+        usage = page.usage(0)
+        assert usage is not None
+        assert usage.frames_sent == 3
+    os.close(old)
+
+
+def test_memory_that_is_smaller_than_any_page_is_refused() -> None:
+    fd = os.memfd_create("small")
+    os.ftruncate(fd, SMALLEST - 1)
+    with pytest.raises(ValueError, match="4095 bytes"):
+        map_key_page(fd)
+    os.close(fd)
 
 
 def test_page_that_a_worker_has_scribbled_over_ends_no_key_holder(fd: int, page: KeyPage) -> None:

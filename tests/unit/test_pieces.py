@@ -174,7 +174,7 @@ def test_egress_of_pieces_numbers_frames_in_a_row(twin: str, stack: ExitStack) -
 
 @pytest.mark.parametrize("queue", range(3))
 def test_queues_of_one_circuit_share_no_number(twin: str, stack: ExitStack, queue: int) -> None:
-    circuit = Circuit(stack, twin, **LARGE, frame_numbers=(queue, 4))
+    circuit = Circuit(stack, twin, **LARGE, queue=(queue, 4))
     sent = [each for _ in range(20) for each in circuit.egress(broadcast(1514))]
 
     numbers = [Part.read(datagram).number for datagram in sent]

@@ -11,7 +11,7 @@ from vela.address import parse_remote
 from vela.dataplane.contract import Abilities
 from vela.dataplane.frame import Elision
 from vela.supervisor.circuit import queues
-from vela.supervisor.circuit.queues import frame_numbers, queues_in_use, tap_queues
+from vela.supervisor.circuit.queues import place_of, queues_in_use, tap_queues
 from vela.supervisor.circuit.terms import Profile
 from vela.supervisor.config.records import CircuitConfig, Encryption
 
@@ -33,6 +33,12 @@ def test_interface_is_made_with_a_queue_for_each_cpu(cpu: Any, wanted: int) -> N
     assert queues_in_use(config, PROFILE, ABLE, wanted) == (wanted, "")
 
 
+def test_encrypted_circuit_has_as_many() -> None:
+    config = replace(CONFIG, encryption=Encryption.REQUIRED)
+
+    assert queues_in_use(config, replace(PROFILE, encrypted=True), ABLE, 3) == (3, "")
+
+
 def test_no_more_queues_are_in_use_than_the_interface_has() -> None:
     assert queues_in_use(CONFIG, PROFILE, ABLE, 2) == (2, "")
 
@@ -40,7 +46,6 @@ def test_no_more_queues_are_in_use_than_the_interface_has() -> None:
 @pytest.mark.parametrize(
     ("config", "profile", "abilities", "there", "why"),
     [
-        ({"encryption": Encryption.REQUIRED}, {}, ABLE, 3, "an encrypted circuit"),
         ({}, {}, Abilities(), 3, 'the engine "python"'),
         ({}, {}, ABLE, 1, "its interface was made with one queue"),
         ({}, {"several_ports": False}, ABLE, 3, "frames leave from one port"),
@@ -68,8 +73,8 @@ def test_one_queue_where_no_program_can_be_loaded(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("count", range(1, 9))
-def test_queues_share_no_number_of_a_frame_in_pieces(count: int) -> None:
-    numbers = [frame_numbers(queue, count) for queue in range(count)]
+def test_queues_share_no_number(count: int) -> None:
+    numbers = [place_of(queue, count) for queue in range(count)]
 
     assert len({step for _, step in numbers}) == 1
     assert len({rest for rest, _ in numbers}) == count

@@ -292,6 +292,30 @@ def test_remote_that_knows_of_one_port_is_sent_from_one() -> None:
     assert agree(described(1), described(1), ENDPOINT).several_ports
 
 
+@pytest.mark.parametrize(("sequences", "several"), [(8, True), (1, False)])
+def test_encrypted_frames_leave_from_several_ports_only_with_a_sequence_of_counters_for_each(
+    sequences: int, several: bool
+) -> None:
+    config = CircuitConfig("vela0", 1, parse_remote("192.0.2.2"), encryption=Encryption.REQUIRED)
+    ours = describe(config, replace(PATH, group=LISTENING), MAC, 48621, Abilities(), sequences=8)
+    theirs = replace(ours, own=None)
+    if sequences == 1:
+        theirs = replace(theirs, capabilities=theirs.capabilities & ~Capability.SEQUENCES)
+    profile = agreed_profile(
+        config, agree(replace(ours, own=None), theirs, ENDPOINT), replace(PATH, group=LISTENING)
+    )
+
+    assert (profile.sequences, profile.several_ports) == (sequences, several)
+
+
+def test_only_a_key_page_with_room_offers_several_sequences() -> None:
+    config = CircuitConfig("vela0", 1, parse_remote("192.0.2.2"))
+
+    for room, offered in ((1, False), (8, True)):
+        found = describe(config, None, MAC, 48621, Abilities(), sequences=room).capabilities
+        assert (Capability.SEQUENCES in found) is offered
+
+
 def test_static_circuit_sends_from_several_ports_unless_one_is_configured() -> None:
     config = CircuitConfig("vela0", 1, parse_remote("192.0.2.2"))
     path = replace(PATH, group=LISTENING)

@@ -10,7 +10,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from native_cipher import NativeWindow
 
-from vela.dataplane.key_page import BITMAP_WORDS, SIZE, WINDOW, SlotWord, slot_start
+from vela.dataplane.key_page import (
+    BITMAP_WORDS,
+    PHASES,
+    SEQUENCES,
+    SIZE,
+    WINDOW,
+    SlotWord,
+    slot_start,
+)
 from vela.dataplane.window import Window
 
 TWINS = (Window, NativeWindow)
@@ -106,6 +114,22 @@ def test_batch_in_any_order_is_accepted_once(twin: Twin, size: int) -> None:
         batch = list(range(first, first + size)) * 2
         draw.shuffle(batch)
         assert sum(accept(window, counter) for counter in batch) == size
+
+
+def test_windows_of_all_sequences_are_apart(twin: Twin) -> None:
+    words = page()
+    windows = {
+        (phase, sequence): twin(words, phase, 7, sequence)
+        for phase in range(PHASES)
+        for sequence in range(SEQUENCES)
+    }
+    for (phase, sequence), window in windows.items():
+        first = 1 + 100_000 * phase + 10_000 * sequence
+        assert all(accept(window, first + offset) for offset in range(WINDOW))
+    for (phase, sequence), window in windows.items():
+        first = 1 + 100_000 * phase + 10_000 * sequence
+        assert not any(window.is_new(first + offset) for offset in range(WINDOW))
+        assert window.is_new(first + WINDOW)
 
 
 def test_window_of_another_key_begins_anew_and_of_the_same_goes_on(twin: Twin) -> None:

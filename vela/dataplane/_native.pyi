@@ -36,8 +36,9 @@ class DataPlane:
         outer_ipv4: bool,
         counters: memoryview,
         key_page: mmap.mmap | None,
-        number_rest: int,
-        number_step: int,
+        sequences: int,
+        queue: int,
+        queues: int,
     ) -> None: ...
     def egress(self) -> None: ...
     def ingress(self) -> None: ...

@@ -10,7 +10,7 @@ import errno
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vela.dataplane.aead import Aead
@@ -19,6 +19,7 @@ from vela.dataplane.frame import ENCRYPTED_BYTE, Dropped
 from vela.dataplane.key_page import (
     KEY_SIZE,
     MAGIC,
+    NUMBER_BITS,
     PHASES,
     SALT_SIZE,
     SKIPPED,
@@ -26,6 +27,8 @@ from vela.dataplane.key_page import (
     Word,
     boottime_ns,
     fence,
+    sequence_start,
+    sequences_used,
     slot_start,
 )
 from vela.dataplane.window import Window
@@ -36,6 +39,7 @@ TEXT = CIRCUIT_ID + PHASE + FRAME_COUNTER
 
 _SERIAL_SHIFT = 32
 _COUNTER_MASK = (1 << _SERIAL_SHIFT) - 1
+_NUMBER_MASK = (1 << NUMBER_BITS) - 1
 _WORD_SIZE = 8
 
 
@@ -139,7 +143,7 @@ class WorkerPage:
                 words[place + SlotWord.OCTETS - SlotWord.NEXT] = 0
             first = following & _COUNTER_MASK
             # Only below the limit: no counter can then run over into the serial.
-            count = max(min(count, key.limit - first), 0)
+            count = max(min(count, key.limit - self._used_by_others(key) - first), 0)
             if count:
                 words[place] = following + count
                 words[place + SlotWord.OCTETS - SlotWord.NEXT] += octets
@@ -150,6 +154,18 @@ class WorkerPage:
         with self._lock:
             place = slot_start(key.phase) + SlotWord.NEXT
             self.words[place] = key.serial << _SERIAL_SHIFT | _COUNTER_MASK
+
+    def _used_by_others(self, key: _Key) -> int:
+        """Return how many of a key's numbers another worker has used in further sequences.
+
+        This engine sends with the first one alone.
+        """
+        words, used = self.words, 0
+        for sequence in range(1, sequences_used(words)):
+            following = words[sequence_start(key.phase, sequence) + SlotWord.NEXT]
+            if following >> _SERIAL_SHIFT == key.serial:
+                used += (following & _COUNTER_MASK) - 1
+        return used
 
     def _copy(self, first: int, size: int) -> bytes:
         start = first * _WORD_SIZE
@@ -236,14 +252,17 @@ class _Receiving:
     key: _Key
     aead: Aead | None
     """None: the key is too old."""
-    window: Window
+    windows: dict[int, Window] = field(default_factory=dict)
+    """By the sequences that were seen."""
 
 
 class Opener:
     """Opens the circuit's datagrams. Only the ingress thread has one."""
 
-    def __init__(self, page: WorkerPage) -> None:
+    def __init__(self, page: WorkerPage, sequences: int = 1) -> None:
+        """sequences: that the remote may use."""
         self._page = page
+        self._sequences = sequences
         self._receiving: list[_Receiving | None] = [None] * PHASES
 
     def look(self) -> None:
@@ -273,8 +292,7 @@ class Opener:
 
     def _take_up(self, key: _Key) -> _Receiving:
         aead = Aead(key.suite, key.rx_key, key.rx_salt)
-        window = Window(self._page.words, key.phase, key.serial)
-        return _Receiving(key.without_secrets(), aead, window)
+        return _Receiving(key.without_secrets(), aead)
 
     def open_datagram(self, data: bytearray, start: int, end: int) -> tuple[int, int]:
         """Open the circuit's datagram at data[start:end], in place.
@@ -291,18 +309,24 @@ class Opener:
             raise Dropped(Slot.RX_SHORT)
         has = self._receiving[data[start + CIRCUIT_ID] & 1]
         counter = int.from_bytes(data[start + CIRCUIT_ID + PHASE : text], "big")
+        sequence, number = counter >> NUMBER_BITS, counter & _NUMBER_MASK
         # A sender that goes beyond the limit is none of ours.
-        if has is None or has.aead is None or counter >= has.key.limit:
+        beyond = sequence >= self._sequences
+        if has is None or has.aead is None or beyond or number >= has.key.limit:
             raise Dropped(Slot.RX_NO_KEY)
+        window = has.windows.get(sequence)
+        if window is None:
+            window = Window(self._page.words, has.key.phase, has.key.serial, sequence)
+            has.windows[sequence] = window
         # Before the tag, which costs more; the window is changed only behind a right one.
-        if not has.window.is_new(counter):
+        if not window.is_new(number):
             raise Dropped(Slot.RX_REPLAYED)
         opened = has.aead.open_frame(counter, memoryview(data)[text:end])
         if opened is None:
             raise Dropped(Slot.RX_BAD_TAG)
         # Before the frame goes to the TAP: where the worker dies in between it is lost, and cannot
         # come twice.
-        has.window.mark(counter)
+        window.mark(number)
         data[text:tag] = opened
         data[text - CIRCUIT_ID] = data[start]
         return text - CIRCUIT_ID, tag

@@ -68,9 +68,11 @@ class Attachment:
     packet_too_big: bool = False
     """Senders of packets that are larger than a datagram, and that IP is not to cut, hear by ICMP
     what would fit (packet_too_big.py). What becomes of the packets fragmentation says."""
-    frame_numbers: tuple[int, int] = (0, 1)
-    """Which numbers frames have that are cut into pieces: divided by the second number, a power of
-    two, they leave the first. Queues of one circuit share none, and no place at the receiver."""
+    queue: tuple[int, int] = (0, 1)
+    """Which of the circuit's queues this is, from 0 on, and a power of two that is not less than
+    their number. Queues share nothing that is numbered: frames that are cut into pieces have
+    numbers that leave the first, divided by the second, and so no place at the receiver in common;
+    sealed datagrams have the sequence of the first."""
     mss_clamp: MssClamp | None = None
     """How large segments may be that TCP announces here and there; None: as they are."""
     dscp: int | None = 0
@@ -83,6 +85,9 @@ class Attachment:
     key_page: int | None = None
     """The descriptor of the circuit's key page (key_page.py), which the data path maps. With one,
     no clear frame is sent or accepted, whether or not it holds a key. None: not encrypted."""
+    sequences: int = 1
+    """How many sequences of counters the remote may use, SEQUENCES at most; for more than one the
+    page needs room: docs/protocol.md, 3.6."""
 
     @property
     def outer_ipv4(self) -> bool:

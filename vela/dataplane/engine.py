@@ -116,8 +116,9 @@ def _prepare_native(attachment: Attachment) -> Callable[[], DataPlane]:
         carry_ecn=attachment.carry_ecn,
         outer_ipv4=attachment.outer_ipv4,
         counters=attachment.counters,
-        number_rest=attachment.frame_numbers[0],
-        number_step=attachment.frame_numbers[1],
+        queue=attachment.queue[0],
+        queues=attachment.queue[1],
+        sequences=attachment.sequences,
     )
     page = attachment.key_page
     # Mapped in the worker alone.

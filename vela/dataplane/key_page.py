@@ -19,12 +19,20 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from vela.linux import secret_memory
-from vela.wire import Suite
+from vela.wire import MAX_QUEUES, Suite
 
-SIZE = 4096
+SIZE = 5 * 4096
+"""In bytes."""
+SMALLEST = 4096
+"""Of a velad that had one sequence alone."""
 KEY_SIZE = 32
 SALT_SIZE = 8
 PHASES = 2
+SEQUENCES = MAX_QUEUES
+"""Of counters under one key, each with its own numbers and replay window: one for each queue that
+sends. What a queue lacks then another one cannot have taken, however far it is ahead."""
+NUMBER_BITS = 28
+"""Of a counter; the sequence is above them."""
 
 LIMIT = 1 << 28
 """Counters of a key are below this. AES-GCM's bound is 2^28 frames of up to 2^11 bytes (RFC 9001,
@@ -47,12 +55,14 @@ class Word(IntEnum):
     MAGIC = 0
     SERIAL = 1  # the last one given
     SENDING = 2  # the serial of the key to send with; 0: none
-    # The worker's egress thread's.
+    # The worker's first egress thread's.
     SENT_WITH = 8  # the serial that it last took up
+    # The worker's, before its threads start.
+    SEQUENCES = 9  # that any worker has sent with; 0: the first one alone
 
 
 class SlotWord(IntEnum):
-    """Index of a word from a phase's slot on."""
+    """Index of a word from a phase's slot on; behind the key holder's, from a sequence on."""
 
     # The key holder's. The worker takes a copy of keys for valid if SERIAL is the same before and
     # after.
@@ -66,13 +76,13 @@ class SlotWord(IntEnum):
     RX_SALT = 7
     TX_KEY = 8
     RX_KEY = 12
-    # The worker's, by either thread, under its lock.
-    NEXT = 16  # serial in the high half, next counter in the low one
+    # The worker's, by either thread of a queue, under its lock.
+    NEXT = 16  # serial in the high half, next number in the low one
     OCTETS = 17  # that were sealed
-    # The worker's ingress thread's.
-    RECEIVES = 24  # the serial of the key that it has taken up
+    # The worker's ingress threads'.
+    RECEIVES = 24  # the first one's, in the first sequence: the serial that it has taken up
     WINDOW_SERIAL = 25
-    TOP = 26  # the highest counter seen
+    TOP = 26  # the highest number seen
     BITMAP = 32
 
 
@@ -82,11 +92,29 @@ WINDOW = 8192
 BITMAP_WORDS = WINDOW // 64
 SLOT_WORDS = SlotWord.BITMAP + BITMAP_WORDS
 _FIRST_SLOT = 16
+_FIRST_FURTHER = 512
+_SEQUENCE_WORDS = SLOT_WORDS - SlotWord.NEXT
 
 
 def slot_start(phase: int) -> int:
     """Return the index of the first word of a phase's slot."""
     return _FIRST_SLOT + phase * SLOT_WORDS
+
+
+def sequence_start(phase: int, sequence: int) -> int:
+    """Return the index that SlotWord.NEXT and those behind it are counted from, for a sequence.
+
+    The first one's is that of the slot.
+    """
+    if sequence == 0:
+        return slot_start(phase)
+    number = phase * (SEQUENCES - 1) + sequence - 1
+    return _FIRST_FURTHER + number * _SEQUENCE_WORDS - SlotWord.NEXT
+
+
+def room(size: int) -> int:
+    """Return how many sequences fit a page of so many bytes."""
+    return 1 if size < SIZE else SEQUENCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +167,16 @@ def create() -> int:
 
 
 def map_key_page(fd: int) -> mmap.mmap:
-    """Map a page of create() into a worker. Raises OSError."""
-    return secret_memory.map_shared(fd, SIZE)
+    """Map a page of create(), or a smaller one of another velad's. Raises OSError."""
+    return secret_memory.map_shared(fd, page_size(fd))
+
+
+def page_size(fd: int) -> int:
+    """Return how much of a page there is, in bytes. Raises OSError; ValueError: it is none."""
+    size = os.fstat(fd).st_size
+    if size < SMALLEST:
+        raise ValueError(f"a key page of {size} bytes")
+    return min(size, SIZE)
 
 
 def boottime_ns() -> int:
@@ -247,14 +283,19 @@ class KeyPage:
         serial = words[slot + SlotWord.SERIAL]
         if serial == 0:
             return None
-        following = words[slot + SlotWord.NEXT]
-        used = max(following % (1 << 32) - 1, 0) if following >> 32 == serial else 0
+        used = octets = 0
+        for sequence in range(sequences_used(words)):
+            start = sequence_start(phase, sequence)
+            following = words[start + SlotWord.NEXT]
+            if following >> 32 == serial and following % (1 << 32) > 1:
+                used += following % (1 << 32) - 1
+                octets += words[start + SlotWord.OCTETS]
         now = boottime_ns()
         return Usage(
             generation=words[slot + SlotWord.GENERATION],
             frames_sent=used,
             frames_left=max(words[slot + SlotWord.LIMIT] - 1 - used, 0),
-            octets_sent=words[slot + SlotWord.OCTETS] if used else 0,
+            octets_sent=octets,
             age_s=(now - words[slot + SlotWord.BORN_NS]) / 1e9,
             expires_in_s=(words[slot + SlotWord.EXPIRES_NS] - now) / 1e9,
             receives=words[slot + SlotWord.RECEIVES] == serial,
@@ -264,6 +305,11 @@ class KeyPage:
     def _put(self, first: int, value: bytes) -> None:
         start = first * _WORD_SIZE
         self._memory[start : start + len(value)] = value
+
+
+def sequences_used(words: memoryview) -> int:
+    """Return how many sequences workers have sent with, the first ones."""
+    return max(1, min(words[Word.SEQUENCES], room(words.nbytes)))
 
 
 _barrier = threading.Lock()

@@ -45,7 +45,7 @@ class Cutter:
     def __init__(self, circuit_id: int, first: int, numbers: tuple[int, int] = (0, 1)) -> None:
         """first: about the number of the first frame; a worker after this one has another.
 
-        numbers: see Attachment.frame_numbers.
+        numbers: see Attachment.queue.
         """
         rest, self._step = numbers
         self._circuit_id = circuit_id

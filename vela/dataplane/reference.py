@@ -142,7 +142,7 @@ class PythonDataPlane:
         self._fragmentation = attachment.fragmentation
         # So that frames of this worker are not taken for those of the one before it.
         first = int.from_bytes(os.urandom(4))
-        self._cutter = Cutter(self._circuit_id, first, attachment.frame_numbers)
+        self._cutter = Cutter(self._circuit_id, first, attachment.queue)
         self._too_big_limiter = Limiter() if attachment.packet_too_big else None
         self._joiner = Joiner(self._frame_limit)
         self._clamper = None
@@ -177,7 +177,7 @@ class PythonDataPlane:
             page = WorkerPage(memoryview(map_key_page(attachment.key_page)))
             self._sealer = Sealer(page, self._circuit_id, acknowledges=True)
             self._answer_sealer = Sealer(page, self._circuit_id)
-            self._opener = Opener(page)
+            self._opener = Opener(page, attachment.sequences)
             self._receive_poll.register(self._divert_socket, select.POLLIN)
             self._batches = 0
 

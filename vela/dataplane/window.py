@@ -1,4 +1,4 @@
-"""Which frames of a key have come: the replay window, in a slot of the key page.
+"""Which frames of a key have come, of one sequence: the replay window, in the key page.
 
 Each counter is accepted once, and none that is WINDOW or more behind the highest. C twin:
 native/window.c. RFC 6479 describes the ring of bits; here it is cleared to the bit, so that the
@@ -7,22 +7,22 @@ window is just as wide at every position.
 
 from __future__ import annotations
 
-from vela.dataplane.key_page import BITMAP_WORDS, WINDOW, SlotWord, fence, slot_start
+from vela.dataplane.key_page import BITMAP_WORDS, WINDOW, SlotWord, fence, sequence_start
 
 _ALL = (1 << 64) - 1
 
 
 class Window:
-    """One key's window. Only the worker's ingress thread uses it."""
+    """One key's window. Only one thread uses it."""
 
-    def __init__(self, words: memoryview, phase: int, serial: int) -> None:
+    def __init__(self, words: memoryview, phase: int, serial: int, sequence: int = 0) -> None:
         """Go on with the window of this key, or begin it.
 
         words is the key page. A worker that dies between the two stores leaves
         an empty window of an older serial, and no frame was accepted with it.
         """
         self._words = words
-        self._slot = slot = slot_start(phase)
+        self._slot = slot = sequence_start(phase, sequence)
         self._bitmap = slot + SlotWord.BITMAP
         if words[slot + SlotWord.WINDOW_SERIAL] != serial:
             words[slot + SlotWord.WINDOW_SERIAL] = 0

@@ -41,6 +41,8 @@ class Agreement:
     """How many ports in a row the remote's frames come from."""
     several_ports: bool = False
     """Both ends take frames from several."""
+    sequences: int = 1
+    """Of counters, that each end may use under one key, if frames are encrypted."""
     from_listening: bool = False
     """Both ends have found that frames do not cross from ports of their own."""
 
@@ -68,6 +70,8 @@ def agree(local: Description, remote: Description, source: Endpoint) -> Agreemen
         frame_port=source.port if nat and remote.frame_port else remote.frame_port,
         frame_ports=1 if nat else _ports(remote),
         several_ports=Capability.PORTS in both,
+        # One for each port.
+        sequences=MAX_QUEUES if Capability.SEQUENCES in both else 1,
     )
 
 

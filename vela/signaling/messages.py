@@ -162,6 +162,7 @@ class Capability(IntFlag):
     ECN = 16
     ECHO = 32
     PORTS = 64  # takes frames from several
+    SEQUENCES = 128  # has a replay window for each of several sequences of counters
 
 
 class HandshakePattern(IntEnum):

@@ -2,13 +2,26 @@
 #define _GNU_SOURCE
 #include "cipher.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #include "window.h"
 
-enum { SERIAL_SHIFT = 32 };
+enum {
+	SERIAL_SHIFT = 32,
+	NUMBER_MASK = (1 << NUMBER_BITS) - 1,
+	/* Numbers that stay unused where several queues send: their threads reserve at once, up to a batch each,
+	 * and do not see each other's. */
+	UNSEEN = 4096,
+};
 
 static const uint64_t counter_mask = UINT32_MAX;
+
+/* For windows, by sequence. A process carries one circuit; where it has several, in tests, they may wait for
+ * each other. */
+static pthread_mutex_t locks[SEQUENCES] = {
+	[0 ... SEQUENCES - 1] = PTHREAD_MUTEX_INITIALIZER,
+};
 
 /* CLOCK_BOOTTIME: a machine that sleeps wakes up with old keys. */
 static uint64_t now_ns(const struct io *io)
@@ -68,32 +81,53 @@ static void let_expire(struct key *key, uint64_t now)
 	key->aead = NULL;
 }
 
-bool key_page_take_over(struct key_page *page)
+bool key_page_take_over(struct key_page *page, unsigned sequence)
 {
 	if (page_load(&page->magic) != KEY_PAGE_MAGIC)
 		return false;
+	if (sequence && page_load(&page->sequences) <= sequence)
+		page_store(&page->sequences, sequence + 1);
 	for (unsigned phase = 0; phase < PHASES; phase++) {
 		struct key_slot *slot = &page->slots[phase];
-		uint64_t serial = page_load(&slot->serial), next = page_load(&slot->next);
+		struct sequence *own = page_sequence(page, phase, sequence);
+		uint64_t serial = page_load(&slot->serial), next = page_load(&own->next);
 		if (serial == 0 || next >> SERIAL_SHIFT != serial)
 			continue;
 		uint64_t counter = (next & counter_mask) + SKIPPED;
 		uint64_t limit = page_load(&slot->limit);
-		page_store(&slot->next, serial << SERIAL_SHIFT | (counter < limit ? counter : limit));
+		page_store(&own->next, serial << SERIAL_SHIFT | (counter < limit ? counter : limit));
 	}
 	return true;
 }
 
-/* Reserve up to count counters that nobody has used or will use, before any is used. Returns how many, and
+/* Return how many of a key's numbers are used up in the other sequences, or cannot be used because of them. */
+static uint64_t used_by_others(const struct sealer *self)
+{
+	uint64_t there = page_load(&self->page->sequences), used = 0;
+
+	if (there == 0)
+		return 0;
+	for (unsigned sequence = 0; sequence < there && sequence < SEQUENCES; sequence++) {
+		uint64_t next =
+			page_load(&page_sequence(self->page, self->key.phase, sequence)->next);
+		if (sequence != self->sequence && next >> SERIAL_SHIFT == self->key.serial)
+			used += (next & counter_mask) - 1;
+	}
+	return used + UNSEEN;
+}
+
+/* Reserve up to count numbers that nobody has used or will use, before any is used. Returns how many, and
  * the first.
  *
  * A worker that dies with them leaves a gap, which does no harm; taken after use, they would be used twice
  * by its successor, which breaks both frames and, with AES-GCM, the key. Fewer, or none, where the key's
- * limit is reached or another key is in its slot. Atomic, as both threads do it. */
-static uint64_t reserve(struct key_slot *slot, const struct key *key, uint64_t count, uint64_t octets,
+ * limit is reached or another key is in its slot. Atomic, as both threads of a queue do it. */
+static uint64_t reserve(const struct sealer *self, struct sequence *own, uint64_t count, uint64_t octets,
 			uint64_t *first)
 {
-	uint64_t found = page_load(&slot->next), next, granted;
+	const struct key *key = &self->key;
+	uint64_t others = used_by_others(self), found = page_load(&own->next), next, granted;
+	uint64_t limit = others < key->limit ? key->limit - others : 0;
 
 	do {
 		next = found;
@@ -101,16 +135,16 @@ static uint64_t reserve(struct key_slot *slot, const struct key *key, uint64_t c
 			return 0;
 		if (next >> SERIAL_SHIFT < key->serial) {
 			next = key->serial << SERIAL_SHIFT | 1;
-			page_store(&slot->octets, 0);
+			page_store(&own->octets, 0);
 		}
 		*first = next & counter_mask;
-		if (*first >= key->limit)
+		if (*first >= limit)
 			return 0;
-		/* Only below the limit: no counter can then run over into the serial. */
-		granted = key->limit - *first < count ? key->limit - *first : count;
-	} while (!__atomic_compare_exchange_n(&slot->next, &found, next + granted, false, __ATOMIC_ACQ_REL,
+		/* Only below the limit: no number can then run over into the serial. */
+		granted = limit - *first < count ? limit - *first : count;
+	} while (!__atomic_compare_exchange_n(&own->next, &found, next + granted, false, __ATOMIC_ACQ_REL,
 					      __ATOMIC_ACQUIRE));
-	__atomic_fetch_add(&slot->octets, octets, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&own->octets, octets, __ATOMIC_RELAXED);
 	return granted;
 }
 
@@ -148,31 +182,32 @@ enum sealing sealer_seal(struct sealer *self, uint8_t *at, const size_t *lengths
 			 struct sealed *sealed)
 {
 	struct key *key = &self->key;
-	struct key_slot *slot;
+	struct sequence *own;
 	uint64_t octets = 0, first;
 	size_t wanted = *count;
 
 	*count = 0;
 	if (!sealer_look(self))
 		return NO_KEY;
-	slot = &self->page->slots[key->phase];
+	own = page_sequence(self->page, key->phase, self->sequence);
 	for (size_t i = 0; i < wanted; i++)
 		octets += CIRCUIT_ID + lengths[i];
-	uint64_t granted = reserve(slot, key, wanted, octets, &first);
+	uint64_t granted = reserve(self, own, wanted, octets, &first);
 	if (granted && first <= self->last) {
-		/* Nobody may send with it any more. */
-		page_store(&slot->next, key->serial << SERIAL_SHIFT | counter_mask);
+		/* Nobody may send with it any more, in no sequence. */
+		page_store(&own->next, key->serial << SERIAL_SHIFT | counter_mask);
 		return REUSED;
 	}
 	for (; *count < granted; ++*count) {
-		uint32_t counter = (uint32_t)(first + *count);
+		uint64_t number = first + *count;
+		uint32_t counter = (uint32_t)(self->sequence << NUMBER_BITS | number);
 		size_t length = lengths[*count];
 		at[0] = self->circuit_id;
 		at[CIRCUIT_ID] = (uint8_t)(ENCRYPTED_BYTE | key->phase);
 		put32(at + CIRCUIT_ID + PHASE, counter);
 		if (!aead_seal(key->aead, counter, at + TEXT, length))
 			return NO_KEY;
-		self->last = counter;
+		self->last = number;
 		sealed[*count] = (struct sealed){at, TEXT + length + AEAD_TAG};
 		at += sealed[*count].length;
 	}
@@ -196,16 +231,36 @@ bool opener_look(struct opener *self)
 		if (key->serial != page_load(&slot->serial)) {
 			drop(key);
 			take_up(slot, phase, AEAD_OPENS, now, key);
-			if (key->aead)
-				window_open(slot, key->serial);
 		}
 		let_expire(key, now);
 		uint64_t taken = key->aead ? key->serial : 0;
-		if (page_load(&slot->receives) != taken)
-			page_store(&slot->receives, taken);
+		if (self->acknowledges && page_load(&slot->first.receives) != taken)
+			page_store(&slot->first.receives, taken);
 		any |= taken != 0;
 	}
 	return any;
+}
+
+/* Whether a datagram may be one that was not accepted before, of what another thread may just change. */
+static bool may_be_new(const struct sequence *seen, const struct key *key, uint32_t number)
+{
+	/* A window that no datagram of this key has reached is empty. A key's first number is 1. */
+	return number && (page_load(&seen->window_serial) != key->serial || window_is_new(seen, number));
+}
+
+/* Accept a datagram whose tag is right, once. */
+static bool accept_once(const struct key_slot *slot, struct sequence *seen, const struct key *key, uint32_t number)
+{
+	if (page_load(&seen->window_serial) != key->serial) {
+		/* A thread that is late must not begin the window of another key anew. */
+		if (page_load(&slot->serial) != key->serial)
+			return false;
+		window_open(seen, key->serial);
+	}
+	if (!window_is_new(seen, number))
+		return false;
+	window_mark(seen, number);
+	return true;
 }
 
 enum opened opener_open(struct opener *self, uint8_t **datagram, size_t *length)
@@ -222,18 +277,26 @@ enum opened opener_open(struct opener *self, uint8_t **datagram, size_t *length)
 	struct key *key = &self->keys[phase];
 	struct key_slot *slot = &self->page->slots[phase];
 	uint32_t counter = get32(at + CIRCUIT_ID + PHASE);
+	uint32_t sequence = counter >> NUMBER_BITS, number = counter & NUMBER_MASK;
 	/* A sender that goes beyond the limit is none of ours. */
-	if (key->aead == NULL || counter >= key->limit)
+	if (key->aead == NULL || sequence >= self->sequences || number >= key->limit)
 		return OPENED_NO_KEY;
+	struct sequence *seen = page_sequence(self->page, phase, sequence);
 	/* Before the tag, which costs more; the window is changed only behind a right one. */
-	if (!window_is_new(slot, counter))
+	if (!may_be_new(seen, key, number))
 		return REPLAYED;
 	size_t text = *length - TEXT - AEAD_TAG;
 	if (!aead_open_frame(key->aead, counter, at + TEXT, text))
 		return BAD_TAG;
 	/* Before the frame goes to the TAP: where the worker dies in between it is lost, and cannot come
 	 * twice. */
-	window_mark(slot, counter);
+	if (self->shares)
+		pthread_mutex_lock(&locks[sequence]);
+	bool accepted = accept_once(slot, seen, key, number);
+	if (self->shares)
+		pthread_mutex_unlock(&locks[sequence]);
+	if (!accepted)
+		return REPLAYED;
 	at[TEXT - CIRCUIT_ID] = at[0];
 	*datagram = at + TEXT - CIRCUIT_ID;
 	*length = CIRCUIT_ID + text;

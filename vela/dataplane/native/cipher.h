@@ -36,9 +36,9 @@ struct key {
 	struct aead *aead; /* NULL: none, or too old */
 };
 
-/* Leave out counters that the worker before may have used; it must be dead and reaped. Returns false
- * where this is no key page. */
-bool key_page_take_over(struct key_page *page);
+/* Leave out numbers of a sequence that the worker before may have used; it must be dead and reaped. To be
+ * called for all sequences that are sent with, ahead of any thread. Returns false where this is no key page. */
+bool key_page_take_over(struct key_page *page, unsigned sequence);
 
 /* Seals a thread's datagrams. The circuit has one for each thread, since answers to echo requests leave
  * from the ingress thread. */
@@ -47,8 +47,9 @@ struct sealer {
 	struct key_page *page; /* NULL: the circuit is not encrypted */
 	uint8_t circuit_id;
 	bool acknowledges; /* says in the page with which key the circuit sends */
+	unsigned sequence; /* less than the page has room for */
 	struct key key;
-	uint64_t last; /* counter that it used */
+	uint64_t last; /* number that it used */
 };
 
 /* A datagram as an encrypted circuit may send it. Only sealer_seal() makes one. */
@@ -75,10 +76,13 @@ bool sealer_look(struct sealer *self);
 enum sealing sealer_seal(struct sealer *self, uint8_t *at, const size_t *lengths, size_t *count,
 			 struct sealed *sealed);
 
-/* Opens the circuit's datagrams, in the ingress thread. */
+/* Opens the circuit's datagrams, in an ingress thread. */
 struct opener {
 	const struct io *io;
 	struct key_page *page; /* NULL: the circuit is not encrypted */
+	bool acknowledges; /* says in the page which keys the circuit receives with */
+	bool shares;	   /* other threads open datagrams, too, and one of a sequence may come to any */
+	unsigned sequences; /* that the remote may use: no more than the page has room for */
 	struct key keys[PHASES];
 };
 

@@ -81,8 +81,10 @@ static int pack_source_address(int level, int type, const char *value, Py_ssize_
 	return 0;
 }
 
-/* Make the circuit an encrypted one. Returns -1 with an exception set. */
-static int take_key_page(DataPlane *self, PyObject *memory, uint8_t circuit_id)
+/* Make the circuit an encrypted one. shares: it has several queues. sequences: that the remote may use.
+ * Returns -1 with an exception set. */
+static int take_key_page(DataPlane *self, PyObject *memory, uint8_t circuit_id, unsigned queue, bool shares,
+			 unsigned sequences)
 {
 	struct egress *egress = &self->egress;
 	struct ingress *ingress = &self->ingress;
@@ -95,16 +97,22 @@ static int take_key_page(DataPlane *self, PyObject *memory, uint8_t circuit_id)
 	if (PyObject_GetBuffer(memory, &self->key_page, PyBUF_WRITABLE) < 0)
 		return -1;
 	struct key_page *page = self->key_page.buf;
-	if (self->key_page.len < KEY_PAGE_SIZE || (uintptr_t)page % KEY_PAGE_SIZE ||
-	    !key_page_take_over(page)) {
-		PyErr_SetString(PyExc_ValueError, "this memory is no key page");
+	unsigned room = page_room((size_t)self->key_page.len);
+	if (self->key_page.len < KEY_PAGE_ALIGNMENT || (uintptr_t)page % KEY_PAGE_ALIGNMENT ||
+	    queue >= room || sequences > room || !key_page_take_over(page, queue)) {
+		PyErr_SetString(PyExc_ValueError, "this memory is no key page, or too small a one");
 		PyBuffer_Release(&self->key_page);
 		return -1;
 	}
-	ingress->opener = (struct opener){.io = ingress->io, .page = page};
-	ingress->sealer = (struct sealer){.io = ingress->io, .page = page, .circuit_id = circuit_id};
+	ingress->opener = (struct opener){.io = ingress->io,
+					  .page = page,
+					  .acknowledges = queue == 0,
+					  .shares = shares,
+					  .sequences = sequences};
+	ingress->sealer = (struct sealer){
+		.io = ingress->io, .page = page, .circuit_id = circuit_id, .sequence = queue};
 	egress->sealer = ingress->sealer;
-	egress->sealer.acknowledges = true;
+	egress->sealer.acknowledges = queue == 0;
 	return 0;
 }
 
@@ -115,14 +123,14 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 				"remote_mac",  "elision",     "frame_limit",    "datagram_limit",
 				"virtio_header", "partial_checksums", "nowait", "segment", "gro",
 				"coalesce_tcp", "coalesce_udp", "clamp_datagram_limit", "clamp_mss",
-				"fragmentation", "packet_too_big", "dscp", "carry_ecn", "outer_ipv4", "counters", "key_page", "number_rest",
-				"number_step", NULL};
+				"fragmentation", "packet_too_big", "dscp", "carry_ecn", "outer_ipv4", "counters", "key_page", "sequences", "queue",
+				"queues", NULL};
 	DataPlane *self = (DataPlane *)object;
 	struct egress *egress = &self->egress;
 	struct ingress *ingress = &self->ingress;
 	int circuit_id, tap_fd, receive_fd, send_fd, divert_fd, elision, virtio_header, partial_checksums;
 	int nowait, segment, gro, coalesce_tcp, coalesce_udp, clamp_mss, fragmentation;
-	int packet_too_big, dscp, carry_ecn, outer_ipv4, number_rest, number_step;
+	int packet_too_big, dscp, carry_ecn, outer_ipv4, sequences, queue, queues;
 	PyObject *destination, *source_address, *key_page;
 	Py_buffer local_mac = {0}, remote_mac = {0}, counters = {0};
 	Py_ssize_t frame_limit, datagram_limit, clamp_datagram_limit;
@@ -132,22 +140,22 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_RuntimeError, "a data plane is set up once");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppniipippw*Oii", names, &circuit_id,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppniipippw*Oiii", names, &circuit_id,
 					 &tap_fd, &receive_fd, &send_fd, &divert_fd, &destination, &source_address,
 					 &local_mac, &remote_mac, &elision, &frame_limit,
 					 &datagram_limit, &virtio_header, &partial_checksums, &nowait, &segment,
 					 &gro, &coalesce_tcp, &coalesce_udp, &clamp_datagram_limit,
 					 &clamp_mss, &fragmentation, &packet_too_big, &dscp, &carry_ecn,
-					 &outer_ipv4, &counters, &key_page, &number_rest,
-					 &number_step))
+					 &outer_ipv4, &counters, &key_page, &sequences, &queue,
+					 &queues))
 		return -1;
 	if (circuit_id < 1 || circuit_id > 255 || elision < ELISION_NEVER || elision > ELISION_ALWAYS ||
 	    local_mac.len != 6 || remote_mac.len != 6 || frame_limit < ETHERNET_HEADER ||
 	    frame_limit > MAX_UDP_PAYLOAD - HEADROOM - (key_page == Py_None ? 0 : SEAL) || datagram_limit < HEADROOM ||
 	    datagram_limit > MAX_UDP_PAYLOAD || clamp_datagram_limit < 0 || clamp_mss < 0 ||
 	    clamp_mss > UINT16_MAX || fragmentation < FRAGMENT_BY_IP || fragmentation > FRAGMENT_NEVER ||
-	    number_step < 1 || number_step & (number_step - 1) || number_rest < 0 ||
-	    number_rest >= number_step || dscp < DSCP_INHERIT || dscp > UINT8_MAX >> DSCP_SHIFT ||
+	    queues < 1 || queues & (queues - 1) || queue < 0 ||
+	    queue >= queues || sequences < 1 || sequences > SEQUENCES || dscp < DSCP_INHERIT || dscp > UINT8_MAX >> DSCP_SHIFT ||
 	    counters.len < WORKER_SLOTS * (Py_ssize_t)sizeof(uint64_t) ||
 	    (uintptr_t)counters.buf % sizeof(uint64_t)) {
 		PyErr_SetString(PyExc_ValueError, "an argument is out of its range");
@@ -195,7 +203,9 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		.dscp = dscp, .carry_ecn = carry_ecn, .outer_ipv4 = outer_ipv4};
 	egress->route_limit = (size_t)datagram_limit;
 	egress->counters = ingress->counters = counters.buf;
-	if (key_page != Py_None && take_key_page(self, key_page, (uint8_t)circuit_id) < 0)
+	if (key_page != Py_None &&
+	    take_key_page(self, key_page, (uint8_t)circuit_id, (unsigned)queue, queues > 1,
+			  (unsigned)sequences) < 0)
 		goto exit;
 	egress->fragmentation = (enum fragmentation)fragmentation;
 	egress->packet_too_big = packet_too_big;
@@ -206,9 +216,9 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		goto exit;
 	}
 	/* So that they are no other queue's either. */
-	egress->frame_number -= egress->frame_number % (uint32_t)number_step;
-	egress->frame_number += (uint32_t)number_rest;
-	egress->skipped_numbers = (uint32_t)number_step - 1;
+	egress->frame_number -= egress->frame_number % (uint32_t)queues;
+	egress->frame_number += (uint32_t)queue;
+	egress->skipped_numbers = (uint32_t)queues - 1;
 	if (!egress_init(egress) || !ingress_init(ingress)) {
 		PyErr_NoMemory();
 		goto exit;
@@ -393,7 +403,7 @@ PyDoc_STRVAR(DataPlane_doc,
 	     "          local_mac, remote_mac, elision, frame_limit, datagram_limit, virtio_header,\n"
 	     "          partial_checksums, nowait, segment, gro, coalesce_tcp, coalesce_udp,\n"
 	     "          clamp_datagram_limit, clamp_mss, fragmentation, packet_too_big, dscp, carry_ecn,\n"
-	     "          outer_ipv4, counters, key_page, number_rest, number_step)\n"
+	     "          outer_ipv4, counters, key_page, sequences, queue, queues)\n"
 	     "--\n\n"
 	     "Forwards one circuit's frames. Arguments as in vela.dataplane.Attachment, sockets by their\n"
 	     "descriptors, and features one by one: nowait is RWF_NOWAIT, segment UDP_SEGMENT, gro\n"
