@@ -409,7 +409,8 @@ def parse(argv: list[str]) -> Plan:
         "--queues",
         action="store_true",
         help="instead of other tunnels: VELA as it comes, on one CPU, with a queue on each of two, "
-        "and kernel VXLAN; one TCP stream, several at once, and round trips",
+        "encrypted with one and with two, and kernel VXLAN; one TCP stream, several at once, and "
+        "round trips",
     )
     parser.add_argument(
         "--bridged",

@@ -73,10 +73,12 @@ QUEUES: dict[str, Tunnel] = {
     NATIVE: TUNNELS[NATIVE],
     "one CPU": vela("native", pinned=True),
     "a queue on each CPU": vela("native", spread=True),
+    ENCRYPTED: TUNNELS[ENCRYPTED],
+    "encrypted, a queue on each": vela("native", encrypted=True, spread=True),
     VXLAN: vxlan,
 }
-"""VELA as it comes, which takes a second CPU under load, with one, and with a queue on each of
-two."""
+"""VELA as it comes, which takes a second CPU under load, with one, and with a queue on each of two;
+encrypted, too."""
 
 VXLAN_BRIDGED, FRAGMENTS = "vxlan bridged", "fragments by IP"
 BRIDGED: dict[str, Tunnel] = {
