@@ -688,6 +688,7 @@ class Pseudowire:
             low_latency=self._config.latency is Latency.LOW,
             key_page=key_page,
             sequences=profile.sequences,
+            bundles=profile.bundles,
         )
         fds = self._interface.fds
         further = tuple(

@@ -60,6 +60,8 @@ class Profile:
     """Frames leave sealed, and no other comes in: docs/protocol.md, 3.6."""
     sequences: int = 1
     """Of counters, that each end of an encrypted circuit may use."""
+    bundles: bool = False
+    """Small frames of an encrypted circuit may travel in one datagram."""
 
 
 def describe(
@@ -87,6 +89,8 @@ def describe(
     capabilities = Capability.ECN | Capability.ECHO | Capability.PORTS
     if sequences == SEQUENCES:
         capabilities |= Capability.SEQUENCES
+    if is_encrypted(config):
+        capabilities |= Capability.BUNDLES
     if config.encapsulation is Encapsulation.AUTO:
         capabilities |= Capability.ELISION
     if abilities.native:
@@ -132,6 +136,7 @@ def agreed_profile(
         source_port=port,
         several_ports=port is None and several,
         sequences=agreement.sequences if encrypted else 1,
+        bundles=encrypted and agreement.bundles,
         fragmentation=_fragmentation(config, pieces=agreement.pieces),
         carry_ecn=agreement.ecn,
         encrypted=encrypted,

@@ -308,6 +308,20 @@ def test_encrypted_frames_leave_from_several_ports_only_with_a_sequence_of_count
     assert (profile.sequences, profile.several_ports) == (sequences, several)
 
 
+@pytest.mark.parametrize("encryption", list(Encryption))
+def test_small_frames_are_bundled_only_where_both_ends_encrypt_and_take_bundles(
+    encryption: Encryption,
+) -> None:
+    config = CircuitConfig("vela0", 1, parse_remote("192.0.2.2"), encryption=encryption)
+    path, encrypted = replace(PATH, group=LISTENING), encryption is Encryption.REQUIRED
+    ours = replace(describe(config, path, MAC, 48621, Abilities()), own=None)
+    old = replace(ours, capabilities=ours.capabilities & ~Capability.BUNDLES)
+
+    assert (Capability.BUNDLES in ours.capabilities) is encrypted
+    assert agreed_profile(config, agree(ours, ours, ENDPOINT), path).bundles is encrypted
+    assert not agreed_profile(config, agree(ours, old, ENDPOINT), path).bundles
+
+
 def test_only_a_key_page_with_room_offers_several_sequences() -> None:
     config = CircuitConfig("vela0", 1, parse_remote("192.0.2.2"))
 

@@ -37,6 +37,7 @@ class DataPlane:
         counters: memoryview,
         key_page: mmap.mmap | None,
         sequences: int,
+        bundles: bool,
         queue: int,
         queues: int,
     ) -> None: ...

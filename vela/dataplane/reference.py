@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from vela.address import Family
 from vela.dataplane.backlog import LEAST_FRAME, Backlog
+from vela.dataplane.bundle import Waiting, bundle, bundled, is_bundle
 from vela.dataplane.cipher import LOOK_FIRST_S, LOOK_S, Opener, Sealed, Sealer, WorkerPage
 from vela.dataplane.contract import POLL_WINDOW_S, Attachment
 from vela.dataplane.counters import Slot
@@ -173,11 +174,13 @@ class PythonDataPlane:
         self._sealer: Sealer | None = None
         self._answer_sealer: Sealer | None = None
         self._opener: Opener | None = None
+        self._bundles = False
         if attachment.key_page is not None:
             page = WorkerPage(memoryview(map_key_page(attachment.key_page)))
             self._sealer = Sealer(page, self._circuit_id, acknowledges=True)
             self._answer_sealer = Sealer(page, self._circuit_id)
             self._opener = Opener(page, attachment.sequences)
+            self._bundles = attachment.bundles
             self._receive_poll.register(self._divert_socket, select.POLLIN)
             self._batches = 0
 
@@ -255,8 +258,7 @@ class PythonDataPlane:
         frames, views, targets = self._frames, self._frame_views, self._frame_targets
         tap_fd, frame_limit, header = self._tap_fd, self._frame_limit, len(self._tap_header)
         encapsulate = self._encapsulator.encapsulate
-        datagrams: list[memoryview] = []
-        tos: list[int] = []
+        waiting: list[Waiting] = []
         octets = elided = sent = 0
         taken = taken_octets = 0
         try:
@@ -282,16 +284,17 @@ class PythonDataPlane:
                         self._relieve(frames[taken], end)
                     frame_tos = self._marker.outer_tos(frames[taken], HEADROOM, end)
                     start, is_elided = encapsulate(frames[taken], HEADROOM, end)
-                    if end - start + self._seal <= self._datagram_limit:
-                        datagrams.append(views[taken][start:end])
+                    datagram = views[taken][start:end]
+                    if len(datagram) + self._seal <= self._datagram_limit:
+                        waiting.append(Waiting(datagram, frame_tos, small=True))
                     else:
                         if self._too_big_limiter is not None:
                             self._tell_sender(self._too_big_limiter, frames[taken], start, end)
-                        datagrams.extend(self._fragments(views[taken][start:end]))
+                        fragments = self._fragments(datagram)
+                        waiting += [Waiting(each, frame_tos) for each in fragments]
                 except Dropped as dropped:
                     counters[dropped.slot] += 1
                 else:
-                    tos += [frame_tos] * (len(datagrams) - len(tos))
                     sent += 1
                     octets += length
                     elided += is_elided
@@ -311,7 +314,9 @@ class PythonDataPlane:
         counters[Slot.TX_FRAMES] += sent
         counters[Slot.TX_BYTES] += octets
         counters[Slot.TX_ELIDED] += elided
-        self._send_all(self._prepare(datagrams), tos)
+        if self._bundles:
+            waiting = [*bundle(waiting, self._datagram_limit)]
+        self._send_all(self._prepare(waiting), waiting)
 
     def _relieve(self, frame: bytearray, end: int) -> None:
         """Let the sender of a frame that is read now know of a queue that stands, by a mark.
@@ -374,18 +379,18 @@ class PythonDataPlane:
         header = memoryview(bytearray(self._tap_header))
         self._frame_targets.append([header, target] if self._tap_header else [target])
 
-    def _prepare(self, datagrams: list[memoryview]) -> list[Outgoing]:
+    def _prepare(self, waiting: list[Waiting]) -> list[Outgoing]:
         """Return what may leave: the datagrams as they are, or sealed on an encrypted circuit."""
         if self._sealer is None:
-            return [Clear(datagram) for datagram in datagrams]
-        sealed = self._sealer.seal(datagrams)
-        self._counters[Slot.TX_NO_KEY] += len(datagrams) - len(sealed)
+            return [Clear(memoryview(each.datagram)) for each in waiting]
+        sealed = self._sealer.seal([each.datagram for each in waiting])
+        self._counters[Slot.TX_NO_KEY] += sum(each.frames for each in waiting[len(sealed) :])
         return [*sealed]
 
-    def _send_all(self, outgoing: Sequence[Outgoing], tos: Sequence[int]) -> None:
+    def _send_all(self, outgoing: Sequence[Outgoing], waiting: Sequence[Waiting]) -> None:
         """Send datagrams in order, runs of one size and one TOS byte together.
 
-        A smaller one may end a run. tos: of each datagram.
+        A smaller one may end a run. waiting: what each was.
         """
         datagrams = [each.datagram for each in outgoing]
         first = 0
@@ -397,26 +402,26 @@ class PythonDataPlane:
                     length = len(datagrams[behind])
                     if length > size or total + length > MAX_UDP_PAYLOAD:
                         break
-                    if tos[behind] != tos[first]:
+                    if waiting[behind].tos != waiting[first].tos:
                         break
                     total += length
                     behind += 1
                     if length < size:
                         break
-            self._send_run(outgoing[first:behind], size, tos[first])
+            self._send_run(outgoing[first:behind], size, waiting[first:behind])
             first = behind
 
-    def _send_run(self, run: Sequence[Outgoing], size: int, tos: int) -> None:
+    def _send_run(self, run: Sequence[Outgoing], size: int, waiting: Sequence[Waiting]) -> None:
         """Send datagrams of size bytes each; the last one may be shorter."""
-        extras = self._source_address
+        extras, tos = self._source_address, waiting[0].tos
         if tos != self._marker.default:
             extras = ((*self._tos_option, _TOS.pack(tos)), *extras)
         if len(run) > 1 and self._send_segmented(run, size, extras):
             return
         counters = self._counters
-        for datagram in run:
+        for datagram, was in zip(run, waiting, strict=True):
             if not self._send_one(datagram, extras):
-                counters[Slot.TX_ERRORS] += 1
+                counters[Slot.TX_ERRORS] += was.frames
             elif len(datagram.datagram) > self._datagram_limit:
                 counters[Slot.TX_FRAGMENTED] += 1
 
@@ -609,6 +614,9 @@ class PythonDataPlane:
             try:
                 if self._opener is not None:
                     inner, inner_end = self._opener.open_datagram(data, start, end)
+                    if self._bundles and is_bundle(data, inner, inner_end):
+                        self._take_bundle(inner, inner_end, ecn)
+                        continue
                 frame, is_elided = decapsulate(data, inner, inner_end)
                 fold_ecn(data, frame, inner_end, ecn)
                 if self._clamper is not None:
@@ -630,6 +638,27 @@ class PythonDataPlane:
         counters[Slot.RX_FRAMES] += frames
         counters[Slot.RX_BYTES] += octets
         counters[Slot.RX_ELIDED] += elided
+
+    def _take_bundle(self, start: int, end: int, ecn: int) -> None:
+        """Take the frames of a bundle, in order: see _take(). Raises Dropped."""
+        counters, data = self._counters, self._received
+        for inner, inner_end in bundled(data, start, end):
+            try:
+                frame, is_elided = self._decapsulator.decapsulate(data, inner, inner_end)
+                fold_ecn(data, frame, inner_end, ecn)
+                if self._clamper is not None:
+                    self._clamp_ingress(self._clamper, data, frame, inner_end, is_elided)
+                self._write(self._received_view[frame:inner_end])
+                counters[Slot.RX_FRAMES] += 1
+                counters[Slot.RX_BYTES] += inner_end - frame
+                counters[Slot.RX_ELIDED] += is_elided
+            except Dropped as dropped:
+                counters[dropped.slot] += 1
+            except (Verification, Piece):
+                # In a bundle there are only frames.
+                counters[Slot.RX_RESERVED] += 1
+            except OSError:
+                counters[Slot.RX_INTERFACE_DOWN] += 1
 
     def _write(self, frame: memoryview) -> None:
         """Write a frame to the TAP. Raises OSError."""

@@ -43,6 +43,8 @@ class Agreement:
     """Both ends take frames from several."""
     sequences: int = 1
     """Of counters, that each end may use under one key, if frames are encrypted."""
+    bundles: bool = False
+    """Both ends take several frames in a datagram, if they are encrypted."""
     from_listening: bool = False
     """Both ends have found that frames do not cross from ports of their own."""
 
@@ -70,6 +72,7 @@ def agree(local: Description, remote: Description, source: Endpoint) -> Agreemen
         frame_port=source.port if nat and remote.frame_port else remote.frame_port,
         frame_ports=1 if nat else _ports(remote),
         several_ports=Capability.PORTS in both,
+        bundles=Capability.BUNDLES in both,
         # One for each port.
         sequences=MAX_QUEUES if Capability.SEQUENCES in both else 1,
     )

@@ -163,6 +163,7 @@ class Capability(IntFlag):
     ECHO = 32
     PORTS = 64  # takes frames from several
     SEQUENCES = 128  # has a replay window for each of several sequences of counters
+    BUNDLES = 256  # takes several frames in a sealed datagram
 
 
 class HandshakePattern(IntEnum):

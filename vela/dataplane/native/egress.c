@@ -32,8 +32,10 @@ bool egress_init(struct egress *self)
 	bool pieces = self->fragmentation == FRAGMENT_IN_PIECES;
 	self->sealed = encrypted ? malloc(SEALED_BUFFER) : NULL;
 	self->pieces = pieces ? malloc(PIECES_BUFFER) : NULL;
+	bool bundles = encrypted && self->bundles;
+	self->bundle.slots = bundles ? malloc(BUNDLE_SLOTS * sizeof(*self->bundle.slots)) : NULL;
 	if (self->buffer == NULL || self->heads == NULL || (encrypted && self->sealed == NULL) ||
-	    (pieces && self->pieces == NULL)) {
+	    (pieces && self->pieces == NULL) || (bundles && self->bundle.slots == NULL)) {
 		egress_free(self);
 		return false;
 	}
@@ -52,11 +54,13 @@ void egress_free(struct egress *self)
 	free(self->heads);
 	free(self->sealed);
 	free(self->pieces);
+	free(self->bundle.slots);
 	sealer_close(&self->sealer);
 	self->buffer = NULL;
 	self->heads = NULL;
 	self->sealed = NULL;
 	self->pieces = NULL;
+	self->bundle.slots = NULL;
 }
 
 /* What may leave, and nothing else is sent: the run's datagrams as they are, or what an encrypted circuit
@@ -103,7 +107,8 @@ static void prepare_sealed(struct egress *self, struct outgoing *outgoing)
 	}
 	if (sealer_seal(&self->sealer, self->sealed, lengths, &count, sealed) == REUSED)
 		self->failure = EKEYREVOKED;
-	self->counters[TX_NO_KEY] += self->run_count - count;
+	for (size_t i = count; i < self->run_count; i++)
+		self->counters[TX_NO_KEY] += self->run[i].frames;
 	outgoing->count = count;
 	outgoing->whole = (struct iovec){self->sealed, 0};
 	for (size_t i = 0; i < count; i++) {
@@ -219,7 +224,7 @@ static void send_singly(struct egress *self, struct outgoing *outgoing)
 		} else if (errno == EINTR) {
 			continue;
 		} else if (++tries == SEND_TRIES) {
-			self->counters[TX_ERRORS]++;
+			self->counters[TX_ERRORS] += self->run[next].frames;
 			tries = 0;
 			next++;
 		}
@@ -315,7 +320,8 @@ static void renew_limits(struct egress *self)
 	self->refused_until = again ? now_s(self) + REFUSED_S : 0;
 }
 
-void egress_flush(struct egress *self)
+/* Send the run. */
+static void send_run(struct egress *self)
 {
 	struct outgoing outgoing;
 	int error = 0;
@@ -352,11 +358,12 @@ static struct datagram *append(struct egress *self, size_t length)
 		bool single = length > self->segment_limit;
 		if (single != (size > self->segment_limit) || (!single && length > size) ||
 		    self->tos != self->run_tos)
-			egress_flush(self);
+			send_run(self);
 	}
 	self->run_tos = self->tos;
 	struct datagram *datagram = &self->run[self->run_count++];
 	datagram->length = length;
+	datagram->frames = 1;
 	self->run_octets += length;
 	return datagram;
 }
@@ -368,7 +375,67 @@ static void settle(struct egress *self)
 
 	if (self->run_count == RUN_MAX || self->run[self->run_count - 1].length < size ||
 	    self->run_octets + size > MAX_UDP_PAYLOAD)
-		egress_flush(self);
+		send_run(self);
+}
+
+/* Let the frames that were bundled so far go behind those of the run. */
+static void close_bundle(struct egress *self)
+{
+	struct bundle *bundle = &self->bundle;
+	uint8_t tos = self->tos, *at;
+	size_t length;
+
+	if (bundle->frames == 0)
+		return;
+	at = bundle->slots[bundle->slot];
+	length = bundle->used;
+	if (bundle->frames == 1) {
+		/* One by itself travels as ever: its circuit id takes the place of its length. */
+		at += CIRCUIT_ID + BUNDLE + BUNDLED_LENGTH - CIRCUIT_ID;
+		length -= BUNDLE + BUNDLED_LENGTH;
+		at[0] = self->encapsulation.circuit_id;
+	}
+	self->tos = bundle->tos;
+	struct datagram *datagram = append(self, length);
+	datagram->pieces[0] = (struct iovec){at, length};
+	datagram->pieces[1] = (struct iovec){NULL, 0};
+	datagram->frames = bundle->frames;
+	self->tos = tos;
+	bundle->frames = 0;
+	bundle->slot = (bundle->slot + 1) % BUNDLE_SLOTS;
+	settle(self);
+}
+
+void egress_flush(struct egress *self)
+{
+	close_bundle(self);
+	send_run(self);
+}
+
+/* Put a datagram of length bytes with others into one; false: it has to travel alone. */
+static bool bundle_up(struct egress *self, const uint8_t *datagram, size_t length)
+{
+	struct bundle *bundle = &self->bundle;
+	size_t text = length - CIRCUIT_ID;
+	size_t limit = self->datagram_limit < BUNDLE_MAX ? self->datagram_limit : BUNDLE_MAX;
+
+	if (bundle->slots == NULL || text > BUNDLED_MAX)
+		return false;
+	if (bundle->frames &&
+	    (bundle->tos != self->tos || bundle->used + BUNDLED_LENGTH + text + SEAL > limit))
+		close_bundle(self);
+	uint8_t *at = bundle->slots[bundle->slot];
+	if (bundle->frames == 0) {
+		at[0] = self->encapsulation.circuit_id;
+		at[CIRCUIT_ID] = BUNDLE_BYTE;
+		bundle->used = CIRCUIT_ID + BUNDLE;
+		bundle->tos = self->tos;
+	}
+	put16(at + bundle->used, (uint16_t)text);
+	memcpy(at + bundle->used + BUNDLED_LENGTH, datagram + CIRCUIT_ID, text);
+	bundle->used += BUNDLED_LENGTH + text;
+	bundle->frames++;
+	return true;
 }
 
 /* Tell whether a datagram of this length is not just sent as it is. */
@@ -621,9 +688,11 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 		if (is_too_large(self, octets)) {
 			size_t link = how == ELIDED ? ETHERNET_HEADER : network_offset(frame, length);
 			tell_sender(self, frame, link, parts, link + (size_t)shift);
+			close_bundle(self);
 			if (!append_large(self, parts))
 				return;
-		} else {
+		} else if (!bundle_up(self, datagram, octets)) {
+			close_bundle(self);
 			struct datagram *only = append(self, octets);
 			memcpy(only->pieces, parts, sizeof(parts));
 			settle(self);
@@ -650,6 +719,7 @@ void egress_frame(struct egress *self, uint8_t *frame, size_t length,
 		if (!segmentation_skip(&segmentation))
 			return;
 	}
+	close_bundle(self);
 	size_t count = segmentation_left(&segmentation);
 	counters[TX_FRAMES] += count;
 	counters[TX_BYTES] += count * head + segmentation.payload_length;
@@ -706,7 +776,7 @@ int egress_batch(struct egress *self)
 		if (self->run_count == 0)
 			self->used = 0;
 		if (self->used + FRAME_OFFSET + FRAME_MAX + 1 > EGRESS_BUFFER) {
-			egress_flush(self);
+			send_run(self);
 			self->used = 0;
 		}
 		uint8_t *frame = self->buffer + self->used + FRAME_OFFSET;

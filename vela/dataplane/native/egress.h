@@ -46,12 +46,27 @@ enum {
 	/* A run, sealed: below MAX_UDP_PAYLOAD, and one datagram of any size that ends it. */
 	SEALED_BUFFER = 2 * MAX_UDP_PAYLOAD,
 	PIECES_BUFFER = 2 * MAX_UDP_PAYLOAD, /* likewise */
+	/* Of a datagram without its circuit id: larger ones travel alone, as little would be saved. */
+	BUNDLED_MAX = 512,
+	/* Of a bundle's datagram, sealed: larger ones lose more frames at once, and save little more. */
+	BUNDLE_MAX = 1472,
+	BUNDLE_SLOTS = RUN_MAX + 1, /* all that a run can have, and one that is filled */
 };
 
 /* A datagram that waits to be sent: one piece, or a head and a payload. */
 struct datagram {
 	struct iovec pieces[2];
 	size_t length; /* on the wire, where it may be sealed */
+	unsigned frames; /* that are lost with it */
+};
+
+/* Small frames of an encrypted circuit that travel in one datagram: docs/protocol.md, 3.10. */
+struct bundle {
+	uint8_t (*slots)[BUNDLE_MAX]; /* NULL: there are none */
+	unsigned slot;		      /* the one that is filled */
+	size_t used;		      /* bytes of it */
+	unsigned frames;
+	uint8_t tos; /* of all */
 };
 
 struct egress {
@@ -67,6 +82,7 @@ struct egress {
 	struct backlog backlog; /* of what the TAP has to give */
 	struct mss_clamp mss_clamp;
 	enum fragmentation fragmentation;
+	bool bundles;	       /* the remote takes several frames in a sealed datagram */
 	bool packet_too_big;   /* senders hear of packets that are too large for a datagram */
 	struct limiter limiter;
 	bool watches_size;     /* something else is done about datagrams that are too large than to send them */
@@ -91,6 +107,7 @@ struct egress {
 	size_t run_count;
 	size_t run_octets;
 	uint8_t (*heads)[SEGMENT_HEAD_MAX];
+	struct bundle bundle;
 	uint8_t *pieces; /* of the run, each with its header */
 	size_t pieces_used;
 	uint8_t *buffer;

@@ -17,6 +17,10 @@ enum {
 	ESCAPE_BYTE = 0x40,
 	VERIFICATION_BYTE = 0x41,
 	PIECE_BYTE = 0x44,
+	/* Under a seal, where no datagram can be sealed again: docs/protocol.md, 3.10. */
+	BUNDLE_BYTE = 0x42,
+	BUNDLE = 1,	    /* goes before all frames of a bundle */
+	BUNDLED_LENGTH = 2, /* goes before each, and is that of the text behind it */
 	VERIFICATION_HEADER = DATA_HEADER + 1 + 1 + 8 + 8, /* docs/protocol.md, section 5 */
 	ECHO_REQUEST = 1,
 	ECHO_REPLY = 2,

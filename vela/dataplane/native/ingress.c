@@ -291,7 +291,11 @@ static bool open_sealed(struct ingress *self, uint8_t **datagram, size_t *length
 	return false;
 }
 
-static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, uint8_t ecn, bool joined);
+/* How a datagram came: by itself, in pieces, or with others in one. */
+enum carried { BY_ITSELF, IN_PIECES, BUNDLED };
+
+static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, uint8_t ecn,
+		       enum carried carried);
 
 static uint64_t now_ms(const struct ingress *self)
 {
@@ -321,13 +325,31 @@ static void take_piece(struct ingress *self, const uint8_t *datagram, size_t len
 	case PIECE_TAKEN:
 		break;
 	case PIECE_COMPLETES:
-		take_clear(self, whole, whole_length, joiner_ecn(&self->joiner, datagram), true);
+		take_clear(self, whole, whole_length, joiner_ecn(&self->joiner, datagram), IN_PIECES);
 		/* Behind it, as what was there before it may just have been written. */
 		joiner_keep(&self->joiner, datagram);
 		break;
 	default:
 		self->counters[slots[joining]]++;
 	}
+}
+
+/* Take the frames of a bundle. docs/protocol.md, 3.10. */
+static void take_bundle(struct ingress *self, uint8_t *datagram, size_t length)
+{
+	size_t start = CIRCUIT_ID + BUNDLE;
+
+	do {
+		size_t text = length - start < BUNDLED_LENGTH ? 0 : get16(datagram + start);
+		start += BUNDLED_LENGTH;
+		if (text == 0 || text > length - start) {
+			/* Where the next one begins is not known. */
+			self->counters[RX_MALFORMED]++;
+			return;
+		}
+		take_clear(self, datagram + start - CIRCUIT_ID, CIRCUIT_ID + text, self->outer_ecn, BUNDLED);
+		start += text;
+	} while (start < length);
 }
 
 static void take_datagram(struct ingress *self, uint8_t *datagram, size_t length)
@@ -340,34 +362,38 @@ static void take_datagram(struct ingress *self, uint8_t *datagram, size_t length
 	}
 	if (self->opener.page && !open_sealed(self, &datagram, &length))
 		return;
-	take_clear(self, datagram, length, self->outer_ecn, false);
+	if (self->bundles && length > CIRCUIT_ID && datagram[CIRCUIT_ID] == BUNDLE_BYTE)
+		take_bundle(self, datagram, length);
+	else
+		take_clear(self, datagram, length, self->outer_ecn, BY_ITSELF);
 }
 
-/* Take a datagram as a circuit without encryption sends it. ecn: of its outer header; joined: it came in
- * pieces. */
-static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, uint8_t ecn, bool joined)
+/* Take a datagram as a circuit without encryption sends it. ecn: of its outer header. */
+static void take_clear(struct ingress *self, uint8_t *datagram, size_t length, uint8_t ecn,
+		       enum carried carried)
 {
 	uint64_t *counters = self->counters;
 	struct frame frame;
 
 	switch (decapsulate(&self->encapsulation, datagram, length, &frame)) {
 	case FRAME:
-		counters[RX_JOINED] += joined;
+		counters[RX_JOINED] += carried == IN_PIECES;
 		if (fold(&frame, ecn))
 			take_frame(self, &frame);
 		else
 			counters[RX_ECN]++;
 		break;
 	case VERIFICATION:
-		/* One in pieces would be answered by one that is too large for the path. */
-		if (joined)
+		/* One in pieces would be answered by one that is too large for the path; in a bundle there are only
+		 * frames. */
+		if (carried != BY_ITSELF)
 			counters[RX_RESERVED]++;
 		else
 			verify(self, datagram, length);
 		break;
 	case PIECE:
-		/* None within another. */
-		if (joined)
+		/* None within another, nor in a bundle. */
+		if (carried != BY_ITSELF)
 			counters[RX_RESERVED]++;
 		else
 			take_piece(self, datagram, length);
