@@ -13,6 +13,7 @@ from attached_plane import CIRCUIT, LOCAL, PLANES, REMOTE, Circuit, broadcast, q
 from frame_keys import Keys
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from packets import PLAIN, Packet, virtio_header
 
 from vela.dataplane.counters import Slot
 from vela.dataplane.frame import VERIFICATION_HEADER
@@ -153,6 +154,19 @@ def test_pieces_are_never_bundled(twin: str, stack: ExitStack) -> None:
 
     assert (sent[0], sent[-1]) == (small, small)
     assert [text[0] for text in sent[1:-1]] == [0x44, 0x44]
+
+
+def test_segments_of_a_super_frame_travel_alone_and_none_overtakes(stack: ExitStack) -> None:
+    circuit = BundlingCircuit(stack, "native", virtio_header=True)
+    plain, packet = broadcast(60), Packet(payload=bytes(300))
+    small = PLAIN + plain
+
+    sent = circuit.texts(
+        small, small, virtio_header(packet, 14, 100) + IPV4 + packet.unfinished(), small
+    )
+
+    assert (sent[0], sent[-1]) == (bundle_of(plain, plain), plain)
+    assert [(text[0], len(text)) for text in sent[1:-1]] == [(0x45, 140)] * 3
 
 
 def test_frames_of_a_bundle_are_given_to_the_interface_in_order(
