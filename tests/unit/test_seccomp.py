@@ -106,6 +106,8 @@ def judge(
         opcode, if_true, if_false, k = steps[position]
         position += 1
         match opcode:
+            case 0x05:  # ja k
+                position += k
             case 0x20:  # ld [k]
                 (accumulator,) = struct.unpack_from("<I", data, k)
             case 0x15:  # jeq #k
@@ -158,6 +160,20 @@ def test_program_decides_by_the_first_rule_that_holds(
         ("execve", (), default),
     ):
         assert run(code, machine, name, *arguments, high=high) == decided, (name, arguments)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("count", [84, 85, 86, 400])
+def test_call_may_have_more_rules_than_a_branch_can_skip(machine: str, count: int) -> None:
+    """Three instructions each; a branch skips 255 at most."""
+    many = tuple(allow("writev", equals(0, fd)) for fd in range(count))
+    code = program((*many, allow("preadv2", equals(0, 7))), KILL, machine=machine)
+
+    for fd in (0, 84, count - 1):
+        assert run(code, machine, "writev", fd) == (ALLOW if fd < count else KILL)
+    assert run(code, machine, "writev", count) == KILL
+    assert run(code, machine, "preadv2", 7) == ALLOW
+    assert run(code, machine, "preadv2", 8) == KILL
 
 
 @given(

@@ -249,6 +249,9 @@ def _assemble(rules: tuple[Rule, ...], default: int, column: int) -> bytes:
     if rules[-1].conditions:
         code += bpf.instruction(bpf.RETURN, default)
     skip = len(code) // bpf.INSTRUCTION_SIZE
+    if skip > bpf.FURTHEST:  # a worker of many queues
+        code = bpf.instruction(bpf.JUMP, skip) + code
+        return bpf.instruction(bpf.IF_EQUAL, number, if_true=1) + code
     return bpf.instruction(bpf.IF_EQUAL, number, if_false=skip) + code
 
 
