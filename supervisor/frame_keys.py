@@ -114,12 +114,14 @@ class CircuitKeys:
         # Of the holder that has the page; -1: of none.
         self._generation = -1
         try:
-            self.page_fd = secret_memory.create(SIZE) if page_fd is None else page_fd
-            self.sequences = room(page_size(self.page_fd))
+            self.sequences = room(SIZE if page_fd is None else page_size(page_fd))
             """Of counters, that there is room for."""
+            self.page_fd = secret_memory.create(SIZE) if page_fd is None else page_fd
         except OSError as err:
             raise DeviceError(f"no memory for keys: {err.strerror}") from err
         except ValueError as err:
+            assert page_fd is not None
+            os.close(page_fd)
             raise DeviceError(f"no memory for keys: {err}") from err
         keys.follow(self)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from vela.dataplane.key_page import SlotWord, map_key_page, sequence_start
+from vela.dataplane.key_page import SlotWord, map_key_page, room, sequence_start
 from vela.wire import Suite
 
 NATIVE = Path(__file__).resolve().parents[1] / "vela" / "dataplane" / "native"
@@ -44,6 +44,7 @@ class _Sealer(ctypes.Structure):
         ("circuit_id", ctypes.c_uint8),
         ("acknowledges", ctypes.c_bool),
         ("sequence", ctypes.c_uint),
+        ("room", ctypes.c_uint),
         ("key", _Key),
         ("last", ctypes.c_uint64),
     )
@@ -120,6 +121,7 @@ class NativePage:
         """sequence: that is sent with."""
         self.sequence = sequence
         self._mapped: mmap.mmap = map_key_page(fd)
+        self.room = room(len(self._mapped))
         first = ctypes.c_char.from_buffer(self._mapped)
         self.address = ctypes.addressof(first)
         if not library().key_page_take_over(self.address, sequence):
@@ -149,7 +151,7 @@ class NativeSealer:
     def __init__(self, page: NativePage, circuit_id: int, *, acknowledges: bool = True) -> None:
         io = ctypes.addressof(ctypes.c_char.in_dll(library(), "kernel_io"))
         self._page = page
-        self._sealer = _Sealer(io, page.address, circuit_id, acknowledges, page.sequence)
+        self._sealer = _Sealer(io, page.address, circuit_id, acknowledges, page.sequence, page.room)
 
     def __del__(self) -> None:
         library().sealer_close(ctypes.byref(self._sealer))

@@ -59,6 +59,11 @@ def why_one(config: CircuitConfig, profile: Profile, abilities: Abilities, there
         return f"velad cannot load a BPF program: {why_no_queues()}"
     if there == 1:
         return "its interface was made with one queue; restart velad to have another one made"
+    if profile.encrypted and profile.sequences == 1:
+        return (
+            "it is encrypted, and the other end's velad does not know counters for each queue, or "
+            "an older velad left this circuit a key page without room for them"
+        )
     if not profile.several_ports:
         return (
             "frames leave from one port, as it is configured, or as others do not cross, or as the "

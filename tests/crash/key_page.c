@@ -58,7 +58,8 @@ static void *seal(void *number)
 	struct sealer sealer = {.io = &kernel_io,
 				.page = page,
 				.circuit_id = ID,
-				.sequence = (unsigned)(uintptr_t)number % QUEUES};
+				.sequence = (unsigned)(uintptr_t)number % QUEUES,
+				.room = SEQUENCES};
 	size_t lengths[BATCH];
 	struct sealed sealed[BATCH];
 	static _Thread_local uint8_t memory[BATCH * (TEXT + LENGTH + AEAD_TAG)];

@@ -404,7 +404,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 						      .page = page(0),
 						      .circuit_id = ID,
 						      .acknowledges = queue == 0,
-						      .sequence = queue};
+						      .sequence = queue,
+						      .room = SEQUENCES};
 	}
 	ENSURE(key_page_take_over(page(1), 0));
 	test.opener = (struct opener){.io = &fuzz_io,

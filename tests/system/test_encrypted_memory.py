@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
 import base64
 import os
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
+from attached_plane import CIRCUIT, Circuit
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from process_memory import found_in_memory
 from sealed_circuit import (
     PSK,
@@ -27,7 +31,11 @@ from lab.daemon import Velad
 from lab.process import children
 from lab.topology import TwoRouters
 from lab.waiting import eventually
+from vela.dataplane.engine import Engine, load_engine
+from vela.dataplane.key_page import KeyPage, KeyPair, create
 from vela.signaling.session_secrets import psk_of
+from vela.supervisor.runtime.process import fork
+from vela.wire import Suite
 
 pytestmark = pytest.mark.needs_net_admin
 
@@ -96,6 +104,43 @@ def test_secrets_are_in_the_memory_of_the_key_holder_alone(both: Ends, tmp_path:
     for velad in both:
         velad.control("reload")
     check()
+
+
+def test_threads_forget_wiped_keys_though_nothing_comes(stack: ExitStack) -> None:
+    """The one that answers are sealed with, too, which nobody asks for any more."""
+    fd = create()
+    stack.callback(os.close, fd)
+    page = stack.enter_context(KeyPage(fd))
+    circuit = Circuit(stack, "native", key_page=fd)
+    attachment = circuit.attachment
+    attachment.receive_socket.settimeout(None)  # as a worker's
+
+    def carry() -> None:
+        plane = load_engine(Engine.NATIVE).make(attachment)
+        never = memoryview(bytearray(2))
+        _thread.start_new_thread(plane.egress_until, (never, never))
+        plane.ingress_until(never, never)
+
+    sockets = attachment.receive_socket, attachment.send_socket, attachment.divert_socket
+    child = fork(carry, (fd, attachment.tap_fd, *(each.fileno() for each in sockets)))
+    stack.callback(child.reap)
+    stack.callback(child.signal, signal.SIGKILL)
+    # Made behind the fork: the child has no other copy.
+    tx, rx = os.urandom(32), os.urandom(32)
+    page.install(0, KeyPair(Suite.AES_256_GCM, tx, bytes(8), rx, bytes(8)), 1)
+    page.send_with(0)
+    echo = b"\x41\x01" + bytes(16)
+    sealed = AESGCM(rx).encrypt(bytes(11) + b"\1", echo, None)
+    circuit.host.send(bytes(60))
+    assert circuit.remote.recv(2048)[:2] == bytes([CIRCUIT, 0x42])
+    circuit.send(bytes([CIRCUIT, 0x42, 0, 0, 0, 1]) + sealed)
+    assert circuit.remote.recv(2048)[:2] == bytes([CIRCUIT, 0x42])
+    # The positive control.
+    assert found_in_memory(child.pid, {tx, rx}) == {tx, rx}
+
+    page.wipe_all()
+
+    eventually(lambda: not found_in_memory(child.pid, {tx, rx}), 10.0, "no key to be left")
 
 
 def test_worker_and_key_holder_leave_no_core(both: Ends) -> None:

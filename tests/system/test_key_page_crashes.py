@@ -1,4 +1,7 @@
-"""Workers are killed while they use a key page: tests/crash/key_page.c, on both kinds of memory."""
+"""Workers are killed while they use a key page, on both kinds of memory, and their threads meet.
+
+tests/crash/key_page.c and tests/crash/windows.c.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,24 @@ from vela.wire import Suite
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "vela" / "dataplane" / "native"
 KILLS = 1000
+SAME_FRAMES = 5000
 TIMEOUT_S = 120.0
+
+
+def build(name: str, folder: Path) -> Path:
+    built = folder / name
+    sources = [NATIVE / f"{each}.c" for each in ("aead", "cipher", "io", "window")]
+    flags = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-DVELA_LIBCRYPTO", "-pthread")
+    subprocess.run(
+        ["cc", *flags, "-o", built, ROOT / f"tests/crash/{name}.c", *sources, "-lcrypto"],
+        check=True,
+    )
+    return built
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    built = tmp_path_factory.mktemp("crash") / "key_page"
-    sources = [NATIVE / f"{name}.c" for name in ("aead", "cipher", "io", "window")]
-    flags = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-DVELA_LIBCRYPTO", "-pthread")
-    subprocess.run(
-        ["cc", *flags, "-o", built, ROOT / "tests/crash/key_page.c", *sources, "-lcrypto"],
-        check=True,
-    )
-    return built
+    return build("key_page", tmp_path_factory.mktemp("crash"))
 
 
 @contextmanager
@@ -91,3 +99,20 @@ def test_control_with_the_page_in_private_memory_is_found_out(program: Path, wha
     with key_page(hidden=False) as fd:
         # On a busy machine, all workers of a run may be killed before they did anything.
         assert any(run(program, what, "private", fd, 20)["twice"] for _ in range(20))
+
+
+def test_frame_that_comes_to_two_threads_at_once_is_accepted_once(tmp_path: Path) -> None:
+    program = build("windows", tmp_path)
+
+    def twice(how: str) -> int:
+        done = subprocess.run(
+            [program, how, str(SAME_FRAMES)], capture_output=True, text=True, timeout=TIMEOUT_S
+        )
+        figures = dict(re.findall(r"(\w+) (\d+)", done.stdout))
+        print(how, figures)
+        assert figures["never"] == "0", done.stderr
+        return int(figures["twice"])
+
+    assert twice("shared") == 0
+    # The control: threads that do not know of each other. On a busy machine they seldom meet.
+    assert any(twice("alone") for _ in range(20))

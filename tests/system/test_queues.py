@@ -7,9 +7,11 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sealed_circuit import psk_file
 
 from lab.autoconfigured import Ends, asking, asking_back, ends, wait_until_up
 from lab.capture import Capture
@@ -78,6 +80,43 @@ def test_each_flow_has_a_port_and_both_ports_have_flows(
     assert set().union(*ports.values()) == {first, first + 1}
     assert [queues(each) for each in both] == [2, 2]
     assert both.a.status()["rx_dropped"]["wrong_port"] == 0
+
+
+# velad on a machine of eight CPUs, of which each is one of those that there are.
+_EIGHT_CPUS = """
+import os
+there, pin = sorted(os.sched_getaffinity(0)), os.sched_setaffinity
+os.sched_getaffinity = lambda pid: set(range(8))
+os.sched_setaffinity = lambda pid, cpus: pin(pid, {there[cpu % len(there)] for cpu in cpus})
+"""
+
+
+@pytest.mark.parametrize("encryption", ["none", "required"])
+def test_as_many_queues_as_there_may_be(
+    routers: TwoRouters, tmp_path: Path, stack: ExitStack, encryption: str
+) -> None:
+    keys: dict[str, object] = {"cpu": list(range(8))}
+    if encryption == "required":
+        keys |= {"encryption": encryption, "key_file": str(psk_file(tmp_path))}
+    config_a = asking(routers.b.ipv4, name=NAME, peer=None, **keys)
+    config_b = asking_back(routers.a.ipv4, **keys)
+    with (
+        Velad(routers.b.namespace, config_b, before=_EIGHT_CPUS) as b,
+        Velad(routers.a.namespace, config_a, before=_EIGHT_CPUS) as a,
+    ):
+        both = Ends(a, b)
+        wait_until_up(both)
+        assert [queues(each) for each in both] == [8, 8]
+        flows = Flows(both, stack, 32)
+        flows.carry(0.5)
+        os.kill(both.a.worker_pid(NAME), signal.SIGKILL)
+        flows.carry(1.0)
+        flows.finish()
+
+        assert flows.overtaken() == 0
+        assert [queues(each) for each in both] == [8, 8]
+        dropped = [each.circuit(NAME)["counters"]["rx_dropped"] for each in both]
+    assert [(each["bad_tag"], each["replayed"]) for each in dropped] == [(0, 0), (0, 0)]
 
 
 def test_flows_stay_in_order_while_workers_are_killed(

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vela.dataplane.key_page import KeyPage, create
+from vela.dataplane.key_page import (
+    SEQUENCES,
+    KeyPage,
+    SlotWord,
+    Word,
+    create,
+    sequence_start,
+    slot_start,
+)
+from vela.dataplane.key_page import KeyPair as FrameKeys
 from vela.signaling.messages import HandshakePattern
 from vela.signaling.noise import KeyPair
 from vela.signaling.signer import UNSIGNED
@@ -28,6 +37,7 @@ from vela.supervisor.key_requests import (
     Request,
     Status,
 )
+from vela.wire import Suite
 
 PSK = b"a pre-shared key of 32 bytes....."
 PROLOGUE = b"what both ends have seen"
@@ -232,6 +242,27 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Holder]:
     holder.ask(Operation.BEGIN, GENERATION.pack(1, 1) + PROLOGUE)
     yield holder
     holder.close()
+
+
+def test_page_that_a_worker_has_scribbled_over_brings_no_holder_down(
+    pair: tuple[Holder, Holder],
+) -> None:
+    """Its own words: those of all sequences say that the key is used up, or anything else."""
+    holder = pair[0]
+    keys = FrameKeys(Suite.AES_256_GCM, bytes(32), bytes(8), bytes(32), bytes(8))
+    serial = holder.page.install(0, keys, 1)
+    words = holder.page.words
+    for value in (0, 1, 2**32 - 1, 2**63, 2**64 - 1):
+        for word in range(slot_start(0) + SlotWord.NEXT, len(words)):
+            words[word] = value
+        words[slot_start(1) + SlotWord.SERIAL] = 0
+        words[Word.SEQUENCES] = 2**64 - 1
+        for sequence in range(SEQUENCES):
+            words[sequence_start(0, sequence) + SlotWord.NEXT] = serial << 32 | value % 2**32
+
+        said = holder.ask(Operation.USAGE, KEY.pack(1))
+
+        assert len(said) == USAGE.size
 
 
 @given(

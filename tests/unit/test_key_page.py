@@ -473,6 +473,21 @@ def test_limit_of_a_key_is_that_of_all_queues_together(fd: int, page: KeyPage) -
     assert PythonWorker(fd).seal(*[CLEAR] * 44) == []
 
 
+def test_python_worker_counts_what_the_queues_of_another_used(fd: int, page: KeyPage) -> None:
+    limit = 2 * SKIPPED
+    page.install(0, pair(), 1, limit=limit)
+    page.send_with(0)
+    for worker in queues(fd, 2):
+        assert len(worker.seal(CLEAR)) == 1
+    # As if queue 1 had sent all but a few.
+    page.words[sequence_start(0, 1) + SlotWord.NEXT] += SKIPPED - 20
+
+    sealed = PythonWorker(fd).seal(*[CLEAR] * 44)
+
+    assert [counter_of(each) for each in sealed] == [*range(2 + SKIPPED, limit - (SKIPPED - 19))]
+    assert len(sealed) == 17
+
+
 def test_counter_that_goes_back_in_one_queue_ends_the_key_for_all(fd: int, page: KeyPage) -> None:
     page.install(0, pair(), 1)
     page.send_with(0)
@@ -519,7 +534,11 @@ def test_sequence_that_was_not_agreed_on_is_refused(
         there.install(0, pair(swapped=True), 1)
         for allowed in (1, 5, SEQUENCES):
             receiver = make(other, allowed)
-            assert {receiver.open(each) for each in sealed[allowed:]} <= {"RX_NO_KEY"}
+            opened = [receiver.open(each) for each in sealed]
+            assert opened[allowed:] == ["RX_NO_KEY"] * (SEQUENCES - allowed)
+            # Those that an earlier one took are replays.
+            assert {*opened[:allowed]} <= {CLEAR, "RX_REPLAYED"}
+        assert set(opened) == {CLEAR, "RX_REPLAYED"}
         # The highest bit is none of the sequence's.
         wrong = bytes([CIRCUIT, 0x42, 0x80, 0, 0, 1]) + sealed[0][6:]
         assert make(other, SEQUENCES).open(wrong) == "RX_NO_KEY"
@@ -573,6 +592,17 @@ def test_thread_that_is_late_does_not_begin_the_window_of_another_key_anew(
         assert late.opener.open_datagram(sealed[1]) == "RX_REPLAYED"
         assert early.open(sealed[2]) == "RX_REPLAYED"
     os.close(other)
+
+
+def test_key_outlives_changes_of_the_number_of_queues(fd: int, page: KeyPage) -> None:
+    page.install(0, pair(), 1)
+    page.send_with(0)
+    used = []
+    for count in (2, 1, 3, 1, 2):
+        for worker in queues(fd, count):
+            used += [counter_of(each) for each in worker.seal(*[CLEAR] * 10)]
+
+    assert len(set(used)) == len(used) == 90
 
 
 def test_only_the_first_queue_says_which_keys_there_are(fd: int, page: KeyPage) -> None:

@@ -35,8 +35,9 @@ def test_interface_is_made_with_a_queue_for_each_cpu(cpu: Any, wanted: int) -> N
 
 def test_encrypted_circuit_has_as_many() -> None:
     config = replace(CONFIG, encryption=Encryption.REQUIRED)
+    profile = replace(PROFILE, encrypted=True, sequences=8)
 
-    assert queues_in_use(config, replace(PROFILE, encrypted=True), ABLE, 3) == (3, "")
+    assert queues_in_use(config, profile, ABLE, 3) == (3, "")
 
 
 def test_no_more_queues_are_in_use_than_the_interface_has() -> None:
@@ -49,6 +50,7 @@ def test_no_more_queues_are_in_use_than_the_interface_has() -> None:
         ({}, {}, Abilities(), 3, 'the engine "python"'),
         ({}, {}, ABLE, 1, "its interface was made with one queue"),
         ({}, {"several_ports": False}, ABLE, 3, "frames leave from one port"),
+        ({}, {"encrypted": True, "several_ports": False}, ABLE, 3, "it is encrypted, and"),
     ],
 )
 def test_one_queue_says_why(

@@ -44,6 +44,7 @@ SKIPPED = 1 << 20
 the page; should a store of it ever be missing after all, this is far more than a batch."""
 
 _WORD_SIZE = 8
+_WORD_MAX = (1 << 64) - 1
 MAGIC = int.from_bytes(b"VELAKEY1", "little")
 
 
@@ -295,7 +296,8 @@ class KeyPage:
             generation=words[slot + SlotWord.GENERATION],
             frames_sent=used,
             frames_left=max(words[slot + SlotWord.LIMIT] - 1 - used, 0),
-            octets_sent=octets,
+            # A worker that an attacker controls could have written anything.
+            octets_sent=min(octets, _WORD_MAX),
             age_s=(now - words[slot + SlotWord.BORN_NS]) / 1e9,
             expires_in_s=(words[slot + SlotWord.EXPIRES_NS] - now) / 1e9,
             receives=words[slot + SlotWord.RECEIVES] == serial,

@@ -247,7 +247,7 @@ class PythonDataPlane:
         sources.register(self._divert_socket, select.POLLIN)
         ready = _wait(sources, self._look_s(self._opener), self._ingress_states)
         if self._divert_socket.fileno() in ready:
-            self._opener.look()
+            self._look(self._opener)
             self._take_handed()
 
     def egress(self) -> None:
@@ -546,17 +546,25 @@ class PythonDataPlane:
                 return None
             ready = _wait(self._receive_poll, wait_s, self._ingress_states)
             if self._divert_socket.fileno() in ready:
-                opener.look()
+                self._look(opener)
                 self._take_handed()
             return None
         # Behind the wait: a key that was installed meanwhile is in force.
-        opener.look()
+        self._look(opener)
         return length, ancillary
 
-    @staticmethod
-    def _look_s(opener: Opener) -> float:
-        """Return how long nothing may look after keys, which is done here."""
+    def _look(self, opener: Opener) -> None:
+        """Take up keys that are new, and forget those that were wiped.
+
+        Also the one that answers are sealed with, which may be wanted by nobody.
+        """
         opener.look()
+        if self._answer_sealer is not None:
+            self._answer_sealer.look()
+
+    def _look_s(self, opener: Opener) -> float:
+        """Return how long nothing may look after keys, which is done here."""
+        self._look(opener)
         return LOOK_S if opener.receives else LOOK_FIRST_S
 
     def _take_handed(self) -> None:

@@ -61,7 +61,8 @@ static void take_up(const struct key_slot *slot, unsigned phase, enum direction 
 			    .phase = phase,
 			    .born_ns = slot->born_ns,
 			    .expires_ns = slot->expires_ns,
-			    .limit = slot->limit};
+			    /* A number beyond that would be one of the next sequence. */
+			    .limit = slot->limit < 1 << NUMBER_BITS ? slot->limit : 1 << NUMBER_BITS};
 	uint64_t suite = slot->suite;
 	__atomic_thread_fence(__ATOMIC_ACQUIRE);
 	if (page_load(&slot->serial) == serial) {
@@ -107,7 +108,7 @@ static uint64_t used_by_others(const struct sealer *self)
 
 	if (there == 0)
 		return 0;
-	for (unsigned sequence = 0; sequence < there && sequence < SEQUENCES; sequence++) {
+	for (unsigned sequence = 0; sequence < there && sequence < self->room; sequence++) {
 		uint64_t next =
 			page_load(&page_sequence(self->page, self->key.phase, sequence)->next);
 		if (sequence != self->sequence && next >> SERIAL_SHIFT == self->key.serial)
@@ -241,11 +242,23 @@ bool opener_look(struct opener *self)
 	return any;
 }
 
-/* Whether a datagram may be one that was not accepted before, of what another thread may just change. */
+/* Whether a datagram may be one that was not accepted before. */
 static bool may_be_new(const struct sequence *seen, const struct key *key, uint32_t number)
 {
 	/* A window that no datagram of this key has reached is empty. A key's first number is 1. */
 	return number && (page_load(&seen->window_serial) != key->serial || window_is_new(seen, number));
+}
+
+/* The same where other threads may just be changing the window: bits that are not yet cleared refuse too much. */
+static bool may_be_new_to_all(const struct sequence *seen, const struct key *key, uint32_t number,
+			      pthread_mutex_t *lock)
+{
+	if (may_be_new(seen, key, number))
+		return true;
+	pthread_mutex_lock(lock);
+	bool new = may_be_new(seen, key, number);
+	pthread_mutex_unlock(lock);
+	return new;
 }
 
 /* Accept a datagram whose tag is right, once. */
@@ -283,7 +296,8 @@ enum opened opener_open(struct opener *self, uint8_t **datagram, size_t *length)
 		return OPENED_NO_KEY;
 	struct sequence *seen = page_sequence(self->page, phase, sequence);
 	/* Before the tag, which costs more; the window is changed only behind a right one. */
-	if (!may_be_new(seen, key, number))
+	if (!(self->shares ? may_be_new_to_all(seen, key, number, &locks[sequence])
+			   : may_be_new(seen, key, number)))
 		return REPLAYED;
 	size_t text = *length - TEXT - AEAD_TAG;
 	if (!aead_open_frame(key->aead, counter, at + TEXT, text))

@@ -47,7 +47,8 @@ struct sealer {
 	struct key_page *page; /* NULL: the circuit is not encrypted */
 	uint8_t circuit_id;
 	bool acknowledges; /* says in the page with which key the circuit sends */
-	unsigned sequence; /* less than the page has room for */
+	unsigned sequence; /* less than room */
+	unsigned room;	   /* of the page: page_room() */
 	struct key key;
 	uint64_t last; /* number that it used */
 };

@@ -485,15 +485,23 @@ static void take_handed(struct ingress *self)
 	}
 }
 
+/* Take up keys that are new, and forget those that were wiped: also the one that answers are sealed with, which
+ * may be wanted by nobody. Returns whether there is a key to receive with. */
+static bool look_after_keys(struct ingress *self)
+{
+	sealer_look(&self->sealer);
+	return opener_look(&self->opener);
+}
+
 void ingress_take_handed(struct ingress *self)
 {
-	opener_look(&self->opener);
+	look_after_keys(self);
 	take_handed(self);
 }
 
 int ingress_look_ms(struct ingress *self)
 {
-	return opener_look(&self->opener) ? LOOK_MS : LOOK_FIRST_MS;
+	return look_after_keys(self) ? LOOK_MS : LOOK_FIRST_MS;
 }
 
 /* Wait for datagrams on an encrypted circuit. Returns how many receives there were: none where there was
@@ -551,7 +559,7 @@ int ingress_batch(struct ingress *self)
 		count = receive_sealed(self, messages, (unsigned int)slots);
 		/* Behind the wait: a key that was installed meanwhile is in force. */
 		if (count > 0)
-			opener_look(&self->opener);
+			look_after_keys(self);
 	} else {
 		count = self->io->recvmmsg(self->receive_fd, messages, (unsigned int)slots,
 					   self->polled ? MSG_DONTWAIT : MSG_WAITFORONE, NULL);

@@ -109,8 +109,11 @@ static int take_key_page(DataPlane *self, PyObject *memory, uint8_t circuit_id, 
 					  .acknowledges = queue == 0,
 					  .shares = shares,
 					  .sequences = sequences};
-	ingress->sealer = (struct sealer){
-		.io = ingress->io, .page = page, .circuit_id = circuit_id, .sequence = queue};
+	ingress->sealer = (struct sealer){.io = ingress->io,
+					  .page = page,
+					  .circuit_id = circuit_id,
+					  .sequence = queue,
+					  .room = room};
 	egress->sealer = ingress->sealer;
 	egress->sealer.acknowledges = queue == 0;
 	return 0;
