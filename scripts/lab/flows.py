@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import time
@@ -17,6 +18,8 @@ A, B = (each[0].partition("/")[0] for each in (ADDRESSES_A, ADDRESSES_B))
 FLOWS = 8
 BURST = 4
 PAUSE_S = 0.0005
+WINDOW = 24  # of each flow under way at most: those of 32 flows fit an interface's queue
+STALLED_S = 0.2  # without an answer, all that was under way is taken for lost
 STEERED_S = 0.3  # three times what a steering program waits at most: demux.STEER_INTERVAL_S
 LAST = 20  # of the datagrams that are sent, those that may be under way
 _NUMBER = struct.Struct("!I")
@@ -29,6 +32,7 @@ class Flows:
         pairs = [self._pair(both, stack) for _ in range(count)]
         self._ends = [end for pair in pairs for end in pair]
         self._number = self._first = 0
+        self._latest = [0] * len(self._ends)
         self.heard: list[list[int]] = [[] for _ in self._ends]
         """The numbers that came to each end of each flow, in order."""
         # Until its steering is in force, the supervisor delivers beside the worker.
@@ -48,9 +52,13 @@ class Flows:
         return a, b
 
     def carry(self, seconds: float) -> None:
-        """Send bursts on all flows, for so long."""
+        """Send bursts on all flows, for so long.
+
+        No more than the queues hold: what is lost then is not lost for want of a CPU.
+        """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
+            self._await_room()
             for _ in range(BURST):
                 self._number += 1
                 for each in self._ends:
@@ -59,11 +67,25 @@ class Flows:
             # So that neither queues nor sockets overflow.
             time.sleep(PAUSE_S)
 
+    def _await_room(self) -> None:
+        until = time.monotonic() + STALLED_S
+        while (left_s := until - time.monotonic()) > 0:
+            late = [
+                end
+                for end, latest in zip(self._ends, self._latest, strict=True)
+                if self._number - latest >= WINDOW
+            ]
+            if not late:
+                return
+            select.select(late, (), (), left_s)
+            self._hear()
+
     def _hear(self) -> None:
-        for each, heard in zip(self._ends, self.heard, strict=True):
+        for end, (each, heard) in enumerate(zip(self._ends, self.heard, strict=True)):
             try:
                 while True:
                     number = _NUMBER.unpack(each.recv(64, socket.MSG_DONTWAIT))[0]
+                    self._latest[end] = max(self._latest[end], number)
                     if number > self._first:
                         heard.append(number)
             except BlockingIOError:
