@@ -10,6 +10,7 @@ from functools import partial
 import structlog
 
 from vela.address import Endpoint
+from vela.dataplane.bundle import bundle_limit
 from vela.dataplane.contract import Abilities, Attachment
 from vela.dataplane.counters import CounterSlab, Slot
 from vela.dataplane.ecn import DSCP_SHIFT
@@ -688,7 +689,7 @@ class Pseudowire:
             low_latency=self._config.latency is Latency.LOW,
             key_page=key_page,
             sequences=profile.sequences,
-            bundles=profile.bundles,
+            bundle_limit=bundle_limit(profile.mtu) if profile.bundles else 0,
         )
         fds = self._interface.fds
         further = tuple(

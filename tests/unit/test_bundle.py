@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from packets import PLAIN, Packet, virtio_header
 
+from vela.dataplane.bundle import BUNDLE_MAX, bundle_limit
 from vela.dataplane.counters import Slot
 from vela.dataplane.frame import VERIFICATION_HEADER
 from vela.dataplane.key_page import KeyPage, create
@@ -34,7 +35,7 @@ class BundlingCircuit(Circuit):
         self.page = stack.enter_context(KeyPage(fd))
         self.page.install(0, self.keys.pair, 1)
         self.page.send_with(0)
-        super().__init__(stack, engine, **({"key_page": fd, "bundles": True} | changes))
+        super().__init__(stack, engine, **({"key_page": fd, "bundle_limit": BUNDLE_MAX} | changes))
         self.attachment.receive_socket.settimeout(None)  # as a worker's
         self._sealed = 0
 
@@ -118,8 +119,13 @@ def test_larger_frames_travel_alone_and_none_overtakes(engine: str, stack: ExitS
 
 def test_bundles_are_as_full_as_a_datagram_may_be(twin: str, stack: ExitStack) -> None:
     """Of equal frames they are of one size, so that one send takes them all."""
-    for mtu, limit in ((1472, 1472), (9000, 1472), (600, 600)):
-        circuit = BundlingCircuit(stack, twin, datagram_limit=mtu)
+    for path, most, limit in (
+        (1472, 1232, 1232),
+        (9000, 1232, 1232),
+        (600, 1232, 600),
+        (1472, 900, 900),
+    ):
+        circuit = BundlingCircuit(stack, twin, datagram_limit=path, bundle_limit=most)
         each = 2 + 60
         fit = (limit - 22 - 1) // each
         frames = [broadcast(60, mark) for mark in range(3 * fit + 1)][:64]
@@ -220,13 +226,15 @@ def test_bundle_whose_next_frame_cannot_be_found_is_counted_once(
     assert circuit.counters.worker[Slot.RX_MALFORMED] == 1
 
 
-def test_without_agreement_there_are_none(twin: str, stack: ExitStack) -> None:
-    circuit = BundlingCircuit(stack, twin, bundles=False)
+def test_without_agreement_none_are_sent_and_those_that_come_are_taken(
+    twin: str, stack: ExitStack
+) -> None:
+    """A worker that was started before its circuit agreed on them may meet them."""
+    circuit = BundlingCircuit(stack, twin, bundle_limit=0)
     frames = [broadcast(60, mark) for mark in range(3)]
 
     assert circuit.texts(*frames) == frames
-    assert circuit.take(bundle_of(*frames)) == []
-    assert circuit.counters.worker[Slot.RX_RESERVED] == 1
+    assert circuit.take(bundle_of(*frames)) == frames
 
 
 def test_clear_circuits_have_none(twin: str, stack: ExitStack) -> None:
@@ -254,15 +262,23 @@ def test_all_frames_of_a_bundle_that_cannot_leave_are_counted(twin: str, stack: 
     assert circuit.counters.worker[Slot.TX_ERRORS] == 30
 
 
-def test_latest_frames_of_a_full_batch_are_all_sent(twin: str, stack: ExitStack) -> None:
-    """More than one send takes, and than memory for frames has place for, in any mixture."""
-    circuit = BundlingCircuit(stack, twin, features=frozenset({Feature.UDP_SEGMENT}))
-    frames = [broadcast(1400 if mark % 7 == 0 else 500, mark) for mark in range(200)]
+def test_frames_of_a_batch_beyond_the_memory_for_frames_are_all_sent_in_order(
+    twin: str, stack: ExitStack
+) -> None:
+    """Large ones are sent from where they were read; small ones are copied."""
+    circuit = BundlingCircuit(stack, twin, frame_limit=9018, datagram_limit=9100)
+    frames = [broadcast(9000 if mark % 5 == 4 else 300, mark) for mark in range(60)]
 
     texts = b"".join(circuit.texts(*frames))
 
-    assert [texts.find(frame) for frame in frames] == sorted(texts.find(frame) for frame in frames)
-    assert -1 not in [texts.find(frame) for frame in frames]
+    found = [texts.find(frame) for frame in frames]
+    assert -1 not in found
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize(("mtu", "limit"), [(1450, 1232), (1300, 1232), (1000, 1022), (68, 90)])
+def test_bundle_is_no_larger_than_what_one_packet_makes(mtu: int, limit: int) -> None:
+    assert bundle_limit(mtu) == limit
 
 
 sizes = st.lists(st.one_of(st.integers(60, 140), st.integers(505, 520), st.integers(60, 1489)))
@@ -282,9 +298,9 @@ texts_of_any_kind = st.lists(
     tos=st.lists(st.sampled_from([0, 0, 0, 2, 0xB8]), min_size=1),
     texts=texts_of_any_kind,
     changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
-    limit=st.sampled_from([100, 570, 1472, 4000]),
+    limit=st.sampled_from([100, 570, 1232, 4000]),
 )
-@example(sizes=[60] * 64, tos=[0], texts=[], changes=[], limit=1472)
+@example(sizes=[60] * 64, tos=[0], texts=[], changes=[], limit=4000)
 def test_twins_do_the_same(
     sizes: Sequence[int],
     tos: Sequence[int],

@@ -376,7 +376,8 @@ def test_key_of_another_circuit_direction_or_generation_opens_nothing(
     ("text", "slot"),
     [
         pytest.param(b"\xff" * 13, Slot.RX_SHORT, id="13 bytes of frame"),
-        pytest.param(b"\x42" + bytes(40), Slot.RX_RESERVED, id="encrypted twice"),
+        pytest.param(b"\x43" + bytes(40), Slot.RX_RESERVED, id="encrypted twice"),
+        pytest.param(b"\x42" + bytes(40), Slot.RX_MALFORMED, id="bundle of nothing"),
         pytest.param(b"\x44" + bytes(40), Slot.RX_MALFORMED, id="piece of nothing"),
         pytest.param(b"\xff" * 1490, Slot.RX_OVERSIZED, id="frame above the limit"),
         pytest.param(b"\x45" + bytes(30), Slot.RX_MALFORMED, id="IPv4 of no length"),

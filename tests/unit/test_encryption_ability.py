@@ -66,7 +66,7 @@ try:
         clamp_datagram_limit=0, clamp_mss=0, fragmentation=0, packet_too_big=False,
         dscp=0, carry_ecn=False, outer_ipv4=True,
         counters=memoryview(bytearray(4096)), key_page=map_key_page(create()), queue=0,
-        queues=1, sequences=1, bundles=False,
+        queues=1, sequences=1, bundle_limit=0,
     )
 except ValueError as err:
     print(err)

@@ -37,7 +37,7 @@ class DataPlane:
         counters: memoryview,
         key_page: mmap.mmap | None,
         sequences: int,
-        bundles: bool,
+        bundle_limit: int,
         queue: int,
         queues: int,
     ) -> None: ...

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vela.dataplane.counters import Slot
 from vela.dataplane.frame import Dropped
-from vela.wire import CIRCUIT_ID, SEAL
+from vela.wire import CIRCUIT_ID, DATA_HEADER, SEAL
 
 BUNDLE_BYTE = 0x42
 """Under a seal, where no datagram can be sealed again."""
@@ -22,8 +22,9 @@ BUNDLED_LENGTH = 2
 
 BUNDLED_MAX = 512
 """Bytes of a datagram without its circuit id. Larger ones travel alone: little would be saved."""
-BUNDLE_MAX = 1472
-"""Bytes of a bundle's datagram, sealed. Larger ones lose more frames at once, and save little."""
+BUNDLE_MAX = 1232
+"""Bytes of a bundle's datagram, sealed: each path takes it over IPv6, so no small frame is lost for
+its company. Larger ones would save little more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,11 @@ class Waiting:
     """That are lost with it."""
 
 
+def bundle_limit(mtu: int) -> int:
+    """Return Attachment.bundle_limit for a TAP of this MTU: what one packet's datagram may have."""
+    return min(mtu + DATA_HEADER + SEAL, BUNDLE_MAX)
+
+
 def bundle(waiting: Iterable[Waiting], limit: int) -> Iterator[Waiting]:
     """Return datagrams in the same order, small ones that have one TOS byte together.
 
@@ -50,7 +56,7 @@ def bundle(waiting: Iterable[Waiting], limit: int) -> Iterator[Waiting]:
     for each in waiting:
         text = len(each.datagram) - CIRCUIT_ID
         joins = each.small and text <= BUNDLED_MAX
-        room = size + BUNDLED_LENGTH + text + SEAL <= min(limit, BUNDLE_MAX)
+        room = size + BUNDLED_LENGTH + text + SEAL <= limit
         if together and not (joins and room and each.tos == together[0].tos):
             yield _close(together)
             together, size = [], 0

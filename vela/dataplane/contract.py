@@ -88,8 +88,9 @@ class Attachment:
     sequences: int = 1
     """How many sequences of counters the remote may use, SEQUENCES at most; for more than one the
     page needs room: docs/protocol.md, 3.6."""
-    bundles: bool = False
-    """Both ends of an encrypted circuit take several small frames in one datagram (bundle.py)."""
+    bundle_limit: int = 0
+    """How large a sealed datagram with several small frames may be (bundle.py), in bytes; 0: the
+    remote is sent none."""
 
     @property
     def outer_ipv4(self) -> bool:

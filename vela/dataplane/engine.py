@@ -119,7 +119,7 @@ def _prepare_native(attachment: Attachment) -> Callable[[], DataPlane]:
         queue=attachment.queue[0],
         queues=attachment.queue[1],
         sequences=attachment.sequences,
-        bundles=attachment.bundles,
+        bundle_limit=attachment.bundle_limit,
     )
     page = attachment.key_page
     # Mapped in the worker alone.

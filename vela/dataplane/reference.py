@@ -174,13 +174,13 @@ class PythonDataPlane:
         self._sealer: Sealer | None = None
         self._answer_sealer: Sealer | None = None
         self._opener: Opener | None = None
-        self._bundles = False
+        self._bundle_limit = 0
         if attachment.key_page is not None:
             page = WorkerPage(memoryview(map_key_page(attachment.key_page)))
             self._sealer = Sealer(page, self._circuit_id, acknowledges=True)
             self._answer_sealer = Sealer(page, self._circuit_id)
             self._opener = Opener(page, attachment.sequences)
-            self._bundles = attachment.bundles
+            self._bundle_limit = attachment.bundle_limit
             self._receive_poll.register(self._divert_socket, select.POLLIN)
             self._batches = 0
 
@@ -314,8 +314,8 @@ class PythonDataPlane:
         counters[Slot.TX_FRAMES] += sent
         counters[Slot.TX_BYTES] += octets
         counters[Slot.TX_ELIDED] += elided
-        if self._bundles:
-            waiting = [*bundle(waiting, self._datagram_limit)]
+        if self._bundle_limit:
+            waiting = [*bundle(waiting, min(self._bundle_limit, self._datagram_limit))]
         self._send_all(self._prepare(waiting), waiting)
 
     def _relieve(self, frame: bytearray, end: int) -> None:
@@ -622,7 +622,8 @@ class PythonDataPlane:
             try:
                 if self._opener is not None:
                     inner, inner_end = self._opener.open_datagram(data, start, end)
-                    if self._bundles and is_bundle(data, inner, inner_end):
+                    # Also without agreement: a worker may be older than what its circuit agreed on.
+                    if is_bundle(data, inner, inner_end):
                         self._take_bundle(inner, inner_end, ecn)
                         continue
                 frame, is_elided = decapsulate(data, inner, inner_end)

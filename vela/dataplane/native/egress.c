@@ -32,7 +32,7 @@ bool egress_init(struct egress *self)
 	bool pieces = self->fragmentation == FRAGMENT_IN_PIECES;
 	self->sealed = encrypted ? malloc(SEALED_BUFFER) : NULL;
 	self->pieces = pieces ? malloc(PIECES_BUFFER) : NULL;
-	bool bundles = encrypted && self->bundles;
+	bool bundles = encrypted && self->bundle_limit;
 	self->bundle.slots = bundles ? malloc(BUNDLE_SLOTS * sizeof(*self->bundle.slots)) : NULL;
 	if (self->buffer == NULL || self->heads == NULL || (encrypted && self->sealed == NULL) ||
 	    (pieces && self->pieces == NULL) || (bundles && self->bundle.slots == NULL)) {
@@ -417,7 +417,7 @@ static bool bundle_up(struct egress *self, const uint8_t *datagram, size_t lengt
 {
 	struct bundle *bundle = &self->bundle;
 	size_t text = length - CIRCUIT_ID;
-	size_t limit = self->datagram_limit < BUNDLE_MAX ? self->datagram_limit : BUNDLE_MAX;
+	size_t limit = self->bundle_limit < self->datagram_limit ? self->bundle_limit : self->datagram_limit;
 
 	if (bundle->slots == NULL || text > BUNDLED_MAX)
 		return false;

@@ -48,8 +48,8 @@ enum {
 	PIECES_BUFFER = 2 * MAX_UDP_PAYLOAD, /* likewise */
 	/* Of a datagram without its circuit id: larger ones travel alone, as little would be saved. */
 	BUNDLED_MAX = 512,
-	/* Of a bundle's datagram, sealed: larger ones lose more frames at once, and save little more. */
-	BUNDLE_MAX = 1472,
+	/* Of a bundle's datagram, sealed: each path takes it over IPv6. Larger ones would save little more. */
+	BUNDLE_MAX = 1232,
 	BUNDLE_SLOTS = RUN_MAX + 1, /* all that a run can have, and one that is filled */
 };
 
@@ -82,7 +82,7 @@ struct egress {
 	struct backlog backlog; /* of what the TAP has to give */
 	struct mss_clamp mss_clamp;
 	enum fragmentation fragmentation;
-	bool bundles;	       /* the remote takes several frames in a sealed datagram */
+	size_t bundle_limit;   /* bytes of a sealed datagram with several frames; 0: there are none */
 	bool packet_too_big;   /* senders hear of packets that are too large for a datagram */
 	struct limiter limiter;
 	bool watches_size;     /* something else is done about datagrams that are too large than to send them */

@@ -360,12 +360,16 @@ static void take_datagram(struct ingress *self, uint8_t *datagram, size_t length
 		divert(self, datagram, length);
 		return;
 	}
-	if (self->opener.page && !open_sealed(self, &datagram, &length))
-		return;
-	if (self->bundles && length > CIRCUIT_ID && datagram[CIRCUIT_ID] == BUNDLE_BYTE)
-		take_bundle(self, datagram, length);
-	else
-		take_clear(self, datagram, length, self->outer_ecn, BY_ITSELF);
+	if (self->opener.page) {
+		if (!open_sealed(self, &datagram, &length))
+			return;
+		/* Also without agreement: a worker may be older than what its circuit agreed on. */
+		if (length > CIRCUIT_ID && datagram[CIRCUIT_ID] == BUNDLE_BYTE) {
+			take_bundle(self, datagram, length);
+			return;
+		}
+	}
+	take_clear(self, datagram, length, self->outer_ecn, BY_ITSELF);
 }
 
 /* Take a datagram as a circuit without encryption sends it. ecn: of its outer header. */

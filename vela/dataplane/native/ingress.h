@@ -51,7 +51,6 @@ struct ingress {
 	uint64_t *counters;
 	struct opener opener; /* without a page: the circuit is not encrypted */
 	struct sealer sealer; /* for echoes; likewise */
-	bool bundles; /* the remote may send several frames in a sealed datagram */
 	bool polled; /* no receive waits: see poller.h */
 	unsigned batches;
 	int failure;	      /* errno for the caller, where the worker must end */

@@ -126,30 +126,30 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 				"remote_mac",  "elision",     "frame_limit",    "datagram_limit",
 				"virtio_header", "partial_checksums", "nowait", "segment", "gro",
 				"coalesce_tcp", "coalesce_udp", "clamp_datagram_limit", "clamp_mss",
-				"fragmentation", "packet_too_big", "dscp", "carry_ecn", "outer_ipv4", "counters", "key_page", "sequences", "bundles", "queue",
+				"fragmentation", "packet_too_big", "dscp", "carry_ecn", "outer_ipv4", "counters", "key_page", "sequences", "bundle_limit", "queue",
 				"queues", NULL};
 	DataPlane *self = (DataPlane *)object;
 	struct egress *egress = &self->egress;
 	struct ingress *ingress = &self->ingress;
 	int circuit_id, tap_fd, receive_fd, send_fd, divert_fd, elision, virtio_header, partial_checksums;
 	int nowait, segment, gro, coalesce_tcp, coalesce_udp, clamp_mss, fragmentation;
-	int packet_too_big, dscp, carry_ecn, outer_ipv4, sequences, bundles, queue, queues;
+	int packet_too_big, dscp, carry_ecn, outer_ipv4, sequences, queue, queues;
 	PyObject *destination, *source_address, *key_page;
 	Py_buffer local_mac = {0}, remote_mac = {0}, counters = {0};
-	Py_ssize_t frame_limit, datagram_limit, clamp_datagram_limit;
+	Py_ssize_t frame_limit, datagram_limit, clamp_datagram_limit, bundle_limit;
 	int status = -1;
 
 	if (self->counters.obj) {
 		PyErr_SetString(PyExc_RuntimeError, "a data plane is set up once");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppniipippw*Oipii", names, &circuit_id,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiOOy*y*innpppppppniipippw*Oinii", names, &circuit_id,
 					 &tap_fd, &receive_fd, &send_fd, &divert_fd, &destination, &source_address,
 					 &local_mac, &remote_mac, &elision, &frame_limit,
 					 &datagram_limit, &virtio_header, &partial_checksums, &nowait, &segment,
 					 &gro, &coalesce_tcp, &coalesce_udp, &clamp_datagram_limit,
 					 &clamp_mss, &fragmentation, &packet_too_big, &dscp, &carry_ecn,
-					 &outer_ipv4, &counters, &key_page, &sequences, &bundles, &queue,
+					 &outer_ipv4, &counters, &key_page, &sequences, &bundle_limit, &queue,
 					 &queues))
 		return -1;
 	if (circuit_id < 1 || circuit_id > 255 || elision < ELISION_NEVER || elision > ELISION_ALWAYS ||
@@ -158,7 +158,7 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	    datagram_limit > MAX_UDP_PAYLOAD || clamp_datagram_limit < 0 || clamp_mss < 0 ||
 	    clamp_mss > UINT16_MAX || fragmentation < FRAGMENT_BY_IP || fragmentation > FRAGMENT_NEVER ||
 	    queues < 1 || queues & (queues - 1) || queue < 0 ||
-	    queue >= queues || sequences < 1 || sequences > SEQUENCES || dscp < DSCP_INHERIT || dscp > UINT8_MAX >> DSCP_SHIFT ||
+	    queue >= queues || sequences < 1 || sequences > SEQUENCES || bundle_limit < 0 || bundle_limit > BUNDLE_MAX || dscp < DSCP_INHERIT || dscp > UINT8_MAX >> DSCP_SHIFT ||
 	    counters.len < WORKER_SLOTS * (Py_ssize_t)sizeof(uint64_t) ||
 	    (uintptr_t)counters.buf % sizeof(uint64_t)) {
 		PyErr_SetString(PyExc_ValueError, "an argument is out of its range");
@@ -212,8 +212,7 @@ static int DataPlane_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		goto exit;
 	egress->fragmentation = (enum fragmentation)fragmentation;
 	egress->packet_too_big = packet_too_big;
-	/* Under a seal alone. */
-	egress->bundles = ingress->bundles = bundles && key_page != Py_None;
+	egress->bundle_limit = (size_t)bundle_limit;
 	/* So that frames of this worker are not taken for those of the one before it. */
 	if (getrandom(&egress->frame_number, sizeof(egress->frame_number), 0) !=
 	    sizeof(egress->frame_number)) {
@@ -408,7 +407,7 @@ PyDoc_STRVAR(DataPlane_doc,
 	     "          local_mac, remote_mac, elision, frame_limit, datagram_limit, virtio_header,\n"
 	     "          partial_checksums, nowait, segment, gro, coalesce_tcp, coalesce_udp,\n"
 	     "          clamp_datagram_limit, clamp_mss, fragmentation, packet_too_big, dscp, carry_ecn,\n"
-	     "          outer_ipv4, counters, key_page, sequences, bundles, queue, queues)\n"
+	     "          outer_ipv4, counters, key_page, sequences, bundle_limit, queue, queues)\n"
 	     "--\n\n"
 	     "Forwards one circuit's frames. Arguments as in vela.dataplane.Attachment, sockets by their\n"
 	     "descriptors, and features one by one: nowait is RWF_NOWAIT, segment UDP_SEGMENT, gro\n"
