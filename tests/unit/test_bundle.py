@@ -20,7 +20,6 @@ from vela.dataplane.counters import Slot
 from vela.dataplane.frame import VERIFICATION_HEADER
 from vela.dataplane.key_page import KeyPage, create
 from vela.dataplane.pieces import Fragmentation
-from vela.linux.features import Feature
 
 TWINS = ("python", "native")
 IPV4 = REMOTE + LOCAL + b"\x08\x00"
