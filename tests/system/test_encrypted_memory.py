@@ -106,6 +106,7 @@ def test_secrets_are_in_the_memory_of_the_key_holder_alone(both: Ends, tmp_path:
     check()
 
 
+@pytest.mark.forks
 def test_threads_forget_wiped_keys_though_nothing_comes(stack: ExitStack) -> None:
     """The one that answers are sealed with, too, which nobody asks for any more."""
     fd = create()

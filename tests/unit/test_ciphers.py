@@ -36,7 +36,7 @@ from vela.supervisor.keys import HeldKey, Keys
 from vela.supervisor.registry.ciphers import Answered, Ciphers, contradiction
 from vela.supervisor.runtime.loop import EventLoop
 
-pytestmark = [pytest.mark.forks, pytest.mark.usefixtures("own_heap")]
+pytestmark = pytest.mark.forks
 
 BOTH = Suites.AES_256_GCM | Suites.CHACHA20_POLY1305
 ONE, OTHER = bytes([1]) * 32, bytes([2]) * 32

@@ -29,7 +29,7 @@ from vela.supervisor.keys import Keys
 from vela.supervisor.runtime.loop import EventLoop
 from vela.wire import Suite
 
-pytestmark = [pytest.mark.forks, pytest.mark.usefixtures("own_heap")]
+pytestmark = pytest.mark.forks
 
 BOTH = Suites.AES_256_GCM | Suites.CHACHA20_POLY1305
 PROLOGUE = b"what both ends have seen"

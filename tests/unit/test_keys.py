@@ -24,7 +24,7 @@ from vela.supervisor.keys import LIMIT_S, MACHINE_FILE, HeldKey, Keys
 from vela.supervisor.runtime.loop import EventLoop
 from vela.supervisor.runtime.process import Child, fork
 
-pytestmark = [pytest.mark.forks, pytest.mark.usefixtures("own_heap")]
+pytestmark = pytest.mark.forks
 
 SECRET = b"a key of more than sixteen bytes"
 CONTEXT = SessionContext(7, 1, 2, Endpoint(ip_address("192.0.2.1"), 48621), None, None, None)
