@@ -1,5 +1,6 @@
 /* Fuzzes datagrams UDP to TAP: what is written, cut as the kernel cuts it, must be just the frames that
- * were sent, in their order; and nothing else may leave.
+ * were sent, in their order; and nothing else may leave. Datagrams are clear, or sealed with a valid key: then
+ * small frames may come in bundles.
  *
  * Input: two bytes of settings, then records; see shapes.h and take_record(). */
 #define _GNU_SOURCE
@@ -15,7 +16,7 @@
 #include "model.h"
 #include "shapes.h"
 
-enum { ID = 7, RECEIVES = 300, OCTETS = 150000 };
+enum { ID = 7, RECEIVES = 300, OCTETS = 150000, LARGEST = 65507, SEALED_MORE = 21 };
 
 static const uint8_t local_mac[6] = {0x02, 0, 0x5e, 0x10, 0, 1};
 static const uint8_t remote_mac[6] = {0x02, 0, 0x5e, 0x10, 0, 2};
@@ -51,6 +52,10 @@ static struct {
 	struct list got_diverted, got_answers;
 	size_t written; /* of frames */
 	bool refused_tcp, refused_udp;
+	bool sealed;
+	_Alignas(KEY_PAGE_ALIGNMENT) struct key_page page;
+	struct aead *aead; /* the sender's */
+	uint32_t counter;
 	struct held {
 		uint8_t *data;
 		size_t length, size, left;
@@ -62,15 +67,16 @@ static struct {
 
 /* Of all inputs, to show that what is tried does happen. */
 static struct {
-	uint64_t frames, joined, joined_udp, left, pieces;
+	uint64_t frames, joined, joined_udp, left, pieces, bundled;
 } total;
 
 static void sum_up(void)
 {
-	fprintf(stderr, "reached: frames %llu, joined %llu, joined UDP %llu, checksums left %llu, in pieces %llu\n",
+	fprintf(stderr, "reached: frames %llu, joined %llu, joined UDP %llu, checksums left %llu, in pieces %llu, "
+			"in bundles %llu\n",
 		(unsigned long long)total.frames, (unsigned long long)total.joined,
 		(unsigned long long)total.joined_udp, (unsigned long long)total.left,
-		(unsigned long long)total.pieces);
+		(unsigned long long)total.pieces, (unsigned long long)total.bundled);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -261,7 +267,7 @@ static int fuzz_recvmmsg(int fd, struct mmsghdr *messages, unsigned int room, in
 /* Nothing grows old. */
 static int fuzz_clock_gettime(clockid_t clock, struct timespec *now)
 {
-	ENSURE(clock == CLOCK_MONOTONIC_COARSE);
+	ENSURE(clock == CLOCK_MONOTONIC_COARSE || clock == CLOCK_BOOTTIME);
 	*now = (struct timespec){.tv_sec = 5};
 	return 0;
 }
@@ -279,6 +285,9 @@ static void expect_verification(const uint8_t *datagram, size_t length)
 {
 	if (length < 19) {
 		test.expected[RX_SHORT]++;
+	} else if (datagram[2] == 1 && test.sealed) {
+		/* There is no key to send with. */
+		test.expected[RX_NO_KEY]++;
 	} else if (datagram[2] == 1) {
 		list_add(&test.answers, datagram, length)->data[2] = 2;
 		test.expected[RX_VERIFICATIONS]++;
@@ -305,7 +314,10 @@ static void expect_frame(const uint8_t *frame, size_t length, bool elided)
 		     read16(frame + 14 + found.field) == found.pseudo;
 }
 
-static void expect_clear(const uint8_t *datagram, size_t length, bool joined);
+/* How a datagram came: by itself, in pieces, or in a bundle. */
+enum way { ALONE, JOINED, IN_A_BUNDLE };
+
+static void expect_clear(const uint8_t *datagram, size_t length, enum way way);
 
 /* docs/protocol.md, 3.7. */
 static void expect_piece(const uint8_t *datagram, size_t length)
@@ -342,7 +354,24 @@ static void expect_piece(const uint8_t *datagram, size_t length)
 	if (--held->left)
 		return;
 	total.pieces++;
-	expect_clear(held->data, 1 + whole, true);
+	expect_clear(held->data, 1 + whole, JOINED);
+}
+
+/* docs/protocol.md, 3.10. */
+static void expect_bundle(const uint8_t *datagram, size_t length)
+{
+	for (size_t at = 2;;) {
+		size_t text = at + 2 <= length ? read16(datagram + at) : 0, before = test.frames.count;
+		if (text == 0 || at + 2 + text > length) {
+			test.expected[RX_MALFORMED]++;
+			return;
+		}
+		expect_clear(datagram + at + 1, 1 + text, IN_A_BUNDLE);
+		total.bundled += test.frames.count - before;
+		at += 2 + text;
+		if (at == length)
+			return;
+	}
 }
 
 /* docs/protocol.md, section 3. */
@@ -356,15 +385,18 @@ static void expect(const uint8_t *datagram, size_t length)
 		test.expected[RX_SHORT]++;
 		return;
 	}
-	expect_clear(datagram, length, false);
+	if (test.sealed && datagram[1] == 0x42)
+		expect_bundle(datagram, length);
+	else
+		expect_clear(datagram, length, ALONE);
 }
 
-static void expect_clear(const uint8_t *datagram, size_t length, bool joined)
+static void expect_clear(const uint8_t *datagram, size_t length, enum way way)
 {
 	unsigned first = datagram[1], version = first / 16;
 	size_t before_frames = test.frames.count;
 
-	if (joined && (first == 0x41 || first == 0x44)) {
+	if (way != ALONE && (first == 0x41 || first == 0x44)) {
 		test.expected[RX_RESERVED]++;
 	} else if (first == 0x44) {
 		expect_piece(datagram, length);
@@ -390,15 +422,36 @@ static void expect_clear(const uint8_t *datagram, size_t length, bool joined)
 		else
 			expect_frame(datagram + before, length - before, false);
 	}
-	test.expected[RX_JOINED] += joined && test.frames.count > before_frames;
+	test.expected[RX_JOINED] += way == JOINED && test.frames.count > before_frames;
+}
+
+/* Seal one of the circuit, as its remote does. Returns its length. */
+static size_t seal(const uint8_t *datagram, size_t length, uint8_t *sealed)
+{
+	uint32_t counter = ++test.counter;
+
+	sealed[0] = ID;
+	sealed[1] = 0x42;
+	write16(sealed + 2, counter >> 16);
+	write16(sealed + 4, counter & 0xffff);
+	memcpy(sealed + 6, datagram + 1, length - 1);
+	ENSURE(aead_seal(test.aead, counter, sealed + 6, length - 1));
+	return length + SEALED_MORE;
 }
 
 /* Let it come by itself, or with the one before where UDP GRO would join the two. */
 static void add_datagram(const uint8_t *datagram, size_t length, bool joined)
 {
+	static uint8_t sealed[LARGEST];
 	struct receive *last = test.count ? &test.receives[test.count - 1] : NULL;
 
+	if (test.sealed && length > LARGEST - SEALED_MORE)
+		length = LARGEST - SEALED_MORE;
 	expect(datagram, length);
+	if (test.sealed && length >= 2 && datagram[0] == ID) {
+		length = seal(datagram, length, sealed);
+		datagram = sealed;
+	}
 	test.octets += length;
 	if (joined && length && last && last->length && last->length % last->size == 0 &&
 	    length <= last->size && last->length + length <= 65535) {
@@ -459,8 +512,8 @@ static void take_flow(struct input *input, unsigned what)
 		}
 		bool elided = each.address == 0 && each.tags == 0 && !(what & 0x20);
 		length = write_datagram(elided, frame, length, datagram);
-		if (length > 65507)
-			length = 65507;
+		if (length > LARGEST)
+			length = LARGEST;
 		add_datagram(datagram, length, what & 0x10 && i);
 		shape.sequence += (uint32_t)each.payload;
 		shape.identification = (shape.identification + 1) % 65536;
@@ -486,7 +539,7 @@ static void take_pieces(struct input *input, unsigned what)
 	}
 	size_t length = shape_write(&shape, local_mac, remote_mac, frame, &transport);
 	length = write_datagram(shape.address == 0 && shape.tags == 0 && !(what & 0x20), frame, length, datagram);
-	length = length > 65507 ? 65506 : length - 1;
+	length = length > LARGEST ? LARGEST - 1 : length - 1;
 	for (unsigned i = 0; i * size < length && i < 70; i++) {
 		size_t left = length - i * size, own = 9 + size;
 		piece[0] = ID;
@@ -518,7 +571,33 @@ static void take_bytes(struct input *input, unsigned what)
 		datagram[i] = (uint8_t)take8(input);
 	if (what & 8)
 		datagram[0] = ID;
-	add_datagram(datagram, length > 65507 ? 65507 : length, what & 0x10);
+	add_datagram(datagram, length > LARGEST ? LARGEST : length, what & 0x10);
+}
+
+/* Small frames in one, which may be changed, and cut off. */
+static void take_bundle(struct input *input, unsigned what)
+{
+	static uint8_t frame[SHAPE_MAX + 64], text[SHAPE_MAX + 64], bundle[4 * (SHAPE_MAX + 64)];
+	unsigned count = take8(input) % 24, at = take16(input), change = take8(input);
+	size_t transport, used = 2;
+
+	bundle[0] = ID;
+	bundle[1] = 0x42;
+	for (unsigned i = 0; i < count && used < SHAPE_MAX; i++) {
+		struct shape shape = shape_take(input);
+		shape.payload %= 600;
+		size_t length = shape_write(&shape, local_mac, remote_mac, frame, &transport);
+		bool elided = shape.address == 0 && shape.tags == 0 && !(what & 0x20);
+		length = write_datagram(elided, frame, length, text) - 1;
+		write16(bundle + used, (unsigned)length);
+		memcpy(bundle + used + 2, text + 1, length);
+		used += 2 + length;
+	}
+	if (what & 8)
+		bundle[2 + at % used] ^= (uint8_t)change;
+	if (what & 0x40)
+		used = 2 + at % used;
+	add_datagram(bundle, used > LARGEST ? LARGEST : used, what & 0x10);
 }
 
 static void take_verification(struct input *input, unsigned what)
@@ -543,6 +622,9 @@ static void take_record(struct input *input)
 		break;
 	case 3:
 		take_pieces(input, what);
+		break;
+	case 4:
+		take_bundle(input, what);
 		break;
 	default:
 		take_flow(input, what);
@@ -571,6 +653,8 @@ static void drive_receives(bool flush)
 		const struct receive *receive = &test.receives[i];
 		memory[i] = malloc(receive->length);
 		memcpy(memory[i], receive->data, receive->length);
+		if (test.sealed)
+			opener_look(&test.ingress.opener);
 		ingress_datagrams(&test.ingress, memory[i], receive->length, receive->size);
 		if (!flush)
 			continue;
@@ -618,6 +702,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	ingress->coalesce_tcp = ingress->virtio_header && !test.refused_tcp;
 	ingress->coalesce_udp = ingress->virtio_header && !test.refused_udp;
 
+	/* A batch of receives would wait and poll: the tests of the worker do that. */
+	test.sealed = more & 64 && settings & 32;
+	if (test.sealed) {
+		ENSURE(aead_unavailable() == NULL);
+		memset(&test.page, 0, sizeof(test.page));
+		struct key_slot *slot = &test.page.slots[0];
+		*slot = (struct key_slot){.serial = 1, .suite = 1, .expires_ns = UINT64_MAX, .limit = 1 << 28};
+		test.aead = aead_open((enum suite)1, slot->rx_key, slot->rx_salt, AEAD_SEALS);
+		test.counter = 0;
+		ingress->opener = (struct opener){.io = &fuzz_io, .page = &test.page, .sequences = 1};
+		ingress->sealer = (struct sealer){
+			.io = &fuzz_io, .page = &test.page, .circuit_id = ID, .room = SEQUENCES};
+	}
 	while (input.left && test.count < RECEIVES && test.octets < OCTETS)
 		take_record(&input);
 
@@ -628,6 +725,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		drive_batches();
 	ENSURE(ingress->coalesced.count == 0);
 	ingress_free(ingress);
+	if (test.sealed)
+		aead_close(test.aead);
 
 	ENSURE(test.written == test.frames.count);
 	ensure_same(&test.got_diverted, &test.diverted);

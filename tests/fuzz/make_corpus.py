@@ -336,6 +336,30 @@ def pieces() -> dict[str, bytes]:
     return seeds
 
 
+def in_bundle(*shapes: bytes, flags: int = 0, at: int = 0, change: int = 0) -> bytes:
+    return bytes([4 | flags, len(shapes)]) + word(at) + bytes([change]) + b"".join(shapes)
+
+
+def bundles() -> dict[str, bytes]:
+    """Of ingress: sealed, each receive in memory of its own."""
+    begin = bytes([32, 64])
+    small = [shape(20, udp=udp, ipv6=ipv6) for udp, ipv6 in product((False, True), repeat=2)]
+    seeds = {
+        "bundle": begin + in_bundle(*small * 4),
+        "bundle-complete": begin + in_bundle(*small, flags=0x20),
+        "bundle-of-none": begin + in_bundle() + in_bundle(small[0]),
+        "bundle-joined": begin + (in_bundle(*small, flags=0x10)) * 3,
+        "bundle-and-flow": begin + in_bundle(*small) + flow(shape(500), 4) + in_bundle(*small),
+        "bundle-clear": bytes([32, 0]) + in_bundle(*small),
+        "sealed-flow": begin + flow(shape(1000), 8) + b"\1\x14" + b"\0\x10",
+        "sealed-pieces": bytes([32, 65]) + in_pieces(shape(3000), 1400, 1) * 2,
+    }
+    for at in (0, 1, 2, 3, 4, 60, 62, 63):
+        seeds[f"bundle-changed-{at}"] = begin + in_bundle(*small, flags=8, at=at, change=0x41)
+        seeds[f"bundle-cut-{at}"] = begin + in_bundle(*small, flags=0x40, at=at)
+    return seeds
+
+
 def cipher() -> dict[str, bytes]:
     begin = generation(0) + send_with(0)
     seeds = {"once": begin + seal(3) + deliver(0, 1, 2)}
@@ -418,7 +442,7 @@ def mss() -> dict[str, bytes]:
 def main() -> None:
     parts = (
         ("egress", egress()),
-        ("ingress", ingress() | pieces()),
+        ("ingress", ingress() | pieces() | bundles()),
         ("cipher", cipher()),
         ("mss", mss()),
     )
