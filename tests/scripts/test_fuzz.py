@@ -84,7 +84,10 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subp
                 *("lost early", "marked early"),
             },
         ),
-        ("ingress", {"frames", "joined", "joined UDP", "checksums left", "in pieces"}),
+        (
+            "ingress",
+            {"frames", "joined", "joined UDP", "checksums left", "in pieces", "in bundles"},
+        ),
         (
             "cipher",
             {"sealed", "opened", "replayed", "bad tag", "no key", "clear", "short"},
