@@ -16,6 +16,13 @@ from vela.supervisor.config.identity import generate
 
 PSK = b"thirty-two bytes, and some more."
 
+EACH_SECOND = """
+from functools import partial
+from vela.signaling import encryption
+encryption.Limits = partial(encryption.Limits, rekey_after_s=1.0, keep_old_s=1.0)
+"""
+"""Of velad, before it starts: it changes keys each second, and keeps the old ones for no longer."""
+
 
 def psk_file(directory: Path) -> Path:
     path = directory / "psk"

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
-from sealed_circuit import generation, psk_configs, psk_file
+from sealed_circuit import EACH_SECOND, generation, psk_configs, psk_file
 from sealed_wire import NonceLedger, circuit_datagrams
+from two_queues import MARKS, TWO, queues
 
 from lab.autoconfigured import Ends, Settings, asking, asking_back, ends, wait_until_up
 from lab.capture import Capture
@@ -19,31 +19,12 @@ from lab.daemon import Velad
 from lab.flows import Flows
 from lab.topology import TwoRouters
 
-CPUS = sorted(os.sched_getaffinity(0))
-pytestmark = [
-    pytest.mark.alone,
-    pytest.mark.needs_net_admin,
-    pytest.mark.skipif(len(CPUS) < 2, reason="two queues take two CPUs"),
-]
-
-TWO = CPUS[:2]
-
-# velad, but that it changes keys each second, and keeps the old ones for no longer.
-_EACH_SECOND = """
-from functools import partial
-from vela.signaling import encryption
-encryption.Limits = partial(encryption.Limits, rekey_after_s=1.0, keep_old_s=1.0)
-"""
+pytestmark = MARKS
 
 
 def configs(routers: TwoRouters, psk: Path) -> tuple[str, str]:
     keys: Settings = {"encryption": "required", "key_file": str(psk), "cpu": TWO}
     return asking(routers.b.ipv4, **keys), asking_back(routers.a.ipv4, **keys)
-
-
-def queues(velad: Velad) -> int:
-    found: int = velad.circuit(NAME)["worker"]["queues"]
-    return found
 
 
 def dropped(velad: Velad) -> tuple[int, int, int]:
@@ -112,8 +93,8 @@ def test_nothing_is_lost_where_keys_change_each_second(
 ) -> None:
     config_a, config_b = configs(routers, psk_file(tmp_path))
     with (
-        Velad(routers.b.namespace, config_b, before=_EACH_SECOND) as b,
-        Velad(routers.a.namespace, config_a, before=_EACH_SECOND) as a,
+        Velad(routers.b.namespace, config_b, before=EACH_SECOND) as b,
+        Velad(routers.a.namespace, config_a, before=EACH_SECOND) as a,
     ):
         both = Ends(a, b)
         wait_until_up(both)

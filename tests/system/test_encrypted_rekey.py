@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from marked_load import INNER_B, load
-from sealed_circuit import generation, psk_configs, psk_file
+from sealed_circuit import EACH_SECOND, generation, psk_configs, psk_file
 
 from lab.autoconfigured import Ends, wait_until_up
 from lab.circuit import NAME
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.needs_net_admin
 
 FULL_LOAD_S = 20
 
-# velad, but that it changes keys each second, and keeps the old ones for no longer.
-_EACH_SECOND = """
-from functools import partial
-from vela.signaling import encryption
-encryption.Limits = partial(encryption.Limits, rekey_after_s=1.0, keep_old_s=1.0)
-"""
-
 
 @pytest.mark.parametrize("seconds", [10])
 def test_nothing_is_lost_where_keys_change_each_second(
@@ -39,8 +32,8 @@ def test_nothing_is_lost_where_keys_change_each_second(
 ) -> None:
     config_a, config_b = psk_configs(routers, psk_file(tmp_path))
     with (
-        Velad(routers.b.namespace, config_b, before=_EACH_SECOND) as b,
-        Velad(routers.a.namespace, config_a, before=_EACH_SECOND) as a,
+        Velad(routers.b.namespace, config_b, before=EACH_SECOND) as b,
+        Velad(routers.a.namespace, config_a, before=EACH_SECOND) as a,
     ):
         both = Ends(a, b)
         wait_until_up(both)
@@ -86,8 +79,8 @@ def test_circuit_loses_nothing_under_full_load_where_keys_change_each_second(
     """By the counters of both ends: a capture of all that would be no quicker than the circuit."""
     config_a, config_b = psk_configs(routers, psk_file(tmp_path))
     with (
-        Velad(routers.b.namespace, config_b, before=_EACH_SECOND) as b,
-        Velad(routers.a.namespace, config_a, before=_EACH_SECOND) as a,
+        Velad(routers.b.namespace, config_b, before=EACH_SECOND) as b,
+        Velad(routers.a.namespace, config_a, before=EACH_SECOND) as a,
     ):
         both = Ends(a, b)
         wait_until_up(both)

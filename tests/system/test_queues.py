@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from sealed_circuit import psk_file
+from two_queues import MARKS, TWO, queues
 
 from lab.autoconfigured import Ends, asking, asking_back, ends, wait_until_up
 from lab.capture import Capture
@@ -23,14 +24,7 @@ from lab.namespace import Namespace
 from lab.topology import TwoRouters
 from lab.waiting import eventually
 
-CPUS = sorted(os.sched_getaffinity(0))
-pytestmark = [
-    pytest.mark.alone,
-    pytest.mark.needs_net_admin,
-    pytest.mark.skipif(len(CPUS) < 2, reason="two queues take two CPUs"),
-]
-
-TWO = CPUS[:2]
+pytestmark = MARKS
 
 
 @contextmanager
@@ -46,11 +40,6 @@ def two_queues(routers: TwoRouters, **settings: Any) -> Iterator[Ends]:
 def both(routers: TwoRouters) -> Iterator[Ends]:
     with two_queues(routers) as found:
         yield found
-
-
-def queues(velad: Velad) -> int:
-    found: int = velad.circuit(NAME)["worker"]["queues"]
-    return found
 
 
 def reconfigure(velad: Velad, config: str) -> None:

@@ -653,14 +653,7 @@ class PythonDataPlane:
         counters, data = self._counters, self._received
         for inner, inner_end in bundled(data, start, end):
             try:
-                frame, is_elided = self._decapsulator.decapsulate(data, inner, inner_end)
-                fold_ecn(data, frame, inner_end, ecn)
-                if self._clamper is not None:
-                    self._clamp_ingress(self._clamper, data, frame, inner_end, is_elided)
-                self._write(self._received_view[frame:inner_end])
-                counters[Slot.RX_FRAMES] += 1
-                counters[Slot.RX_BYTES] += inner_end - frame
-                counters[Slot.RX_ELIDED] += is_elided
+                self._take_frame(data, inner, inner_end, ecn)
             except Dropped as dropped:
                 counters[dropped.slot] += 1
             except (Verification, Piece):
@@ -668,6 +661,24 @@ class PythonDataPlane:
                 counters[Slot.RX_RESERVED] += 1
             except OSError:
                 counters[Slot.RX_INTERFACE_DOWN] += 1
+
+    def _take_frame(
+        self, data: bytearray, start: int, end: int, ecn: int, *, joined: bool = False
+    ) -> None:
+        """Take the clear datagram at data[start:end], which is to be a frame, and count it.
+
+        joined: it came in pieces. Raises what decapsulate() raises, and OSError.
+        """
+        counters = self._counters
+        frame, is_elided = self._decapsulator.decapsulate(data, start, end)
+        counters[Slot.RX_JOINED] += joined
+        fold_ecn(data, frame, end, ecn)
+        if self._clamper is not None:
+            self._clamp_ingress(self._clamper, data, frame, end, is_elided)
+        self._write(memoryview(data)[frame:end])
+        counters[Slot.RX_FRAMES] += 1
+        counters[Slot.RX_BYTES] += end - frame
+        counters[Slot.RX_ELIDED] += is_elided
 
     def _write(self, frame: memoryview) -> None:
         """Write a frame to the TAP. Raises OSError."""
@@ -683,15 +694,7 @@ class PythonDataPlane:
             joined = joiner.take(self._received, start, end, ecn, time.monotonic())
             if joined is not None:
                 data, ecn = joined
-                frame, is_elided = self._decapsulator.decapsulate(data, REBUILD_ROOM, len(data))
-                counters[Slot.RX_JOINED] += 1
-                fold_ecn(data, frame, len(data), ecn)
-                if self._clamper is not None:
-                    self._clamp_ingress(self._clamper, data, frame, len(data), is_elided)
-                self._write(memoryview(data)[frame:])
-                counters[Slot.RX_FRAMES] += 1
-                counters[Slot.RX_BYTES] += len(data) - frame
-                counters[Slot.RX_ELIDED] += is_elided
+                self._take_frame(data, REBUILD_ROOM, len(data), ecn, joined=True)
         except Dropped as dropped:
             counters[dropped.slot] += 1
         except (Verification, Piece):

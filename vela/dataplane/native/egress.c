@@ -391,7 +391,7 @@ static void close_bundle(struct egress *self)
 	length = bundle->used;
 	if (bundle->frames == 1) {
 		/* One by itself travels as ever: its circuit id takes the place of its length. */
-		at += CIRCUIT_ID + BUNDLE + BUNDLED_LENGTH - CIRCUIT_ID;
+		at += BUNDLE + BUNDLED_LENGTH;
 		length -= BUNDLE + BUNDLED_LENGTH;
 		at[0] = self->encapsulation.circuit_id;
 	}
